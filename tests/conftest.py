@@ -1,0 +1,69 @@
+"""What the whole suite shares: the parts a test needs from outside, the recordings, and a guard over tasks.
+
+A test names the programs it runs with `@pytest.mark.needs("chromium")`. On a desk without them it is skipped with a
+sentence; in CI, which installs them all, a missing one is a failure, so that nothing is skipped there unseen.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Conversations recorded from the live service. They lie beside the checkout, since they are not ours to give away.
+RECORDINGS = ROOT.parent / "shared" / "recordings"
+
+# Where Debian keeps servers that are not on an ordinary user's PATH.
+ADMIN_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
+
+# One part may go by several names: the first that is found counts.
+ALSO_CALLED = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "redis-server": ("redis-server", "valkey-server"),
+}
+
+# Connections that were closed but not awaited end within a few turns of the loop; what is left then was forgotten.
+TASKS_SETTLE_SECONDS = 1.0
+
+
+def find_part(part: str) -> str | None:
+    """Return the path of a program by the name the suite uses for it, or None."""
+    for name in ALSO_CALLED.get(part, (part,)):
+        if path := shutil.which(name, path=ADMIN_PATH):
+            return path
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose parts are missing here; fail it in CI."""
+    for mark in item.iter_markers("needs"):
+        for part in mark.args:
+            if find_part(part) is None:
+                reason = f"{part} is not installed, and this test runs it"
+                if os.environ.get("CI"):
+                    pytest.fail(f"{reason}: add its package to .ci/run", pytrace=False)
+                pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """Return the folder of recorded conversations, or skip where it is missing: it is never part of a checkout."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no recorded conversations at {RECORDINGS}")
+    return RECORDINGS
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def _no_task_left_behind() -> AsyncIterator[None]:
+    """Fail a test that leaves tasks running: every task has an owner that awaits it."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:
+        _, left = await asyncio.wait(left, timeout=TASKS_SETTLE_SECONDS)
+    assert not left, f"the test left tasks behind: {sorted(repr(task.get_coro()) for task in left)}"
