@@ -5,6 +5,7 @@ sentence; in CI, which installs them all, a missing one is a failure, so that no
 """
 
 import asyncio
+import inspect
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -58,7 +59,15 @@ def recordings() -> Path:
     return RECORDINGS
 
 
-@pytest_asyncio.fixture(autouse=True)
+@pytest.fixture(autouse=True)
+def _tasks_are_owned(request: pytest.FixtureRequest) -> None:
+    """Watch over the tasks of every test that runs on a loop; the others need none."""
+    function = getattr(request.node, "function", None)
+    if inspect.iscoroutinefunction(inspect.unwrap(function) if function else None):
+        request.getfixturevalue("_no_task_left_behind")
+
+
+@pytest_asyncio.fixture
 async def _no_task_left_behind() -> AsyncIterator[None]:
     """Fail a test that leaves tasks running: every task has an owner that awaits it."""
     before = asyncio.all_tasks()

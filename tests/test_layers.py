@@ -1,0 +1,146 @@
+"""The walls of the house that import-linter cannot see: which room may touch which library, and what "No I/O" holds.
+
+The order of the rooms themselves is held by `lint-imports`, whose contracts stand in pyproject.toml.
+"""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "gateway"
+
+# A library, and the rooms that may import it. Whatever it does there is translated before it leaves (house rule).
+WALLS = {
+    "aiohttp.web": ("gateway.downstream", "gateway.emulator"),
+    "aiohttp.web_request": ("gateway.downstream", "gateway.emulator"),
+    "aiohttp.web_response": ("gateway.downstream", "gateway.emulator"),
+    "aioice": ("gateway.upstream", "gateway.emulator"),
+    "aiortc": ("gateway.upstream", "gateway.emulator"),
+    "redis": ("gateway.cluster",),
+}
+
+PROMISE = "No I/O"
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Yield the dotted name and the syntax tree of every module of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield every dotted name that a module imports, wherever in the module it does so."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def lies_in(name: str, package: str) -> bool:
+    """Tell whether a dotted name is a package or something in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def trespassers(library: str, rooms: tuple[str, ...]) -> list[str]:
+    """List the modules outside some rooms that import a library."""
+    return [
+        name
+        for name, tree in modules()
+        if not any(lies_in(name, room) for room in rooms)
+        and any(lies_in(what, library) for what in imported(tree))
+    ]
+
+
+def promising() -> set[str]:
+    """List the gateway's modules that promise in their docstring to do no I/O; the emulator is no part of it."""
+    return {
+        name
+        for name, tree in modules()
+        if PROMISE in (ast.get_docstring(tree) or "") and not lies_in(name, "gateway.emulator")
+    }
+
+
+def settings() -> dict[str, Any]:
+    """Return the tool tables of pyproject.toml, whose shape is each tool's own."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        tools: dict[str, Any] = tomllib.load(file)["tool"]
+    return tools
+
+
+@pytest.mark.parametrize(("library", "rooms"), WALLS.items())
+def test_library_is_imported_in_its_rooms_only(library: str, rooms: tuple[str, ...]) -> None:
+    """The server of aiohttp, WebRTC and Redis are each known to the rooms that wrap them, and to nobody else."""
+    assert trespassers(library, rooms) == []
+
+
+def test_a_trespasser_is_seen() -> None:
+    """The check above can fail: all three forms of an import are found, and a name that only begins alike is not."""
+    tree = ast.parse(
+        "def f():\n import redis.asyncio\n from aiohttp import web\nfrom aiortc.sdp import x\nimport redistribute"
+    )
+    seen = set(imported(tree))
+
+    assert [
+        library
+        for library in ("redis", "aiohttp.web", "aiortc", "aioice")
+        if any(lies_in(s, library) for s in seen)
+    ] == [
+        "redis",
+        "aiohttp.web",
+        "aiortc",
+    ]
+    assert not lies_in("redistribute", "redis")
+
+
+def test_emulator_imports_nothing_of_the_gateway() -> None:
+    """The far end is a second implementation of the wire: a mistake of the gateway's must not be shared by it."""
+    shared = {
+        f"{name} imports {what}"
+        for name, tree in modules()
+        if lies_in(name, "gateway.emulator")
+        for what in imported(tree)
+        if lies_in(what, "gateway") and not lies_in(what, "gateway.emulator")
+    }
+
+    assert shared == set()
+
+
+def test_no_module_imports_relatively() -> None:
+    """A relative import would pass unseen by the checks of this file."""
+    relative = {
+        name
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    }
+
+    assert relative == set()
+
+
+def test_every_file_that_promises_no_io_is_held_to_it() -> None:
+    """Each module whose docstring says "No I/O" stands in import-linter's contract and in coverage's list."""
+    tools = settings()
+    contract = next(c for c in tools["importlinter"]["contracts"] if PROMISE in c["name"])
+    covered = {file.removesuffix(".py").replace("/", ".") for file in tools["coverage"]["run"]["include"]}
+    promises = promising()
+
+    assert promises - set(contract["source_modules"]) == set(), "add to the No I/O contract in pyproject.toml"
+    assert promises - covered == set(), "add to [tool.coverage.run] in pyproject.toml"
+
+
+def test_every_listed_file_promises_no_io() -> None:
+    """A file that is measured as pure says so to its reader."""
+    covered = [ROOT / file for file in settings()["coverage"]["run"]["include"]]
+
+    assert [
+        file for file in covered if file.exists() and PROMISE not in file.read_text(encoding="utf-8")
+    ] == []
