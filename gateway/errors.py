@@ -1,0 +1,150 @@
+"""Every error the gateway reports, in one table.
+
+A `GatewayError` carries a `code` of contract.md section 1.5. The code decides the HTTP status, the title and whether the
+same request may succeed later; the exception's class says whose fault it was. Nothing here knows how an error
+is rendered: `downstream` turns it into a problem object (RFC 9457).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Code = Literal[
+    "invalid-json",
+    "invalid-event",
+    "invalid-parameter",
+    "invalid-cursor",
+    "unauthorized",
+    "forbidden",
+    "origin-not-allowed",
+    "member-locked",
+    "event-not-allowed",
+    "not-found",
+    "session-unknown",
+    "session-closed",
+    "cursor-expired",
+    "method-not-allowed",
+    "not-acceptable",
+    "no-text-output",
+    "request-timeout",
+    "too-large",
+    "unsupported-media-type",
+    "idempotency-in-progress",
+    "idempotency-key-reused",
+    "rate-limited",
+    "session-limit",
+    "turn-queue-full",
+    "upstream-rate-limited",
+    "upstream-rejected",
+    "upstream-failed",
+    "draining",
+    "capacity",
+    "upstream-backpressure",
+    "recovering",
+    "upstream-timeout",
+    "internal",
+]
+
+Phase = Literal["signalling", "ice", "dtls", "channel", "response"]
+"""Where an upstream deadline passed (contract.md section 1.5, status 504)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a code means whatever the occasion."""
+
+    status: int
+    title: str
+    retryable: bool = False
+
+
+KINDS: Mapping[Code, Kind] = {
+    "invalid-json": Kind(400, "The body is not valid JSON"),
+    "invalid-event": Kind(400, "Not a client event"),
+    "invalid-parameter": Kind(400, "A parameter is not valid"),
+    "invalid-cursor": Kind(400, "Not an event id"),
+    "unauthorized": Kind(401, "A credential is needed"),
+    "forbidden": Kind(403, "The credential does not allow this"),
+    "origin-not-allowed": Kind(403, "Requests from this origin are not allowed"),
+    "member-locked": Kind(403, "The operator has fixed this member"),
+    "event-not-allowed": Kind(403, "The credential does not allow this event"),
+    "not-found": Kind(404, "There is nothing here"),
+    "session-unknown": Kind(404, "No such session"),
+    "method-not-allowed": Kind(405, "The method is not allowed here"),
+    "not-acceptable": Kind(406, "No acceptable media type"),
+    "no-text-output": Kind(406, "The response has no text"),
+    "request-timeout": Kind(408, "The request took too long to arrive", retryable=True),
+    "idempotency-in-progress": Kind(
+        409, "The first request with this key is still running", retryable=True
+    ),
+    "session-closed": Kind(410, "The session is closed"),
+    "cursor-expired": Kind(410, "The events after this cursor are no longer kept"),
+    "too-large": Kind(413, "The request is too large"),
+    "unsupported-media-type": Kind(415, "The media type is not supported"),
+    "idempotency-key-reused": Kind(422, "The key was used with another request"),
+    "rate-limited": Kind(429, "Too many requests", retryable=True),
+    "session-limit": Kind(429, "Too many sessions", retryable=True),
+    "turn-queue-full": Kind(429, "Too many turns are waiting", retryable=True),
+    "upstream-rate-limited": Kind(429, "OpenAI's rate limit was reached", retryable=True),
+    "internal": Kind(500, "The gateway failed"),
+    "upstream-rejected": Kind(502, "OpenAI refused the request"),
+    "upstream-failed": Kind(502, "The connection to OpenAI failed", retryable=True),
+    "draining": Kind(503, "The gateway is shutting down", retryable=True),
+    "capacity": Kind(503, "The gateway is full", retryable=True),
+    "upstream-backpressure": Kind(503, "OpenAI is not reading fast enough", retryable=True),
+    "recovering": Kind(503, "The session is being recovered", retryable=True),
+    "upstream-timeout": Kind(504, "OpenAI did not answer in time", retryable=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One thing wrong with a request: where it stands (RFC 6901 pointer, or NDJSON line from 1) and what it is."""
+
+    detail: str
+    pointer: str | None = None
+    line: int | None = None
+
+
+class GatewayError(Exception):
+    """An error with a code of the contract.
+
+    `detail` is for the person who made the request and names the field, never a secret. `retry_after` is in seconds.
+    `members` are further members of the problem object, such as `limit` or `upstream`.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        flaws: tuple[Flaw, ...] = (),
+        members: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code: Code = code
+        self.detail = detail
+        self.retry_after = retry_after
+        self.flaws = flaws
+        self.members: Mapping[str, object] = members or {}
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.code]
+
+    @property
+    def retryable(self) -> bool:
+        return self.kind.retryable
+
+
+class CallerError(GatewayError):
+    """The request was wrong, or not allowed."""
+
+
+class OverloadError(GatewayError):
+    """The gateway cannot take this now: a limit, a drain, a recovery, back-pressure."""
+
+
+class UpstreamError(GatewayError):
+    """OpenAI refused, failed or did not answer."""
