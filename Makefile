@@ -38,7 +38,7 @@ test: $(SUITE) ## run every test
 test-fast: $(SUITE) ## run the tests that take seconds, on all cores
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
-# The tests that mirror the files listed under [tool.coverage.run]; the table there says what must be reached.
+# The tests that mirror the files listed under [tool.coverage.report]; the table there says what must be reached.
 PURE_TESTS = $(wildcard tests/relay tests/downstream/test_sse.py tests/upstream/test_sdp.py)
 
 coverage: $(SUITE) ## fail unless every branch of the files marked "No I/O" is tested

@@ -130,16 +130,16 @@ def test_every_file_that_promises_no_io_is_held_to_it() -> None:
     """Each module whose docstring says "No I/O" stands in import-linter's contract and in coverage's list."""
     tools = settings()
     contract = next(c for c in tools["importlinter"]["contracts"] if PROMISE in c["name"])
-    covered = {file.removesuffix(".py").replace("/", ".") for file in tools["coverage"]["run"]["include"]}
+    covered = {file.removesuffix(".py").replace("/", ".") for file in tools["coverage"]["report"]["include"]}
     promises = promising()
 
     assert promises - set(contract["source_modules"]) == set(), "add to the No I/O contract in pyproject.toml"
-    assert promises - covered == set(), "add to [tool.coverage.run] in pyproject.toml"
+    assert promises - covered == set(), "add to [tool.coverage.report] in pyproject.toml"
 
 
 def test_every_listed_file_promises_no_io() -> None:
     """A file that is measured as pure says so to its reader."""
-    covered = [ROOT / file for file in settings()["coverage"]["run"]["include"]]
+    covered = [ROOT / file for file in settings()["coverage"]["report"]["include"]]
 
     assert [
         file for file in covered if file.exists() and PROMISE not in file.read_text(encoding="utf-8")
