@@ -1,0 +1,34 @@
+"""What an emulator can be told before it starts. Refuses to know how: flags are `__main__`'s."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gateway.emulator.faults import Faults
+from gateway.emulator.sdp import Setup
+
+Consent = Literal["strict", "lenient"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorConfig:
+    """One emulator.
+
+    `tokens_per_second` 0 means as fast as the channel takes them. `api_keys` empty takes any key that is not an `ek_…`
+    the emulator did not issue. `recordings` are JSON lines files served back in turn, one a call, instead of the brain.
+    `brain_url` is the base URL of a chat completions server (`http://127.0.0.1:11434/v1`), asked instead of the brain.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8090
+    tokens_per_second: float = 50.0
+    consent: Consent = "strict"
+    setup: Setup = "active"
+    max_session_seconds: float = 3600.0
+    recordings: tuple[Path, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    faults: Faults = Faults()
+    brain_url: str | None = None
+    brain_model: str = "default"
+    brain_key: str | None = None
+    item_done_quirk: bool = True

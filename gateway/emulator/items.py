@@ -1,0 +1,84 @@
+"""The conversation: items in order, found by id. No I/O.
+
+Refuses to know how items come to be; it keeps them, and says what stands before what.
+"""
+
+from typing import Any
+
+from gateway.emulator.errors import Refusal
+
+Item = dict[str, Any]
+
+
+class Conversation:
+    """An ordered list of items."""
+
+    __slots__ = ("_items", "id")
+
+    def __init__(self, conversation_id: str) -> None:
+        self.id = conversation_id
+        self._items: list[Item] = []
+
+    def __iter__(self) -> Any:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def find(self, item_id: str) -> Item | None:
+        # From the end: what is asked for is nearly always recent.
+        return next((item for item in reversed(self._items) if item["id"] == item_id), None)
+
+    def place(self, item: Item, after: str | None) -> str | None:
+        """Insert `item` after the item `after` (None appends, `root` puts it first); give the id now before it."""
+        if self.find(item["id"]) is not None:
+            raise Refusal(
+                "item_create_duplicate_item_id",
+                f"Error creating item: an item with id '{item['id']}' already exists.",
+                param="item.id",
+            )
+        if after is None:
+            at = len(self._items)
+        elif after == "root":
+            at = 0
+        else:
+            at = self._index(after, "previous_item_id") + 1
+        self._items.insert(at, item)
+        return self._items[at - 1]["id"] if at else None
+
+    def before(self, item_id: str) -> str | None:
+        """Give the id before an item, or None where it is the first or gone."""
+        at = next((i for i, item in enumerate(self._items) if item["id"] == item_id), 0)
+        return self._items[at - 1]["id"] if at else None
+
+    def is_first(self, item_id: str | None) -> bool:
+        return bool(self._items) and self._items[0]["id"] == item_id
+
+    def get(self, item_id: str) -> Item:
+        return self._items[self._index(item_id, "item_id")]
+
+    def remove(self, item_id: str) -> None:
+        del self._items[self._index(item_id, "item_id")]
+
+    def _index(self, item_id: str, param: str) -> int:
+        for at, item in enumerate(self._items):
+            if item["id"] == item_id:
+                return at
+        raise Refusal(
+            "item_not_found" if param == "item_id" else "invalid_value",
+            f"Item with id '{item_id}' not found in the conversation.",
+            param=param,
+        )
+
+
+def text_of(item: Item) -> str:
+    """Give everything in an item that reads as text."""
+    kind = item.get("type")
+    if kind == "function_call":
+        return f"{item.get('name', '')}{item.get('arguments', '')}"
+    if kind == "function_call_output":
+        return str(item.get("output", ""))
+    parts = item.get("content") or []
+    return " ".join(
+        str(part.get("text") or part.get("transcript") or "") for part in parts if isinstance(part, dict)
+    ).strip()

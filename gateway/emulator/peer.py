@@ -1,0 +1,223 @@
+"""The far end of one call: ICE-lite, DTLS and SCTP under one data channel.
+
+Refuses to know what is said on the channel. It is built of aiortc's transports without its `RTCPeerConnection`: the
+answer is written by `sdp`, audio is answered and then ignored (no RTP task, no decoder thread), so a call costs one
+socket and one task. Messages above the offer's `max-message-size` are dropped without a word and counted, as Pion does.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from aiortc import (
+    RTCCertificate,
+    RTCDataChannel,
+    RTCDataChannelParameters,
+    RTCDtlsTransport,
+    RTCSctpTransport,
+)
+from aiortc.rtcdtlstransport import RTCDtlsFingerprint, RTCDtlsParameters
+from aiortc.rtcicetransport import RTCIceTransport
+from aiortc.rtcsctptransport import RTCSctpCapabilities
+from OpenSSL import SSL
+
+from gateway.emulator.ice import LiteAgent
+from gateway.emulator.sdp import Offer
+
+# From the answer to an open association: a client that has not come by then is not coming.
+CONNECT_SECONDS = 30.0
+# A lite agent sends no checks, so silence is all it can go by; a living peer sends consent checks every 5 s (RFC 7675).
+SILENCE_SECONDS = 40.0
+# Above this much unsent, `writable` waits: a stream as fast as it can go must not become a heap of bytes.
+HIGH_WATER = 256 * 1024
+# A megabyte (aiortc's own) would stall a client event larger than that.
+_RECEIVE_WINDOW = 16 * 1024 * 1024
+_TEXT = 51  # RFC 8831 8: PPID of a text message
+
+
+class SharedCertificate(RTCCertificate):
+    """One certificate and one OpenSSL context for every call of a process.
+
+    A context for each call costs 0.2 ms and the service, too, has one identity for many calls.
+    """
+
+    _context: SSL.Context | None = None
+
+    def _create_ssl_context(self, srtp_profiles: Any) -> SSL.Context:  # aiortc's own type is not exported
+        if self._context is None:
+            self._context = super()._create_ssl_context(srtp_profiles)
+        return self._context
+
+    @property
+    def fingerprint(self) -> str:
+        return next(f.value for f in self.getFingerprints() if f.algorithm == "sha-256")
+
+
+class _Dtls(RTCDtlsTransport):
+    """DTLS without SRTP: RTP is dropped before it gets here, and a peer without media need not offer use_srtp."""
+
+    def _setup_srtp(self) -> None:
+        return None
+
+
+class _Association(RTCSctpTransport):
+    """SCTP that survives what a hostile or broken client sends."""
+
+    on_garbled: Callable[[bytes], None] | None = None
+
+    async def _handle_data(self, data: bytes) -> None:
+        # An INIT in company, or a second OPEN on a live stream, is an AssertionError in aiortc and would end the call.
+        with contextlib.suppress(AssertionError):
+            await super()._handle_data(data)
+
+    async def _data_channel_receive(self, stream_id: int, pp_id: int, data: bytes) -> None:
+        try:
+            await super()._data_channel_receive(stream_id, pp_id, data)
+        except UnicodeDecodeError:
+            if self.on_garbled is not None:
+                self.on_garbled(data)
+
+
+class FarPeer:
+    """One call's connection.
+
+    `on_open()`, `on_message(str | bytes)` and `on_lost(reason)` are called from the loop; `on_lost` once, and not after
+    `close`. The owner must await `close` in any case.
+    """
+
+    def __init__(
+        self, offer: Offer, agent: LiteAgent, certificate: SharedCertificate, *, client: bool
+    ) -> None:
+        self.on_open: Callable[[], None] = lambda: None
+        self.on_message: Callable[[str | bytes], None] = lambda _: None
+        self.on_lost: Callable[[str], None] = lambda _: None
+        self.agent = agent
+        self.channel: RTCDataChannel | None = None
+        self.oversized = 0
+        self.sent = 0
+        self.enforce_size = True
+        self._offer = offer
+        # RTCDtlsTransport takes any object with the four members that LiteAgent has.
+        self._dtls = _Dtls(cast(RTCIceTransport, agent), [certificate])
+        self._dtls._set_role("client" if client else "server")
+        self._dtls.on("statechange", self._dtls_changed)
+        self._sctp = _Association(self._dtls)
+        self._sctp._advertised_rwnd = _RECEIVE_WINDOW
+        self._sctp.on_garbled = lambda data: self.on_message(data)
+        self._sctp.on("datachannel", self._adopt)
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self, negotiated_id: int | None) -> None:
+        """Begin waiting for the client; `negotiated_id` is the channel agreed on outside the connection (`?dcid=`)."""
+        if negotiated_id is not None:
+            parameters = RTCDataChannelParameters(label="oai-events", negotiated=True, id=negotiated_id)
+            channel = RTCDataChannel(self._sctp, parameters)
+            channel.once("open", lambda: self._adopt(channel))
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def buffered(self) -> int:
+        return self.channel.bufferedAmount if self.channel is not None else 0
+
+    async def writable(self) -> None:
+        """Wait until the channel has room; give other calls a turn even if it has."""
+        if self.buffered > HIGH_WATER:
+            self._writable.clear()
+            await self._writable.wait()
+        else:
+            await asyncio.sleep(0)
+
+    def send(self, text: str) -> None:
+        """Send one text message, unless the peer said it does not take one so large."""
+        self.send_frame(text.encode())
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send bytes as a *text* message, valid UTF-8 or not."""
+        channel = self.channel
+        if channel is None or channel.readyState != "open":
+            return
+        if self.enforce_size and self._offer.max_message_size and len(frame) > self._offer.max_message_size:
+            self.oversized += 1
+            return
+        self.sent += 1
+        channel._addBufferedAmount(len(frame))
+        self._sctp._data_channel_queue.append((channel, _TEXT, frame))
+        self._flush()
+
+    def close_channel(self) -> None:
+        """Close the data channel and keep the connection."""
+        if self.channel is not None:
+            self.channel.close()
+
+    async def close(self) -> None:
+        """End the connection; may be called again."""
+        self._closed = True
+        self._writable.set()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        reader = self._dtls._task
+        await self._sctp.stop()
+        await self._dtls.stop()
+        await self.agent.close()
+        if reader is not None:
+            await asyncio.wait({reader})
+        self._dtls.remove_all_listeners()
+        self._sctp.remove_all_listeners()
+
+    def _flush(self) -> None:
+        # The flush never suspends (sendto is synchronous), so it needs no task of its own, which aiortc would make for
+        # each message: 15 % of the cost of a delta.
+        step = self._sctp._data_channel_flush()
+        try:
+            step.send(None)
+        except StopIteration:
+            return
+        except ConnectionError:
+            return
+        raise RuntimeError("the flush of a data channel suspended")
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self.agent.connected.wait()
+                fingerprints = [RTCDtlsFingerprint(a, v) for a, v in self._offer.fingerprints]
+                await self._dtls.start(RTCDtlsParameters(fingerprints=fingerprints))
+                if self._dtls.state != "connected":
+                    return self._lose("dtls failed")
+                if self._offer.application is not None:
+                    # Sizes are checked in send_frame; 0 keeps aiortc from raising.
+                    await self._sctp.start(RTCSctpCapabilities(maxMessageSize=0), self._offer.sctp_port)
+        except TimeoutError:
+            return self._lose("never connected")
+        loop = asyncio.get_running_loop()
+        while (silent := loop.time() - self.agent.last_heard) < SILENCE_SECONDS:
+            await asyncio.sleep(SILENCE_SECONDS - silent)
+        return self._lose("silent")
+
+    def _adopt(self, channel: RTCDataChannel) -> None:
+        channel.on("message", self.on_message)
+        channel.on("error", lambda *_: None)
+        if self.channel is not None:
+            return
+        self.channel = channel
+        channel.bufferedAmountLowThreshold = HIGH_WATER // 2
+        channel.on("bufferedamountlow", self._writable.set)
+        channel.on("close", lambda: self._lose("channel closed"))
+        self.on_open()
+
+    def _dtls_changed(self) -> None:
+        if self._dtls.state == "closed":
+            self._lose("peer closed")
+
+    def _lose(self, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self._writable.set()
+            self.on_lost(reason)
