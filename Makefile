@@ -50,7 +50,7 @@ lint: $(SUITE) ## check format, rules, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(SUITE) ## put the sources into their format
 	$(BIN)/ruff format .
