@@ -4,10 +4,12 @@ The order of the rooms themselves is held by `lint-imports`, whose contracts sta
 """
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,37 @@ WALLS = {
 }
 
 PROMISE = "No I/O"
+
+# What a pure file may not reach, by whatever way: it would wait, ask the time or the dice, or depend on a library.
+NOT_PURE = {
+    *(
+        "asyncio",
+        "concurrent",
+        "datetime",
+        "io",
+        "logging",
+        "multiprocessing",
+        "os",
+        "pathlib",
+        "queue",
+        "random",
+    ),
+    *(
+        "secrets",
+        "select",
+        "selectors",
+        "signal",
+        "socket",
+        "ssl",
+        "subprocess",
+        "sys",
+        "tempfile",
+        "threading",
+    ),
+    *("time", "urllib", "uuid"),
+    *("aiohttp", "aioice", "aiortc", "av", "cryptography", "itsdangerous", "multidict", "prometheus_client"),
+    *("pydantic", "pydantic_settings", "pyee", "redis", "rich", "structlog", "typer", "uvloop", "yarl"),
+}
 
 # Whatever else may come to promise it, these must.
 PURE_BY_DESIGN = {
@@ -79,6 +112,12 @@ def promising() -> set[str]:
     }
 
 
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """Return who imports whom in the package, libraries included."""
+    return grimp.build_graph("gateway", include_external_packages=True, cache_dir=None)
+
+
 @pytest.mark.parametrize(("library", "rooms"), WALLS.items())
 def test_library_is_imported_in_its_rooms_only(library: str, rooms: tuple[str, ...]) -> None:
     """The server of aiohttp, WebRTC and Redis are each known to the rooms that wrap them, and to nobody else."""
@@ -129,13 +168,26 @@ def test_no_module_imports_relatively() -> None:
     assert relative == set()
 
 
-def test_every_file_that_promises_no_io_is_held_to_it() -> None:
-    """Each module whose docstring says "No I/O" stands in import-linter's contract."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
-    held = next(set(contract["source_modules"]) for contract in contracts if PROMISE in contract["name"])
+def test_files_that_promise_no_io_reach_none(imports: grimp.ImportGraph) -> None:
+    """No chain of imports leads from a pure file to a loop, a clock, chance, the system or somebody's library."""
+    chains = {
+        " -> ".join(chain)
+        for name in promising()
+        for library in NOT_PURE & imports.modules
+        if (chain := imports.find_shortest_chain(importer=name, imported=library))
+    }
 
-    assert promising() - held == set(), "add to the No I/O contract in pyproject.toml"
+    assert chains == set()
+
+
+def test_every_library_is_out_of_reach_of_pure_files() -> None:
+    """A requirement that is added to pyproject.toml is forbidden to the pure files with it."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
+    libraries = {re.split(r"[^A-Za-z0-9-]", requirement)[0].replace("-", "_") for requirement in required}
+
+    assert libraries - NOT_PURE == set()
 
 
 def test_files_that_are_pure_by_design_say_so() -> None:
