@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -40,15 +40,27 @@ def find_part(part: str) -> str | None:
     return None
 
 
+def require_part(part: str) -> str:
+    """Return a program's path; without it skip the test that asks, or fail it in CI."""
+    if path := find_part(part):
+        return path
+    reason = f"{part} is not installed, and this test runs it"
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}: add its package to .ci/run", pytrace=False)
+    pytest.skip(reason)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose parts are missing here; fail it in CI."""
+    """Look for the parts that a test names before anything is set up for it."""
     for mark in item.iter_markers("needs"):
         for part in mark.args:
-            if find_part(part) is None:
-                reason = f"{part} is not installed, and this test runs it"
-                if os.environ.get("CI"):
-                    pytest.fail(f"{reason}: add its package to .ci/run", pytrace=False)
-                pytest.skip(reason)
+            require_part(part)
+
+
+@pytest.fixture(scope="session")
+def part_path() -> Callable[[str], str]:
+    """Return what gives the path of a part by name: some lie where only an administrator's PATH leads."""
+    return require_part
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""The suite's own rules, each seen to bite: missing parts, tasks left behind."""
+
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Return a small suite beside this one, under the same conftest."""
+    pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
+    pytester.makeini(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nmarkers = needs(part): a program"
+    )
+    return pytester
+
+
+ASKING = """
+import pytest
+
+@pytest.mark.needs("no-such-program")
+def test_runs_it(): ...
+"""
+
+
+def test_missing_part_skips_the_test_on_a_desk(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contributor without a program sees which one, and the rest of the suite."""
+    monkeypatch.delenv("CI", raising=False)
+    suite.makepyfile(ASKING)
+
+    result = suite.runpytest_inprocess("-rs")
+
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*no-such-program is not installed*"])
+
+
+def test_missing_part_fails_the_test_in_ci(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is skipped unseen where everything ought to be there."""
+    monkeypatch.setenv("CI", "true")
+    suite.makepyfile(ASKING)
+
+    suite.runpytest_inprocess().assert_outcomes(errors=1)
+
+
+def test_part_that_is_there_runs_the_test(suite: pytest.Pytester) -> None:
+    """A part that is found stops nobody, by mark or by path."""
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.needs("sh")
+        def test_runs_it(part_path):
+            assert part_path("sh").endswith("/sh")
+        """
+    )
+
+    suite.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_task_left_behind_is_an_error(suite: pytest.Pytester) -> None:
+    """A test whose task nobody awaits is told so, with the coroutine's name; one that settles in time is not."""
+    suite.makepyfile(
+        """
+        import asyncio
+
+        async def forgotten():
+            await asyncio.sleep(3600)
+
+        async def test_forgets():
+            globals()["kept"] = asyncio.create_task(forgotten())
+
+        async def test_ends_soon():
+            globals()["kept"] = asyncio.create_task(asyncio.sleep(0.01))
+        """
+    )
+
+    result = suite.runpytest_inprocess()
+
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*left tasks behind*forgotten*"])
