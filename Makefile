@@ -58,7 +58,7 @@ format: $(SUITE) ## put the sources into their format
 
 clean: ## remove everything that was made here, the virtual environment included
 	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: no $(PYTHON) found; name a Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
