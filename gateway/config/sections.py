@@ -1,0 +1,287 @@
+"""Every setting: one frozen section per room, with defaults, bounds and the reason for each that is not plain.
+
+Keys carry their unit. An empty string stands for "not set", since TOML has no null. Fields marked `secret()` are taken
+from the environment only: a file would keep them where backups and reviews see them.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+KIB, MIB = 1024, 1024 * 1024
+
+SECRET = "secret"
+"""Marks a field that no file may hold, see `secret`."""
+
+
+def secret() -> Any:  # Any, as pydantic's Field gives it: the field's own annotation is its type
+    """Declare a field for a secret: environment only, never printed."""
+    return Field(default=None, json_schema_extra={SECRET: True}, repr=False)
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment")
+    return value.rstrip("/")
+
+
+def _proxy_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("must be an http:// URL: signalling goes through it by CONNECT")
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", value):
+        raise ValueError('must be "*" or scheme://host[:port] without a path, as a browser sends it')
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value.lower()):
+        raise ValueError("must be a SHA-256 in 64 hexadecimal digits; `gateway keygen` prints one")
+    return value.lower()
+
+
+def _one_process(value: str) -> str:
+    if value:
+        raise ValueError("must be empty: this version runs as one process")
+    return value
+
+
+def _not_continued(value: bool) -> bool:
+    if value:
+        raise ValueError("must be false: this version does not recover a lost call")
+    return value
+
+
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalUrl = Annotated[
+    Annotated[str, AfterValidator(_http_url)] | None,
+    BeforeValidator(_none_if_empty),
+]
+OptionalProxy = Annotated[
+    Annotated[str, AfterValidator(_proxy_url)] | None,
+    BeforeValidator(_none_if_empty),
+]
+Origin = Annotated[str, AfterValidator(_origin)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
+SecondsOrNever = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+"""0 for never."""
+
+
+class Section(BaseModel):
+    """What all sections have in common: frozen, and nothing in them that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(Section):
+    """The client's listener."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    public_url: OptionalUrl = None
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    tls_certificate_file: OptionalPath = None
+    tls_key_file: OptionalPath = None
+    max_header_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 16 * KIB
+    header_timeout_seconds: Seconds = 10.0
+    max_body_bytes: Annotated[int, Field(ge=KIB)] = MIB
+    body_timeout_seconds: Seconds = 30.0
+    keepalive_seconds: Seconds = 75.0
+    max_event_bytes: Annotated[int, Field(ge=KIB)] = MIB
+    max_batch_events: Count = 256
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Server":
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file must be set together")
+        return self
+
+
+class Admin(Section):
+    """The operator's listener."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8081
+    token: SecretStr | None = secret()
+    token_file: OptionalPath = None
+
+
+class Key(Section):
+    """One API key. Absent limits are no limits."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
+    max_sessions: Count | None = None
+    max_sessions_per_minute: Count | None = None
+    max_events_per_second: Annotated[float, Field(gt=0)] | None = None
+    max_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+    max_tokens_per_session: Count | None = None
+    max_tokens_per_day: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_hash_is_a_list_of_one(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get("sha256"), str):
+            return {**value, "sha256": [value["sha256"]]}
+        return value
+
+
+class Access(Section):
+    """Who may do what."""
+
+    keys: tuple[Key, ...] = ()
+    keys_file: OptionalPath = None
+    anonymous: bool = False
+    cors_origins: tuple[Origin, ...] = ()
+    signing_key: SecretStr | None = secret()
+    signing_key_file: OptionalPath = None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Access":
+        names = [key.name for key in self.keys]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"keys must have different names; {twice[0]!r} stands twice (rotation: two sha256 in one)"
+            )
+        return self
+
+
+class IceServer(Section):
+    """A STUN or TURN server (W3C WebRTC RTCIceServer)."""
+
+    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    username: OptionalText = None
+    credential: SecretStr | None = secret()
+    credential_file: OptionalPath = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_url_is_a_list_of_one(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get("urls"), str):
+            return {**value, "urls": [value["urls"]]}
+        return value
+
+
+SESSION_TEMPLATE: dict[str, Any] = {
+    "type": "realtime",
+    "model": "gpt-realtime-2.1",
+    "output_modalities": ["text"],
+    # With its default the server listens to an audio track that carries nothing, and may answer noise.
+    "audio": {"input": {"turn_detection": None}},
+}
+
+NULL = "null"
+"""How TOML, which has no null, says null within `[upstream.session]`. No member of the object has this word as a value."""
+
+
+def _with_nulls(value: Any) -> Any:  # Any: JSON, whatever its depth
+    if isinstance(value, dict):
+        return {name: _with_nulls(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(member) for member in value]
+    return None if value == NULL else value
+
+
+class Upstream(Section):
+    """How OpenAI is reached."""
+
+    base_url: Annotated[str, AfterValidator(_http_url)] = "https://api.openai.com/v1"
+    auth: Literal["gateway", "client"] = "gateway"
+    api_key: SecretStr | None = secret()
+    api_key_file: OptionalPath = None
+    organization: OptionalText = None
+    project: OptionalText = None
+    proxy: OptionalProxy = None
+    connect_timeout_seconds: Seconds = 15.0
+    ice_servers: tuple[IceServer, ...] = ()
+    session_locked: tuple[str, ...] = ()
+    # OpenAI's object, not ours: what stands in it is OpenAI's to judge, so any value passes.
+    session: Annotated[dict[str, Any], BeforeValidator(_with_nulls)] = SESSION_TEMPLATE
+
+
+class Relay(Section):
+    """Sessions and their logs."""
+
+    max_sessions: Count = 2000
+    max_server_event_bytes: Annotated[int, Field(ge=64 * KIB, le=64 * MIB)] = 4 * MIB
+    high_water_bytes: Annotated[int, Field(ge=KIB)] = MIB
+    log_max_events: Count = 10_000
+    log_max_bytes: Annotated[int, Field(ge=64 * KIB)] = 8 * MIB
+    log_total_bytes: Annotated[int, Field(ge=MIB)] = 1024 * MIB
+    log_retention_seconds: SecondsOrNever = 120.0
+    detach_grace_seconds: Annotated[int, Field(ge=10, le=3600)] = 600
+    idle_timeout_seconds: SecondsOrNever = 0.0
+    max_session_seconds: SecondsOrNever = 0.0
+    turn_timeout_seconds: Seconds = 300.0
+    max_waiting_turns: Count = 8
+    continuity: Annotated[bool, AfterValidator(_not_continued)] = False
+
+
+class Stream(Section):
+    """Reads that stay open."""
+
+    heartbeat_seconds: Annotated[float, Field(ge=5, le=60)] = 15.0
+    max_age_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    max_receivers: Count = 8
+    write_timeout_seconds: Seconds = 10.0
+
+
+class Cluster(Section):
+    """Several nodes as one. Not built yet: anything but one process is refused rather than ignored."""
+
+    url: Annotated[str, AfterValidator(_one_process)] = ""
+
+
+class Drain(Section):
+    """How the gateway ends."""
+
+    timeout_seconds: SecondsOrNever = 25.0
+
+
+class Log(Section):
+    """What is written, and how."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    access: bool = True
+
+
+class Config(Section):
+    """All of it."""
+
+    server: Server = Server()
+    admin: Admin = Admin()
+    access: Access = Access()
+    upstream: Upstream = Upstream()
+    relay: Relay = Relay()
+    stream: Stream = Stream()
+    cluster: Cluster = Cluster()
+    drain: Drain = Drain()
+    log: Log = Log()
