@@ -1,0 +1,35 @@
+"""Token buckets: so much a second, with a little saved up. Time enters as an argument."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Fills at `rate` a second up to `burst`.
+
+    What is larger than `burst` is taken when the bucket is full and leaves a debt, so that nothing is refused for ever.
+    """
+
+    rate: float
+    burst: float
+    level: float
+    at: float
+    """When `level` was true, in monotonic seconds."""
+
+    @classmethod
+    def full(cls, rate: float, burst: float, now: float) -> "Bucket":
+        return cls(rate, burst, burst, now)
+
+    def wait(self, amount: float, now: float) -> float:
+        """Give the seconds until `amount` may be taken; 0 for now."""
+        self._fill(now)
+        return max(0.0, min(amount, self.burst) - self.level) / self.rate
+
+    def take(self, amount: float, now: float) -> None:
+        """Take `amount`, for which `wait` gave 0."""
+        self._fill(now)
+        self.level -= amount
+
+    def _fill(self, now: float) -> None:
+        self.level = min(self.burst, self.level + (now - self.at) * self.rate)
+        self.at = now

@@ -1,0 +1,58 @@
+"""Client secrets and tickets: signed words that name one session.
+
+Signed rather than stored, so that every node that has the key can check them. They hold no time: they end with their
+session. Signing is deterministic, so a repeated create gives the same words. The first key signs, all of them verify,
+which is how keys are rotated. Knows no request and no session but its id.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from itsdangerous import BadSignature, Signer
+
+Credential = Literal["secret", "ticket"]
+
+SESSION_PREFIX: Final = "gws_"
+PREFIXES: Final[dict[Credential, str]] = {"secret": "gwk_", "ticket": "gwt_"}
+
+
+class Signatures:
+    """Makes and reads both kinds. A word of one kind is never valid as the other: each has its own derived key."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        """`keys` begins with the one that signs; each has at least 32 bytes."""
+        if not keys or min(map(len, keys)) < 32:
+            raise ValueError("a signing key has at least 32 bytes")
+        # itsdangerous signs with the last of its keys.
+        newest_last = list(reversed(keys))
+        self._signers = {
+            kind: Signer(
+                newest_last,
+                salt=f"realtime-gateway.{kind}",
+                key_derivation="hmac",
+                digest_method=hashlib.sha256,
+            )
+            for kind in PREFIXES
+        }
+
+    def sign(self, kind: Credential, session_id: str) -> str:
+        """Make the word for a session."""
+        word = self._signers[kind].sign(session_id.removeprefix(SESSION_PREFIX))
+        return PREFIXES[kind] + word.decode("ascii")
+
+    def read(self, word: str) -> tuple[Credential, str] | None:
+        """Give the kind and the session id of a genuine word, else None."""
+        for kind, prefix in PREFIXES.items():
+            if word.startswith(prefix):
+                try:
+                    session = self._signers[kind].unsign(word.removeprefix(prefix))
+                except BadSignature:
+                    return None
+                return kind, SESSION_PREFIX + session.decode("ascii")
+        return None
+
+
+def looks_signed(word: str) -> bool:
+    """Tell whether a word means to be a secret or a ticket."""
+    return word.startswith(tuple(PREFIXES.values()))
