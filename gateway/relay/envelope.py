@@ -33,6 +33,11 @@ class ClientEvent:
     event_id: str | None
     value: Mapping[str, object]
 
+    @property
+    def size(self) -> int:
+        """Bytes in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
 
 def parse_json(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
     """Read one client event or an array of them.
@@ -85,7 +90,9 @@ def parse_object(body: bytes) -> dict[str, object]:
     if _skip(text, end) != len(text):
         _refuse_json("more than one value", text, end)
     if not isinstance(value, dict):
-        raise CallerError("invalid-json", "The body must be a JSON object.", flaws=(Flaw("not an object", pointer=""),))
+        raise CallerError(
+            "invalid-json", "The body must be a JSON object.", flaws=(Flaw("not an object", pointer=""),)
+        )
     return value
 
 
@@ -221,7 +228,13 @@ def _refuse_json(
 def _refuse_event(what: str, where: Flaw, member: str) -> NoReturn:
     pointer = None if where.pointer is None else where.pointer + member
     flaw = Flaw(what, pointer=pointer if pointer is not None else member or None, line=where.line)
-    place = f"line {where.line}" if where.line is not None else f"at '{flaw.pointer}'" if flaw.pointer else "the body"
+    place = (
+        f"line {where.line}"
+        if where.line is not None
+        else f"at '{flaw.pointer}'"
+        if flaw.pointer
+        else "the body"
+    )
     raise CallerError("invalid-event", f"Not a client event: {what} ({place}).", flaws=(flaw,))
 
 

@@ -59,6 +59,8 @@ Framing = Callable[[str, str | None, str], tuple[bytes, int]]
 
 
 class GapReason(StrEnum):
+    """How a cursor came to point at nothing."""
+
     OVERRUN = "overrun"
     """The log dropped the events that should have followed."""
     FOREIGN = "foreign"

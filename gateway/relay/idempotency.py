@@ -45,7 +45,8 @@ class IdempotencyKeys:
             return slot, True
         if slot.fingerprint != fingerprint:
             raise CallerError(
-                "idempotency-key-reused", "This Idempotency-Key was used with another path or body; use a new one."
+                "idempotency-key-reused",
+                "This Idempotency-Key was used with another path or body; use a new one.",
             )
         return slot, False
 
@@ -65,4 +66,6 @@ class IdempotencyKeys:
             if slot.answer is not None:
                 del self._slots[key]
                 return
-        raise OverloadError("capacity", "Too many requests with an Idempotency-Key are running.", retry_after=1)
+        raise OverloadError(
+            "capacity", "Too many requests with an Idempotency-Key are running.", retry_after=1
+        )

@@ -90,6 +90,8 @@ class Upstream(Protocol):
 
 
 class Dialer(Protocol):
+    """Creates calls."""
+
     async def dial(self, request: CallRequest, sink: Sink) -> Upstream:
         """Create a call and wait until its data channel is open.
 
@@ -209,6 +211,9 @@ class Handle(Protocol):
     async def turn(self, request: TurnRequest) -> Turn:
         """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`."""
 
+    async def withdraw(self, turn: Turn) -> None:
+        """Nobody waits for this turn any more: cancel its response, or forget it unsent."""
+
     async def close(self, reason: CloseReason) -> None:
         """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated."""
 
@@ -237,6 +242,9 @@ class Telemetry(Protocol):
         """An `error` event, a failed response or a refused call. `code` is OpenAI's word."""
 
     def upstream_lost(self, session: str, cause: LossCause) -> None: ...
+    def relay_failed(self, session: str, error: BaseException) -> None:
+        """A mistake of the gateway's own, met where nothing may be raised; logged with its traceback."""
+
     def close_failed(self, what: str, error: BaseException) -> None:
         """A clean-up step did not finish in its time; the rest went on."""
 

@@ -16,6 +16,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """Where a session is in its life, as its owner is told."""
+
     CONNECTING = "connecting"
     CONNECTED = "connected"
     RECOVERING = "recovering"

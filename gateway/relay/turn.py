@@ -54,8 +54,8 @@ class Turn:
         """The `response` of its response.done."""
         self.failure: GatewayError | None = None
         self.finished = False
-        self.created = False
-        """Its response.created came."""
+        self.asking_refused = False
+        """The error that ended it was about its response.create, so there is no response to cancel."""
         self._token = token
         self._request = request
         self._event_ids: set[str] = set()
@@ -133,6 +133,7 @@ class Turn:
         if event_id == f"evt_{self._token}_c":
             return Progress.OURS  # The response ended before it could be cancelled.
         upstream = {name: _member(value, "error", name) for name in ("type", "code", "message", "param")}
+        self.asking_refused = event_id == f"evt_{self._token}_r"
         detail = f"OpenAI refused the turn: {upstream['message']}"
         self.failure = UpstreamError("upstream-rejected", detail, members={"upstream": upstream})
         return Progress.DONE
@@ -141,7 +142,6 @@ class Turn:
         response_id = _member(value, "response", "id")
         if type == "response.created" and _member(value, "response", "metadata", METADATA_KEY) == self.id:
             self._response_id = response_id if isinstance(response_id, str) else None
-            self.created = True
             return Progress.OURS
         if self._response_id is None or response_id != self._response_id:
             return Progress.FOREIGN
@@ -170,7 +170,10 @@ def check_text(request: TurnRequest) -> None:
 
 
 def queue_full(waiting: int) -> OverloadError:
-    return OverloadError("turn-queue-full", f"{waiting} turns are waiting in this session already.", retry_after=2)
+    """Make the error for one turn too many."""
+    return OverloadError(
+        "turn-queue-full", f"{waiting} turns are waiting in this session already.", retry_after=2
+    )
 
 
 def _member(value: object, *names: str) -> object:

@@ -1,0 +1,122 @@
+"""The logs of this process: each with one writer, any readers, and a bound on all of them together.
+
+At the total bound the largest log gives up its oldest events, so that a talkative session pays for its own talk, and
+`full` tells the hub to open no more sessions. No session is closed for memory.
+"""
+
+from collections.abc import Callable
+
+from gateway.relay.eventlog import EventId, EventLog, Framing, Page
+from gateway.relay.ports import Telemetry
+
+_TRIM_BYTES = 64 * 1024
+"""Freed at once when the total bound is met: looking for the largest of 2,000 logs costs 100 µs, so not for each event."""
+
+
+class LocalLog:
+    """One log in memory: the session appends, whoever subscribed is woken."""
+
+    __slots__ = ("_broker", "_events", "_subscriptions", "_wakes")
+
+    def __init__(self, broker: "Broker", events: EventLog) -> None:
+        self._broker = broker
+        self._events = events
+        self._wakes: dict[int, Callable[[], None]] = {}
+        self._subscriptions = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def size(self) -> int:
+        return self._events.size
+
+    @property
+    def head(self) -> EventId:
+        return self._events.head
+
+    @property
+    def oldest(self) -> EventId:
+        return self._events.oldest
+
+    @property
+    def sealed(self) -> bool:
+        return self._events.sealed
+
+    def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> None:
+        """Add an event and wake the readers. `name` is set for the gateway's own events."""
+        events = self._events
+        before = events.size
+        dropped = events.append(type, text, at, turn=turn, name=name)
+        self._broker.account(events.size - before, dropped)
+        for wake in self._wakes.values():
+            wake()
+
+    def seal(self) -> None:
+        """Say that nothing follows, and wake the readers."""
+        self._events.seal()
+        for wake in self._wakes.values():
+            wake()
+
+    def trim(self, size: int) -> None:
+        before = self._events.size
+        dropped = self._events.trim(size)
+        self._broker.account(self._events.size - before, dropped)
+
+    def read(self, after: EventId, max_events: int, max_bytes: int) -> Page:
+        return self._events.read(after, max_events, max_bytes)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._subscriptions += 1
+        number = self._subscriptions
+        # A new dict, so that a wake that subscribes or cancels does not disturb the round that called it.
+        self._wakes = {**self._wakes, number: wake}
+
+        def cancel() -> None:
+            self._wakes = {key: value for key, value in self._wakes.items() if key != number}
+
+        return cancel
+
+
+class Broker:
+    """Makes logs and keeps their total within its bound."""
+
+    def __init__(
+        self, framing: Framing, max_events: int, max_bytes: int, total_bytes: int, telemetry: Telemetry
+    ) -> None:
+        self._framing = framing
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._total_bytes = total_bytes
+        self._telemetry = telemetry
+        self._logs: set[LocalLog] = set()
+        self.size = 0
+        """Bytes in all logs."""
+
+    @property
+    def full(self) -> bool:
+        return self.size >= self._total_bytes
+
+    @property
+    def events(self) -> int:
+        """Events in all logs."""
+        return sum(map(len, self._logs))
+
+    def create(self, epoch: str) -> LocalLog:
+        """Make an empty log whose ids begin with `epoch`."""
+        log = LocalLog(self, EventLog(epoch, self._framing, self._max_events, self._max_bytes))
+        self._logs.add(log)
+        return log
+
+    def drop(self, log: LocalLog) -> None:
+        """Forget a log and what it holds."""
+        self._logs.discard(log)
+        self.size -= log.size
+
+    def account(self, size: int, dropped: int) -> None:
+        """Note that a log grew by `size` bytes and gave up `dropped` events."""
+        self.size += size
+        if dropped:
+            self._telemetry.log_evicted(dropped)
+        if size > 0 and self.size > self._total_bytes:
+            max(self._logs, key=lambda log: log.size).trim(max(_TRIM_BYTES, self.size - self._total_bytes))

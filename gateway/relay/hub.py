@@ -1,0 +1,236 @@
+"""All sessions of this process: opening, finding, limits, deadlines, drain.
+
+The hub owns one task per session and one that ticks. A session is found from when its channel is open until its log's
+retention is over. Drain in three steps: new sessions are refused; those that run are told `gateway.draining`; each
+ends at a moment of its own within the time allowed, but not in the middle of a response, so that clients come back
+spread out and with whole answers.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.errors import CallerError, Flaw, GatewayError, OverloadError
+from gateway.relay.broker import Broker
+from gateway.relay.clock import Clock
+from gateway.relay.eventlog import Framing
+from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
+from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, Telemetry, View
+from gateway.relay.session import Opening, Session, World
+from gateway.relay.sessionobject import check_locked, merge
+from gateway.relay.state import CloseReason
+
+TICK_SECONDS: Final = 1.0
+"""The grain of all deadlines of seconds and minutes: one timer for all sessions instead of several each."""
+
+RETRY_CAPACITY_SECONDS: Final = 5.0
+RETRY_DRAINING_SECONDS: Final = 2.0
+"""Another node behind the same address is likely to take the next try."""
+
+_ID_LENGTH: Final = 24
+"""142 bits: to anonymous callers the id is the capability."""
+
+_DRAIN_JITTER: Final = 0.6
+"""Share of the drain's time over which sessions end; the rest is for those that are still answering."""
+
+_DRAIN_POLL_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """What a caller wants opened (contract.md section 1.1)."""
+
+    principal: Principal
+    session: Json = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
+    detach_grace_seconds: int | None = None
+    bearer: str | None = field(default=None, repr=False)
+    secret_allows: tuple[str, ...] = ()
+
+
+class Hub:
+    """Opens sessions and finds them again."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        framing: Framing,
+        telemetry: Telemetry,
+        limits: RelayLimits,
+        clock: Clock | None = None,
+    ) -> None:
+        self.limits = limits
+        self.draining = False
+        self.idempotency = IdempotencyKeys()
+        self._clock = clock or Clock()
+        self._telemetry = telemetry
+        self._world = World(dialer, telemetry, limits, self._clock)
+        self._broker = Broker(
+            framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry
+        )
+        self._sessions: dict[SessionId, Session] = {}
+        self._opening: dict[SessionId, Session] = {}
+        self._tasks: dict[asyncio.Task[None], Session] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        self._counted = (0, 0)
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._ticker = asyncio.create_task(self._tick_for_ever(), name="hub-ticker")
+
+    async def close(self) -> None:
+        """End every session and wait until their calls are closed."""
+        self.draining = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.wait({self._ticker})
+        for session in self._tasks.values():
+            session.end(CloseReason.DRAINED)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new sessions, tell the running ones, and end each within `timeout` seconds. Harmless when repeated."""
+        self.draining = True
+        now = self._clock.monotonic()
+        deadlines: dict[Session, float] = {}
+        for session in self._live():
+            session.tell("gateway.draining", {"deadline_seconds": timeout})
+            share = random.uniform(0, _DRAIN_JITTER) if session.attended else 0  # noqa: S311  # spread, not secrecy
+            deadlines[session] = now + timeout * share
+        final = now + timeout
+        while deadlines and (now := self._clock.monotonic()) < final:
+            for session in [s for s, due in deadlines.items() if now >= due and not s.answering]:
+                session.end(CloseReason.DRAINED)
+                del deadlines[session]
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        for session in self._live():
+            session.end(CloseReason.DRAINED)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=max(self.limits.parting_seconds, final - now))
+
+    async def open(self, request: OpenRequest) -> Handle:
+        """Open a session: returns when its channel is open. Raises GatewayError, after which nothing of it is left."""
+        try:
+            opening = self._admit(request)
+        except GatewayError as error:
+            self._telemetry.session_refused(request.principal.name, error.code)
+            raise
+        session_id = SessionId(f"gws_{self._clock.token(_ID_LENGTH)}")
+        session = Session(session_id, opening, self._broker.create(self._clock.epoch()), self._world)
+        self._opening[session_id] = session
+        task = asyncio.create_task(session.run(), name=f"session-{session_id}")
+        self._tasks[task] = session
+        task.add_done_callback(self._ended)
+        try:
+            await session.connected()
+        except GatewayError as error:
+            self._telemetry.session_refused(request.principal.name, error.code)
+            raise
+        except asyncio.CancelledError:
+            session.end(CloseReason.CLIENT)  # Nobody will ever learn the session's id.
+            raise
+        self._sessions[session_id] = self._opening.pop(session_id)
+        return session
+
+    def find(self, session_id: str, principal: Principal | None) -> Handle:
+        """Give a session, raising `session-unknown` for other people's, too. With principal None the id itself, or a
+        signed credential that holds it, is the capability."""
+        session = self._sessions.get(SessionId(session_id))
+        if session is None or not (principal is None or _owns(principal, session)):
+            raise CallerError("session-unknown", "There is no such session, or it is not yours.")
+        return session
+
+    def sessions(self, principal: Principal) -> list[View]:
+        """The caller's own, newest first."""
+        return [s.view() for s in reversed(self._sessions.values()) if _owns(principal, s)]
+
+    def all_sessions(self) -> list[View]:
+        """Every session, newest first; for the operator."""
+        return [session.view() for session in reversed(self._sessions.values())]
+
+    def diagnostics(self, session_id: str) -> Json:
+        """What the operator may see of one session's inside. Raises `session-unknown`."""
+        session = self._sessions.get(SessionId(session_id))
+        if session is None:
+            raise CallerError("session-unknown", "There is no such session.")
+        return session.diagnostics()
+
+    def _admit(self, request: OpenRequest) -> Opening:
+        """Check a create against the limits and merge it over the template."""
+        if self.draining:
+            raise OverloadError(
+                "draining", "The gateway is shutting down.", retry_after=RETRY_DRAINING_SECONDS
+            )
+        check_locked(request.session, self.limits.session_locked, "/session")
+        grace = request.detach_grace_seconds
+        if grace is None:
+            grace = self.limits.detach_grace_seconds
+        elif not MIN_DETACH_GRACE_SECONDS <= grace <= MAX_DETACH_GRACE_SECONDS:
+            what = f"must be from {MIN_DETACH_GRACE_SECONDS} to {MAX_DETACH_GRACE_SECONDS}"
+            flaw = Flaw(what, pointer="/detach_grace_seconds")
+            raise CallerError("invalid-parameter", f"'detach_grace_seconds' {what}.", flaws=(flaw,))
+        self._reserve(request.principal)
+        return Opening(
+            principal=request.principal,
+            session=merge(self.limits.template, request.session),
+            metadata=request.metadata,
+            detach_grace_seconds=grace,
+            bearer=request.bearer,
+            secret_allows=request.secret_allows,
+        )
+
+    def _reserve(self, principal: Principal) -> None:
+        live = [*self._opening.values(), *self._live()]
+        if len(live) >= self.limits.max_sessions:
+            detail = f"All {self.limits.max_sessions} sessions are taken."
+            raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
+        if self._broker.full:
+            raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
+        if principal.max_sessions is None:
+            return
+        if (
+            sum(session.opening.principal.name == principal.name for session in live)
+            >= principal.max_sessions
+        ):
+            detail = f"This key may hold {principal.max_sessions} sessions at once."
+            raise OverloadError("session-limit", detail, retry_after=RETRY_CAPACITY_SECONDS)
+
+    def _live(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.live]
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        session = self._tasks.pop(task)
+        if self._opening.pop(session.id, None) is not None:
+            self._broker.drop(session.log)  # It never opened: nobody knows it, so nobody will read its log.
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self._tick(self._clock.monotonic())
+            except Exception as error:  # noqa: BLE001  # one bad session must not stop the others' deadlines
+                self._telemetry.relay_failed("hub", error)
+
+    def _tick(self, now: float) -> None:
+        kept = now - self.limits.log_retention_seconds
+        for session in list(self._sessions.values()):
+            session.tick(now)
+            if session.closed_at is not None and session.closed_at <= kept:
+                del self._sessions[session.id]
+                self._broker.drop(session.log)
+        events, size = self._broker.events, self._broker.size
+        self._telemetry.log_grew(events - self._counted[0], size - self._counted[1])
+        self._counted = events, size
+
+
+def _owns(principal: Principal, session: Session) -> bool:
+    return session.opening.principal.name == principal.name
+
+
+def template(configured: Mapping[str, object]) -> Json:
+    """Complete the configured session template with what every Realtime session object must say."""
+    return {"type": "realtime", **configured}

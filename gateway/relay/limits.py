@@ -1,0 +1,43 @@
+"""The relay's limits as one frozen value; every buffer and wait of this room is bounded by a line here."""
+
+from dataclasses import dataclass, field
+
+from gateway.relay.ports import Json
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """What the operator allows. Times are seconds, sizes bytes."""
+
+    template: Json = field(default_factory=dict)
+    """The OpenAI session object that every create is merged over."""
+    session_locked: tuple[str, ...] = ()
+    """Members of it that a caller may not set; dots lead into objects, as in `audio.input.turn_detection`."""
+    max_sessions: int = 2000
+    max_event_bytes: int = MIB
+    high_water_bytes: int = MIB
+    """A batch that would lift `bufferedAmount` above this is refused, unless nothing is buffered."""
+    log_max_events: int = 10_000
+    log_max_bytes: int = 8 * MIB
+    log_total_bytes: int = 1024 * MIB
+    log_retention_seconds: float = 120
+    detach_grace_seconds: int = 600
+    idle_timeout_seconds: float = 0
+    """0 for never."""
+    max_session_seconds: float = 0
+    """0 for no limit."""
+    turn_timeout_seconds: float = 300
+    max_waiting_turns: int = 8
+    max_receivers: int = 8
+    greeting_seconds: float = 1.0
+    """How long an opening waits for session.created once the channel is open; the service sends it at once."""
+    parting_seconds: float = 1.0
+    """How long a closing waits for a cancelled response's response.done, which carries the usage to be billed."""
+    expiring_seconds: float = 120
+    """How long before the call's end its session is told `gateway.expiring`."""
+
+
+MIN_DETACH_GRACE_SECONDS = 10
+MAX_DETACH_GRACE_SECONDS = 3600

@@ -1,0 +1,123 @@
+"""The turns of one session, one at a time behind any active response. No I/O, no clock.
+
+A turn is sent when the default conversation has no response in flight. Where somebody's own response.create came
+first all the same, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks
+again when that response is done, and the refusal is not shown as the turn's.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from gateway.errors import GatewayError, UpstreamError
+from gateway.relay.envelope import ClientEvent
+from gateway.relay.eventlog import EventId
+from gateway.relay.ports import Json
+from gateway.relay.turn import Progress, Turn, TurnRequest, queue_full
+
+TOKEN_LENGTH: Final = 18
+
+Send = Callable[[Sequence[ClientEvent]], None]
+"""Hands events to the channel, or raises GatewayError."""
+
+
+class TurnQueue:
+    """Waiting turns, the running one, and what to do when the world moves."""
+
+    def __init__(self, send: Send, max_waiting: int, timeout_seconds: float) -> None:
+        self._send = send
+        self._max_waiting = max_waiting
+        self._timeout_seconds = timeout_seconds
+        self._waiting: deque[Turn] = deque()
+        self._running: Turn | None = None
+        self._count = 0
+        self._deadline = 0.0
+        self._ask_again = False
+
+    @property
+    def running(self) -> Turn | None:
+        return self._running
+
+    def add(self, request: TurnRequest, token: str) -> Turn:
+        """Queue a turn; the caller then calls `advance`. Raises `turn-queue-full`."""
+        if len(self._waiting) >= self._max_waiting:
+            raise queue_full(len(self._waiting))
+        self._count += 1
+        turn = Turn(self._count, token, request)
+        self._waiting.append(turn)
+        return turn
+
+    def advance(self, busy: bool, head: EventId, now: float) -> None:
+        """Send what can be sent: the next turn, or the running one's question again."""
+        if busy:
+            return
+        if self._running is not None:
+            if self._ask_again:
+                self._ask_again = False
+                self._try_send(self._running, [self._running.asking()], head)
+            return
+        while self._waiting and self._running is None:
+            turn = self._waiting.popleft()
+            turn.after = head
+            self._running = turn
+            self._ask_again = False
+            self._deadline = now + self._timeout_seconds
+            self._try_send(turn, turn.opening(), head)
+
+    def look(self, type: str, value: Json) -> Progress:
+        """Say what an event means for the running turn; only to be called while one runs."""
+        turn = self._running
+        if turn is None:
+            return Progress.FOREIGN
+        progress = turn.look(type, value)
+        if progress is Progress.BUSY:
+            self._ask_again = True
+        return progress
+
+    def done(self, head: EventId) -> None:
+        """The running turn's last event stands in the log at `head`."""
+        turn, self._running = self._running, None
+        assert turn is not None  # only a running turn reports DONE
+        if turn.failure is not None and not turn.asking_refused:
+            self._cancel(turn)
+        turn.finish(head)
+
+    def expire(self, head: EventId, now: float) -> None:
+        """Cancel the running turn's response if its time is over."""
+        turn = self._running
+        if turn is None or now < self._deadline:
+            return
+        self._running = None
+        self._cancel(turn)
+        detail = f"The response was not done within {self._timeout_seconds:g} s and was cancelled."
+        turn.finish(head, UpstreamError("upstream-timeout", detail, members={"phase": "response"}))
+
+    def withdraw(self, turn: Turn, head: EventId) -> None:
+        """Nobody wants this turn any more: cancel its response, or forget it unsent."""
+        if turn is self._running:
+            self._cancel(turn)
+        elif turn in self._waiting:
+            self._waiting.remove(turn)
+            turn.finish(head, UpstreamError("upstream-failed", "The turn was withdrawn."))
+
+    def fail(self, failure: GatewayError, head: EventId) -> None:
+        """The session is over, and with it every turn."""
+        turns = [self._running] if self._running else []
+        turns += self._waiting
+        self._running = None
+        self._waiting.clear()
+        for turn in turns:
+            turn.finish(head, failure)
+
+    def _try_send(self, turn: Turn, events: Sequence[ClientEvent], head: EventId) -> None:
+        try:
+            self._send(events)
+        except GatewayError as error:
+            self._running = None
+            turn.finish(head, error)
+
+    def _cancel(self, turn: Turn) -> None:
+        try:
+            self._send([turn.cancelling()])
+        except GatewayError:
+            return  # The channel is gone, and the response with it.
