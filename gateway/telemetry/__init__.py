@@ -1,0 +1,10 @@
+"""What the gateway says of itself: metrics for Prometheus and one log line per fact. Knows no room but the relay's port.
+
+`Metrics` implements `gateway.relay.ports.Telemetry`: rooms state facts, and only this package knows how a fact is counted
+or worded. `configure_logging` sets up the lines.
+"""
+
+from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging
+from gateway.telemetry.metrics import Metrics, exposition
+
+__all__ = ["LogFormat", "LogLevel", "Metrics", "configure_logging", "exposition"]

@@ -1,0 +1,135 @@
+"""The words a label may hold. Whatever is none of them is counted as `other`. No I/O.
+
+A label with a word that a client or the far end chose freely would grow the number of time series without limit, and could
+carry a text or a key into a monitoring system.
+"""
+
+OTHER = "other"
+
+CLIENT_EVENTS = frozenset(
+    {
+        "conversation.item.create",
+        "conversation.item.delete",
+        "conversation.item.retrieve",
+        "conversation.item.truncate",
+        "input_audio_buffer.append",
+        "input_audio_buffer.clear",
+        "input_audio_buffer.commit",
+        "output_audio_buffer.clear",
+        "response.cancel",
+        "response.create",
+        "session.close",
+        "session.update",
+        "transcription_session.update",
+    }
+)
+"""Realtime's client events, as of its API description of August 2026."""
+
+SERVER_EVENTS = frozenset(
+    {
+        "conversation.created",
+        "conversation.item.added",
+        "conversation.item.created",
+        "conversation.item.deleted",
+        "conversation.item.done",
+        "conversation.item.input_audio_transcription.completed",
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.failed",
+        "conversation.item.input_audio_transcription.segment",
+        "conversation.item.retrieved",
+        "conversation.item.truncated",
+        "error",
+        "input_audio_buffer.cleared",
+        "input_audio_buffer.committed",
+        "input_audio_buffer.dtmf_event_received",
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.timeout_triggered",
+        "mcp_list_tools.completed",
+        "mcp_list_tools.failed",
+        "mcp_list_tools.in_progress",
+        "output_audio_buffer.cleared",
+        "output_audio_buffer.started",
+        "output_audio_buffer.stopped",
+        "rate_limits.updated",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.created",
+        "response.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_call.in_progress",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_call_arguments.done",
+        "response.output_audio.delta",
+        "response.output_audio.done",
+        "response.output_audio_transcript.delta",
+        "response.output_audio_transcript.done",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "session.created",
+        "session.updated",
+    }
+)
+
+UPSTREAM_CODES = frozenset(
+    {
+        # of `error` events and failed responses
+        "cannot_update_voice",
+        "content_filter",
+        "conversation_already_has_active_response",
+        "inference_rate_limit_exceeded",
+        "input_audio_buffer_commit_empty",
+        "insufficient_quota",
+        "invalid_api_key",
+        "invalid_event",
+        "invalid_offer",
+        "invalid_request_error",
+        "invalid_value",
+        "item_truncate_invalid_item_id",
+        "missing_required_parameter",
+        "model_not_found",
+        "rate_limit_exceeded",
+        "response_cancel_not_active",
+        "server_error",
+        "session_expired",
+        "unknown_parameter",
+        # of calls that did not come about, in the gateway's own words
+        "upstream-failed",
+        "upstream-rate-limited",
+        "upstream-rejected",
+        "upstream-timeout",
+    }
+)
+
+MODELS = frozenset(
+    {
+        "gpt-realtime",
+        "gpt-realtime-2025-08-28",
+        "gpt-realtime-1.5",
+        "gpt-realtime-2",
+        "gpt-realtime-2.1",
+        "gpt-realtime-2.1-mini",
+        "gpt-realtime-mini",
+        "gpt-realtime-mini-2025-10-06",
+        "gpt-realtime-mini-2025-12-15",
+    }
+)
+"""OpenAI's realtime models of November 2026; the configured one joins them."""
+
+RESPONSE_STATUSES = frozenset({"completed", "cancelled", "incomplete", "failed"})
+PHASES = frozenset({"gather", "signalling", "ice", "dtls", "channel", "total"})
+FORMATS = frozenset({"sse", "ndjson", "json"})
+STREAM_ENDS = frozenset({"client", "rotated", "superseded", "slow", "closed", "error", "shutdown"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+GAP_REASONS = frozenset({"overrun", "foreign", "unknown"})
+KINDS = ("text", "audio", "image")
+
+
+def known(word: str, words: frozenset[str]) -> str:
+    """Give the word if it is one of `words`, else `other`."""
+    return word if word in words else OTHER
