@@ -138,11 +138,9 @@ class Key(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     max_sessions: Count | None = None
-    max_sessions_per_minute: Count | None = None
-    max_events_per_second: Annotated[float, Field(gt=0)] | None = None
-    max_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
-    max_tokens_per_session: Count | None = None
-    max_tokens_per_day: Count | None = None
+    sessions_per_minute: Annotated[float, Field(gt=0)] | None = None
+    events_per_second: Annotated[float, Field(gt=0)] | None = None
+    bytes_per_second: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
