@@ -235,6 +235,12 @@ def upstream_bearer(request: web.Request) -> str | None:
     return found[1]
 
 
+def bearer_word(request: web.Request) -> str | None:
+    """Give what the Authorization header holds as Bearer. Other schemes, such as a proxy's Basic, are not for us."""
+    found = _BEARER.match(request.headers.get("Authorization", ""))
+    return found[1] if found else None
+
+
 def loopback_peer(request: web.Request) -> bool:
     """Tell whether the connection comes from this machine."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
@@ -259,11 +265,8 @@ def _from_trusted_proxy(request: web.Request) -> bool:
 
 def _shown(request: web.Request) -> tuple[str | None, bool]:
     """Give the credential of a request, and whether it stood in the query."""
-    header = request.headers.get("Authorization")
-    if header is not None:
-        found = _BEARER.match(header)
-        # Another scheme, such as a proxy's Basic, is not for us, but with keys it is no credential either.
-        return (found[1] if found else None), False
+    if "Authorization" in request.headers:
+        return bearer_word(request), False
     ticket = request.query.get("ticket")
     if ticket is None:
         return None, False

@@ -22,6 +22,8 @@ TELEMETRY: Final[web.AppKey[Telemetry]] = web.AppKey("telemetry")
 ACCESS: "Final[web.AppKey[Access]]" = web.AppKey("access")
 LIMITS: Final = web.AppKey("limits", ServerLimits)
 STREAM: "Final[web.AppKey[StreamLimits]]" = web.AppKey("stream")
+OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
+"""Whether the origins in `access.cors_origins` may call this listener."""
 CLOCK: Final = web.AppKey("clock", Clock)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)

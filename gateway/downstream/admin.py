@@ -1,0 +1,132 @@
+"""The operator's listener (contract.md section 2).
+
+Probes and metrics need no credential. The rest needs the admin token; without one configured it exists for
+connections from this machine only. What is shown holds no text, no SDP, no address and no key.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, runtime_checkable
+
+from aiohttp import hdrs, web
+
+from gateway.downstream import probes
+from gateway.downstream.access import bearer_word, loopback_peer
+from gateway.downstream.keys import HUB, SESSION
+from gateway.downstream.origins import host_name, is_loopback_name
+from gateway.errors import CallerError
+from gateway.relay.ports import View
+from gateway.relay.state import CloseReason
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the operator's listener needs beyond the hub."""
+
+    metrics: Callable[[str], tuple[bytes, str]]
+    """`Accept` to the exposition and its content type."""
+    drain: Callable[[], None]
+    """Begin to shut down, as SIGTERM does; returns at once."""
+    token_sha256: tuple[bytes, ...] = field(default=(), repr=False)
+    """Digests of the admin tokens; none means loopback only."""
+
+
+OPERATOR: Final = web.AppKey("operator", Operator)
+
+
+@runtime_checkable
+class Restarts(Protocol):
+    """A hub that can give a session a new call and keep its history."""
+
+    async def restart(self, session_id: str) -> None: ...
+
+
+def add_routes(app: web.Application) -> None:
+    """Put this file's handlers in place."""
+    probes.add_routes(app)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/sessions", list_all)
+    app.router.add_get("/sessions/{id}", look)
+    app.router.add_delete("/sessions/{id}", delete)
+    app.router.add_post("/sessions/{id}/restart", restart)
+    app.router.add_post("/drain", drain)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Give the metrics, as Prometheus text or, by `Accept`, as OpenMetrics."""
+    body, content_type = request.app[OPERATOR].metrics(request.headers.get(hdrs.ACCEPT, ""))
+    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+
+async def list_all(request: web.Request) -> web.Response:
+    """Give every session, newest first."""
+    _require_operator(request)
+    return web.json_response({"object": "list", "data": [_shown(v) for v in request.app[HUB].all_sessions()]})
+
+
+async def look(request: web.Request) -> web.Response:
+    """Give one session with its diagnostics."""
+    _require_operator(request)
+    session_id = request[SESSION] = request.match_info["id"]
+    hub = request.app[HUB]
+    view = hub.find(session_id, None).view()
+    return web.json_response(_shown(view) | {"diagnostics": hub.diagnostics(session_id)})
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Close a session."""
+    _require_operator(request)
+    session_id = request[SESSION] = request.match_info["id"]
+    await request.app[HUB].find(session_id, None).close(CloseReason.CLIENT)
+    return web.Response(status=204)
+
+
+async def restart(request: web.Request) -> web.Response:
+    """Give a session a new call and keep its history, where the hub can."""
+    _require_operator(request)
+    session_id = request[SESSION] = request.match_info["id"]
+    hub = request.app[HUB]
+    hub.find(session_id, None)
+    if not isinstance(hub, Restarts):
+        raise CallerError("not-found", "This version cannot restart a session's call.")
+    await hub.restart(session_id)
+    return web.json_response(_shown(hub.find(session_id, None).view()), status=202)
+
+
+async def drain(request: web.Request) -> web.Response:
+    """Begin to shut down."""
+    _require_operator(request)
+    request.app[OPERATOR].drain()
+    return web.json_response({"draining": True}, status=202)
+
+
+def _require_operator(request: web.Request) -> None:
+    known = request.app[OPERATOR].token_sha256
+    if known:
+        digest = hashlib.sha256((bearer_word(request) or "").encode()).digest()
+        if not any([hmac.compare_digest(digest, one) for one in known]):  # noqa: C419  # every one, in constant time
+            raise CallerError("unauthorized", "Send the admin token as 'Authorization: Bearer'.")
+        return
+    name = host_name(request.headers.get(hdrs.HOST, ""))
+    if not loopback_peer(request) or name is None or not is_loopback_name(name):
+        raise CallerError("not-found", "Without an admin token this exists on loopback only.")
+
+
+def _shown(view: View) -> dict[str, object]:
+    """Give a session without what its owner wrote: metadata is theirs."""
+    return {
+        "id": view.id,
+        "principal": view.principal,
+        "state": view.state,
+        "created_at": view.created_at,
+        "expires_at": view.expires_at,
+        "call_expires_at": view.call_expires_at,
+        "model": view.model,
+        "call_id": view.call_id,
+        "head": str(view.head),
+        "oldest": str(view.oldest),
+        "receivers": view.receivers,
+        "close_reason": view.close_reason,
+    }

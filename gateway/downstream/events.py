@@ -1,0 +1,68 @@
+"""`POST /v1/sessions/{id}/events`: client events on their way up (contract.md section 1.2).
+
+A body is read whole, checked whole, and handed over whole; what goes on are slices of the bytes that came.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.access import Grant, session_grant, upstream_bearer
+from gateway.downstream.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
+from gateway.downstream.idempotency import REPLAYED, once, scoped_key
+from gateway.downstream.keys import ACCESS, CLOCK, LIMITS, TELEMETRY
+from gateway.errors import CallerError, Flaw
+from gateway.relay.envelope import ClientEvent, parse_json, parse_ndjson
+from gateway.relay.ports import Receipt
+
+_TAKEN: Final = (JSON, NDJSON, TEXT, FORM)
+
+
+def add_routes(app: web.Application) -> None:
+    """Put this file's handler in place."""
+    app.router.add_post("/v1/sessions/{id}/events", post_events)
+
+
+async def post_events(request: web.Request) -> web.Response:
+    """Accept one event, an array of them, or lines of them: 202 with their numbers and the log's head before them."""
+    grant, handle = session_grant(request, "send")
+    bearer = upstream_bearer(request)
+    kind = media_type(request, _TAKEN)
+    body = await read_body(request)
+    read_at = request.app[CLOCK].monotonic()
+    parse = parse_ndjson if kind == NDJSON else parse_json
+    max_events = request.app[LIMITS].max_batch_events
+    batch = parse(body, max_events=max_events, strict_members=grant.restricted)
+    _require_allowed(grant, batch)
+
+    async def send() -> Receipt:
+        request.app[ACCESS].spend_events(grant, request.match_info["id"], len(batch), len(body))
+        receipt = await handle.submit(batch, bearer=bearer)
+        request.app[TELEMETRY].relayed_up(request.app[CLOCK].monotonic() - read_at)
+        return receipt
+
+    key = scoped_key(request, grant)
+    receipt, replayed = await once(request, handle.idempotency, key, body, send, Receipt)
+    return web.json_response(
+        {
+            "accepted": receipt.accepted,
+            "first": receipt.first,
+            "last": receipt.last,
+            "head": str(receipt.head),
+        },
+        status=202,
+        headers=REPLAYED if replayed else None,
+    )
+
+
+def _require_allowed(grant: Grant, batch: Sequence[ClientEvent]) -> None:
+    flaws = tuple(
+        Flaw(f"'{event.type}' is not allowed", pointer=f"/{index}" if len(batch) > 1 else "")
+        for index, event in enumerate(batch)
+        if not grant.allows(event.type)
+    )
+    if flaws:
+        raise CallerError(
+            "event-not-allowed", "The client secret does not allow every event of this batch.", flaws=flaws
+        )

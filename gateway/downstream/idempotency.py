@@ -1,0 +1,64 @@
+"""Doing a request once, however often it is sent (draft-ietf-httpapi-idempotency-key-header).
+
+For requests that are answered when they are done. Turns, to which a repeat attaches while they run, do it themselves.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from gateway.downstream.access import Grant
+from gateway.downstream.body import idempotency_key
+from gateway.downstream.keys import TELEMETRY
+from gateway.errors import OverloadError
+from gateway.relay.idempotency import IdempotencyKeys
+
+Answer = TypeVar("Answer")
+
+REPLAYED = {"Idempotency-Replayed": "true"}
+
+
+def scoped_key(request: web.Request, grant: Grant) -> str | None:
+    """Give the request's key as the table knows it: another caller or path may use the same word."""
+    key = idempotency_key(request)
+    return None if key is None else f"{grant.principal.name}\n{request.path}\n{key}"
+
+
+def fingerprint(request: web.Request, body: bytes) -> bytes:
+    """Give what a repeat must equal."""
+    return hashlib.sha256(request.path.encode() + b"\n" + body).digest()
+
+
+async def once(
+    request: web.Request,
+    table: IdempotencyKeys,
+    key: str | None,
+    body: bytes,
+    act: Callable[[], Awaitable[Answer]],
+    answer_type: type[Answer],
+) -> tuple[Answer, bool]:
+    """Act, or give the answer of the first time and True. What raises had no effect, and may be tried again.
+
+    Raises `idempotency-in-progress` while the first is still running, `idempotency-key-reused` for another body.
+    """
+    if key is None:
+        return await act(), False
+    slot, new = table.claim(key, fingerprint(request, body))
+    if not new:
+        if not isinstance(slot.answer, answer_type):
+            raise OverloadError(
+                "idempotency-in-progress",
+                "The first request with this Idempotency-Key is still running.",
+                retry_after=1,
+            )
+        request.app[TELEMETRY].idempotent_replay()
+        return slot.answer, True
+    try:
+        answer = await act()
+    except BaseException:
+        table.release(key)
+        raise
+    table.keep(key, answer)
+    return answer, False

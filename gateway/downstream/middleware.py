@@ -1,0 +1,168 @@
+"""What happens to every request before and after its handler: id, host and origin, errors, headers, one log line.
+
+The order is: the request gets its id; a page that may not call is turned away before anything is done; a preflight is
+answered before any credential is asked for; what the handler raises becomes a problem object. Headers are added when
+an answer is prepared, so that streams carry them, too.
+"""
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from gateway.downstream import problem
+from gateway.downstream.access import AccessRules, scheme
+from gateway.downstream.keys import (
+    ACCESS,
+    ANSWERED_AT,
+    CLOCK,
+    ERROR_CODE,
+    OPEN_TO_PAGES,
+    PRINCIPAL,
+    REQUEST_ID,
+    SESSION,
+    TELEMETRY,
+)
+from gateway.downstream.origins import (
+    cors_headers,
+    host_name,
+    is_loopback_name,
+    normal_origin,
+    preflight_headers,
+)
+from gateway.errors import CallerError, GatewayError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_CORS: Final = web.RequestKey("cors", dict)
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+
+_KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked by machines under whatever address they know; they show nothing that a rebinding page could use."""
+
+API_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Vary": "Accept, Origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id, and tell of its answer: the metrics when its headers are sent, the log when it ends."""
+    clock, telemetry = request.app[CLOCK].monotonic, request.app[TELEMETRY]
+    began = clock()
+    wanted = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
+    status = 499  # The client left, or the server was closed, before there was an answer.
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        ended = clock()
+        method = request.method if request.method in _KNOWN_METHODS else "other"
+        route = route_of(request)
+        telemetry.http_request(route, method, status, request.get(ANSWERED_AT, ended) - began)
+        fields = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": ended - began,
+            "session": request.get(SESSION),
+            "principal": request.get(PRINCIPAL),
+            "code": request.get(ERROR_CODE),
+        }
+        known = {name: value for name, value in fields.items() if value is not None}
+        telemetry.http_answered(request[REQUEST_ID], known)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what is raised into a problem object."""
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        return _problem(request, error)
+    except web.HTTPException as error:
+        known = problem.translated(error)
+        if known is None:
+            raise
+        return _problem(request, known)
+    except ConnectionError:
+        raise  # The client left; there is nobody to answer.
+    except Exception as error:  # noqa: BLE001  # the last place where it can be caught and told under the request's id
+        request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
+        return _problem(request, problem.internal(request[REQUEST_ID]))
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn away what no page may do, and answer preflights."""
+    rules = request.app[ACCESS].rules
+    _require_host(request, rules)
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None:
+        return await handler(request)
+    if request.app[OPEN_TO_PAGES] and _is_listed(origin, rules):
+        request[_CORS] = cors_headers(origin, any_origin="*" in rules.cors_origins)
+    elif not _is_own(request, origin, rules):
+        raise CallerError("origin-not-allowed", "Pages of this origin may not call this gateway.")
+    if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+        return web.Response(status=204, headers=preflight_headers())
+    return await handler(request)
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what every answer carries; a signal handler of `on_response_prepare`."""
+    headers = response.headers
+    request[ANSWERED_AT] = request.app[CLOCK].monotonic()
+    request_id = request.get(REQUEST_ID)
+    if request_id is not None:
+        headers["X-Request-Id"] = request_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    if request.path.startswith("/v1/"):
+        for name, value in API_HEADERS.items():
+            headers.setdefault(name, value)
+    headers.update(request.get(_CORS, {}))
+
+
+def route_of(request: web.Request) -> str:
+    """Give the path's template, or `other`: never what a client made up."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "other"
+
+
+def _problem(request: web.Request, error: GatewayError) -> web.Response:
+    request[ERROR_CODE] = error.code
+    return problem.response(error, request.path)
+
+
+def _require_host(request: web.Request, rules: AccessRules) -> None:
+    if rules.keys or request.path in PROBES:
+        return
+    name = host_name(request.headers.get(hdrs.HOST, ""))
+    if name is None or not (is_loopback_name(name) or name in rules.hosts):
+        raise CallerError(
+            "forbidden",
+            "Without API keys the gateway answers to loopback names only; "
+            "other names it goes by must be configured.",
+        )
+
+
+def _is_listed(origin: str, rules: AccessRules) -> bool:
+    normal = normal_origin(origin)
+    return normal is not None and ("*" in rules.cors_origins or normal in rules.cors_origins)
+
+
+def _is_own(request: web.Request, origin: str, rules: AccessRules) -> bool:
+    normal = normal_origin(origin)
+    if normal is None:
+        return False
+    own = normal_origin(f"{scheme(request)}://{request.headers.get(hdrs.HOST, '')}")
+    return normal == own or normal in rules.own_origins

@@ -1,0 +1,143 @@
+"""The two listeners: the client's and the operator's.
+
+`Server` builds an application for each, listens, and closes them again. Tests and the gateway itself use this type.
+It knows no configuration: it is given each room's limits as frozen values.
+"""
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from gateway.downstream import admin, console, events, middleware, probes, sessions
+from gateway.downstream.access import Access
+from gateway.downstream.keys import ACCESS, CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STREAM, TELEMETRY
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.protocol import Connection
+from gateway.relay.clock import Clock
+from gateway.relay.hub import Hub
+from gateway.relay.ports import Telemetry
+
+if TYPE_CHECKING:
+    from gateway.downstream.stream import StreamLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the HTTP side is made from."""
+
+    hub: Hub
+    telemetry: Telemetry
+    access: Access
+    operator: admin.Operator
+    stream: "StreamLimits"
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    clock: Clock = field(default_factory=Clock)
+
+
+class Server:
+    """Both listeners, from `start` to `close`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._client_side = Listener(client_application(parts), parts.limits)
+        self._operator_side = Listener(operator_application(parts), parts.limits)
+
+    async def start(self, client: Binding, operator: Binding) -> None:
+        """Listen on both. Raises OSError where an address cannot be had, after which neither listens."""
+        try:
+            await self._operator_side.start(operator)
+            await self._client_side.start(client)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop listening, end the streams, and give running requests a moment. Harmless when repeated."""
+        await self._client_side.close()
+        await self._operator_side.close()
+
+    @property
+    def url(self) -> str:
+        """The client's side, with its real port."""
+        return self._client_side.url
+
+    @property
+    def admin_url(self) -> str:
+        """The operator's side, with its real port."""
+        return self._operator_side.url
+
+
+class Listener:
+    """One application on one address."""
+
+    def __init__(self, app: web.Application, limits: ServerLimits) -> None:
+        self._limits = limits
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
+        self._server: asyncio.Server | None = None
+        self._scheme = "http"
+
+    async def start(self, binding: Binding) -> None:
+        loop = asyncio.get_running_loop()
+        await self._runner.setup()
+        http = self._runner.server
+        assert http is not None  # set up above
+        # Not aiohttp's own site, which knows no other connection class.
+        self._server = await loop.create_server(
+            lambda: Connection(http, self._limits, loop), binding.host, binding.port, ssl=binding.tls
+        )
+        self._scheme = "https" if binding.tls else "http"
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None, "not listening"
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
+
+
+def client_application(parts: Parts) -> web.Application:
+    """Build the client's side."""
+    app = _application(parts, open_to_pages=True)
+    app[STREAM] = parts.stream
+    probes.add_routes(app)
+    for resource in (sessions, events, console):
+        resource.add_routes(app)
+    return app
+
+
+def operator_application(parts: Parts) -> web.Application:
+    """Build the operator's side."""
+    # Without a token any page that is listed could drain the gateway: what is listed are clients, not operators.
+    app = _application(parts, open_to_pages=bool(parts.operator.token_sha256))
+    app[admin.OPERATOR] = parts.operator
+    admin.add_routes(app)
+    return app
+
+
+def _application(parts: Parts, *, open_to_pages: bool) -> web.Application:
+    app = web.Application(
+        middlewares=[middleware.observe, middleware.answer_errors, middleware.guard],
+        client_max_size=parts.limits.max_body_bytes,
+    )
+    app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
+    app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
+    app.on_response_prepare.append(middleware.add_headers)
+    return app

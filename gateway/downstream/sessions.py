@@ -1,0 +1,255 @@
+"""Sessions as a resource: create, list, look, close, tickets (contract.md section 1.1)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.downstream.access import Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.idempotency import REPLAYED, once, scoped_key
+from gateway.downstream.keys import ACCESS, HUB, LIMITS, SESSION, STREAM
+from gateway.errors import CallerError, Flaw, GatewayError
+from gateway.relay.envelope import parse_object
+from gateway.relay.hub import OpenRequest
+from gateway.relay.ports import View
+from gateway.relay.state import CloseReason
+
+_SECRET_BODY_BYTES: Final = 4096
+"""A body that is to be a client secret and nothing else."""
+
+Object = dict[str, Any]  # Any JSON object: what is in it is OpenAI's or the caller's own business.
+
+
+class ClientSecretWanted(BaseModel):
+    """What the session's client secret may send beyond the usual."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    allow: list[str] = Field(default_factory=list, max_length=64)
+
+
+class SessionWanted(BaseModel):
+    """The body of a create. Everything is optional."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    session: Object = Field(default_factory=dict)
+    metadata: Object = Field(default_factory=dict)
+    detach_grace_seconds: int | None = None
+    client_secret: ClientSecretWanted = Field(default_factory=ClientSecretWanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Created:
+    """The answer of a create, kept for its repeats."""
+
+    session_id: str
+    body: bytes = field(repr=False)  # holds the client secret
+
+
+def add_routes(app: web.Application) -> None:
+    """Put this file's handlers in place."""
+    app.router.add_post("/v1/sessions", create)
+    app.router.add_get("/v1/sessions", list_own)
+    app.router.add_get("/v1/sessions/{id}", look)
+    app.router.add_delete("/v1/sessions/{id}", delete)
+    app.router.add_post("/v1/sessions/{id}/close", close)
+    app.router.add_post("/v1/sessions/{id}/tickets", make_ticket)
+
+
+async def create(request: web.Request) -> web.Response:
+    """Open a session: 201 when its data channel is open."""
+    caller = grant(request, "manage")
+    bearer = required_upstream_bearer(request)
+    media_type(request, (JSON, TEXT, FORM))
+    body = await read_body(request)
+    wanted = parse_wanted(request, parse_object(body) if body.strip() else {})
+
+    async def open_session() -> _Created:
+        view = await open_wanted(request, caller, wanted, bearer)
+        return _Created(view.id, json.dumps(created_object(request, view), ensure_ascii=False).encode())
+
+    hub = request.app[HUB]
+    key = scoped_key(request, caller)
+    created, replayed = await once(request, hub.idempotency, key, body, open_session, _Created)
+    if replayed and not _still_known(request, created.session_id):
+        # A key lives as long as its session; this is a first try again.
+        hub.idempotency.release(str(key))
+        created, replayed = await once(request, hub.idempotency, key, body, open_session, _Created)
+    request[SESSION] = created.session_id
+    if key is None and _client_left(request):
+        await hub.find(created.session_id, None).close(CloseReason.CLIENT)  # Nobody will ever learn its id.
+    path = f"/v1/sessions/{created.session_id}"
+    headers = {"Location": path, "Link": f'<{path}/events>; rel="events"'} | (REPLAYED if replayed else {})
+    return web.Response(status=201, body=created.body, content_type=JSON, headers=headers)
+
+
+async def list_own(request: web.Request) -> web.Response:
+    """Give the caller's sessions, newest first. Not to anonymous callers: to them an id is the capability."""
+    caller = grant(request, "manage")
+    if caller.credential == "anonymous":
+        raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
+    views = request.app[HUB].sessions(caller.principal)
+    return web.json_response({"object": "list", "data": [session_object(request, view) for view in views]})
+
+
+async def look(request: web.Request) -> web.Response:
+    """Give the session object."""
+    _, handle = session_grant(request, "read")
+    return web.json_response(session_object(request, handle.view()))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Close the session; 204 also when it is closed already."""
+    _, handle = session_grant(request, "send")
+    await handle.close(CloseReason.CLIENT)
+    return web.Response(status=204)
+
+
+async def close(request: web.Request) -> web.Response:
+    """Close the session, for clients that can only post: `navigator.sendBeacon` sends the client secret as the body."""
+    body = await read_body(request, _SECRET_BODY_BYTES)
+    word = body.decode("ascii", "replace").strip() if request.content_type == TEXT else ""
+    _, handle = session_grant(request, "send", word=word or None)
+    await handle.close(CloseReason.CLIENT)
+    return web.Response(status=204)
+
+
+async def make_ticket(request: web.Request) -> web.Response:
+    """Make a read-only credential that may stand in a URL."""
+    _, handle = session_grant(request, "send")
+    view = handle.view()
+    ticket = request.app[ACCESS].signatures.sign("ticket", view.id)
+    answer = {"ticket": ticket, "url": _stream_url(view.id, ticket), "expires_at": view.expires_at}
+    return web.json_response(answer, status=201)
+
+
+def required_upstream_bearer(request: web.Request) -> str | None:
+    """Give the caller's upstream credential, which an opening needs where callers bring their own."""
+    bearer = upstream_bearer(request)
+    if bearer is None and request.app[ACCESS].rules.client_upstream:
+        raise CallerError(
+            "unauthorized", "Send your upstream credential as 'X-Upstream-Authorization: Bearer'."
+        )
+    return bearer
+
+
+def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWanted:
+    """Check a create's body. Raises `invalid-parameter`, naming the members by JSON pointer."""
+    if "call_id" in body:
+        flaw = Flaw("not built yet", pointer="/call_id")
+        raise CallerError(
+            "invalid-parameter", "Attaching to an existing call is not built yet.", flaws=(flaw,)
+        )
+    try:
+        wanted = SessionWanted.model_validate(body)
+    except ValidationError as error:
+        flaws = tuple(
+            Flaw(_said(found["msg"]), pointer=_pointer(found["loc"]))
+            for found in error.errors(include_url=False, include_input=False)
+        )
+        named = ", ".join(f"'{flaw.pointer}'" for flaw in flaws)
+        raise CallerError(
+            "invalid-parameter", f"The body is not that of a create: see {named}.", flaws=flaws
+        ) from None
+    _require_finite(wanted.session, "/session")
+    size = len(_require_finite(wanted.metadata, "/metadata"))
+    limit = request.app[LIMITS].max_metadata_bytes
+    if size > limit:
+        raise CallerError("too-large", f"'metadata' is larger than {limit} bytes.", members={"limit": limit})
+    return wanted
+
+
+async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted, bearer: str | None) -> View:
+    """Open what was asked for. The hub owns the opening: a client that leaves cannot leave half of it behind."""
+    request.app[ACCESS].spend_opening(caller)
+    handle = await request.app[HUB].open(
+        OpenRequest(
+            principal=caller.principal,
+            session=wanted.session,
+            metadata=wanted.metadata,
+            detach_grace_seconds=wanted.detach_grace_seconds,
+            bearer=bearer,
+            secret_allows=tuple(wanted.client_secret.allow),
+        )
+    )
+    return handle.view()
+
+
+def session_object(request: web.Request, view: View) -> dict[str, object]:
+    """Give a session as its owner sees it."""
+    relay, server, stream = request.app[HUB].limits, request.app[LIMITS], request.app[STREAM]
+    return {
+        "id": view.id,
+        "object": "gateway.session",
+        "state": view.state,
+        "created_at": view.created_at,
+        "expires_at": view.expires_at,
+        "call_expires_at": view.call_expires_at,
+        "model": view.model,
+        "call_id": view.call_id,
+        "metadata": view.metadata,
+        "head": str(view.head),
+        "oldest": str(view.oldest),
+        "receivers": view.receivers,
+        "close_reason": view.close_reason,
+        "events_url": f"/v1/sessions/{view.id}/events",
+        "limits": {
+            "max_event_bytes": relay.max_event_bytes,
+            "max_body_bytes": server.max_body_bytes,
+            "max_batch_events": server.max_batch_events,
+            "log_max_events": relay.log_max_events,
+            "log_max_bytes": relay.log_max_bytes,
+            "detach_grace_seconds": view.detach_grace_seconds,
+            "heartbeat_seconds": stream.heartbeat_seconds,
+            "stream_max_age_seconds": stream.max_age_seconds,
+        },
+    }
+
+
+def created_object(request: web.Request, view: View) -> dict[str, object]:
+    """Give a session with the credentials that are told once."""
+    signatures = request.app[ACCESS].signatures
+    secret = {"value": signatures.sign("secret", view.id), "expires_at": view.expires_at}
+    stream_url = _stream_url(view.id, signatures.sign("ticket", view.id))
+    return session_object(request, view) | {"client_secret": secret, "stream_url": stream_url}
+
+
+def _stream_url(session_id: str, ticket: str) -> str:
+    return f"/v1/sessions/{session_id}/events?ticket={ticket}"
+
+
+def _still_known(request: web.Request, session_id: str) -> bool:
+    try:
+        request.app[HUB].find(session_id, None)
+    except GatewayError:
+        return False
+    return True
+
+
+def _client_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in location)
+
+
+def _said(message: str) -> str:
+    """Give pydantic's sentence in this API's words: nobody outside has heard of extra inputs."""
+    return "unknown member" if message.startswith("Extra inputs") else message[0].lower() + message[1:]
+
+
+def _require_finite(value: object, pointer: str) -> str:
+    """Encode a value. A number like 1e999 is JSON, but becomes infinite when read, which is not."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        flaw = Flaw("a number is out of range", pointer=pointer)
+        raise CallerError(
+            "invalid-parameter", f"A number in '{pointer}' is out of range.", flaws=(flaw,)
+        ) from None
