@@ -3,11 +3,15 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
+import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
 from gateway.emulator.config import EmulatorConfig
+from gateway.emulator.faults import NONE, changed
 from gateway.emulator.server import Emulator
 
 
@@ -22,7 +26,18 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     parser.add_argument("--setup", choices=("active", "passive"), default=default.setup)
     parser.add_argument("--max-session-seconds", type=float, default=default.max_session_seconds)
     parser.add_argument("--record", type=Path, action="append", default=[])
+    parser.add_argument("--api-key", action="append", default=[], help="accept this key only (repeatable)")
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME=VALUE", help="see gateway.emulator.faults"
+    )
+    parser.add_argument("--brain-url", help="base URL of a chat completions server to ask for answers")
+    parser.add_argument("--brain-model", default=default.brain_model)
+    parser.add_argument("--no-item-done-quirk", action="store_true", help="give every true previous_item_id")
     given = parser.parse_args(arguments)
+    try:
+        faults = changed(NONE, dict(_pair(text) for text in given.fault))
+    except ValueError as error:
+        parser.error(str(error))
     return EmulatorConfig(
         host=given.host,
         port=given.port,
@@ -31,7 +46,20 @@ def parse(arguments: list[str]) -> EmulatorConfig:
         setup=given.setup,
         max_session_seconds=given.max_session_seconds,
         recordings=tuple(given.record),
+        api_keys=tuple(given.api_key),
+        faults=faults,
+        brain_url=given.brain_url,
+        brain_model=given.brain_model,
+        brain_key=os.environ.get("EMULATOR_BRAIN_KEY"),
+        item_done_quirk=not given.no_item_done_quirk,
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"--fault takes NAME=VALUE, not '{text}'")
+    return name, value
 
 
 async def run(config: EmulatorConfig) -> None:
@@ -53,11 +81,12 @@ async def run(config: EmulatorConfig) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run on uvloop where it is installed: 15 % less CPU for a delta."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
+    # One socket a call: the soft limit is often 1024.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     factory = None
     with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
+        factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run(config))
 

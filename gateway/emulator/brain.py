@@ -1,21 +1,23 @@
-"""What the far end says."""
+"""What a brain is: something that answers a prompt, token by token. No I/O.
+
+Refuses to know how. `rules` holds the offline one, `chat` one that asks a chat completions server.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.emulator.items import Item, text_of
-from gateway.emulator.tokens import tokenize
+from gateway.emulator.items import Item
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a response is made from."""
+    """What a response is made from: the items in order, the newest last, and what the session or the request set."""
 
     instructions: str
     items: Sequence[Item]
     tools: Sequence[dict[str, Any]]
-    tool_choice: Any
+    tool_choice: str | dict[str, Any]
     model: str
 
 
@@ -27,23 +29,21 @@ class FunctionCall:
     arguments: str
 
 
+class BrainError(Exception):
+    """The brain could not answer; the response ends as failed with `code` and this message."""
+
+    def __init__(self, code: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Brain(Protocol):
     """Anything that answers."""
 
     def answer(self, prompt: Prompt) -> AsyncIterator[str | FunctionCall]:
-        """Give the answer's tokens in order, and function calls among them."""
+        """Give the answer's tokens in order, and function calls among them; raises BrainError."""
         ...
 
-
-class RuleBrain:
-    """The brain that needs nothing."""
-
-    async def answer(self, prompt: Prompt) -> AsyncIterator[str | FunctionCall]:
-        asked = next((text_of(i) for i in reversed(prompt.items) if i.get("role") == "user"), "")
-        words = asked.lower()
-        if "two words" in prompt.instructions or "hello" in words:
-            text = "Hello there!"
-        else:
-            text = f"You said: {asked}"
-        for token in tokenize(text):
-            yield token
+    async def close(self) -> None:
+        """Let go of what it holds."""
+        ...

@@ -1,25 +1,71 @@
-"""One call: a peer, the session spoken over it, and its end."""
+"""One call: a peer, what is spoken over it, and its end.
+
+Refuses to know HTTP. It keeps a record of what reached it, verbatim and bounded, so that a test can ask afterwards.
+"""
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from gateway.emulator.errors import Refusal
+from gateway.emulator.faults import Faults
 from gateway.emulator.peer import FarPeer
-from gateway.emulator.realtime import Realtime
+from gateway.emulator.realtime import Line
+
+# The record of a call: the oldest frames go first, and are counted.
+MAX_RECORD_FRAMES = 10_000
+MAX_RECORD_BYTES = 32 * 1024 * 1024
+# Between the last words (`session_expired`) and the end of the connection.
+_LAST_WORDS_SECONDS = 0.2
+
+
+class Voice(Protocol):
+    """What is spoken over a call: the protocol, or a recording of it."""
+
+    faults: Faults
+
+    def opened(self) -> None: ...
+    def receive(self, frame: str | bytes) -> None: ...
+    def refuse(self, refusal: Refusal, client_id: str | None = None) -> None: ...
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class CallTimes:
-    """When a call began and when it must end, as seconds since the epoch."""
+    """When a call began and when it must end, in seconds since the epoch."""
 
     created_at: int
     expires_at: float
 
 
+class Record:
+    """The client's frames, newest kept."""
+
+    __slots__ = ("_bytes", "_frames", "dropped", "total")
+
+    def __init__(self) -> None:
+        self._frames: deque[str | bytes] = deque()
+        self._bytes = 0
+        self.dropped = 0
+        self.total = 0
+
+    def add(self, frame: str | bytes) -> None:
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        self.total += 1
+        while len(self._frames) > MAX_RECORD_FRAMES or self._bytes > MAX_RECORD_BYTES:
+            self._bytes -= len(self._frames.popleft())
+            self.dropped += 1
+
+    def frames(self) -> list[str | bytes]:
+        return list(self._frames)
+
+
 class Call:
-    """A peer and its session, closed together.
+    """A peer and its voice, closed together.
 
     `on_end(call)` is called when the far side is gone or the time is up; the owner then awaits `close`.
     """
@@ -28,41 +74,100 @@ class Call:
         self,
         call_id: str,
         peer: FarPeer,
-        realtime: Realtime,
+        voice: Callable[[Line], Voice],
         times: CallTimes,
         on_end: Callable[["Call"], None],
     ) -> None:
         self.id = call_id
         self.peer = peer
-        self.realtime = realtime
         self.times = times
+        self.received = Record()
         self.end_reason: str | None = None
+        self.opened_at: float | None = None
+        self.silent = False
+        self.owner: str | None = None
         self._on_end = on_end
-        peer.on_open = realtime.opened
-        peer.on_message = realtime.receive
-        peer.on_lost = self._lost
+        self.voice = voice(Line(self._send, self._send_frame, peer.writable, self.fail))
+        peer.on_open = self._opened
+        peer.on_message = self._heard
+        peer.on_lost = self.end
         loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(max(0.0, times.expires_at - time.time()), self._expire)
+        self._expiry = loop.call_later(max(0.0, times.expires_at - time.time()), self.expire)
 
-    async def close(self) -> None:
-        """End the call: the session first, so that nothing is said on a closing channel."""
-        self._expiry.cancel()
-        await self.realtime.close()
-        await self.peer.close()
+    def describe(self) -> dict[str, Any]:
+        """Say how the call stands."""
+        return {
+            "id": self.id,
+            "created_at": self.times.created_at,
+            "expires_at": int(self.times.expires_at),
+            "ice": self.peer.agent.state,
+            "open": self.opened_at is not None and self.end_reason is None,
+            "end_reason": self.end_reason,
+            "received": self.received.total,
+            "sent": self.peer.sent,
+            "oversized": self.peer.oversized,
+            "checks_ignored": self.peer.agent.checks_ignored,
+            "buffered": self.peer.buffered,
+        }
 
-    def _expire(self) -> None:
+    def send_frames(self, frames: list[bytes]) -> None:
+        """Send frames as they are, as text messages, past every fault but a lost connection."""
+        for frame in frames:
+            self.peer.send_frame(frame)
+
+    def set_faults(self, faults: Faults) -> None:
+        """Replace the call's faults."""
+        self.voice.faults = faults
+        agent = self.peer.agent
+        agent.deaf, agent.consenting = faults.deaf, faults.consent
+        self.peer.enforce_size = faults.oversize == "drop"
+
+    def fail(self, how: str) -> None:
+        """Go wrong in one of the ways of `faults.Failure`, now."""
+        if how == "silence":
+            self.silent = True
+        elif how == "vanish":
+            self.peer.agent.vanished = True
+        elif how == "close_channel":
+            self.peer.close_channel()
+        elif how == "hang_up":
+            self.end("hung up")
+
+    def expire(self) -> None:
+        """Say that the time is up, then end."""
         minutes = max(1, round((self.times.expires_at - self.times.created_at) / 60))
-        self.realtime.refuse(
+        self.voice.refuse(
             Refusal("session_expired", f"Your session hit the maximum duration of {minutes} minutes.")
         )
-        # The error must reach the client before the peer is dropped.
-        loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(_LAST_WORDS_SECONDS, self._lost, "expired")
+        self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self.end, "expired")
 
-    def _lost(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """Report the end, once."""
         if self.end_reason is None:
             self.end_reason = reason
             self._on_end(self)
 
+    async def close(self) -> None:
+        """End the call: the voice first, so that nothing is said on a closing channel."""
+        if self.end_reason is None:
+            self.end_reason = "hung up"
+        self._expiry.cancel()
+        await self.voice.close()
+        await self.peer.close()
 
-_LAST_WORDS_SECONDS = 0.2
+    def _opened(self) -> None:
+        self.opened_at = time.time()
+        self.voice.opened()
+
+    def _heard(self, frame: str | bytes) -> None:
+        self.received.add(frame)
+        self.voice.receive(frame)
+
+    def _send(self, text: str) -> None:
+        if not self.silent:
+            self.peer.send(text)
+
+    def _send_frame(self, frame: bytes) -> None:
+        if not self.silent:
+            self.peer.send_frame(frame)

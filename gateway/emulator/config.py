@@ -1,6 +1,6 @@
 """What an emulator can be told before it starts. Refuses to know how: flags are `__main__`'s."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ class EmulatorConfig:
     max_session_seconds: float = 3600.0
     recordings: tuple[Path, ...] = ()
     api_keys: tuple[str, ...] = ()
-    faults: Faults = Faults()
+    faults: Faults = field(default_factory=Faults)
     brain_url: str | None = None
     brain_model: str = "default"
     brain_key: str | None = None

@@ -1,8 +1,124 @@
-"""The faults an emulator can be told to have."""
+"""Everything that can be made to go wrong, as one value. No I/O.
 
+Refuses to do any of it: signalling, peer and session read their fields. A run begins with the faults of its flags
+(`--fault name=value`, repeatable); `POST /_emulator/faults` sets those of later calls, `POST /_emulator/calls/{id}/fault`
+those of one call while it runs (see `control`). A name or value that is not listed here is refused, never ignored.
+
+| name | value | what happens |
+|---|---|---|
+| `signal_status` | 400-599 | `POST /calls` is refused with this status and the error body the service sends with it |
+| `signal_retry_after` | seconds | the refusal carries `Retry-After` |
+| `signal_delay_seconds` | seconds | `POST /calls` is answered that much later |
+| `signal_times` | count | only so many calls meet the three above, then all is well (default: all) |
+| `answer` | `broken`, `no_audio`, `empty` | 201 with an answer that is no SDP, lacks the audio section, or is empty |
+| `deaf` | true | no ICE check is ever answered |
+| `consent` | false | once connected, no check is answered any more; data goes on |
+| `fail` | `silence`, `close_channel`, `hang_up`, `vanish` | say nothing more; close the channel; close the connection; drop every datagram |
+| `fail_after_deltas` | count | `fail` happens after so many deltas of the call (default 0: when the first response begins) |
+| `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped without a word (default, as Pion does) or sent |
+| `response_error` | a code | responses end `failed` with it after their deltas so far (`fail_after_deltas`), at once by default |
+| `response_incomplete` | `content_filter`, `max_output_tokens` | responses end `incomplete` |
+| `rate_limits` | `late`, `missing`, `doubled` | `rate_limits.updated` 0.5 s late, not at all, twice |
+| `first_delta_seconds` | seconds | time before a response's first delta |
+| `tokens_per_second` | number | instead of the run's; 0 = as fast as the channel takes them |
+| `burst` | count | deltas come in groups of so many, at the same mean pace |
+| `unknown_event` | true | each response has an event of a type nobody knows |
+| `garbage` | `text`, `utf8`, `array`, `huge` | before a response's deltas: a frame that is no JSON, no UTF-8, no object, or a good event of 3 MB |
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Failure = Literal["silence", "close_channel", "hang_up", "vanish"]
+BadAnswer = Literal["broken", "no_audio", "empty"]
+Oversize = Literal["drop", "send"]
+RateLimits = Literal["late", "missing", "doubled"]
+Garbage = Literal["text", "utf8", "array", "huge"]
+Incomplete = Literal["content_filter", "max_output_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Nothing wrong by default."""
+    """The faults of a call; the default has none."""
+
+    signal_status: int | None = None
+    signal_retry_after: float | None = None
+    signal_delay_seconds: float = 0.0
+    signal_times: int | None = None
+    answer: BadAnswer | None = None
+    deaf: bool = False
+    consent: bool = True
+    fail: Failure | None = None
+    fail_after_deltas: int = 0
+    oversize: Oversize = "drop"
+    response_error: str | None = None
+    response_incomplete: Incomplete | None = None
+    rate_limits: RateLimits | None = None
+    first_delta_seconds: float = 0.0
+    tokens_per_second: float | None = None
+    burst: int = 1
+    unknown_event: bool = False
+    garbage: Garbage | None = None
+
+
+NONE = Faults()
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    "answer": get_args(BadAnswer),
+    "fail": get_args(Failure),
+    "oversize": get_args(Oversize),
+    "rate_limits": get_args(RateLimits),
+    "garbage": get_args(Garbage),
+    "response_incomplete": get_args(Incomplete),
+}
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "signal_status": (int, 400, 599),
+    "signal_retry_after": (float, 0, 86_400),
+    "signal_delay_seconds": (float, 0, 3600),
+    "signal_times": (int, 0, 1_000_000),
+    "fail_after_deltas": (int, 0, 1_000_000),
+    "first_delta_seconds": (float, 0, 3600),
+    "tokens_per_second": (float, 0, 1_000_000),
+    "burst": (int, 1, 10_000),
+}
+_FLAGS = ("deaf", "consent", "unknown_event")
+_OPTIONAL = frozenset(f.name for f in dataclasses.fields(Faults) if f.default is None)
+
+
+def changed(faults: Faults, given: Mapping[str, Any]) -> Faults:
+    """Apply `given` over `faults`; text is read as JSON would be, so flags and bodies share it. Raises ValueError."""
+    return dataclasses.replace(faults, **{name: _read(name, value) for name, value in given.items()})
+
+
+def _read(name: str, value: Any) -> Any:
+    if value is None or value == "null":
+        if name in _OPTIONAL:
+            return None
+        raise ValueError(f"fault '{name}' cannot be null")
+    if name in _WORDS:
+        if value not in _WORDS[name]:
+            raise ValueError(f"fault '{name}' is one of {', '.join(_WORDS[name])}, not '{value}'")
+        return value
+    if name in _FLAGS:
+        if value not in (True, False, "true", "false"):
+            raise ValueError(f"fault '{name}' is true or false, not '{value}'")
+        return value in (True, "true")
+    if name in _NUMBERS:
+        return _number(name, value)
+    if name == "response_error" and isinstance(value, str):
+        return value
+    known = ", ".join(f.name for f in dataclasses.fields(Faults))
+    raise ValueError(f"no fault is named '{name}'; known are {known}")
+
+
+def _number(name: str, value: Any) -> int | float:
+    kind, low, high = _NUMBERS[name]
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"fault '{name}' is a number, not '{value}'") from None
+    if not low <= number <= high:
+        raise ValueError(f"fault '{name}' lies between {low:g} and {high:g}, not {number}")
+    return number

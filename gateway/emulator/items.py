@@ -3,9 +3,11 @@
 Refuses to know how items come to be; it keeps them, and says what stands before what.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from gateway.emulator.errors import Refusal
+from gateway.emulator.ids import IdSource
 
 Item = dict[str, Any]
 
@@ -19,7 +21,7 @@ class Conversation:
         self.id = conversation_id
         self._items: list[Item] = []
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
 
     def __len__(self) -> int:
@@ -54,8 +56,8 @@ class Conversation:
     def is_first(self, item_id: str | None) -> bool:
         return bool(self._items) and self._items[0]["id"] == item_id
 
-    def get(self, item_id: str) -> Item:
-        return self._items[self._index(item_id, "item_id")]
+    def get(self, item_id: str, param: str = "item_id") -> Item:
+        return self._items[self._index(item_id, param)]
 
     def remove(self, item_id: str) -> None:
         del self._items[self._index(item_id, "item_id")]
@@ -65,7 +67,7 @@ class Conversation:
             if item["id"] == item_id:
                 return at
         raise Refusal(
-            "item_not_found" if param == "item_id" else "invalid_value",
+            "item_not_found",
             f"Item with id '{item_id}' not found in the conversation.",
             param=param,
         )
@@ -82,3 +84,20 @@ def text_of(item: Item) -> str:
     return " ".join(
         str(part.get("text") or part.get("transcript") or "") for part in parts if isinstance(part, dict)
     ).strip()
+
+
+def new_item(given: Item, ids: IdSource) -> Item:
+    """Make a conversation item of a checked one: an id, and `status` where items of its type have it, as recorded."""
+    item: Item = {"id": given.get("id") or ids.item(), "type": given["type"]}
+    if given["type"] in ("message", "function_call"):
+        item["status"] = "completed"
+    kept = {k: v for k, v in given.items() if k not in ("id", "type", "status", "object")}
+    if given["type"] == "message":
+        # A copy: what a later event changes in an item must not change what the client's event said.
+        item |= {"role": kept.pop("role"), **kept, "content": [dict(part) for part in kept["content"]]}
+    elif given["type"] == "function_call":
+        item |= {"name": kept["name"], "call_id": kept.get("call_id") or ids.function_call()}
+        item["arguments"] = kept["arguments"]
+    else:
+        item |= kept
+    return item

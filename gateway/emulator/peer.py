@@ -60,11 +60,35 @@ class _Dtls(RTCDtlsTransport):
     def _setup_srtp(self) -> None:
         return None
 
+    def take_role(self, role: str) -> None:
+        """Set what the answer says in `a=setup`."""
+        self._set_role(role)
+
+    @property
+    def reader(self) -> asyncio.Future[None] | None:
+        return self._task
+
 
 class _Association(RTCSctpTransport):
-    """SCTP that survives what a hostile or broken client sends."""
+    """SCTP that survives what a hostile or broken client sends, and sends without a task for each message."""
 
     on_garbled: Callable[[bytes], None] | None = None
+
+    def widen(self, window: int) -> None:
+        """Set the receive window, before the association begins."""
+        self._advertised_rwnd = window
+
+    def enqueue(self, channel: RTCDataChannel, frame: bytes) -> None:
+        """Send bytes as one text message, valid UTF-8 or not."""
+        channel._addBufferedAmount(len(frame))
+        self._data_channel_queue.append((channel, _TEXT, frame))
+        # The flush never suspends (sendto is synchronous), so it is driven here; aiortc makes a task for each message.
+        step = self._data_channel_flush()
+        try:
+            step.send(None)
+        except (StopIteration, ConnectionError):
+            return
+        raise RuntimeError("the flush of a data channel suspended")
 
     async def _handle_data(self, data: bytes) -> None:
         # An INIT in company, or a second OPEN on a live stream, is an AssertionError in aiortc and would end the call.
@@ -100,11 +124,11 @@ class FarPeer:
         self._offer = offer
         # RTCDtlsTransport takes any object with the four members that LiteAgent has.
         self._dtls = _Dtls(cast(RTCIceTransport, agent), [certificate])
-        self._dtls._set_role("client" if client else "server")
+        self._dtls.take_role("client" if client else "server")
         self._dtls.on("statechange", self._dtls_changed)
         self._sctp = _Association(self._dtls)
-        self._sctp._advertised_rwnd = _RECEIVE_WINDOW
-        self._sctp.on_garbled = lambda data: self.on_message(data)
+        self._sctp.widen(_RECEIVE_WINDOW)
+        self._sctp.on_garbled = self._heard
         self._sctp.on("datachannel", self._adopt)
         self._writable = asyncio.Event()
         self._writable.set()
@@ -133,7 +157,8 @@ class FarPeer:
 
     def send(self, text: str) -> None:
         """Send one text message, unless the peer said it does not take one so large."""
-        self.send_frame(text.encode())
+        # A lone surrogate has no UTF-8; its JSON escape has.
+        self.send_frame(text.encode("utf-8", "backslashreplace"))
 
     def send_frame(self, frame: bytes) -> None:
         """Send bytes as a *text* message, valid UTF-8 or not."""
@@ -144,9 +169,7 @@ class FarPeer:
             self.oversized += 1
             return
         self.sent += 1
-        channel._addBufferedAmount(len(frame))
-        self._sctp._data_channel_queue.append((channel, _TEXT, frame))
-        self._flush()
+        self._sctp.enqueue(channel, frame)
 
     def close_channel(self) -> None:
         """Close the data channel and keep the connection."""
@@ -159,10 +182,8 @@ class FarPeer:
         self._writable.set()
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        reader = self._dtls._task
+            await asyncio.wait({self._task})
+        reader = self._dtls.reader
         await self._sctp.stop()
         await self._dtls.stop()
         await self.agent.close()
@@ -171,38 +192,34 @@ class FarPeer:
         self._dtls.remove_all_listeners()
         self._sctp.remove_all_listeners()
 
-    def _flush(self) -> None:
-        # The flush never suspends (sendto is synchronous), so it needs no task of its own, which aiortc would make for
-        # each message: 15 % of the cost of a delta.
-        step = self._sctp._data_channel_flush()
-        try:
-            step.send(None)
-        except StopIteration:
-            return
-        except ConnectionError:
-            return
-        raise RuntimeError("the flush of a data channel suspended")
-
     async def _run(self) -> None:
+        reason = "failed"
+        try:
+            reason = await self._live()
+        finally:
+            self._lose(reason)
+
+    async def _live(self) -> str:
+        """Connect, then watch; give the reason of the end."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self.agent.connected.wait()
                 fingerprints = [RTCDtlsFingerprint(a, v) for a, v in self._offer.fingerprints]
                 await self._dtls.start(RTCDtlsParameters(fingerprints=fingerprints))
                 if self._dtls.state != "connected":
-                    return self._lose("dtls failed")
+                    return "dtls failed"
                 if self._offer.application is not None:
                     # Sizes are checked in send_frame; 0 keeps aiortc from raising.
                     await self._sctp.start(RTCSctpCapabilities(maxMessageSize=0), self._offer.sctp_port)
         except TimeoutError:
-            return self._lose("never connected")
+            return "never connected"
         loop = asyncio.get_running_loop()
         while (silent := loop.time() - self.agent.last_heard) < SILENCE_SECONDS:
             await asyncio.sleep(SILENCE_SECONDS - silent)
-        return self._lose("silent")
+        return "silent"
 
     def _adopt(self, channel: RTCDataChannel) -> None:
-        channel.on("message", self.on_message)
+        channel.on("message", self._heard)
         channel.on("error", lambda *_: None)
         if self.channel is not None:
             return
@@ -211,6 +228,9 @@ class FarPeer:
         channel.on("bufferedamountlow", self._writable.set)
         channel.on("close", lambda: self._lose("channel closed"))
         self.on_open()
+
+    def _heard(self, frame: str | bytes) -> None:
+        self.on_message(frame)
 
     def _dtls_changed(self) -> None:
         if self._dtls.state == "closed":

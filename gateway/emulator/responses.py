@@ -19,6 +19,21 @@ Emit = Callable[[Json], None]
 _PADDED = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a response is asked to be, echoed in its object.
+
+    `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer.
+    """
+
+    modalities: list[str]
+    max_output_tokens: int | str
+    audio: Json
+    metadata: Json | None
+    phased: bool
+    item_done_quirk: bool
+
+
 @dataclass(slots=True)
 class _Output:
     """One output item while it is written."""
@@ -28,14 +43,12 @@ class _Output:
     pieces: list[str] = field(default_factory=list)
     # The delta event around its two varying members, encoded once.
     before: str = ""
-    done: bool = False
 
 
 class Response:
     """A response being written.
 
     `conversation` is None for one out of band: its items are then nobody's and cause no `conversation.*` event.
-    `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer.
     """
 
     def __init__(
@@ -45,9 +58,7 @@ class Response:
         emit: Emit,
         emit_text: Callable[[str], None],
         conversation: Conversation | None,
-        shape: Json,
-        phased: bool,
-        item_done_quirk: bool,
+        shape: Shape,
     ) -> None:
         self.id = ids.response()
         self.status = "in_progress"
@@ -57,12 +68,10 @@ class Response:
         self._emit_text = emit_text
         self._conversation = conversation
         self._shape = shape
-        self._phased = phased
-        self._quirk = item_done_quirk
         self._open: list[_Output] = []
         self._count = 0
-        self.spoke = False
-        self._spoken = shape["output_modalities"] == ["audio"]
+        self.speaking = False
+        self._spoken = shape.modalities == ["audio"]
         self._tokens = {"message": 0, "messages": 0, "call": 0, "calls": 0}
         self._emit({"type": "response.created", "response": self.describe(None, None)})
 
@@ -85,11 +94,11 @@ class Response:
             "status_details": status_details,
             "output": list(self.output),
             "conversation_id": self._conversation.id if self._conversation is not None else None,
-            "output_modalities": self._shape["output_modalities"],
-            "max_output_tokens": self._shape["max_output_tokens"],
-            "audio": self._shape["audio"],
+            "output_modalities": self._shape.modalities,
+            "max_output_tokens": self._shape.max_output_tokens,
+            "audio": self._shape.audio,
             "usage": usage,
-            "metadata": self._shape["metadata"],
+            "metadata": self._shape.metadata,
         }
 
     def token(self, text: str) -> None:
@@ -100,7 +109,7 @@ class Response:
 
     def begin_call(self, name: str) -> None:
         """Begin a function call; a message before it ends first, unless this model interleaves them."""
-        if not self._phased:
+        if not self._shape.phased:
             self._end_all("completed")
         item: Item = {
             "id": self._ids.item(),
@@ -132,17 +141,15 @@ class Response:
         """End the response; does nothing when it has ended already."""
         if self.status != "in_progress":
             return
-        spoke = self._spoken and any(o.item["type"] == "message" for o in self._open)
         self._end_all("completed" if status == "completed" else "incomplete")
         self.status = status
         self._emit({"type": "response.done", "response": self.describe(details, usage)})
-        self.spoke = spoke
 
     # -- one output item ------------------------------------------------------------------------------------------
 
     def _begin_message(self) -> _Output:
         item: Item = {"id": self._ids.item(), "type": "message", "status": "in_progress", "role": "assistant"}
-        if self._phased:
+        if self._shape.phased:
             item["phase"] = "final_answer"
         item["content"] = []
         output = self._begin(item)
@@ -218,7 +225,7 @@ class Response:
         self.output.append(item)
         if self._conversation is not None and self._conversation.find(item["id"]) is not None:
             before = self._conversation.before(item["id"])
-            if self._quirk and self._conversation.is_first(before):
+            if self._shape.item_done_quirk and self._conversation.is_first(before):
                 # Recorded: null where the item before is the conversation's first.
                 before = None
             self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item})
@@ -234,7 +241,9 @@ class Response:
     def _end_content(self, output: _Output, text: str) -> None:
         place = self._place(output)
         if self._spoken:
-            self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
+            if not self.speaking:
+                self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
+            self.speaking = True
             self._emit({"type": "response.output_audio.done", **place})
             self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
             part = {"type": "audio", "transcript": text}

@@ -1,229 +1,195 @@
-"""The service over HTTP: calls, hangup, errors.
+"""The service over HTTP: calls, hangup, client secrets, and how it refuses.
 
-Refuses to know what is said on a channel.
+Refuses to know what is said on a channel. Paths, statuses, headers and bodies are the service's own, as recorded or
+reported (Realtime: WebRTC, client secrets); what has no counterpart there is under `/_emulator` (`control`).
 """
 
 import asyncio
-import contextlib
-import json
-import secrets
 import time
+import uuid
 from typing import Any
 
-import ifaddr
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
+from gateway.emulator import control, signalling
 from gateway.emulator import session as session_object
-from gateway.emulator.brain import RuleBrain
-from gateway.emulator.call import Call, CallTimes
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.errors import HttpRefusal, Refusal, http_refusal
-from gateway.emulator.ice import LiteAgent
-from gateway.emulator.ids import IdSource, session_of
-from gateway.emulator.peer import FarPeer, SharedCertificate
-from gateway.emulator.realtime import Line, Realtime
-from gateway.emulator.sdp import Endpoint, Offer, OfferError, answer_setup, parse_offer, write_answer
+from gateway.emulator.service import Service
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_MAX_BODY = 4 * 1024 * 1024
+_MAX_BODY = 64 * 1024 * 1024
+_WILDCARDS = ("0.0.0.0", "", "::")
+# The broken answers of the `answer` fault.
+_BAD_ANSWERS = {"broken": "v=0\r\nthis is no session description\r\n", "empty": ""}
 
 
 class Emulator:
-    """The offline service: `start`, use `base_url`, `close`."""
+    """The offline service: `start`, use `base_url`, `close`.
+
+    It can run beside its client in one process, and runs best in one of its own: its work is then not counted as its
+    client's.
+    """
 
     def __init__(self, config: EmulatorConfig | None = None) -> None:
         self.config = config or EmulatorConfig()
-        self.calls: dict[str, Call] = {}
-        self._ids = IdSource()
-        self._brain = RuleBrain()
-        self._certificate: SharedCertificate | None = None
-        self._addresses: list[str] = []
+        self.service: Service | None = None
         self._runner: web.AppRunner | None = None
         self._port = 0
-        self._endings: set[asyncio.Task[None]] = set()
 
     @property
     def base_url(self) -> str:
         """Give `http://host:port/v1`, with the port that was bound."""
-        host = "127.0.0.1" if self.config.host in ("0.0.0.0", "") else self.config.host
+        host = "127.0.0.1" if self.config.host in _WILDCARDS else self.config.host
         return f"http://[{host}]:{self._port}/v1" if ":" in host else f"http://{host}:{self._port}/v1"
 
     async def start(self) -> None:
-        """Listen; the port is known afterwards."""
-        self._certificate = SharedCertificate.generateCertificate()
-        self._addresses = media_addresses(self.config.host)
-        app = web.Application(client_max_size=_MAX_BODY, middlewares=[_refusals])
-        app.router.add_post("/v1/realtime/calls", self._create)
-        app.router.add_post("/v1/realtime/calls/{call_id}/hangup", self._hangup)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        """Listen; raises OSError where the port is taken, ValueError where a recording is none."""
+        self.service = Service(self.config)
+        app = web.Application(client_max_size=_MAX_BODY, middlewares=[_service_answers])
+        _Api(self.service).add_routes(app)
+        control.add_routes(app, self.service)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=1024).start()
+        try:
+            await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=1024).start()
+        except BaseException:
+            await self.close()
+            raise
         self._port = self._runner.addresses[0][1]
 
     async def close(self) -> None:
-        """End every call and stop listening."""
+        """Stop listening, then end every call."""
         if self._runner is not None:
             await self._runner.cleanup()
-        await asyncio.gather(*(call.close() for call in list(self.calls.values())))
-        self.calls.clear()
-        if self._endings:
-            await asyncio.wait(set(self._endings))
+        if self.service is not None:
+            await self.service.close()
 
-    async def _create(self, request: web.Request) -> web.Response:
-        self._authorize(request)
-        offer_text, given = await _read_offer(request)
+
+class _Api:
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def add_routes(self, app: web.Application) -> None:
+        router = app.router
+        router.add_post("/v1/realtime/calls", self.create)
+        router.add_post("/v1/realtime/calls/{call_id}/hangup", self.hangup)
+        router.add_post("/v1/realtime/client_secrets", self.client_secret)
+        for retired in ("/v1/realtime", "/v1/realtime/sessions"):
+            router.add_post(retired, self.retired)
+        router.add_route("OPTIONS", "/{anything:.*}", self.preflight)
+        router.add_route("*", "/{anything:.*}", self.unknown)
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Realtime: create a call."""
+        service, faults = self.service, self.service.faults
+        if service.still_signals_badly():
+            await asyncio.sleep(faults.signal_delay_seconds)
+            if faults.signal_status is not None:
+                raise signalling.injected(faults)
+        key = signalling.bearer(request)
+        secret = self._authorize(key)
+        offer, given = await signalling.read_call(request)
+        if given is None:
+            # A secret brings its session; a request's own overrides it. `?model=` is no part of it any more.
+            given = secret or {}
+        elif secret:
+            given = secret | given
         try:
-            offer = parse_offer(offer_text)
-        except OfferError as error:
-            raise http_refusal(400, Refusal("invalid_offer", str(error))) from None
-        call, answer = await self._open(offer, given, _dcid(request))
-        return web.Response(
-            status=201,
-            body=answer.encode(),
-            headers={
-                "Content-Type": "text/plain; charset=utf-8",
-                "Location": f"/v1/realtime/calls/{call.id}",
-                "Timing-Allow-Origin": "*",
-            },
-        )
+            call, answer = await service.open(offer, given, signalling.channel_id(request))
+        except Refusal as refusal:
+            raise http_refusal(429, refusal) from None
+        call.owner = key
+        response = web.Response(status=201, body=_spoilt(answer, faults.answer).encode())
+        response.headers["Content-Type"] = "text/plain; charset=utf-8"
+        response.headers["Location"] = f"/v1/realtime/calls/{call.id}"
+        response.headers["Timing-Allow-Origin"] = "*"
+        return response
 
-    async def _open(self, offer: Offer, given: dict[str, Any], dcid: int | None) -> tuple[Call, str]:
-        assert self._certificate is not None
-        created = int(time.time())
-        agent = LiteAgent(
-            ufrag=f"{self._ids.draw(8)}/u1/3o{self._ids.draw(4)}",
-            password=self._ids.draw(32),
-            remote_ufrag=offer.ufrag,
-            strict_consent=self.config.consent == "strict",
-        )
-        try:
-            addresses = await agent.open(self._addresses)
-        except BaseException:
-            await agent.close()
-            raise
-        setup = answer_setup(offer.setup, self.config.setup)
-        peer = FarPeer(offer, agent, self._certificate, client=setup == "active")
-        times = CallTimes(created, created + self.config.max_session_seconds)
-        call_id = self._ids.call()
-        realtime = Realtime(
-            session=session_object.new_session(session_of(call_id), int(times.expires_at), given),
-            ids=self._ids,
-            line=Line(peer.send, peer.writable),
-            brain=self._brain,
-            tokens_per_second=self.config.tokens_per_second,
-            quirk=self.config.item_done_quirk,
-        )
-        call = Call(call_id, peer, realtime, times, self._ended)
-        self.calls[call_id] = call
-        peer.start(dcid)
-        endpoint = Endpoint(
-            ufrag=agent.ufrag,
-            password=agent.password,
-            fingerprint=self._certificate.fingerprint,
-            setup=setup,
-            addresses=addresses,
-            origin=secrets.randbits(63),
-            created=created,
-        )
-        return call, write_answer(offer, endpoint)
-
-    async def _hangup(self, request: web.Request) -> web.Response:
-        self._authorize(request)
-        call = self.calls.pop(request.match_info["call_id"], None)
+    async def hangup(self, request: web.Request) -> web.Response:
+        """Realtime: hang up. The key that opened a call ends it, even when it has expired since."""
+        key = signalling.bearer(request)
+        call = self.service.calls.get(request.match_info["call_id"])
+        if call is None or call.owner != key:
+            self._authorize(key)
         if call is None:
-            raise HttpRefusal(
-                404,
-                {
-                    "message": "No session found for the provided call_id",
-                    "type": "invalid_request_error",
-                    "code": "call_id_not_found",
-                    "param": "",
-                },
-            )
-        self._close_later(call)
+            raise HttpRefusal(404, signalling.NO_SUCH_CALL)
+        self.service.hang_up(call)
         return web.Response(status=200)
 
-    def _authorize(self, request: web.Request) -> None:
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise http_refusal(401, Refusal(None, "Missing bearer or basic authentication in header"))
+    async def client_secret(self, request: web.Request) -> web.Response:
+        """Realtime: create a client secret."""
+        started = time.perf_counter()
+        key = signalling.bearer(request)
+        self._authorize(key)
+        if key.startswith("ek_"):
+            raise signalling.wrong_key(key)
+        try:
+            secret = self.service.secrets.create(await signalling.read_json(request), int(time.time()))
+        except Refusal as refusal:
+            raise http_refusal(400, refusal) from None
+        session_id = "sess_" + self.service.ids.draw(21)
+        body = {
+            "value": secret.value,
+            "expires_at": secret.expires_at,
+            "session": session_object.new_session(session_id, 0, secret.session),
+        }
+        taken = str(max(1, round((time.perf_counter() - started) * 1000)))
+        headers = {"openai-processing-ms": taken, "openai-version": "2020-10-01"}
+        return web.json_response(body, headers=headers)
 
-    def _ended(self, call: Call) -> None:
-        if self.calls.pop(call.id, None) is not None:
-            self._close_later(call)
+    async def retired(self, request: web.Request) -> web.Response:
+        """The beta's addresses, closed in May 2026."""
+        raise HttpRefusal(400, signalling.BETA_IS_OVER)
 
-    def _close_later(self, call: Call) -> None:
-        task = asyncio.create_task(call.close())
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+    async def preflight(self, request: web.Request) -> web.Response:
+        """Answer a browser's question before its request (Fetch 4.8)."""
+        wanted = request.headers.get("Access-Control-Request-Headers", "*")
+        headers = {
+            "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
+            "Access-Control-Allow-Headers": wanted,
+            "Access-Control-Max-Age": "7200",
+        }
+        return web.Response(status=204, headers=headers)
 
+    async def unknown(self, request: web.Request) -> web.Response:
+        raise http_refusal(404, Refusal(None, f"Invalid URL ({request.method} {request.path})"))
 
-def media_addresses(host: str) -> list[str]:
-    """Give the addresses media is offered on.
-
-    A listener on one address offers that one, 127.0.0.1 too, which ICE libraries leave out: with only `lo` up there would
-    be no candidate at all. A wildcard offers every IPv4 address of the machine.
-    """
-    if host in _LOOPBACK:
-        return ["127.0.0.1"]
-    if host not in ("0.0.0.0", "", "::"):
-        return [host]
-    found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
-    return found or ["127.0.0.1"]
-
-
-def _dcid(request: web.Request) -> int | None:
-    given = request.query.get("dcid")
-    if given is None:
+    def _authorize(self, key: str) -> dict[str, Any] | None:
+        """Check a key; give the session an ephemeral one carries, None for a standard one."""
+        if key.startswith("ek_"):
+            secret = self.service.secrets.find(key)
+            if secret is None:
+                raise signalling.wrong_key(key)
+            if secret.expires_at <= time.time():
+                raise http_refusal(401, Refusal("invalid_api_key", "Ephemeral token expired"))
+            return secret.session
+        accepted = self.service.config.api_keys
+        if accepted and key not in accepted:
+            raise signalling.wrong_key(key)
         return None
-    if not given.isdecimal() or int(given) > 65534:
-        raise http_refusal(400, Refusal("invalid_value", f"Invalid 'dcid': '{given}'.", param="dcid"))
-    return int(given)
 
 
-async def _read_offer(request: web.Request) -> tuple[str, dict[str, Any]]:
-    """Read the offer and the session object from either form of request."""
-    if request.content_type == "multipart/form-data":
-        parts: dict[str, str] = {}
-        reader = await request.multipart()
-        async for part in reader:
-            if isinstance(part, BodyPartReader) and part.name:
-                parts[part.name] = bytes(await part.read()).decode("utf-8", "replace")
-        if "sdp" not in parts:
-            raise http_refusal(
-                400, Refusal("missing_required_parameter", "Missing required parameter: 'sdp'.", param="sdp")
-            )
-        return parts["sdp"], _session(parts.get("session"))
-    if request.content_type == "application/sdp":
-        return (await request.read()).decode("utf-8", "replace"), {}
-    raise http_refusal(
-        400,
-        Refusal(
-            "unsupported_content_type",
-            f"Unsupported content type '{request.content_type}': use 'multipart/form-data' or 'application/sdp'.",
-        ),
-    )
-
-
-def _session(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    session: Any = None
-    with contextlib.suppress(ValueError, RecursionError):
-        session = json.loads(text)
-    if not isinstance(session, dict):
-        raise http_refusal(
-            400, Refusal("invalid_json", "The 'session' part is not a JSON object.", param="session")
-        )
-    return session
+def _spoilt(answer: str, fault: str | None) -> str:
+    if fault == "no_audio":
+        head, _, rest = answer.partition("m=audio ")
+        return head + "m=application " + rest.partition("m=application ")[2]
+    return answer if fault is None else _BAD_ANSWERS[fault]
 
 
 @web.middleware
-async def _refusals(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _service_answers(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Put refusals in the service's envelope, and its headers on every answer."""
     try:
         response: web.StreamResponse = await handler(request)
     except HttpRefusal as refusal:
         response = web.json_response({"error": refusal.body}, status=refusal.status, headers=refusal.headers)
-    response.headers["Access-Control-Allow-Origin"] = "*"
-    response.headers["Access-Control-Expose-Headers"] = "Location, X-Request-Id"
+    except web.HTTPRequestEntityTooLarge:
+        body = {"message": "The request body is too large.", "type": "invalid_request_error", "param": None}
+        response = web.json_response({"error": body | {"code": "request_too_large"}}, status=413)
+    headers = response.headers
+    headers["Access-Control-Allow-Origin"] = "*"
+    # Two instances, as recorded: clients that read only the first must find the call's address there.
+    headers["Access-Control-Expose-Headers"] = "Location, X-Request-Id"
+    headers.add("Access-Control-Expose-Headers", "CF-Ray")
+    headers["X-Request-Id"] = f"req_{uuid.uuid4().hex}"
     return response

@@ -1,0 +1,48 @@
+"""Reads a frame from a client into an event. No I/O.
+
+Refuses to act on it. A frame is JSON text with an object in it; its `type` must be one the service knows, its members
+those of that type.
+"""
+
+import json
+from typing import Any
+
+from gateway.emulator.catalog import EVENTS
+from gateway.emulator.errors import Refusal
+
+Json = dict[str, Any]
+_LISTED = ", ".join(f"'{name}'" for name in list(EVENTS)[:-1]) + f", and '{list(EVENTS)[-1]}'"
+
+
+def parse(frame: str | bytes) -> Json:
+    """Read JSON; raises Refusal. How the service answers a frame that is none is not known; this is the mildest."""
+    try:
+        event = json.loads(frame)
+    except (ValueError, RecursionError):
+        raise Refusal("invalid_json", "The event could not be parsed: it is not valid JSON.") from None
+    if not isinstance(event, dict):
+        raise Refusal("invalid_event", "The event must be a JSON object.")
+    return event
+
+
+def event_id(event: Json) -> str | None:
+    """Give the client's own id of an event, the only thing of it that ever comes back, and only in an error."""
+    given = event.get("event_id")
+    return given if isinstance(given, str) else None
+
+
+def check(event: Json) -> str:
+    """Check an event against the catalog and give its type; raises Refusal."""
+    kind = event.get("type")
+    if kind is None:
+        raise Refusal("missing_required_parameter", "Missing required parameter: 'type'.", param="type")
+    if kind == "transcription_session.update":
+        raise Refusal(
+            None, "Passing a transcription session update event to a realtime session is not allowed."
+        )
+    if not isinstance(kind, str) or kind not in EVENTS:
+        raise Refusal(
+            "invalid_value", f"Invalid value: '{kind}'. Supported values are: {_LISTED}.", param="type"
+        )
+    EVENTS[kind].check(event, "")
+    return kind

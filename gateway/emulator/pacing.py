@@ -1,0 +1,31 @@
+"""When the next token may go out.
+
+Refuses to know what tokens are. Due times are counted from the start of a response, so a late wake-up is made good by the
+next token and the mean pace holds.
+"""
+
+import asyncio
+
+
+class Pacer:
+    """The pace of one response: `rate` tokens a second (0 = no pace) in groups of `burst`, after `first` seconds."""
+
+    __slots__ = ("_burst", "_due", "_left", "_rate")
+
+    def __init__(self, *, rate: float, burst: int, first: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = 0
+        self._due = asyncio.get_running_loop().time() + first
+
+    async def next(self) -> None:
+        """Wait until the next token is due."""
+        if self._left > 0:
+            self._left -= 1
+            return
+        self._left = self._burst - 1
+        if self._rate > 0:
+            self._due += self._burst / self._rate
+        wait = self._due - asyncio.get_running_loop().time()
+        if wait > 0:
+            await asyncio.sleep(wait)

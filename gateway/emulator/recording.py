@@ -1,0 +1,147 @@
+"""Serves a recorded session back instead of answering.
+
+Refuses to understand it. A recording is JSON lines, `{"direction":"sent"|"received","event":{…}}`. What the client had
+received before its first event is said when the channel opens; each client event of the type recorded next lets the
+recording go on to its next `sent`. Events go out as they stand in the file, byte for byte, deltas at the set pace. Client
+events of another type than the one expected are recorded by the call and otherwise ignored; after its end a recording is
+silent.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.emulator import events
+from gateway.emulator.errors import Refusal
+from gateway.emulator.faults import Faults
+from gateway.emulator.ids import IdSource
+from gateway.emulator.pacing import Pacer
+from gateway.emulator.realtime import Line
+
+_EVENT = '"event":'
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event of a recording: its type, its bytes, and who sent it."""
+
+    sent: bool
+    kind: str
+    text: str
+
+
+def load(path: Path) -> tuple[Step, ...]:
+    """Read a recording; raises ValueError naming the line that is none."""
+    steps = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            direction, event = entry["direction"], entry["event"]
+            kind = str(event["type"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}:{number} is no line of a recording") from None
+        if direction not in ("sent", "received"):
+            raise ValueError(f"{path}:{number} has direction '{direction}', not 'sent' or 'received'")
+        steps.append(Step(direction == "sent", kind, _verbatim(line, event)))
+    return tuple(steps)
+
+
+def _verbatim(line: str, event: Any) -> str:
+    """Cut the event out of its line, so that spacing and escapes stay what they were."""
+    text = line[line.index(_EVENT) + len(_EVENT) :].strip().removesuffix("}").strip()
+    try:
+        if json.loads(text) == event:
+            return text
+    except ValueError:
+        pass
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+
+
+class Playback:
+    """A recording as the voice of a call."""
+
+    def __init__(
+        self,
+        steps: tuple[Step, ...],
+        *,
+        session: dict[str, Any],
+        ids: IdSource,
+        line: Line,
+        tokens_per_second: float,
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self._steps = steps
+        self._session = session
+        self._ids = ids
+        self._line = line
+        self._rate = tokens_per_second
+        self._at = 0
+        self._waiting: list[str] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def opened(self) -> None:
+        """Begin; recordings made beside a call lack the `session.created` its channel began with."""
+        if not any(step.kind == "session.created" for step in self._steps[:1]):
+            self._say({"type": "session.created", "event_id": self._ids.event(), "session": self._session})
+        self._task = asyncio.create_task(self._play())
+
+    def receive(self, frame: str | bytes) -> None:
+        """Note the type of a client event."""
+        try:
+            kind = events.parse(frame).get("type")
+        except Refusal:
+            return
+        # Bounded by the recording: more events than it has steps cannot move it.
+        if isinstance(kind, str) and len(self._waiting) <= len(self._steps):
+            self._waiting.append(kind)
+            self._wake.set()
+
+    def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
+        """Say an error that belongs to the call, not to the recording."""
+        error = {
+            "type": refusal.kind,
+            "code": refusal.code,
+            "message": refusal.message,
+            "param": refusal.param,
+            "event_id": client_id,
+        }
+        self._say({"type": "error", "event_id": self._ids.event(), "error": error})
+
+    async def close(self) -> None:
+        """Stop playing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _play(self) -> None:
+        pacer = self._pacer()
+        for step in self._steps:
+            if step.sent:
+                await self._expect(step.kind)
+                pacer = self._pacer()
+                continue
+            if step.kind.endswith(".delta"):
+                await pacer.next()
+            await self._line.writable()
+            self._line.send(step.text)
+
+    async def _expect(self, kind: str) -> None:
+        while True:
+            while self._waiting:
+                if self._waiting.pop(0) == kind:
+                    return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _pacer(self) -> Pacer:
+        rate = self._rate if self.faults.tokens_per_second is None else self.faults.tokens_per_second
+        return Pacer(rate=rate, burst=self.faults.burst, first=self.faults.first_delta_seconds)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        self._line.send(json.dumps(event, ensure_ascii=False, separators=(",", ":")))

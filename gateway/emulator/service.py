@@ -1,0 +1,162 @@
+"""The calls of a run: opened, found, ended.
+
+Refuses to know HTTP. It holds what all calls share (certificate, brain, secrets, faults of later calls) and owns every
+call's end: a call that ends by itself is closed by a task kept here, and `close` waits for all of them.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ifaddr
+
+from gateway.emulator import session as session_object
+from gateway.emulator.brain import Brain
+from gateway.emulator.call import Call, CallTimes, Voice
+from gateway.emulator.chat import ChatBrain
+from gateway.emulator.client_secrets import ClientSecrets
+from gateway.emulator.config import EmulatorConfig
+from gateway.emulator.errors import Refusal
+from gateway.emulator.faults import Faults
+from gateway.emulator.ice import LiteAgent
+from gateway.emulator.ids import IdSource, session_of
+from gateway.emulator.peer import FarPeer, SharedCertificate
+from gateway.emulator.realtime import Line, Manner, Realtime
+from gateway.emulator.recording import Playback, load
+from gateway.emulator.rules import RuleBrain
+from gateway.emulator.sdp import Endpoint, Offer, answer_setup, write_answer
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Ended calls stay known to the control endpoint, so that a test can ask what reached them.
+_MAX_ENDED = 256
+MAX_CALLS = 10_000
+
+
+class Service:
+    """All calls of one emulator."""
+
+    def __init__(self, config: EmulatorConfig) -> None:
+        self.config = config
+        self.faults = config.faults
+        self.ids = IdSource()
+        self.secrets = ClientSecrets(self.ids)
+        self.calls: dict[str, Call] = {}
+        self.ended: OrderedDict[str, Call] = OrderedDict()
+        self.opened = 0
+        self._signals = 0
+        self._brain: Brain = (
+            ChatBrain(config.brain_url, config.brain_model, config.brain_key)
+            if config.brain_url
+            else RuleBrain()
+        )
+        self._recordings = [load(Path(path)) for path in config.recordings]
+        self._certificate = SharedCertificate.generateCertificate()
+        self._addresses = media_addresses(config.host)
+        self._endings: set[asyncio.Task[None]] = set()
+
+    async def open(self, offer: Offer, given: dict[str, Any], dcid: int | None) -> tuple[Call, str]:
+        """Open a call for an offer and give it with its answer."""
+        if len(self.calls) >= MAX_CALLS:
+            raise Refusal("rate_limit_exceeded", f"At most {MAX_CALLS} calls can be open at once.")
+        config, created = self.config, int(time.time())
+        agent = LiteAgent(
+            ufrag=f"{self.ids.draw(8)}/u1/3o{self.ids.draw(4)}",
+            password=self.ids.draw(32),
+            remote_ufrag=offer.ufrag,
+            strict_consent=config.consent == "strict",
+        )
+        agent.deaf, agent.consenting = self.faults.deaf, self.faults.consent
+        try:
+            addresses = await agent.open(self._addresses)
+        except BaseException:
+            await agent.close()
+            raise
+        setup = answer_setup(offer.setup, config.setup)
+        peer = FarPeer(offer, agent, self._certificate, client=setup == "active")
+        peer.enforce_size = self.faults.oversize == "drop"
+        times = CallTimes(created, created + config.max_session_seconds)
+        call_id = self.ids.call()
+        session = session_object.new_session(session_of(call_id), int(times.expires_at), given)
+        call = Call(call_id, peer, lambda line: self._voice(session, line), times, self._ended)
+        self.calls[call_id] = call
+        peer.start(dcid if offer.application is not None else None)
+        endpoint = Endpoint(
+            ufrag=agent.ufrag,
+            password=agent.password,
+            fingerprint=self._certificate.fingerprint,
+            setup=setup,
+            addresses=addresses,
+            origin=secrets.randbits(63),
+            created=created,
+        )
+        return call, write_answer(offer, endpoint)
+
+    def set_faults(self, faults: Faults) -> None:
+        """Set the faults of later calls; `signal_times` counts from here."""
+        self.faults = faults
+        self._signals = 0
+
+    def still_signals_badly(self) -> bool:
+        """Count one more signalling request; say whether `signal_times` still lets it meet the faults."""
+        self._signals += 1
+        return self.faults.signal_times is None or self._signals <= self.faults.signal_times
+
+    def find(self, call_id: str) -> Call | None:
+        """Find a call, running or lately ended."""
+        return self.calls.get(call_id) or self.ended.get(call_id)
+
+    def hang_up(self, call: Call) -> None:
+        """End a call at once; its sockets close soon after."""
+        call.end("hung up")
+
+    async def close(self) -> None:
+        """End every call and wait until all are gone."""
+        for call in list(self.calls.values()):
+            call.end("stopped")
+        while self._endings:
+            await asyncio.wait(set(self._endings))
+        await self._brain.close()
+
+    def _voice(self, session: dict[str, Any], line: Line) -> Voice:
+        config = self.config
+        self.opened += 1
+        if self._recordings:
+            return Playback(
+                self._recordings[(self.opened - 1) % len(self._recordings)],
+                session=session,
+                ids=self.ids,
+                line=line,
+                tokens_per_second=config.tokens_per_second,
+                faults=self.faults,
+            )
+        manner = Manner(config.tokens_per_second, config.item_done_quirk)
+        return Realtime(
+            session=session, ids=self.ids, line=line, brain=self._brain, manner=manner, faults=self.faults
+        )
+
+    def _ended(self, call: Call) -> None:
+        if self.calls.pop(call.id, None) is None:
+            return
+        self.ended[call.id] = call
+        while len(self.ended) > _MAX_ENDED:
+            self.ended.popitem(last=False)
+        task = asyncio.create_task(call.close())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+
+def media_addresses(host: str) -> list[str]:
+    """Give the addresses media is offered on.
+
+    A listener on one address offers that one; 127.0.0.1 too, which ICE libraries leave out, though with only `lo` up there
+    is no other. A wildcard offers every IPv4 address of the machine.
+    """
+    if host in _LOOPBACK:
+        return ["127.0.0.1"]
+    if host not in ("0.0.0.0", "", "::"):
+        return [host]
+    found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
+    return found or ["127.0.0.1"]
