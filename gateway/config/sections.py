@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -141,6 +150,13 @@ class Key(Section):
     sessions_per_minute: Annotated[float, Field(gt=0)] | None = None
     events_per_second: Annotated[float, Field(gt=0)] | None = None
     bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, value: str) -> str:
+        if value == "anonymous":
+            raise ValueError("is what callers without a key are called; choose another name")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -6,5 +6,6 @@ or worded. `configure_logging` sets up the lines.
 
 from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging
 from gateway.telemetry.metrics import Metrics, exposition
+from gateway.telemetry.probes import Probes, tame_collector
 
-__all__ = ["LogFormat", "LogLevel", "Metrics", "configure_logging", "exposition"]
+__all__ = ["LogFormat", "LogLevel", "Metrics", "Probes", "configure_logging", "exposition", "tame_collector"]

@@ -1,0 +1,260 @@
+"""The gateway put together: every room built from the configuration, started and ended in order.
+
+The composition root: the one place that knows all rooms, and the only one below the command line that knows the
+configuration. Rooms get frozen values of their own. Tests build this same type on port 0.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import ssl
+from collections.abc import Callable
+from ipaddress import ip_network
+from urllib.parse import urlsplit
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from gateway import __version__
+from gateway.config import Config, ConfigError
+from gateway.config.files import access_keys, openai_key, secret, signing_keys
+from gateway.config.sections import Key
+from gateway.downstream.access import ANONYMOUS, Access, AccessRules, KeyRule
+from gateway.downstream.admin import Operator
+from gateway.downstream.credentials import Signatures
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.origins import host_name, is_loopback_name, normal_origin
+from gateway.downstream.server import Binding, Parts, Server
+from gateway.downstream.sse import frame
+from gateway.downstream.stream import StreamLimits
+from gateway.relay.clock import Clock
+from gateway.relay.hub import Hub, template
+from gateway.relay.limits import RelayLimits
+from gateway.telemetry import Metrics, Probes, exposition
+from gateway.upstream.config import IceServer, UpstreamConfig
+from gateway.upstream.webrtc import WebRTCDialer
+
+log = structlog.stdlib.get_logger()
+
+
+class Gateway:
+    """Serves from `start` to `close`. `drain` in between lets running conversations end well."""
+
+    def __init__(self, config: Config) -> None:
+        """Build everything, touching no network. Raises ConfigError for what only shows when files are read."""
+        self._config = config
+        self.asked_to_drain = asyncio.Event()
+        """Set when an operator asks over HTTP; whoever runs the gateway then drains it as on SIGTERM."""
+        clock = Clock()
+        rules = access_rules(config)
+        registry = CollectorRegistry()
+        self._metrics = Metrics(
+            registry,
+            version=__version__,
+            keys=[rule.name for rule in rules.keys],
+            models=[str(config.upstream.session.get("model"))],
+            access_log=config.log.access,
+        )
+        self._probes = Probes(self._metrics.loop_lagged, self._metrics.gc_paused)
+        self._dialer = WebRTCDialer(upstream_config(config), self._metrics)
+        self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
+        self._metrics.watch(lambda: self._hub.draining)
+        keys = signing_keys(config.access) or (secrets.token_bytes(32),)
+        self._access = Access(rules, Signatures(keys), clock.monotonic)
+        self._server = Server(
+            Parts(
+                hub=self._hub,
+                telemetry=self._metrics,
+                access=self._access,
+                operator=self._operator(exposition(registry)),
+                stream=stream_limits(config),
+                limits=server_limits(config),
+                clock=clock,
+            )
+        )
+        self._tls = _tls(config)
+
+    def _operator(self, metrics: Callable[[str], tuple[bytes, str]]) -> Operator:
+        admin = self._config.admin
+        token = secret("admin.token", admin.token, admin.token_file)
+        digests = (hashlib.sha256(token.encode()).digest(),) if token else ()
+        return Operator(metrics=metrics, drain=self.asked_to_drain.set, token_sha256=digests)
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, with the real port."""
+        return self._server.url
+
+    @property
+    def admin_url(self) -> str:
+        """Where the operator finds it, with the real port."""
+        return self._server.admin_url
+
+    async def start(self) -> None:
+        """Listen on both addresses. Raises OSError where one cannot be had, after which nothing is left behind."""
+        server, admin = self._config.server, self._config.admin
+        try:
+            await self._dialer.start()
+            self._hub.start()
+            self._probes.start()
+            await self._server.start(
+                Binding(server.host, server.port, self._tls), Binding(admin.host, admin.port)
+            )
+        except BaseException:
+            await self.close()
+            raise
+        for line in (f"listening on {self.url}", f"admin listening on {self.admin_url}"):
+            log.info(line)
+
+    def reload(self) -> None:
+        """Read the keys file again. What is wrong with it is logged, and the rules in force stay."""
+        try:
+            rules = access_rules(self._config)
+        except ConfigError as error:
+            log.error("keys_not_reloaded", problems=error.problems)
+            return
+        self._access.replace(rules)
+        self._metrics.learn_keys(rule.name for rule in rules.keys)
+        log.info("keys_reloaded", count=len(rules.keys))
+
+    async def drain(self) -> None:
+        """Refuse new sessions, tell the running ones, and wait for their end as long as is configured."""
+        log.info("drain_started", sessions=len(self._hub.all_sessions()))
+        await self._hub.drain(self._config.drain.timeout_seconds)
+        log.info("drain_ended")
+
+    async def close(self) -> None:
+        """End everything. Harmless when repeated."""
+        await self._hub.close()
+        await self._server.close()
+        await self._dialer.close()
+        await self._probes.close()
+        log.info("gateway_closed")
+
+
+def relay_limits(config: Config) -> RelayLimits:
+    """Map the relay's section."""
+    relay = config.relay
+    return RelayLimits(
+        template=template(config.upstream.session),
+        session_locked=config.upstream.session_locked,
+        max_sessions=relay.max_sessions,
+        max_event_bytes=config.server.max_event_bytes,
+        high_water_bytes=relay.high_water_bytes,
+        log_max_events=relay.log_max_events,
+        log_max_bytes=relay.log_max_bytes,
+        log_total_bytes=relay.log_total_bytes,
+        log_retention_seconds=relay.log_retention_seconds,
+        detach_grace_seconds=relay.detach_grace_seconds,
+        idle_timeout_seconds=relay.idle_timeout_seconds,
+        max_session_seconds=relay.max_session_seconds,
+        turn_timeout_seconds=relay.turn_timeout_seconds,
+        max_waiting_turns=relay.max_waiting_turns,
+        max_receivers=config.stream.max_receivers,
+    )
+
+
+def upstream_config(config: Config) -> UpstreamConfig:
+    """Map the upstream's section, secrets included."""
+    upstream = config.upstream
+    return UpstreamConfig(
+        base_url=upstream.base_url,
+        api_key=openai_key(upstream),
+        auth=upstream.auth,
+        organization=upstream.organization,
+        project=upstream.project,
+        proxy=upstream.proxy,
+        connect_timeout_seconds=upstream.connect_timeout_seconds,
+        ice_servers=tuple(
+            IceServer(
+                server.urls,
+                server.username,
+                secret(f"upstream.ice_servers.{index}.credential", server.credential, server.credential_file),
+            )
+            for index, server in enumerate(upstream.ice_servers)
+        ),
+        max_server_event_bytes=config.relay.max_server_event_bytes,
+    )
+
+
+def server_limits(config: Config) -> ServerLimits:
+    """Map the limits of one request and one connection."""
+    server = config.server
+    return ServerLimits(
+        max_body_bytes=server.max_body_bytes,
+        max_batch_events=server.max_batch_events,
+        header_seconds=server.header_timeout_seconds,
+        body_seconds=server.body_timeout_seconds,
+        keepalive_seconds=server.keepalive_seconds,
+        max_header_bytes=server.max_header_bytes,
+    )
+
+
+def stream_limits(config: Config) -> StreamLimits:
+    """Map the limits of open reads."""
+    stream = config.stream
+    return StreamLimits(
+        heartbeat_seconds=stream.heartbeat_seconds,
+        max_age_seconds=stream.max_age_seconds,
+        write_seconds=stream.write_timeout_seconds,
+    )
+
+
+def access_rules(config: Config) -> AccessRules:
+    """Map who may do what, reading the keys file. Raises ConfigError, also for a gateway open to strangers unasked."""
+    access, server = config.access, config.server
+    keys = access_keys(access)
+    if not (keys or access.anonymous or is_loopback_name(server.host)):
+        remedy = (
+            "set access.keys (`gateway keygen` makes one), or access.anonymous = true to let everybody in"
+        )
+        raise ConfigError(
+            [f"server.host: {server.host} is reachable from elsewhere and no key is configured; {remedy}"]
+        )
+    hosts = {name for name in map(host_name, server.allowed_hosts) if name}
+    own_origins = set()
+    if server.public_url:
+        hosts.add(urlsplit(server.public_url).hostname or "")
+        own_origins.add(normal_origin(_origin(server.public_url)) or "")
+    try:
+        proxies = tuple(ip_network(proxy, strict=False) for proxy in server.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError([f"server.trusted_proxies: {error}; expected addresses or networks"]) from error
+    return AccessRules(
+        keys=tuple(map(_rule, keys)),
+        anonymous=KeyRule(ANONYMOUS) if access.anonymous else None,
+        hosts=frozenset(hosts),
+        own_origins=frozenset(own_origins),
+        cors_origins=frozenset(normal_origin(origin) or origin for origin in access.cors_origins),
+        trusted_proxies=proxies,
+        members_locked=bool(config.upstream.session_locked),
+        client_upstream=config.upstream.auth == "client",
+    )
+
+
+def _rule(key: Key) -> KeyRule:
+    return KeyRule(
+        name=key.name,
+        sha256=tuple(map(bytes.fromhex, key.sha256)),
+        max_sessions=key.max_sessions,
+        sessions_per_minute=key.sessions_per_minute,
+        events_per_second=key.events_per_second,
+        bytes_per_second=key.bytes_per_second,
+    )
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    certificate, key = config.server.tls_certificate_file, config.server.tls_key_file
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"server.tls_certificate_file: cannot be used with its key: {error}"]) from error
+    return context

@@ -1,0 +1,47 @@
+"""The command line, one file a command (contract.md section 4). Knows how to talk to a person; the work is done elsewhere.
+
+Exit status: 0 done, 1 failed, 2 bad usage or configuration. Commands import what is heavy when they are called, so that
+`gateway keygen` does not load WebRTC, and the emulator's process holds nothing of the gateway.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gateway import __version__
+from gateway.cli.serve import serve
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"realtime-gateway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gateway(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
+
+
+for command in (serve,):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="gateway")
+    except KeyboardInterrupt:
+        sys.exit(130)

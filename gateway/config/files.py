@@ -1,0 +1,77 @@
+"""The files that settings name: secrets and keys. Errors name the setting and the file, never what stands in it."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import SecretStr, ValidationError
+
+from gateway.config.reading import ConfigError
+from gateway.config.sections import Access, Key, Upstream
+
+MIN_SIGNING_KEY_BYTES = 32
+"""As many as SHA-256 gives out: fewer could be guessed sooner than a signature."""
+
+
+def secret_lines(where: str, value: SecretStr | None, file: Path | None) -> tuple[str, ...]:
+    """Give a secret from its environment variable, else from the lines of its file; none if neither is set.
+
+    `where` is the setting's name without `_file`.
+    """
+    if value is not None:
+        return (value.get_secret_value().strip(),)
+    if file is None:
+        return ()
+    lines = tuple(line.strip() for line in _read(f"{where}_file", file).splitlines() if line.strip())
+    if not lines:
+        raise ConfigError([f"{where}_file: {file} is empty"])
+    return lines
+
+
+def secret(where: str, value: SecretStr | None, file: Path | None) -> str | None:
+    """As `secret_lines`, for a secret of which there is one."""
+    lines = secret_lines(where, value, file)
+    if len(lines) > 1:
+        raise ConfigError([f"{where}_file: {file} has {len(lines)} lines, expected one"])
+    return lines[0] if lines else None
+
+
+def openai_key(upstream: Upstream) -> str | None:
+    """Give the gateway's own key."""
+    return secret("upstream.api_key", upstream.api_key, upstream.api_key_file)
+
+
+def signing_keys(access: Access) -> tuple[bytes, ...]:
+    """Give the keys that sign client secrets and tickets, the one that signs first; none if none is configured."""
+    lines = secret_lines("access.signing_key", access.signing_key, access.signing_key_file)
+    if any(len(line.encode()) < MIN_SIGNING_KEY_BYTES for line in lines):
+        what = f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} characters"
+        raise ConfigError([f"access.signing_key: {what}; `openssl rand -hex 32` makes one"])
+    return tuple(line.encode() for line in lines)
+
+
+def access_keys(access: Access) -> tuple[Key, ...]:
+    """Give the configured callers and those of the keys file. Read again when asked again."""
+    if access.keys_file is None:
+        return access.keys
+    where = f"access.keys_file: {access.keys_file}"
+    try:
+        found = tomllib.loads(_read("access.keys_file", access.keys_file))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
+    if set(found) - {"keys"}:
+        raise ConfigError([f"{where}: expected nothing but [[keys]]"])
+    try:
+        in_file = Access(keys=found.get("keys", ())).keys
+        return Access(keys=(*access.keys, *in_file)).keys
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError([f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"]) from None
+
+
+def _read(where: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{where}: {file} cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{where}: {file} is not UTF-8 text"]) from error

@@ -1,0 +1,61 @@
+"""How late the event loop runs, and how long garbage collections hold it.
+
+Both are the first things to look at when everything is slow at once.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from typing import Final
+
+LAG_SECONDS: Final = 0.2
+"""Between two looks at the loop's lag: 5 wake-ups a second cost 0.02 % of a core."""
+
+
+class Probes:
+    """Watches the process from `start` to `close`."""
+
+    def __init__(self, lagged: Callable[[float], None], paused: Callable[[float], None]) -> None:
+        self._lagged = lagged
+        self._paused = paused
+        self._task: asyncio.Task[None] | None = None
+        self._collecting_since = 0.0
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch_loop(), name="loop-lag")
+        gc.callbacks.append(self._on_gc)
+
+    async def close(self) -> None:
+        """Stop watching. Harmless when repeated."""
+        if self._on_gc in gc.callbacks:
+            gc.callbacks.remove(self._on_gc)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._lagged(max(0.0, loop.time() - due))
+
+    def _on_gc(self, phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting_since = time.perf_counter()
+        else:
+            self._paused(time.perf_counter() - self._collecting_since)
+
+
+def tame_collector() -> None:
+    """Keep garbage collections short in a process that serves for long.
+
+    What start-up made lives as long as the process, so it is taken out of sight. A session has about 320 tracked
+    objects, and a full collection of 400 sessions holds the loop for 90 ms: so full ones are made rare. Almost
+    everything is freed by reference counts; what is left to find are the cycles of closed peer connections.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
