@@ -1,0 +1,67 @@
+"""Fixtures of the HTTP side, see `house`."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiohttp
+import pytest
+
+from gateway.downstream.access import Access, AccessRules, TokenHook
+from gateway.downstream.admin import Operator
+from gateway.downstream.credentials import Signatures
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.server import Binding, Parts, Server
+from gateway.relay.hub import Hub
+from gateway.relay.limits import RelayLimits
+from gateway.relay.ports import Telemetry
+from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House, frame
+
+
+@pytest.fixture
+async def build() -> AsyncIterator[Build]:
+    """Return a function that starts a house by other rules or limits; all are closed at the end."""
+    houses: list[House] = []
+
+    async def build(
+        rules: AccessRules | None = None,
+        relay: RelayLimits | None = None,
+        limits: ServerLimits | None = None,
+        token: tuple[bytes, ...] = (),
+        tokens_spent: TokenHook = lambda principal, session: None,
+    ) -> House:
+        facts, far_end = Facts(), FarEnd()
+        telemetry = cast("Telemetry", facts)
+        relay = replace(relay or RelayLimits(), parting_seconds=0.05)
+        hub = Hub(far_end, frame, telemetry, relay)
+        drained: list[bool] = []
+        access = Access(rules or AccessRules(), Signatures([SIGNING_KEY]), hub._clock.monotonic, tokens_spent)
+        operator = Operator(
+            metrics=lambda accept: (
+                b"up 1\n",
+                "application/openmetrics-text" if "open" in accept else "text/plain",
+            ),
+            drain=lambda: drained.append(True),
+            token_sha256=token,
+        )
+        stream = cast("Any", SimpleNamespace(heartbeat_seconds=15, max_age_seconds=300))
+        server = Server(Parts(hub, telemetry, access, operator, stream, limits or ServerLimits()))
+        await server.start(Binding(), Binding())
+        # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.
+        http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
+        house = House(server, hub, access, far_end, facts, http, drained)
+        houses.append(house)
+        return house
+
+    yield build
+    for house in houses:
+        await house.http.close()
+        await house.server.close()
+        await house.hub.close()
+
+
+@pytest.fixture
+async def house(build: Build) -> House:
+    """Return a running HTTP side as it is by default: no key, on loopback."""
+    return await build()

@@ -1,0 +1,131 @@
+"""A running HTTP side for tests: real sockets over a real hub; only the far end is played."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import aiohttp
+
+from gateway.downstream.access import Access
+from gateway.downstream.server import Server
+from gateway.errors import GatewayError
+from gateway.relay.hub import Hub
+from gateway.relay.ports import CallRequest, Json, Sink
+
+SIGNING_KEY = b"k" * 32
+
+
+def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
+    """Frame an event as plainly as the log allows: nothing in these tests reads it."""
+    return text.encode(), 0
+
+
+class FarEnd:
+    """A dialer whose calls greet, keep what they are sent, and say what a test wants said."""
+
+    def __init__(self) -> None:
+        self.requests: list[CallRequest] = []
+        self.sent: list[str] = []
+        self.closed = 0
+        self.refusal: GatewayError | None = None
+        self.gate: Callable[[], Awaitable[object]] | None = None
+        self.sink: Sink | None = None
+
+    async def dial(self, request: CallRequest, sink: Sink) -> "FarEnd":
+        self.requests.append(request)
+        if self.gate is not None:
+            await self.gate()
+        if self.refusal is not None:
+            raise self.refusal
+        self.sink = sink
+        model = request.session.get("model", "gpt-realtime-2.1")
+        created = {"type": "session.created", "session": {"type": "realtime", "model": model}}
+        sink.received(request.generation, json.dumps(created))
+        return self
+
+    @property
+    def call_id(self) -> str | None:
+        return "rtc_far"
+
+    @property
+    def buffered(self) -> int:
+        return 0
+
+    @property
+    def diagnostics(self) -> Json:
+        return {"phases": {"total": 0.01}}
+
+    def send(self, batch: Sequence[str]) -> None:
+        self.sent.extend(batch)
+
+    async def close(self, hang_up: bool) -> None:
+        self.closed += 1
+
+
+class Facts:
+    """A telemetry that remembers each fact by its verb."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, verb: str) -> Callable[..., None]:
+        return lambda *values: self.told.append((verb, values))
+
+    def of(self, verb: str) -> list[tuple[Any, ...]]:
+        """Give the facts of one kind, in order."""
+        return [values for told, values in self.told if told == verb]
+
+
+@dataclass
+class House:
+    """A running HTTP side, and what a test looks at or turns."""
+
+    server: Server
+    hub: Hub
+    access: Access
+    far_end: FarEnd
+    facts: Facts
+    http: aiohttp.ClientSession
+    drained: list[bool] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    async def call(self, method: str, path: str, **options: Any) -> "Answer":
+        """Make one request and read its answer whole; a path with a scheme goes where it says."""
+        url = path if "://" in path else self.url + path
+        async with self.http.request(method, url, **options) as response:
+            return Answer(response.status, response.headers.copy(), await response.read())
+
+    async def open(self, body: object = None, **options: Any) -> dict[str, Any]:
+        """Open a session and give the create's answer."""
+        answer = await self.call("POST", "/v1/sessions", json=body or {}, **options)
+        assert answer.status == 201, answer.body
+        return answer.json
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", json.loads(self.body))
+
+    @property
+    def code(self) -> str:
+        """The problem's code, once its form is that of every error."""
+        assert self.headers["Content-Type"].startswith("application/problem+json"), self.body
+        problem = self.json
+        assert problem.keys() >= {"type", "title", "status", "detail", "instance", "code", "retryable"}
+        assert problem["status"] == self.status
+        return str(problem["code"])
+
+
+Build = Callable[..., Awaitable[House]]

@@ -1,0 +1,225 @@
+"""Client events on their way up."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.downstream.limits import ServerLimits
+from gateway.relay.limits import RelayLimits
+from tests.downstream.house import Build, House
+
+EVENT = '{"type":"response.create"}'
+
+
+async def events_path(house: House) -> str:
+    """Open a session and give the path of its events."""
+    return f"/v1/sessions/{(await house.open())['id']}/events"
+
+
+async def test_one_event_is_accepted_and_counted(house: House) -> None:
+    """202 says how many, their numbers, and the head before them."""
+    path = await events_path(house)
+    first = await house.call("POST", path, data=EVENT)
+    second = await house.call("POST", path, data=f"[{EVENT},{EVENT}]")
+
+    assert first.status == 202
+    assert {k: first.json[k] for k in ("accepted", "first", "last")} == {"accepted": 1, "first": 1, "last": 1}
+    assert {k: second.json[k] for k in ("accepted", "first", "last")} == {
+        "accepted": 2,
+        "first": 2,
+        "last": 3,
+    }
+    assert first.json["head"].endswith("-1")
+    assert set(first.json) == {"accepted", "first", "last", "head"}
+
+
+async def test_events_are_sent_as_the_bytes_that_came(house: House) -> None:
+    """Nothing is added, dropped, reordered or encoded anew: odd spacing, numbers and escapes arrive as they were."""
+    path = await events_path(house)
+    odd = [
+        '{ "type" :"a", "n": 1.0e+05, "s":"\\u00e9é\U0001f600" }',
+        '{"type":"b","x":123456789012345678901234567890,"d":1,"d":2}',
+    ]
+    await house.call("POST", path, data=f"[ {odd[0]} , {odd[1]}\n]".encode())
+
+    assert house.far_end.sent == odd
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded"]
+)
+async def test_media_types_read_as_json(house: House, kind: str | None) -> None:
+    """None, JSON, plain text, and what curl says by default."""
+    path = await events_path(house)
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = await house.call("POST", path, data=EVENT.encode(), headers=headers)
+
+    assert answer.status == 202
+    assert house.far_end.sent == [EVENT]
+
+
+async def test_ndjson_is_read_by_its_type(house: House) -> None:
+    """Lines, blank ones passed over."""
+    path = await events_path(house)
+    body = f"{EVENT}\n\n{EVENT}\r\n".encode()
+    answer = await house.call("POST", path, data=body, headers={"Content-Type": "application/x-ndjson"})
+
+    assert answer.json["accepted"] == 2
+    assert house.far_end.sent == [EVENT, EVENT]
+
+
+async def test_other_media_types_are_refused(house: House) -> None:
+    """What is not listed is 415."""
+    path = await events_path(house)
+    answer = await house.call("POST", path, data=b"<a/>", headers={"Content-Type": "application/xml"})
+
+    assert (answer.status, answer.code) == (415, "unsupported-media-type")
+
+
+async def test_encoded_body_is_refused(house: House) -> None:
+    """A Content-Encoding is 415, before anything is unpacked."""
+    path = await events_path(house)
+    answer = await house.call("POST", path, data=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+
+    assert (answer.status, answer.code) == (415, "unsupported-media-type")
+
+
+async def test_chunked_body_is_fine(house: House) -> None:
+    """A client that does not know its body's length may send it in chunks."""
+    path = await events_path(house)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in EVENT.encode():
+            yield bytes([byte])
+
+    answer = await house.call("POST", path, data=chunks())
+
+    assert answer.status == 202
+    assert house.far_end.sent == [EVENT]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_body_over_the_limit_is_refused_with_the_limit(build: Build, chunked: bool) -> None:
+    """413 names the limit, whether or not the client said the length."""
+    house = await build(limits=ServerLimits(max_body_bytes=100))
+    path = await events_path(house)
+    body = json.dumps({"type": "x" * 200}).encode()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    answer = await house.call("POST", path, data=chunks() if chunked else body)
+
+    assert (answer.status, answer.code) == (413, "too-large")
+    assert answer.json["limit"] == 100
+    assert house.far_end.sent == []
+
+
+async def test_event_over_the_limit_is_refused(build: Build) -> None:
+    """The limit of one event holds within a body, too."""
+    house = await build(relay=RelayLimits(max_event_bytes=50))
+    path = await events_path(house)
+    answer = await house.call("POST", path, json=[{"type": "a"}, {"type": "x" * 60}])
+
+    assert (answer.status, answer.code) == (413, "too-large")
+    assert house.far_end.sent == []
+
+
+async def test_batch_over_the_limit_is_refused(build: Build) -> None:
+    """So does the limit on how many."""
+    house = await build(limits=ServerLimits(max_batch_events=2))
+    path = await events_path(house)
+    answer = await house.call("POST", path, json=[{"type": "a"}] * 3)
+
+    assert (answer.status, answer.code) == (413, "too-large")
+    assert answer.json["limit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "pointer"),
+    [
+        (b"", "invalid-json", None),
+        (b"\xef\xbb\xbf{}", "invalid-json", None),
+        (b'{"type":"a"', "invalid-json", None),
+        (b'{"type":NaN}', "invalid-json", None),
+        (b"[" * 65 + b"]" * 65, "invalid-json", None),
+        (b"[]", "invalid-event", None),
+        (b"3", "invalid-event", ""),
+        (b"{}", "invalid-event", "/type"),
+        (b'[{"type":"a"},{"type":1}]', "invalid-event", "/1/type"),
+        (b'{"type":"a","event_id":1}', "invalid-event", "/event_id"),
+    ],
+)
+async def test_bad_bodies_are_refused_whole(
+    house: House, body: bytes, code: str, pointer: str | None
+) -> None:
+    """Nothing of a batch is sent when anything of it is wrong, and the place is named."""
+    path = await events_path(house)
+    answer = await house.call("POST", path, data=body)
+
+    assert (answer.status, answer.code) == (400, code)
+    if pointer is not None:
+        assert answer.json["errors"][0]["pointer"] == pointer
+    assert house.far_end.sent == []
+
+
+async def test_unknown_types_pass(house: House) -> None:
+    """What an event means is OpenAI's to judge."""
+    path = await events_path(house)
+
+    assert (await house.call("POST", path, json={"type": "no.such.thing"})).status == 202
+
+
+async def test_repeat_with_a_key_sends_nothing_twice(house: House) -> None:
+    """The stored receipt comes again and says so; another body is refused."""
+    path = await events_path(house)
+    headers = {"Idempotency-Key": "k1"}
+    first = await house.call("POST", path, data=EVENT, headers=headers)
+    again = await house.call("POST", path, data=EVENT, headers=headers)
+    other = await house.call("POST", path, json={"type": "other"}, headers=headers)
+
+    assert again.body == first.body
+    assert again.status == 202
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert house.far_end.sent == [EVENT]
+    assert (other.status, other.code) == (422, "idempotency-key-reused")
+
+
+async def test_same_key_in_another_session_is_another_key(house: House) -> None:
+    """Keys are scoped to the session."""
+    headers = {"Idempotency-Key": "k1"}
+    for _ in range(2):
+        answer = await house.call("POST", await events_path(house), data=EVENT, headers=headers)
+        assert "Idempotency-Replayed" not in answer.headers
+
+    assert house.far_end.sent == [EVENT, EVENT]
+
+
+async def test_closed_session_takes_nothing(house: House) -> None:
+    """410 while its log is kept."""
+    path = await events_path(house)
+    await house.call("DELETE", path.removesuffix("/events"))
+    answer = await house.call("POST", path, data=EVENT)
+
+    assert (answer.status, answer.code) == (410, "session-closed")
+    assert answer.json["retryable"] is False
+
+
+async def test_locked_member_is_refused_in_session_update(build: Build) -> None:
+    """What may not be set at create may not be set later either."""
+    house = await build(relay=RelayLimits(session_locked=("model",)))
+    path = await events_path(house)
+    answer = await house.call("POST", path, json={"type": "session.update", "session": {"model": "x"}})
+
+    assert (answer.status, answer.code) == (403, "member-locked")
+
+
+async def test_time_from_read_to_handed_over_is_told(house: House) -> None:
+    """The `up` histogram gets one value a request that was accepted, none for a refused one."""
+    path = await events_path(house)
+    await house.call("POST", path, data=EVENT)
+    await house.call("POST", path, data=b"{}")
+
+    ((seconds,),) = house.facts.of("relayed_up")
+    assert 0 <= seconds < 1

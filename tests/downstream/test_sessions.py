@@ -1,0 +1,273 @@
+"""Sessions as a resource."""
+
+import asyncio
+import json
+
+import pytest
+
+from gateway.errors import UpstreamError
+from gateway.relay.limits import RelayLimits
+from tests.downstream.house import Build, House
+
+
+async def test_create_without_a_body_gives_a_connected_session(house: House) -> None:
+    """An empty body works, and the answer comes when the channel is open."""
+    answer = await house.call("POST", "/v1/sessions")
+
+    assert answer.status == 201
+    session = answer.json
+    assert session["id"].startswith("gws_")
+    assert session["object"] == "gateway.session"
+    assert session["state"] == "connected"
+    assert session["head"].endswith("-1")
+    assert session["call_id"] == "rtc_far"
+
+
+async def test_create_points_to_the_session_and_its_events(house: House) -> None:
+    """Location and Link are those of the new session."""
+    answer = await house.call("POST", "/v1/sessions")
+
+    path = f"/v1/sessions/{answer.json['id']}"
+    assert answer.headers["Location"] == path
+    assert answer.headers["Link"] == f'<{path}/events>; rel="events"'
+
+
+async def test_session_object_has_the_members_of_the_contract(house: House) -> None:
+    """A look shows every member but the credentials, which are in the create's answer only."""
+    created = await house.open()
+    seen = (await house.call("GET", f"/v1/sessions/{created['id']}")).json
+
+    assert set(seen) == {
+        "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata",
+        "head", "oldest", "receivers", "close_reason", "events_url", "limits",
+    }  # fmt: skip
+    assert set(created) - set(seen) == {"client_secret", "stream_url"}
+    assert set(seen["limits"]) == {
+        "max_event_bytes", "max_body_bytes", "max_batch_events", "log_max_events", "log_max_bytes",
+        "detach_grace_seconds", "heartbeat_seconds", "stream_max_age_seconds",
+    }  # fmt: skip
+
+
+async def test_create_merges_the_session_over_the_template(build: Build) -> None:
+    """What a caller wants is laid over what the operator configured."""
+    house = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
+    await house.open({"session": {"model": "b"}})
+
+    assert house.far_end.requests[0].session["model"] == "b"
+    assert house.far_end.requests[0].session["output_modalities"] == ["text"]
+
+
+async def test_create_keeps_metadata_and_grace(house: House) -> None:
+    """What is the caller's own comes back with the session."""
+    created = await house.open({"metadata": {"user": "ü"}, "detach_grace_seconds": 10})
+
+    assert created["metadata"] == {"user": "ü"}
+    assert created["limits"]["detach_grace_seconds"] == 10
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"sesion": {}}, "/sesion"),
+        ({"session": []}, "/session"),
+        ({"metadata": 1}, "/metadata"),
+        ({"detach_grace_seconds": "600"}, "/detach_grace_seconds"),
+        ({"detach_grace_seconds": True}, "/detach_grace_seconds"),
+        ({"detach_grace_seconds": 9}, "/detach_grace_seconds"),
+        ({"client_secret": {"allow": [1]}}, "/client_secret/allow/0"),
+        ({"client_secret": {"a/b": 1}}, "/client_secret/a~1b"),
+        ({"call_id": "rtc_x"}, "/call_id"),
+    ],
+)
+async def test_create_names_the_wrong_member(house: House, body: object, pointer: str) -> None:
+    """A wrong or unknown member is refused with its JSON pointer, and nothing is opened."""
+    answer = await house.call("POST", "/v1/sessions", json=body)
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert [flaw["pointer"] for flaw in answer.json["errors"]] == [pointer]
+    assert house.far_end.requests == []
+
+
+async def test_create_refuses_a_number_that_becomes_infinite(house: House) -> None:
+    """1e999 is JSON on the way in, but could not be JSON on the way on."""
+    answer = await house.call("POST", "/v1/sessions", data=b'{"session":{"temperature":1e999}}')
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b"\xff", b'{"a":1}{}', b"NaN"])
+async def test_create_refuses_what_is_no_json_object(house: House, body: bytes) -> None:
+    """The body is one JSON object or nothing."""
+    answer = await house.call("POST", "/v1/sessions", data=body)
+
+    assert (answer.status, answer.code) == (400, "invalid-json")
+
+
+async def test_create_refuses_a_locked_member(build: Build) -> None:
+    """What the operator has fixed cannot be set."""
+    house = await build(relay=RelayLimits(session_locked=("model",)))
+    answer = await house.call("POST", "/v1/sessions", json={"session": {"model": "x"}})
+
+    assert (answer.status, answer.code) == (403, "member-locked")
+
+
+async def test_create_tells_why_upstream_refused(house: House) -> None:
+    """OpenAI's own words stand in the problem."""
+    upstream = {"status": 401, "code": "invalid_api_key", "message": "no"}
+    house.far_end.refusal = UpstreamError(
+        "upstream-rejected", "OpenAI refused.", members={"upstream": upstream}
+    )
+    answer = await house.call("POST", "/v1/sessions")
+
+    assert (answer.status, answer.code) == (502, "upstream-rejected")
+    assert answer.json["upstream"] == upstream
+
+
+async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> None:
+    """A client that goes away while its session opens cannot leave one that nobody knows."""
+    dialled, go = asyncio.Event(), asyncio.Event()
+
+    async def gate() -> None:
+        dialled.set()
+        await go.wait()
+
+    house.far_end.gate = gate
+    creating = asyncio.create_task(house.call("POST", "/v1/sessions"))
+    await asyncio.wait_for(dialled.wait(), 5)
+    creating.cancel()
+    await asyncio.wait({creating})
+    # The server has seen the end of the connection once another request on a new one is answered.
+    await house.call("GET", "/livez")
+    go.set()
+    async with asyncio.timeout(5):
+        while house.far_end.closed == 0:
+            await asyncio.sleep(0.01)
+
+    assert [view.state for view in house.hub.all_sessions()] == ["closed"]
+
+
+async def test_create_repeated_with_its_key_gives_the_same_session(house: House) -> None:
+    """The repeat is the stored answer, the client secret included, and says so."""
+    options = {"json": {"metadata": {"n": 1}}, "headers": {"Idempotency-Key": "abc"}}
+    first = await house.call("POST", "/v1/sessions", **options)
+    again = await house.call("POST", "/v1/sessions", **options)
+
+    assert again.body == first.body
+    assert again.status == 201
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Location"] == first.headers["Location"]
+    assert len(house.far_end.requests) == 1
+    assert len(house.facts.of("idempotent_replay")) == 1
+
+
+async def test_create_with_a_used_key_and_another_body_is_refused(house: House) -> None:
+    """A key stands for one request."""
+    headers = {"Idempotency-Key": "abc"}
+    await house.call("POST", "/v1/sessions", json={}, headers=headers)
+    answer = await house.call("POST", "/v1/sessions", json={"metadata": {"n": 2}}, headers=headers)
+
+    assert (answer.status, answer.code) == (422, "idempotency-key-reused")
+
+
+async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House) -> None:
+    """Two opens at once with one key are one session and one 409."""
+    dialled, go = asyncio.Event(), asyncio.Event()
+
+    async def gate() -> None:
+        dialled.set()
+        await go.wait()
+
+    house.far_end.gate = gate
+    headers = {"Idempotency-Key": "abc"}
+    first = asyncio.create_task(house.call("POST", "/v1/sessions", headers=headers))
+    await asyncio.wait_for(dialled.wait(), 5)
+    second = await house.call("POST", "/v1/sessions", headers=headers)
+    go.set()
+
+    assert (second.status, second.code) == (409, "idempotency-in-progress")
+    assert second.headers["Retry-After"] == "1"
+    assert (await first).status == 201
+
+
+async def test_create_that_failed_may_be_tried_again_with_its_key(house: House) -> None:
+    """What had no effect is not remembered."""
+    house.far_end.refusal = UpstreamError("upstream-failed", "no")
+    headers = {"Idempotency-Key": "abc"}
+    failed = await house.call("POST", "/v1/sessions", headers=headers)
+    house.far_end.refusal = None
+    again = await house.call("POST", "/v1/sessions", headers=headers)
+
+    assert (failed.status, again.status) == (502, 201)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü"])
+async def test_create_refuses_a_malformed_key(house: House, key: str) -> None:
+    """A key is 1 to 255 visible ASCII characters."""
+    answer = await house.call("POST", "/v1/sessions", headers={"Idempotency-Key": key})
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+async def test_delete_closes_and_may_be_repeated(house: House) -> None:
+    """204 each time while the log is kept; the session says why it ended."""
+    session = await house.open()
+    path = f"/v1/sessions/{session['id']}"
+    first = await house.call("DELETE", path)
+    second = await house.call("DELETE", path)
+    seen = (await house.call("GET", path)).json
+
+    assert (first.status, second.status) == (204, 204)
+    assert first.body == b""
+    assert (seen["state"], seen["close_reason"]) == ("closed", "client")
+    assert house.far_end.closed == 1
+
+
+async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
+    """A page that is being left can close its session with a beacon, which can set no header."""
+    house = await build()
+    session = await house.open()
+    path = f"/v1/sessions/{session['id']}/close"
+    refused = await house.call("POST", path, data="gwk_x.y", headers={"Content-Type": "text/plain"})
+    answer = await house.call(
+        "POST",
+        path,
+        data=session["client_secret"]["value"],
+        headers={"Content-Type": "text/plain;charset=UTF-8"},
+    )
+
+    assert (refused.status, refused.code) == (401, "unauthorized")
+    assert answer.status == 204
+
+
+async def test_unknown_session_is_404(house: House) -> None:
+    """Every call on an id that is nobody's says the same."""
+    for method, tail in (
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/close"),
+        ("POST", "/events"),
+        ("POST", "/tickets"),
+    ):
+        answer = await house.call(method, f"/v1/sessions/gws_nobody{tail}")
+        assert (answer.status, answer.code) == (404, "session-unknown")
+
+
+async def test_anonymous_callers_get_no_list(house: House) -> None:
+    """To them an id is the capability, so it is not handed out."""
+    await house.open()
+    answer = await house.call("GET", "/v1/sessions")
+
+    assert (answer.status, answer.code) == (403, "forbidden")
+
+
+async def test_ticket_comes_with_its_url(house: House) -> None:
+    """The URL can be given to EventSource as it is, and reads this session."""
+    session = await house.open()
+    answer = await house.call("POST", f"/v1/sessions/{session['id']}/tickets")
+
+    assert answer.status == 201
+    assert set(answer.json) == {"ticket", "url", "expires_at"}
+    assert answer.json["url"] == f"/v1/sessions/{session['id']}/events?ticket={answer.json['ticket']}"
+    assert json.dumps(answer.json["expires_at"]) == "null"
+    assert session["stream_url"] == answer.json["url"]
