@@ -1,0 +1,126 @@
+"""DTLS as the gateway needs it: what is changed in aiortc's transport and certificate, one class an idea.
+
+`tuning` gives these classes to a transport before it starts. Refuses to know SCTP's contents, SDP and the service.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from aiortc import RTCCertificate, RTCDtlsTransport
+from aiortc.rtcdtlstransport import RTCDtlsFingerprint, State, certificate_digest
+from OpenSSL import SSL
+
+from gateway.upstream.ice import DirectDatagrams
+
+# SSL_MODE_RELEASE_BUFFERS of OpenSSL's ssl.h: an idle connection gives its record buffers back, 12 KiB of it.
+_RELEASE_BUFFERS = 0x10
+# One DTLS record (RFC 6347 4.1): a peer behind a large MTU may fill more than the 1500 aiortc reads.
+_RECORD_BYTES = 16384
+_APPLICATION_DATA = 23
+
+
+class SharedCertificate(RTCCertificate):
+    """One certificate and one OpenSSL context for every call of a process.
+
+    One fingerprint for all calls to one service tells it nothing it does not know by the API key. A key pair, a
+    certificate and a context for each call cost 0.3 ms.
+    """
+
+    _context: SSL.Context | None = None
+    _fingerprints: list[RTCDtlsFingerprint] | None = None
+
+    def _create_ssl_context(self, srtp_profiles: Any) -> SSL.Context:  # Any: aiortc does not export the type
+        if self._context is None:
+            # pyOpenSSL refuses to change a context that has had a connection, so all is set now.
+            self._context = super()._create_ssl_context(srtp_profiles)
+            self._context.set_mode(_RELEASE_BUFFERS)
+        return self._context
+
+    def getFingerprints(self) -> list[RTCDtlsFingerprint]:  # noqa: N802 - WebRTC's name
+        """Give SHA-256 alone: the offer shows no other, see `sdp`."""
+        if self._fingerprints is None:
+            digest = certificate_digest(self._cert, "sha-256")
+            self._fingerprints = [RTCDtlsFingerprint(algorithm="sha-256", value=digest)]
+        return self._fingerprints
+
+
+class WithoutSrtp(RTCDtlsTransport):
+    """DTLS that derives no keys for media: there is none, and two libsrtp sessions cost 10 KiB a call.
+
+    RTP that comes all the same is dropped unread, and a peer that negotiates no SRTP profile is welcome.
+    """
+
+    def _setup_srtp(self) -> None:
+        return None
+
+
+class DirectRecords(RTCDtlsTransport):
+    """DTLS whose application data goes up and down in plain calls.
+
+    Stock aiortc wakes a task for each datagram and goes through six coroutines that never wait. Everything but
+    application data still goes that way, and so keeps its handling of close_notify and of a lost connection.
+    """
+
+    connection: DirectDatagrams | None = None
+    packet: Callable[[bytes], None] | None = None
+    failed: BaseException | None = None
+
+    def go_direct(self, connection: DirectDatagrams, packet: Callable[[bytes], None]) -> None:
+        """Hand application data to `packet` from now on; to be called once connected."""
+        self.connection = connection
+        self.packet = packet
+        connection.direct = self._take
+
+    def put(self, data: bytes) -> None:
+        """Encrypt and send; raises ConnectionError when not connected."""
+        if self._state != State.CONNECTED:
+            raise ConnectionError("Cannot send encrypted data, not connected")
+        assert self._ssl is not None
+        assert self.connection is not None
+        self._ssl.send(data)
+        self.connection.put(self._ssl.bio_read(_RECORD_BYTES))
+
+    def _take(self, datagram: bytes) -> None:
+        assert self._ssl is not None
+        assert self.packet is not None
+        assert self.connection is not None
+        if datagram[0] != _APPLICATION_DATA or self._state != State.CONNECTED:
+            self.connection.data_received(datagram, 1)
+            return
+        self._ssl.bio_write(datagram)
+        try:
+            self.packet(self._ssl.recv(_RECORD_BYTES))
+            # A datagram may hold several records (RFC 6347 4.1.1).
+            if _more_records(datagram):
+                self._take_rest()
+        except SSL.Error:
+            return  # forged, replayed or of another epoch: RFC 6347 4.1.2.7 has it dropped
+        except ConnectionError:
+            return  # it closed while answering
+        except Exception as error:  # noqa: BLE001 - as aiortc's own read loop: whatever it is, the connection is over
+            self.failed = error
+            self.connection.end()
+
+    def _take_rest(self) -> None:
+        assert self._ssl is not None
+        assert self.packet is not None
+        while True:
+            try:
+                plain = self._ssl.recv(_RECORD_BYTES)
+            except SSL.WantReadError:
+                return
+            self.packet(plain)
+
+
+def _more_records(datagram: bytes) -> bool:
+    return len(datagram) > 13 + int.from_bytes(datagram[11:13], "big")
+
+
+def step(coroutine: Any) -> None:  # Any: a coroutine that returns nothing
+    """Run a coroutine that never waits; raises RuntimeError should it wait after all."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise RuntimeError("a step that must not wait did")

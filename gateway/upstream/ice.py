@@ -1,0 +1,176 @@
+"""ICE as the gateway needs it: what is changed in aioice's connection, one class an idea.
+
+Each class extends `aioice.Connection`; `tuning` composes those that are switched on and gives a connection that class
+before it gathers. Refuses to know DTLS, SDP and the service.
+
+Consent (RFC 7675) deserves its theory. OpenAI's media server is an ICE-lite agent and is reported to ignore checks
+without USE-CANDIDATE once it is connected. aioice sends its consent checks without, takes the silence for a lost path, and
+closes a healthy call after about 33 s. libwebrtc sends the attribute in every check, so it is harmless elsewhere.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, cast
+
+from aioice import stun
+from aioice.ice import (
+    ICE_COMPLETED,
+    ICE_FAILED,
+    Connection,
+    StunProtocol,
+    TransportPolicy,
+)
+
+# RFC 7675 5.1: a check every 5 s, each delay drawn from 0.8 to 1.2 of it.
+CONSENT_INTERVAL_SECONDS = 5.0
+# After a check that got no answer the next comes sooner: five more are sent before a path of the default 15 s is given up.
+CONSENT_RETRY_SECONDS = 1.0
+# One repetition after 0.5 s, and 1 s more to answer either: aioice's own 0.5 s would call a slow path dead.
+CONSENT_RETRANSMISSIONS = 1
+# RFC 8445 6.1.4.2 (Ta, 50 ms there): between the starts of two checks.
+PACE_SECONDS = 0.02
+# RFC 7983 7: what the first byte of a datagram says it is.
+_STUN = range(4)
+_DTLS = range(20, 64)
+
+
+class NominatedConsent(Connection):
+    """Consent checks that a strict ICE-lite peer answers, and that notice a dead one sooner."""
+
+    consent_timeout = 15.0
+    consent_expired = False
+
+    async def query_consent(self) -> None:
+        """Check consent until it expires, then close the connection."""
+        assert self.remote_password is not None
+        key = self.remote_password.encode("utf8")
+        loop = asyncio.get_running_loop()
+        heard = loop.time()
+        answered = True
+        while True:
+            drawn = CONSENT_INTERVAL_SECONDS * (0.8 + 0.4 * random.random())  # noqa: S311 - spreads load, no secret
+            await asyncio.sleep(drawn if answered else CONSENT_RETRY_SECONDS)
+            for pair in list(self._nominated.values()):
+                try:
+                    await pair.protocol.request(
+                        self.build_request(pair, nominate=True),
+                        pair.remote_addr,
+                        integrity_key=key,
+                        retransmissions=CONSENT_RETRANSMISSIONS,
+                    )
+                except stun.TransactionError:
+                    answered = False
+                else:
+                    answered, heard = True, loop.time()
+            if loop.time() - heard >= self.consent_timeout:
+                self.consent_expired = True
+                # close() cancels this task unless it is forgotten first, as in aioice.
+                self._query_consent_task = None
+                await self.close()
+                return
+
+
+class PromptChecks(Connection):
+    """An ICE handshake that ends when a pair is nominated, not at the next tick of the pace.
+
+    aioice starts a check, sleeps 20 ms, and only then looks whether it is done: 21 of the 29 ms that a set-up on loopback
+    took. Here the pace runs beside the wait.
+    """
+
+    async def connect(self) -> None:
+        """Do as `Connection.connect` does, and return at once on success."""
+        if not self._local_candidates_end:
+            raise ConnectionError("Local candidates gathering was not performed")
+        if self.remote_username is None or self.remote_password is None:
+            raise ConnectionError("Remote username or password is missing")
+        for remote_candidate in self._remote_candidates:
+            self._pair_remote_candidate(remote_candidate)
+        self.sort_check_list()
+        self._unfreeze_initial()
+        for early_check in self._early_checks:
+            self.check_incoming(*early_check)
+        self._early_checks.clear()
+        self._early_checks_done = True
+
+        pace = asyncio.create_task(self._pace())
+        try:
+            outcome = await self._check_list_state.get()
+        finally:
+            pace.cancel()
+            await asyncio.wait({pace})
+            for check in self._check_list:
+                if check.task:
+                    check.task.cancel()
+        if outcome != ICE_COMPLETED:
+            raise ConnectionError("ICE negotiation failed")
+        self._query_consent_task = asyncio.create_task(self.query_consent())
+
+    async def _pace(self) -> None:
+        while self._check_periodic():
+            await asyncio.sleep(PACE_SECONDS)
+        if not self._check_list and not self._check_list_done:
+            self._check_list_done = True
+            self._check_list_state.put_nowait(ICE_FAILED)
+
+
+class ChosenAddresses(Connection):
+    """Host candidates from the addresses it is given.
+
+    aioice lists every interface each time (0.2 ms) and opens a socket on each, docker bridges included; and it leaves out
+    loopback, without which nothing connects on a machine that has no network.
+    """
+
+    addresses: tuple[str, ...] = ()
+
+    async def gather_candidates(self) -> None:
+        """Gather from `addresses`; from every interface where that is empty."""
+        if not self.addresses:
+            await super().gather_candidates()
+            return
+        if self._local_candidates_start:
+            return
+        self._local_candidates_start = True
+        hosts = list(self.addresses) if self._transport_policy == TransportPolicy.ALL else []
+        for component in self._components:
+            self._local_candidates += await self.get_component_candidates(component, hosts)
+        self._local_candidates_end = True
+
+
+class DirectDatagrams(Connection):
+    """A connection that hands DTLS datagrams to whoever reads them without a queue and a task between."""
+
+    direct: Callable[[bytes], None] | None = None
+
+    async def gather_candidates(self) -> None:
+        """Gather, then teach the sockets' protocols the way."""
+        await super().gather_candidates()
+        for protocol in self._protocols:
+            protocol.__class__ = _DirectProtocol
+
+    def put(self, data: bytes) -> None:
+        """Send a datagram to the nominated address; raises ConnectionError where there is none."""
+        pair = self._nominated.get(1)
+        if pair is None:
+            raise ConnectionError("Cannot send data, not connected")
+        pair.protocol.transport.sendto(data, pair.remote_addr)
+
+    def end(self) -> None:
+        """Wake the task that reads, with the word that nothing more comes."""
+        self._queue.put_nowait(None)
+
+
+class _DirectProtocol(StunProtocol):
+    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:  # Any: as in aioice
+        data = cast(bytes, data)
+        first = data[0] if data else 64
+        if first in _DTLS:
+            connection = cast(DirectDatagrams, self.receiver)
+            # The order of arrival is kept: nothing passes what still waits in the queue.
+            if connection.direct is not None and connection._queue.empty():  # noqa: SLF001 - a file of private hooks
+                connection.direct(data)
+            else:
+                connection.data_received(data, self.local_candidate.component)
+        elif first in _STUN:
+            super().datagram_received(data, addr)
+        # Whatever else it is, RTP for example, nobody here wants it.

@@ -1,0 +1,320 @@
+"""Creating and ending a call over HTTP, and the one table of what the service's refusals mean.
+
+`POST {base_url}/realtime/calls` takes the offer and the session object and gives the answer; `POST .../hangup` ends the
+call. Refuses to know WebRTC: offer and answer are text. Nothing that leaves this file holds a key: the service quotes
+part of a wrong one in its message, so messages are cleaned before they are shown.
+"""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Literal
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+
+import aiohttp
+
+from gateway.errors import Code, UpstreamError
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, Json
+from gateway.upstream.config import UpstreamConfig
+
+# A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.
+MAX_ANSWER_BYTES = 256 * 1024
+# Shown of an upstream message. The service's own are a sentence or two.
+MAX_MESSAGE_CHARACTERS = 500
+
+# Signalling is tried again only when no call can have come of it: the connection was refused, or the service itself said
+# how long to wait. Three tries bridge a restart; more would only hold the caller's place in vain.
+MAX_TRIES = 3
+CONNECT_RETRY_SECONDS = 0.25
+# Longer waits are the caller's to make, who is told of them.
+LONGEST_WAIT_SECONDS = 5.0
+# Left of the deadline for ICE, DTLS and the channel after a retry: seven round trips.
+RESERVE_SECONDS = 3.0
+
+_SECRET = re.compile(r"\b(?:sk|ek|rk|sess|gwk|gwt)[-_][A-Za-z0-9_\-*.]{4,}")
+_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+# An upstream code as a metric label and a member of an answer: the service's words, nothing else.
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+# Refusals that no repetition cures although their status says so (429 with these codes).
+_NOT_A_RATE_LIMIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+
+# What a status means. The first match counts; a 429 is a rate limit unless its code stands above.
+_BY_STATUS: tuple[tuple[range, Code], ...] = (
+    (range(408, 409), "upstream-failed"),
+    (range(425, 426), "upstream-failed"),
+    (range(429, 430), "upstream-rate-limited"),
+    (range(400, 500), "upstream-rejected"),
+    (range(500, 600), "upstream-failed"),
+)
+
+_DETAILS: Mapping[int, str] = {
+    401: "OpenAI does not accept the credential",
+    403: "OpenAI does not allow this to the credential",
+    404: "OpenAI does not know this address: look at upstream.base_url",
+    429: "OpenAI's rate limit was reached",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedCall:
+    """A call that exists upstream; `call_id` is None where the answer did not name it."""
+
+    sdp: str
+    call_id: str | None
+    status: int
+
+
+class Signaller:
+    """Speaks HTTP to the service. Owned by the dialer, which opens and closes it."""
+
+    def __init__(self, config: UpstreamConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._base = config.base_url.rstrip("/")
+        self._client: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+
+    async def open(self) -> None:
+        """Make the client; nothing is sent yet."""
+        self._proxy = _proxy_for(self._config)
+        self._client = aiohttp.ClientSession(
+            # A limit of 100 is aiohttp's default: call 101 would wait without a word. Sessions are limited elsewhere.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
+            # Deadlines are set around every request.
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # trust_env would also read ~/.netrc, in a thread, for each request, and fail over a host that stands in it.
+            trust_env=False,
+            auto_decompress=True,
+        )
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def create(self, offer: str, request: CallRequest, seconds: float) -> CreatedCall:
+        """Create a call; `seconds` is what is left of the deadline, which the caller enforces.
+
+        Raises UpstreamError.
+        """
+        ends = self._clock.monotonic() + seconds
+        tries = 0
+        while True:
+            tries += 1
+            left = ends - self._clock.monotonic() - RESERVE_SECONDS
+            try:
+                return await self._create_once(offer, request)
+            except aiohttp.ClientConnectorError as error:
+                wait = CONNECT_RETRY_SECONDS * 2 ** (tries - 1)
+                if (
+                    tries >= MAX_TRIES
+                    or wait > left
+                    or isinstance(error, aiohttp.ClientConnectorCertificateError)
+                ):
+                    raise _unreachable(error) from error
+            except aiohttp.ClientError as error:
+                raise _unreachable(error) from error
+            except UpstreamError as error:
+                if error.retry_after is None or tries >= MAX_TRIES:
+                    raise
+                wait = error.retry_after
+                if wait > min(left, LONGEST_WAIT_SECONDS):
+                    raise
+            await asyncio.sleep(wait)
+
+    async def hang_up(self, call_id: str, bearer: str | None) -> None:
+        """End a call. A call that is over already is as good; raises UpstreamError or TimeoutError."""
+        assert self._client is not None
+        url = f"{self._base}/realtime/calls/{quote(call_id, safe='')}/hangup"
+        try:
+            async with (
+                asyncio.timeout(self._config.hang_up_timeout_seconds),
+                self._client.post(
+                    url, headers=self._headers(bearer), proxy=self._proxy, allow_redirects=False
+                ) as response,
+            ):
+                if response.status in range(200, 300):
+                    return
+                body = await _read(response)
+        except aiohttp.ClientError as error:
+            raise _unreachable(error) from error
+        upstream = _describe(response.status, body, self._secrets(bearer))
+        if upstream.get("code") != "call_id_not_found":
+            raise _refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
+
+    async def _create_once(self, offer: str, request: CallRequest) -> CreatedCall:
+        assert self._client is not None
+        headers = self._headers(request.bearer)
+        if request.safety_identifier:
+            headers["OpenAI-Safety-Identifier"] = request.safety_identifier
+        data: aiohttp.FormData | bytes
+        if is_ephemeral(request.bearer):
+            # An ephemeral key brings its session; its form is the bare offer (Realtime: create call).
+            headers["Content-Type"] = "application/sdp"
+            data = offer.encode()
+        else:
+            data = aiohttp.FormData()
+            data.add_field("sdp", offer, content_type="application/sdp")
+            session = json.dumps(dict(request.session), separators=(",", ":"), ensure_ascii=False)
+            data.add_field("session", session, content_type="application/json")
+        async with self._client.post(
+            f"{self._base}/realtime/calls",
+            data=data,
+            headers=headers,
+            proxy=self._proxy,
+            # A redirect would carry the key to wherever it points.
+            allow_redirects=False,
+        ) as response:
+            body = await _read(response)
+        if response.status not in range(200, 300):
+            upstream = _describe(response.status, body, self._secrets(request.bearer))
+            raise _refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
+        call_id = response.headers.get("Location", "").partition("?")[0].rstrip("/").rpartition("/")[2]
+        return CreatedCall(
+            sdp=body.decode("utf-8", "replace"),
+            call_id=call_id if _CALL_ID.fullmatch(call_id) else None,
+            status=response.status,
+        )
+
+    def _headers(self, bearer: str | None) -> dict[str, str]:
+        config = self._config
+        credential = bearer if config.auth == "client" else config.api_key
+        if not credential:
+            missing: Literal["caller's", "gateway's"] = "caller's" if config.auth == "client" else "gateway's"
+            raise UpstreamError(
+                "upstream-rejected", f"There is no credential for OpenAI: the {missing} is missing."
+            )
+        headers = {"Authorization": f"Bearer {credential}", "Accept": "application/sdp"}
+        if config.organization:
+            headers["OpenAI-Organization"] = config.organization
+        if config.project:
+            headers["OpenAI-Project"] = config.project
+        return headers
+
+    def _secrets(self, bearer: str | None) -> tuple[str, ...]:
+        return tuple(secret for secret in (bearer, self._config.api_key) if secret)
+
+
+def is_ephemeral(bearer: str | None) -> bool:
+    """Tell whether a credential is a client secret, which carries a session of its own."""
+    return bearer is not None and bearer.startswith("ek_")
+
+
+def host_of(base_url: str) -> str:
+    """Give the host of a base URL, without port or brackets."""
+    return urlsplit(base_url).hostname or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name means this machine itself."""
+    return (
+        host in ("localhost", "::1")
+        or host.endswith(".localhost")
+        or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    )
+
+
+def _proxy_for(config: UpstreamConfig) -> str | None:
+    if config.proxy:
+        return config.proxy
+    parts = urlsplit(config.base_url)
+    host = parts.hostname or ""
+    proxies = getproxies_environment()
+    if is_loopback(host) or proxy_bypass_environment(host, proxies):
+        return None
+    return proxies.get(parts.scheme)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            response.close()
+            break
+    return b"".join(parts)[:MAX_ANSWER_BYTES]
+
+
+def _describe(status: int, body: bytes, secrets: tuple[str, ...]) -> Json:
+    """Give what the service said of an error, without any key: status, code, type and message where known."""
+    told: dict[str, object] = {"status": status}
+    error: object = None
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        parsed = None
+    if isinstance(parsed, dict):
+        error = parsed.get("error", parsed)
+    if isinstance(error, str):
+        error = {"message": error}
+    if isinstance(error, dict):
+        for name in ("code", "type", "param"):
+            value = error.get(name)
+            if isinstance(value, str) and _WORD.fullmatch(value):
+                told[name] = value
+        message = error.get("message")
+        if isinstance(message, str):
+            told["message"] = clean(message, secrets)
+    return told
+
+
+def clean(message: str, secrets: tuple[str, ...] = ()) -> str:
+    """Give a message without keys and of bounded length."""
+    for secret in secrets:
+        message = message.replace(secret, "[key]")
+    return _SECRET.sub("[key]", message)[:MAX_MESSAGE_CHARACTERS]
+
+
+def _refusal(upstream: Json, retry_after: str | None, unix: float) -> UpstreamError:
+    status = upstream["status"]
+    assert isinstance(status, int)
+    code: Code = next((code for statuses, code in _BY_STATUS if status in statuses), "upstream-failed")
+    if code == "upstream-rate-limited" and upstream.get("code") in _NOT_A_RATE_LIMIT:
+        code = "upstream-rejected"
+    detail = _DETAILS.get(status, f"OpenAI answered with status {status}")
+    if status not in range(400, 600):
+        detail = f"OpenAI answered with status {status}, expected 201"
+    if "message" in upstream:
+        detail = f"{detail}: {upstream['message']}"
+    wait = _seconds(retry_after, unix) if code != "upstream-rejected" else None
+    return UpstreamError(code, detail, retry_after=wait, members={"upstream": upstream})
+
+
+def _seconds(retry_after: str | None, unix: float) -> float | None:
+    """Read Retry-After (RFC 9110 10.2.3): seconds, or a date."""
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - unix
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
+    # The text of a connector error names host and port, which are the operator's; its class says enough to a caller.
+    kinds: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
+        (aiohttp.ClientConnectorDNSError, "its name is not known here"),
+        (aiohttp.ClientConnectorCertificateError, "its certificate is not trusted"),
+        (aiohttp.ClientConnectorSSLError, "no TLS connection could be made"),
+        (aiohttp.ClientProxyConnectionError, "the proxy cannot be reached"),
+        (aiohttp.ClientHttpProxyError, "the proxy refused"),
+        (aiohttp.ClientConnectorError, "the connection was refused"),
+        (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
+    )
+    why = next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)
+    return UpstreamError("upstream-failed", f"OpenAI cannot be reached: {why}.")

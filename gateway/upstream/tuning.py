@@ -1,0 +1,203 @@
+"""Every hook into aiortc and aioice that is not their public interface, in one table.
+
+Nothing is patched: a connection that this room makes is given a subclass before it starts, composed of the hooks that are
+switched on. So other connections in the interpreter stay as they were, and each hook can be switched by itself.
+
+The hooks were read against the versions named in `TESTED`. With any other version they are left out, and the stock
+libraries do the work: slower, with a limit of 1 MiB on server events, and with a call that a strict ICE-lite peer lets go
+after half a minute; `missing` says which, so that the operator is told.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, cast
+
+import aioice
+import aiortc
+from aioice.ice import Connection
+from aiortc import RTCConfiguration, RTCDtlsTransport, RTCPeerConnection, RTCSctpTransport, rtcpeerconnection
+
+from gateway.upstream import dtls, ice, sctp
+
+TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13."}
+
+# The certificate is of no use to a listener for longer than a session lives; a day bounds what one stolen key opens.
+CERTIFICATE_SECONDS = 24 * 3600.0
+
+# A window that holds two of the largest messages keeps a sender busy while one is put together.
+MESSAGES_IN_WINDOW = 2
+STOCK_MESSAGE_BYTES = 1024 * 1024
+
+
+class Hook(StrEnum):
+    """One thing done to the libraries; the class named in `_CLASSES` says what and why."""
+
+    SHARED_CERTIFICATE = "shared-certificate"
+    WITHOUT_SRTP = "without-srtp"
+    CHOSEN_ADDRESSES = "chosen-addresses"
+    PROMPT_CHECKS = "prompt-checks"
+    NOMINATED_CONSENT = "nominated-consent"
+    QUICK_RETRANSMISSION = "quick-retransmission"
+    LINEAR_REASSEMBLY = "linear-reassembly"
+    TOLERANT_FRAMES = "tolerant-frames"
+    DIRECT = "direct"
+    SPARSE_ACKS = "sparse-acks"
+
+
+ALL_HOOKS = frozenset(Hook)
+
+_ICE: Mapping[Hook, type[Connection]] = {
+    Hook.CHOSEN_ADDRESSES: ice.ChosenAddresses,
+    Hook.PROMPT_CHECKS: ice.PromptChecks,
+    Hook.NOMINATED_CONSENT: ice.NominatedConsent,
+    Hook.DIRECT: ice.DirectDatagrams,
+}
+_DTLS: Mapping[Hook, type[RTCDtlsTransport]] = {
+    Hook.WITHOUT_SRTP: dtls.WithoutSrtp,
+    Hook.DIRECT: dtls.DirectRecords,
+}
+_SCTP: Mapping[Hook, tuple[type[RTCSctpTransport], ...]] = {
+    Hook.TOLERANT_FRAMES: (sctp.TolerantFrames,),
+    Hook.DIRECT: (sctp.DirectSend, sctp.DirectReceive),
+    Hook.SPARSE_ACKS: (sctp.SparseAcks,),
+    Hook.QUICK_RETRANSMISSION: (sctp.QuickRetransmission,),
+    Hook.LINEAR_REASSEMBLY: (sctp.LinearReassembly,),
+}
+
+
+def missing(wanted: frozenset[Hook] = ALL_HOOKS) -> tuple[Hook, ...]:
+    """Give the hooks that cannot be used with the installed versions."""
+    return tuple(sorted(wanted - usable(wanted)))
+
+
+def usable(wanted: frozenset[Hook] = ALL_HOOKS) -> frozenset[Hook]:
+    """Give those of the wanted hooks that were tested with the installed versions."""
+    versions = {"aiortc": aiortc.__version__, "aioice": aioice.__version__}
+    tested = all(versions[name].startswith(prefix) for name, prefix in TESTED.items())
+    return wanted if tested else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the hooks are to do for one connection."""
+
+    addresses: tuple[str, ...]
+    consent_timeout: float
+    max_message_bytes: int
+
+
+class Certificates:
+    """The certificate of today."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._current: dtls.SharedCertificate | None = None
+        self._made = 0.0
+
+    def current(self) -> dtls.SharedCertificate:
+        """Give the certificate for a new call, made anew once a day."""
+        now = self._monotonic()
+        if self._current is None or now - self._made >= CERTIFICATE_SECONDS:
+            self._current, self._made = dtls.SharedCertificate.generateCertificate(), now
+        return self._current
+
+    # RTCPeerConnection.__init__ asks its class for a certificate; for the length of that call this object stands in.
+    def generateCertificate(self) -> dtls.SharedCertificate:  # noqa: N802 - aiortc's name
+        """Answer as aiortc's class does."""
+        return self.current()
+
+
+def new_peer_connection(
+    configuration: RTCConfiguration, hooks: frozenset[Hook], certificates: Certificates
+) -> RTCPeerConnection:
+    """Make a peer connection; with SHARED_CERTIFICATE it has the certificate all calls share."""
+    if Hook.SHARED_CERTIFICATE not in hooks:
+        return RTCPeerConnection(configuration)
+    module = cast(Any, rtcpeerconnection)  # Any: an object stands in for a class
+    stock = module.RTCCertificate
+    module.RTCCertificate = certificates
+    try:
+        return RTCPeerConnection(configuration)
+    finally:
+        module.RTCCertificate = stock
+
+
+def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], wishes: Wishes) -> None:
+    """Give the connection's parts the hooks. To be called when it has its channel and has not gathered yet."""
+    association = pc.sctp
+    assert association is not None
+    transport = association.transport
+    ice_transport = transport.transport
+    connection = ice_transport._connection
+    connection.__class__ = _composed(Connection, tuple(_ICE[hook] for hook in _ICE if hook in hooks))
+    transport.__class__ = _composed(RTCDtlsTransport, tuple(_DTLS[hook] for hook in _DTLS if hook in hooks))
+    association.__class__ = _composed(
+        RTCSctpTransport, tuple(part for hook in _SCTP if hook in hooks for part in _SCTP[hook])
+    )
+    if isinstance(connection, ice.ChosenAddresses):
+        connection.addresses = wishes.addresses
+    if isinstance(connection, ice.NominatedConsent):
+        connection.consent_timeout = wishes.consent_timeout
+    if isinstance(association, sctp.QuickRetransmission):
+        association._rto = sctp.RTO_INITIAL_SECONDS
+    if isinstance(association, sctp.LinearReassembly):
+        association.window = MESSAGES_IN_WINDOW * max(wishes.max_message_bytes, STOCK_MESSAGE_BYTES)
+        association._advertised_rwnd = association.window
+
+
+def go_direct(pc: RTCPeerConnection) -> None:
+    """Take the short way for data from now on; to be called when DTLS is connected."""
+    association = pc.sctp
+    assert association is not None
+    transport = association.transport
+    connection = transport.transport._connection
+    if (
+        isinstance(connection, ice.DirectDatagrams)
+        and isinstance(transport, dtls.DirectRecords)
+        and isinstance(association, sctp.DirectReceive)
+    ):
+        transport.go_direct(connection, association.receive_packet)
+
+
+def consent_expired(pc: RTCPeerConnection) -> bool:
+    """Tell whether the far end stopped answering consent checks."""
+    assert pc.sctp is not None
+    transport = pc.sctp.transport.transport
+    return getattr(transport._connection, "consent_expired", False) or transport.state == "failed"
+
+
+def failed(pc: RTCPeerConnection) -> bool:
+    """Tell whether the connection ended by a failure of ours rather than by the far end's word."""
+    assert pc.sctp is not None
+    return getattr(pc.sctp.transport, "failed", None) is not None
+
+
+def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
+    """Give the size of server event that may be asked for: stock reassembly stalls the loop above a megabyte."""
+    return wanted if Hook.LINEAR_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)
+
+
+def selected_pair(pc: RTCPeerConnection) -> tuple[str, str] | None:
+    """Give the kinds of the nominated pair's candidates, local and remote, such as ("host", "host")."""
+    assert pc.sctp is not None
+    for pair in pc.sctp.transport.transport._connection._nominated.values():
+        return pair.local_candidate.type, pair.remote_candidate.type
+    return None
+
+
+def abandon(pc: RTCPeerConnection) -> None:
+    """Free the sockets of a connection whose orderly close did not end."""
+    assert pc.sctp is not None
+    connection = pc.sctp.transport.transport._connection
+    if connection._query_consent_task is not None:
+        connection._query_consent_task.cancel()
+    for protocol in connection._protocols:
+        protocol.transport.abort()
+    connection._queue.put_nowait(None)
+
+
+@cache
+def _composed(base: type[Any], parts: tuple[type[Any], ...]) -> type[Any]:  # Any: one of three families
+    return type(f"Tuned{base.__name__}", (*parts, base), {}) if parts else base

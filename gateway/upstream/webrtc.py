@@ -1,0 +1,438 @@
+"""An upstream call over WebRTC: the relay's `Dialer` and `Upstream`.
+
+A set-up walks through phases, each measured and each named when the deadline passes in it:
+
+```
+   gather ─▶ signalling ─▶ ice ─▶ dtls ─▶ channel ─▶ open
+```
+
+One deadline spans them all. aiortc has none: without it a far end that answers and never connects would keep a
+connection checking for ever.
+
+A peer connection is closed by a task that the dialer owns and nobody cancels: aiortc's `close`, cancelled once, hangs
+whoever calls it again. Refuses to know what the events say.
+"""
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from aiortc import (
+    RTCBundlePolicy,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+
+from gateway.errors import CallerError, Phase, UpstreamError
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, Json, LossCause, Sink, Telemetry
+from gateway.upstream import sdp, signalling, tuning
+from gateway.upstream.config import UpstreamConfig
+
+# Any label is taken; this one is in every example of the service.
+CHANNEL_LABEL = "oai-events"
+
+# After the loss of a stock connection its parts report one after the other; the last word is the true cause.
+CAUSE_SETTLES_SECONDS = 0.05
+
+# Nobody lives there (RFC 5737), so it is reached by the default route. Connecting a UDP socket sends nothing.
+_ANYWHERE = "203.0.113.1"
+
+
+class WebRTCDialer:
+    """Creates calls, and owns what outlives whoever asked for them: HTTP connections and closing tasks."""
+
+    def __init__(self, config: UpstreamConfig, telemetry: Telemetry, clock: Clock) -> None:
+        self.config = config
+        self.telemetry = telemetry
+        self.clock = clock
+        self.hooks = tuning.usable(config.hooks)
+        self.signaller = signalling.Signaller(config, clock)
+        self.certificates = tuning.Certificates(clock.monotonic)
+        self._calls: set[WebRTCUpstream] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Get ready to dial; nothing is sent yet."""
+        await self.signaller.open()
+
+    async def close(self) -> None:
+        """Close every call that is left, without hanging up, and wait for all that is still being closed."""
+        for call in list(self._calls):
+            _ = call.begin_close()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        await self.signaller.close()
+
+    async def dial(self, request: CallRequest, sink: Sink) -> "WebRTCUpstream":
+        """Create a call and wait until its data channel is open (ports.Dialer)."""
+        call = WebRTCUpstream(self, request, sink)
+        self._calls.add(call)
+        try:
+            await call.open()
+        except BaseException:
+            # A call the service has made and nobody will use is ended there, too; nobody waits for that.
+            closing = call.begin_close()
+            call.begin_hang_up()
+            await asyncio.shield(closing)
+            raise
+        return call
+
+    def forget(self, call: "WebRTCUpstream") -> None:
+        """Drop a call that is closed."""
+        self._calls.discard(call)
+
+    def own(
+        self, work: Coroutine[Any, Any, None]
+    ) -> "asyncio.Task[None]":  # Any: what a coroutine yields is asyncio's
+        """Run something to its end, whoever stops waiting for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def addresses(self) -> tuple[str, ...]:
+        """Give the local addresses to gather from; none means every interface.
+
+        The media server is not known yet, so the route to it is guessed: loopback to a service on loopback, an address's
+        own route to an address, the default route otherwise.
+        """
+        host = signalling.host_of(self.config.base_url)
+        if signalling.is_loopback(host):
+            return ("127.0.0.1",) if host != "::1" else ("::1", "127.0.0.1")
+        return _route_to(host) or _route_to(_ANYWHERE)
+
+
+class WebRTCUpstream:
+    """One call (ports.Upstream)."""
+
+    def __init__(self, dialer: WebRTCDialer, request: CallRequest, sink: Sink) -> None:
+        self.call_id: str | None = None
+        self._dialer = dialer
+        self._request = request
+        self._generation = request.generation
+        self._sink = sink
+        self._phase: Phase = "ice"
+        self._phases: dict[str, float] = {}
+        self._candidates: dict[str, object] = {}
+        self._max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
+        self._frames = {"received": 0, "sent": 0, "unreadable": 0}
+        self._clogged = False
+        self._open = False
+        self._lost = False
+        self._closing: asyncio.Task[None] | None = None
+        self._hanging_up: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._began = self._since = dialer.clock.monotonic()
+        self._pc: RTCPeerConnection | None = None
+        self._channel: RTCDataChannel | None = None
+
+    # --- set-up
+
+    async def open(self) -> None:
+        """Walk through the phases; raises UpstreamError. The dialer closes what did not open."""
+        seconds = self._dialer.config.connect_timeout_seconds
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                await self._connect(seconds)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise UpstreamError("upstream-failed", "The connection to OpenAI timed out.") from error
+            raise UpstreamError(
+                "upstream-timeout",
+                f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}.",
+                members={"phase": self._phase},
+            ) from error
+        except UpstreamError as error:
+            told = error.members.get("upstream")
+            if isinstance(told, dict):
+                self._dialer.telemetry.upstream_error(
+                    str(told.get("code") or told.get("type") or told["status"])
+                )
+            raise
+
+    async def _connect(self, seconds: float) -> None:
+        dialer = self._dialer
+        pc = self._build()
+        await pc.setLocalDescription()
+        self._mark("gather", "signalling")
+        largest = tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes)
+        try:
+            offer = sdp.offer_to_send(pc.localDescription.sdp, largest)
+        except sdp.SdpError as error:
+            raise UpstreamError("upstream-failed", f"No offer could be made: {error}.") from error
+        left = seconds - (dialer.clock.monotonic() - self._began)
+        created = await dialer.signaller.create(offer, self._request, left)
+        self.call_id = created.call_id
+        self._mark("signalling", "ice")
+        await self._apply(pc, created)
+        self._candidates["local"] = list(sdp.local_candidates(offer))
+        await self._opened
+
+    def _build(self) -> RTCPeerConnection:
+        dialer = self._dialer
+        config = dialer.config
+        configuration = RTCConfiguration(
+            # An empty list, not None: None means a STUN server of aiortc's choice, and up to five seconds for it.
+            iceServers=[
+                RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
+                for server in config.ice_servers
+            ],
+            bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
+        )
+        pc = tuning.new_peer_connection(configuration, dialer.hooks, dialer.certificates)
+        self._pc = pc
+        dialer.telemetry.peer_connections(+1)
+        # The transceiver comes first: with MAX_BUNDLE the other order never connects, as candidates reach one section only.
+        pc.addTransceiver("audio")
+        channel = pc.createDataChannel(CHANNEL_LABEL, ordered=True)
+        self._channel = channel
+        wishes = tuning.Wishes(
+            addresses=dialer.addresses(),
+            consent_timeout=config.consent_timeout_seconds,
+            max_message_bytes=config.max_server_event_bytes,
+        )
+        tuning.tune(pc, dialer.hooks, wishes)
+
+        channel.bufferedAmountLowThreshold = config.low_water_bytes
+        channel.on("open", self._channel_opened)
+        channel.on("message", self._received)
+        channel.on("bufferedamountlow", self._drained)
+        channel.on("close", self._channel_closed)
+        # Without this listener an exception in another would end the connection (pyee raises it where it is emitted).
+        channel.on("error", self._listener_failed)
+        assert pc.sctp is not None
+        transport = pc.sctp.transport
+        transport.on("statechange", self._dtls_changed)
+        transport.transport.on("statechange", self._ice_changed)
+        return pc
+
+    async def _apply(self, pc: RTCPeerConnection, created: signalling.CreatedCall) -> None:
+        try:
+            answer = sdp.answer_to_apply(created.sdp)
+        except sdp.SdpError as error:
+            raise UpstreamError(
+                "upstream-failed",
+                f"OpenAI's answer makes no call: {error}.",
+                members={"upstream": {"status": created.status}},
+            ) from error
+        self._max_message_bytes = answer.max_message_bytes
+        self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
+        try:
+            await pc.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
+            # The service trickles nothing and never says so; told in its place, ICE can fail.
+            await pc.addIceCandidate(None)
+        except Exception as error:
+            # aiortc raises whatever its parser met: ValueError, KeyError, IndexError, its own errors.
+            raise UpstreamError(
+                "upstream-failed",
+                "OpenAI's answer cannot be applied.",
+                members={"upstream": {"status": created.status}},
+            ) from error
+
+    def _mark(self, phase: str, following: Phase) -> None:
+        now = self._dialer.clock.monotonic()
+        self._phases[phase] = now - self._since
+        self._dialer.telemetry.connect_phase(phase, now - self._since)
+        self._since = now
+        self._phase = following
+
+    def _fail(self, detail: str) -> None:
+        if not self._opened.done():
+            error = UpstreamError("upstream-failed", detail, members={"phase": self._phase})
+            self._opened.set_exception(error)
+            # Nobody may be waiting any more; then it is not an error that nobody looks.
+            self._opened.exception()
+
+    # --- what the connection reports; called by aiortc's emitters
+
+    def _ice_changed(self) -> None:
+        state = self._transport_state("ice")
+        if state == "completed" and "ice" not in self._phases:
+            self._mark("ice", "dtls")
+        elif state == "failed":
+            if self._open:
+                self._judge()
+            else:
+                self._fail("No path to OpenAI's media server was found: UDP may be blocked here.")
+
+    def _dtls_changed(self) -> None:
+        state = self._transport_state("dtls")
+        if state == "connected":
+            assert self._pc is not None
+            tuning.go_direct(self._pc)
+            self._mark("dtls", "channel")
+        elif state == "failed":
+            self._fail("The DTLS handshake with OpenAI's media server failed.")
+        elif state == "closed":
+            if self._open:
+                asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+            else:
+                self._fail("OpenAI's media server closed the connection while it was being set up.")
+
+    def _channel_opened(self) -> None:
+        if self._opened.done():
+            return
+        self._mark("channel", "channel")
+        total = self._dialer.clock.monotonic() - self._began
+        self._phases["total"] = total
+        self._dialer.telemetry.connect_phase("total", total)
+        self._open = True
+        self._opened.set_result(None)
+
+    def _channel_closed(self) -> None:
+        if not self._open:
+            self._fail("OpenAI closed the data channel while it was being set up.")
+        elif self._transport_state("dtls") == "connected" and self._transport_state("ice") == "completed":
+            self._judge()
+        else:
+            asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+
+    def _received(self, message: str | bytes) -> None:
+        try:
+            if isinstance(message, str):
+                self._frames["received"] += 1
+                self._sink.received(self._generation, message)
+            else:
+                self._frames["unreadable"] += 1
+                self._sink.unreadable(self._generation, len(message))
+        except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
+            self._dialer.telemetry.relay_failed(self.call_id or "", error)
+
+    def _drained(self) -> None:
+        if self._clogged:
+            self._clogged = False
+            self._sink.drained(self._generation)
+
+    def _listener_failed(self, error: BaseException) -> None:
+        self._dialer.telemetry.relay_failed(self.call_id or "", error)
+
+    def _judge(self) -> None:
+        """Tell the sink once that the call is lost, and why; begin to close."""
+        if self._lost or self._closing is not None or self._pc is None:
+            return
+        self._lost = True
+        if tuning.consent_expired(self._pc):
+            cause = LossCause.CONSENT_EXPIRED
+            self._dialer.telemetry.consent_failed()
+        elif tuning.failed(self._pc):
+            cause = LossCause.CONNECTION_FAILED
+        else:
+            cause = LossCause.CHANNEL_CLOSED
+        _ = self.begin_close()
+        self._sink.lost(self._generation, cause)
+
+    def _transport_state(self, which: str) -> str:
+        if self._pc is None or self._pc.sctp is None:
+            return "closed"
+        transport = self._pc.sctp.transport
+        return transport.state if which == "dtls" else transport.transport.state
+
+    # --- ports.Upstream
+
+    @property
+    def buffered(self) -> int:
+        return self._channel.bufferedAmount if self._channel is not None else 0
+
+    @property
+    def diagnostics(self) -> Json:
+        pair = tuning.selected_pair(self._pc) if self._pc is not None else None
+        return {
+            "phases": {name: round(seconds, 6) for name, seconds in self._phases.items()},
+            "candidates": {**self._candidates, "selected": list(pair) if pair else None},
+            "frames": dict(self._frames),
+            "buffered": self.buffered,
+            "hooks": sorted(self._dialer.hooks),
+        }
+
+    def send(self, batch: Sequence[str]) -> None:
+        """Hand over all of `batch`, or nothing (ports.Upstream)."""
+        channel = self._channel
+        if channel is None or self._closing is not None or channel.readyState != "open":
+            raise UpstreamError("upstream-failed", "The data channel to OpenAI is not open.")
+        limit = self._max_message_bytes
+        if limit is not None:
+            for text in batch:
+                # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to be judged.
+                if 4 * len(text) > limit and (size := len(text.encode())) > limit:
+                    raise CallerError(
+                        "too-large",
+                        f"OpenAI takes events of up to {limit} bytes on this call, this one has {size}.",
+                        members={"limit": limit},
+                    )
+        for text in batch:
+            channel.send(text)
+        self._frames["sent"] += len(batch)
+        self._clogged = channel.bufferedAmount > self._dialer.config.low_water_bytes
+
+    async def close(self, hang_up: bool) -> None:
+        """End the call (ports.Upstream). The work is the dialer's, so it goes on where the caller is cancelled."""
+        work = [self.begin_close()]
+        if hang_up and (hanging_up := self.begin_hang_up()) is not None:
+            work.append(hanging_up)
+        await asyncio.wait(work)
+
+    def begin_close(self) -> "asyncio.Task[None]":
+        """Start closing the connection, once; give the task, which the dialer owns."""
+        if self._closing is None:
+            self._closing = self._dialer.own(self._close())
+        return self._closing
+
+    def begin_hang_up(self) -> "asyncio.Task[None] | None":
+        """Start telling the service, once; None where there is no call to end."""
+        if self._hanging_up is None and self.call_id is not None:
+            self._hanging_up = self._dialer.own(self._hang_up(self.call_id))
+        return self._hanging_up
+
+    async def _close(self) -> None:
+        pc = self._pc
+        try:
+            if pc is not None:
+                await self._close_connection(pc)
+        finally:
+            self._pc = self._channel = None
+            self._dialer.forget(self)
+
+    async def _close_connection(self, pc: RTCPeerConnection) -> None:
+        assert pc.sctp is not None
+        transport = pc.sctp.transport
+        closing = asyncio.create_task(pc.close())
+        try:
+            _, late = await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
+            if late:
+                closing.cancel()
+                tuning.abandon(pc)
+                await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
+                self._dialer.telemetry.close_failed(
+                    "peer connection", TimeoutError("it did not close in time")
+                )
+            elif (error := closing.exception()) is not None:
+                tuning.abandon(pc)
+                self._dialer.telemetry.close_failed("peer connection", error)
+        finally:
+            # aiortc leaves these, and they hold the call.
+            transport.remove_all_listeners()
+            self._dialer.telemetry.peer_connections(-1)
+
+    async def _hang_up(self, call_id: str) -> None:
+        try:
+            await self._dialer.signaller.hang_up(call_id, self._request.bearer)
+        except (UpstreamError, TimeoutError) as error:
+            self._dialer.telemetry.close_failed("hang-up", error)
+
+
+def _route_to(host: str) -> tuple[str, ...]:
+    """Give the local address from which packets to a literal address leave; nothing for a name or without a route."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            return (str(probe.getsockname()[0]),)
+    except OSError:
+        return ()
