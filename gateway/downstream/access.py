@@ -124,7 +124,7 @@ class Access:
 
     def caller_by_key(self, word: str) -> KeyRule | None:
         """Find whose key this is. Takes the same time whichever it is."""
-        digest = hashlib.sha256(word.encode()).digest()
+        digest = hashlib.sha256(word.encode("utf-8", "replace")).digest()
         found = None
         for rule in self.rules.keys:
             for known in rule.sha256:

@@ -6,6 +6,7 @@ which is how keys are rotated. Knows no request and no session but its id.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -15,6 +16,10 @@ Credential = Literal["secret", "ticket"]
 
 SESSION_PREFIX: Final = "gws_"
 PREFIXES: Final[dict[Credential, str]] = {"secret": "gwk_", "ticket": "gwt_"}
+
+
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{43}\Z")
+"""Session and signature. Checked first, since base64 decoders pass over what is not theirs."""
 
 
 class Signatures:
@@ -45,8 +50,11 @@ class Signatures:
         """Give the kind and the session id of a genuine word, else None."""
         for kind, prefix in PREFIXES.items():
             if word.startswith(prefix):
+                rest = word.removeprefix(prefix)
+                if not _WORD.match(rest):
+                    return None
                 try:
-                    session = self._signers[kind].unsign(word.removeprefix(prefix))
+                    session = self._signers[kind].unsign(rest)
                 except BadSignature:
                     return None
                 return kind, SESSION_PREFIX + session.decode("ascii")

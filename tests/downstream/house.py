@@ -11,7 +11,7 @@ from gateway.downstream.access import Access
 from gateway.downstream.server import Server
 from gateway.errors import GatewayError
 from gateway.relay.hub import Hub
-from gateway.relay.ports import CallRequest, Json, Sink
+from gateway.relay.ports import CallRequest, Json, Sink, Upstream
 
 SIGNING_KEY = b"k" * 32
 
@@ -32,7 +32,7 @@ class FarEnd:
         self.gate: Callable[[], Awaitable[object]] | None = None
         self.sink: Sink | None = None
 
-    async def dial(self, request: CallRequest, sink: Sink) -> "FarEnd":
+    async def dial(self, request: CallRequest, sink: Sink) -> Upstream:
         self.requests.append(request)
         if self.gate is not None:
             await self.gate()
@@ -58,6 +58,9 @@ class FarEnd:
 
     def send(self, batch: Sequence[str]) -> None:
         self.sent.extend(batch)
+
+    async def probe(self, timeout: float) -> bool:
+        return True
 
     async def close(self, hang_up: bool) -> None:
         self.closed += 1
