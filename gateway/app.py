@@ -56,7 +56,7 @@ class Gateway:
             access_log=config.log.access,
         )
         self._probes = Probes(self._metrics.loop_lagged, self._metrics.gc_paused)
-        self._dialer = WebRTCDialer(upstream_config(config), self._metrics)
+        self._dialer = WebRTCDialer(upstream_config(config), self._metrics, clock)
         self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
         self._metrics.watch(lambda: self._hub.draining)
         keys = signing_keys(config.access) or (secrets.token_bytes(32),)

@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.cli.demo import demo
+from gateway.cli.emulate import emulate
+from gateway.cli.keygen import keygen
 from gateway.cli.serve import serve
 
 app = typer.Typer(
@@ -35,7 +38,7 @@ def gateway(
     """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
 
 
-for command in (serve,):
+for command in (serve, demo, emulate, keygen):
     app.command()(command)
 
 

@@ -68,7 +68,8 @@ async def serve_until_told(
 ) -> int:
     """Serve until SIGTERM, SIGINT or `POST /drain`, then drain; a second signal ends at once. Gives the exit status.
 
-    `ready` runs beside it once the gateway listens, and is cancelled when it ends. SIGHUP reads the keys file again.
+    `ready` runs beside it once the gateway listens, and is cancelled when it ends; what it raises ends the gateway and is
+    raised. SIGHUP reads the keys file again.
     """
     told, hurried = asyncio.Event(), asyncio.Event()
 
@@ -89,24 +90,30 @@ async def serve_until_told(
         return EXIT_FAILED
     tame_collector()
     notify_supervisor("READY=1")
-    beside = asyncio.create_task(ready(gateway)) if ready else None
+    beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
     try:
-        await _first(told.wait(), gateway.asked_to_drain.wait())
+        await _first(told.wait(), gateway.asked_to_drain.wait(), _watch(beside))
         told.set()
         notify_supervisor("STOPPING=1")
-        if beside is not None:
-            await _end(beside)
+        beside.cancel()
         await _first(gateway.drain(), hurried.wait())
     finally:
-        if beside is not None:
-            await _end(beside)
+        beside.cancel()
+        await asyncio.wait({beside})
         await gateway.close()
     return 0
 
 
+async def _watch(task: "asyncio.Future[Any]") -> None:  # Any: its result is nobody's concern
+    """Wait for a task's failure without cancelling it."""
+    await asyncio.wait({task})
+    task.result()
+    await asyncio.Event().wait()  # It ended well: others decide when to end.
+
+
 async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
     """Wait until one is done, cancel the others and wait for them; raises what the first one did."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -115,11 +122,6 @@ async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait(tasks)
     for task in done:
         task.result()
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 def notify_supervisor(state: str) -> None:

@@ -1,0 +1,180 @@
+"""`gateway demo`: a gateway and the offline upstream on this machine, and a conversation to watch.
+
+What is shown is what went over the wire: real requests by POST, real events by SSE, a real WebRTC call between the two
+processes.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+    from gateway.cli.child import Child
+    from gateway.client import Client, Session
+
+QUESTIONS: Final = ("Hello! Who are you?", "What is 6 times 7?", "Count to 10.")
+ANSWER_SECONDS: Final = 30.0
+
+
+def demo(
+    port: Annotated[
+        int, typer.Option(metavar="P", help="Clients' port; a free one is taken where it is in use.")
+    ] = 8080,
+) -> None:
+    """Hold a conversation through a gateway, offline, then keep serving."""
+    from gateway.cli.running import run
+
+    sys.exit(run(_demo(port)))
+
+
+async def _demo(wanted: int) -> int:
+    from gateway.cli.child import ChildError, emulator, offline_environment
+    from gateway.cli.running import serve_until_told
+    from gateway.config import load
+    from gateway.telemetry import configure_logging
+
+    console = Console(highlight=False)
+    configure_logging("console", "warning")
+    port = _free(wanted)
+    if port != wanted:
+        console.print(f"Port {wanted} is in use; taking {port} instead.")
+    try:
+        async with emulator() as far_end:
+            config = load(
+                environ={"OPENAI_API_KEY": offline_environment()["OPENAI_API_KEY"]},
+                flags={
+                    "server": {"port": port},
+                    "admin": {"port": _free(8081)},
+                    "upstream": {"base_url": far_end.found[0]},
+                    "drain": {"timeout_seconds": 3},
+                },
+            )
+
+            async def beside(gateway: "Gateway") -> None:
+                await _show(console, gateway, far_end)
+
+            return await serve_until_told(config, beside)
+    except ChildError as error:
+        console.print(f"[red]The demo has ended:[/] {escape(str(error))}")
+        return 1
+
+
+def _free(port: int) -> int:
+    """Give the port if it can be had, else one that can."""
+    for candidate in (port, 0):
+        with socket.socket() as probe:
+            # As the gateway's own listener does, so that a port in TIME_WAIT counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no port is free")
+
+
+async def _show(console: Console, gateway: "Gateway", far_end: "Child") -> None:
+    """Hold the conversation, say how to go on, and wait: serving goes on beside this."""
+    from gateway.client import Client
+
+    console.print(f"upstream  {far_end.found[0]}  [dim](the emulator, offline, in process {far_end.pid})[/]")
+    console.print(f"gateway   listening on {gateway.url}")
+    console.print(f"operator  admin listening on {gateway.admin_url}\n")
+    async with Client(gateway.url) as client:
+        await _converse(console, client)
+    _explain(console, gateway)
+    await far_end.wait()
+
+
+async def _converse(console: Console, client: "Client") -> None:
+    began = time.perf_counter()
+    session = await client.open()
+    took = (time.perf_counter() - began) * 1000
+    console.print("[bold]POST[/] /v1/sessions")
+    console.print(
+        f"[dim]201, {session.id}: WebRTC call {session.created['call_id']} opened in {took:.0f} ms[/]"
+    )
+    console.print(f"[bold]GET[/]  /v1/sessions/{session.id}/events\n")
+    events = session.events()
+    try:
+        for question in QUESTIONS:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await _ask(console, session, question)
+                await _listen(console, events)
+    finally:
+        await events.aclose()
+    await session.close()
+    console.print(f"[bold]DELETE[/] /v1/sessions/{session.id}\n")
+
+
+async def _ask(console: Console, session: "Session", question: str) -> None:
+    said: list[dict[str, Any]] = [  # events of OpenAI's, whose members are of any type
+        {
+            "type": "conversation.item.create",
+            "item": {
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_text", "text": question}],
+            },
+        },
+        {"type": "response.create"},
+    ]
+    console.print(f"[bold]POST[/] /v1/sessions/{session.id}/events")
+    for event in said:
+        console.print(f"  [cyan]{escape(json.dumps(event, ensure_ascii=False))}[/]", soft_wrap=True)
+    receipt = await session.send(*said)
+    console.print(f"[dim]202, {receipt['accepted']} events accepted[/]")
+
+
+async def _listen(
+    console: Console, events: Any
+) -> None:  # Any: the generator's third type is nobody's concern
+    """Show the events of one answer: all by name, the text as it grows."""
+    streaming = False
+    async for event in events:
+        if event.type == "response.output_text.delta":
+            if not streaming:
+                console.print("  [green]", end="")
+            streaming = True
+            console.print(f"[green]{escape(event.value['delta'])}[/]", end="", soft_wrap=True)
+            continue
+        if streaming:
+            console.print()
+            streaming = False
+        console.print(f"  [dim]{event.id:>8}  {event.type}[/]")
+        if event.type == "response.done":
+            usage = event.value["response"]["usage"] or {}
+            console.print(
+                f"  [dim]{'':>8}  {usage.get('input_tokens')} tokens in, {usage.get('output_tokens')} out[/]\n"
+            )
+            return
+
+
+def _explain(console: Console, gateway: "Gateway") -> None:
+    url, admin = gateway.url, gateway.admin_url
+    item = '{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"Hello"}]}}'
+    lines = [
+        "# one turn in one request",
+        f"curl -N {url}/v1/turns -d 'What can you do?'",
+        "",
+        "# a session: read its events in one terminal, send in another",
+        f"S=$(curl -s -X POST {url}/v1/sessions | grep -o 'gws_[A-Za-z0-9]*' | head -n1); echo $S",
+        f"curl -N {url}/v1/sessions/$S/events",
+        f'curl {url}/v1/sessions/$S/events -d \'[{item},{{"type":"response.create"}}]\'',
+        "",
+        "# what the operator sees",
+        f"curl -s {admin}/metrics | grep ^realtime_gateway",
+    ]
+    console.print("[bold]Try it yourself:[/]\n")
+    for line in lines:
+        style = "dim" if line.startswith("#") else None
+        console.print("  " + line, style=style, markup=False, soft_wrap=True)
+    console.print("\nServing until Ctrl-C.")
