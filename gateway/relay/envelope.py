@@ -105,6 +105,15 @@ def peek(text: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
+def member(value: object, *names: str) -> object:
+    """Follow member names into a parsed value; None where one is missing or something else than an object stands."""
+    for name in names:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name)
+    return value
+
+
 def _decode(body: bytes) -> str:
     if body.startswith(b"\xef\xbb\xbf"):
         raise CallerError("invalid-json", "The body starts with a byte order mark; JSON is sent without one.")

@@ -18,8 +18,9 @@ from gateway.relay.clock import Clock
 from gateway.relay.eventlog import Framing
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
+from gateway.relay.line import World
 from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, Telemetry, View
-from gateway.relay.session import Opening, Session, World
+from gateway.relay.session import Opening, Session
 from gateway.relay.sessionobject import check_locked, merge
 from gateway.relay.state import CloseReason
 
@@ -49,6 +50,7 @@ class OpenRequest:
     detach_grace_seconds: int | None = None
     bearer: str | None = field(default=None, repr=False)
     secret_allows: tuple[str, ...] = ()
+    retry_interrupted: bool = False
 
 
 class Hub:
@@ -103,7 +105,7 @@ class Hub:
             deadlines[session] = now + timeout * share
         final = now + timeout
         while deadlines and (now := self._clock.monotonic()) < final:
-            for session in [s for s, due in deadlines.items() if now >= due and not s.answering]:
+            for session in [s for s, due in deadlines.items() if now >= due and not s.busy]:
                 session.end(CloseReason.DRAINED)
                 del deadlines[session]
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
@@ -159,6 +161,13 @@ class Hub:
             raise CallerError("session-unknown", "There is no such session.")
         return session.diagnostics()
 
+    def restart(self, session_id: str) -> None:
+        """Give a session a new call, its history kept. Raises `session-unknown` or `session-closed`."""
+        session = self._sessions.get(SessionId(session_id))
+        if session is None:
+            raise CallerError("session-unknown", "There is no such session.")
+        session.restart()
+
     def _admit(self, request: OpenRequest) -> Opening:
         """Check a create against the limits and merge it over the template."""
         if self.draining:
@@ -181,6 +190,7 @@ class Hub:
             detach_grace_seconds=grace,
             bearer=request.bearer,
             secret_allows=request.secret_allows,
+            retry_interrupted=request.retry_interrupted,
         )
 
     def _reserve(self, principal: Principal) -> None:

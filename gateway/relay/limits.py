@@ -36,7 +36,18 @@ class RelayLimits:
     parting_seconds: float = 1.0
     """How long a closing waits for a cancelled response's response.done, which carries the usage to be billed."""
     expiring_seconds: float = 120
-    """How long before the call's end its session is told `gateway.expiring`."""
+    """How long before the call's end it is replaced or, without continuity, its session is told `gateway.expiring`."""
+    replace_latest_seconds: float = 30
+    """How long before the call's end it is replaced even in the middle of a response."""
+    continuity: bool = True
+    """Replace a call that is lost or about to end, and go on."""
+    recovery_timeout_seconds: float = 60
+    """How long a session without a call tries for another one."""
+    seeding_seconds: float = 15
+    """How long one attempt to bring a new call to where the old one was may take."""
+    held_max_events: int = 1000
+    held_max_bytes: int = MIB
+    """What is accepted while there is no call; more is refused as `recovering`."""
 
 
 MIN_DETACH_GRACE_SECONDS = 10

@@ -85,6 +85,10 @@ class Upstream(Protocol):
         """Hand over all of `batch` in order, or nothing. Raises UpstreamError when the channel is not open, and
         CallerError `too-large` when a text exceeds what the far end accepts."""
 
+    async def probe(self, timeout: float) -> bool:
+        """Ask the far end for a sign of life and give whether one came within `timeout` seconds. Anything received
+        meanwhile counts. Never raises."""
+
     async def close(self, hang_up: bool) -> None:
         """End the call. Always completes, also when cancelled and repeated; `hang_up` tells OpenAI as well."""
 
@@ -244,6 +248,10 @@ class Telemetry(Protocol):
     def upstream_lost(self, session: str, cause: LossCause) -> None: ...
     def relay_failed(self, session: str, error: BaseException) -> None:
         """A mistake of the gateway's own, met where nothing may be raised; logged with its traceback."""
+
+    def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
+        """A call was replaced, or was to be. `cause`: a LossCause, `rotation` or `restart`; `outcome`: recovered, failed,
+        rejected, or ended when the session ended meanwhile."""
 
     def close_failed(self, what: str, error: BaseException) -> None:
         """A clean-up step did not finish in its time; the rest went on."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
-from gateway.relay.envelope import ClientEvent
+from gateway.relay.envelope import ClientEvent, member
 from gateway.relay.eventlog import EventId
 
 METADATA_KEY = "gateway_turn"
@@ -116,31 +116,31 @@ class Turn:
         if type.startswith("response."):
             ours = self._response_id is not None and value.get("response_id") == self._response_id
             if ours and type == "response.output_item.added":
-                self._item_ids.add(str(_member(value, "item", "id")))
+                self._item_ids.add(str(member(value, "item", "id")))
             return Progress.OURS if ours else Progress.FOREIGN
         if type.startswith("conversation.item."):
-            item_id = _member(value, "item", "id") or value.get("item_id")
+            item_id = member(value, "item", "id") or value.get("item_id")
             return Progress.OURS if item_id in self._item_ids else Progress.FOREIGN
         return Progress.FOREIGN
 
     def _look_at_error(self, value: Mapping[str, object]) -> Progress:
-        event_id = _member(value, "error", "event_id")
+        event_id = member(value, "error", "event_id")
         if event_id not in self._event_ids:
             return Progress.FOREIGN
-        code = _member(value, "error", "code")
+        code = member(value, "error", "code")
         if code == _BUSY:
             return Progress.BUSY
         if event_id == f"evt_{self._token}_c":
             return Progress.OURS  # The response ended before it could be cancelled.
-        upstream = {name: _member(value, "error", name) for name in ("type", "code", "message", "param")}
+        upstream = {name: member(value, "error", name) for name in ("type", "code", "message", "param")}
         self.asking_refused = event_id == f"evt_{self._token}_r"
         detail = f"OpenAI refused the turn: {upstream['message']}"
         self.failure = UpstreamError("upstream-rejected", detail, members={"upstream": upstream})
         return Progress.DONE
 
     def _look_at_response(self, type: str, value: Mapping[str, object]) -> Progress:
-        response_id = _member(value, "response", "id")
-        if type == "response.created" and _member(value, "response", "metadata", METADATA_KEY) == self.id:
+        response_id = member(value, "response", "id")
+        if type == "response.created" and member(value, "response", "metadata", METADATA_KEY) == self.id:
             self._response_id = response_id if isinstance(response_id, str) else None
             return Progress.OURS
         if self._response_id is None or response_id != self._response_id:
@@ -174,11 +174,3 @@ def queue_full(waiting: int) -> OverloadError:
     return OverloadError(
         "turn-queue-full", f"{waiting} turns are waiting in this session already.", retry_after=2
     )
-
-
-def _member(value: object, *names: str) -> object:
-    for name in names:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(name)
-    return value

@@ -100,14 +100,17 @@ class TurnQueue:
             self._waiting.remove(turn)
             turn.finish(head, UpstreamError("upstream-failed", "The turn was withdrawn."))
 
+    def interrupt(self, failure: GatewayError, head: EventId) -> None:
+        """The running turn's call is lost; those that wait go on waiting."""
+        turn, self._running = self._running, None
+        if turn is not None:
+            turn.finish(head, failure)
+
     def fail(self, failure: GatewayError, head: EventId) -> None:
         """The session is over, and with it every turn."""
-        turns = [self._running] if self._running else []
-        turns += self._waiting
-        self._running = None
-        self._waiting.clear()
-        for turn in turns:
-            turn.finish(head, failure)
+        self.interrupt(failure, head)
+        while self._waiting:
+            self._waiting.popleft().finish(head, failure)
 
     def _try_send(self, turn: Turn, events: Sequence[ClientEvent], head: EventId) -> None:
         try:

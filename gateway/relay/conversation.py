@@ -1,0 +1,306 @@
+"""A mirror of the conversation, enough to seed a new call with it. No I/O, no clock.
+
+OpenAI keeps a conversation only as long as its call, and nothing upstream can be resumed, so a session that outlives a
+call carries its own copy: the session's configuration as last confirmed, the items in order, and what was handed to the
+channel without being confirmed yet. It follows client events as they are sent and server events as they arrive; the
+deltas between are of no interest, since an item is repeated whole when it is done.
+
+Confirmations are matched per kind and in order: the service handles one connection's events one after the other, and
+answers each create, update, delete and response request with its own event or with an `error` that names it.
+
+Bounded in items and bytes. What falls out is the oldest, counted in `lost`, and said when the conversation is restored.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.relay.envelope import ClientEvent, member
+from gateway.relay.sessionobject import merge
+
+Json = Mapping[str, object]
+
+MAX_ITEMS: Final = 2000
+MAX_BYTES: Final = 2 * 1024 * 1024
+"""More than 128,000 tokens of text, the longest context of any model in 2026."""
+
+MAX_UNCONFIRMED: Final = 1024
+"""Events in flight that are remembered; older ones are taken for confirmed."""
+
+_CONFIRMED_BY: Mapping[str, str] = {
+    "session.update": "session.updated",
+    "conversation.item.create": "conversation.item.added",
+    "conversation.item.delete": "conversation.item.deleted",
+    "conversation.item.truncate": "conversation.item.truncated",
+    "response.create": "response.created",
+}
+"""Client events that change the conversation, and the server event that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A client event handed to the channel: its number in the session's count, and itself."""
+
+    number: int
+    event: ClientEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What makes a new call continue the conversation."""
+
+    session: Json
+    """The OpenAI session object to create the call with."""
+    items: Sequence[Json]
+    """Items to create, in order, with their ids."""
+    lost: int
+    """Items that could not be kept."""
+
+
+class Conversation:
+    """The mirror: `sent` and `received` feed it, `seed` reads it."""
+
+    WATCHED: Final = frozenset(
+        {
+            *_CONFIRMED_BY.values(),
+            "conversation.item.done",
+            "conversation.item.input_audio_transcription.completed",
+            "response.output_item.done",
+            "error",
+        }
+    )
+    """Types of server events that `received` wants."""
+
+    def __init__(self, session: Json, max_items: int = MAX_ITEMS, max_bytes: int = MAX_BYTES) -> None:
+        self._session: dict[str, object] = dict(session)
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._items: dict[str, Json] = {}
+        self._sizes: dict[str, int] = {}
+        self._size = 0
+        self._lost = 0
+        self._unconfirmed: dict[str, deque[Sent]] = {kind: deque() for kind in _CONFIRMED_BY}
+
+    @property
+    def unconfirmed(self) -> list[Sent]:
+        """What was handed over and may or may not have been taken, in order."""
+        return sorted(
+            (sent for queue in self._unconfirmed.values() for sent in queue), key=lambda s: s.number
+        )
+
+    def sent(self, number: int, event: ClientEvent) -> None:
+        """Note an event handed to the channel; only those that change the conversation count."""
+        queue = self._unconfirmed.get(event.type)
+        if queue is not None:
+            queue.append(Sent(number, event))
+            if len(queue) > MAX_UNCONFIRMED:
+                queue.popleft()
+
+    def received(self, type: str, value: Json) -> None:
+        """Follow a server event of a watched type."""
+        match type:
+            case "conversation.item.added":
+                self._added(value)
+            case "conversation.item.done" | "response.output_item.done":
+                self._done(value)
+            case "conversation.item.deleted":
+                self._confirm("conversation.item.delete")
+                self._drop(_string(value.get("item_id")))
+            case "conversation.item.truncated":
+                self._confirm("conversation.item.truncate")
+                self._truncated(value)
+            case "conversation.item.input_audio_transcription.completed":
+                self._transcribed(value)
+            case "session.updated":
+                self._updated()
+            case "response.created":
+                self._confirm("response.create")
+            case "error":
+                self._refused(value)
+
+    def seed(self) -> Seed:
+        """Give what a new call needs. Items that were never finished, or hold nothing that can be said again in text,
+        are counted as lost."""
+        kept = [restored for item in self._items.values() if (restored := restorable(item)) is not None]
+        return Seed(dict(self._session), kept, self._lost + len(self._items) - len(kept))
+
+    def restart(self, renamed: Mapping[str, str]) -> None:
+        """A new call holds the conversation: unfinished items are gone, ids that it did not accept are replaced, and
+        nothing is in flight."""
+        kept = [(item_id, item) for item_id, item in self._items.items() if restorable(item) is not None]
+        self._items, self._sizes, self._size = {}, {}, 0
+        for item_id, item in kept:
+            new = renamed.get(item_id, item_id)
+            self._put(new, {**item, "id": new})
+        for queue in self._unconfirmed.values():
+            queue.clear()
+
+    def _confirm(self, kind: str, item_id: str | None = None) -> Sent | None:
+        """Take the oldest in-flight event of a kind; one that names `item_id` comes before one that names none."""
+        queue = self._unconfirmed[kind]
+        found = None
+        for sent in queue:
+            own_id = member(sent.event.value, "item", "id") if item_id is not None else None
+            if own_id == item_id or (own_id is None and found is None):
+                found = sent
+                if own_id == item_id:
+                    break
+        if found is not None:
+            queue.remove(found)
+        return found
+
+    def _added(self, value: Json) -> None:
+        item = value.get("item")
+        item_id = member(value, "item", "id")
+        if not isinstance(item, Mapping) or not isinstance(item_id, str):
+            return
+        if item.get("status") != "in_progress":
+            self._confirm("conversation.item.create", item_id)
+        self._insert(item_id, item, value.get("previous_item_id"))
+
+    def _insert(self, item_id: str, item: Json, previous: object) -> None:
+        last = next(reversed(self._items), None)
+        if (
+            previous == last
+            or item_id in self._items
+            or (previous is not None and previous not in self._items)
+        ):
+            self._put(item_id, item)
+        else:
+            self._put_after(previous, item_id, item)
+        self._shrink()
+
+    def _put_after(self, previous: object, item_id: str, item: Json) -> None:
+        """Insert in the middle, or at the start for None. A dict keeps its order, so what follows is put in again."""
+        later = list(self._items)
+        if previous is not None:
+            later = later[later.index(str(previous)) + 1 :]
+        moved = [(key, self._items.pop(key)) for key in later]
+        self._put(item_id, item)
+        self._items.update(moved)
+
+    def _done(self, value: Json) -> None:
+        item = value.get("item")
+        item_id = member(value, "item", "id")
+        # An out-of-band response's items are done, too, but were never added to the conversation.
+        if isinstance(item, Mapping) and isinstance(item_id, str) and item_id in self._items:
+            self._put(item_id, item)
+            self._shrink()
+
+    def _updated(self) -> None:
+        # The echo holds members that a create does not accept, so what was asked for is merged, not what came back.
+        sent = self._confirm("session.update")
+        if sent is None:
+            return
+        session = sent.event.value.get("session")
+        if isinstance(session, Mapping):
+            self._session = merge(self._session, session)
+
+    def _truncated(self, value: Json) -> None:
+        # Truncation drops the transcript at the service, too: what was not heard was not said.
+        item_id = _string(value.get("item_id"))
+        item = self._items.get(item_id)
+        index = value.get("content_index")
+        content = item.get("content") if item is not None else None
+        if item is not None and isinstance(content, Sequence) and isinstance(index, int):
+            self._put(item_id, {**item, "content": [part for at, part in enumerate(content) if at != index]})
+
+    def _transcribed(self, value: Json) -> None:
+        item_id = _string(value.get("item_id"))
+        item = self._items.get(item_id)
+        index = value.get("content_index")
+        content = item.get("content") if item is not None else None
+        if (
+            item is not None
+            and isinstance(content, Sequence)
+            and isinstance(index, int)
+            and index < len(content)
+        ):
+            parts = list(content)
+            if isinstance(parts[index], Mapping):
+                parts[index] = {**parts[index], "transcript": value.get("transcript")}
+                self._put(item_id, {**item, "content": parts})
+
+    def _refused(self, value: Json) -> None:
+        event_id = member(value, "error", "event_id")
+        if event_id is None:
+            return  # It names nobody: whatever it was stays unconfirmed, which is the truth.
+        for queue in self._unconfirmed.values():
+            for sent in queue:
+                if sent.event.event_id == event_id:
+                    queue.remove(sent)
+                    return
+
+    def _put(self, item_id: str, item: Json) -> None:
+        size = len(json.dumps(item))
+        self._size += size - self._sizes.get(item_id, 0)
+        self._sizes[item_id] = size
+        self._items[item_id] = item
+
+    def _drop(self, item_id: str) -> None:
+        if self._items.pop(item_id, None) is not None:
+            self._size -= self._sizes.pop(item_id)
+
+    def _shrink(self) -> None:
+        while len(self._items) > 1 and (len(self._items) > self._max_items or self._size > self._max_bytes):
+            self._drop(next(iter(self._items)))
+            self._lost += 1
+
+
+_PARTS: Mapping[tuple[str, str], str] = {
+    ("assistant", "output_text"): "text",
+    ("assistant", "output_audio"): "transcript",
+    ("user", "input_text"): "text",
+    ("user", "input_audio"): "transcript",
+    ("user", "input_image"): "image_url",
+    ("system", "input_text"): "text",
+}
+"""Content that can be given to a new call, and the member that holds it."""
+
+
+def restorable(item: Json) -> dict[str, object] | None:
+    """Give an item as a new call takes it, audio as its transcript, or None if nothing of it can be given."""
+    if item.get("status") == "in_progress":
+        return None
+    match item.get("type"):
+        case "message":
+            return _message(item)
+        case "function_call":
+            return {
+                name: item[name] for name in ("id", "type", "call_id", "name", "arguments") if name in item
+            }
+        case "function_call_output":
+            return {name: item[name] for name in ("id", "type", "call_id", "output") if name in item}
+        case _:
+            return None
+
+
+def _message(item: Json) -> dict[str, object] | None:
+    role, content = _string(item.get("role")), item.get("content")
+    parts: list[Json] = []
+    for part in content if isinstance(content, Sequence) else ():
+        restored = _part(role, part)
+        if restored is not None:
+            parts.append(restored)
+    if not parts:
+        return None
+    return {"id": item.get("id"), "type": "message", "role": role, "content": parts}
+
+
+def _part(role: str, part: object) -> Json | None:
+    if not isinstance(part, Mapping):
+        return None
+    kind = _string(part.get("type"))
+    member = _PARTS.get((role, kind))
+    value = part.get(member) if member else None
+    if not isinstance(value, str):
+        return None
+    if member == "image_url":
+        return {"type": kind, "image_url": value}
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""
