@@ -125,6 +125,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     request_id = request.get(REQUEST_ID)
     if request_id is not None:
         headers["X-Request-Id"] = request_id
+    headers["Server"] = "realtime-gateway"  # aiohttp would tell its own and Python's version
     headers["X-Content-Type-Options"] = "nosniff"
     if request.path.startswith("/v1/"):
         for name, value in API_HEADERS.items():

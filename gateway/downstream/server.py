@@ -120,6 +120,9 @@ def client_application(parts: Parts) -> web.Application:
     probes.add_routes(app)
     for resource in (sessions, events, console):
         resource.add_routes(app)
+    for route in app.router.routes():
+        # `read_body` asks for the body itself. aiohttp takes this per route only, which no route should have to know.
+        route._expect_handler = _expect_later  # noqa: SLF001
     return app
 
 
@@ -141,3 +144,7 @@ def _application(parts: Parts, *, open_to_pages: bool) -> web.Application:
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
     app.on_response_prepare.append(middleware.add_headers)
     return app
+
+
+async def _expect_later(request: web.Request) -> None:
+    """Send no `100 Continue` yet. Other expectations are passed over, as RFC 9110 10.1.1 allows."""

@@ -1,0 +1,130 @@
+"""The operator's listener."""
+
+import hashlib
+import json
+
+import pytest
+
+from gateway.downstream.access import AccessRules, KeyRule
+from gateway.relay.limits import RelayLimits
+from tests.downstream.house import Answer, Build, House
+
+TOKEN = (hashlib.sha256(b"admin-token").digest(),)
+
+
+async def admin(house: House, method: str, path: str, **options: object) -> Answer:
+    """Make a request of the operator."""
+    return await house.call(method, house.server.admin_url + path, **options)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_answer_on_both_listeners(house: House, path: str) -> None:
+    """A running gateway is live and ready."""
+    assert (await house.call("GET", path)).status == 200
+    assert (await admin(house, "GET", path)).status == 200
+
+
+async def test_draining_gateway_is_live_but_not_ready(house: House) -> None:
+    """Who is shutting down wants no new clients, and no restart either."""
+    await house.hub.drain(0.1)
+
+    answer = await house.call("GET", "/readyz")
+    assert (answer.status, answer.code) == (503, "draining")
+    assert (await house.call("GET", "/livez")).status == 200
+
+
+async def test_full_gateway_is_ready(build: Build) -> None:
+    """A full house is no reason to be taken out of service: its clients are still served."""
+    house = await build(relay=RelayLimits(max_sessions=1))
+    await house.open()
+    refused = await house.call("POST", "/v1/sessions")
+
+    assert (refused.status, refused.code) == (503, "capacity")
+    assert (await house.call("GET", "/readyz")).status == 200
+
+
+async def test_metrics_come_in_the_form_accepted(build: Build) -> None:
+    """No credential is needed, and `Accept` is passed on."""
+    house = await build(token=TOKEN)
+    plain = await admin(house, "GET", "/metrics")
+    openmetrics = await admin(house, "GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
+
+    assert (plain.status, plain.headers["Content-Type"]) == (200, "text/plain")
+    assert openmetrics.headers["Content-Type"] == "application/openmetrics-text"
+
+
+async def test_metrics_are_not_on_the_clients_listener(house: House) -> None:
+    """They are the operator's."""
+    assert (await house.call("GET", "/metrics")).status == 404
+
+
+async def test_sessions_are_shown_without_what_is_their_owners(house: House) -> None:
+    """All of them, newest first, without metadata or credentials."""
+    ids = [(await house.open({"metadata": {"name": "private"}}))["id"] for _ in range(2)]
+    listed = await admin(house, "GET", "/sessions")
+    one = await admin(house, "GET", f"/sessions/{ids[0]}")
+
+    assert [session["id"] for session in listed.json["data"]] == ids[::-1]
+    assert '"phases": {"total": 0.01}' in json.dumps(one.json["diagnostics"])
+    for answer in (listed, one):
+        assert b"private" not in answer.body
+        assert b"gwk_" not in answer.body
+
+
+async def test_operator_closes_any_session(build: Build) -> None:
+    """Whoever owns it."""
+    house = await build(AccessRules(keys=(KeyRule("a", (hashlib.sha256(b"k").digest(),)),)))
+    session = await house.open(headers={"Authorization": "Bearer k"})
+    answer = await admin(house, "DELETE", f"/sessions/{session['id']}")
+
+    assert answer.status == 204
+    assert house.far_end.closed == 1
+
+
+@pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("DELETE", ""), ("POST", "/restart")])
+async def test_unknown_session_is_404(house: House, method: str, tail: str) -> None:
+    """As for clients."""
+    answer = await admin(house, method, f"/sessions/gws_no{tail}")
+
+    assert (answer.status, answer.code) == (404, "session-unknown")
+
+
+async def test_drain_begins_what_sigterm_does(house: House) -> None:
+    """The answer comes at once."""
+    answer = await admin(house, "POST", "/drain")
+
+    assert answer.status == 202
+    assert house.drained == [True]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/sessions"), ("GET", "/sessions/x"), ("DELETE", "/sessions/x"), ("POST", "/drain"),
+     ("POST", "/sessions/x/restart")],
+)  # fmt: skip
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic YWRtaW4tdG9rZW4="])
+async def test_token_is_needed_where_there_is_one(
+    build: Build, method: str, path: str, header: str | None
+) -> None:
+    """Without it or with another one, nothing is shown and nothing done."""
+    house = await build(token=TOKEN)
+    answer = await admin(house, method, path, headers={"Authorization": header} if header else {})
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+    assert house.drained == []
+
+
+async def test_token_lets_in(build: Build) -> None:
+    """With it all is as on loopback."""
+    house = await build(token=TOKEN)
+    answer = await admin(house, "GET", "/sessions", headers={"Authorization": "Bearer admin-token"})
+
+    assert answer.status == 200
+
+
+async def test_without_token_it_exists_for_loopback_names_only(build: Build) -> None:
+    """Behind a proxy on the same machine every peer is local, but the Host is not."""
+    house = await build(AccessRules(keys=(KeyRule("a", (hashlib.sha256(b"k").digest(),)),)))
+    answer = await admin(house, "GET", "/sessions", headers={"Host": "gw.example"})
+
+    assert (answer.status, answer.code) == (404, "not-found")

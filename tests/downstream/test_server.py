@@ -1,0 +1,232 @@
+"""What every request meets: ids, headers, errors, deadlines, the log."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.downstream.limits import ServerLimits
+from gateway.downstream.server import Binding
+from tests.downstream.house import Build, House
+
+BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
+
+
+async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
+    """Send bytes on a connection of their own and give all that comes until the server closes it."""
+    port = int((url or house.url).rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+# --- errors
+
+
+async def test_unknown_path_is_a_problem(house: House) -> None:
+    """The router's own 404 has the form of every other error, on both listeners."""
+    for url in (house.url, house.server.admin_url):
+        answer = await house.call("GET", f"{url}/v1/nothing?ticket=x")
+        assert (answer.status, answer.code) == (404, "not-found")
+        assert answer.json["instance"] == "/v1/nothing"
+
+
+async def test_wrong_method_is_a_problem_with_allow(house: House) -> None:
+    """The router's 405 names what is allowed."""
+    answer = await house.call("PUT", "/v1/sessions")
+
+    assert (answer.status, answer.code) == (405, "method-not-allowed")
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "POST"}
+
+
+async def test_bytes_that_are_no_http_get_a_bare_400(house: House) -> None:
+    """They are answered without a body, and the connection ends."""
+    answer = await raw(house, b"\x16\x03\x01 hello\r\n\r\n")
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(BARE_400)
+    assert body == b""
+
+
+async def test_broken_chunks_get_a_bare_400(house: House) -> None:
+    """A body that stops being HTTP half way is no different."""
+    session = await house.open()
+    answer = await raw(
+        house,
+        f"POST /v1/sessions/{session['id']}/events HTTP/1.1\r\nHost: localhost\r\n"
+        'Transfer-Encoding: chunked\r\n\r\n5\r\n{"typ\r\nnonsense\r\n'.encode(),
+    )
+
+    assert answer.startswith(BARE_400)
+    assert house.far_end.sent == []
+
+
+async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, monkeypatch: Any) -> None:
+    """500 tells nothing of what went wrong; the log gets the exception under the same id."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr(house.hub, "open", fail)
+    answer = await house.call("POST", "/v1/sessions", headers={"X-Request-Id": "req-7"})
+
+    assert (answer.status, answer.code) == (500, "internal")
+    assert b"secret inside" not in answer.body
+    assert "req-7" in answer.json["detail"]
+    ((request_id, error),) = house.facts.of("http_failed")
+    assert (request_id, str(error)) == ("req-7", "secret inside")
+
+
+# --- headers
+
+
+async def test_sane_request_id_is_taken(house: House) -> None:
+    """A client's id comes back, so that both sides' logs can be joined."""
+    answer = await house.call("GET", "/v1/sessions/x", headers={"X-Request-Id": "a-1_b.C"})
+
+    assert answer.headers["X-Request-Id"] == "a-1_b.C"
+
+
+@pytest.mark.parametrize("wanted", [None, "", "a b", "x" * 129, "a;b"])
+async def test_other_request_ids_are_made(house: House, wanted: str | None) -> None:
+    """What could break a log line, or is missing, is replaced; each request has its own."""
+    headers = {} if wanted is None else {"X-Request-Id": wanted}
+    made = {(await house.call("GET", "/livez", headers=headers)).headers["X-Request-Id"] for _ in range(2)}
+
+    assert len(made) == 2
+    assert wanted not in made
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/sessions"), ("GET", "/v1/sessions/x"), ("GET", "/v1/x")]
+)
+async def test_every_answer_of_the_api_carries_its_headers(house: House, method: str, path: str) -> None:
+    """Nothing is stored, nothing sniffed, no URL passed on; errors and unknown paths included."""
+    answer = await house.call(method, path)
+
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Vary"] == "Accept, Origin"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_head_works_where_get_does(house: House) -> None:
+    """A look by HEAD gives the headers alone."""
+    session = await house.open()
+    answer = await house.call("HEAD", f"/v1/sessions/{session['id']}")
+
+    assert answer.status == 200
+    assert answer.body == b""
+
+
+# --- deadlines
+
+
+async def test_half_sent_head_is_cut(build: Build) -> None:
+    """A client that drips its headers does not hold a connection for ever; it is told why."""
+    house = await build(limits=ServerLimits(header_seconds=0.2))
+    port = int(house.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def drip() -> None:
+        for byte in b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"x" * 500:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    dripping = asyncio.create_task(drip())
+    answer = await asyncio.wait_for(reader.read(), 5)
+    dripping.cancel()
+    await asyncio.wait({dripping})
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "request-timeout"' in answer
+
+
+async def test_head_deadline_is_for_one_head(build: Build) -> None:
+    """Whole requests on one connection go on past it, also when one came in two pieces."""
+    house = await build(limits=ServerLimits(header_seconds=0.2))
+    port = int(house.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(5):
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+        await asyncio.sleep(0.06)
+        writer.write(b"Host: localhost\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_body_that_does_not_come_is_cut(build: Build) -> None:
+    """408, and the connection is not used again."""
+    house = await build(limits=ServerLimits(body_seconds=0.1, linger_seconds=0.1))
+    session = await house.open()
+    answer = await raw(
+        house,
+        f"POST /v1/sessions/{session['id']}/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode(),
+    )
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"Connection: close" in answer
+
+
+async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
+    """`100 Continue` is sent when the body is wanted, not before somebody looked at the caller."""
+    house = await build(limits=ServerLimits(linger_seconds=0.1))
+    session = await house.open()
+    head = "Host: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 12\r\n\r\n"
+    refused = await raw(house, f"POST /v1/sessions/gws_no/events HTTP/1.1\r\n{head}".encode())
+    wanted = await raw(
+        house, f'POST /v1/sessions/{session["id"]}/events HTTP/1.1\r\n{head}{{"type":"a"}}'.encode()
+    )
+
+    assert refused.startswith(b"HTTP/1.1 404 ")
+    assert wanted.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 ")
+
+
+# --- what is told
+
+
+async def test_request_is_told_by_its_template(house: House) -> None:
+    """Metrics and log know the route, never the path; the log also who and which session."""
+    session = await house.open()
+    await house.call("GET", f"/v1/sessions/{session['id']}", headers={"X-Request-Id": "r1"})
+
+    route, method, status, seconds = house.facts.of("http_request")[-1]
+    assert (route, method, status) == ("/v1/sessions/{id}", "GET", 200)
+    assert 0 <= seconds < 1
+    request_id, fields = house.facts.of("http_answered")[-1]
+    assert request_id == "r1"
+    assert fields["session"] == session["id"]
+    assert fields["principal"] == "anonymous"
+    assert "code" not in fields
+
+
+async def test_unmatched_requests_are_told_as_other(house: House) -> None:
+    """What a client made up is no label."""
+    await house.call("PROPFIND", "/made/up")
+
+    assert house.facts.of("http_request")[-1][:3] == ("other", "other", 404)
+    assert house.facts.of("http_answered")[-1][1]["code"] == "not-found"
+
+
+# --- listening
+
+
+async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -> None:
+    """A start that fails raises, and gives back what it had taken."""
+    other = await build()
+    port = int(house.url.rpartition(":")[2])
+    await other.server.close()
+    with pytest.raises(OSError, match="in use"):
+        await other.server.start(Binding(port=port), Binding())
+
+
+async def test_close_may_be_repeated(house: House) -> None:
+    """Closing twice is no mistake."""
+    await house.server.close()
+    await house.server.close()
