@@ -1,0 +1,100 @@
+"""A session of the emulator without a network: what it is sent and what it says, as lists."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from gateway.emulator.brain import Brain
+from gateway.emulator.faults import Faults
+from gateway.emulator.ids import IdSource
+from gateway.emulator.realtime import Line, Manner, Realtime
+from gateway.emulator.rules import RuleBrain
+from gateway.emulator.session import new_session
+
+Json = dict[str, Any]
+DEADLINE_SECONDS = 10.0
+
+
+async def _room() -> None:
+    await asyncio.sleep(0)
+
+
+class Talk:
+    """One session; `said` is all it said, `failures` the ways in which it was told to fail."""
+
+    def __init__(
+        self,
+        *,
+        brain: Brain | None = None,
+        faults: Faults | None = None,
+        rate: float = 0,
+        session: Json | None = None,
+        quirk: bool = True,
+    ) -> None:
+        self.frames: list[bytes] = []
+        self.failures: list[str] = []
+        self._news = asyncio.Event()
+        given = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]} | (session or {})
+        self.realtime = Realtime(
+            session=new_session("sess_u1_test", 2_000_000_000, given),
+            ids=IdSource(),
+            line=Line(self._hear, self._hear_frame, _room, self.failures.append),
+            brain=brain or RuleBrain(),
+            manner=Manner(rate, quirk),
+            faults=faults or Faults(),
+        )
+
+    @property
+    def said(self) -> list[Json]:
+        events = []
+        for frame in self.frames:
+            try:
+                event = json.loads(frame)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+        return events
+
+    @property
+    def types(self) -> list[str]:
+        return [str(event["type"]) for event in self.said]
+
+    def last(self, kind: str) -> Json:
+        return next(event for event in reversed(self.said) if event["type"] == kind)
+
+    def send(self, kind: str, **members: Any) -> None:
+        self.realtime.receive(json.dumps({"type": kind, **members}))
+
+    def user(self, text: str, **members: Any) -> None:
+        content = [{"type": "input_text", "text": text}]
+        item = {"type": "message", "role": "user", "content": content, **members}
+        self.send("conversation.item.create", item=item)
+
+    async def until(self, wanted: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not wanted():
+                self._news.clear()
+                await self._news.wait()
+
+    async def respond(self, **response: Any) -> Json:
+        """Ask for a response and give it as `response.done` has it."""
+        before = self.types.count("response.done")
+        self.send("response.create", **({"response": response} if response else {}))
+        await self.until(lambda: self.types.count("response.done") > before)
+        done: Json = self.last("response.done")["response"]
+        return done
+
+    async def ask(self, text: str, **response: Any) -> str:
+        """Hold one turn and give the answer's text."""
+        self.user(text)
+        output = (await self.respond(**response))["output"]
+        return str(output[-1]["content"][0]["text"])
+
+    def _hear(self, text: str) -> None:
+        self._hear_frame(text.encode("utf-8", "backslashreplace"))
+
+    def _hear_frame(self, frame: bytes) -> None:
+        self.frames.append(frame)
+        self._news.set()

@@ -1,0 +1,221 @@
+"""Calls over real ICE, DTLS and SCTP, with a stock aiortc client."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aioice import stun
+
+from tests.emulator.caller import TEXT_SESSION, Caller
+
+Emulate = Callable[..., Any]
+Call = Callable[..., Any]
+
+
+@pytest.mark.parametrize("setup", ["active", "passive"])
+async def test_text_turn_over_a_real_channel(setup: str, emulate: Emulate, call: Call) -> None:
+    """A turn is held with the far end as DTLS client and as DTLS server."""
+    caller: Caller = await call(await emulate(setup=setup))
+
+    assert f"a=setup:{setup}" in caller.answer
+    assert await caller.ask("Say hello.") == "Hello there!"
+    assert caller.types[0] == "session.created"
+
+
+async def test_session_is_named_after_its_call(emulate: Emulate, call: Call) -> None:
+    """`rtc_X` has the session `sess_X`, which ends an hour after it began."""
+    caller: Caller = await call(await emulate())
+    session = caller.events[0]["session"]
+
+    assert session["id"] == caller.call_id.replace("rtc_", "sess_", 1)
+    assert session["expires_at"] == int(caller.answer.split("o=- ")[1].split()[1]) + 3600
+
+
+async def test_raw_offer_gets_a_default_session(emulate: Emulate, call: Call) -> None:
+    """A raw offer without a session object opens an audio session of the default model."""
+    caller: Caller = await call(await emulate(), session=None)
+
+    assert caller.events[0]["session"]["model"] == "gpt-realtime-2.1"
+    assert caller.events[0]["session"]["output_modalities"] == ["audio"]
+
+
+async def test_negotiated_channel_is_used_with_dcid(emulate: Emulate, call: Call) -> None:
+    """With `?dcid=7` the session is spoken on channel 7 without an OPEN message."""
+    caller: Caller = await call(await emulate(), dcid=7)
+
+    assert await caller.ask("ping") == "Pong!"
+
+
+async def test_text_survives_the_way_unchanged(emulate: Emulate, call: Call) -> None:
+    """Non-ASCII text, emoji, line ends and a lone surrogate come back as they went."""
+    caller: Caller = await call(await emulate())
+    text = "Grüße, 世界 👩\u200d🚀\nzweite Zeile\ttab"
+
+    assert await caller.ask(f"Repeat after me: {text}") == text
+    assert await caller.ask('Repeat after me: a"b\\c</script>') == 'a"b\\c</script>'
+    caller.send(
+        '{"type":"conversation.item.create","item":{"id":"lone","type":"message","role":"user",'
+        '"content":[{"type":"input_text","text":"\\ud83d"}]}}'
+    )
+    assert (await caller.until("conversation.item.done", 5))["item"]["content"][0]["text"] == "\ud83d"
+
+
+async def test_large_events_pass_both_ways(emulate: Emulate, call: Call) -> None:
+    """An item of 600 KB reaches the far end and comes back where the offer allows it."""
+    caller: Caller = await call(await emulate(), offer_size=4 * 1024 * 1024)
+    text = "x" * 600_000
+
+    caller.send(
+        {
+            "type": "conversation.item.create",
+            "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]},
+        }
+    )
+
+    assert (await caller.until("conversation.item.done"))["item"]["content"][0]["text"] == text
+
+
+async def test_event_above_the_offered_size_is_dropped_without_a_word(emulate: Emulate, call: Call) -> None:
+    """What the offer's max-message-size does not allow never arrives; the session goes on and counts it."""
+    caller: Caller = await call(await emulate(), offer_size=2000)
+    caller.say("Repeat after me: " + "word " * 500)
+    await caller.until("rate_limits.updated")
+
+    look = await caller.look()
+    assert "response.output_text.delta" in caller.types
+    assert "response.done" not in caller.types
+    assert look["oversized"] >= 5
+
+
+async def test_hang_up_ends_a_call_once(emulate: Emulate, call: Call) -> None:
+    """The first hangup closes the channel with 200, the second finds no call."""
+    caller: Caller = await call(await emulate())
+
+    assert await caller.hang_up() == 200
+    assert await caller.hang_up() == 404
+    await asyncio.wait_for(caller.ended.wait(), 5)
+
+
+async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) -> None:
+    """A client that closes its connection leaves no call behind."""
+    emulator = await emulate()
+    caller: Caller = await call(emulator)
+    await caller.peer.close()
+
+    async with asyncio.timeout(5):
+        while emulator.service.calls:
+            await asyncio.sleep(0.01)
+    assert (await caller.look())["end_reason"] in ("peer closed", "channel closed")
+
+
+async def test_session_ends_with_its_last_words(emulate: Emulate, call: Call) -> None:
+    """At its end a session says `session_expired`, then the peer is gone."""
+    caller: Caller = await call(await emulate(max_session_seconds=1))
+    error = await caller.until("error")
+
+    assert error["error"] == {
+        "type": "invalid_request_error",
+        "code": "session_expired",
+        "message": "Your session hit the maximum duration of 1 minutes.",
+        "param": None,
+        "event_id": None,
+    }
+    await asyncio.wait_for(caller.ended.wait(), 5)
+
+
+async def test_many_calls_at_once_cost_no_thread(emulate: Emulate, call: Call) -> None:
+    """Twenty calls talk at once, each to itself, without a thread more and with one task each."""
+    emulator = await emulate()
+    threads = threading.active_count()
+    callers: list[Caller] = [await call(emulator) for _ in range(20)]
+    answers = await asyncio.gather(*(c.ask(f"Repeat after me: {n}") for n, c in enumerate(callers)))
+
+    assert answers == [str(n) for n in range(20)]
+    assert threading.active_count() == threads
+
+
+async def test_consent_without_nomination_is_ignored_when_strict(emulate: Emulate, call: Call) -> None:
+    """Once connected, a check without USE-CANDIDATE is not answered, and one with it is."""
+    caller: Caller = await call(await emulate())
+    connection = caller.peer.sctp.transport.transport._connection  # type: ignore[union-attr] # connected by now
+    pair = connection._nominated[1]
+
+    async def check(nominate: bool) -> None:
+        request = connection.build_request(pair, nominate=nominate)
+        key = str(connection.remote_password).encode()
+        await pair.protocol.request(request, pair.remote_addr, integrity_key=key, retransmissions=0)
+
+    with pytest.raises(stun.TransactionTimeout):
+        await check(nominate=False)
+    await check(nominate=True)
+    assert (await caller.look())["checks_ignored"] == 1
+
+
+async def test_consent_without_nomination_is_answered_when_lenient(emulate: Emulate, call: Call) -> None:
+    """`consent="lenient"` answers every valid check."""
+    caller: Caller = await call(await emulate(consent="lenient"))
+    connection = caller.peer.sctp.transport.transport._connection  # type: ignore[union-attr] # connected by now
+    pair = connection._nominated[1]
+    request = connection.build_request(pair, nominate=False)
+    key = str(connection.remote_password).encode()
+
+    response, _ = await pair.protocol.request(request, pair.remote_addr, integrity_key=key, retransmissions=0)
+
+    assert response.attributes["XOR-MAPPED-ADDRESS"] == pair.local_addr
+
+
+async def test_frames_of_no_use_are_answered_and_survived(emulate: Emulate, call: Call) -> None:
+    """Binary frames, no JSON, no UTF-8 and no objects each get an error; the next turn works."""
+    caller: Caller = await call(await emulate())
+    assert caller.channel is not None
+    caller.channel.send(b"\x00\xff")
+    caller.send("nonsense")
+    caller.send("[]")
+    sctp = caller.peer.sctp
+    assert sctp is not None
+    sctp._data_channel_queue.append((caller.channel, 51, b'{"type":"\xff"}'))
+    await sctp._data_channel_flush()
+
+    await caller.until("error", 4)
+    assert await caller.ask("ping") == "Pong!"
+
+
+async def test_record_keeps_frames_verbatim(emulate: Emulate, call: Call) -> None:
+    """The control endpoint gives back what a client sent, spacing and all."""
+    caller: Caller = await call(await emulate())
+    sent = ['{ "type" : "response.cancel" }', '{"type":"no.such.event","event_id":"ü"}']
+    for frame in sent:
+        caller.send(frame)
+    await caller.until("error", 2)
+
+    assert (await caller.look("/received"))["data"] == sent
+
+
+async def test_frames_can_be_sent_as_they_are(emulate: Emulate, call: Call) -> None:
+    """`send` puts any text on the channel, byte for byte."""
+    caller: Caller = await call(await emulate())
+    frames = ['{"type":"made.up" , "n":1.0}', "not json", '{"type":"end"}']
+    await caller.tell("send", {"frames": frames})
+    await caller.until("end")
+
+    assert caller.frames[1:] == frames
+
+
+async def test_wildcard_listener_offers_loopback_too(emulate: Emulate, call: Call) -> None:
+    """An emulator on every address connects a client on 127.0.0.1."""
+    caller: Caller = await call(await emulate(host="0.0.0.0"))
+
+    assert await caller.ask("ping") == "Pong!"
+
+
+async def test_session_options_of_the_call_reach_the_session(emulate: Emulate, call: Call) -> None:
+    """What the multipart session says is what `session.created` echoes."""
+    session = TEXT_SESSION | {"instructions": "Answer in one word.", "model": "gpt-realtime-2.1-mini"}
+    caller: Caller = await call(await emulate(), session=session)
+
+    told = caller.events[0]["session"]
+    assert (told["instructions"], told["model"]) == ("Answer in one word.", "gpt-realtime-2.1-mini")
+    assert json.dumps(told["tools"]) == "[]"
