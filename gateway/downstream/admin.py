@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from aiohttp import hdrs, web
 
@@ -34,13 +34,6 @@ class Operator:
 
 
 OPERATOR: Final = web.AppKey("operator", Operator)
-
-
-@runtime_checkable
-class Restarts(Protocol):
-    """A hub that can give a session a new call and keep its history."""
-
-    async def restart(self, session_id: str) -> None: ...
 
 
 def add_routes(app: web.Application) -> None:
@@ -84,14 +77,11 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def restart(request: web.Request) -> web.Response:
-    """Give a session a new call and keep its history, where the hub can."""
+    """Begin to give a session a new call, its history kept; its log tells how that went."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
     hub = request.app[HUB]
-    hub.find(session_id, None)
-    if not isinstance(hub, Restarts):
-        raise CallerError("not-found", "This version cannot restart a session's call.")
-    await hub.restart(session_id)
+    hub.restart(session_id)
     return web.json_response(_shown(hub.find(session_id, None).view()), status=202)
 
 

@@ -1,5 +1,6 @@
 """The operator's listener."""
 
+import asyncio
 import hashlib
 import json
 
@@ -87,6 +88,18 @@ async def test_unknown_session_is_404(house: House, method: str, tail: str) -> N
     answer = await admin(house, method, f"/sessions/gws_no{tail}")
 
     assert (answer.status, answer.code) == (404, "session-unknown")
+
+
+async def test_restart_gives_a_new_call(house: House) -> None:
+    """The session stays, on another call."""
+    session = await house.open()
+    answer = await admin(house, "POST", f"/sessions/{session['id']}/restart")
+    async with asyncio.timeout(5):
+        while len(house.far_end.requests) < 2:
+            await asyncio.sleep(0.01)
+
+    assert answer.status == 202
+    assert answer.json["id"] == session["id"]
 
 
 async def test_drain_begins_what_sigterm_does(house: House) -> None:
