@@ -46,11 +46,12 @@ async def build() -> AsyncIterator[Build]:
             token_sha256=token,
         )
         stream = cast("Any", SimpleNamespace(heartbeat_seconds=15, max_age_seconds=300))
-        server = Server(Parts(hub, telemetry, access, operator, stream, limits or ServerLimits()))
+        parts = Parts(hub, telemetry, access, operator, stream, limits or ServerLimits())
+        server = Server(parts)
         await server.start(Binding(), Binding())
         # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.
         http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
-        house = House(server, hub, access, far_end, facts, http, drained)
+        house = House(parts, server, hub, access, far_end, facts, http, drained)
         houses.append(house)
         return house
 

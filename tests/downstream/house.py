@@ -8,7 +8,7 @@ from typing import Any, cast
 import aiohttp
 
 from gateway.downstream.access import Access
-from gateway.downstream.server import Server
+from gateway.downstream.server import Parts, Server
 from gateway.errors import GatewayError
 from gateway.relay.hub import Hub
 from gateway.relay.ports import CallRequest, Json, Sink, Upstream
@@ -84,6 +84,7 @@ class Facts:
 class House:
     """A running HTTP side, and what a test looks at or turns."""
 
+    parts: Parts
     server: Server
     hub: Hub
     access: Access

@@ -1,0 +1,78 @@
+"""The API's description of itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gateway.downstream.openapi import document
+from gateway.downstream.server import client_application
+from gateway.errors import KINDS
+from tests.downstream.house import House
+
+
+def references(value: object) -> Iterator[str]:
+    """Yield every `$ref` in a document."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            if name == "$ref":
+                yield member
+            yield from references(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from references(member)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """No part is named that is not there."""
+    described = document()
+    for reference in references(described):
+        part: Any = described
+        for step in reference.removeprefix("#/").split("/"):
+            assert step in part, reference
+            part = part[step]
+
+
+def test_every_code_is_described() -> None:
+    """The problem's schema lists the codes of the table."""
+    codes = document()["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+
+    assert set(codes) == set(KINDS)
+
+
+async def test_description_is_served(house: House) -> None:
+    """Without a credential, as JSON."""
+    answer = await house.call("GET", "/openapi.json")
+
+    assert answer.status == 200
+    assert answer.json["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize("created", [True, False])
+async def test_session_has_the_described_members(house: House, created: bool) -> None:
+    """What is answered and what is described are the same."""
+    answer = await house.open()
+    if not created:
+        answer = (await house.call("GET", f"/v1/sessions/{answer['id']}")).json
+    schema = document()["components"]["schemas"]["CreatedSession" if created else "Session"]
+
+    assert set(schema["required"]) == set(answer)
+
+
+async def test_description_has_the_routers_paths(house: House) -> None:
+    """Every route of the API is described."""
+    app = client_application(house.parts)
+    methods = {"GET", "POST", "DELETE"}
+    routed = {
+        (route.resource.canonical, route.method)
+        for route in app.router.routes()
+        if route.resource and route.method in methods and route.resource.canonical.startswith("/v1/")
+    }
+    described = {
+        (path, method.upper())
+        for path, operations in document()["paths"].items()
+        for method in operations
+        if method.upper() in methods
+    }
+
+    assert routed <= described
