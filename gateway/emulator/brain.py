@@ -22,11 +22,21 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Comment:
+    """A token said on the way to a function call; the newer models mark such messages `commentary`."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionCall:
     """A brain's wish to call a function; `arguments` is JSON text."""
 
     name: str
     arguments: str
+
+
+Piece = str | Comment | FunctionCall
 
 
 class BrainError(Exception):
@@ -40,8 +50,8 @@ class BrainError(Exception):
 class Brain(Protocol):
     """Anything that answers."""
 
-    def answer(self, prompt: Prompt) -> AsyncIterator[str | FunctionCall]:
-        """Give the answer's tokens in order, and function calls among them; raises BrainError."""
+    def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """Give the answer's tokens in order (a bare string is one), function calls among them; raises BrainError."""
         ...
 
     async def close(self) -> None:

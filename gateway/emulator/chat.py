@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway.emulator.brain import BrainError, FunctionCall, Prompt
+from gateway.emulator.brain import BrainError, FunctionCall, Piece, Prompt
 from gateway.emulator.items import Item, text_of
 
 # A local model may think long before its first token, and load before that.
@@ -28,7 +28,7 @@ class ChatBrain:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http: aiohttp.ClientSession | None = None
 
-    async def answer(self, prompt: Prompt) -> AsyncIterator[str | FunctionCall]:
+    async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Stream one completion; raises BrainError."""
         calls: dict[int, dict[str, str]] = {}
         try:

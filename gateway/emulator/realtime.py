@@ -16,7 +16,7 @@ from typing import Any
 from gateway.emulator import events, usage
 from gateway.emulator import session as session_object
 from gateway.emulator.audio import AudioBuffer
-from gateway.emulator.brain import Brain, BrainError, FunctionCall, Prompt
+from gateway.emulator.brain import Brain, BrainError, Comment, FunctionCall, Prompt
 from gateway.emulator.catalog import EVENTS
 from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
@@ -210,6 +210,7 @@ class Realtime:
     def _output_clear(self, event: Json) -> None:
         running = self._running()
         if running is not None and running.response.speaking:
+            running.response.hush()
             self._emit({"type": "output_audio_buffer.cleared", "response_id": running.response.id})
 
     # -- responses ------------------------------------------------------------------------------------------------
@@ -308,7 +309,10 @@ class Realtime:
                 response.end_call()
             else:
                 await self._room(active, pacer)
-                response.token(piece)
+                if isinstance(piece, Comment):
+                    response.token(piece.token, "commentary")
+                else:
+                    response.token(piece)
                 await self._counted(active)
 
     async def _room(self, active: _Active, pacer: Pacer) -> None:

@@ -7,7 +7,7 @@ It is a plain object without a task, so that a cancelled response can still end 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gateway.emulator.ids import IdSource
 from gateway.emulator.items import Conversation, Item
@@ -15,8 +15,11 @@ from gateway.emulator.usage import Output as Written
 
 Json = dict[str, Any]
 Emit = Callable[[Json], None]
+Phase = Literal["commentary", "final_answer"]
 # Recorded: padding fills a short delta up to 16 characters.
 _PADDED = 16
+# Recorded: sound follows its transcript, and begins after the third delta.
+_HEARD_AFTER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ class _Output:
     index: int
     item: Item
     pieces: list[str] = field(default_factory=list)
-    # The delta event around its two varying members, encoded once.
-    before: str = ""
+    # The delta event around its varying members, encoded once: half the cost of a delta.
+    frame: tuple[str, str] = ("", "")
 
 
 class Response:
@@ -71,6 +74,7 @@ class Response:
         self._open: list[_Output] = []
         self._count = 0
         self.speaking = False
+        self._started = False
         self._spoken = shape.modalities == ["audio"]
         self._tokens = {"message": 0, "messages": 0, "call": 0, "calls": 0}
         self._emit({"type": "response.created", "response": self.describe(None, None)})
@@ -101,11 +105,15 @@ class Response:
             "metadata": self._shape.metadata,
         }
 
-    def token(self, text: str) -> None:
+    def token(self, text: str, phase: Phase = "final_answer") -> None:
         """Write one token of the message, beginning it where none is open."""
-        output = next((o for o in self._open if o.item["type"] == "message"), None) or self._begin_message()
+        output = next((o for o in self._open if o.item["type"] == "message"), None) or self._begin_message(
+            phase
+        )
         self._tokens["message"] += 1
         self._delta(output, text)
+        if self._spoken and len(output.pieces) == _HEARD_AFTER:
+            self._speak()
 
     def begin_call(self, name: str) -> None:
         """Begin a function call; a message before it ends first, unless this model interleaves them."""
@@ -119,12 +127,9 @@ class Response:
             "call_id": self._ids.function_call(),
             "arguments": "",
         }
-        for output in self._open:
-            if output.item["type"] == "message" and "phase" in output.item:
-                output.item["phase"] = "commentary"
         output = self._begin(item)
         member = f'"call_id":{json.dumps(item["call_id"])},"delta":'
-        output.before = self._delta_frame("response.function_call_arguments.delta", output, member)
+        output.frame = self._delta_frame("response.function_call_arguments.delta", output, member)
         self._tokens["calls"] += 1
         self._tokens["call"] += 1
 
@@ -147,16 +152,16 @@ class Response:
 
     # -- one output item ------------------------------------------------------------------------------------------
 
-    def _begin_message(self) -> _Output:
+    def _begin_message(self, phase: Phase) -> _Output:
         item: Item = {"id": self._ids.item(), "type": "message", "status": "in_progress", "role": "assistant"}
         if self._shape.phased:
-            item["phase"] = "final_answer"
+            item["phase"] = phase
         item["content"] = []
         output = self._begin(item)
         part = {"type": "audio", "transcript": ""} if self._spoken else {"type": "text", "text": ""}
         self._emit({"type": "response.content_part.added", **self._place(output), "part": part})
         kind = "response.output_audio_transcript.delta" if self._spoken else "response.output_text.delta"
-        output.before = self._delta_frame(kind, output, '"content_index":0,"delta":')
+        output.frame = self._delta_frame(kind, output, '"content_index":0,"delta":')
         self._tokens["messages"] += 1
         return output
 
@@ -177,26 +182,30 @@ class Response:
             self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": dict(item)})
         return output
 
-    def _delta_frame(self, kind: str, output: _Output, members: str) -> str:
+    def _delta_frame(self, kind: str, output: _Output, members: str) -> tuple[str, str]:
+        """Encode what all deltas of an item share: what stands before the event id, and what after it."""
         return (
-            f'{{"type":"{kind}","event_id":"%s","response_id":"{self.id}","item_id":"{output.item["id"]}",'
-            f'"output_index":{output.index},{members}'
-        ).partition("%s")[2]
+            f'{{"type":"{kind}","event_id":"',
+            f'","response_id":"{self.id}","item_id":{json.dumps(output.item["id"])},'
+            f'"output_index":{output.index},{members}',
+        )
 
     def _delta(self, output: _Output, text: str) -> None:
         output.pieces.append(text)
-        kind = (
-            "response.function_call_arguments.delta"
-            if output.item["type"] == "function_call"
-            else "response.output_audio_transcript.delta"
-            if self._spoken
-            else "response.output_text.delta"
-        )
-        padding = self._ids.draw(-len(text) % _PADDED or _PADDED if text else _PADDED)
+        before, between = output.frame
+        padding = self._ids.draw(-len(text) % _PADDED or _PADDED)
         self._emit_text(
-            f'{{"type":"{kind}","event_id":"{self._ids.event()}{output.before}'
-            f'{json.dumps(text, ensure_ascii=False)},"obfuscation":"{padding}"}}'
+            f'{before}{self._ids.event()}{between}{json.dumps(text, ensure_ascii=False)},"obfuscation":"{padding}"}}'
         )
+
+    def hush(self) -> None:
+        """Stop speaking: the client has cleared the output buffer."""
+        self.speaking = False
+
+    def _speak(self) -> None:
+        if not self._started:
+            self._started = self.speaking = True
+            self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
 
     def _end_all(self, status: str) -> None:
         open_outputs, self._open = self._open, []
@@ -241,9 +250,7 @@ class Response:
     def _end_content(self, output: _Output, text: str) -> None:
         place = self._place(output)
         if self._spoken:
-            if not self.speaking:
-                self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
-            self.speaking = True
+            self._speak()
             self._emit({"type": "response.output_audio.done", **place})
             self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
             part = {"type": "audio", "transcript": text}

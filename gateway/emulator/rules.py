@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.emulator import memory, tools
 from gateway.emulator.arithmetic import number_word, solve
-from gateway.emulator.brain import FunctionCall, Prompt
+from gateway.emulator.brain import Comment, Piece, Prompt
 from gateway.emulator.items import Item, text_of
 from gateway.emulator.prose import write
 from gateway.emulator.session import is_reasoning
@@ -75,7 +75,7 @@ Rule = Callable[[_Question], _Reply | None]
 class RuleBrain:
     """The brain that needs nothing and nobody."""
 
-    async def answer(self, prompt: Prompt) -> AsyncIterator[str | FunctionCall]:
+    async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Answer the newest item: a function's result, or what the user said last."""
         asked = _last(prompt.items)
         if asked is not None and asked.get("role") == "user":
@@ -84,7 +84,7 @@ class RuleBrain:
                 if is_reasoning(prompt.model):
                     # The newer models say what they are about to do in the same response.
                     for token in tokenize("Let me check."):
-                        yield token
+                        yield Comment(token)
                 for call in calls:
                     yield call
                 return

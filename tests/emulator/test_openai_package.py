@@ -1,0 +1,155 @@
+"""The official `openai` package beside the emulator: its models read every event, its client every answer."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from gateway.emulator.catalog import EVENTS
+from gateway.emulator.faults import Faults
+from tests.emulator.caller import Caller
+from tests.emulator.talk import Talk
+
+openai = pytest.importorskip(
+    "openai", reason="the openai package is not installed, and this test holds it against us"
+)
+realtime = pytest.importorskip("openai.types.realtime")
+
+Json = dict[str, Any]
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Look up the weather.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+# Events that only audio and remote tools cause; the emulator has neither ears nor remote tools.
+UNHEARD = {
+    "conversation.created",
+    "conversation.item.created",
+    "conversation.item.input_audio_transcription.completed",
+    "conversation.item.input_audio_transcription.delta",
+    "conversation.item.input_audio_transcription.failed",
+    "conversation.item.input_audio_transcription.segment",
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.timeout_triggered",
+    "mcp_list_tools.completed",
+    "mcp_list_tools.failed",
+    "mcp_list_tools.in_progress",
+    "response.mcp_call.completed",
+    "response.mcp_call.failed",
+    "response.mcp_call.in_progress",
+    "response.mcp_call_arguments.delta",
+    "response.mcp_call_arguments.done",
+    "response.output_audio.delta",
+}
+
+
+async def everything(talk: Callable[..., Talk]) -> list[Json]:
+    """Have a few sessions say everything the emulator can say."""
+    said: list[Json] = []
+    for model in ("gpt-realtime", "gpt-realtime-2.1"):
+        for modality in ("text", "audio"):
+            one = talk(session={"model": model, "output_modalities": [modality], "tools": [WEATHER]})
+            one.realtime.opened()
+            one.send("session.update", session={"type": "realtime", "instructions": "Be brief."})
+            one.user("Hello", id="item_hello")
+            await one.respond()
+            one.user("How is the weather in Oslo?")
+            called = (await one.respond())["output"][-1]
+            output = {"type": "function_call_output", "call_id": called["call_id"], "output": "Rain."}
+            one.send("conversation.item.create", item=output)
+            spoken = (await one.respond(metadata={"a": "b"}))["output"][0]
+            await one.respond(conversation="none", input=[], max_output_tokens=2)
+            one.user("Count to 20")
+            one.send("response.create")
+            if modality == "audio":
+                await one.until(lambda one=one: one.types[-1] == "output_audio_buffer.started")  # type: ignore[misc] # bound at once
+            one.send("response.create")
+            one.send("output_audio_buffer.clear")
+            one.send("response.cancel")
+            one.send("conversation.item.truncate", item_id=spoken["id"], content_index=0, audio_end_ms=100)
+            one.send("conversation.item.retrieve", item_id="item_hello")
+            one.send("conversation.item.delete", item_id="item_hello")
+            one.send("input_audio_buffer.append", audio="AAAA" * 4000)
+            one.send("input_audio_buffer.commit")
+            one.send("input_audio_buffer.commit")
+            one.send("input_audio_buffer.clear")
+            one.send("session.update", session={})
+            said += one.said
+    failing = talk(faults=Faults(response_error="server_error"))
+    failing.user("Hello")
+    await failing.respond()
+    return said + failing.said
+
+
+async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
+    """Each event the emulator can emit is valid for the package's union, as the model of its own type."""
+    reader = TypeAdapter(realtime.RealtimeServerEvent)
+    said = await everything(talk)
+
+    for event in said:
+        read = reader.validate_python(event)
+        assert read.type == event["type"]
+        kept = json.loads(read.model_dump_json(exclude_unset=True))
+        assert kept.keys() == event.keys()
+
+
+async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..., Talk]) -> None:
+    """What the package can read and the emulator never says is exactly the list of what it cannot know."""
+    known = {
+        name
+        for schema in TypeAdapter(realtime.RealtimeServerEvent).json_schema()["$defs"].values()
+        if isinstance(name := schema.get("properties", {}).get("type", {}).get("const"), str)
+        and "event_id" in schema["properties"]
+    }
+    said = {event["type"] for event in await everything(talk)}
+
+    assert said - known == set()
+    assert known - said == UNHEARD
+
+
+def test_catalog_has_every_client_event_of_the_package() -> None:
+    """No client event of the package is unknown to the emulator, and the other way round."""
+    schema = TypeAdapter(realtime.RealtimeClientEvent).json_schema()
+    known = {
+        name
+        for part in schema["$defs"].values()
+        if isinstance(name := part.get("properties", {}).get("type", {}).get("const"), str)
+        and "event_id" in part["properties"]
+    }
+
+    assert known == set(EVENTS)
+
+
+async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> None:
+    """The package's client makes a secret, opens a call with it, hangs up, and reads both kinds of refusal."""
+    emulator = await emulate()
+    caller = Caller(emulator.base_url)
+    client = openai.AsyncOpenAI(base_url=emulator.base_url, api_key="sk-test", max_retries=0)
+    try:
+        offer = await caller.offer()
+        secret = await client.realtime.client_secrets.create(
+            session={"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
+        )
+        created = await client.realtime.calls.with_raw_response.create(
+            sdp=offer, session={"type": "realtime", "output_modalities": ["text"]}
+        )
+        call_id = created.headers["location"].rsplit("/", 1)[-1]
+        await client.realtime.calls.hangup(call_id)
+
+        assert secret.value.startswith("ek_")
+        assert secret.session.model == "gpt-realtime"
+        assert created.status_code == 201
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.realtime.calls.hangup(call_id)
+        assert gone.value.code == "call_id_not_found"
+        with pytest.raises(openai.BadRequestError, match="audio media section"):
+            await client.realtime.calls.create(
+                sdp="v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
+            )
+    finally:
+        await client.close()
+        await caller.close()
