@@ -151,6 +151,8 @@ def relay_limits(config: Config) -> RelayLimits:
         turn_timeout_seconds=relay.turn_timeout_seconds,
         max_waiting_turns=relay.max_waiting_turns,
         max_receivers=config.stream.max_receivers,
+        continuity=relay.continuity,
+        recovery_timeout_seconds=relay.recovery_timeout_seconds,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.cli.chat import chat
 from gateway.cli.demo import demo
 from gateway.cli.emulate import emulate
 from gateway.cli.keygen import keygen
@@ -38,7 +39,7 @@ def gateway(
     """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
 
 
-for command in (serve, demo, emulate, keygen):
+for command in (serve, demo, emulate, chat, keygen):
     app.command()(command)
 
 

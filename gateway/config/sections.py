@@ -76,12 +76,6 @@ def _one_process(value: str) -> str:
     return value
 
 
-def _not_continued(value: bool) -> bool:
-    if value:
-        raise ValueError("must be false: this version does not recover a lost call")
-    return value
-
-
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
 OptionalUrl = Annotated[
@@ -255,7 +249,8 @@ class Relay(Section):
     max_session_seconds: SecondsOrNever = 0.0
     turn_timeout_seconds: Seconds = 300.0
     max_waiting_turns: Count = 8
-    continuity: Annotated[bool, AfterValidator(_not_continued)] = False
+    continuity: bool = True
+    recovery_timeout_seconds: Seconds = 60.0
 
 
 class Stream(Section):

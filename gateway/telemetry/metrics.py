@@ -124,6 +124,15 @@ class Metrics:
         self._connect = self._histogram(
             "connect_seconds", "Time to open a call, by phase; `total` is all of them.", _CONNECT, "phase"
         )
+        self._recoveries = self._counter(
+            "recoveries", "Calls replaced, or tried to be, by cause and outcome.", "cause", "outcome"
+        )
+        self._recovery_seconds = self._histogram(
+            "recovery_seconds",
+            "Time to replace a call, from noticing to the new one or to giving up.",
+            _CONNECT,
+            "cause",
+        )
         self._peers = self._gauge("peer_connections", "WebRTC peer connections that exist.")
         self._consent = self._counter(
             "consent_failures", "Calls lost because the far end stopped answering consent checks (RFC 7675)."
@@ -252,6 +261,13 @@ class Metrics:
     def relay_failed(self, session: str, error: BaseException) -> None:
         log.error("relay_failed", session=session, exc_info=error)
 
+    def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
+        cause, outcome = known(cause, words.RECOVERY_CAUSES), known(outcome, words.RECOVERY_OUTCOMES)
+        self._recoveries.labels(cause, outcome).inc()
+        self._recovery_seconds.labels(cause).observe(seconds)
+        line = log.info if outcome == "recovered" else log.warning
+        line("call_replaced", session=session, cause=cause, outcome=outcome, seconds=round(seconds, 4))
+
     def close_failed(self, what: str, error: BaseException) -> None:
         log.warning("close_failed", what=what, error=repr(error))
 
@@ -313,6 +329,9 @@ class Metrics:
         if not self._access_log:
             return
         line = log.debug if fields.get("route") in _PROBES else log.info
+        seconds = fields.get("seconds")
+        if isinstance(seconds, float):
+            fields = {**fields, "seconds": round(seconds, 6)}
         line("http_answered", request_id=request_id, **fields)
 
     def http_failed(self, request_id: str, error: BaseException) -> None:

@@ -127,6 +127,8 @@ FORMATS = frozenset({"sse", "ndjson", "json"})
 STREAM_ENDS = frozenset({"client", "rotated", "superseded", "slow", "closed", "error", "shutdown"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GAP_REASONS = frozenset({"overrun", "foreign", "unknown"})
+RECOVERY_CAUSES = frozenset({"channel_closed", "consent_expired", "connection_failed", "rotation", "restart"})
+RECOVERY_OUTCOMES = frozenset({"recovered", "failed", "rejected", "ended"})
 KINDS = ("text", "audio", "image")
 
 

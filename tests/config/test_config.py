@@ -182,7 +182,6 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
         ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "nan", "less than or equal to 60"),
         ("GATEWAY_DRAIN__TIMEOUT_SECONDS", "inf", "finite"),
         ("GATEWAY_CLUSTER__URL", "redis://127.0.0.1", "one process"),
-        ("GATEWAY_RELAY__CONTINUITY", "true", "does not recover"),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str) -> None:

@@ -1,0 +1,122 @@
+"""`gateway chat`: a conversation in the terminal, over POST and SSE.
+
+The loop of the program is the person's: between their lines nothing is open but the session. Each answer is read by an
+event stream of its own, from the head that the receipt of the question names, so nothing of it can be missed.
+"""
+
+import asyncio
+import sys
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from gateway.client import Session
+
+GRACE_SECONDS: Final = 3600
+"""How long a person may think about their next line: the longest that a create may ask for."""
+
+ANSWER_SECONDS: Final = 300.0
+LEAVE_SECONDS: Final = 5.0
+
+
+def chat(
+    url: Annotated[str, typer.Option(metavar="U", help="The gateway.")] = "http://127.0.0.1:8080",
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="K", envvar="GATEWAY_KEY", help="API key, where the gateway asks for one."),
+    ] = None,
+) -> None:
+    """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
+    import aiohttp
+
+    from gateway.client import Client, ProblemError
+
+    console = Console(highlight=False)
+    with asyncio.Runner() as runner:
+        client = Client(url, key)
+        runner.run(client.__aenter__())
+        try:
+            session = runner.run(client.open(detach_grace_seconds=GRACE_SECONDS))
+            console.print(f"[dim]{session.id} on {url}, {session.created['model']}[/]")
+            _talk(runner, console, session)
+            with suppress(ProblemError):
+                runner.run(asyncio.wait_for(session.close(), LEAVE_SECONDS))
+        except ProblemError as error:
+            _fail(console, str(error))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _fail(console, f"{url} cannot be reached: {str(error) or 'time-out'}")
+        finally:
+            runner.run(client.__aexit__(None, None, None))
+
+
+def _fail(console: Console, message: str) -> None:
+    console.print(f"[red]{escape(message)}[/]")
+    sys.exit(1)
+
+
+def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
+    while True:
+        try:
+            line = console.input("[bold]you>[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if not line:
+            return
+        try:
+            over = runner.run(_answer(console, session, line))
+        except KeyboardInterrupt:
+            runner.run(_stop(session))
+            console.print(" [dim](stopped)[/]")
+            continue
+        if over:
+            return
+
+
+async def _answer(console: Console, session: "Session", line: str) -> bool:
+    """Send a line and show the answer. Gives whether the session is over."""
+    said: list[dict[str, Any]] = [  # events of OpenAI's, whose members are of any type
+        {
+            "type": "conversation.item.create",
+            "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": line}]},
+        },
+        {"type": "response.create"},
+    ]
+    receipt = await session.send(*said)
+    async with asyncio.timeout(ANSWER_SECONDS), aclosing(session.events(receipt["head"])) as events:
+        async for event in events:
+            match event.type:
+                case "response.output_text.delta":
+                    console.print(f"[green]{escape(event.value['delta'])}[/]", end="", soft_wrap=True)
+                case "response.function_call_arguments.done":
+                    console.print(
+                        f"[dim]{escape(str(event.value.get('name')))}({escape(event.value['arguments'])})[/]"
+                    )
+                case "error":
+                    console.print(f"[red]{escape(str(event.value['error'].get('message')))}[/]")
+                    return False
+                case "gateway.gap":
+                    console.print(f"[red](missed {event.value.get('missed')} events)[/]")
+                case "gateway.closed":
+                    console.print(f"[red]The session ended: {event.value['reason']}.[/]")
+                    return True
+                case "response.done":
+                    _end_answer(console, event.value["response"])
+                    return False
+    return True
+
+
+def _end_answer(console: Console, response: dict[str, Any]) -> None:  # OpenAI's object
+    console.print()
+    if response.get("status") != "completed":
+        error = (response.get("status_details") or {}).get("error") or {}
+        console.print(f"[red]{response.get('status')}: {escape(str(error.get('message') or ''))}[/]")
+
+
+async def _stop(session: "Session") -> None:
+    async with asyncio.timeout(LEAVE_SECONDS):
+        await session.send({"type": "response.cancel"})
