@@ -65,8 +65,10 @@ async def create(request: web.Request) -> web.Response:
     """Open a session: 201 when its data channel is open."""
     caller = grant(request, "manage")
     bearer = required_upstream_bearer(request)
-    media_type(request, (JSON, TEXT, FORM))
     body = await read_body(request)
+    if body:
+        # Only then: some libraries name a type for no body at all.
+        media_type(request, (JSON, TEXT, FORM))
     wanted = parse_wanted(request, parse_object(body) if body.strip() else {})
 
     async def open_session() -> _Created:

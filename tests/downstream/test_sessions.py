@@ -23,6 +23,16 @@ async def test_create_without_a_body_gives_a_connected_session(house: House) -> 
     assert session["call_id"] == "rtc_far"
 
 
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/plain"])
+async def test_type_of_no_body_does_not_matter(house: House, kind: str) -> None:
+    """Some libraries name a type for an empty body; with a body the type counts."""
+    empty = await house.call("POST", "/v1/sessions", headers={"Content-Type": kind})
+    xml = await house.call("POST", "/v1/sessions", data=b"<a/>", headers={"Content-Type": "text/xml"})
+
+    assert empty.status == 201
+    assert (xml.status, xml.code) == (415, "unsupported-media-type")
+
+
 async def test_create_points_to_the_session_and_its_events(house: House) -> None:
     """Location and Link are those of the new session."""
     answer = await house.call("POST", "/v1/sessions")
