@@ -1,0 +1,281 @@
+"""The client against a scripted server: resume, back-off, retries that do not double, and what it gives up on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from gateway import client as client_module
+from gateway.client import NOW, Client, Event, ProblemError, Session, SupersededError
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Script:
+    """A server that answers each request of a path with the next of its answers, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[web.Request] = []
+        self.bodies: list[Any] = []
+        self.answers: dict[str, list[Answer]] = {}
+
+    def then(self, path: str, *answers: Answer) -> None:
+        self.answers.setdefault(path, []).extend(answers)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request)
+        body = await request.read()
+        self.bodies.append(json.loads(body) if body else None)
+        return await self.answers[f"{request.method} {request.path}"].pop(0)(request)
+
+
+EVENTS = "GET /v1/sessions/gws_a/events"
+SEND = "POST /v1/sessions/gws_a/events"
+CREATED = {"id": "gws_a", "limits": {"heartbeat_seconds": 0.2}}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back off for milliseconds; the order of what happens is what is tested."""
+    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(client_module, "_LONGEST_BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+def script() -> Script:
+    """Give a script to write."""
+    return Script()
+
+
+@pytest.fixture
+async def session(script: Script) -> AsyncIterator[Session]:
+    """Give a session on the scripted server."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", script.handle)
+    async with TestServer(app) as server, Client(str(server.make_url("")), key="secret") as client:
+        yield Session(client, CREATED)
+
+
+def problem(status: int, code: str, *, retryable: bool = False, retry_after: str | None = None) -> Answer:
+    """Answer with a problem object."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = {
+            "type": "about:blank",
+            "status": status,
+            "code": code,
+            "detail": "why",
+            "retryable": retryable,
+        }
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        return web.json_response(
+            body, status=status, content_type="application/problem+json", headers=headers
+        )
+
+    return answer
+
+
+def data(value: object) -> Answer:
+    """Answer with JSON."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response(value)
+
+    return answer
+
+
+def empty(status: int) -> Answer:
+    """Answer with a status alone."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    return answer
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """Take the request and cut the connection: the client cannot know what became of it."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def mute(request: web.Request) -> web.StreamResponse:
+    """Open a stream and never say anything."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await asyncio.sleep(30)
+    return response
+
+
+def stream(*parts: str, broken: bool = False) -> Answer:
+    """Answer with an event stream, ended cleanly or cut."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part.encode())
+        if broken and request.transport is not None:
+            request.transport.abort()
+        return response
+
+    return answer
+
+
+def block(number: int, type_: str, **members: object) -> str:
+    """Frame one event of the log."""
+    return f"id: k3f9-{number}\ndata: {json.dumps({'type': type_, **members})}\n\n"
+
+
+CLOSED = block(9, "gateway.closed", reason="client")
+
+
+async def collect(session: Session, after: str = "earliest") -> list[Event]:
+    """Read to the end, within a deadline."""
+    async with asyncio.timeout(10):
+        return [event async for event in session.events(after)]
+
+
+async def test_cut_stream_is_resumed_after_the_last_event(script: Script, session: Session) -> None:
+    """A connection that breaks between or within events goes on behind the last whole one."""
+    script.then(EVENTS, stream(block(1, "a"), block(2, "b"), block(3, "c")[:-5], broken=True))
+    script.then(EVENTS, stream("retry: 1\n\n", block(3, "c"), CLOSED))
+
+    events = await collect(session)
+
+    assert [event.type for event in events] == ["a", "b", "c", "gateway.closed"]
+    assert script.asked[0].query["after"] == "earliest"
+    assert script.asked[1].headers["Last-Event-ID"] == "k3f9-2"
+
+
+async def test_rotated_stream_goes_on(script: Script, session: Session) -> None:
+    """A clean end before `gateway.closed` is no end."""
+    script.then(
+        EVENTS, stream(block(1, "a"), 'retry: 1\ndata: {"type":"gateway.rotating"}\n\n'), stream(CLOSED)
+    )
+
+    assert [event.type for event in await collect(session)] == ["a", "gateway.closed"]
+
+
+async def test_gap_is_surfaced(script: Script, session: Session) -> None:
+    """What was lost is told, in its place."""
+    gap = 'id: k3f9-6\ndata: {"type":"gateway.gap","missed":5}\n\n'
+    script.then(EVENTS, stream(gap, block(7, "late"), CLOSED))
+
+    events = await collect(session, "k3f9-1")
+
+    assert [(event.type, event.value.get("missed")) for event in events[:2]] == [
+        ("gateway.gap", 5),
+        ("late", None),
+    ]
+
+
+async def test_reading_from_now_is_asked_for(script: Script, session: Session) -> None:
+    """`now` is a cursor."""
+    script.then(EVENTS, stream(CLOSED))
+    await collect(session, NOW)
+
+    assert script.asked[0].query["after"] == "now"
+
+
+async def test_silent_stream_is_taken_for_dead(script: Script, session: Session) -> None:
+    """No byte for some heartbeats, whatever TCP believes: another connection."""
+    script.then(EVENTS, mute, stream(CLOSED))
+
+    assert [event.type for event in await collect(session)] == ["gateway.closed"]
+
+
+async def test_refused_read_is_tried_again_while_it_may_help(script: Script, session: Session) -> None:
+    """503 passes."""
+    script.then(EVENTS, problem(503, "draining", retryable=True), stream(CLOSED))
+
+    assert len(await collect(session)) == 1
+
+
+async def test_final_refusal_is_raised(script: Script, session: Session) -> None:
+    """404 does not."""
+    script.then(EVENTS, problem(404, "session-unknown"))
+
+    with pytest.raises(ProblemError, match="404 session-unknown: why"):
+        await collect(session)
+
+
+async def test_no_content_ends_the_reading(script: Script, session: Session) -> None:
+    """204 says that there is nothing more, ever."""
+    script.then(EVENTS, stream(block(1, "a")), empty(204))
+
+    assert [event.type for event in await collect(session)] == ["a"]
+
+
+async def test_superseded_stream_does_not_fight(script: Script, session: Session) -> None:
+    """Coming back would throw somebody else out."""
+    script.then(EVENTS, stream('retry: 2147483647\ndata: {"type":"gateway.superseded"}\n\n'))
+
+    with pytest.raises(SupersededError):
+        await collect(session)
+
+
+async def test_send_is_repeated_with_its_key(script: Script, session: Session) -> None:
+    """An answer that was lost leads to the same request with the same Idempotency-Key."""
+    script.then(SEND, cut, problem(503, "recovering", retryable=True), data({"accepted": 1}))
+
+    receipt = await session.send({"type": "response.create"})
+
+    keys = {request.headers["Idempotency-Key"] for request in script.asked}
+    assert receipt == {"accepted": 1}
+    assert (len(script.asked), len(keys)) == (3, 1)
+    assert script.bodies == [[{"type": "response.create"}]] * 3
+
+
+async def test_send_that_can_never_succeed_is_not_repeated(script: Script, session: Session) -> None:
+    """400 is the caller's to mend."""
+    script.then(SEND, problem(400, "invalid-event"))
+
+    with pytest.raises(ProblemError) as refused:
+        await session.send({})
+
+    assert (refused.value.status, refused.value.code, len(script.asked)) == (400, "invalid-event", 1)
+
+
+async def test_send_gives_up_in_the_end(script: Script, session: Session) -> None:
+    """A gateway that stays away is told as such."""
+    script.then(SEND, *[problem(503, "draining", retryable=True)] * 5)
+
+    with pytest.raises(ProblemError, match="draining"):
+        await session.send({"type": "a"})
+
+
+async def test_key_is_sent_as_bearer(script: Script, session: Session) -> None:
+    """Never in a query."""
+    script.then(SEND, data({"accepted": 1}))
+    await session.send({"type": "a"})
+
+    assert script.asked[0].headers["Authorization"] == "Bearer secret"
+    assert script.asked[0].query_string == ""
+
+
+async def test_leaving_the_loop_closes_the_connection(script: Script, session: Session) -> None:
+    """A reader that has seen enough leaves no connection behind."""
+    left = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(block(1, "a").encode())
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    script.then(EVENTS, endless)
+    events = session.events()
+    await anext(events)
+    await events.aclose()
+
+    await asyncio.wait_for(left.wait(), 5)
