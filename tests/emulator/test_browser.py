@@ -1,0 +1,153 @@
+"""The forum's own browser code, unchanged but for its addresses, in a real Chromium against the emulator.
+
+A page posts its findings back to the test. Chromium hides its addresses behind mDNS names; a lite agent needs none, since
+the browser's checks show where it is. `--allow-loopback-in-peer-connection` lets it use `lo`, the only way there is offline.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from tests.emulator.caller import TEXT_SESSION, Caller
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
+DEADLINE_SECONDS = 45.0
+# From the thread (mission.md): offer, post, answer, send, read. Only addresses, the key and where to log are filled in.
+PAGE = """<!doctype html><title>thread</title><script>
+const OPENAI_BASE_URL = %(url)s, OPEN_AI_REALTIME_MODEL = 'gpt-realtime', EPHEMERAL_KEY = %(key)s;
+const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
+const logger = (text) => report({text});
+const testCounter = {current: %(text)s};
+(async () => {
+  const peerConnection = new RTCPeerConnection({});
+  %(transceiver)s
+  const dataChannel = peerConnection.createDataChannel('oai-events', { ordered: true });
+  const offer = await peerConnection.createOffer({});
+  await peerConnection.setLocalDescription(offer);
+  const sdpResponse = await fetch(`${OPENAI_BASE_URL}?model=${OPEN_AI_REALTIME_MODEL}`, {
+    method: 'POST', body: offer.sdp,
+    headers: { Authorization: `Bearer ${EPHEMERAL_KEY}`, 'Content-Type': 'application/sdp' } });
+  if (!sdpResponse.ok) return report({status: sdpResponse.status, body: await sdpResponse.json()});
+  const answer = { type: 'answer', sdp: await sdpResponse.text() };
+  dataChannel.addEventListener('message', (event) => {
+    try {
+      const message = JSON.parse(event.data);
+      if (message.type === 'response.done' && message?.response?.output[0]?.content[0]?.text) {
+        logger(message?.response?.output[0]?.content[0]?.text);
+      }
+    } catch (error) { logger(error, 'Error in data channel message'); }
+  });
+  dataChannel.addEventListener('open', () => {
+    dataChannel?.send(JSON.stringify({ type: 'conversation.item.create',
+      item: { type: 'message', role: 'user', content: [{ type: 'input_text', text: testCounter.current.toString() }] } }));
+    dataChannel?.send(JSON.stringify({ type: 'response.create' }));
+  });
+  await peerConnection.setRemoteDescription(answer);
+})().catch((error) => report({error: String(error)}));
+</script>"""
+
+
+class Browser:
+    """Serves one page to a Chromium of its own and waits for what the page reports."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        self.reported: asyncio.Queue[Any] = asyncio.Queue(maxsize=100)
+
+    async def run(self, page: str) -> Any:
+        app = web.Application()
+
+        async def show(_: web.Request) -> web.Response:
+            return web.Response(text=page, content_type="text/html")
+
+        async def report(request: web.Request) -> web.Response:
+            self.reported.put_nowait(await request.json())
+            return web.Response()
+
+        app.router.add_get("/", show)
+        app.router.add_post("/report", report)
+        runner = web.AppRunner(app, shutdown_timeout=1.0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+                return await self._visit(f"http://127.0.0.1:{runner.addresses[0][1]}/", Path(home))
+        finally:
+            await runner.cleanup()
+
+    async def _visit(self, url: str, home: Path) -> Any:
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+            "--disable-component-update --disable-sync --disable-dev-shm-usage --allow-loopback-in-peer-connection"
+        )
+        process = await asyncio.create_subprocess_exec(
+            self.program,
+            *flags.split(),
+            f"--user-data-dir={home}",
+            url,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            return await asyncio.wait_for(self.reported.get(), DEADLINE_SECONDS)
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+@pytest_asyncio.fixture
+async def browser(part_path: Callable[[str], str]) -> Browser:
+    """Give a browser that was not started yet."""
+    return Browser(part_path("chromium"))
+
+
+@pytest_asyncio.fixture
+async def caller(emulate: Callable[..., Any]) -> AsyncIterator[Caller]:
+    """Give the HTTP side of a client, to make a key with."""
+    one = Caller((await emulate()).base_url)
+    yield one
+    await one.close()
+
+
+async def page_for(caller: Caller, text: str, transceiver: str) -> str:
+    """Fill the thread's code in: an ephemeral key for a text session, and what to say."""
+    async with caller.http.post(
+        f"{caller.base_url}/realtime/client_secrets", json={"session": TEXT_SESSION}
+    ) as response:
+        key = (await response.json())["value"]
+    url = f"{caller.base_url}/realtime/calls"
+    return PAGE % {
+        "url": json.dumps(url),
+        "key": json.dumps(key),
+        "text": json.dumps(text),
+        "transceiver": transceiver,
+    }
+
+
+async def test_thread_code_with_an_audio_transceiver_gets_its_text(browser: Browser, caller: Caller) -> None:
+    """With `addTransceiver('audio')` the code of the thread talks to the emulator and logs its answer."""
+    page = await page_for(caller, "Repeat after me: it wörks 🚀", "peerConnection.addTransceiver('audio');")
+
+    assert await browser.run(page) == {"text": "it wörks 🚀"}
+
+
+async def test_thread_code_as_posted_gets_the_threads_error(browser: Browser, caller: Caller) -> None:
+    """Without the transceiver it gets exactly the error of the thread."""
+    assert await browser.run(await page_for(caller, "1", "")) == {
+        "status": 400,
+        "body": {
+            "error": {
+                "message": "Invalid SDP offer. Offer did not have an audio media section.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_offer",
+            }
+        },
+    }
