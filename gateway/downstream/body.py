@@ -69,7 +69,6 @@ async def _continue(request: web.Request) -> None:
     # RFC 9110 10.1.1. Only now, so that who is refused need not send the body at all.
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
 
 
 async def _collect(request: web.Request, limit: int) -> bytes:

@@ -1,11 +1,15 @@
 """Who may do what."""
 
+import asyncio
 import hashlib
 from ipaddress import ip_network
+from unittest.mock import Mock
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from gateway.downstream.access import Access, AccessRules, KeyRule
+from gateway.downstream.access import Access, AccessRules, KeyRule, loopback_peer
+from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures
 from tests.downstream.house import SIGNING_KEY, Build, House
 
@@ -111,6 +115,45 @@ async def test_new_rules_hold_at_once(keyed: House) -> None:
     path = f"/v1/sessions/{session['id']}"
     assert (await keyed.call("GET", path, headers=bearer("key-ann"))).status == 401
     assert (await keyed.call("GET", path, headers=bearer("key-new"))).status == 200
+
+
+async def test_new_rules_bring_new_limits(build: Build) -> None:
+    """A raised limit is not held back by what was counted under the old one."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=1),)))
+    await house.open(headers=bearer("k"))
+    refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
+    house.access.replace(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=100),)))
+
+    assert refused.status == 429
+    assert (await house.call("POST", "/v1/sessions", headers=bearer("k"))).status == 201
+
+
+@pytest.mark.parametrize("shown", ["key", "secret", "ticket"])
+async def test_authenticated_call_keeps_the_session_from_detaching(
+    keyed: House, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """Whatever the credential, a call is a sign that somebody cares; a refused one is none."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    handle = keyed.hub.find(session["id"], None)
+    touched: list[bool] = []
+    monkeypatch.setattr(type(handle), "touch", lambda self: touched.append(True))
+    ticket = session["stream_url"].rpartition("=")[2]
+    word = {"key": "key-ann", "secret": session["client_secret"]["value"], "ticket": ticket}[shown]
+    await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer("key-bob"))
+    assert touched == []
+    await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer(word))
+
+    assert touched == [True]
+
+
+async def test_idempotency_keys_of_two_callers_do_not_meet(keyed: House) -> None:
+    """Two callers may choose the same word."""
+    ids = {
+        (await keyed.open(headers=bearer(key) | {"Idempotency-Key": "same"}))["id"]
+        for key in ("key-ann", "key-bob")
+    }
+
+    assert len(ids) == 2
 
 
 # --- client secrets
@@ -309,6 +352,19 @@ async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -
     assert len(house.far_end.sent) == 2
 
 
+async def test_refused_batch_costs_nothing(build: Build) -> None:
+    """What is refused for its bytes is not counted as events."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1, bytes_per_second=50),)))
+    path = f"/v1/sessions/{(await house.open(headers=bearer('k')))['id']}/events"
+    long, short = '{"type":"%s"}' % ("x" * 90), '{"type":"x"}'
+    answers = [await house.call("POST", path, data=data, headers=bearer("k")) for data in (long, long, short)]
+    refill = Bucket.full(1, 2, 0)
+    refill.take(1, 0)
+
+    assert [answer.status for answer in answers] == [202, 429, 429]
+    assert house.access._buckets["ann", "events"].level >= refill.level
+
+
 async def test_spent_tokens_stop_sending(build: Build) -> None:
     """Where the token allowance is spent, nothing more is sent until it is renewed."""
     spent: list[float] = []
@@ -333,6 +389,34 @@ async def test_own_upstream_credential_is_used_and_renewed(build: Build) -> None
 
     assert house.far_end.requests[0].bearer == "ek_secret"
     assert b"ek_secret" not in answer.body
+
+
+async def test_later_post_brings_a_new_upstream_credential(build: Build) -> None:
+    """A credential that ran out is renewed by any post; the next call of the session uses it."""
+    house = await build(AccessRules(client_upstream=True))
+    session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
+    await house.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        json={"type": "a"},
+        headers={"X-Upstream-Authorization": "Bearer ek_new"},
+    )
+    house.hub.restart(session["id"])
+    async with asyncio.timeout(5):
+        while len(house.far_end.requests) < 2:
+            await asyncio.sleep(0.01)
+
+    assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
+
+
+@pytest.mark.parametrize("header", ["ek_x", "Basic ek_x", "Bearer", "Bearer a b"])
+async def test_malformed_upstream_credential_is_refused(build: Build, header: str) -> None:
+    """It is named, never shown."""
+    house = await build(AccessRules(client_upstream=True))
+    answer = await house.call("POST", "/v1/sessions", headers={"X-Upstream-Authorization": header})
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert b"ek_x" not in answer.body
 
 
 async def test_missing_upstream_credential_is_unauthorized(build: Build) -> None:
@@ -483,6 +567,16 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
 
 
 # --- what is compared
+
+
+@pytest.mark.parametrize(("peer", "local"), [("127.0.0.1", True), ("::1", True), ("10.0.0.9", False)])
+def test_peer_is_local_by_its_address(peer: str, local: bool) -> None:
+    """The connection decides, not what the request says."""
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = (peer, 5000)
+    request = make_mocked_request("GET", "/", headers={"Host": "localhost"}, transport=transport)
+
+    assert loopback_peer(request) is local
 
 
 def test_key_is_found_among_many() -> None:

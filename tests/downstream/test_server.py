@@ -188,6 +188,35 @@ async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
     assert wanted.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 ")
 
 
+async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:
+    """Who announces too much is not asked to send it."""
+    house = await build(limits=ServerLimits(max_body_bytes=10, linger_seconds=0.1))
+    answer = await raw(
+        house,
+        b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 11\r\n\r\n",
+    )
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_client_that_leaves_in_its_body_is_no_failure(house: House) -> None:
+    """There is nobody to answer and nothing to report but that it left."""
+    session = await house.open()
+    port = int(house.url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "Host: localhost\r\nContent-Length: 100\r\n\r\n{"
+    writer.write(f"POST /v1/sessions/{session['id']}/events HTTP/1.1\r\n{head}".encode())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while house.facts.of("http_request")[-1][0] != "/v1/sessions/{id}/events":
+            await asyncio.sleep(0.01)
+
+    assert house.facts.of("http_failed") == []
+    assert house.far_end.sent == []
+
+
 # --- what is told
 
 

@@ -211,6 +211,21 @@ async def test_create_that_failed_may_be_tried_again_with_its_key(house: House) 
     assert (failed.status, again.status) == (502, 201)
 
 
+async def test_create_key_is_forgotten_with_its_session(build: Build) -> None:
+    """A repeat after the session is gone opens a new one: an answer about nothing helps nobody."""
+    house = await build(relay=RelayLimits(log_retention_seconds=0))
+    headers = {"Idempotency-Key": "abc"}
+    first = await house.open(headers=headers)
+    await house.call("DELETE", f"/v1/sessions/{first['id']}")
+    closed = await house.call("POST", "/v1/sessions", json={}, headers=headers)
+    house.hub._tick(house.hub._clock.monotonic())
+    gone = await house.call("POST", "/v1/sessions", json={}, headers=headers)
+
+    assert closed.json["id"] == first["id"]
+    assert gone.json["id"] != first["id"]
+    assert "Idempotency-Replayed" not in gone.headers
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü"])
 async def test_create_refuses_a_malformed_key(house: House, key: str) -> None:
     """A key is 1 to 255 visible ASCII characters."""
