@@ -3,6 +3,8 @@
 `tuning` gives these classes to a transport before it starts. Refuses to know SCTP's contents, SDP and the service.
 """
 
+# ruff: noqa: SLF001 - what is private in pyOpenSSL is used here, in one class that is switched by its version
+
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,12 @@ _RELEASE_BUFFERS = 0x10
 # One DTLS record (RFC 6347 4.1): a peer behind a large MTU may fill more than the 1500 aiortc reads.
 _RECORD_BYTES = 16384
 _APPLICATION_DATA = 23
+
+# Any: pyOpenSSL's way into OpenSSL has no types.
+_lib: Any = getattr(SSL, "_lib", None)
+_ffi: Any = getattr(SSL, "_ffi", None)
+_BUFFER_BYTES = _RECORD_BYTES + 256  # a record's header, nonce and tag come on top
+_buffer: Any = _ffi.new("char[]", _BUFFER_BYTES) if _ffi is not None else None
 
 
 class SharedCertificate(RTCCertificate):
@@ -73,12 +81,21 @@ class DirectRecords(RTCDtlsTransport):
 
     def put(self, data: bytes) -> None:
         """Encrypt and send; raises ConnectionError when not connected."""
-        if self._state != State.CONNECTED:
+        if self._state != State.CONNECTED or self._ssl is None or self.connection is None:
             raise ConnectionError("Cannot send encrypted data, not connected")
-        assert self._ssl is not None
-        assert self.connection is not None
-        self._ssl.send(data)
-        self.connection.put(self._ssl.bio_read(_RECORD_BYTES))
+        try:
+            record = self._encrypt(self._ssl, data)
+        except SSL.Error as error:
+            raise ConnectionError("Cannot send encrypted data") from error
+        self.connection.put(record)
+
+    def _encrypt(self, ssl: SSL.Connection, data: bytes) -> bytes:
+        ssl.send(data)
+        return ssl.bio_read(_RECORD_BYTES)
+
+    def _decrypt(self, ssl: SSL.Connection, datagram: bytes) -> bytes:
+        ssl.bio_write(datagram)
+        return ssl.recv(_RECORD_BYTES)
 
     def _take(self, datagram: bytes) -> None:
         assert self._ssl is not None
@@ -87,9 +104,8 @@ class DirectRecords(RTCDtlsTransport):
         if datagram[0] != _APPLICATION_DATA or self._state != State.CONNECTED:
             self.connection.data_received(datagram, 1)
             return
-        self._ssl.bio_write(datagram)
         try:
-            self.packet(self._ssl.recv(_RECORD_BYTES))
+            self.packet(self._decrypt(self._ssl, datagram))
             # A datagram may hold several records (RFC 6347 4.1.1).
             if _more_records(datagram):
                 self._take_rest()
@@ -110,6 +126,27 @@ class DirectRecords(RTCDtlsTransport):
             except SSL.WantReadError:
                 return
             self.packet(plain)
+
+
+class RawRecords(DirectRecords):
+    """The same with OpenSSL's own functions on one buffer.
+
+    pyOpenSSL allocates a buffer for each call and looks for errors of callbacks that are not in use: 2.3 µs to take a record
+    and 2.5 to make one, 0.8 and 0.9 here (measured in one run). The loop is one thread, so one buffer serves all.
+    """
+
+    def _encrypt(self, ssl: SSL.Connection, data: bytes) -> bytes:
+        result = _lib.SSL_write(ssl._ssl, data, len(data))
+        if result <= 0:
+            ssl._raise_ssl_error(ssl._ssl, result)
+        return bytes(_ffi.buffer(_buffer, _lib.BIO_read(ssl._from_ssl, _buffer, _BUFFER_BYTES))[:])
+
+    def _decrypt(self, ssl: SSL.Connection, datagram: bytes) -> bytes:
+        _lib.BIO_write(ssl._into_ssl, datagram, len(datagram))
+        result = _lib.SSL_read(ssl._ssl, _buffer, _BUFFER_BYTES)
+        if result <= 0:
+            ssl._raise_ssl_error(ssl._ssl, result)
+        return bytes(_ffi.buffer(_buffer, result)[:])
 
 
 def _more_records(datagram: bytes) -> bool:

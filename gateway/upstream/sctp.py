@@ -5,7 +5,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import cast
 
@@ -23,6 +24,7 @@ from aiortc.rtcsctptransport import (
     Chunk,
     DataChunk,
     InboundStream,
+    SackChunk,
     serialize_packet,
     tsn_plus_one,
 )
@@ -40,6 +42,13 @@ RTO_MIN_SECONDS = 0.3
 # between two deltas of a model that streams fast.
 ACK_DELAY_SECONDS = 0.02
 
+# What one acknowledgement reports at most. More would not fit a packet, and the next one tells the rest.
+MAX_GAPS = 64
+MAX_DUPLICATES = 16
+# With more packets than this waiting behind a gap, each second one says nothing new: every eighth is acknowledged.
+MISORDERED_MANY = 64
+
+_HALF = SCTP_TSN_MODULO // 2
 _TAG = Struct("!L")
 _CHECKSUM = Struct("<L")
 _CHUNK = Struct("!BBH")
@@ -71,9 +80,12 @@ class LinearStream(InboundStream):
     def add_chunk(self, chunk: DataChunk) -> None:
         """Put a fragment in its place, which is nearly always the end."""
         chunks = self.reassembly
-        position = len(chunks)
-        while position and uint32_gt(chunks[position - 1].tsn, chunk.tsn):
-            position -= 1
+        if not chunks or uint32_gt(chunk.tsn, chunks[-1].tsn):
+            chunks.append(chunk)
+            return
+        # Serial numbers wrap (RFC 1982); measured from half a circle below the new one they do not.
+        below = chunk.tsn - _HALF
+        position = bisect_left(chunks, _HALF, key=lambda other: (other.tsn - below) % SCTP_TSN_MODULO)
         chunks.insert(position, chunk)
         if position < self.whole:
             self.whole = 0
@@ -134,8 +146,7 @@ class LinearReassembly(RTCSctpTransport):
     def _mark_received(self, tsn: int) -> bool:
         last = cast(int, self._last_received_tsn)
         if uint32_gte(last, tsn) or tsn in self._sack_misordered:
-            # Reported back in the next acknowledgement; 16 of them say as much as a thousand.
-            if len(self._sack_duplicates) < 16:
+            if len(self._sack_duplicates) < MAX_DUPLICATES:
                 self._sack_duplicates.append(tsn)
             return True
         if tsn != tsn_plus_one(last):
@@ -207,6 +218,10 @@ class DirectReceive(RTCSctpTransport):
     object and goes aiortc's way. Both ways advance the same members, so they may alternate freely.
     """
 
+    received: Callable[[str], None] | None = None
+    """Takes the texts of `channel`, past the emitter; everything else is emitted."""
+    channel: RTCDataChannel | None = None
+
     def receive_packet(self, packet: bytes) -> None:
         """Take one SCTP packet (RFC 9260 3)."""
         if len(packet) < 16:
@@ -253,7 +268,12 @@ class DirectReceive(RTCSctpTransport):
         self._last_received_tsn = tsn
         stream.sequence_number = (stream_seq + 1) & 0xFFFF
         self._sack_needed = True
-        step(self._data_channel_receive(stream_id, protocol, packet[position + 16 : position + length]))
+        user_data = packet[position + 16 : position + length]
+        if self.received is not None and self._data_channels.get(stream_id) is self.channel:
+            with contextlib.suppress(UnicodeDecodeError):
+                self.received(user_data.decode())
+                return True
+        step(self._data_channel_receive(stream_id, protocol, user_data))
         return True
 
 
@@ -265,15 +285,20 @@ class SparseAcks(RTCSctpTransport):
     """
 
     _unacked = 0
-    _ack_timer: asyncio.TimerHandle | None = None
+    _ack_timer: asyncio.Handle | None = None
 
     async def _send_sack(self) -> None:
         self._unacked += 1
-        if self._unacked < 2 and not self._sack_misordered and not self._sack_duplicates:
-            if self._ack_timer is None:
-                self._ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY_SECONDS, self._acknowledge)
-            return
-        await self._acknowledge_now()
+        if self._sack_misordered or self._sack_duplicates:
+            if len(self._sack_misordered) < MISORDERED_MANY or self._unacked >= 8:
+                await self._acknowledge_now()
+        elif self._unacked == 1:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY_SECONDS, self._acknowledge)
+        elif self._unacked == 2:
+            # One for all packets that this turn of the loop brings.
+            if self._ack_timer is not None:
+                self._ack_timer.cancel()
+            self._ack_timer = asyncio.get_running_loop().call_soon(self._acknowledge)
 
     def _acknowledge(self) -> None:
         self._ack_timer = None
@@ -286,10 +311,34 @@ class SparseAcks(RTCSctpTransport):
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        await super()._send_sack()
+        last = self._last_received_tsn
+        assert last is not None
+        sack = SackChunk()
+        sack.cumulative_tsn = last
+        sack.advertised_rwnd = max(0, self._advertised_rwnd)
+        sack.duplicates = self._sack_duplicates[:MAX_DUPLICATES]
+        if self._sack_misordered:
+            sack.gaps = _gaps(sorted((tsn - last) % SCTP_TSN_MODULO for tsn in self._sack_misordered))
+        self._sack_duplicates.clear()
+        self._sack_needed = False
+        await self._send_chunk(sack)
 
     def _set_state(self, state: RTCSctpTransport.State) -> None:
         if state == self.State.CLOSED and self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
         super()._set_state(state)
+
+
+def _gaps(offsets: list[int]) -> list[tuple[int, int]]:
+    """Give the blocks of consecutive offsets as first and last (RFC 9260 3.3.4), the first `MAX_GAPS` of them."""
+    gaps: list[tuple[int, int]] = []
+    first = last = offsets[0]
+    for offset in offsets[1:]:
+        if offset != last + 1:
+            gaps.append((first, last))
+            if len(gaps) == MAX_GAPS:
+                return gaps
+            first = offset
+        last = offset
+    return [*gaps, (first, last)] if last <= 0xFFFF else gaps

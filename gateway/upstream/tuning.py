@@ -12,16 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
-import aioice
-import aiortc
 from aioice.ice import Connection
-from aiortc import RTCConfiguration, RTCDtlsTransport, RTCPeerConnection, RTCSctpTransport, rtcpeerconnection
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCDtlsTransport,
+    RTCPeerConnection,
+    RTCSctpTransport,
+    rtcpeerconnection,
+)
+from OpenSSL import SSL
 
 from gateway.upstream import dtls, ice, sctp
 
-TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13."}
+TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13.", "pyOpenSSL": "26."}
 
 # The certificate is of no use to a listener for longer than a session lives; a day bounds what one stolen key opens.
 CERTIFICATE_SECONDS = 24 * 3600.0
@@ -43,19 +50,22 @@ class Hook(StrEnum):
     LINEAR_REASSEMBLY = "linear-reassembly"
     TOLERANT_FRAMES = "tolerant-frames"
     DIRECT = "direct"
+    RAW_RECORDS = "raw-records"
     SPARSE_ACKS = "sparse-acks"
 
 
 ALL_HOOKS = frozenset(Hook)
 
+# In the order of inheritance: what stands first overrides what follows.
 _ICE: Mapping[Hook, type[Connection]] = {
+    Hook.DIRECT: ice.DirectDatagrams,
     Hook.CHOSEN_ADDRESSES: ice.ChosenAddresses,
     Hook.PROMPT_CHECKS: ice.PromptChecks,
     Hook.NOMINATED_CONSENT: ice.NominatedConsent,
-    Hook.DIRECT: ice.DirectDatagrams,
 }
 _DTLS: Mapping[Hook, type[RTCDtlsTransport]] = {
     Hook.WITHOUT_SRTP: dtls.WithoutSrtp,
+    Hook.RAW_RECORDS: dtls.RawRecords,
     Hook.DIRECT: dtls.DirectRecords,
 }
 _SCTP: Mapping[Hook, tuple[type[RTCSctpTransport], ...]] = {
@@ -74,9 +84,20 @@ def missing(wanted: frozenset[Hook] = ALL_HOOKS) -> tuple[Hook, ...]:
 
 def usable(wanted: frozenset[Hook] = ALL_HOOKS) -> frozenset[Hook]:
     """Give those of the wanted hooks that were tested with the installed versions."""
-    versions = {"aiortc": aiortc.__version__, "aioice": aioice.__version__}
-    tested = all(versions[name].startswith(prefix) for name, prefix in TESTED.items())
-    return wanted if tested else frozenset()
+    tested = {name for name, prefix in TESTED.items() if _version(name).startswith(prefix)}
+    if not {"aiortc", "aioice"} <= tested:
+        return frozenset()
+    # RAW_RECORDS builds on DIRECT and on pyOpenSSL's inside.
+    if "pyOpenSSL" not in tested or Hook.DIRECT not in wanted:
+        return wanted - {Hook.RAW_RECORDS}
+    return wanted
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +168,11 @@ def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], wishes: Wishes) -> None:
         association._advertised_rwnd = association.window
 
 
-def go_direct(pc: RTCPeerConnection) -> None:
-    """Take the short way for data from now on; to be called when DTLS is connected."""
+def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable[[str], None]) -> None:
+    """Take the short way for data from now on; to be called when DTLS is connected.
+
+    Texts of `channel` then go to `received`; without the hook, and whatever is no text, comes as its `message` event.
+    """
     association = pc.sctp
     assert association is not None
     transport = association.transport
@@ -158,6 +182,8 @@ def go_direct(pc: RTCPeerConnection) -> None:
         and isinstance(transport, dtls.DirectRecords)
         and isinstance(association, sctp.DirectReceive)
     ):
+        association.channel = channel
+        association.received = received
         transport.go_direct(connection, association.receive_packet)
 
 
@@ -168,10 +194,14 @@ def consent_expired(pc: RTCPeerConnection) -> bool:
     return getattr(transport._connection, "consent_expired", False) or transport.state == "failed"
 
 
-def failed(pc: RTCPeerConnection) -> bool:
-    """Tell whether the connection ended by a failure of ours rather than by the far end's word."""
+def farewell_heard(pc: RTCPeerConnection) -> bool:
+    """Tell whether the far end said that it ends the connection: the association alone, or all of it (close_notify)."""
     assert pc.sctp is not None
-    return getattr(pc.sctp.transport, "failed", None) is not None
+    transport = pc.sctp.transport
+    if getattr(transport, "failed", None) is not None:
+        return False
+    ended_by_peer = transport._ssl is not None and transport._ssl.get_shutdown() & SSL.RECEIVED_SHUTDOWN
+    return transport.state == "connected" or bool(ended_by_peer)
 
 
 def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
@@ -194,7 +224,8 @@ def abandon(pc: RTCPeerConnection) -> None:
     if connection._query_consent_task is not None:
         connection._query_consent_task.cancel()
     for protocol in connection._protocols:
-        protocol.transport.abort()
+        # A TURN allocation knows no abort; its close is sent and not waited for.
+        getattr(protocol.transport, "abort", protocol.transport.close)()
     connection._queue.put_nowait(None)
 
 

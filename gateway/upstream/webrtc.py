@@ -14,6 +14,7 @@ whoever calls it again. Refuses to know what the events say.
 """
 
 import asyncio
+import json
 import socket
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -166,13 +167,23 @@ class WebRTCUpstream:
             offer = sdp.offer_to_send(pc.localDescription.sdp, largest)
         except sdp.SdpError as error:
             raise UpstreamError("upstream-failed", f"No offer could be made: {error}.") from error
+        local = sdp.local_candidates(offer)
+        if not local:
+            raise UpstreamError(
+                "upstream-failed", "This machine has no network address to reach OpenAI from."
+            )
+        self._candidates["local"] = list(local)
         left = seconds - (dialer.clock.monotonic() - self._began)
         created = await dialer.signaller.create(offer, self._request, left)
         self.call_id = created.call_id
         self._mark("signalling", "ice")
         await self._apply(pc, created)
-        self._candidates["local"] = list(sdp.local_candidates(offer))
         await self._opened
+        if signalling.is_ephemeral(self._request.bearer) and (
+            update := _session_update(self._request.session)
+        ):
+            # An ephemeral key brought its own session; what the caller asked for here comes on top.
+            self.send([update])
 
     def _build(self) -> RTCPeerConnection:
         dialer = self._dialer
@@ -265,7 +276,8 @@ class WebRTCUpstream:
         state = self._transport_state("dtls")
         if state == "connected":
             assert self._pc is not None
-            tuning.go_direct(self._pc)
+            assert self._channel is not None
+            tuning.go_direct(self._pc, self._channel, self._received)
             self._mark("dtls", "channel")
         elif state == "failed":
             self._fail("The DTLS handshake with OpenAI's media server failed.")
@@ -320,10 +332,10 @@ class WebRTCUpstream:
         if tuning.consent_expired(self._pc):
             cause = LossCause.CONSENT_EXPIRED
             self._dialer.telemetry.consent_failed()
-        elif tuning.failed(self._pc):
-            cause = LossCause.CONNECTION_FAILED
-        else:
+        elif tuning.farewell_heard(self._pc):
             cause = LossCause.CHANNEL_CLOSED
+        else:
+            cause = LossCause.CONNECTION_FAILED
         _ = self.begin_close()
         self._sink.lost(self._generation, cause)
 
@@ -424,6 +436,19 @@ class WebRTCUpstream:
             await self._dialer.signaller.hang_up(call_id, self._request.bearer)
         except (UpstreamError, TimeoutError) as error:
             self._dialer.telemetry.close_failed("hang-up", error)
+
+
+def _session_update(session: Json) -> str | None:
+    """Give the client event that makes a session what was asked for; the model is fixed when a call is created."""
+    asked = {name: value for name, value in session.items() if name != "model"}
+    if not asked.keys() - {"type"}:
+        return None
+    event = {
+        "type": "session.update",
+        "event_id": "gateway_session",
+        "session": {"type": "realtime", **asked},
+    }
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)
 
 
 def _route_to(host: str) -> tuple[str, ...]:

@@ -1,0 +1,172 @@
+"""A far end for the upstream room's tests: stock aiortc behind one HTTP route, in a process of its own.
+
+Its own process, so that what is measured or changed here is the gateway's side alone. The test drives it by text over the
+data channel, one JSON object a message:
+
+* `{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time
+* `{"do": "text", "size": s}` sends one text of s characters
+* `{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one
+* `{"do": "close-channel"}`, `{"do": "close"}`, `{"do": "abort"}`, `{"do": "vanish"}` end it, each in another way
+* anything else comes back as it is
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+
+TEXT = 51  # RFC 8831 8
+
+
+class Farend:
+    """Answers offers, and does what it is told."""
+
+    def __init__(self) -> None:
+        self.peers: set[RTCPeerConnection] = set()
+        self.hung_up: list[str] = []
+        self.offers: list[str] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def call(self, request: web.Request) -> web.Response:
+        """Answer an offer."""
+        form = await request.post()
+        part = form["sdp"]
+        assert isinstance(part, bytes | bytearray)  # aiohttp's form for any type but text/plain
+        offer = part.decode()
+        self.offers.append(offer)
+        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.peers.add(pc)
+        pc.on("datachannel", lambda channel: self.adopt(pc, channel))
+        await pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        await pc.setLocalDescription(await pc.createAnswer())
+        answer = pc.localDescription.sdp.replace("a=max-message-size:262144", "a=max-message-size:1073741823")
+        number = len(self.offers)
+        headers = {"Location": f"/v1/realtime/calls/rtc_test_{number}"}
+        return web.Response(status=201, text=answer, headers=headers)
+
+    async def hang_up(self, request: web.Request) -> web.Response:
+        """Note that a call was hung up."""
+        self.hung_up.append(request.match_info["call"])
+        return web.Response(status=200)
+
+    async def stats(self, _: web.Request) -> web.Response:
+        """Tell what became of the calls."""
+        for pc in [pc for pc in self.peers if pc.connectionState in ("closed", "failed")]:
+            await pc.close()
+            self.peers.discard(pc)
+        return web.json_response(
+            {"peers": len(self.peers), "hung_up": self.hung_up, "offer": (self.offers or [""])[-1]}
+        )
+
+    def adopt(self, pc: RTCPeerConnection, channel: RTCDataChannel) -> None:
+        """Listen to a channel."""
+
+        @channel.on("message")
+        def told(message: str) -> None:
+            task = asyncio.create_task(self.obey(pc, channel, message))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+        channel.send(json.dumps({"type": "session.created"}))
+
+    async def obey(self, pc: RTCPeerConnection, channel: RTCDataChannel, message: str) -> None:
+        """Do what a message says."""
+        order: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            order = json.loads(message)
+        sctp = pc.sctp
+        assert sctp is not None
+        match order.get("do"):
+            case "stream":
+                await self.stream(channel, order)
+            case "text":
+                channel.send("x" * order["size"])
+            case "garbled":
+                sctp._data_channel_queue.append((channel, TEXT, b'{"type":"\xff\xfe"}'))
+                await sctp._data_channel_flush()
+            case "binary":
+                channel.send(b"\x00\x01\x02")
+            case "close-channel":
+                channel.close()
+            case "close":
+                await pc.close()
+            case "abort":
+                await sctp._abort()
+            case "vanish":
+                os._exit(0)
+            case _:
+                channel.send(message)
+
+    async def stream(self, channel: RTCDataChannel, order: dict[str, Any]) -> None:
+        """Send many texts, a number and the time in front of each."""
+        size, burst, pause = order["size"], order["burst"], order["pause"]
+        for number in range(order["count"]):
+            head = f"{number} {time.monotonic()} "
+            channel.send(head + "x" * max(0, size - len(head)))
+            if (number + 1) % burst == 0:
+                await asyncio.sleep(pause)
+                while channel.bufferedAmount > 256 * 1024:
+                    await asyncio.sleep(0.001)
+
+
+async def serve() -> None:
+    """Serve until standard input ends."""
+    farend = Farend()
+    app = web.Application()
+    app.router.add_post("/v1/realtime/calls", farend.call)
+    app.router.add_post("/v1/realtime/calls/{call}/hangup", farend.hang_up)
+    app.router.add_get("/stats", farend.stats)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(f"listening on http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await asyncio.gather(*(pc.close() for pc in farend.peers))
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def farend() -> AsyncIterator[str]:
+    """Run a far end in a process of its own; give its base URL."""
+    async with program("-m", "tests.upstream.farend") as url:
+        yield url
+
+
+@asynccontextmanager
+async def program(*arguments: str) -> AsyncIterator[str]:
+    """Run a Python program that says where it listens and ends when its input does."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            line = (await process.stdout.readline()).decode()
+        yield line.rpartition("listening on ")[2].strip()
+    finally:
+        process.stdin.close()
+        if arguments[1] != "tests.upstream.farend" and process.returncode is None:
+            process.terminate()
+        try:
+            async with asyncio.timeout(5):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())
