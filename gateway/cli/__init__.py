@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.cli.bench import bench
 from gateway.cli.chat import chat
+from gateway.cli.check import check
 from gateway.cli.demo import demo
 from gateway.cli.emulate import emulate
 from gateway.cli.keygen import keygen
@@ -39,7 +41,7 @@ def gateway(
     """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
 
 
-for command in (serve, demo, emulate, chat, keygen):
+for command in (serve, demo, emulate, chat, check, bench, keygen):
     app.command()(command)
 
 

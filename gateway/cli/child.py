@@ -36,8 +36,13 @@ class Child:
     """
 
     def __init__(
-        self, arguments: Sequence[str], wanted: Sequence[str], environ: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        wanted: Sequence[str],
+        environ: Mapping[str, str] | None = None,
+        start_seconds: float = START_SECONDS,
     ) -> None:
+        self._start_seconds = start_seconds
         self._arguments = arguments
         self._wanted = [re.compile(pattern) for pattern in wanted]
         self._environ = environ
@@ -65,12 +70,12 @@ class Child:
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(self._start_seconds):
                 await self._become_ready()
         except BaseException as error:
             await self.stop()
             if isinstance(error, TimeoutError):
-                raise ChildError(self._complaint(f"was not ready after {START_SECONDS:g} s")) from None
+                raise ChildError(self._complaint(f"was not ready after {self._start_seconds:g} s")) from None
             raise
         self._reading = asyncio.create_task(self._drain(), name=f"output of {self._arguments[0]}")
         return self

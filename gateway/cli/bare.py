@@ -1,0 +1,104 @@
+"""Receives the same stream as a gateway under test, with nothing behind the data channel but a counter.
+
+`python -m gateway.cli.bare` runs in a process of its own and prints one line of JSON. With `--stock` aiortc is as it
+comes from its authors, less what it needs to connect here at all; without, it is tuned as the gateway's own.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from gateway.cli.load import TURN_SECONDS, question
+from gateway.cli.procfs import cpu_seconds, resident_bytes
+from gateway.cli.running import run
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, LossCause, Upstream
+from gateway.telemetry import Metrics
+from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.tuning import ALL_HOOKS, Hook
+from gateway.upstream.webrtc import WebRTCDialer
+
+TO_CONNECT = frozenset({Hook.CHOSEN_ADDRESSES, Hook.NOMINATED_CONSENT})
+"""aioice leaves 127.0.0.1 out, and a strict ICE-lite peer lets it go after 30 s; neither is on the receiving path."""
+
+SESSION = {"type": "realtime", "model": "gpt-realtime-2.1", "output_modalities": ["text"]}
+
+
+class Counter:
+    """A `Sink` that looks at frames no further than to see that an answer is over."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.done = asyncio.Event()
+
+    def received(self, generation: int, text: str) -> None:
+        self.events += 1
+        if text.startswith('{"type":"response.done"'):
+            self.done.set()
+
+    def unreadable(self, generation: int, size: int) -> None:
+        raise AssertionError("the emulator sends text")
+
+    def drained(self, generation: int) -> None:
+        """Nothing waits for it."""
+
+    def lost(self, generation: int, cause: LossCause) -> None:
+        self.done.set()
+
+
+async def measure(url: str, sessions: int, turns: int, words: int, *, stock: bool) -> dict[str, float]:
+    """Open calls, run the turns, and give what they cost this process."""
+    config = UpstreamConfig(base_url=url, api_key="sk-offline", hooks=TO_CONNECT if stock else ALL_HOOKS)
+    dialer = WebRTCDialer(config, Metrics(CollectorRegistry(), version="0"), Clock())
+    await dialer.start()
+    try:
+        warm = await dialer.dial(CallRequest(SESSION), Counter())
+        before = resident_bytes(os.getpid())
+        calls: list[tuple[Upstream, Counter]] = []
+        for _ in range(sessions):
+            counter = Counter()
+            call: Upstream = await dialer.dial(CallRequest(SESSION), counter)
+            calls.append((call, counter))
+        memory = (resident_bytes(os.getpid()) - before) / sessions
+        counted = sum(counter.events for _, counter in calls)
+        cpu, began = cpu_seconds(os.getpid()), time.perf_counter()
+        await asyncio.gather(*(_turns(call, counter, turns, words) for call, counter in calls))
+        seconds = time.perf_counter() - began
+        cpu = cpu_seconds(os.getpid()) - cpu
+        events = sum(counter.events for _, counter in calls) - counted
+        await asyncio.gather(*(call.close(hang_up=True) for call, _ in calls), warm.close(hang_up=True))
+    finally:
+        await dialer.close()
+    return {"events": events, "seconds": seconds, "cpu_seconds": cpu, "session_bytes": memory}
+
+
+async def _turns(call: Upstream, counter: Counter, turns: int, words: int) -> None:
+    asked = [json.dumps(event) for event in question(words)]
+    for _ in range(turns):
+        counter.done.clear()
+        call.send(asked)
+        await asyncio.wait_for(counter.done.wait(), TURN_SECONDS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.cli.bare", description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--sessions", type=int, required=True)
+    parser.add_argument("--turns", type=int, required=True)
+    parser.add_argument("--words", type=int, required=True)
+    parser.add_argument("--stock", action="store_true")
+    given = parser.parse_args(arguments)
+    print(
+        json.dumps(run(measure(given.url, given.sessions, given.turns, given.words, stock=given.stock))),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

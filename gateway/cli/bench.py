@@ -1,0 +1,265 @@
+"""`gateway bench`: what the gateway costs and how fast it is, on this machine, now.
+
+Without `--url` it runs a gateway and an emulator in processes of their own, and beside them, in the same run, bare aiortc
+peers that receive the same stream: figures of another day or machine compare with nothing.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gateway import __version__
+
+IDLE_SECONDS: Final = 10.0
+"""Two rounds of consent checks, which are all that an idle session does."""
+
+SETTLE_SECONDS: Final = 1.0
+BARE_SECONDS: Final = 600.0
+
+Figures = dict[str, float | int | str | None]
+
+
+def bench(
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="U", help="A running gateway; without it one is started for the purpose."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="K", envvar="GATEWAY_KEY", help="API key.")] = None,
+    sessions: Annotated[int, typer.Option(metavar="N", min=1, help="Sessions at once.")] = 50,
+    turns: Annotated[int, typer.Option(metavar="T", min=1, help="Turns of each.")] = 3,
+    words: Annotated[int, typer.Option(metavar="W", min=1, help="Length of an answer.")] = 100,
+    tokens_per_second: Annotated[
+        float, typer.Option(metavar="R", min=0, help="Pace of the emulator; 0 for as fast as it can.")
+    ] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Open sessions, run turns, and print what they cost."""
+    import aiohttp
+
+    from gateway.cli.child import ChildError
+    from gateway.cli.running import fail, run
+    from gateway.client import ProblemError
+
+    console = Console(stderr=True)
+    plan = Plan(sessions, turns, words, tokens_per_second)
+    try:
+        with _progress(console) as progress:
+            figures = run(_bench(url, key, plan, progress))
+    except (ProblemError, ChildError, aiohttp.ClientError, TimeoutError) as error:
+        fail(f"bench failed: {str(error) or 'time-out'}")
+    except ExceptionGroup as errors:
+        fail(f"bench failed: {errors.exceptions[0]}")
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _show(Console(), figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run."""
+
+    sessions: int
+    turns: int
+    words: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The gateway under test; its process and the emulator's URL where they are ours."""
+
+    url: str
+    pid: int | None = None
+    upstream: str | None = None
+
+
+async def _bench(url: str | None, key: str | None, plan: Plan, progress: Progress) -> Figures:
+    from gateway.client import Client
+
+    async with AsyncExitStack() as stack:
+        target = Target(url) if url else await stack.enter_async_context(_own(plan))
+        async with Client(target.url, key) as client:
+            figures = await _measure(client, target.pid, plan, progress)
+        if target.upstream is not None:
+            figures |= await _compare(target.upstream, plan, progress)
+    _derive(figures)
+    return {**_conditions(plan, target), **figures}
+
+
+@asynccontextmanager
+async def _own(plan: Plan) -> AsyncIterator[Target]:
+    """Run an emulator and a gateway."""
+    from gateway.cli.child import Child, emulator, offline_environment
+
+    async with emulator("--tokens-per-second", str(plan.tokens_per_second)) as far_end:
+        serve = ("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.found[0])
+        environ = {**offline_environment(), "GATEWAY_LOG__ACCESS": "false"}
+        async with Child(serve, [r"\blistening on (\S+)", r"admin listening on (\S+)"], environ) as server:
+            yield Target(server.found[0], server.pid, far_end.found[0])
+
+
+async def _measure(
+    client: Any, pid: int | None, plan: Plan, progress: Progress
+) -> Figures:  # Any: Client, of a module imported late
+    from gateway.cli.load import close_all, open_one_by_one, talk
+    from gateway.cli.procfs import cpu_seconds, resident_bytes
+
+    def cpu() -> float:
+        return cpu_seconds(pid) if pid else 0.0
+
+    def memory() -> int:
+        return resident_bytes(pid) if pid else 0
+
+    figures: Figures = {}
+    # What is loaded and allocated once belongs to no session.
+    warm, _ = await open_one_by_one(client, 3, lambda done: None)
+    await talk(warm, 1, plan.words, lambda done: None)
+    await close_all(warm)
+    idle_before = await _idle_share(pid, progress, "idle without sessions")
+
+    task = progress.add_task("opening sessions", total=plan.sessions)
+    memory_before, cpu_before = memory(), cpu()
+    sessions, set_up = await open_one_by_one(client, plan.sessions, lambda done: progress.advance(task, done))
+    set_up_cpu = cpu() - cpu_before
+    await asyncio.sleep(SETTLE_SECONDS)
+    figures |= {"setup_ms_p50": _ms(set_up, 50), "setup_ms_p99": _ms(set_up, 99)}
+    if pid:
+        figures["setup_cpu_ms"] = set_up_cpu / plan.sessions * 1e3
+        figures["session_kib"] = (memory() - memory_before) / plan.sessions / 1024
+        idle = await _idle_share(pid, progress, "idle with sessions")
+        figures["idle_cpu_percent"] = max(0.0, idle - idle_before) / plan.sessions * 100
+
+    task = progress.add_task("talking", total=plan.sessions * plan.turns)
+    cpu_before = cpu()
+    rounds = await talk(sessions, plan.turns, plan.words, lambda done: progress.advance(task, done))
+    talk_cpu = cpu() - cpu_before
+    figures |= {
+        "events": rounds.events,
+        "events_per_second": rounds.events / rounds.seconds,
+        "first_delta_ms_p50": _ms(rounds.first_deltas, 50),
+        "first_delta_ms_p99": _ms(rounds.first_deltas, 99),
+    }
+    if pid:
+        figures["gateway_us_per_event"] = talk_cpu / rounds.events * 1e6
+        figures["gateway_cpu_percent"] = talk_cpu / rounds.seconds * 100
+    await close_all(sessions)
+    return figures
+
+
+async def _idle_share(pid: int | None, progress: Progress, what: str) -> float:
+    """Give the share of a core that the process takes while nothing is asked of it."""
+    from gateway.cli.procfs import cpu_seconds
+
+    if pid is None:
+        return 0.0
+    task = progress.add_task(what, total=int(IDLE_SECONDS))
+    cpu, began = cpu_seconds(pid), time.perf_counter()
+    for _ in range(int(IDLE_SECONDS)):
+        await asyncio.sleep(1)
+        progress.advance(task)
+    return (cpu_seconds(pid) - cpu) / (time.perf_counter() - began)
+
+
+async def _compare(upstream: str, plan: Plan, progress: Progress) -> Figures:
+    """Run the same turns straight through data channels, without a gateway."""
+    figures: Figures = {}
+    for name, flags in (("bare_tuned", ()), ("bare_stock", ("--stock",))):
+        task = progress.add_task(f"{name.replace('_', ' ')} aiortc", total=None)
+        measured = await _bare(upstream, plan, flags)
+        progress.update(task, total=1, completed=1)
+        figures[f"{name}_us_per_event"] = measured["cpu_seconds"] / measured["events"] * 1e6
+        figures[f"{name}_events"] = int(measured["events"])
+        figures[f"{name}_session_kib"] = measured["session_bytes"] / 1024
+    return figures
+
+
+async def _bare(upstream: str, plan: Plan, flags: Sequence[str]) -> dict[str, float]:
+    from gateway.cli.child import Child, offline_environment
+
+    arguments = ["gateway.cli.bare", "--url", upstream, "--sessions", str(plan.sessions)]
+    arguments += ["--turns", str(plan.turns), "--words", str(plan.words), *flags]
+    async with Child(arguments, [r"^(\{.*\})$"], offline_environment(), start_seconds=BARE_SECONDS) as child:
+        return dict(json.loads(child.found[0]))
+
+
+def _derive(figures: Figures) -> None:
+    whole, bare = figures.get("gateway_us_per_event"), figures.get("bare_tuned_us_per_event")
+    if isinstance(whole, float) and isinstance(bare, float):
+        figures["own_us_per_event"] = whole - bare
+
+
+def _conditions(plan: Plan, target: Target) -> Figures:
+    from gateway.cli.procfs import processor
+
+    return {
+        "version": __version__,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "sender": "aiortc, one event a datagram" if target.upstream else "unknown",
+        "sessions": plan.sessions,
+        "turns": plan.turns,
+        "words": plan.words,
+        "tokens_per_second": plan.tokens_per_second if target.upstream else None,
+    }
+
+
+def _ms(seconds: list[float], percent: int) -> float:
+    if len(seconds) == 1:
+        return seconds[0] * 1e3
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1] * 1e3
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+_ROWS: Final = (
+    ("setup_ms_p50", "session set-up, p50", "ms", 1),
+    ("setup_ms_p99", "session set-up, p99", "ms", 1),
+    ("setup_cpu_ms", "CPU of a set-up", "ms", 1),
+    ("session_kib", "memory of an idle session", "KiB", 0),
+    ("idle_cpu_percent", "CPU of an idle session", "% of a core", 4),
+    ("first_delta_ms_p50", "question to first delta, p50", "ms", 1),
+    ("first_delta_ms_p99", "question to first delta, p99", "ms", 1),
+    ("events", "events relayed", "", 0),
+    ("events_per_second", "events a second", "", 0),
+    ("gateway_cpu_percent", "CPU of the gateway meanwhile", "% of a core", 0),
+    ("gateway_us_per_event", "CPU of an event, gateway", "µs", 1),
+    ("bare_tuned_us_per_event", "CPU of an event, aiortc alone, tuned alike", "µs", 1),
+    ("bare_stock_us_per_event", "CPU of an event, aiortc alone, stock", "µs", 1),
+    ("own_us_per_event", "CPU of an event, the gateway's own", "µs", 1),
+    ("bare_tuned_session_kib", "memory of a call, aiortc alone, tuned alike", "KiB", 0),
+    ("bare_stock_session_kib", "memory of a call, aiortc alone, stock", "KiB", 0),
+)
+
+
+def _show(console: Console, figures: Figures) -> None:
+    pace = figures["tokens_per_second"]
+    talk = f"{figures['sessions']} sessions, {figures['turns']} turns of {figures['words']} words"
+    if pace is not None:
+        talk += f", {pace:g} tokens a second each" if pace else ", as fast as the emulator can"
+    machine = f"{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
+    table = Table(title=f"gateway {figures['version']}: {talk}", caption=machine)
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    table.add_column("")
+    for name, text, unit, digits in _ROWS:
+        value = figures.get(name)
+        if isinstance(value, int | float):
+            table.add_row(text, f"{value:,.{digits}f}", unit)
+    console.print(table)

@@ -1,0 +1,65 @@
+"""`gateway check`: the doctor. Looks at each thing the gateway needs and says what to do where it is missing."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from gateway.cli.doctor import Finding
+    from gateway.config import Config
+
+PUBLIC_STUN: Final = "stun.l.google.com:19302"
+"""Asked nothing but "do you hear me"; any STUN server would do."""
+
+_MARKS: Final = {
+    "ok": "[green]ok[/]",
+    "warning": "[yellow]warning[/]",
+    "failed": "[red]failed[/]",
+    "skipped": "[dim]skipped[/]",
+}
+
+
+def check(
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file; also GATEWAY_CONFIG.")
+    ] = None,
+    upstream_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where OpenAI is.  \\[https://api.openai.com/v1]")
+    ] = None,
+    stun: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="STUN server that is asked whether UDP gets out.")
+    ] = PUBLIC_STUN,
+) -> None:
+    """Check configuration, DNS, HTTPS, UDP, TURN and, with a key, one real call; say what to do about each failure."""
+    from gateway.app import Gateway
+    from gateway.cli.running import config_errors_exit, configure, run
+
+    if not stun.rpartition(":")[0] or not stun.rpartition(":")[2].isdigit():
+        raise typer.BadParameter(f"{stun!r} is not HOST:PORT", param_hint="--stun")
+    console = Console(highlight=False)
+    settings = configure(config, {"upstream": {"base_url": upstream_url}})
+    with config_errors_exit():
+        Gateway(settings)  # Reads every file that the configuration names.
+    _print(console, "ok", "configuration", str(config or "defaults and environment"), "")
+    sys.exit(run(_check(settings, stun, console)))
+
+
+async def _check(config: "Config", stun: str, console: Console) -> int:
+    from gateway.cli.doctor import examine, worst
+
+    findings: list[Finding] = []
+    async for finding in examine(config, stun):
+        findings.append(finding)
+        _print(console, finding.result, finding.what, finding.detail, finding.remedy)
+    return worst(findings)
+
+
+def _print(console: Console, result: str, what: str, detail: str, remedy: str) -> None:
+    padding = " " * (8 - len(result))
+    console.print(f"{_MARKS[result]}{padding} [bold]{escape(what)}[/]: {escape(detail)}", soft_wrap=True)
+    if remedy:
+        console.print(f"         → {escape(remedy)}", soft_wrap=True)

@@ -1,0 +1,325 @@
+"""What `gateway check` looks at, one function a dependency. Each gives findings; none raises for what it looks for.
+
+Every remedy is a sentence for the person who runs the gateway.
+"""
+
+import asyncio
+import importlib.util
+import os
+import platform
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from gateway.app import relay_limits, upstream_config
+from gateway.config import Config
+from gateway.config.sections import IceServer
+from gateway.errors import GatewayError
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, LossCause
+from gateway.telemetry import Metrics
+from gateway.upstream import tuning
+from gateway.upstream.webrtc import WebRTCDialer
+
+WAIT_SECONDS: Final = 5.0
+GREETING_SECONDS: Final = 3.0
+STUN_TRIES: Final = 3
+
+FILES_PER_SESSION: Final = 3
+"""One UDP socket, and a client's connections."""
+FILES_BESIDE: Final = 100
+
+Result = Literal["ok", "warning", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one look."""
+
+    result: Result
+    what: str
+    detail: str
+    remedy: str = ""
+
+
+async def examine(config: Config, stun: str) -> AsyncIterator[Finding]:
+    """Look at everything, in the order in which a session would need it."""
+    for finding in (*libraries(), open_files(config), *listeners(config)):
+        yield finding
+    resolved = await names(config)
+    yield resolved
+    if resolved.result == "failed":
+        yield Finding("skipped", "HTTPS", "its name does not resolve")
+    else:
+        yield await https(config)
+    yield await udp(config, stun)
+    for server in config.upstream.ice_servers:
+        for url in server.urls:
+            yield await ice_server(server, url)
+    yield await call(config)
+
+
+def libraries() -> list[Finding]:
+    """Look at what is installed."""
+    found = [Finding("ok", "Python", platform.python_version())]
+    if missing := tuning.missing():
+        versions = ", ".join(f"{name} {version}x" for name, version in tuning.TESTED.items())
+        found.append(
+            Finding(
+                "warning",
+                "WebRTC library",
+                f"untested versions are installed; switched off: {', '.join(missing)}",
+                f"Install the tested ones ({versions}): without the hooks calls may end after half a minute.",
+            )
+        )
+    else:
+        found.append(Finding("ok", "WebRTC library", "the versions that were tested"))
+    if importlib.util.find_spec("uvloop") is None:
+        remedy = "Install uvloop where it exists; the gateway works without it."
+        found.append(
+            Finding("warning", "uvloop", "not installed: an event costs about half as much again", remedy)
+        )
+    else:
+        found.append(Finding("ok", "uvloop", "installed"))
+    return found
+
+
+def open_files(config: Config) -> Finding:
+    """Look whether the process may open as many sockets as its sessions need."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = config.relay.max_sessions * FILES_PER_SESSION + FILES_BESIDE
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        return Finding(
+            "warning",
+            "open files",
+            f"{allowed} allowed, {needed} needed for relay.max_sessions = {config.relay.max_sessions}",
+            f"Raise the limit (`ulimit -n {needed}`, systemd: LimitNOFILE={needed}) or lower relay.max_sessions.",
+        )
+    return Finding("ok", "open files", f"{allowed} allowed")
+
+
+def listeners(config: Config) -> list[Finding]:
+    """Look whether both addresses can be had."""
+    wanted = (
+        ("server", config.server.host, config.server.port),
+        ("admin", config.admin.host, config.admin.port),
+    )
+    return [_listener(section, host, port) for section, host, port in wanted]
+
+
+def _listener(section: str, host: str, port: int) -> Finding:
+    what = f"{section} listener"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        remedy = f"Set {section}.host or {section}.port, or end what listens there; if that is the gateway, all is well."
+        return Finding("warning", what, f"{host}:{port} cannot be had: {error.strerror or error}", remedy)
+    return Finding("ok", what, f"{host}:{port} is free")
+
+
+async def names(config: Config) -> Finding:
+    """Look whether the upstream's name resolves."""
+    host = urlsplit(config.upstream.base_url).hostname or ""
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError) as error:
+        if _proxy(config):
+            return Finding("warning", "DNS", f"{host} does not resolve here; the proxy may do it")
+        remedy = "Look at /etc/resolv.conf, at the container's DNS, and at upstream.base_url."
+        return Finding("failed", "DNS", f"{host} does not resolve: {str(error) or 'no answer'}", remedy)
+    return Finding("ok", "DNS", f"{host} has {len({address[4][0] for address in found})} addresses")
+
+
+async def https(config: Config) -> Finding:
+    """Look whether the upstream answers over HTTP, through the proxy if there is one. Any status is an answer."""
+    url, proxy = config.upstream.base_url, config.upstream.proxy
+    what = f"{urlsplit(url).scheme.upper()} to upstream" + (" through the proxy" if _proxy(config) else "")
+    timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS * 2)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=proxy is None) as session,
+            session.get(f"{url}/models", proxy=proxy, allow_redirects=False) as answer,
+        ):
+            return Finding("ok", what, f"answered {answer.status} without a key, as it should")
+    except aiohttp.ClientConnectorCertificateError as error:
+        remedy = "A proxy opens TLS here: give its root certificate in SSL_CERT_FILE, or let api.openai.com pass unopened."
+        return Finding("failed", what, f"certificate not trusted: {error.certificate_error}", remedy)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        remedy = "Let TCP port 443 out to it, or set upstream.proxy (or HTTPS_PROXY) to the proxy that may."
+        return Finding("failed", what, f"no answer: {str(error) or 'time-out'}", remedy)
+
+
+def _proxy(config: Config) -> bool:
+    return config.upstream.proxy is not None or any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy")
+    )
+
+
+def _is_local(config: Config) -> bool:
+    host = urlsplit(config.upstream.base_url).hostname or ""
+    return host in ("localhost", "127.0.0.1", "::1")
+
+
+async def udp(config: Config, stun: str) -> Finding:
+    """Look whether UDP gets out and back, by one STUN request (RFC 8489)."""
+    if _is_local(config):
+        return Finding("skipped", "UDP egress", "the upstream is on this machine")
+    host, _, port = stun.rpartition(":")
+    seconds = await _stun(host, int(port))
+    if seconds is not None:
+        return Finding("ok", "UDP egress", f"{stun} answered after {seconds * 1e3:.0f} ms")
+    if any(
+        url.startswith(("turn:", "turns:")) for server in config.upstream.ice_servers for url in server.urls
+    ):
+        return Finding("warning", "UDP egress", f"no answer from {stun}; calls go through TURN")
+    remedy = (
+        "Let UDP out (OpenAI's media servers use port 3478 and 10000 upwards), or set upstream.ice_servers to a TURN "
+        "server over TCP or TLS. If only this STUN server is blocked, the call below works: name another by --stun."
+    )
+    return Finding("warning", "UDP egress", f"no answer from {stun}", remedy)
+
+
+class _Answers(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.first: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        if not self.first.done():
+            self.first.set_result(data)
+
+    def error_received(self, exc: Exception) -> None:
+        """ICMP says that nobody is there: the wait for an answer says so, too."""
+
+
+async def _stun(host: str, port: int) -> float | None:
+    """Send binding requests until one is answered; give the seconds it took."""
+    loop = asyncio.get_running_loop()
+    transaction = os.urandom(12)
+    request = struct.pack("!HHI", 0x0001, 0, 0x2112A442) + transaction
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            transport, answers = await loop.create_datagram_endpoint(_Answers, remote_addr=(host, port))
+    except (OSError, TimeoutError):
+        return None
+    try:
+        began = loop.time()
+        for _ in range(STUN_TRIES):
+            transport.sendto(request)
+            await asyncio.wait({answers.first}, timeout=WAIT_SECONDS / STUN_TRIES)
+            if answers.first.done():
+                answered = answers.first.result()[8:20] == transaction
+                return loop.time() - began if answered else None
+    finally:
+        transport.close()
+    return None
+
+
+async def ice_server(server: IceServer, url: str) -> Finding:
+    """Look whether a configured STUN or TURN server can be reached. Its credentials only a call can prove."""
+    scheme, _, rest = url.partition(":")
+    address, _, query = rest.partition("?")
+    host, _, port_text = address.partition(":")
+    port = int(port_text) if port_text.isdigit() else (5349 if scheme == "turns" else 3478)
+    what = f"{scheme.upper()} server"
+    remedy = f"Look at upstream.ice_servers: {url} must be reachable from here."
+    if scheme == "stun" or (scheme == "turn" and query != "transport=tcp"):
+        seconds = await _stun(host, port)
+        if seconds is None:
+            return Finding("failed", what, f"{host}:{port} does not answer over UDP", remedy)
+        return Finding("ok", what, f"{host}:{port} answered after {seconds * 1e3:.0f} ms")
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            _, writer = await asyncio.open_connection(host, port, ssl=scheme == "turns" or None)
+            writer.close()
+    except (OSError, TimeoutError) as error:
+        return Finding("failed", what, f"{host}:{port} cannot be reached: {str(error) or 'time-out'}", remedy)
+    return Finding("ok", what, f"{host}:{port} takes connections")
+
+
+class _Greeting:
+    """A `Sink` that waits for the far end's first word."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+
+    def received(self, generation: int, text: str) -> None:
+        self.came.set()
+
+    def unreadable(self, generation: int, size: int) -> None:
+        """Not what is waited for."""
+
+    def drained(self, generation: int) -> None:
+        """Nothing is sent."""
+
+    def lost(self, generation: int, cause: LossCause) -> None:
+        """Seen by the missing greeting."""
+
+
+async def call(config: Config) -> Finding:
+    """Open a real call, wait for its greeting, and hang up. It costs nothing: no response is asked for."""
+    settings = upstream_config(config)
+    what = "a real call"
+    if settings.auth == "client":
+        return Finding("skipped", what, "callers bring their own credentials (upstream.auth)")
+    if settings.api_key is None:
+        remedy = "Set OPENAI_API_KEY or upstream.api_key_file; without it every session is refused."
+        return Finding("warning", what, "no key is set", remedy)
+    dialer = WebRTCDialer(settings, Metrics(CollectorRegistry(), version="check"), Clock())
+    greeting = _Greeting()
+    loop = asyncio.get_running_loop()
+    await dialer.start()
+    try:
+        began = loop.time()
+        upstream = await dialer.dial(CallRequest(relay_limits(config).template), greeting)
+        seconds = loop.time() - began
+        try:
+            await asyncio.wait_for(greeting.came.wait(), GREETING_SECONDS)
+        finally:
+            await upstream.close(hang_up=True)
+    except GatewayError as error:
+        return Finding("failed", what, f"{error.code}: {error.detail}", _remedy(error))
+    except TimeoutError:
+        remedy = "The channel is open and silent: is upstream.base_url the Realtime API?"
+        return Finding("failed", what, "no session.created came", remedy)
+    finally:
+        await dialer.close()
+    return Finding("ok", what, f"opened in {seconds * 1e3:.0f} ms, greeted, hung up")
+
+
+_UDP_REMEDY = "Packets do not get through: let UDP out to OpenAI, or set upstream.ice_servers to a TURN server (tcp or tls)."
+
+_BY_PHASE = {
+    "signalling": "OpenAI did not answer the HTTP request: see the HTTPS line above.",
+    "ice": _UDP_REMEDY,
+    "dtls": _UDP_REMEDY,
+    "channel": "The call stands, but its data channel did not open: try again, then look at OpenAI's status page.",
+}
+
+
+def _remedy(error: GatewayError) -> str:
+    upstream = error.members.get("upstream")
+    status = upstream.get("status") if isinstance(upstream, dict) else None
+    phase = str(error.members.get("phase"))
+    if status == 401:
+        return "The key is not accepted: look at OPENAI_API_KEY or upstream.api_key_file."
+    if error.code == "upstream-rejected":
+        return "Look at [upstream.session], upstream.organization and upstream.project, and at what the key may do."
+    if error.code == "upstream-rate-limited":
+        return "Wait, or raise the account's limits."
+    return _BY_PHASE.get(phase, "Try again; then look at OpenAI's status page.")
+
+
+def worst(findings: Sequence[Finding]) -> int:
+    """Give the exit status: 1 if anything failed."""
+    return 1 if any(finding.result == "failed" for finding in findings) else 0

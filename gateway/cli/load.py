@@ -1,0 +1,126 @@
+"""Talks to a gateway with many sessions at once, and measures what a client sees of it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.client import Client, Session
+
+TURN_SECONDS: Final = 120.0
+CLOSE_AT_ONCE: Final = 20
+
+Said = Callable[[int], None]
+"""Told how many more are done."""
+
+
+def question(words: int) -> list[dict[str, Any]]:  # events of OpenAI's, whose members are of any type
+    """Give the client events that ask for an answer of some length."""
+    text = f"Write {words} words about the sea."
+    content = [{"type": "input_text", "text": text}]
+    return [
+        {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}},
+        {"type": "response.create"},
+    ]
+
+
+@dataclass(slots=True)
+class Rounds:
+    """What came of a number of turns: seconds to first deltas, events received, seconds for all of it."""
+
+    first_deltas: list[float] = field(default_factory=list)
+    events: int = 0
+    deltas: int = 0
+    seconds: float = 0.0
+
+
+class Talker:
+    """One session with its reader."""
+
+    def __init__(self, session: Session, rounds: Rounds) -> None:
+        self._session = session
+        self._rounds = rounds
+        self._asked_at = 0.0
+        self._done = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def turn(self, words: int) -> None:
+        """Ask, and wait for the whole answer."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        self._done.clear()
+        self._asked_at = time.perf_counter()
+        sending = asyncio.create_task(self._session.send(*question(words)))
+        waiting = asyncio.create_task(self._done.wait())
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await asyncio.wait({waiting, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+                if self._reading.done():
+                    self._reading.result()
+                    raise RuntimeError(f"{self._session.id} ended in the middle of a turn")
+                await sending
+        finally:
+            for task in (sending, waiting):
+                task.cancel()
+            await asyncio.wait({sending, waiting})
+
+    async def stop(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+
+    async def _read(self) -> None:
+        rounds = self._rounds
+        async with aclosing(self._session.events(self._session.created["head"])) as events:
+            async for event in events:
+                rounds.events += 1
+                kind = event.type
+                if kind == "response.output_text.delta":
+                    rounds.deltas += 1
+                    if self._asked_at:
+                        rounds.first_deltas.append(time.perf_counter() - self._asked_at)
+                        self._asked_at = 0.0
+                elif kind == "response.done":
+                    self._done.set()
+                elif kind == "error":
+                    raise RuntimeError(str(event.value["error"]))
+
+
+async def open_one_by_one(client: Client, count: int, said: Said) -> tuple[list[Session], list[float]]:
+    """Open sessions one after the other, so that each time is that of one set-up. Gives their seconds."""
+    sessions, seconds = [], []
+    for _ in range(count):
+        began = time.perf_counter()
+        sessions.append(await client.open())
+        seconds.append(time.perf_counter() - began)
+        said(1)
+    return sessions, seconds
+
+
+async def talk(sessions: Sequence[Session], turns: int, words: int, said: Said) -> Rounds:
+    """Let all sessions talk at once, each its turns one after the other."""
+    rounds = Rounds()
+    talkers = [Talker(session, rounds) for session in sessions]
+
+    async def one(talker: Talker) -> None:
+        for _ in range(turns):
+            await talker.turn(words)
+            said(1)
+
+    began = time.perf_counter()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for talker in talkers:
+                _ = group.create_task(one(talker))
+        rounds.seconds = time.perf_counter() - began
+    finally:
+        await asyncio.gather(*(talker.stop() for talker in talkers))
+    return rounds
+
+
+async def close_all(sessions: Sequence[Session]) -> None:
+    """End them, some at a time."""
+    for start in range(0, len(sessions), CLOSE_AT_ONCE):
+        await asyncio.gather(*(session.close() for session in sessions[start : start + CLOSE_AT_ONCE]))
