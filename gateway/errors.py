@@ -74,9 +74,7 @@ KINDS: Mapping[Code, Kind] = {
     "not-acceptable": Kind(406, "No acceptable media type"),
     "no-text-output": Kind(406, "The response has no text"),
     "request-timeout": Kind(408, "The request took too long to arrive", retryable=True),
-    "idempotency-in-progress": Kind(
-        409, "The first request with this key is still running", retryable=True
-    ),
+    "idempotency-in-progress": Kind(409, "The first request with this key is still running", retryable=True),
     "session-closed": Kind(410, "The session is closed"),
     "cursor-expired": Kind(410, "The events after this cursor are no longer kept"),
     "too-large": Kind(413, "The request is too large"),
