@@ -6,7 +6,6 @@ socket and one task. Messages above the offer's `max-message-size` are dropped w
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,13 +14,13 @@ from aiortc import (
     RTCDataChannel,
     RTCDataChannelParameters,
     RTCDtlsTransport,
-    RTCSctpTransport,
 )
 from aiortc.rtcdtlstransport import RTCDtlsFingerprint, RTCDtlsParameters
 from aiortc.rtcicetransport import RTCIceTransport
 from aiortc.rtcsctptransport import RTCSctpCapabilities
 from OpenSSL import SSL
 
+from gateway.emulator.association import Association
 from gateway.emulator.ice import LiteAgent
 from gateway.emulator.sdp import Offer
 
@@ -31,9 +30,10 @@ CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 40.0
 # Above this much unsent, `writable` waits: a stream as fast as it can go must not become a heap of bytes.
 HIGH_WATER = 256 * 1024
+# Messages of one call in one turn of the loop: enough to fill a few packets, few enough that others do not wait.
+_MESSAGES_A_TURN = 16
 # A megabyte (aiortc's own) would stall a client event larger than that.
 _RECEIVE_WINDOW = 16 * 1024 * 1024
-_TEXT = 51  # RFC 8831 8: PPID of a text message
 
 
 class SharedCertificate(RTCCertificate):
@@ -69,40 +69,6 @@ class _Dtls(RTCDtlsTransport):
         return self._task
 
 
-class _Association(RTCSctpTransport):
-    """SCTP that survives what a hostile or broken client sends, and sends without a task for each message."""
-
-    on_garbled: Callable[[bytes], None] | None = None
-
-    def widen(self, window: int) -> None:
-        """Set the receive window, before the association begins."""
-        self._advertised_rwnd = window
-
-    def enqueue(self, channel: RTCDataChannel, frame: bytes) -> None:
-        """Send bytes as one text message, valid UTF-8 or not."""
-        channel._addBufferedAmount(len(frame))
-        self._data_channel_queue.append((channel, _TEXT, frame))
-        # The flush never suspends (sendto is synchronous), so it is driven here; aiortc makes a task for each message.
-        step = self._data_channel_flush()
-        try:
-            step.send(None)
-        except (StopIteration, ConnectionError):
-            return
-        raise RuntimeError("the flush of a data channel suspended")
-
-    async def _handle_data(self, data: bytes) -> None:
-        # An INIT in company, or a second OPEN on a live stream, is an AssertionError in aiortc and would end the call.
-        with contextlib.suppress(AssertionError):
-            await super()._handle_data(data)
-
-    async def _data_channel_receive(self, stream_id: int, pp_id: int, data: bytes) -> None:
-        try:
-            await super()._data_channel_receive(stream_id, pp_id, data)
-        except UnicodeDecodeError:
-            if self.on_garbled is not None:
-                self.on_garbled(data)
-
-
 class FarPeer:
     """One call's connection.
 
@@ -120,13 +86,14 @@ class FarPeer:
         self.channel: RTCDataChannel | None = None
         self.oversized = 0
         self.sent = 0
+        self._asked = 0
         self.enforce_size = True
         self._offer = offer
         # RTCDtlsTransport takes any object with the four members that LiteAgent has.
         self._dtls = _Dtls(cast(RTCIceTransport, agent), [certificate])
         self._dtls.take_role("client" if client else "server")
         self._dtls.on("statechange", self._dtls_changed)
-        self._sctp = _Association(self._dtls)
+        self._sctp = Association(self._dtls)
         self._sctp.widen(_RECEIVE_WINDOW)
         self._sctp.on_garbled = self._heard
         self._sctp.on("datachannel", self._adopt)
@@ -148,11 +115,13 @@ class FarPeer:
         return self.channel.bufferedAmount if self.channel is not None else 0
 
     async def writable(self) -> None:
-        """Wait until the channel has room; give other calls a turn even if it has."""
+        """Wait until the channel has room; give other calls a turn now and then even if it has."""
         if self.buffered > HIGH_WATER:
             self._writable.clear()
             await self._writable.wait()
-        else:
+            return
+        self._asked += 1
+        if self._asked % _MESSAGES_A_TURN == 0:
             await asyncio.sleep(0)
 
     def send(self, text: str) -> None:

@@ -186,8 +186,10 @@ class Response:
         """Encode what all deltas of an item share: what stands before the event id, and what after it."""
         return (
             f'{{"type":"{kind}","event_id":"',
-            f'","response_id":"{self.id}","item_id":{json.dumps(output.item["id"])},'
-            f'"output_index":{output.index},{members}',
+            (
+                f'","response_id":"{self.id}","item_id":{json.dumps(output.item["id"])},'
+                f'"output_index":{output.index},{members}'
+            ),
         )
 
     def _delta(self, output: _Output, text: str) -> None:
