@@ -7,6 +7,7 @@ problem object to the rest.
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -19,7 +20,7 @@ from gateway.errors import CallerError
 class Connection(web.RequestHandler):
     """Speaks HTTP with one client."""
 
-    __slots__ = ("_head_seconds", "_head_timer")
+    __slots__ = ("_head_seconds", "_head_timer", "_on_lost")
 
     def __init__(self, server: web.Server, limits: ServerLimits, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -34,6 +35,15 @@ class Connection(web.RequestHandler):
         )
         self._head_seconds = limits.header_seconds
         self._head_timer: asyncio.TimerHandle | None = None
+        self._on_lost: list[Callable[[], None]] = []
+
+    def on_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call when the connection is lost, until the returned function is called.
+
+        aiohttp tells a handler only at its next write, and cancelling handlers would leave their work half done.
+        """
+        self._on_lost.append(call)
+        return lambda: self._on_lost.remove(call) if call in self._on_lost else None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -49,6 +59,8 @@ class Connection(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
         super().connection_lost(exc)
+        for call in list(self._on_lost):
+            call()
 
     def handle_error(
         self,

@@ -7,11 +7,11 @@ It knows no configuration: it is given each room's limits as frozen values.
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
+from gateway.downstream import admin, console, events, middleware, openapi, probes, reads, sessions
 from gateway.downstream.access import Access
 from gateway.downstream.keys import ACCESS, CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STREAM, TELEMETRY
 from gateway.downstream.limits import ServerLimits
@@ -22,6 +22,9 @@ from gateway.relay.ports import Telemetry
 
 if TYPE_CHECKING:
     from gateway.downstream.stream import StreamLimits
+
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,11 @@ class Listener:
         assert http is not None  # set up above
         # Not aiohttp's own site, which knows no other connection class.
         self._server = await loop.create_server(
-            lambda: Connection(http, self._limits, loop), binding.host, binding.port, ssl=binding.tls
+            lambda: Connection(http, self._limits, loop),
+            binding.host,
+            binding.port,
+            ssl=binding.tls,
+            backlog=BACKLOG,
         )
         self._scheme = "https" if binding.tls else "http"
 
@@ -118,7 +125,7 @@ def client_application(parts: Parts) -> web.Application:
     app = _application(parts, open_to_pages=True)
     app[STREAM] = parts.stream
     probes.add_routes(app)
-    for resource in (sessions, events, openapi, console):
+    for resource in (sessions, events, reads, openapi, console):
         resource.add_routes(app)
     for route in app.router.routes():
         # `read_body` asks for the body itself. aiohttp takes this per route only, which no route should have to know.

@@ -191,6 +191,9 @@ class Handle(Protocol):
     The coroutines complete without suspending where the session lives in this process.
     """
 
+    @property
+    def id(self) -> SessionId: ...
+
     def view(self) -> View: ...
 
     @property

@@ -1,0 +1,423 @@
+"""The one reader loop: a cursor over a session's log, written to one client as it grows.
+
+First connect, reconnect and late joiner are the same code: read what follows the cursor, write it, wait to be woken.
+One write per wake-up takes all that is there. Nothing is queued for a client: what it has not taken yet stands in the
+log, and a client too slow for the log is told of a gap.
+
+A stream is one handler's coroutine. Whatever has to do with time (heartbeats, rotation, the write deadline) comes from
+the one `Ticker` of the process, so that ten thousand idle streams cost one timer.
+"""
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from aiohttp import web
+
+from gateway.downstream.protocol import Connection
+from gateway.downstream.reading import Reading
+from gateway.downstream.rendering import Rendering
+from gateway.downstream.sse import NEVER_RETRY_MS
+from gateway.relay.eventlog import Entry, EventId, Page
+from gateway.relay.ports import Handle, Telemetry
+
+Ended = Literal["client", "rotated", "superseded", "slow", "closed", "done", "gap", "shutdown", "error"]
+"""Why a stream ended (label `reason` of `streams_closed_total`)."""
+
+PAGE_EVENTS: Final = 1024
+PAGE_BYTES: Final = 256 * 1024
+"""Most that one write takes: enough to catch up fast, little enough that one reader does not hold the others up."""
+
+SEND_BUFFER_BYTES: Final = 16 * 1024
+WRITE_BUFFER_BYTES: Final = 8 * 1024
+"""With the kernel's and asyncio's defaults a reader that never reads takes 4 MB before a write waits; so 192 KB."""
+
+TICK_SECONDS: Final = 0.5
+RETRY_MS: Final = (1000, 3000)
+"""Drawn per connection, so that the clients of a restarted gateway do not come back in one moment."""
+ROTATE_RETRY_MS: Final = (50, 500)
+ROTATE_EARLIEST: Final = 0.8
+ROTATE_PATIENCE_SECONDS: Final = 30.0
+"""How long a rotation waits for a pause between responses."""
+_LOOK_BACK: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """The operator's limits of open reads, in seconds."""
+
+    heartbeat_seconds: float = 15
+    max_age_seconds: float = 300
+    write_seconds: float = 10
+
+
+class Ticking(Protocol):
+    """What the ticker looks after."""
+
+    def tick(self, now: float) -> None: ...
+
+    def shut(self) -> None:
+        """The server is closing."""
+
+
+class Ticker:
+    """One timer for all open reads of a server, and the list of them."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._open: set[Ticking] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.delivered: dict[str, tuple[int, int]] = {}
+        """For each session with open streams: how many, and the last sequence that any of them wrote."""
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="stream-ticker")
+
+    async def close(self) -> None:
+        """End every open read. Harmless when repeated."""
+        for ticking in list(self._open):
+            ticking.shut()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    def add(self, ticking: Ticking) -> None:
+        self._open.add(ticking)
+
+    def remove(self, ticking: Ticking) -> None:
+        self._open.discard(ticking)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = self._monotonic()
+            for ticking in list(self._open):
+                ticking.tick(now)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every stream of a server shares."""
+
+    ticker: Ticker
+    limits: StreamLimits
+    telemetry: Telemetry
+    monotonic: Callable[[], float]
+
+
+class Turned(Protocol):
+    """What a stream of one turn asks of it."""
+
+    number: int
+    last: EventId | None
+    finished: bool
+
+
+class Stream:
+    """One open read: a `Receiver` for its session, `Ticking` for the server."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        rendering: Rendering,
+        reading: Reading,
+        around: Surroundings,
+        turn: Turned | None = None,
+    ) -> None:
+        """With a `turn`, only its events are given, and the stream ends after the last of them."""
+        self._handle = handle
+        self._reader = handle.reader
+        self._rendering = rendering
+        self._reading = reading
+        self._around = around
+        self._turn = turn
+        self._filtered = turn is not None or reading.filter is not None
+        limits = around.limits
+        self._heartbeat = reading.heartbeat or limits.heartbeat_seconds
+        self._max_age = (reading.max_age or limits.max_age_seconds) * random.uniform(ROTATE_EARLIEST, 1.0)  # noqa: S311  # spread, not secrecy
+        now = around.monotonic()
+        self._opened_at = self._wrote_at = self._silent_since = now
+        self._writing_since: float | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._awake = True
+        self._beat_due = False
+        self._rotate_due = False
+        self._ended: Ended | None = None
+        self._transport: asyncio.BaseTransport | None = None
+        self._response: web.StreamResponse | None = None
+        self._request: web.BaseRequest | None = None
+        self._told = EventId("", -1)
+
+    # --- what others call ---------------------------------------------------------------------------------------------
+
+    @property
+    def silent_since(self) -> float:
+        return self._silent_since
+
+    def supersede(self) -> None:
+        self._end("superseded")
+
+    def shut(self) -> None:
+        self._end("shutdown")
+
+    def wake(self) -> None:
+        """Look at the log again."""
+        self._awake = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def tick(self, now: float) -> None:
+        writing = self._writing_since
+        if writing is not None:
+            if now - writing >= self._around.limits.write_seconds:
+                self._end("slow")
+                self._abort()
+            return
+        if now - self._wrote_at >= self._heartbeat:
+            self._beat_due = True
+            self.wake()
+        if self._turn is None and now - self._opened_at >= self._max_age:
+            self._rotate_due = True
+            self.wake()
+
+    def _end(self, reason: Ended) -> None:
+        if self._ended is None:
+            self._ended = reason
+            self.wake()
+
+    def _left(self) -> None:
+        self._end("client")
+
+    def _abort(self) -> None:
+        if isinstance(self._transport, asyncio.Transport):
+            self._transport.abort()
+
+    # --- the read -----------------------------------------------------------------------------------------------------
+
+    async def run(self, request: web.Request, after: EventId, requested: str) -> web.StreamResponse:
+        """Serve the read until it ends. `requested` is the cursor in the client's words."""
+        telemetry, ticker = self._around.telemetry, self._around.ticker
+        response = self._response = web.StreamResponse(
+            headers={
+                "Content-Type": self._rendering.media_type,
+                "Cache-Control": "no-store, no-transform",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        self._request = request
+        await response.prepare(request)
+        self._transport = request.transport
+        tune(self._transport, self._around.limits.write_seconds)
+        ignore_loss = watch_loss(request, self._left)
+        unsubscribe = self._reader.subscribe(self.wake)
+        head = self._reader.head
+        replay = after != head
+        format_ = self._reading.format
+        telemetry.stream_opened(format_, replay)
+        if self._turn is None:
+            self._handle.attach(self)
+        ticker.add(self)
+        count, delivered = ticker.delivered.get(self._session_id, (0, head.sequence))
+        ticker.delivered[self._session_id] = (count + 1, delivered)
+        reason: Ended = "error"
+        try:
+            reason = await self._serve(after, requested, head)
+        except ConnectionError:
+            reason = self._ended or "client"
+        finally:
+            unsubscribe()
+            ignore_loss()
+            ticker.remove(self)
+            self._forget_delivered()
+            self._handle.detach(self)
+            telemetry.stream_closed(format_, reason)
+        return response
+
+    async def _serve(self, after: EventId, requested: str, head: EventId) -> Ended:
+        await self._write(self._opening(after, requested, head))
+        cursor, ended = after, None
+        while ended is None:
+            self._awake = False
+            page = self._reader.read(cursor, PAGE_EVENTS, PAGE_BYTES)
+            if page.gap is not None:
+                await self._tell_gap(page)
+                if self._reading.fail_on_gap:
+                    return "gap"
+            if page.entries:
+                await self._write_entries(page, head)
+            cursor = page.cursor
+            ended = self._ended or self._over(page)
+            if ended is None and self._rotate_due and self._may_rotate():
+                ended = "rotated"
+            if ended is None and not page.entries:
+                await self._idle(cursor)
+        await self._say_goodbye(ended, cursor)
+        return ended
+
+    def _over(self, page: Page) -> Ended | None:
+        """Tell whether the read has reached its own end."""
+        turn = self._turn
+        if (
+            turn is not None
+            and turn.finished
+            and (turn.last is None or page.cursor.sequence >= turn.last.sequence)
+        ):
+            return "done"
+        return "closed" if page.sealed else None
+
+    async def _idle(self, cursor: EventId) -> None:
+        """Nothing to write: send a heartbeat if one is due, then wait to be woken."""
+        if self._beat_due:
+            self._beat_due = False
+            await self._write(self._beat(cursor))
+        if self._awake:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _opening(self, after: EventId, requested: str, head: EventId) -> bytes:
+        gap = self._reader.read(after, 1, 1).gap
+        members = {
+            "session_id": self._session_id,
+            "requested": requested,
+            "resumed": requested not in ("earliest", "now"),
+            "missed": gap.missed if gap else 0,
+            "oldest": str(self._reader.oldest),
+            "head": str(head),
+            "heartbeat_seconds": self._heartbeat,
+            "max_age_seconds": round(self._max_age),
+        }
+        return self._rendering.opening(random.randint(*RETRY_MS), str(after), members, self._reading.pad)  # noqa: S311  # spread, not secrecy
+
+    def _beat(self, cursor: EventId) -> bytes:
+        # A filtered stream's cursor would age while events pass it by, so its heartbeat carries how far it has read.
+        if self._filtered or self._reading.heartbeat_as_event:
+            return self._rendering.own("gateway.ping", {"at": str(cursor)}, str(cursor))
+        return self._rendering.heartbeat(self._reading.pad)
+
+    async def _tell_gap(self, page: Page) -> None:
+        gap = page.gap
+        assert gap is not None  # asked by the caller
+        self._around.telemetry.gap(gap.reason, gap.missed)
+        before = EventId(gap.oldest.epoch, gap.oldest.sequence - 1)
+        await self._write(self._rendering.own("gateway.gap", gap_members(page), str(before)))
+
+    async def _write_entries(self, page: Page, head: EventId) -> None:
+        entries = [entry for entry in page.entries if self._wants(entry)] if self._filtered else page.entries
+        if not entries:
+            return
+        await self._write(self._rendering.entries(page.cursor.epoch, entries))
+        self._measure(page, head)
+
+    def _wants(self, entry: Entry) -> bool:
+        if self._turn is not None and entry.turn != self._turn.number:
+            return False
+        return self._reading.filter is None or self._reading.filter.passes(entry.type)
+
+    def _measure(self, page: Page, head: EventId) -> None:
+        """Count replayed events, and for live ones the time from the channel to the first socket write by any stream."""
+        telemetry, delivered = self._around.telemetry, self._around.ticker.delivered
+        first, last = page.entries[0].sequence, page.cursor.sequence
+        if first <= head.sequence:
+            telemetry.replayed(min(last, head.sequence) - first + 1)
+        count, written = delivered[self._session_id]
+        if last <= written:
+            return
+        now = self._around.monotonic()
+        for entry in page.entries:
+            if entry.sequence > written:
+                telemetry.relayed_down(now - entry.at)
+        delivered[self._session_id] = (count, last)
+
+    def _forget_delivered(self) -> None:
+        count, written = self._around.ticker.delivered.pop(self._session_id)
+        if count > 1:
+            self._around.ticker.delivered[self._session_id] = (count - 1, written)
+
+    def _may_rotate(self) -> bool:
+        """A rotation is least felt between responses; it waits a while for such a pause."""
+        overdue = self._around.monotonic() - self._opened_at - self._max_age
+        return overdue >= ROTATE_PATIENCE_SECONDS or not answering(self._handle)
+
+    async def _say_goodbye(self, ended: Ended, cursor: EventId) -> None:
+        if ended == "rotated":
+            retry = random.randint(*ROTATE_RETRY_MS)  # noqa: S311  # spread, not secrecy
+            await self._write(self._rendering.ending("gateway.rotating", {"cursor": str(cursor)}, retry))
+        elif ended == "superseded":
+            await self._write(self._rendering.ending("gateway.superseded", {}, NEVER_RETRY_MS))
+
+    async def _write(self, data: bytes) -> None:
+        response, request = self._response, self._request
+        assert response is not None  # both are set before the first write
+        assert request is not None
+        if self._ended in ("client", "slow"):
+            raise ConnectionResetError
+        self._writing_since = self._around.monotonic()
+        try:
+            await response.write(data)
+            await request.writer.drain()
+        finally:
+            self._wrote_at = now = self._around.monotonic()
+            if now - self._writing_since > TICK_SECONDS:
+                self._silent_since = now  # It took bytes from a full socket: a sign of life.
+            self._writing_since = None
+            self._beat_due = False
+
+    @property
+    def _session_id(self) -> str:
+        return self._handle.id
+
+
+def gap_members(page: Page) -> Mapping[str, object]:
+    """Give what a client is told about a gap, in a stream or as 410."""
+    gap = page.gap
+    assert gap is not None  # asked by the caller
+    return {
+        "requested": str(gap.requested),
+        "oldest": str(gap.oldest),
+        "missed": gap.missed,
+        "reason": gap.reason,
+    }
+
+
+def answering(handle: Handle) -> bool:
+    """Tell from the newest events whether a response is in flight."""
+    reader = handle.reader
+    head = reader.head
+    after = EventId(head.epoch, max(reader.oldest.sequence - 1, head.sequence - _LOOK_BACK))
+    for entry in reversed(reader.read(after, _LOOK_BACK, PAGE_BYTES * 16).entries):
+        if entry.type in ("response.done", "gateway.recovering"):
+            return False
+        if entry.type.startswith("response."):
+            return True
+    return False
+
+
+def tune(transport: asyncio.BaseTransport | None, write_seconds: float) -> None:
+    """Keep little between the log and the client, so that a write waits soon after the client stops to read."""
+    if not isinstance(transport, asyncio.WriteTransport):
+        return
+    transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Bytes that nobody acknowledges end the connection, where keepalive would wait for hours (RFC 5482).
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_seconds * 2000))
+
+
+def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[], None]:
+    """Call when the client's connection is lost, until the returned function is called."""
+    protocol = request.protocol
+    if isinstance(protocol, Connection):
+        return protocol.on_lost(call)
+    return lambda: None
