@@ -42,6 +42,9 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+CLIENT_LEFT: Final = 499
+"""The status told of a request whose client left, or whose server was closed, before the answer; nginx's word for it."""
+
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by machines under whatever address they know; they show nothing that a rebinding page could use."""
 
@@ -59,7 +62,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     began = clock()
     wanted = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
-    status = 499  # The client left, or the server was closed, before there was an answer.
+    status = CLIENT_LEFT
     try:
         response = await handler(request)
         status = response.status
@@ -94,9 +97,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if known is None:
             raise
         return _problem(request, known)
-    except ConnectionError:
-        raise  # The client left; there is nobody to answer.
     except Exception as error:  # noqa: BLE001  # the last place where it can be caught and told under the request's id
+        if isinstance(error, ConnectionError) and _client_left(request):
+            return web.Response(
+                status=CLIENT_LEFT
+            )  # Nobody will see it; raising would be logged as a failure.
         request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
         return _problem(request, problem.internal(request[REQUEST_ID]))
 
@@ -137,6 +142,10 @@ def route_of(request: web.Request) -> str:
     """Give the path's template, or `other`: never what a client made up."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "other"
+
+
+def _client_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:

@@ -234,7 +234,7 @@ def _parameters() -> Schema:
 
 def _schemas() -> Schema:
     wanted = SessionWanted.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = wanted.pop("$defs", {})
+    parts: Schema = wanted.pop("$defs", {})
     return parts | {
         "SessionWanted": wanted,
         "Session": _closed(_SESSION),

@@ -61,7 +61,8 @@ def response(error: GatewayError, instance: str) -> web.Response:
     allow = error.members.get("allow")
     if error.code == "method-not-allowed" and isinstance(allow, list):
         headers["Allow"] = ", ".join(allow)
-    body = json.dumps(document(error, instance), ensure_ascii=False).encode()
+    # All ASCII, since a detail may quote half of a surrogate pair, which UTF-8 cannot carry.
+    body = json.dumps(document(error, instance)).encode()
     answer = web.Response(status=error.kind.status, body=body, content_type=MEDIA_TYPE, headers=headers)
     if error.code in _BODY_UNREAD:
         answer.force_close()

@@ -191,6 +191,19 @@ async def test_secret_may_talk(keyed: House, type_: str) -> None:
     assert answer.status == 202
 
 
+async def test_refusal_can_quote_what_utf8_cannot_carry(keyed: House) -> None:
+    """JSON can name half of a surrogate pair; telling of it must not fail."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    answer = await keyed.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        data=b'{"type":"\\ud800"}',
+        headers=bearer(session["client_secret"]["value"]),
+    )
+
+    assert (answer.status, answer.code) == (403, "event-not-allowed")
+
+
 @pytest.mark.parametrize(
     "type_", ["session.update", "response.creates", "conversation.item", "", "Response.create"]
 )

@@ -141,3 +141,14 @@ async def test_without_token_it_exists_for_loopback_names_only(build: Build) -> 
     answer = await admin(house, "GET", "/sessions", headers={"Host": "gw.example"})
 
     assert (answer.status, answer.code) == (404, "not-found")
+
+
+async def test_without_token_it_exists_for_local_peers_only(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes from another machine finds nothing, whatever name it asks for."""
+    monkeypatch.setattr("gateway.downstream.admin.loopback_peer", lambda request: False)
+    answer = await admin(house, "POST", "/drain")
+
+    assert (answer.status, answer.code) == (404, "not-found")
+    assert house.drained == []

@@ -199,7 +199,9 @@ async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-async def test_client_that_leaves_in_its_body_is_no_failure(house: House) -> None:
+async def test_client_that_leaves_in_its_body_is_no_failure(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     """There is nobody to answer and nothing to report but that it left."""
     session = await house.open()
     port = int(house.url.rpartition(":")[2])
@@ -213,7 +215,9 @@ async def test_client_that_leaves_in_its_body_is_no_failure(house: House) -> Non
         while house.facts.of("http_request")[-1][0] != "/v1/sessions/{id}/events":
             await asyncio.sleep(0.01)
 
+    assert house.facts.of("http_request")[-1][2] == 499
     assert house.facts.of("http_failed") == []
+    assert caplog.records == []
     assert house.far_end.sent == []
 
 
