@@ -1,0 +1,90 @@
+"""The whole relay on real sockets: an emulator in a process of its own, and gateways in this one or in theirs.
+
+The emulator never shares an interpreter with a gateway: upstream/tuning.py changes the WebRTC library under both.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from gateway.app import Gateway
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Emulate, Json, Serve, configured
+from tests.e2e.programs import Program
+
+
+@pytest.fixture(scope="session")
+def shared_far_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]:
+    """Run one emulator for all tests that need nothing special of it."""
+    far_end = FarEnd(tmp_path_factory.mktemp("far-end") / "log", "--tokens-per-second", "0")
+    try:
+        far_end.ready()
+        yield far_end
+    finally:
+        far_end.program.stop()
+
+
+@pytest_asyncio.fixture
+async def far_end(shared_far_end: FarEnd) -> AsyncIterator[FarEnd]:
+    """Give the shared emulator, without faults before and after."""
+    yield shared_far_end
+    await shared_far_end.well()
+
+
+@pytest.fixture
+def emulate(tmp_path: Path) -> Iterator[Emulate]:
+    """Return what starts emulators with flags of the test's own."""
+    with ExitStack() as stack:
+        names = (tmp_path / f"far-end-{count}.log" for count in itertools.count())
+
+        def start(*flags: str) -> FarEnd:
+            far_end = FarEnd(next(names), *flags)
+            stack.callback(far_end.program.stop)
+            far_end.ready()
+            return far_end
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Return what starts gateways in this process, closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(upstream: FarEnd | str, /, **sections: Json) -> Gateway:
+            base_url = upstream if isinstance(upstream, str) else upstream.base_url
+            gateway = Gateway(configured(base_url, **sections))
+            stack.push_async_callback(gateway.close)
+            await gateway.start()
+            return gateway
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def gateway(serve: Serve, far_end: FarEnd) -> Gateway:
+    """Return a gateway in this process as it is by default."""
+    return await serve(far_end)
+
+
+@pytest_asyncio.fixture
+async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
+    """Return a client of that gateway."""
+    client = Caller(gateway.url)
+    yield client
+    await client.http.close()
+
+
+@pytest.fixture(scope="session")
+def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run `gateway serve` as people do, and give its URL."""
+    flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
+    program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags)
+    try:
+        yield program.said(r"(?<!admin )listening on (http://[\w.:]+)")
+    finally:
+        program.stop()

@@ -1,0 +1,61 @@
+"""The offline service in a process of its own, and its control endpoint as methods."""
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.e2e.programs import Program
+
+Json = dict[str, Any]
+_SECONDS = aiohttp.ClientTimeout(total=20)
+
+
+class FarEnd:
+    """A running emulator; `base_url` is what a gateway is told."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        self.program = Program(log, "gateway.emulator", "--port", "0", *flags)
+        self.base_url = ""
+
+    def ready(self) -> None:
+        self.base_url = self.program.said(r"emulator listening on (\S+)\n")
+
+    async def about(self) -> Json:
+        """Give `calls` (running now), `opened` and `cpu_seconds`."""
+        return await self._ask("GET", "")
+
+    async def faults(self, **faults: Any) -> None:
+        """Set faults of later calls."""
+        await self._ask("POST", "/faults", faults)
+
+    async def well(self) -> None:
+        """Clear the faults of later calls."""
+        await self._ask("DELETE", "/faults")
+
+    async def call(self, call_id: str) -> Json:
+        """Describe a call."""
+        return await self._ask("GET", f"/calls/{call_id}")
+
+    async def received(self, call_id: str) -> list[Any]:
+        """Give the frames a call's client has sent, verbatim."""
+        data: list[Any] = (await self._ask("GET", f"/calls/{call_id}/received"))["data"]
+        return data
+
+    async def send(self, call_id: str, *frames: Any) -> None:
+        """Send frames over a call's data channel, as they are."""
+        await self._ask("POST", f"/calls/{call_id}/send", {"frames": frames})
+
+    async def fault(self, call_id: str, **faults: Any) -> None:
+        """Set the faults of a running call; `do=` makes something happen now."""
+        await self._ask("POST", f"/calls/{call_id}/fault", faults)
+
+    async def _ask(self, method: str, path: str, body: Json | None = None) -> Json:
+        url = self.base_url.removesuffix("/v1") + "/_emulator" + path
+        async with (
+            aiohttp.ClientSession(timeout=_SECONDS) as http,
+            http.request(method, url, json=body) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+            found: Json = await answer.json()
+            return found

@@ -1,0 +1,219 @@
+"""What end-to-end tests build and measure: a gateway's configuration, and what a process holds."""
+
+import asyncio
+import gc
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+from aiortc import RTCPeerConnection
+
+from gateway.app import Gateway
+from gateway.client import BlockParser
+from gateway.config import Config
+from tests.e2e.farend import FarEnd
+
+Json = dict[str, Any]
+DEADLINE_SECONDS = 20.0
+KEY = "sk-offline"
+
+
+class Serve(Protocol):
+    """Starts a gateway in this process; sections and their keys as keyword arguments."""
+
+    async def __call__(self, upstream: FarEnd | str, /, **sections: Json) -> Gateway: ...
+
+
+class Emulate(Protocol):
+    """Starts an emulator in a process of its own with flags of the test's own."""
+
+    def __call__(self, *flags: str) -> FarEnd: ...
+
+
+def configured(base_url: str, **sections: Json) -> Config:
+    """Give a configuration for tests: free ports, quiet, and whatever else is named."""
+    given: Json = {
+        "server": {"port": 0},
+        "admin": {"port": 0},
+        "upstream": {"base_url": base_url, "api_key": KEY},
+        "drain": {"timeout_seconds": 0},
+        "log": {"level": "warning", "access": False},
+    }
+    for name, section in sections.items():
+        given[name] = {**given.get(name, {}), **section}
+    return Config.model_validate(given)
+
+
+def number(event_id: str | None) -> int:
+    """Give the sequence number of an id. Ids are opaque to clients; a test that counts may look inside."""
+    assert event_id is not None
+    return int(event_id.rsplit("-", 1)[1])
+
+
+def say(text: str) -> list[Json]:
+    """Give the two client events of a text turn."""
+    content = [{"type": "input_text", "text": text}]
+    item = {"type": "message", "role": "user", "content": content}
+    return [{"type": "conversation.item.create", "item": item}, {"type": "response.create"}]
+
+
+def answer_of(events: Iterable[Json]) -> str:
+    """Join the text of a response's deltas."""
+    return "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One block of a stream: its id, its data as it came, and what that says."""
+
+    id: str | None
+    name: str
+    text: str
+
+    @property
+    def value(self) -> Json:
+        value: Json = json.loads(self.text)
+        return value
+
+    @property
+    def type(self) -> str:
+        return str(self.value["type"])
+
+
+class Caller:
+    """A client of one gateway, for tests that look at statuses and headers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=DEADLINE_SECONDS),
+            skip_auto_headers=["Content-Type"],
+        )
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, **options: Any
+    ) -> tuple[aiohttp.ClientResponse, Any]:
+        """Send a request and give the answer with its body, as JSON where it is JSON. A body that is no text is sent
+        as JSON."""
+        if body is not None and not isinstance(body, (str, bytes)):
+            options["headers"] = {"Content-Type": "application/json", **options.get("headers", {})}
+            body = json.dumps(body, ensure_ascii=False)
+        data = body.encode() if isinstance(body, str) else body
+        async with self.http.request(method, self.url + path, data=data, **options) as answer:
+            said: Any = await answer.read()
+            if "json" in answer.content_type and "ndjson" not in answer.content_type:
+                said = json.loads(said)
+            return answer, said
+
+    async def open(self, **body: Any) -> Json:
+        """Open a session and give its object."""
+        answer, said = await self.ask("POST", "/v1/sessions", body)
+        assert answer.status == 201, said
+        session: Json = said
+        return session
+
+    async def send(self, session_id: str, *events: Json) -> Json:
+        """Send client events and give the receipt."""
+        answer, said = await self.ask("POST", f"/v1/sessions/{session_id}/events", list(events))
+        assert answer.status == 202, said
+        receipt: Json = said
+        return receipt
+
+    async def stream(
+        self, session_id: str, after: str | None = None, **query: str
+    ) -> AsyncGenerator[Read, None]:
+        """Yield the blocks of one SSE connection that have data."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        url = f"{self.url}/v1/sessions/{session_id}/events"
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=DEADLINE_SECONDS)
+        async with self.http.get(url, headers=headers, params=query, timeout=timeout) as answer:
+            assert answer.status == 200, await answer.text()
+            parser = BlockParser()
+            async for chunk in answer.content.iter_any():
+                for block in parser.feed(chunk):
+                    if block.data is not None:
+                        yield Read(block.id, block.name, block.data)
+
+    async def until(
+        self, session_id: str, kind: str, count: int = 1, after: str | None = None, **query: str
+    ) -> list[Read]:
+        """Read the log until the `count`th event of a type and give all that was read, without `gateway.open`."""
+
+        def whole(read: list[Read]) -> bool:
+            return sum(block.type == kind for block in read) == count
+
+        return await self._read(whole, session_id, after, query)
+
+    async def take(self, session_id: str, count: int, after: str | None = None, **query: str) -> list[Read]:
+        """Read so many events of the log, without `gateway.open`."""
+        return await self._read(lambda read: len(read) == count, session_id, after, query)
+
+    async def _read(
+        self, whole: Callable[[list[Read]], bool], session_id: str, after: str | None, query: dict[str, str]
+    ) -> list[Read]:
+        read: list[Read] = []
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            aclosing(self.stream(session_id, after, **query)) as blocks,
+        ):
+            async for block in blocks:
+                if block.type == "gateway.open":
+                    continue
+                read.append(block)
+                if whole(read):
+                    return read
+        raise AssertionError(f"the stream ended too soon: {[block.type for block in read]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a process holds that must not grow."""
+
+    tasks: int
+    threads: int
+    descriptors: int
+    peer_connections: int
+
+    @classmethod
+    def now(cls) -> "Holdings":
+        """Count, after whatever garbage there is has gone."""
+        gc.collect()
+        return cls(
+            tasks=len(asyncio.all_tasks()),
+            threads=threading.active_count(),
+            descriptors=len(os.listdir("/proc/self/fd")),
+            peer_connections=sum(issubclass(type(one), RTCPeerConnection) for one in gc.get_objects()),
+        )
+
+
+async def back_to(before: Holdings, seconds: float = 5.0) -> None:
+    """Wait until the process holds no more than before; fail, saying what it holds too much, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not _within(now := Holdings.now(), before):
+        tasks = sorted(str(task.get_coro()) for task in asyncio.all_tasks())
+        assert time.monotonic() < deadline, f"held before: {before}, now: {now}; tasks: {tasks}"
+        await asyncio.sleep(0.05)
+
+
+def _within(now: Holdings, before: Holdings) -> bool:
+    return (
+        now.tasks <= before.tasks
+        and now.threads <= before.threads
+        and now.descriptors <= before.descriptors
+        and now.peer_connections <= before.peer_connections
+    )
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until something holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not await holds():
+        assert time.monotonic() < deadline, f"it did not come true within {seconds:g} s"
+        await asyncio.sleep(0.02)

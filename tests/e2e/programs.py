@@ -1,0 +1,73 @@
+"""The project's programs as processes of their own: started, read until they say where they listen, and always ended.
+
+Knows no asyncio, so that one process can serve tests on many loops. What a program prints goes into a file: nobody has
+to read along, and a test can look through it afterwards.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from gateway.cli.child import _die_with_parent, offline_environment
+
+# Importing WebRTC takes most of a second on an idle core, and several on a busy one.
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+_LOOK_SECONDS = 0.02
+
+
+class Program:
+    """`python -m …` in a session of its own, so that its end takes its children along."""
+
+    def __init__(self, log: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=offline_environment() | dict(environ or {}),
+                start_new_session=True,
+                # Not even a killed test run leaves it behind.
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # it calls one C function
+            )
+
+    @property
+    def output(self) -> str:
+        """Everything it has printed."""
+        return self.log.read_text("utf-8", "replace")
+
+    def said(self, pattern: str) -> str:
+        """Wait until it has printed what matches, and give the first group."""
+        deadline = time.monotonic() + START_SECONDS
+        while (match := re.search(pattern, self.output)) is None:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.output}"
+            assert time.monotonic() < deadline, f"it did not say {pattern!r}: {self.output}"
+            time.sleep(_LOOK_SECONDS)
+        return match[1]
+
+    def kill(self) -> None:
+        """End it as a crash does: without a word to anybody."""
+        self._signal(signal.SIGKILL)
+        self.process.wait(STOP_SECONDS)
+
+    def stop(self) -> int:
+        """End it politely, then not; gives its exit status."""
+        self._signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            return self.process.wait(STOP_SECONDS)
+
+    def _signal(self, number: int) -> None:
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)

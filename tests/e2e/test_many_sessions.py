@@ -1,0 +1,68 @@
+"""Many sessions at once in one process: what they take while they are open, and that they give all of it back."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+
+from gateway.app import Gateway
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say
+
+SESSIONS = 500
+AT_ONCE = 10
+# Of a session that nobody reads: one UDP socket. The rest is shared: listeners, a few connections to the far end.
+DESCRIPTORS_EACH = 1
+DESCRIPTORS_SHARED = 50
+TASKS_EACH = 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd) -> None:
+    """Opened, used and deleted, 500 sessions leave tasks, descriptors and threads as before, and have no thread each."""
+    gateway = await serve(far_end)
+    # The first session makes what all share: connections, a certificate, the resolver's thread.
+    await round_trip(gateway, 1)
+    await asyncio.sleep(0)
+    before = Holdings.now()
+
+    while_open = await round_trip(gateway, SESSIONS)
+
+    assert while_open.threads == before.threads
+    assert while_open.descriptors - before.descriptors <= SESSIONS * DESCRIPTORS_EACH + DESCRIPTORS_SHARED
+    assert while_open.tasks - before.tasks <= SESSIONS * TASKS_EACH
+    assert while_open.peer_connections - before.peer_connections == SESSIONS
+    await back_to(before, seconds=20)
+    assert (await far_end.about())["calls"] == 0
+
+
+async def round_trip(gateway: Gateway, count: int) -> Holdings:
+    """Open so many sessions, use each, count, delete all; gives what was held while they were open."""
+    caller = Caller(gateway.url)
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def use(number: int) -> Json:
+        async with gate:
+            session = await caller.open()
+            await caller.send(session["id"], *say(f"What is {number} plus {number}?"))
+            read = await caller.until(session["id"], "response.done")
+            text = read[-1].value["response"]["output"][0]["content"][0]["text"]
+            assert str(2 * number) in text.replace(",", "")
+            return session
+
+    async def delete(session: Json) -> None:
+        async with gate:
+            answer, _ = await caller.ask("DELETE", f"/v1/sessions/{session['id']}")
+            assert answer.status == 204
+
+    try:
+        sessions = await asyncio.gather(*(use(number) for number in range(count)))
+        held = Holdings.now()
+        assert threading.active_count() == held.threads
+        assert len(os.listdir("/proc/self/task")) < count or count == 1
+        await asyncio.gather(*map(delete, sessions))
+    finally:
+        await caller.http.close()
+    return held

@@ -1,0 +1,104 @@
+"""Recorded conversations of the live service, said again by a far end and found at the reading end byte for byte."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import Gateway
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Emulate, Serve
+
+Json = dict[str, Any]
+BEFORE, AFTER = '{"direction":"received","event":', "}"
+# What is no conversation of events has another ending.
+NAMES = (
+    "text-turn-in-webrtc-call",
+    "tool-call-round",
+    "history-seeding",
+    "audio-turn-in-webrtc-call",
+)
+
+
+def received(recording: Path) -> list[str]:
+    """Cut the events the service sent out of their lines, as they stand there."""
+    lines = recording.read_text("utf-8").splitlines()
+    return [line.removeprefix(BEFORE).removesuffix(AFTER) for line in lines if line.startswith(BEFORE)]
+
+
+def sent(recording: Path) -> list[Json]:
+    """Give the events the client sent."""
+    entries = [json.loads(line) for line in recording.read_text("utf-8").splitlines()]
+    return [entry["event"] for entry in entries if entry["direction"] == "sent"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_recording_arrives_byte_for_byte_in_every_rendering(
+    recordings: Path, name: str, gateway: Gateway, caller: Caller, far_end: FarEnd
+) -> None:
+    """Each received event of a recording, sent over a real data channel, is read unchanged and in order by all three."""
+    texts = received(recordings / f"{name}.jsonl")
+    session = await caller.open()
+    await far_end.send(session["call_id"], *texts)
+
+    path = f"{session['events_url']}?after={session['head']}"
+    by_sse = await caller.take(session["id"], len(texts), after=session["head"])
+    _, polled = await caller.ask("GET", f"{path}&format=json&limit=1000")
+    lines = await ndjson(caller, path, len(texts))
+    ids = [read.id for read in by_sse]
+
+    assert len(texts) >= 10
+    assert [read.text for read in by_sse] == texts
+    assert [(event["id"], event["event"]) for event in polled["events"]] == [
+        (number, json.loads(text)) for number, text in zip(ids, texts, strict=True)
+    ]
+    assert lines == [f'{{"id":"{number}","event":{text}}}' for number, text in zip(ids, texts, strict=True)]
+
+
+async def test_long_poll_holds_the_bytes_of_a_recording(
+    recordings: Path, gateway: Gateway, caller: Caller, far_end: FarEnd
+) -> None:
+    """An event stands in the long-poll answer as the service wrote it, not as a parser would write it again."""
+    texts = received(recordings / "tool-call-round.jsonl")
+    session = await caller.open()
+    await far_end.send(session["call_id"], *texts)
+    await caller.take(session["id"], len(texts), after=session["head"])
+
+    url = f"{gateway.url}{session['events_url']}?after={session['head']}&format=json&limit=1000"
+    async with caller.http.get(url) as answer:
+        body = await answer.text()
+
+    at = 0
+    for text in texts:
+        at = body.index(text, at) + len(text)
+
+
+async def ndjson(caller: Caller, path: str, count: int) -> list[str]:
+    """Read so many events as NDJSON and give their lines, without the stream's own."""
+    lines: list[str] = []
+    async with caller.http.get(f"{caller.url}{path}&format=ndjson") as answer:
+        assert answer.content_type == "application/x-ndjson"
+        while len(lines) < count:
+            line = (await answer.content.readuntil(b"\n")).decode().rstrip("\n")
+            if line and not line.startswith('{"id":null,'):
+                lines.append(line)
+    return lines
+
+
+async def test_recordings_are_held_as_conversations(recordings: Path, serve: Serve, emulate: Emulate) -> None:
+    """A far end that plays recordings answers what their clients sent with what they received, in order."""
+    files = [recordings / f"{name}.jsonl" for name in NAMES]
+    flags = [flag for file in files for flag in ("--record", str(file))]
+    gateway = await serve(emulate("--tokens-per-second", "0", *flags))
+    caller = Caller(gateway.url)
+    for file in files:
+        texts = received(file)
+        session = await caller.open()
+        await caller.send(session["id"], *sent(file))
+        # The far end greets by itself where the recording does not.
+        greeting = int(json.loads(texts[0])["type"] != "session.created")
+        read = await caller.take(session["id"], len(texts) + greeting)
+
+        assert [block.text for block in read[greeting:]] == texts
+    await caller.http.close()

@@ -1,0 +1,244 @@
+"""Every way in which the service fails, the answer it gives the client, and that nothing is left behind of it."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.app import Gateway
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Emulate, Holdings, Serve, back_to, eventually, say
+
+Json = dict[str, Any]
+CONNECT_SECONDS = 1.0
+# What a loaded machine may add to a deadline.
+SLACK_SECONDS = 1.5
+
+
+@asynccontextmanager
+async def nothing_left(gateway: Gateway) -> AsyncIterator[Caller]:
+    """Give a client; at the end the process must hold no more than before, and the gateway's own count agree."""
+    warm = Caller(gateway.url)
+    await warm.ask("GET", "/readyz")
+    await warm.http.close()
+    before = await settled()
+    caller = Caller(gateway.url)
+    try:
+        yield caller
+    finally:
+        await caller.http.close()
+    await back_to(before)
+    assert await peer_connections(gateway) == 0
+
+
+async def settled() -> Holdings:
+    """Give what the process holds once it has stopped letting go of what came before."""
+    held = Holdings.now()
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        now = Holdings.now()
+        if now == held:
+            return now
+        held = now
+    raise AssertionError("the process does not come to rest")
+
+
+async def peer_connections(gateway: Gateway) -> float:
+    """Read the gateway's own count."""
+    name = "realtime_gateway_peer_connections "
+    async with aiohttp.ClientSession() as http, http.get(f"{gateway.admin_url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """How an opening fails: the emulator's faults, and the problem that comes of them."""
+
+    faults: Json
+    status: int
+    code: str
+    upstream: Json | None = None
+    members: Json = field(default_factory=dict)
+
+
+OPENINGS = {
+    "401": Refused(
+        {"signal_status": 401}, 502, "upstream-rejected", {"status": 401, "code": "invalid_api_key"}
+    ),
+    "403": Refused(
+        {"signal_status": 403}, 502, "upstream-rejected", {"status": 403, "code": "insufficient_permissions"}
+    ),
+    "404": Refused(
+        {"signal_status": 404}, 502, "upstream-rejected", {"status": 404, "code": "model_not_found"}
+    ),
+    "429": Refused(
+        {"signal_status": 429, "signal_retry_after": 7}, 429, "upstream-rate-limited", {"status": 429}
+    ),
+    "500": Refused({"signal_status": 500}, 502, "upstream-failed"),
+    "503": Refused({"signal_status": 503}, 502, "upstream-failed"),
+    "broken SDP": Refused({"answer": "broken"}, 502, "upstream-failed"),
+    "empty SDP": Refused({"answer": "empty"}, 502, "upstream-failed"),
+    "no audio section": Refused({"answer": "no_audio"}, 502, "upstream-failed"),
+    "slow signalling": Refused(
+        {"signal_delay_seconds": 30}, 504, "upstream-timeout", members={"phase": "signalling"}
+    ),
+    "deaf to ICE": Refused({"deaf": True}, 504, "upstream-timeout", members={"phase": "ice"}),
+}
+
+
+@pytest.mark.parametrize("refused", OPENINGS.values(), ids=OPENINGS.keys())
+async def test_an_opening_that_fails_is_told_and_leaves_nothing(
+    serve: Serve, far_end: FarEnd, refused: Refused
+) -> None:
+    """A create meets each fault of the set-up with the right problem object within the deadline."""
+    gateway = await serve(far_end, upstream={"connect_timeout_seconds": CONNECT_SECONDS})
+    await far_end.faults(**refused.faults)
+    async with nothing_left(gateway) as caller:
+        began = time.monotonic()
+        answer, problem = await caller.ask("POST", "/v1/sessions")
+        took = time.monotonic() - began
+
+        assert (answer.status, problem.get("code")) == (refused.status, refused.code), problem
+        assert answer.content_type == "application/problem+json"
+        assert problem["status"] == refused.status
+        assert took < CONNECT_SECONDS + SLACK_SECONDS
+        for name, value in (refused.upstream or {}).items():
+            assert problem["upstream"][name] == value
+        for name, value in refused.members.items():
+            assert problem[name] == value
+        if "signal_retry_after" in refused.faults:
+            assert int(answer.headers["Retry-After"]) >= refused.faults["signal_retry_after"]
+    await eventually(lambda: no_calls(far_end))
+
+
+async def no_calls(far_end: FarEnd) -> bool:
+    """Tell whether the far end holds no call."""
+    return bool((await far_end.about())["calls"] == 0)
+
+
+async def test_a_wrong_key_is_the_operators_problem_and_is_not_shown(serve: Serve, emulate: Emulate) -> None:
+    """A gateway whose key the service does not take answers 502 with the service's code, and without the key."""
+    gateway = await serve(emulate("--api-key", "sk-right"), upstream={"api_key": "sk-wrong-and-secret"})
+    async with nothing_left(gateway) as caller:
+        answer, problem = await caller.ask("POST", "/v1/sessions")
+
+        assert (answer.status, problem["code"], problem["retryable"]) == (502, "upstream-rejected", False)
+        assert (problem["upstream"]["status"], problem["upstream"]["code"]) == (401, "invalid_api_key")
+        assert "wrong-and-secret" not in json.dumps(problem)
+
+
+async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) -> None:
+    """A caller's own expired or unknown credential is refused by the service, and that is what the caller reads."""
+    gateway = await serve(far_end, upstream={"auth": "client"})
+    async with nothing_left(gateway) as caller:
+        headers = {"X-Upstream-Authorization": "Bearer ek_nobody"}
+        answer, problem = await caller.ask("POST", "/v1/sessions", headers=headers)
+
+        assert (answer.status, problem["code"]) == (502, "upstream-rejected")
+        assert problem["upstream"]["status"] == 401
+
+
+async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
+    """Where nobody listens upstream, a create fails well within its deadline."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and never listening: connections to it are refused
+        gateway = await serve(f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
+        async with nothing_left(gateway) as caller:
+            answer, problem = await caller.ask("POST", "/v1/sessions")
+
+            assert (answer.status, problem["code"], problem["retryable"]) == (502, "upstream-failed", True)
+            assert "Retry-After" not in answer.headers or int(answer.headers["Retry-After"]) > 0
+
+
+async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serve, far_end: FarEnd) -> None:
+    """A create whose client is gone does not leave half a session behind."""
+    gateway = await serve(far_end)
+    await far_end.faults(signal_delay_seconds=0.5)
+    async with nothing_left(gateway) as caller:
+        with pytest.raises(TimeoutError):
+            await caller.ask("POST", "/v1/sessions", timeout=aiohttp.ClientTimeout(total=0.2))
+        await eventually(lambda: none_open(gateway))
+    await eventually(lambda: no_calls(far_end))
+
+
+async def none_open(gateway: Gateway) -> bool:
+    """Tell whether the gateway holds no peer connection."""
+    return await peer_connections(gateway) == 0
+
+
+@pytest.mark.parametrize("failure", ["close_channel", "hang_up"])
+async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
+    serve: Serve, far_end: FarEnd, failure: str
+) -> None:
+    """When the service hangs up, the reader has `gateway.closed` with what came before, and the turn fails as 502."""
+    gateway = await serve(far_end)
+    await far_end.faults(tokens_per_second=100, fail=failure, fail_after_deltas=5)
+    async with nothing_left(gateway) as caller:
+        session = await caller.open()
+        async with asyncio.TaskGroup() as group:
+            turn = group.create_task(ask(caller, session, "Write 50 words about rain"))
+            read = group.create_task(caller.until(session["id"], "gateway.closed"))
+        answer, problem = turn.result()
+        closed = read.result()[-1].value
+        deltas = [block for block in read.result() if block.type == "response.output_text.delta"]
+
+        assert len(deltas) == 5
+        assert closed["reason"] in ("upstream_closed", "upstream_lost")
+        assert closed["retryable"] is True
+        assert (answer.status, problem["code"]) == (502, "upstream-failed")
+        answer, problem = await caller.ask(
+            "POST", f"/v1/sessions/{session['id']}/events", say("Still there?")
+        )
+        assert (answer.status, problem["code"]) == (410, "session-closed")
+
+
+async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end: FarEnd) -> None:
+    """A `text/plain` answer whose call dies does not end as a whole one does."""
+    gateway = await serve(far_end)
+    await far_end.faults(tokens_per_second=100, fail="hang_up", fail_after_deltas=5)
+    async with nothing_left(gateway) as caller:
+        headers = {"Accept": "text/plain"}
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await caller.ask("POST", "/v1/turns", "Write 50 words about rain", headers=headers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "vanished"])
+async def test_a_service_that_dies_without_a_word_is_noticed(
+    serve: Serve, emulate: Emulate, how: str
+) -> None:
+    """A far end that is gone in mid-response is noticed within the consent's deadline, and the session is ended."""
+    far_end = emulate("--tokens-per-second", "20")
+    gateway = await serve(far_end)
+    async with nothing_left(gateway) as caller:
+        session = await caller.open()
+        await caller.send(session["id"], *say("Write 200 words about rain"))
+        async with aclosing(caller.stream(session["id"], after=session["head"])) as blocks:
+            async for block in blocks:
+                if block.type == "response.output_text.delta":
+                    break
+        began = time.monotonic()
+        if how == "killed":
+            far_end.program.kill()
+        else:
+            await far_end.fault(session["call_id"], do="vanish")
+        async with asyncio.timeout(60):
+            read = await caller.until(session["id"], "gateway.closed", heartbeat="5")
+        took = time.monotonic() - began
+
+        assert read[-1].value["reason"] == "upstream_lost"
+        assert took < 25
+
+
+async def ask(caller: Caller, session: Json, text: str) -> tuple[aiohttp.ClientResponse, Any]:
+    """Hold one turn and give the answer as JSON."""
+    headers = {"Accept": "application/json"}
+    return await caller.ask("POST", f"/v1/sessions/{session['id']}/turns", {"input": text}, headers=headers)
