@@ -7,7 +7,7 @@ It knows no configuration: it is given each room's limits as frozen values.
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -16,12 +16,10 @@ from gateway.downstream.access import Access
 from gateway.downstream.keys import ACCESS, CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STREAM, TELEMETRY
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.protocol import Connection
+from gateway.downstream.stream import StreamLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.ports import Telemetry
-
-if TYPE_CHECKING:
-    from gateway.downstream.stream import StreamLimits
 
 BACKLOG: Final = 1024
 """Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
@@ -44,7 +42,7 @@ class Parts:
     telemetry: Telemetry
     access: Access
     operator: admin.Operator
-    stream: "StreamLimits"
+    stream: StreamLimits = field(default_factory=StreamLimits)
     limits: ServerLimits = field(default_factory=ServerLimits)
     clock: Clock = field(default_factory=Clock)
 

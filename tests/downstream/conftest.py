@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import aiohttp
 import pytest
@@ -13,10 +12,12 @@ from gateway.downstream.admin import Operator
 from gateway.downstream.credentials import Signatures
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.server import Binding, Parts, Server
+from gateway.downstream.sse import frame
+from gateway.downstream.stream import StreamLimits
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import Telemetry
-from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House, frame
+from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House
 
 
 @pytest.fixture
@@ -45,8 +46,7 @@ async def build() -> AsyncIterator[Build]:
             drain=lambda: drained.append(True),
             token_sha256=token,
         )
-        stream = cast("Any", SimpleNamespace(heartbeat_seconds=15, max_age_seconds=300))
-        parts = Parts(hub, telemetry, access, operator, stream, limits or ServerLimits())
+        parts = Parts(hub, telemetry, access, operator, StreamLimits(), limits or ServerLimits())
         server = Server(parts)
         await server.start(Binding(), Binding())
         # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.

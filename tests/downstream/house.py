@@ -16,11 +16,6 @@ from gateway.relay.ports import CallRequest, Json, Sink, Upstream
 SIGNING_KEY = b"k" * 32
 
 
-def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
-    """Frame an event as plainly as the log allows: nothing in these tests reads it."""
-    return text.encode(), 0
-
-
 class FarEnd:
     """A dialer whose calls greet, keep what they are sent, and say what a test wants said."""
 
