@@ -36,7 +36,8 @@ def check(
 ) -> None:
     """Check configuration, DNS, HTTPS, UDP, TURN and, with a key, one real call; say what to do about each failure."""
     from gateway.app import Gateway
-    from gateway.cli.running import config_errors_exit, configure, run
+    from gateway.cli.running import run
+    from gateway.cli.serving import config_errors_exit, configure
 
     if not stun.rpartition(":")[0] or not stun.rpartition(":")[2].isdigit():
         raise typer.BadParameter(f"{stun!r} is not HOST:PORT", param_hint="--stun")

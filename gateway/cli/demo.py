@@ -37,7 +37,7 @@ def demo(
 
 async def _demo(wanted: int) -> int:
     from gateway.cli.child import ChildError, emulator, offline_environment
-    from gateway.cli.running import serve_until_told
+    from gateway.cli.serving import serve_until_told
     from gateway.config import load
     from gateway.telemetry import configure_logging
 
@@ -142,7 +142,8 @@ async def _listen(
     async for event in events:
         if event.type == "response.output_text.delta":
             if not streaming:
-                console.print("  [green]", end="")
+                console.print(f"  [dim]{event.id:>8}  {escape(event.text)}[/]", soft_wrap=True)
+                console.print(f"  {'':>8}  ", end="")
             streaming = True
             console.print(f"[green]{escape(event.value['delta'])}[/]", end="", soft_wrap=True)
             continue

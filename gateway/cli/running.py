@@ -1,26 +1,15 @@
-"""Runs coroutines and gateways for the commands: the loop, the signals, the exit status."""
+"""Runs a command's coroutine, and ends the program with a sentence where it cannot go on."""
 
 import asyncio
-import signal
-import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from os import environ
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-import structlog
-
-from gateway.app import Gateway
-from gateway.config import Config, ConfigError, load
-from gateway.telemetry import configure_logging, tame_collector
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
-
-log = structlog.stdlib.get_logger()
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
 
 
 def run(
@@ -40,96 +29,3 @@ def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
     """Say what is wrong and exit."""
     print(f"gateway: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-@contextmanager
-def config_errors_exit() -> Iterator[None]:
-    """Turn a ConfigError into its sentences and exit status 2."""
-    try:
-        yield
-    except ConfigError as error:
-        fail("\ngateway: ".join(error.problems), EXIT_USAGE)
-
-
-def configure(file: Path | None, flags: dict[str, dict[str, object]]) -> Config:
-    """Read the configuration, set up the logs as it says, or exit with status 2. Flags that are None were not given."""
-    given = {
-        section: {name: value for name, value in keys.items() if value is not None}
-        for section, keys in flags.items()
-    }
-    with config_errors_exit():
-        config = load(file, flags=given)
-    configure_logging(config.log.format, config.log.level)
-    return config
-
-
-async def serve_until_told(
-    config: Config, ready: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None
-) -> int:
-    """Serve until SIGTERM, SIGINT or `POST /drain`, then drain; a second signal ends at once. Gives the exit status.
-
-    `ready` runs beside it once the gateway listens, and is cancelled when it ends; what it raises ends the gateway and is
-    raised. SIGHUP reads the keys file again.
-    """
-    told, hurried = asyncio.Event(), asyncio.Event()
-
-    def on_signal(name: str) -> None:
-        log.info("signal_received", signal=name)
-        (hurried if told.is_set() else told).set()
-
-    loop = asyncio.get_running_loop()
-    with config_errors_exit():
-        gateway = Gateway(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
-    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    try:
-        await gateway.start()
-    except OSError as error:
-        log.error("not_listening", error=error.strerror or str(error))
-        return EXIT_FAILED
-    tame_collector()
-    notify_supervisor("READY=1")
-    beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
-    try:
-        await _first(told.wait(), gateway.asked_to_drain.wait(), _watch(beside))
-        told.set()
-        notify_supervisor("STOPPING=1")
-        beside.cancel()
-        await _first(gateway.drain(), hurried.wait())
-    finally:
-        beside.cancel()
-        await asyncio.wait({beside})
-        await gateway.close()
-    return 0
-
-
-async def _watch(task: "asyncio.Future[Any]") -> None:  # Any: its result is nobody's concern
-    """Wait for a task's failure without cancelling it."""
-    await asyncio.wait({task})
-    task.result()
-    await asyncio.Event().wait()  # It ended well: others decide when to end.
-
-
-async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait until one is done, cancel the others and wait for them; raises what the first one did."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in done:
-        task.result()
-
-
-def notify_supervisor(state: str) -> None:
-    """Tell systemd (sd_notify(3)), where it started us with `Type=notify`."""
-    address = environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        # A leading @ means a name in the abstract namespace.
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.sendall(state.encode())

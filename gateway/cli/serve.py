@@ -24,7 +24,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway. OpenAI's key is taken from OPENAI_API_KEY."""
-    from gateway.cli.running import configure, run, serve_until_told
+    from gateway.cli.running import run
+    from gateway.cli.serving import configure, serve_until_told
 
     settings = configure(
         config,

@@ -1,0 +1,106 @@
+"""What the command line says and how it exits, without anything being run."""
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway import __version__
+from gateway.cli import app
+from tests.cli.conftest import Start
+
+COMMANDS = ("serve", "demo", "emulate", "chat", "check", "bench", "keygen")
+
+
+async def test_help_names_every_command(start: Start) -> None:
+    """`gateway --help` lists the contract's commands."""
+    running = await start("--help")
+
+    assert await running.ended() == 0
+    assert all(re.search(rf"│ {command} ", running.output) for command in COMMANDS)
+
+
+async def test_version_is_printed(start: Start) -> None:
+    """`gateway --version` names the package and its version."""
+    running = await start("--version")
+
+    assert await running.ended() == 0
+    assert running.output == f"realtime-gateway {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "--prot", "1"),
+        ("serve", "--port", "many"),
+        ("unknown",),
+        ("emulate", "--consent", "loose"),
+        ("emulate", "--setup", "both"),
+        ("emulate", "--record", "/nowhere.jsonl"),
+        ("bench", "--sessions", "0"),
+        ("check", "--stun", "nohost"),
+        ("keygen", "with space"),
+    ],
+)
+def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
+    """Usage errors are told apart from failures."""
+    result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 2
+    assert "Usage: " in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+async def test_wrong_configuration_exits_with_two_and_names_the_key(start: Start, command: str) -> None:
+    """The key, what was expected, and the nearest one known."""
+    running = await start(command, GATEWAY_RELAY__MAX_SESION="3", GATEWAY_SERVER__PORT="x")
+
+    assert await running.ended() == 2
+    assert "GATEWAY_RELAY__MAX_SESION): unknown key; did you mean relay.max_sessions?" in running.output
+    assert "GATEWAY_SERVER__PORT): expected a valid integer" in running.output
+    assert "Traceback" not in running.output
+
+
+async def test_listening_to_strangers_without_a_key_is_refused(start: Start) -> None:
+    """Beyond loopback somebody must have said who may come in."""
+    running = await start("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")
+
+    assert await running.ended() == 2
+    assert "server.host: 0.0.0.0 is reachable from elsewhere and no key is configured" in running.output
+
+
+async def test_missing_secret_file_is_refused_by_its_key(start: Start, tmp_path: Path) -> None:
+    """A file that a setting names must be there when the gateway starts."""
+    running = await start("serve", GATEWAY_UPSTREAM__API_KEY_FILE=str(tmp_path / "none"))
+
+    assert await running.ended() == 2
+    assert "upstream.api_key_file" in running.output
+    assert "No such file" in running.output
+
+
+async def test_keygen_prints_a_key_and_the_lines_that_let_it_in(start: Start) -> None:
+    """The configuration holds the SHA-256 of what was printed, under the given name."""
+    running = await start("keygen", "ada")
+    status = await running.ended()
+    await running.says("sha256")
+
+    key = re.search(r"^  (gwp_\S+)$", running.output, re.MULTILINE)
+    lines = re.search(r"^  \[\[access.keys\]\].*", running.output, re.MULTILINE | re.DOTALL)
+    assert status == 0
+    assert key is not None
+    assert lines is not None
+    (entry,) = tomllib.loads(lines[0])["access"]["keys"]
+    assert entry == {"name": "ada", "sha256": [hashlib.sha256(key[1].encode()).hexdigest()]}
+
+
+async def test_keygen_never_repeats_itself(start: Start) -> None:
+    """Two keys are two keys."""
+    one, other = await start("keygen"), await start("keygen")
+    await one.ended()
+    await other.ended()
+    keys = [(await running.says(r"gwp_\S{40,}"))[0] for running in (one, other)]
+
+    assert keys[0] != keys[1]
