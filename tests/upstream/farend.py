@@ -40,17 +40,28 @@ class Farend:
         form = await request.post()
         part = form["sdp"]
         assert isinstance(part, bytes | bytearray)  # aiohttp's form for any type but text/plain
-        offer = part.decode()
+        return await self.answer(part.decode())
+
+    async def answer(self, offer: str) -> web.Response:
+        """Make a connection for an offer."""
         self.offers.append(offer)
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.peers.add(pc)
         pc.on("datachannel", lambda channel: self.adopt(pc, channel))
         await pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        self.prepare(pc)
         await pc.setLocalDescription(await pc.createAnswer())
         answer = pc.localDescription.sdp.replace("a=max-message-size:262144", "a=max-message-size:1073741823")
         number = len(self.offers)
         headers = {"Location": f"/v1/realtime/calls/rtc_test_{number}"}
-        return web.Response(status=201, text=answer, headers=headers)
+        return web.Response(status=201, text=self.rewrite(answer), headers=headers)
+
+    def prepare(self, pc: RTCPeerConnection) -> None:
+        """Do something to a connection before it answers; a test that wants a fault overrides this."""
+
+    def rewrite(self, answer: str) -> str:
+        """Give the answer that is sent; a test that wants a fault overrides this."""
+        return answer
 
     async def hang_up(self, request: web.Request) -> web.Response:
         """Note that a call was hung up."""
@@ -117,21 +128,38 @@ class Farend:
                     await asyncio.sleep(0.001)
 
 
-async def serve() -> None:
-    """Serve until standard input ends."""
-    farend = Farend()
+@asynccontextmanager
+async def answering(farend: Farend) -> AsyncIterator[str]:
+    """Serve a far end in this process; give its base URL."""
     app = web.Application()
     app.router.add_post("/v1/realtime/calls", farend.call)
     app.router.add_post("/v1/realtime/calls/{call}/hangup", farend.hang_up)
     app.router.add_get("/stats", farend.stats)
-    runner = web.AppRunner(app)
+    async with serving(app) as url:
+        try:
+            yield f"{url}/v1"
+        finally:
+            await asyncio.gather(*(pc.close() for pc in farend.peers))
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """Serve an application on loopback; give its URL."""
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    print(f"listening on http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await asyncio.gather(*(pc.close() for pc in farend.peers))
-    await runner.cleanup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def serve() -> None:
+    """Serve until standard input ends."""
+    async with answering(Farend()) as url:
+        sys.stdout.write(f"listening on {url}\n")
+        sys.stdout.flush()
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 @asynccontextmanager

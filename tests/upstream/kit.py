@@ -1,0 +1,91 @@
+"""What the upstream room's tests share: a sink and a telemetry that remember, a dialer that is closed at the end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, LossCause, Telemetry
+from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.webrtc import WebRTCDialer
+
+SESSION = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
+REQUEST = CallRequest(session=SESSION)
+
+
+class Remembering:
+    """A sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.sizes: list[int] = []
+        self.losses: list[tuple[int, LossCause]] = []
+        self.drains = 0
+        self._changed = asyncio.Event()
+
+    def received(self, generation: int, text: str) -> None:
+        self.texts.append(text)
+        self._changed.set()
+
+    def unreadable(self, generation: int, size: int) -> None:
+        self.sizes.append(size)
+        self._changed.set()
+
+    def drained(self, generation: int) -> None:
+        self.drains += 1
+        self._changed.set()
+
+    def lost(self, generation: int, cause: LossCause) -> None:
+        self.losses.append((generation, cause))
+        self._changed.set()
+
+    async def until(self, condition: Callable[["Remembering"], object], seconds: float = 20.0) -> None:
+        """Wait until something is true of what was told."""
+        async with asyncio.timeout(seconds):
+            while not condition(self):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class Facts:
+    """A telemetry that keeps every fact as a tuple, the method's name first."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *details: self.all.append((name, *details))
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        """Give the details of every fact of one kind."""
+        return [fact[1:] for fact in self.all if fact[0] == name]
+
+    @property
+    def peer_connections_left(self) -> int:
+        return sum(delta for (delta,) in self.of("peer_connections"))
+
+
+@asynccontextmanager
+async def dialling(base_url: str, facts: Facts | None = None, **options: Any) -> AsyncIterator[WebRTCDialer]:
+    """Give a started dialer."""
+    config = UpstreamConfig(**{"base_url": base_url, "api_key": "sk-test-1234567890"} | options)
+    dialer = WebRTCDialer(config, cast(Telemetry, facts or Facts()), Clock())
+    await dialer.start()
+    try:
+        yield dialer
+    finally:
+        await dialer.close()
+
+
+def order(do: str, **details: Any) -> str:
+    """Give an order to the far end."""
+    return json.dumps({"do": do, **details})
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until a condition holds that nobody announces."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)

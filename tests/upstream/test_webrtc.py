@@ -1,0 +1,673 @@
+"""A call over real ICE, DTLS and SCTP, opened, used, lost and closed. The far end is stock aiortc in this process, or, where
+threads and sockets are counted, in one of its own."""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+import uvloop
+from aiohttp import web
+from aiortc import RTCPeerConnection
+
+from gateway.errors import CallerError, UpstreamError
+from gateway.relay.ports import LossCause
+from gateway.upstream.tuning import ALL_HOOKS, Hook
+from gateway.upstream.webrtc import WebRTCDialer, WebRTCUpstream
+from tests.upstream.farend import Farend, answering, farend, program, serving
+from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
+
+STOCK: frozenset[Hook] = frozenset()
+HOOKS = pytest.mark.parametrize("hooks", [ALL_HOOKS, STOCK], ids=["tuned", "stock"])
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@asynccontextmanager
+async def open_call(
+    far: Farend | None = None, facts: Facts | None = None, **options: Any
+) -> AsyncIterator[tuple[WebRTCUpstream, Remembering]]:
+    """Give an open call to a far end in this process, and its sink."""
+    async with answering(far or Farend()) as url, dialling(url, facts, **options) as dialer:
+        sink = Remembering()
+        yield await dialer.dial(REQUEST, sink), sink
+
+
+# --- open and talk
+
+
+@HOOKS
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_call_opens_and_carries_text_both_ways(run: Run, hooks: frozenset[Hook]) -> None:
+    """On either loop, with the hooks and without, what is sent comes back unchanged and in order."""
+
+    async def main() -> None:
+        async with open_call(hooks=hooks) as (call, sink):
+            texts = [json.dumps({"n": n, "text": "ü€😀" * n}, ensure_ascii=False) for n in range(200)]
+            call.send(texts)
+            await sink.until(lambda sink: len(sink.texts) == 201)
+            assert sink.texts[0] == '{"type": "session.created"}'
+            assert sink.texts[1:] == texts
+            await call.close(hang_up=False)
+
+    run(main())
+
+
+@HOOKS
+async def test_call_with_the_emulator_answers_a_turn(hooks: frozenset[Hook]) -> None:
+    """Against the second implementation of the wire, with its strict ICE-lite answer, a turn comes to its end."""
+    async with (
+        program("-m", "gateway.emulator", "--port", "0", "--consent", "strict") as url,
+        dialling(url, hooks=hooks) as dialer,
+    ):
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}
+        call.send(
+            [json.dumps({"type": "conversation.item.create", "item": item}), '{"type":"response.create"}']
+        )
+        await sink.until(lambda sink: any('"response.done"' in text for text in sink.texts))
+        await call.close(hang_up=True)
+
+    assert json.loads(sink.texts[0])["type"] == "session.created"
+    assert call.call_id is not None
+
+
+@HOOKS
+async def test_call_measures_every_phase(hooks: frozenset[Hook]) -> None:
+    """The phases of contract.md section 2 are reported once each, and add up to the total."""
+    facts = Facts()
+    async with open_call(facts=facts, hooks=hooks) as (call, _):
+        phases = dict(facts.of("connect_phase"))
+        diagnostics = call.diagnostics
+
+    assert list(phases) == ["gather", "signalling", "ice", "dtls", "channel", "total"]
+    assert sum(phases.values()) == pytest.approx(2 * phases["total"], rel=0.01)
+    assert diagnostics["candidates"]["selected"] in (["host", "host"], ["host", "prflx"])  # type: ignore[index]
+
+
+async def test_call_costs_three_tasks_one_socket_and_no_thread() -> None:
+    """An open call has ICE's monitor, its consent checks and DTLS's reader, one UDP socket, and nothing else."""
+    async with farend() as url, dialling(url) as dialer:
+        first = await dialer.dial(REQUEST, Remembering())
+        tasks, threads, sockets = (
+            len(asyncio.all_tasks()),
+            threading.active_count(),
+            len(os.listdir("/proc/self/fd")),
+        )
+        calls = [await dialer.dial(REQUEST, Remembering()) for _ in range(5)]
+
+        assert len(asyncio.all_tasks()) - tasks == 5 * 3
+        assert threading.active_count() - threads == 0
+        assert len(os.listdir("/proc/self/fd")) - sockets == 5
+        for call in [first, *calls]:
+            await call.close(hang_up=False)
+
+
+async def test_call_with_a_stock_offer_shows_no_loss_of_the_audio_section() -> None:
+    """What the far end is sent has audio before data, one fingerprint each, and room for the largest server event."""
+    far = Farend()
+    async with open_call(far, max_server_event_bytes=3_000_000):
+        offer = far.offers[0]
+
+    assert offer.index("m=audio") < offer.index("m=application")
+    assert offer.count("a=fingerprint:") == offer.count("a=fingerprint:sha-256") == 2
+    assert "a=max-message-size:3000000\r\n" in offer
+    assert "a=sendrecv" in offer
+    assert offer.endswith("\r\n")
+
+
+async def test_call_without_the_reassembly_hook_asks_for_a_megabyte() -> None:
+    """Where large messages would stall the loop, none larger than 1 MiB is asked for."""
+    far = Farend()
+    async with open_call(far, hooks=ALL_HOOKS - {Hook.LINEAR_REASSEMBLY}):
+        assert "a=max-message-size:1048576\r\n" in far.offers[0]
+
+
+async def test_call_opens_where_only_loopback_is_up() -> None:
+    """On a machine with no network at all, a service on the same machine is reached."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("an empty network namespace needs root, unshare and ip")
+    command = f"ip link set lo up && exec {sys.executable} -m tests.upstream.lonely"
+    process = await asyncio.create_subprocess_exec(
+        "unshare",
+        "--net",
+        "sh",
+        "-c",
+        command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+
+    assert out.decode().strip() == "open", err.decode()
+
+
+async def test_call_by_an_ephemeral_key_asks_for_its_session_on_the_channel() -> None:
+    """The key's own session knows nothing of what the caller asked for, so that is asked for once it is open."""
+    far = Bare()
+    async with answering(far) as url, dialling(url, auth="client") as dialer:
+        sink = Remembering()
+        await dialer.dial(replace(REQUEST, bearer="ek_1234"), sink)
+        await sink.until(lambda sink: len(sink.texts) == 2)
+
+    asked = json.loads(sink.texts[1])
+    assert asked["type"] == "session.update"
+    assert asked["session"] == {"type": "realtime", "output_modalities": ["text"]}
+
+
+class Bare(Farend):
+    """A far end that takes the offer as the whole body, as the service does with an ephemeral key."""
+
+    async def call(self, request: web.Request) -> web.Response:
+        return await self.answer((await request.read()).decode())
+
+
+# --- frames
+
+
+@HOOKS
+async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None:
+    """One fragment more or less than a packet holds makes no difference."""
+    sizes = [1, 1159, 1160, 1161, 2320, 2321, 100_000, 700_000]
+    async with open_call(hooks=hooks) as (call, sink):
+        call.send([order("text", size=size) for size in sizes])
+        await sink.until(lambda sink: len(sink.texts) == 1 + len(sizes))
+
+    assert [len(text) for text in sink.texts[1:]] == sizes
+
+
+async def test_message_of_four_megabytes_leaves_the_loop_running() -> None:
+    """While the largest server event comes in, nothing of it holds the loop for more than 50 ms of computing."""
+    longest = 0.0
+    done = False
+
+    async def tick() -> None:
+        nonlocal longest
+        while not done:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+
+    async with farend() as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        ticking = asyncio.create_task(tick())
+        call.send([order("text", size=4 * 1024 * 1024)])
+        await sink.until(lambda sink: len(sink.texts) == 2)
+        done = True
+        await ticking
+
+    assert len(sink.texts[1]) == 4 * 1024 * 1024
+    assert longest < 0.05
+
+
+@pytest.mark.parametrize("do", ["garbled", "binary"])
+async def test_frame_that_is_not_text_is_counted_and_survived(do: str) -> None:
+    """A text frame that is not UTF-8 and a binary one are no events; the call goes on after them."""
+    async with open_call() as (call, sink):
+        call.send([order(do), "still here"])
+        await sink.until(lambda sink: "still here" in sink.texts)
+
+    assert len(sink.sizes) == 1
+    assert sink.losses == []
+
+
+async def test_sink_that_raises_does_not_end_the_call() -> None:
+    """A mistake above is reported with its traceback, and the next event comes."""
+
+    class Raising(Remembering):
+        def received(self, generation: int, text: str) -> None:
+            super().received(generation, text)
+            raise RuntimeError("a mistake")
+
+    facts = Facts()
+    async with answering(Farend()) as url, dialling(url, facts) as dialer:
+        sink = Raising()
+        call = await dialer.dial(REQUEST, sink)
+        call.send(["one", "two"])
+        await sink.until(lambda sink: "two" in sink.texts)
+
+    assert len(facts.of("relay_failed")) >= 2
+    assert sink.losses == []
+
+
+# --- sending
+
+
+async def test_send_of_a_text_too_large_for_the_far_end_sends_nothing() -> None:
+    """A batch goes whole or not at all: the one text that is too large is named with the limit."""
+
+    class Small(Farend):
+        def rewrite(self, answer: str) -> str:
+            return answer.replace("a=max-message-size:1073741823", "a=max-message-size:1000")
+
+    async with open_call(Small()) as (call, sink):
+        with pytest.raises(CallerError) as caught:
+            call.send(["first", "€" * 334])
+        call.send(["€" * 333])
+        await sink.until(lambda sink: len(sink.texts) == 2)
+
+    assert caught.value.code == "too-large"
+    assert caught.value.members == {"limit": 1000}
+    assert "first" not in sink.texts
+
+
+async def test_send_on_a_closed_call_is_an_error_of_upstream() -> None:
+    """After close, and after a loss, nothing can be sent, and it is said."""
+    async with open_call() as (call, _):
+        await call.close(hang_up=False)
+        with pytest.raises(UpstreamError, match="not open"):
+            call.send(["too late"])
+
+    assert call.buffered == 0
+
+
+@HOOKS
+async def test_buffered_grows_and_drained_is_told_once(hooks: frozenset[Hook]) -> None:
+    """What the transport has not taken is counted, and falling below the mark is told when it had been above."""
+    async with open_call(hooks=hooks, low_water_bytes=10_000) as (call, sink):
+        call.send(["y" * 5000])
+        await sink.until(lambda sink: len(sink.texts) == 2)
+        drains_before = sink.drains
+        call.send(["z" * 60_000] * 10)
+        buffered = call.buffered
+        await sink.until(lambda sink: len(sink.texts) == 12)
+
+    assert drains_before == 0
+    assert buffered > 500_000
+    assert sink.drains == 1
+
+
+# --- loss
+
+
+@HOOKS
+@pytest.mark.parametrize("do", ["close-channel", "close", "abort"])
+async def test_far_end_that_closes_is_a_channel_closed(do: str, hooks: frozenset[Hook]) -> None:
+    """A data channel reset, an SCTP abort and a DTLS farewell are decisions of the far end; told once, and cleaned up."""
+    facts = Facts()
+    async with open_call(facts=facts, hooks=hooks) as (call, sink):
+        call.send([order(do)])
+        await sink.until(lambda sink: sink.losses)
+        await eventually(lambda: facts.peer_connections_left == 0)
+        await call.close(hang_up=False)
+
+    assert sink.losses == [(0, LossCause.CHANNEL_CLOSED)]
+
+
+async def test_loss_is_not_told_after_close() -> None:
+    """Who closes a call is not told that it is gone."""
+    async with open_call() as (call, sink):
+        await call.close(hang_up=False)
+        await asyncio.sleep(0.1)
+
+    assert sink.losses == []
+
+
+async def test_failure_of_our_own_is_a_connection_failed() -> None:
+    """What breaks in here is not blamed on the far end."""
+    async with open_call() as (call, sink):
+        assert call._pc is not None
+        assert call._pc.sctp is not None
+        call._pc.sctp._receive_chunk = None  # type: ignore[assignment]
+        call.send([order("text", size=5000)])
+        await sink.until(lambda sink: sink.losses)
+
+    assert sink.losses == [(0, LossCause.CONNECTION_FAILED)]
+
+
+# --- set-up that fails
+
+
+class Faulty(Farend):
+    """A far end that answers and then does not do its part in one phase."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase = phase
+
+    def prepare(self, pc: RTCPeerConnection) -> None:
+        async def nothing(*_: object) -> None:
+            return None
+
+        assert pc.sctp is not None
+        if self.phase == "dtls":
+            pc.sctp.transport.start = nothing  # type: ignore[method-assign]
+        elif self.phase == "channel":
+            pc.sctp.start = nothing  # type: ignore[method-assign]
+
+    def rewrite(self, answer: str) -> str:
+        if self.phase == "ice":
+            return answer.replace("a=ice-pwd:", "a=ice-pwd:wrong")
+        return answer
+
+
+@HOOKS
+@pytest.mark.parametrize("phase", ["ice", "dtls", "channel"])
+async def test_set_up_that_stops_names_its_phase(phase: str, hooks: frozenset[Hook]) -> None:
+    """One deadline spans the whole set-up; what it stopped at is told, the call is hung up and nothing is left."""
+    facts, far = Facts(), Faulty(phase)
+    async with (
+        answering(far) as url,
+        dialling(url, facts, hooks=hooks, connect_timeout_seconds=0.6) as dialer,
+    ):
+        with pytest.raises(UpstreamError) as caught:
+            await dialer.dial(REQUEST, Remembering())
+        await eventually(lambda: far.hung_up)
+
+    assert caught.value.code == "upstream-timeout"
+    assert caught.value.members["phase"] == phase
+    assert facts.peer_connections_left == 0
+
+
+async def test_signalling_that_is_not_answered_names_its_phase() -> None:
+    """A service that takes the request and says nothing is a timeout of signalling."""
+    release = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    async with fake(handler) as url, dialling(url, connect_timeout_seconds=0.3) as dialer:
+        with pytest.raises(UpstreamError) as caught:
+            await dialer.dial(REQUEST, Remembering())
+        release.set()
+
+    assert caught.value.code == "upstream-timeout"
+    assert caught.value.members["phase"] == "signalling"
+
+
+@asynccontextmanager
+async def fake(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
+    """Serve one handler for every path; give the base URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", handler)
+    async with serving(app) as url:
+        yield f"{url}/v1"
+
+
+def _answer(text: str, status: int = 201) -> Callable[[web.Request], Any]:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, headers={"Location": "/v1/realtime/calls/rtc_1"})
+
+    return handler
+
+
+GOOD = (
+    "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=fingerprint:sha-256 AA:BB\r\na=group:BUNDLE 0 1\r\n"
+    "m=audio 9 UDP/TLS/RTP/SAVPF 96\r\na=setup:active\r\na=mid:0\r\na=ice-ufrag:user\r\na=ice-pwd:password0123456789012345\r\n"
+    "a=rtcp-mux\r\na=rtpmap:96 opus/48000/2\r\na=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n"
+    "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\na=setup:active\r\na=mid:1\r\na=sctp-port:5000\r\n"
+    "a=ice-ufrag:user\r\na=ice-pwd:password0123456789012345\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "<html>",
+        '{"error":{}}',
+        "v=0\r\n",
+        GOOD.replace("m=audio", "m=video"),
+        GOOD.replace("a=rtcp-mux\r\n", ""),
+        GOOD.replace("a=mid:1", "a=mid:7"),
+        GOOD.replace("opus/48000/2", "unheard/8000").replace(" 96\r\n", " 97\r\n").replace(":96 ", ":97 "),
+        GOOD.replace("udp 1 127.0.0.1 9", "udp x y z"),
+        GOOD.replace("a=sctp-port:5000", "a=sctp-port:none"),
+    ],
+)
+async def test_answer_that_is_broken_is_a_failure_of_upstream(answer: str) -> None:
+    """Whatever the service answers instead of SDP, the caller gets one clear error, and nothing is left."""
+    facts = Facts()
+    async with fake(_answer(answer)) as url, dialling(url, facts) as dialer:
+        with pytest.raises(UpstreamError) as caught:
+            await dialer.dial(REQUEST, Remembering())
+
+    assert caught.value.code == "upstream-failed"
+    assert caught.value.members["upstream"] == {"status": 201}
+    assert facts.peer_connections_left == 0
+
+
+async def test_refused_call_is_counted_by_its_code() -> None:
+    """The metric of upstream errors takes the service's own word."""
+    facts = Facts()
+    body = '{"error":{"code":"invalid_offer","message":"Offer did not have an audio media section."}}'
+    async with fake(_answer(body, 400)) as url, dialling(url, facts) as dialer:
+        with pytest.raises(UpstreamError) as caught:
+            await dialer.dial(REQUEST, Remembering())
+
+    assert caught.value.code == "upstream-rejected"
+    assert facts.of("upstream_error") == [("invalid_offer",)]
+    assert facts.peer_connections_left == 0
+
+
+async def test_certificate_that_does_not_match_is_refused() -> None:
+    """A far end with another key than its answer said is not talked to."""
+
+    class Impostor(Farend):
+        def rewrite(self, answer: str) -> str:
+            head, _, rest = answer.partition("a=fingerprint:sha-256 ")
+            return f"{head}a=fingerprint:sha-256 00{rest[2:]}"
+
+    async with answering(Impostor()) as url, dialling(url, connect_timeout_seconds=5) as dialer:
+        with pytest.raises(UpstreamError, match="DTLS"):
+            await dialer.dial(REQUEST, Remembering())
+
+
+@pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.05])
+async def test_dial_cancelled_anywhere_leaves_nothing(after: float) -> None:
+    """A caller who goes away in the middle of a set-up leaves no connection behind, on either side."""
+    facts, far = Facts(), Faulty("channel")
+    async with answering(far) as url, dialling(url, facts) as dialer:
+        dialing = asyncio.create_task(dialer.dial(REQUEST, Remembering()))
+        await asyncio.sleep(after)
+        dialing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dialing
+        assert facts.peer_connections_left == 0
+        assert not dialer._calls
+
+
+# --- close
+
+
+async def test_close_hangs_up_and_can_be_repeated() -> None:
+    """The service is told once, and every close returns."""
+    far = Farend()
+    async with open_call(far) as (call, _):
+        await asyncio.gather(*(call.close(hang_up=True) for _ in range(5)))
+        await call.close(hang_up=True)
+
+    assert far.hung_up == ["rtc_test_1"]
+
+
+async def test_close_without_hang_up_tells_nobody() -> None:
+    """A call that the service ended itself is not hung up."""
+    far = Farend()
+    async with open_call(far) as (call, _):
+        await call.close(hang_up=False)
+
+    assert far.hung_up == []
+
+
+@HOOKS
+async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[Hook]) -> None:
+    """Cancelled at any point, the work goes on, and a second close returns."""
+    for turns in range(6):
+        facts = Facts()
+        async with open_call(facts=facts, hooks=hooks) as (call, _):
+            closing = asyncio.create_task(call.close(hang_up=True))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait({closing})
+            async with asyncio.timeout(5):
+                await call.close(hang_up=True)
+
+            assert facts.peer_connections_left == 0
+
+
+async def test_close_that_hangs_is_given_up_in_its_time() -> None:
+    """A connection that does not close is abandoned: its socket is freed, and it is reported."""
+    facts = Facts()
+    async with open_call(facts=facts, close_timeout_seconds=0.2) as (call, _):
+        assert call._pc is not None
+        real, stuck = call._pc.close, asyncio.Event()
+        call._pc.close = stuck.wait  # type: ignore[assignment, method-assign]
+        pc = call._pc
+        async with asyncio.timeout(5):
+            await call.close(hang_up=False)
+
+        assert [what for what, _ in facts.of("close_failed")] == ["peer connection"]
+        assert facts.peer_connections_left == 0
+        assert pc.sctp is not None
+        await eventually(
+            lambda: all(p.transport.is_closing() for p in pc.sctp.transport.transport._connection._protocols)
+        )  # type: ignore[union-attr]
+        await real()
+
+
+async def test_hang_up_that_fails_is_reported_and_nothing_more() -> None:
+    """A service that no longer answers does not keep a session from ending."""
+
+    class Deaf(Farend):
+        async def hang_up(self, request: web.Request) -> web.Response:
+            return web.Response(status=500)
+
+    facts = Facts()
+    async with open_call(Deaf(), facts) as (call, _):
+        await call.close(hang_up=True)
+
+    assert [what for what, _ in facts.of("close_failed")] == ["hang-up"]
+
+
+async def test_dialer_closes_the_calls_that_are_left() -> None:
+    """When the gateway stops, no connection outlives it."""
+    facts = Facts()
+    async with open_call(facts=facts):
+        pass
+
+    assert facts.peer_connections_left == 0
+
+
+# --- leaks
+
+
+class Counts:
+    """What a process holds: tasks, threads, open files, peer connections."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.tasks = len(asyncio.all_tasks())
+        self.threads = threading.active_count()
+        self.files = len(os.listdir("/proc/self/fd"))
+        self.connections = sum(isinstance(each, RTCPeerConnection) for each in gc.get_objects())
+
+    def __repr__(self) -> str:
+        return f"{vars(self)}"
+
+
+async def settled_to(before: Counts, dialer: WebRTCDialer) -> None:
+    """Wait until the process holds no more than before."""
+    await eventually(lambda: vars(Counts()) == vars(before) and not dialer._tasks)
+
+
+@pytest.mark.slow
+@HOOKS
+async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Hook]) -> None:
+    """After 100 calls, ten at a time, tasks, threads, files and connections are back where they were."""
+    async with farend() as url, dialling(url, hooks=hooks) as dialer:
+        await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
+        before = Counts()
+        for _ in range(10):
+            calls = await asyncio.gather(*(dialer.dial(REQUEST, Remembering()) for _ in range(10)))
+            await asyncio.gather(*(call.close(hang_up=True) for call in calls))
+        await dialer.signaller.close()
+        await dialer.signaller.open()
+        await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
+
+        await settled_to(before, dialer)
+
+
+@HOOKS
+@pytest.mark.parametrize("do", ["close-channel", "close", "abort"])
+async def test_lost_call_leaves_nothing(do: str, hooks: frozenset[Hook]) -> None:
+    """A loss cleans up by itself, whoever forgets to close."""
+    async with farend() as url, dialling(url, hooks=hooks) as dialer:
+        await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
+        before = Counts()
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        call.send([order(do)])
+        await sink.until(lambda sink: sink.losses)
+        del call
+
+        await settled_to(before, dialer)
+
+
+async def test_refused_calls_leave_nothing() -> None:
+    """Twenty refusals of each kind, and the process is as before."""
+    for handler in (_answer("{}", 500), _answer("v=0"), _answer("", 201)):
+        async with fake(handler) as url, dialling(url) as dialer:
+            with pytest.raises(UpstreamError):
+                await dialer.dial(REQUEST, Remembering())
+            before = Counts()
+            for _ in range(20):
+                with pytest.raises(UpstreamError):
+                    await dialer.dial(REQUEST, Remembering())
+
+            await settled_to(before, dialer)
+
+
+async def test_nothing_is_logged_at_info_of_addresses_or_keys(caplog: pytest.LogCaptureFixture) -> None:
+    """The libraries' own chatter, addresses included, stays below what is shown."""
+    with caplog.at_level(logging.INFO):
+        async with open_call() as (call, _):
+            await call.close(hang_up=True)
+
+    assert "127.0.0.1" not in "".join(
+        record.getMessage() for record in caplog.records if "ice" in record.name
+    )
+
+
+async def test_dead_far_end_is_noticed_when_it_answers_no_consent() -> None:
+    """A process that vanishes without a word is a lost consent, not a decision; here with a shortened patience."""
+    facts = Facts()
+    async with farend() as url, dialling(url, facts, consent_timeout_seconds=0.1) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        call.send([order("vanish")])
+        await sink.until(lambda sink: sink.losses, seconds=12)
+        await call.close(hang_up=False)
+
+    assert sink.losses == [(0, LossCause.CONSENT_EXPIRED)]
+    assert facts.of("consent_failed") == [()]
+
+
+async def test_far_end_sees_the_call_end() -> None:
+    """Closing says farewell: the far end does not wait half a minute for silence."""
+    async with farend() as url, dialling(url) as dialer, aiohttp.ClientSession() as client:
+        call = await dialer.dial(REQUEST, Remembering())
+        await call.close(hang_up=True)
+
+        async def peers() -> int:
+            async with client.get(url.replace("/v1", "/stats")) as response:
+                return int((await response.json())["peers"])
+
+        async with asyncio.timeout(5):
+            while await peers():
+                await asyncio.sleep(0.02)
