@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 
 from gateway.downstream import probes
 from gateway.downstream.access import bearer_word, loopback_peer
+from gateway.downstream.answers import json_answer
 from gateway.downstream.keys import HUB, SESSION
 from gateway.downstream.origins import host_name, is_loopback_name
 from gateway.errors import CallerError
@@ -56,7 +57,7 @@ async def metrics(request: web.Request) -> web.Response:
 async def list_all(request: web.Request) -> web.Response:
     """Give every session, newest first."""
     _require_operator(request)
-    return web.json_response({"object": "list", "data": [_shown(v) for v in request.app[HUB].all_sessions()]})
+    return json_answer({"object": "list", "data": [_shown(v) for v in request.app[HUB].all_sessions()]})
 
 
 async def look(request: web.Request) -> web.Response:
@@ -65,7 +66,7 @@ async def look(request: web.Request) -> web.Response:
     session_id = request[SESSION] = request.match_info["id"]
     hub = request.app[HUB]
     view = hub.find(session_id, None).view()
-    return web.json_response(_shown(view) | {"diagnostics": hub.diagnostics(session_id)})
+    return json_answer(_shown(view) | {"diagnostics": hub.diagnostics(session_id)})
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -82,14 +83,14 @@ async def restart(request: web.Request) -> web.Response:
     session_id = request[SESSION] = request.match_info["id"]
     hub = request.app[HUB]
     hub.restart(session_id)
-    return web.json_response(_shown(hub.find(session_id, None).view()), status=202)
+    return json_answer(_shown(hub.find(session_id, None).view()), status=202)
 
 
 async def drain(request: web.Request) -> web.Response:
     """Begin to shut down."""
     _require_operator(request)
     request.app[OPERATOR].drain()
-    return web.json_response({"draining": True}, status=202)
+    return json_answer({"draining": True}, status=202)
 
 
 def _require_operator(request: web.Request) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream.access import Grant, session_grant, upstream_bearer
+from gateway.downstream.answers import json_answer
 from gateway.downstream.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
 from gateway.downstream.keys import ACCESS, CLOCK, LIMITS, TELEMETRY
@@ -44,7 +45,7 @@ async def post_events(request: web.Request) -> web.Response:
 
     key = scoped_key(request, grant)
     receipt, replayed = await once(request, handle.idempotency, key, body, send, Receipt)
-    return web.json_response(
+    return json_answer(
         {
             "accepted": receipt.accepted,
             "first": receipt.first,

@@ -4,13 +4,13 @@ Bodies come from the models that check them and errors from the table that answe
 The rest is prose about routes; a test holds the paths against the router's.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
 from gateway import __version__
+from gateway.downstream.answers import compact
 from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
 
@@ -56,7 +56,7 @@ _CREDENTIALS: Final[Schema] = {
 
 def add_routes(app: web.Application) -> None:
     """Put this file's handler in place; the document is made once."""
-    body = json.dumps(document(), ensure_ascii=False).encode()
+    body = compact(document())
 
     async def serve(request: web.Request) -> web.StreamResponse:
         return web.Response(body=body, content_type="application/json")

@@ -4,7 +4,6 @@ Every error of the API leaves through here in one form, the router's own include
 is shown: it is logged under the request's id, and the id is all the client gets.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -12,6 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.downstream.answers import compact
 from gateway.errors import Code, Flaw, GatewayError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -61,8 +61,7 @@ def response(error: GatewayError, instance: str) -> web.Response:
     allow = error.members.get("allow")
     if error.code == "method-not-allowed" and isinstance(allow, list):
         headers["Allow"] = ", ".join(allow)
-    # All ASCII, since a detail may quote half of a surrogate pair, which UTF-8 cannot carry.
-    body = json.dumps(document(error, instance)).encode()
+    body = compact(document(error, instance))
     answer = web.Response(status=error.kind.status, body=body, content_type=MEDIA_TYPE, headers=headers)
     if error.code in _BODY_UNREAD:
         answer.force_close()

@@ -6,13 +6,13 @@ problem object to the rest.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
 from gateway.downstream import problem
+from gateway.downstream.answers import compact
 from gateway.downstream.limits import ServerLimits
 from gateway.errors import CallerError
 
@@ -90,7 +90,7 @@ class Connection(web.RequestHandler):
         error = CallerError(
             "request-timeout", f"The request's head did not arrive within {self._head_seconds:g} seconds."
         )
-        body = json.dumps(problem.document(error, "/")).encode()
+        body = compact(problem.document(error, "/"))
         head = (
             "HTTP/1.1 408 Request Timeout\r\n"
             f"Content-Type: {problem.MEDIA_TYPE}\r\n"

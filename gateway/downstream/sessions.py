@@ -1,6 +1,5 @@
 """Sessions as a resource: create, list, look, close, tickets (contract.md section 1.1)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,6 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.downstream.access import Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.answers import compact, json_answer
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
 from gateway.downstream.keys import ACCESS, HUB, LIMITS, SESSION, STREAM
@@ -73,7 +73,7 @@ async def create(request: web.Request) -> web.Response:
 
     async def open_session() -> _Created:
         view = await open_wanted(request, caller, wanted, bearer)
-        return _Created(view.id, json.dumps(created_object(request, view), ensure_ascii=False).encode())
+        return _Created(view.id, compact(created_object(request, view)))
 
     hub = request.app[HUB]
     key = scoped_key(request, caller)
@@ -96,13 +96,13 @@ async def list_own(request: web.Request) -> web.Response:
     if caller.credential == "anonymous":
         raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
     views = request.app[HUB].sessions(caller.principal)
-    return web.json_response({"object": "list", "data": [session_object(request, view) for view in views]})
+    return json_answer({"object": "list", "data": [session_object(request, view) for view in views]})
 
 
 async def look(request: web.Request) -> web.Response:
     """Give the session object."""
     _, handle = session_grant(request, "read")
-    return web.json_response(session_object(request, handle.view()))
+    return json_answer(session_object(request, handle.view()))
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -127,7 +127,7 @@ async def make_ticket(request: web.Request) -> web.Response:
     view = handle.view()
     ticket = request.app[ACCESS].signatures.sign("ticket", view.id)
     answer = {"ticket": ticket, "url": _stream_url(view.id, ticket), "expires_at": view.expires_at}
-    return web.json_response(answer, status=201)
+    return json_answer(answer, status=201)
 
 
 def required_upstream_bearer(request: web.Request) -> str | None:
@@ -159,7 +159,7 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
             "invalid-parameter", f"The body is not that of a create: see {named}.", flaws=flaws
         ) from None
     limit = request.app[LIMITS].max_metadata_bytes
-    if len(json.dumps(wanted.metadata)) > limit:
+    if len(compact(wanted.metadata)) > limit:
         raise CallerError("too-large", f"'metadata' is larger than {limit} bytes.", members={"limit": limit})
     return wanted
 
