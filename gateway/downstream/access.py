@@ -265,8 +265,9 @@ def _from_trusted_proxy(request: web.Request) -> bool:
 
 def _shown(request: web.Request) -> tuple[str | None, bool]:
     """Give the credential of a request, and whether it stood in the query."""
-    if "Authorization" in request.headers:
-        return bearer_word(request), False
+    word = bearer_word(request)
+    if word is not None:
+        return word, False
     ticket = request.query.get("ticket")
     if ticket is None:
         return None, False

@@ -205,8 +205,8 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
             "log_max_events": relay.log_max_events,
             "log_max_bytes": relay.log_max_bytes,
             "detach_grace_seconds": view.detach_grace_seconds,
-            "heartbeat_seconds": stream.heartbeat_seconds,
-            "stream_max_age_seconds": stream.max_age_seconds,
+            "heartbeat_seconds": _plain(stream.heartbeat_seconds),
+            "stream_max_age_seconds": _plain(stream.max_age_seconds),
         },
     }
 
@@ -242,3 +242,8 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 def _said(message: str) -> str:
     """Give pydantic's sentence in this API's words: nobody outside has heard of extra inputs."""
     return "unknown member" if message.startswith("Extra inputs") else message[0].lower() + message[1:]
+
+
+def _plain(number: float) -> float:
+    """Spell 15.0 as 15: some parsers give another type for it."""
+    return int(number) if number == int(number) else number

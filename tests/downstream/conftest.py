@@ -46,7 +46,7 @@ async def build() -> AsyncIterator[Build]:
             drain=lambda: drained.append(True),
             token_sha256=token,
         )
-        parts = Parts(hub, telemetry, access, operator, StreamLimits(), limits or ServerLimits())
+        parts = Parts(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits or ServerLimits())
         server = Server(parts)
         await server.start(Binding(), Binding())
         # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.

@@ -312,6 +312,15 @@ async def test_ticket_reads_by_header_and_by_query(keyed: House) -> None:
     assert (await keyed.call("GET", f"/v1/sessions/{other['id']}?ticket={ticket}")).status == 404
 
 
+async def test_ticket_counts_beside_a_proxys_credential(keyed: House) -> None:
+    """A browser adds Basic to every request of a page behind such a proxy; it is not for us."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    path = session["stream_url"].replace("/events", "")
+    answer = await keyed.call("GET", path, headers={"Authorization": "Basic dTpw"})
+
+    assert answer.status == 200
+
+
 async def test_ticket_does_nothing_but_read(keyed: House) -> None:
     """Used to send, to close or to make more tickets it is 403."""
     session = await keyed.open(headers=bearer("key-ann"))

@@ -58,6 +58,14 @@ async def test_session_object_has_the_members_of_the_contract(house: House) -> N
     }  # fmt: skip
 
 
+async def test_limits_are_plain_numbers(house: House) -> None:
+    """Whole seconds are spelled as integers, as the contract shows them."""
+    answer = await house.call("POST", "/v1/sessions")
+
+    assert b'"heartbeat_seconds":15,' in answer.body
+    assert b'"stream_max_age_seconds":300}' in answer.body
+
+
 async def test_create_merges_the_session_over_the_template(build: Build) -> None:
     """What a caller wants is laid over what the operator configured."""
     house = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
