@@ -11,7 +11,7 @@ import hmac
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from aiohttp import web
@@ -19,7 +19,6 @@ from aiohttp import web
 from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures, looks_signed
 from gateway.downstream.keys import ACCESS, HUB, PRINCIPAL, SESSION
-from gateway.downstream.origins import is_loopback_address
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.ports import Handle, Principal
 
@@ -239,28 +238,6 @@ def bearer_word(request: web.Request) -> str | None:
     """Give what the Authorization header holds as Bearer. Other schemes, such as a proxy's Basic, are not for us."""
     found = _BEARER.match(request.headers.get("Authorization", ""))
     return found[1] if found else None
-
-
-def loopback_peer(request: web.Request) -> bool:
-    """Tell whether the connection comes from this machine."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return isinstance(peer, tuple) and is_loopback_address(str(peer[0]))
-
-
-def scheme(request: web.Request) -> str:
-    """Give the scheme the client used, as a trusted proxy tells it."""
-    forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
-    if forwarded in ("http", "https") and _from_trusted_proxy(request):
-        return forwarded
-    return request.scheme
-
-
-def _from_trusted_proxy(request: web.Request) -> bool:
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not isinstance(peer, tuple):
-        return False
-    address = ip_address(str(peer[0]).partition("%")[0])
-    return any(address in network for network in request.app[ACCESS].rules.trusted_proxies)
 
 
 def _shown(request: web.Request) -> tuple[str | None, bool]:

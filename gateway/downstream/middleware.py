@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.downstream import problem
-from gateway.downstream.access import AccessRules, scheme
+from gateway.downstream.access import AccessRules
 from gateway.downstream.keys import (
     ACCESS,
     ANSWERED_AT,
@@ -32,6 +32,7 @@ from gateway.downstream.origins import (
     normal_origin,
     preflight_headers,
 )
+from gateway.downstream.peer import scheme
 from gateway.errors import CallerError, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

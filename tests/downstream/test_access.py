@@ -8,9 +8,10 @@ from unittest.mock import Mock
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from gateway.downstream.access import Access, AccessRules, KeyRule, loopback_peer
+from gateway.downstream.access import Access, AccessRules, KeyRule
 from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures
+from gateway.downstream.peer import loopback_peer
 from tests.downstream.house import SIGNING_KEY, Build, House
 
 
@@ -591,7 +592,16 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
 # --- what is compared
 
 
-@pytest.mark.parametrize(("peer", "local"), [("127.0.0.1", True), ("::1", True), ("10.0.0.9", False)])
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("fe80::1%eth0", False),
+        ("10.0.0.9", False),
+    ],
+)
 def test_peer_is_local_by_its_address(peer: str, local: bool) -> None:
     """The connection decides, not what the request says."""
     transport = Mock(spec=asyncio.Transport)

@@ -1,0 +1,37 @@
+"""What a connection tells of the far side: where it comes from, and how it was spoken to there."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from aiohttp import web
+
+from gateway.downstream.keys import ACCESS
+from gateway.downstream.origins import is_loopback_address
+
+
+def loopback_peer(request: web.Request) -> bool:
+    """Tell whether the connection comes from this machine."""
+    address = _peer(request)
+    return address is not None and is_loopback_address(str(address))
+
+
+def scheme(request: web.Request) -> str:
+    """Give the scheme the client used, as a trusted proxy tells it."""
+    forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
+    if forwarded in ("http", "https") and _from_trusted_proxy(request):
+        return forwarded
+    return request.scheme
+
+
+def _from_trusted_proxy(request: web.Request) -> bool:
+    address = _peer(request)
+    networks = request.app[ACCESS].rules.trusted_proxies
+    return address is not None and any(address in network for network in networks)
+
+
+def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if not isinstance(peer, tuple):
+        return None
+    address = ip_address(str(peer[0]).partition("%")[0])
+    # A listener for both families sees IPv4 peers in IPv6 clothes, which no configured IPv4 network would match.
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
