@@ -45,7 +45,7 @@ ACK_DELAY_SECONDS = 0.02
 # What one acknowledgement reports at most. More would not fit a packet, and the next one tells the rest.
 MAX_GAPS = 64
 MAX_DUPLICATES = 16
-# With more packets than this waiting behind a gap, each second one says nothing new: every eighth is acknowledged.
+# With more packets than this waiting behind a gap, one acknowledgement says little more than the last: every eighth.
 MISORDERED_MANY = 64
 
 _HALF = SCTP_TSN_MODULO // 2
@@ -285,29 +285,34 @@ class SparseAcks(RTCSctpTransport):
     """
 
     _unacked = 0
+    _ack_soon = False
     _ack_timer: asyncio.Handle | None = None
 
     async def _send_sack(self) -> None:
         self._unacked += 1
-        if self._sack_misordered or self._sack_duplicates:
-            if len(self._sack_misordered) < MISORDERED_MANY or self._unacked >= 8:
-                await self._acknowledge_now()
-        elif self._unacked == 1:
-            self._ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY_SECONDS, self._acknowledge)
-        elif self._unacked == 2:
+        misordered = len(self._sack_misordered)
+        if self._sack_duplicates or (misordered and (misordered < MISORDERED_MANY or self._unacked >= 8)):
+            await self._acknowledge_now()
+        elif self._unacked == 1 or misordered:
+            if self._ack_timer is None:
+                self._ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY_SECONDS, self._acknowledge)
+        elif not self._ack_soon:
             # One for all packets that this turn of the loop brings.
             if self._ack_timer is not None:
                 self._ack_timer.cancel()
+            self._ack_soon = True
             self._ack_timer = asyncio.get_running_loop().call_soon(self._acknowledge)
 
     def _acknowledge(self) -> None:
         self._ack_timer = None
-        if self._sack_needed and self._association_state == self.State.ESTABLISHED:
+        self._ack_soon = False
+        if self._sack_needed and self._association_state != self.State.CLOSED:
             with contextlib.suppress(ConnectionError):
                 step(self._acknowledge_now())
 
     async def _acknowledge_now(self) -> None:
         self._unacked = 0
+        self._ack_soon = False
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None

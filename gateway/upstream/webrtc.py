@@ -15,6 +15,7 @@ whoever calls it again. Refuses to know what the events say.
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -40,6 +41,8 @@ CHANNEL_LABEL = "oai-events"
 # After the loss of a stock connection its parts report one after the other; the last word is the true cause.
 CAUSE_SETTLES_SECONDS = 0.05
 
+_CHATTY = ("aioice", "aiortc")
+
 # Nobody lives there (RFC 5737), so it is reached by the default route. Connecting a UDP socket sends nothing.
 _ANYWHERE = "203.0.113.1"
 
@@ -59,6 +62,10 @@ class WebRTCDialer:
 
     async def start(self) -> None:
         """Get ready to dial; nothing is sent yet."""
+        # Both tell of every check and packet, with addresses, in words that are no events of ours.
+        for library in _CHATTY:
+            logger = logging.getLogger(library)
+            logger.setLevel(max(logger.level, logging.WARNING))
         await self.signaller.open()
 
     async def close(self) -> None:

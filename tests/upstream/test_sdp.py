@@ -174,7 +174,7 @@ def test_candidates_of_an_unknown_form_are_told_as_such() -> None:
 
 def test_m_line_without_a_port_is_left_to_the_parser() -> None:
     """A media line that is broken is not taken for a rejected one."""
-    assert sdp.answer_to_apply(ANSWER.replace("m=audio 9 ", "m=audio "))
+    assert sdp.answer_to_apply(ANSWER.replace("m=audio 9 ", "m=audio ")).setup == "active"
 
 
 def test_local_candidates_are_told_once_without_addresses() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 
 from gateway.errors import UpstreamError
 from gateway.relay.clock import Clock
@@ -63,7 +63,8 @@ async def test_create_sends_offer_and_session_as_the_service_reads_them() -> Non
     async def handler(request: web.Request) -> web.Response:
         seen["path"], seen["headers"] = request.path_qs, request.headers
         async for part in await request.multipart():
-            seen[part.name] = (part.headers["Content-Type"], bytes(await part.read()))  # type: ignore[union-attr]
+            assert isinstance(part, BodyPartReader)
+            seen[str(part.name)] = (part.headers["Content-Type"], bytes(await part.read()))
         return web.Response(
             status=201, text="v=0\r\n", headers={"Location": "/v1/realtime/calls/rtc_u1_X?a=b"}
         )
@@ -387,8 +388,16 @@ async def test_netrc_does_not_disturb(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.8.9.1", True), ("localhost", True), ("a.localhost", True), ("::1", True)]
-    + [("api.openai.com", False), ("127.0.0.1.example", False), ("192.0.2.2", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("localhost", True),
+        ("a.localhost", True),
+        ("::1", True),
+        ("api.openai.com", False),
+        ("127.0.0.1.example", False),
+        ("192.0.2.2", False),
+    ],
 )
 def test_loopback_is_known_by_its_names(host: str, expected: bool) -> None:
     """A service on this machine is recognised without asking anybody."""
