@@ -1,0 +1,304 @@
+"""The composition root: that every setting reaches its room, and that starting and ending leave nothing behind."""
+
+import asyncio
+import hashlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.app import Gateway, access_rules, relay_limits, server_limits, stream_limits, upstream_config
+from gateway.config import Config, ConfigError, load
+from gateway.config.reading import keys
+from gateway.downstream.access import KeyRule
+
+KEY = "gwp_test"
+DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+ADMIN = "an-admin-token"
+
+CHANGES: dict[str, Any] = {
+    "server.public_url": "https://realtime.example.com",
+    "server.allowed_hosts": ("gateway.internal",),
+    "server.trusted_proxies": ("10.0.0.0/8",),
+    "server.max_header_bytes": 8192,
+    "server.header_timeout_seconds": 3,
+    "server.max_body_bytes": 2048,
+    "server.body_timeout_seconds": 4,
+    "server.keepalive_seconds": 5,
+    "server.max_event_bytes": 4096,
+    "server.max_batch_events": 3,
+    "access.keys": ({"name": "ada", "sha256": (DIGEST,)},),
+    "access.anonymous": True,
+    "access.cors_origins": ("https://a.example",),
+    "upstream.base_url": "http://127.0.0.1:8090/v1",
+    "upstream.auth": "client",
+    "upstream.api_key": "sk-other",
+    "upstream.organization": "org",
+    "upstream.project": "proj",
+    "upstream.proxy": "http://127.0.0.1:3128",
+    "upstream.connect_timeout_seconds": 7,
+    "upstream.ice_servers": ({"urls": ("turn:127.0.0.1",), "username": "u", "credential": "p"},),
+    "upstream.session_locked": ("model",),
+    "upstream.session": {"model": "gpt-realtime-2"},
+    "relay.max_sessions": 5,
+    "relay.max_server_event_bytes": 1 << 20,
+    "relay.high_water_bytes": 4096,
+    "relay.log_max_events": 6,
+    "relay.log_max_bytes": 1 << 17,
+    "relay.log_total_bytes": 1 << 21,
+    "relay.log_retention_seconds": 8,
+    "relay.detach_grace_seconds": 20,
+    "relay.idle_timeout_seconds": 9,
+    "relay.max_session_seconds": 10,
+    "relay.turn_timeout_seconds": 11,
+    "relay.max_waiting_turns": 2,
+    "relay.continuity": False,
+    "relay.recovery_timeout_seconds": 12,
+    "stream.heartbeat_seconds": 6,
+    "stream.max_age_seconds": 13,
+    "stream.max_receivers": 4,
+    "stream.write_timeout_seconds": 14,
+}
+"""Another value for each setting that a room is given."""
+
+ELSEWHERE = {
+    # seen in the tests below and in those of the command line
+    "server.host",
+    "server.port",
+    "server.tls_certificate_file",
+    "server.tls_key_file",
+    "admin.host",
+    "admin.port",
+    "admin.token",
+    "admin.token_file",
+    "access.keys_file",
+    "access.signing_key",
+    "access.signing_key_file",
+    "upstream.api_key_file",
+    "drain.timeout_seconds",
+    "log.access",
+    "log.format",
+    "log.level",
+    # has one value only in this version
+    "cluster.url",
+}
+
+
+def changed(dotted: str, value: object) -> Config:
+    """Give the defaults with one setting changed."""
+    section, _, name = dotted.partition(".")
+    return load(environ={}, flags={section: {name: value}})
+
+
+def rooms(config: Config) -> tuple[object, ...]:
+    """Give all that the rooms are told."""
+    return (
+        relay_limits(config),
+        upstream_config(config),
+        server_limits(config),
+        stream_limits(config),
+        access_rules(config),
+    )
+
+
+@asynccontextmanager
+async def running(**sections: dict[str, object]) -> AsyncIterator[Gateway]:
+    """Run a gateway on free ports, in front of nothing."""
+    flags: dict[str, dict[str, object]] = {
+        "server": {"port": 0, **sections.pop("server", {})},
+        "admin": {"port": 0, **sections.pop("admin", {})},
+        "upstream": {"base_url": "http://127.0.0.1:1/v1", **sections.pop("upstream", {})},
+        "drain": {"timeout_seconds": 0.5},
+        **sections,
+    }
+    gateway = Gateway(load(environ={}, flags=flags))
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.close()
+
+
+def held() -> tuple[int, int]:
+    """Count tasks and file descriptors."""
+    return len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def status(url: str, method: str = "GET", key: str | None = None) -> int:
+    """Give the status of an answer."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession() as http, http.request(method, url, headers=headers) as answer:
+        return answer.status
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dotted", CHANGES)
+def test_setting_reaches_a_room(dotted: str) -> None:
+    """Changing it changes what some room is told."""
+    assert rooms(changed(dotted, CHANGES[dotted])) != rooms(Config())
+
+
+def test_every_setting_is_accounted_for() -> None:
+    """No key of the configuration is without effect."""
+    assert {key for key in keys() if "[]" not in key} == set(CHANGES) | ELSEWHERE
+
+
+def test_key_limits_reach_the_rules() -> None:
+    """All of a key's limits are mapped."""
+    key = {
+        "name": "ada",
+        "sha256": DIGEST,
+        "max_sessions": 1,
+        "sessions_per_minute": 2,
+        "events_per_second": 3,
+        "bytes_per_second": 4,
+    }
+
+    assert access_rules(changed("access.keys", (key,))).keys == (
+        KeyRule("ada", (bytes.fromhex(DIGEST),), 1, 2, 3, 4),
+    )
+
+
+def test_template_says_its_type() -> None:
+    """A template without a type would be refused upstream."""
+    template = relay_limits(changed("upstream.session", {"type": "realtime"})).template
+
+    assert template["type"] == "realtime"
+    assert template["output_modalities"] == ["text"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_needs_no_key(host: str) -> None:
+    """Whoever is on this machine may try it."""
+    assert access_rules(changed("server.host", host)).keys == ()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example.com"])
+def test_listening_to_strangers_needs_a_key_or_a_word(host: str) -> None:
+    """Beyond loopback the gateway is not started open by mistake."""
+    with pytest.raises(ConfigError, match="no key is configured"):
+        access_rules(changed("server.host", host))
+
+    flags: dict[str, dict[str, object]] = {"server": {"host": host}, "access": {"anonymous": True}}
+    assert access_rules(load(environ={}, flags=flags)).anonymous is not None
+
+
+def test_public_url_makes_host_and_origin_known() -> None:
+    """Behind a proxy the gateway goes by another name."""
+    rules = access_rules(changed("server.public_url", "https://realtime.example.com:8443/"))
+
+    assert rules.hosts == {"realtime.example.com"}
+    assert rules.own_origins == {"https://realtime.example.com:8443"}
+
+
+def test_unreadable_networks_are_refused() -> None:
+    """A proxy's address that is none would never match."""
+    with pytest.raises(ConfigError, match=r"server\.trusted_proxies"):
+        access_rules(changed("server.trusted_proxies", ("nginx",)))
+
+
+def test_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    """TLS fails at start, not at the first client."""
+    flags = {"server": {"tls_certificate_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}}
+    with pytest.raises(ConfigError, match="tls_certificate_file"):
+        Gateway(load(environ={}, flags=flags))
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+
+async def test_both_listeners_answer_on_their_real_ports() -> None:
+    """Port 0 takes a free one, and the URLs tell which."""
+    async with running() as gateway:
+        answers = [await status(f"{url}/readyz") for url in (gateway.url, gateway.admin_url)]
+        metrics = await status(f"{gateway.admin_url}/metrics")
+
+    assert answers == [200, 200]
+    assert metrics == 200
+
+
+async def test_nothing_is_left_behind() -> None:
+    """Tasks and file descriptors are as before, also after a failed start."""
+    before = held()
+    async with running() as gateway:
+        await status(f"{gateway.url}/livez")
+        taken = int(gateway.url.rpartition(":")[2])
+        other = Gateway(load(environ={}, flags={"server": {"port": taken}, "admin": {"port": 0}}))
+        with pytest.raises(OSError, match="in use"):
+            await other.start()
+        await other.close()
+    await gateway.close()
+
+    assert held() == before
+
+
+async def test_failed_start_frees_the_other_port() -> None:
+    """If one address cannot be had, the other is given back."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free = probe.getsockname()[1]
+        gateway = Gateway(load(environ={}, flags={"server": {"port": port}, "admin": {"port": free}}))
+        with pytest.raises(OSError, match="in use"):
+            await gateway.start()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", free))
+
+
+async def test_drain_is_not_ready_but_alive() -> None:
+    """While it drains it takes nothing new and says so, to load balancers and Prometheus alike."""
+    async with running() as gateway:
+        await gateway.drain()
+        ready, live = await status(f"{gateway.url}/readyz"), await status(f"{gateway.url}/livez")
+        opening = await status(f"{gateway.url}/v1/sessions", "POST")
+        async with aiohttp.ClientSession() as http, http.get(f"{gateway.admin_url}/metrics") as answer:
+            text = await answer.text()
+
+    assert (ready, live, opening) == (503, 200, 503)
+    assert "realtime_gateway_draining 1.0" in text
+
+
+async def test_operator_asks_for_the_drain_over_http() -> None:
+    """`POST /drain` tells whoever runs the gateway."""
+    async with running() as gateway:
+        answer = await status(f"{gateway.admin_url}/drain", "POST")
+        asked = gateway.asked_to_drain.is_set()
+
+    assert (answer, asked) == (202, True)
+
+
+async def test_admin_token_is_asked_for() -> None:
+    """With a token configured, loopback alone is not enough."""
+    async with running(admin={"token": ADMIN}) as gateway:
+        url = f"{gateway.admin_url}/sessions"
+        answers = [await status(url), await status(url, key="wrong"), await status(url, key=ADMIN)]
+
+    assert answers == [401, 401, 200]
+
+
+async def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
+    """A key that is added to the file is let in after a reload; a broken file changes nothing."""
+    file = tmp_path / "keys.toml"
+    other = hashlib.sha256(b"other").hexdigest()
+    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n')
+    async with running(access={"keys_file": str(file)}) as gateway:
+        url = f"{gateway.url}/v1/sessions"
+        before = [await status(url, key=KEY), await status(url, key="other")]
+        file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{other}"\n')
+        gateway.reload()
+        after = [await status(url, key=KEY), await status(url, key="other")]
+        file.write_text("[[keys")
+        gateway.reload()
+        still = [await status(url, key=KEY), await status(url, key="other")]
+
+    assert before == [200, 401]
+    assert after == still == [401, 200]

@@ -1,0 +1,108 @@
+"""The files that settings name: what they may hold, and that errors never show it."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from gateway.config import ConfigError
+from gateway.config.files import access_keys, openai_key, secret, secret_lines, signing_keys
+from gateway.config.sections import Access, Key, Upstream
+
+DIGEST = hashlib.sha256(b"key").hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Give a file to write."""
+    return tmp_path / "secret"
+
+
+def test_secret_is_read_without_its_line_end(file: Path) -> None:
+    """Editors end files with a line end; keys have none."""
+    file.write_text("  sk-abc\n\n")
+
+    assert openai_key(Upstream(api_key_file=file)) == "sk-abc"
+
+
+def test_environment_goes_before_the_file(file: Path) -> None:
+    """As everywhere: file < environment."""
+    file.write_text("from file")
+
+    assert secret("admin.token", SecretStr("from environment"), file) == "from environment"
+
+
+def test_nothing_set_is_nothing() -> None:
+    """No key is a configuration, too."""
+    assert openai_key(Upstream()) is None
+    assert signing_keys(Access()) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file"), (b"\n \n", "is empty"), (b"a\nb\n", "2 lines"), (b"\xff", "UTF-8")],
+)
+def test_unusable_file_is_refused_by_its_setting(file: Path, content: bytes | None, said: str) -> None:
+    """The setting and the file are named."""
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        secret("admin.token", None, file)
+
+    assert "admin.token_file" in str(refused.value)
+    assert str(file) in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_several_signing_keys_keep_their_order(file: Path) -> None:
+    """The first line signs, the others still verify."""
+    file.write_text(f"{'n' * 32}\n{'o' * 40}\n")
+
+    assert signing_keys(Access(signing_key_file=file)) == (b"n" * 32, b"o" * 40)
+
+
+def test_short_signing_key_is_refused_unseen(file: Path) -> None:
+    """A key that can be guessed signs nothing worth having."""
+    file.write_text("hunter2")
+    with pytest.raises(ConfigError, match="at least 32") as refused:
+        signing_keys(Access(signing_key_file=file))
+
+    assert "hunter2" not in str(refused.value)
+
+
+def test_secret_lines_of_the_environment_are_one() -> None:
+    """A variable holds one secret."""
+    assert secret_lines("access.signing_key", SecretStr(" a\n"), None) == ("a",)
+
+
+def test_keys_file_adds_to_the_configured_keys(file: Path) -> None:
+    """Both are let in."""
+    file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{DIGEST}"\nmax_sessions = 2\n')
+
+    names = [
+        key.name for key in access_keys(Access(keys=(Key(name="ada", sha256=(DIGEST,)),), keys_file=file))
+    ]
+
+    assert names == ["ada", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[keys]", "not valid TOML"),
+        ("[access]\n", "nothing but"),
+        ('[[keys]]\nname = "bob"\n', "sha256"),
+        ('[[keys]]\nname = "bob"\nsha256 = "abc"\n', "64 hexadecimal"),
+        (f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n', "'ada' stands twice"),
+        (f'[[keys]]\nname = "anonymous"\nsha256 = "{DIGEST}"\n', "choose another name"),
+    ],
+)
+def test_wrong_keys_file_is_refused(file: Path, text: str, said: str) -> None:
+    """What is wrong with it is told with its name."""
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        access_keys(Access(keys=(Key(name="ada", sha256=(DIGEST,)),), keys_file=file))
+
+    assert str(file) in str(refused.value)
+    assert said in str(refused.value)
