@@ -1,12 +1,21 @@
 """What every request meets: ids, headers, errors, deadlines, the log."""
 
 import asyncio
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from gateway.downstream.limits import ServerLimits
-from gateway.downstream.server import Binding
+from gateway.downstream.server import Binding, Server
 from tests.downstream.house import Build, House
 
 BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
@@ -63,6 +72,32 @@ async def test_broken_chunks_get_a_bare_400(house: House) -> None:
 
     assert answer.startswith(BARE_400)
     assert house.far_end.sent == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 26\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 26\r\nContent-Length: 27\r\n",
+        b"Content-Length: +26\r\n",
+        b"Content-Length : 26\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"X-Folded: a\r\n b\r\nContent-Length: 26\r\n",
+        b"X-Null: a\x00b\r\nContent-Length: 26\r\n",
+        b"X-Long: " + b"x" * 20000 + b"\r\nContent-Length: 26\r\n",
+        b"".join(b"X-%d: y\r\n" % number for number in range(200)) + b"Content-Length: 26\r\n",
+    ],
+)
+async def test_request_that_two_servers_could_read_differently_is_refused(house: House, head: bytes) -> None:
+    """What a proxy before us might end elsewhere (RFC 9112 11.2), or is too large, ends the connection with 400."""
+    answer = await raw(
+        house, b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\n" + head + b'\r\n{"metadata":{"a":"bcdef"}}'
+    )
+
+    assert answer.startswith(BARE_400)
+    assert answer.count(b"HTTP/1.") == 1
+    assert answer.endswith(b"\r\n\r\n")
+    assert house.far_end.requests == []
 
 
 async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, monkeypatch: Any) -> None:
@@ -257,6 +292,54 @@ async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -
     await other.server.close()
     with pytest.raises(OSError, match="in use"):
         await other.server.start(Binding(port=port), Binding())
+
+
+def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Make a certificate for 127.0.0.1, and give the contexts of its server and of a client that trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+    today = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    both = folder / "tls.pem"
+    both.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(both)
+    return server, ssl.create_default_context(cafile=str(both))
+
+
+async def test_client_side_speaks_tls_where_it_is_given(build: Build, tmp_path: Path) -> None:
+    """Its address and its own origin are https then; the operator's side stays as it is."""
+    house = await build()
+    await house.server.close()
+    server_tls, client_tls = certificate(tmp_path)
+    server = Server(house.parts)
+    await server.start(Binding(tls=server_tls), Binding())
+    try:
+        url = server.url
+        answer = await house.call("POST", f"{url}/v1/sessions", headers={"Origin": url}, ssl=client_tls)
+        foreign = await house.call(
+            "POST", f"{url}/v1/sessions", headers={"Origin": url.replace("https", "http")}, ssl=client_tls
+        )
+        admin_url = server.admin_url
+    finally:
+        await house.http.close()
+        await server.close()
+
+    assert (answer.status, foreign.status) == (201, 403)
+    assert url.startswith("https://127.0.0.1:")
+    assert admin_url.startswith("http://127.0.0.1:")
 
 
 async def test_close_may_be_repeated(house: House) -> None:
