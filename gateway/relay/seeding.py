@@ -5,12 +5,11 @@ the id it had; an item whose id the service refuses is sent again without one, a
 `renamed`. What the call says meanwhile is read here and nowhere else: its clients did not cause it.
 """
 
-import json
 from collections import deque
 from collections.abc import Mapping
 
 from gateway.relay.conversation import Json, Seed
-from gateway.relay.envelope import member
+from gateway.relay.envelope import compose, member
 
 _EVENT_ID = "evt_seed_"
 
@@ -44,7 +43,7 @@ class Seeding:
     def opening(self) -> list[str]:
         """Give the events to send once the channel is open."""
         return [
-            _text(
+            compose(
                 {
                     "type": "conversation.item.create",
                     "event_id": f"{_EVENT_ID}{at}",
@@ -89,8 +88,4 @@ class Seeding:
             return []
         self._nameless.append(old)
         item = {name: part for name, part in self._pending[old].items() if name != "id"}
-        return [_text({"type": "conversation.item.create", "event_id": f"{event_id}_again", "item": item})]
-
-
-def _text(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return [compose({"type": "conversation.item.create", "event_id": f"{event_id}_again", "item": item})]

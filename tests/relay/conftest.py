@@ -1,0 +1,42 @@
+"""Fixtures of the relay: a loop whose time is virtual, and a hub in a played world."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from gateway.relay.limits import RelayLimits
+from tests.relay.fakes import House, VirtualLoop
+
+Build = Callable[..., House]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Give the tests of this folder a loop on which waiting takes no time."""
+    return {"virtual": VirtualLoop}
+
+
+@pytest.fixture
+async def build() -> AsyncIterator[Build]:
+    """Return a function that starts a hub with other limits; all are closed at the end, and leave no mistake."""
+    built: list[House] = []
+
+    def build(**limits: Any) -> House:
+        house = House(RelayLimits(**limits))
+        house.hub.start()
+        built.append(house)
+        return house
+
+    yield build
+    for house in built:
+        house.dialer.gate = None
+        async with asyncio.timeout(60):
+            await house.hub.close()
+        assert house.notebook.told("relay_failed") == []
+
+
+@pytest.fixture
+async def house(build: Build) -> House:
+    """Return a running hub with the default limits and no continuity, so that a lost call ends its session."""
+    return build(continuity=False)

@@ -1,0 +1,290 @@
+"""The relay's world, played: time that passes only when nobody has anything to do, a dialer, calls, and a notebook.
+
+Each keeps what its port in `gateway.relay.ports` promises; test_fakes.py holds them to it.
+"""
+
+import asyncio
+import inspect
+import itertools
+import json
+import selectors
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from gateway.errors import CallerError, GatewayError, UpstreamError
+from gateway.relay.clock import Clock
+from gateway.relay.envelope import ClientEvent
+from gateway.relay.eventlog import EventId
+from gateway.relay.hub import Hub, OpenRequest
+from gateway.relay.limits import RelayLimits
+from gateway.relay.ports import CallRequest, Handle, Json, LossCause, Principal, Reader, Sink, Telemetry
+from gateway.relay.session import Session
+from gateway.relay.state import CloseReason
+
+START_UNIX = 1_790_000_000.0
+SOMEBODY = Principal("somebody")
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+class _Skipping(selectors.SelectSelector):
+    """Looks at sockets, and skips the time it should have waited."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:  # the loop's own type is private
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("everything waits and nothing is due: some wait has no deadline")
+            self.now += max(timeout, 0)
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop on which waiting takes no time: where nothing is ready, its clock jumps to what is due next."""
+
+    def __init__(self) -> None:
+        self._skipping = _Skipping()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.now
+
+
+def virtual_clock() -> Clock:
+    """Give the running loop's time, and dice that only count."""
+    loop, numbers = asyncio.get_running_loop(), itertools.count(1)
+
+    def token(length: int) -> str:
+        return f"t{next(numbers):0{length - 1}d}"
+
+    return Clock(loop.time, lambda: START_UNIX + loop.time(), token, lambda: f"e{next(numbers):03d}")
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait until something holds; in virtual time, so a long bound costs nothing."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# --- telemetry --------------------------------------------------------------------------------------------------------
+
+
+class Notebook:
+    """Writes down every fact it is told; refuses one that the port does not know, or told in another way."""
+
+    def __init__(self) -> None:
+        self.facts: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        method = getattr(Telemetry, name)
+
+        def note(*args: Any) -> None:
+            inspect.signature(method).bind(self, *args)
+            self.facts.append((name, args))
+
+        return note
+
+    def told(self, name: str) -> list[tuple[Any, ...]]:
+        """Give what was told under a name, oldest first."""
+        getattr(Telemetry, name)
+        return [args for told, args in self.facts if told == name]
+
+    @property
+    def port(self) -> Telemetry:
+        return cast(Telemetry, self)
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------------
+
+
+class FakeCall:
+    """An open call that says what a test has it say."""
+
+    def __init__(self, request: CallRequest, sink: Sink, number: int) -> None:
+        self.request = request
+        self.sent: list[str] = []
+        self.buffered = 0
+        self.open = True
+        self.closings: list[bool] = []
+        self.alive = True
+        self.max_message_bytes = 1 << 30
+        self.closing: Callable[[], Awaitable[object]] | None = None
+        self.on_send: Callable[[Json], None] | None = None
+        self._sink = sink
+        self._number = number
+
+    @property
+    def call_id(self) -> str | None:
+        return f"rtc_{self._number}"
+
+    @property
+    def diagnostics(self) -> Json:
+        return {"phases": {"total": 0.01}}
+
+    def send(self, batch: Sequence[str]) -> None:
+        if not self.open:
+            raise UpstreamError("upstream-failed", "The channel is not open.")
+        for text in batch:
+            if len(text.encode()) > self.max_message_bytes:
+                raise CallerError("too-large", "The far end takes no event this large.")
+        self.sent.extend(batch)
+        if self.on_send is not None:
+            for text in batch:
+                self.on_send(json.loads(text))
+
+    async def probe(self, timeout: float) -> bool:
+        if not self.alive:
+            await asyncio.sleep(timeout)
+        return self.alive
+
+    async def close(self, hang_up: bool) -> None:
+        self.closings.append(hang_up)
+        self.open = False
+        if self.closing is not None:
+            await self.closing()
+
+    # --- what the test has it do ---
+
+    def say(self, type: str, **members: object) -> None:
+        """Send an event down."""
+        self.say_text(json.dumps({"type": type, **members}))
+
+    def say_text(self, text: str) -> None:
+        self._sink.received(self.request.generation, text)
+
+    def say_unreadable(self, size: int) -> None:
+        self._sink.unreadable(self.request.generation, size)
+
+    def drain(self) -> None:
+        self.buffered = 0
+        self._sink.drained(self.request.generation)
+
+    def lose(self, cause: LossCause = LossCause.CONNECTION_FAILED) -> None:
+        """End the call as nobody here wished; not once it was closed."""
+        if self.open:
+            self.open = False
+            self._sink.lost(self.request.generation, cause)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What was sent, parsed."""
+        return [json.loads(text) for text in self.sent]
+
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    # --- the service's part of a response ---
+
+    def start(
+        self, response_id: str = "resp_1", turn: str | None = None, conversation: str | None = "c"
+    ) -> None:
+        metadata = {"gateway_turn": turn} if turn else None
+        response = {"id": response_id, "conversation_id": conversation, "metadata": metadata}
+        self.say("response.created", response=response)
+
+    def finish(self, response_id: str = "resp_1", status: str = "completed", **members: object) -> None:
+        response = {"id": response_id, "status": status, "usage": {"total_tokens": 3}, **members}
+        self.say("response.done", response=response)
+
+    def greet(self, **session: object) -> None:
+        model = self.request.session.get("model", "gpt-realtime-2.1")
+        self.say("session.created", session={"type": "realtime", "model": model, **session})
+
+
+class FakeDialer:
+    """Opens calls that greet, unless told to refuse, to wait or to stay silent."""
+
+    def __init__(self) -> None:
+        self.calls: list[FakeCall] = []
+        self.requests: list[CallRequest] = []
+        self.refusal: GatewayError | None = None
+        self.gate: Callable[[], Awaitable[object]] | None = None
+        self.greets = True
+        self.greeting: Json = {}
+        self.prepare: Callable[[FakeCall], None] | None = None
+
+    async def dial(self, request: CallRequest, sink: Sink) -> FakeCall:
+        self.requests.append(request)
+        if self.gate is not None:
+            await self.gate()
+        if self.refusal is not None:
+            raise self.refusal
+        call = FakeCall(request, sink, len(self.calls) + 1)
+        self.calls.append(call)
+        if self.prepare is not None:
+            self.prepare(call)
+        if self.greets:
+            call.greet(**self.greeting)
+        return call
+
+    @property
+    def call(self) -> FakeCall:
+        return self.calls[-1]
+
+
+# --- downstream -------------------------------------------------------------------------------------------------------
+
+
+class FakeReceiver:
+    def __init__(self, silent_since: float) -> None:
+        self.silent_since = silent_since
+        self.superseded = 0
+
+    def supersede(self) -> None:
+        self.superseded += 1
+
+
+def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
+    """Frame for reading by eye: the relay must not care."""
+    head = f"{id} {name or ''}|"
+    return f"{head}{text}".encode(), len(head)
+
+
+def client_event(type: str, **members: Any) -> ClientEvent:
+    """Give an event as the envelope would read it."""
+    value = {"type": type, **members}
+    return ClientEvent(json.dumps(value), type, members.get("event_id"), value)
+
+
+def logged(reader: Reader) -> list[dict[str, Any]]:
+    """Give every event in a log that is still kept, parsed."""
+    start = EventId(reader.head.epoch, reader.oldest.sequence - 1)
+    page = reader.read(start, 1_000_000, 1 << 40)
+    return [json.loads(entry.block[entry.start :]) for entry in page.entries]
+
+
+def types_of(handle: Handle) -> list[str]:
+    """Give the types of every event in a session's log."""
+    return [event["type"] for event in logged(handle.reader)]
+
+
+@dataclass
+class House:
+    """A hub in its played world."""
+
+    limits: RelayLimits
+    dialer: FakeDialer = field(default_factory=FakeDialer)
+    notebook: Notebook = field(default_factory=Notebook)
+
+    def __post_init__(self) -> None:
+        self.clock = virtual_clock()
+        self.hub = Hub(self.dialer, frame, self.notebook.port, self.limits, self.clock)
+
+    async def open(self, **members: Any) -> Session:
+        """Open a session and give it as its owner sees it."""
+        handle = await self.hub.open(OpenRequest(**{"principal": SOMEBODY, **members}))
+        return cast(Session, handle)
+
+    @property
+    def call(self) -> FakeCall:
+        return self.dialer.call
+
+    async def closed(self, session: Session, seconds: float = 5.0) -> CloseReason | None:
+        """Wait for a session's end and give its reason."""
+        await until(lambda: session.reader.sealed, seconds)
+        return session.view().close_reason
