@@ -32,6 +32,11 @@ class LocalLog:
         return self._events.size
 
     @property
+    def spare(self) -> int:
+        """Bytes that it could give up."""
+        return self._events.spare
+
+    @property
     def head(self) -> EventId:
         return self._events.head
 
@@ -119,4 +124,12 @@ class Broker:
         if dropped:
             self._telemetry.log_evicted(dropped)
         if size > 0 and self.size > self._total_bytes:
-            max(self._logs, key=lambda log: log.size).trim(max(_TRIM_BYTES, self.size - self._total_bytes))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        # By what it can give up, not by its size: a log of one huge event would be the largest and free nothing.
+        while self.size > self._total_bytes:
+            largest = max(self._logs, key=lambda log: log.spare)
+            if not largest.spare:
+                return  # Only the newest event of each session is left, and those are always kept.
+            largest.trim(max(_TRIM_BYTES, self.size - self._total_bytes))

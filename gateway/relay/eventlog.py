@@ -19,13 +19,13 @@ _WORD = re.compile(r"[0-9a-z-]{1,64}\Z")
 
 
 class EventId(NamedTuple):
-    """A place in a log: after the event of this sequence, 0 for before the first."""
+    """A place in a log: after the event of this sequence, 0 for before the first, -1 for a word that is no place."""
 
     epoch: str
     sequence: int
 
     def __str__(self) -> str:
-        return f"{self.epoch}-{self.sequence}"
+        return f"{self.epoch}-{self.sequence}" if self.sequence >= 0 else self.epoch
 
     @classmethod
     def parse(cls, text: str) -> "EventId":
@@ -35,7 +35,7 @@ class EventId(NamedTuple):
             raise ValueError("an event id has only the characters 0-9, a-z and -")
         epoch, dash, digits = text.rpartition("-")
         if not (dash and digits.isdigit()):
-            return cls(text, 0)
+            return cls(text, -1)
         return cls(epoch, int(digits))
 
 
@@ -105,6 +105,12 @@ class EventLog:
         """Bytes kept, as framed."""
         self.sealed = False
 
+    @property
+    def spare(self) -> int:
+        """Bytes that `trim` could free: all but the newest event's."""
+        newest = self._entries[-1] if self._entries else None
+        return self.size - len(newest.block) if newest else 0
+
     def __len__(self) -> int:
         return len(self._entries) - self._first
 
@@ -153,7 +159,7 @@ class EventLog:
 
     def _gap(self, after: EventId) -> Gap | None:
         oldest = self.oldest
-        if after.epoch != self._epoch:
+        if after.epoch != self._epoch or after.sequence < 0:
             return Gap(after, oldest, None, GapReason.FOREIGN)
         if after.sequence > self._head:
             return Gap(after, oldest, None, GapReason.UNKNOWN)

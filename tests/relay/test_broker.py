@@ -1,0 +1,156 @@
+"""gateway/relay/broker.py: the logs of a process, and the bound on all of them."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.relay.broker import Broker, LocalLog
+from gateway.relay.eventlog import EventId
+from tests.relay.fakes import Notebook
+
+MAX_EVENTS, MAX_BYTES = 1000, 1 << 20
+
+
+def bare_frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
+    """Frame by nothing, so that sizes are those of the texts."""
+    return text.encode(), 0
+
+
+def make(total: int = 1 << 30, max_events: int = MAX_EVENTS) -> tuple[Broker, Notebook]:
+    """Make a broker by its total bound."""
+    notebook = Notebook()
+    return Broker(bare_frame, max_events, MAX_BYTES, total, notebook.port), notebook
+
+
+def fill(log: LocalLog, events: int, size: int = 1024) -> None:
+    """Append so many events of one size."""
+    for _ in range(events):
+        log.append("x", "a" * size, 0.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200_000)), max_size=60))
+def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
+    """Whatever four sessions say, the count is the sum of the logs, and above the bound only newest events are left."""
+    total = 300_000
+    broker, notebook = make(total)
+    logs = [broker.create(f"e{number}") for number in range(4)]
+    appended = 0
+    for number, size in steps:
+        logs[number].append("x", "a" * size, 0.0)
+        appended += 1
+        assert broker.size == sum(log.size for log in logs)
+        assert broker.size <= total or all(log.spare == 0 for log in logs)
+
+    evicted = sum(count for (count,) in notebook.told("log_evicted"))
+    assert broker.events == sum(map(len, logs)) == appended - evicted
+
+
+def test_the_talkative_session_pays() -> None:
+    """At the total bound the log that can give up most is trimmed, and its readers are told of a gap."""
+    broker, notebook = make(total=200 * 1024)
+    quiet, loud = broker.create("q"), broker.create("l")
+    fill(quiet, 20)
+    fill(loud, 181)
+
+    assert quiet.oldest == EventId("q", 1)
+    assert loud.read(EventId("l", 0), 1, 1).gap is not None
+    assert notebook.told("log_evicted") == [(64,)]
+
+
+def test_a_page_that_was_read_outlives_the_trim() -> None:
+    """A reader writes what it has read, however long that takes it."""
+    broker, _ = make(total=100 * 1024)
+    log = broker.create("e")
+    fill(log, 100)
+    page = log.read(EventId("e", 0), 100, 1 << 20)
+    fill(log, 1)
+
+    assert log.oldest.sequence > 1
+    assert [entry.sequence for entry in page.entries] == list(range(1, 101))
+    assert log.read(page.cursor, 10, 1 << 20).gap is None
+
+
+def test_one_huge_event_does_not_shield_the_others() -> None:
+    """The largest log may have nothing to give up; then another one does."""
+    broker, _ = make(total=500 * 1024)
+    huge, other = broker.create("h"), broker.create("o")
+    huge.append("x", "a" * 400 * 1024, 0.0)
+    fill(other, 300)
+
+    assert len(huge) == 1
+    assert broker.size <= 500 * 1024
+
+
+def test_newest_events_alone_may_exceed_the_bound() -> None:
+    """No session is closed for memory, and each keeps its newest event."""
+    broker, _ = make(total=1024)
+    logs = [broker.create(str(number)) for number in range(3)]
+    for log in logs:
+        log.append("x", "a" * 1000, 0.0)
+
+    assert broker.full
+    assert [len(log) for log in logs] == [1, 1, 1]
+
+
+def test_a_dropped_log_counts_no_more() -> None:
+    """Its bytes and events are free for others, and it is trimmed for nobody."""
+    broker, _ = make(total=100 * 1024)
+    gone, here = broker.create("g"), broker.create("h")
+    fill(gone, 80)
+    broker.drop(gone)
+    fill(here, 90)
+
+    assert (broker.size, broker.events, broker.full) == (here.size, 90, False)
+
+
+def test_a_logs_own_bound_is_told_too() -> None:
+    """What falls out by one log's own limits counts as evicted as well."""
+    broker, notebook = make(max_events=2)
+    fill(broker.create("e"), 3)
+
+    assert notebook.told("log_evicted") == [(1,)]
+
+
+def test_appending_and_sealing_wake_whoever_subscribed() -> None:
+    """Until they cancel, which may be repeated."""
+    log = make()[0].create("e")
+    woken: list[str] = []
+    cancel = log.subscribe(lambda: woken.append("a"))
+    log.subscribe(lambda: woken.append("b"))
+    fill(log, 1)
+    cancel()
+    cancel()
+    fill(log, 1)
+    log.seal()
+
+    assert woken == ["a", "b", "b", "b"]
+    assert log.sealed
+
+
+def test_a_wake_may_subscribe_and_cancel() -> None:
+    """It changes the next round, not the one that woke it."""
+    log = make()[0].create("e")
+    woken: list[str] = []
+    cancels: list[Callable[[], None]] = []
+
+    def swap() -> None:
+        woken.append("first")
+        cancels[0]()
+        log.subscribe(lambda: woken.append("second"))
+
+    cancels.append(log.subscribe(swap))
+    fill(log, 2)
+
+    assert woken == ["first", "second"]
+
+
+def test_trimming_wakes_nobody() -> None:
+    """A reader learns of a gap when it reads; it has nothing new to read yet."""
+    log = make()[0].create("e")
+    fill(log, 10)
+    log.subscribe(lambda: pytest.fail("woken"))
+    log.trim(2048)
+
+    assert log.oldest.sequence == 3
