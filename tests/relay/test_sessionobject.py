@@ -1,0 +1,98 @@
+"""gateway/relay/sessionobject.py: merging and locking, by odd shapes too."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import GatewayError
+from gateway.relay.sessionobject import check_locked, merge
+
+SCALAR = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
+NAMES = st.sampled_from(["a", "b", "audio", "input"])
+OBJECT = st.recursive(
+    st.dictionaries(NAMES, SCALAR | st.lists(SCALAR, max_size=2), max_size=3),
+    lambda inner: st.dictionaries(NAMES, inner | SCALAR, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(OBJECT)
+def test_merging_with_nothing_changes_nothing(value: dict[str, object]) -> None:
+    """The empty object is neutral on both sides."""
+    assert merge(value, {}) == value
+    assert merge({}, value) == value
+
+
+@given(OBJECT, OBJECT)
+def test_what_is_wanted_is_had(template: dict[str, object], wanted: dict[str, object]) -> None:
+    """Merging the same once more changes nothing, and the arguments stay as they were."""
+    before = repr((template, wanted))
+    merged = merge(template, wanted)
+
+    assert merge(merged, wanted) == merged
+    assert repr((template, wanted)) == before
+
+
+def test_objects_merge_and_all_else_replaces() -> None:
+    """Lists and scalars replace, null is a value, an object replaces what is none."""
+    template = {"audio": {"input": {"rate": 1, "kind": 2}}, "tools": [1, 2], "speed": 1, "voice": "x"}
+    wanted = {"audio": {"input": {"rate": 9}}, "tools": [3], "speed": None, "voice": {"id": 1}}
+
+    assert merge(template, wanted) == {
+        "audio": {"input": {"rate": 9, "kind": 2}},
+        "tools": [3],
+        "speed": None,
+        "voice": {"id": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"model": "x"},
+        {"model": None},
+        {"audio": {"input": {"turn_detection": None}}},
+        {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
+        {"audio": {"input": None}},
+        {"audio": {"input": "pcm"}},
+        {"audio": None},
+        {"audio": []},
+        {"audio": "none"},
+        None,
+        [],
+        "session",
+        7,
+    ],
+)
+def test_a_locked_member_is_refused_in_any_shape(members: object) -> None:
+    """A member counts as set by its own value, by null, and by whatever replaces an object that would hold it."""
+    with pytest.raises(GatewayError) as caught:
+        check_locked(members, ("model", "audio.input.turn_detection"), "/session")
+    assert caught.value.code == "member-locked"
+    pointer = caught.value.flaws[0].pointer
+    assert pointer is not None
+    assert pointer.startswith("/session/")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"models": 1},
+        {"audio": {}},
+        {"audio": {"input": {}}},
+        {"audio": {"input": {"format": 1}, "output": None}},
+        {"audio.input.turn_detection": 1},
+        {"Model": 1},
+    ],
+)
+def test_members_beside_a_locked_one_pass(members: object) -> None:
+    """Only the member itself is locked, by its exact name; other cases are refused by the envelope under a lock."""
+    check_locked(members, ("model", "audio.input.turn_detection"), "")
+
+
+def test_the_flaw_points_at_the_locked_member() -> None:
+    """The pointer leads from the request's root to the member, not to where the shape went odd."""
+    with pytest.raises(GatewayError) as caught:
+        check_locked({"audio": None}, ("audio.input.format",), "/3/session")
+    assert caught.value.flaws[0].pointer == "/3/session/audio/input/format"
