@@ -340,9 +340,8 @@ class Realtime:
             counted = usage.account(0, 0, usage.Output())
         else:
             spent = sum(tokens for _, tokens in active.segments)
-            written = response.written
-            counted = usage.account(spent, usage.cached(self._seen, active.segments), written)
-            self._seen = active.segments + [(item["id"], written.text_tokens) for item in response.output]
+            counted = usage.account(spent, usage.cached(self._seen, active.segments), response.written)
+            self._seen = active.segments
         response.finish(status, details, counted)
         self._rate_limits(counted["total_tokens"])
         if response.speaking:

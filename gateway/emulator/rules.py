@@ -362,7 +362,7 @@ def _opening(instructions: str) -> _Reply:
 def _styled(answer: _Reply, instructions: str) -> str:
     text = answer.text
     if match := re.search(
-        r"\b(?:always )?(?:answer|reply|respond)(?: only)? with [\"“](.+?)[\"”]", instructions, re.I
+        r"(?:^|[.!]\s|\balways )(?:answer|reply|respond)(?: only)? with [\"“](.+?)[\"”]", instructions, re.I
     ):
         return match[1]
     if match := re.search(

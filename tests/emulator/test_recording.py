@@ -1,0 +1,144 @@
+"""Recordings served back."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.emulator.recording import load
+from tests.emulator.caller import Caller
+
+
+def write(path: Path, *lines: str) -> Path:
+    """Write a recording."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def received(event: str) -> str:
+    """Write a line of what the client received."""
+    return f'{{"direction":"received","event":{event}}}'
+
+
+def sent(kind: str) -> str:
+    """Write a line of what the client sent."""
+    return f'{{"direction":"sent","event":{{"type":"{kind}"}}}}'
+
+
+CREATED = '{"type":"session.created", "event_id":"e1","session":{"n":1.0,"t":"\\u00e4"}}'
+FIRST = '{"type":"response.output_text.delta","delta":"a  b"}'
+LAST = '{"type" : "response.done"}'
+
+
+def test_events_are_cut_out_as_they_stand(tmp_path: Path) -> None:
+    """Spacing, escapes and number forms of an event survive the reading."""
+    path = write(tmp_path / "r.jsonl", received(CREATED), "", sent("response.create"), received(LAST))
+
+    assert [(step.sent, step.kind, step.text) for step in load(path)] == [
+        (False, "session.created", CREATED),
+        (True, "response.create", '{"type":"response.create"}'),
+        (False, "response.done", LAST),
+    ]
+
+
+def test_members_in_another_order_are_read_too(tmp_path: Path) -> None:
+    """A line whose event stands first is read, its event written anew."""
+    path = write(tmp_path / "r.jsonl", '{"event":{"type":"x"},"direction":"received"}')
+
+    assert load(path)[0].text == '{"type":"x"}'
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", '{"direction":"received"}', '{"direction":"up","event":{"type":"x"}}']
+)
+def test_line_that_is_none_is_named(line: str, tmp_path: Path) -> None:
+    """A wrong line is refused with file and number."""
+    with pytest.raises(ValueError, match=r"r\.jsonl:2"):
+        load(write(tmp_path / "r.jsonl", sent("x"), line))
+
+
+async def test_recording_answers_in_its_own_bytes(
+    tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """Each client event of the recorded type lets the recording go on; others do not."""
+    path = write(
+        tmp_path / "r.jsonl", received(CREATED), sent("session.update"), received(FIRST), sent("response.create"),
+        received(LAST),
+    )  # fmt: skip
+    caller: Caller = await call(await emulate(recordings=(path,)))
+    caller.send({"type": "conversation.item.create", "item": {}})
+    caller.send("nonsense")
+    caller.send({"type": "session.update", "session": {}})
+    await caller.until("response.output_text.delta")
+    assert caller.frames == [CREATED, FIRST]
+    caller.send({"type": "response.create"})
+    await caller.until("response.done")
+
+    assert caller.frames == [CREATED, FIRST, LAST]
+
+
+async def test_missing_session_created_is_said_all_the_same(
+    tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """A recording made beside a call lacks it, a data channel always begins with it."""
+    path = write(tmp_path / "r.jsonl", sent("response.create"), received(LAST))
+    caller: Caller = await call(await emulate(recordings=(path,)))
+    caller.send({"type": "response.create"})
+    await caller.until("response.done")
+
+    assert caller.types == ["session.created", "response.done"]
+
+
+async def test_recordings_take_turns(
+    tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """Each new call gets the next recording, the first one again after the last."""
+    paths = tuple(
+        write(tmp_path / f"{n}.jsonl", received(f'{{"type":"session.created","n":{n}}}')) for n in (1, 2)
+    )
+    emulator = await emulate(recordings=paths)
+    callers = [await call(emulator) for _ in range(3)]
+
+    assert [c.events[0]["n"] for c in callers] == [1, 2, 1]
+
+
+async def test_expiry_is_told_over_a_recording(
+    tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """A call that ends while a recording plays still says why."""
+    path = write(tmp_path / "r.jsonl", received(CREATED))
+    caller: Caller = await call(await emulate(recordings=(path,)))
+    await caller.tell("fault", {"do": "expire"})
+
+    assert (await caller.until("error"))["error"]["code"] == "session_expired"
+
+
+async def test_wrong_recording_refuses_to_start(tmp_path: Path, emulate: Callable[..., Any]) -> None:
+    """An emulator does not start with a file that is no recording."""
+    with pytest.raises(ValueError, match="no line of a recording"):
+        await emulate(recordings=(write(tmp_path / "r.jsonl", "x"),))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["text-turn-in-webrtc-call", "tool-call-round", "history-seeding", "audio-turn-in-webrtc-call"],
+)
+async def test_recorded_sessions_are_served_byte_for_byte(
+    name: str, recordings: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """Each recorded session of the service, asked for with its own client events, arrives as it was recorded."""
+    path = recordings / f"{name}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    caller: Caller = await call(await emulate(recordings=(path,)))
+    for line in lines:
+        if line["direction"] == "sent":
+            caller.send(line["event"])
+    expected = [step.text for step in load(path) if not step.sent]
+    async with asyncio.timeout(10):
+        while len(caller.frames) < len(expected):
+            await asyncio.sleep(0.005)
+
+    assert caller.frames[-len(expected) :] == expected
