@@ -5,13 +5,12 @@ that what comes back can be told apart from whatever else goes on in the session
 response events by the response's, errors by the `event_id` they name.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
-from gateway.relay.envelope import ClientEvent, member
+from gateway.relay.envelope import ClientEvent, compose, member
 from gateway.relay.eventlog import EventId
 
 METADATA_KEY = "gateway_turn"
@@ -54,13 +53,15 @@ class Turn:
         """The `response` of its response.done."""
         self.failure: GatewayError | None = None
         self.finished = False
-        self.asking_refused = False
-        """The error that ended it was about its response.create, so there is no response to cancel."""
+        self.over = False
+        """Its response is done, or was refused for good: nothing of it will be said any more. A turn whose item is refused
+        is finished before it is over, since its response was asked for with the item and comes all the same."""
+        self.response_id: str | None = None
+        """Known once the response is created."""
         self._token = token
         self._request = request
         self._event_ids: set[str] = set()
         self._item_ids: set[str] = set()
-        self._response_id: str | None = None
         self._waiting: dict[int, Callable[[], None]] = {}
         self._waiters = 0
 
@@ -96,16 +97,15 @@ class Turn:
     def cancelling(self) -> ClientEvent:
         """Give the event that cancels the response."""
         value: dict[str, object] = {"type": "response.cancel"}
-        if self._response_id:
-            value["response_id"] = self._response_id
+        if self.response_id:
+            value["response_id"] = self.response_id
         return self._event("c", value)
 
     def _event(self, suffix: str, value: dict[str, object]) -> ClientEvent:
         event_id = f"evt_{self._token}_{suffix}"
         self._event_ids.add(event_id)
         value = {**value, "event_id": event_id}
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return ClientEvent(text, str(value["type"]), event_id, value)
+        return ClientEvent(compose(value), str(value["type"]), event_id, value)
 
     def look(self, type: str, value: Mapping[str, object]) -> Progress:
         """Say what a server event means for this turn, and remember what identifies the events to come."""
@@ -114,7 +114,7 @@ class Turn:
         if type in ("response.created", "response.done"):
             return self._look_at_response(type, value)
         if type.startswith("response."):
-            ours = self._response_id is not None and value.get("response_id") == self._response_id
+            ours = self.response_id is not None and value.get("response_id") == self.response_id
             if ours and type == "response.output_item.added":
                 self._item_ids.add(str(member(value, "item", "id")))
             return Progress.OURS if ours else Progress.FOREIGN
@@ -132,8 +132,10 @@ class Turn:
             return Progress.BUSY
         if event_id == f"evt_{self._token}_c":
             return Progress.OURS  # The response ended before it could be cancelled.
+        self.over = event_id == f"evt_{self._token}_r"
+        if self.finished:
+            return Progress.DONE if self.over else Progress.OURS
         upstream = {name: member(value, "error", name) for name in ("type", "code", "message", "param")}
-        self.asking_refused = event_id == f"evt_{self._token}_r"
         detail = f"OpenAI refused the turn: {upstream['message']}"
         self.failure = UpstreamError("upstream-rejected", detail, members={"upstream": upstream})
         return Progress.DONE
@@ -141,10 +143,13 @@ class Turn:
     def _look_at_response(self, type: str, value: Mapping[str, object]) -> Progress:
         response_id = member(value, "response", "id")
         if type == "response.created" and member(value, "response", "metadata", METADATA_KEY) == self.id:
-            self._response_id = response_id if isinstance(response_id, str) else None
+            self.response_id = response_id if isinstance(response_id, str) else None
             return Progress.OURS
-        if self._response_id is None or response_id != self._response_id:
+        if self.response_id is None or response_id != self.response_id:
             return Progress.FOREIGN
+        self.over = True
+        if self.finished:
+            return Progress.DONE
         response = value.get("response")
         self.result = response if isinstance(response, Mapping) else {}
         return Progress.DONE

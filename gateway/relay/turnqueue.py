@@ -3,6 +3,9 @@
 A turn is sent when the default conversation has no response in flight. Where somebody's own response.create came
 first all the same, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks
 again when that response is done, and the refusal is not shown as the turn's.
+
+A cancel always names its response: without a name the service would cancel whatever is active, which may be somebody
+else's. So a turn that nobody wants any more before its response is created stays the running one until then.
 """
 
 from collections import deque
@@ -33,6 +36,7 @@ class TurnQueue:
         self._count = 0
         self._deadline = 0.0
         self._ask_again = False
+        self._unwanted = False
 
     @property
     def running(self) -> Turn | None:
@@ -49,6 +53,8 @@ class TurnQueue:
 
     def advance(self, busy: bool, head: EventId, now: float) -> None:
         """Send what can be sent: the next turn, or the running one's question again."""
+        if self._running is not None and self._unwanted and self._ask_again:
+            self.interrupt(_withdrawn(), head)  # It was refused for now, and is not to be asked for again.
         if busy:
             return
         if self._running is not None:
@@ -60,7 +66,7 @@ class TurnQueue:
             turn = self._waiting.popleft()
             turn.after = head
             self._running = turn
-            self._ask_again = False
+            self._ask_again = self._unwanted = False
             self._deadline = now + self._timeout_seconds
             self._try_send(turn, turn.opening(), head)
 
@@ -69,17 +75,22 @@ class TurnQueue:
         turn = self._running
         if turn is None:
             return Progress.FOREIGN
+        response_id = turn.response_id
         progress = turn.look(type, value)
         if progress is Progress.BUSY:
             self._ask_again = True
+        elif self._unwanted and turn.response_id != response_id:
+            self._cancel(turn)
         return progress
 
     def done(self, head: EventId) -> None:
         """The running turn's last event stands in the log at `head`."""
-        turn, self._running = self._running, None
+        turn = self._running
         assert turn is not None  # only a running turn reports DONE
-        if turn.failure is not None and not turn.asking_refused:
-            self._cancel(turn)
+        if turn.over:
+            self._running = None
+        else:
+            self._stop(turn)
         turn.finish(head)
 
     def expire(self, head: EventId, now: float) -> None:
@@ -88,17 +99,21 @@ class TurnQueue:
         if turn is None or now < self._deadline:
             return
         self._running = None
-        self._cancel(turn)
+        if not self._ask_again:
+            self._cancel(
+                turn
+            )  # Unnamed if it was never created: a service that silent has nothing else active.
         detail = f"The response was not done within {self._timeout_seconds:g} s and was cancelled."
         turn.finish(head, UpstreamError("upstream-timeout", detail, members={"phase": "response"}))
 
     def withdraw(self, turn: Turn, head: EventId) -> None:
         """Nobody wants this turn any more: cancel its response, or forget it unsent."""
-        if turn is self._running:
-            self._cancel(turn)
-        elif turn in self._waiting:
+        if turn in self._waiting:
             self._waiting.remove(turn)
-            turn.finish(head, UpstreamError("upstream-failed", "The turn was withdrawn."))
+        elif turn is self._running:
+            self._stop(turn)
+        if turn is not self._running:
+            turn.finish(head, _withdrawn())
 
     def interrupt(self, failure: GatewayError, head: EventId) -> None:
         """The running turn's call is lost; those that wait go on waiting."""
@@ -119,8 +134,22 @@ class TurnQueue:
             self._running = None
             turn.finish(head, error)
 
+    def _stop(self, turn: Turn) -> None:
+        """Cancel the running turn's response, now or as soon as it has a name. Harmless when repeated."""
+        if self._unwanted:
+            return
+        self._unwanted = True
+        if self._ask_again:
+            self._running = None  # It has none, and is not to ask for one again.
+        elif turn.response_id is not None:
+            self._cancel(turn)
+
     def _cancel(self, turn: Turn) -> None:
         try:
             self._send([turn.cancelling()])
         except GatewayError:
             return  # The channel is gone, and the response with it.
+
+
+def _withdrawn() -> UpstreamError:
+    return UpstreamError("upstream-failed", "The turn was withdrawn.")
