@@ -71,6 +71,26 @@ class NominatedConsent(Connection):
                 return
 
 
+async def answers(connection: Connection, retransmissions: int) -> bool:
+    """Send one check on the pair in use, as consent does, and give whether it was answered.
+
+    With aioice's delays of 0.5 s, doubled each time, two retransmissions make 3.5 s.
+    """
+    if connection.remote_password is None:
+        return False
+    key = connection.remote_password.encode("utf8")
+    for pair in list(connection._nominated.values()):
+        request = connection.build_request(pair, nominate=True)
+        try:
+            await pair.protocol.request(
+                request, pair.remote_addr, integrity_key=key, retransmissions=retransmissions
+            )
+        except (stun.TransactionError, OSError):
+            continue
+        return True
+    return False
+
+
 class PromptChecks(Connection):
     """An ICE handshake that ends when a pair is nominated, not at the next tick of the pace.
 

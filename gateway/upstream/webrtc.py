@@ -389,6 +389,17 @@ class WebRTCUpstream:
         self._frames["sent"] += len(batch)
         self._clogged = channel.bufferedAmount > self._dialer.config.low_water_bytes
 
+    async def probe(self, timeout: float) -> bool:
+        """Ask for a sign of life (ports.Upstream). The answer to a check is one, and so is any event meanwhile."""
+        pc, received = self._pc, self._frames["received"]
+        if pc is None or self._closing is not None:
+            return False
+        try:
+            answered = await asyncio.wait_for(tuning.alive(pc), timeout)
+        except TimeoutError:
+            answered = False
+        return answered or self._frames["received"] > received
+
     async def close(self, hang_up: bool) -> None:
         """End the call (ports.Upstream). The work is the dialer's, so it goes on where the caller is cancelled."""
         work = [self.begin_close()]
