@@ -39,7 +39,6 @@ class NominatedConsent(Connection):
     """Consent checks that a strict ICE-lite peer answers, and that notice a dead one sooner."""
 
     consent_timeout = 15.0
-    consent_expired = False
 
     async def query_consent(self) -> None:
         """Check consent until it expires, then close the connection."""
@@ -64,31 +63,28 @@ class NominatedConsent(Connection):
                 else:
                     answered, heard = True, loop.time()
             if loop.time() - heard >= self.consent_timeout:
-                self.consent_expired = True
-                # close() cancels this task unless it is forgotten first, as in aioice.
+                # close() would cancel this task if it were not forgotten first, as in aioice.
                 self._query_consent_task = None
                 await self.close()
                 return
 
+    async def answers(self, retransmissions: int) -> bool:
+        """Send a check now, as `query_consent` does, and give whether it was answered.
 
-async def answers(connection: Connection, retransmissions: int) -> bool:
-    """Send one check on the pair in use, as consent does, and give whether it was answered.
-
-    With aioice's delays of 0.5 s, doubled each time, two retransmissions make 3.5 s.
-    """
-    if connection.remote_password is None:
+        With aioice's delays of 0.5 s, doubled each time, two retransmissions make 3.5 s.
+        """
+        assert self.remote_password is not None
+        key = self.remote_password.encode("utf8")
+        for pair in list(self._nominated.values()):
+            request = self.build_request(pair, nominate=True)
+            try:
+                await pair.protocol.request(
+                    request, pair.remote_addr, integrity_key=key, retransmissions=retransmissions
+                )
+            except (stun.TransactionError, OSError):
+                continue
+            return True
         return False
-    key = connection.remote_password.encode("utf8")
-    for pair in list(connection._nominated.values()):
-        request = connection.build_request(pair, nominate=True)
-        try:
-            await pair.protocol.request(
-                request, pair.remote_addr, integrity_key=key, retransmissions=retransmissions
-            )
-        except (stun.TransactionError, OSError):
-            continue
-        return True
-    return False
 
 
 class PromptChecks(Connection):

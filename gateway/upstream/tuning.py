@@ -191,10 +191,14 @@ def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable
 
 
 def consent_expired(pc: RTCPeerConnection) -> bool:
-    """Tell whether the far end stopped answering consent checks."""
+    """Tell of a connection that was open whether it ended because consent checks went unanswered.
+
+    aioice forgets the task that checks when consent expires, and keeps it when it is closed by anybody else. Its state
+    `failed` would say the same, but is at times overtaken by `closed`.
+    """
     assert pc.sctp is not None
-    transport = pc.sctp.transport.transport
-    return getattr(transport._connection, "consent_expired", False) or transport.state == "failed"
+    connection = pc.sctp.transport.transport._connection
+    return connection._closing and connection._query_consent_task is None
 
 
 def farewell_heard(pc: RTCPeerConnection) -> bool:
@@ -213,9 +217,10 @@ def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
 
 
 async def alive(pc: RTCPeerConnection) -> bool:
-    """Ask the far end for a sign of life; False after 3.5 s without one."""
+    """Ask the far end for a sign of life; False after 3.5 s without one. Stock consent cannot be asked: then True."""
     assert pc.sctp is not None
-    return await ice.answers(pc.sctp.transport.transport._connection, PROBE_RETRANSMISSIONS)
+    connection = pc.sctp.transport.transport._connection
+    return not isinstance(connection, ice.NominatedConsent) or await connection.answers(PROBE_RETRANSMISSIONS)
 
 
 def selected_pair(pc: RTCPeerConnection) -> tuple[str, str] | None:
