@@ -1,7 +1,12 @@
 """An offline Realtime upstream: the service's HTTP signalling and a real far-end peer.
 
 Refuses to know the gateway: it imports nothing of it, and shares nothing with it but the wire, so that a mistake made on
-one side is not made again on the other. It runs in a process of its own: `python -m gateway.emulator`.
+one side is not made again on the other. It runs best in a process of its own: `python -m gateway.emulator`.
+
+The way of a call: `server` reads the offer (`signalling`, `sdp`) and `service` opens a `call`: a `peer` (`ice`, then DTLS,
+then `association`) with a voice on top. The voice is `realtime`, or a `recording`. `realtime` checks client events
+(`events`, `catalog`, `shapes`), keeps the conversation (`items`), and lets a `brain` (`rules`, `chat`) write `responses`
+at a pace (`pacing`), counted by `usage`. What can go wrong on purpose is listed in `faults`, and steered by `control`.
 """
 
 from gateway.emulator.config import EmulatorConfig

@@ -6,6 +6,8 @@ socket and one task. Messages above the offer's `max-message-size` are dropped w
 """
 
 import asyncio
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,6 +38,9 @@ _MESSAGES_A_TURN = 16
 _RECEIVE_WINDOW = 16 * 1024 * 1024
 
 
+_logger = logging.getLogger(__name__)
+
+
 class SharedCertificate(RTCCertificate):
     """One certificate and one OpenSSL context for every call of a process.
 
@@ -49,8 +54,9 @@ class SharedCertificate(RTCCertificate):
             self._context = super()._create_ssl_context(srtp_profiles)
         return self._context
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
+        """The sha-256 fingerprint, as SDP writes it."""
         return next(f.value for f in self.getFingerprints() if f.algorithm == "sha-256")
 
 
@@ -134,7 +140,7 @@ class FarPeer:
         channel = self.channel
         if channel is None or channel.readyState != "open":
             return
-        if self.enforce_size and self._offer.max_message_size and len(frame) > self._offer.max_message_size:
+        if self.enforce_size and len(frame) > self._offer.max_message_size:
             self.oversized += 1
             return
         self.sent += 1
@@ -189,7 +195,8 @@ class FarPeer:
 
     def _adopt(self, channel: RTCDataChannel) -> None:
         channel.on("message", self._heard)
-        channel.on("error", lambda *_: None)
+        # Without a listener a handler that raises would end the whole connection.
+        channel.on("error", _report)
         if self.channel is not None:
             return
         self.channel = channel
@@ -210,3 +217,7 @@ class FarPeer:
             self._closed = True
             self._writable.set()
             self.on_lost(reason)
+
+
+def _report(error: BaseException) -> None:
+    _logger.error("message_handler_failed", exc_info=error)

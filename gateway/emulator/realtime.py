@@ -9,6 +9,7 @@ write nowhere, and are told apart by id and metadata.
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ _LATE_SECONDS = 0.5
 _HUGE_BYTES = 3 * 1024 * 1024
 
 Json = dict[str, Any]
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,9 @@ class Realtime:
             self._finish(active, "incomplete", {"type": "incomplete", "reason": "max_output_tokens"})
         except BrainError as error:
             self._fail(active, error.code, str(error))
+        except Exception as error:
+            _logger.error("brain_failed", exc_info=error)
+            self._fail(active, None, "The server had an error while processing your request.")
         else:
             self._finish(active, "completed", None)
 
@@ -358,7 +363,9 @@ class Realtime:
         }
         event: Json = {"type": "rate_limits.updated", "rate_limits": [tokens]}
         if mode == "late":
-            self._late.add(asyncio.get_running_loop().call_later(_LATE_SECONDS, self._emit, event))
+            loop = asyncio.get_running_loop()
+            self._late = {timer for timer in self._late if timer.when() > loop.time()}
+            self._late.add(loop.call_later(_LATE_SECONDS, self._emit, event))
         else:
             for _ in range({"missing": 0, "doubled": 2}.get(mode or "", 1)):
                 self._emit(event)

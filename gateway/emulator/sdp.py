@@ -15,6 +15,8 @@ Setup = Literal["active", "passive"]
 
 # RFC 8841 6.1: what a peer takes that does not say.
 DEFAULT_MAX_MESSAGE_SIZE = 65536
+# RFC 8841 6.1 lets 0 mean "any size"; Pion takes it for the largest it would send without being told.
+PION_UNLIMITED = 65535
 # Pion's default, which the service advertises.
 ADVERTISED_MAX_MESSAGE_SIZE = 1073741823
 # An offer has a few kilobytes; a browser's with video and many interfaces reaches some tens.
@@ -104,7 +106,7 @@ def parse_offer(text: str) -> Offer:
         ufrag=ufrag,
         fingerprints=fingerprints,
         setup=_pick("setup", bundle, session) or "actpass",
-        max_message_size=_number(application, "max-message-size", DEFAULT_MAX_MESSAGE_SIZE),
+        max_message_size=_number(application, "max-message-size", DEFAULT_MAX_MESSAGE_SIZE) or PION_UNLIMITED,
         sctp_port=_sctp_port(application),
         extmap_allow_mixed=session.first("extmap-allow-mixed") is not None,
     )
@@ -149,14 +151,14 @@ def answer_setup(offered: str, wanted: Setup) -> Setup:
 
 
 _NOT_WHIP = "Invalid SDP offer. Please try again with a WHIP-compliant offer."
-_TEMPORARY = ("session", "", ())
+_SESSION = ("session", "", ())
 
 
 def _split(text: str) -> tuple[Section, tuple[Section, ...]]:
     # A missing final line end is an error to the service as well; `.trim()` in a client is its usual cause.
     if len(text) > MAX_OFFER_CHARACTERS or not text.startswith("v=0") or not text.endswith("\n"):
         raise OfferError(_NOT_WHIP)
-    heads: list[tuple[str, str, tuple[str, ...]]] = [_TEMPORARY]
+    heads: list[tuple[str, str, tuple[str, ...]]] = [_SESSION]
     attributes: list[list[tuple[str, str]]] = [[]]
     for line in text.splitlines():
         if not line:

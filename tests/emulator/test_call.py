@@ -1,6 +1,7 @@
 """Calls over real ICE, DTLS and SCTP, with a stock aiortc client."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -165,6 +166,27 @@ async def test_consent_without_nomination_is_answered_when_lenient(emulate: Emul
     response, _ = await pair.protocol.request(request, pair.remote_addr, integrity_key=key, retransmissions=0)
 
     assert response.attributes["XOR-MAPPED-ADDRESS"] == pair.local_addr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nominate", [False, True])
+async def test_session_outlives_consent_only_with_nomination(
+    nominate: bool, emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock client's consent checks die away at a strict far end; one that nominates in them lives on."""
+    monkeypatch.setattr("aioice.ice.CONSENT_INTERVAL", 0.1)
+    monkeypatch.setattr("aioice.ice.CONSENT_FAILURES", 3)
+    caller: Caller = await call(await emulate())
+    connection = caller.peer.sctp.transport.transport._connection  # type: ignore[union-attr] # connected by now
+    if nominate:
+        build = connection.build_request
+        monkeypatch.setattr(connection, "build_request", lambda pair, nominate: build(pair, nominate=True))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(caller.ended.wait(), 3.0)
+
+    assert caller.ended.is_set() is not nominate
+    if nominate:
+        assert await caller.ask("ping") == "Pong!"
 
 
 async def test_frames_of_no_use_are_answered_and_survived(emulate: Emulate, call: Call) -> None:

@@ -343,6 +343,21 @@ async def test_cancel_names_its_response(talk: MakeTalk) -> None:
     assert one.last("response.done")["response"]["status"] == "cancelled"
 
 
+async def test_mistake_in_the_brain_is_a_failed_response(
+    talk: MakeTalk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A brain that raises ends its response as failed and is logged; the session goes on."""
+    one = talk()
+    one.user("ping")
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.emulator.rules.reply", lambda _: 1 / 0)
+        done = await one.respond()
+
+    assert (done["status"], done["status_details"]["error"]["type"]) == ("failed", "server_error")
+    assert "brain_failed" in caplog.text
+    assert await one.ask("ping") == "Pong!"
+
+
 async def test_empty_conversation_is_answered(talk: MakeTalk) -> None:
     """A response to nothing greets."""
     assert (await talk().respond())["output"][0]["content"][0]["text"] == "Hello! How can I help you?"

@@ -41,6 +41,11 @@ def test_offer_may_keep_its_transport_at_session_level() -> None:
     assert offer.max_message_size == DEFAULT_MAX_MESSAGE_SIZE
 
 
+def test_unlimited_size_is_what_pion_makes_of_it() -> None:
+    """An offer of 0, meant as "any size", gets no event above 65535 bytes: write a number."""
+    assert parse_offer(OFFER.replace("262144", "0")).max_message_size == 65535
+
+
 def test_offer_of_an_old_stack_is_read() -> None:
     """`DTLS/SCTP 5000` with a sctpmap is the form before RFC 8841."""
     data = "m=application 9 DTLS/SCTP 5001\r\na=mid:d\r\na=sctpmap:5001 webrtc-datachannel 1024\r\n"
