@@ -23,12 +23,12 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 def scoped_key(request: web.Request, grant: Grant) -> str | None:
     """Give the request's key as the table knows it: another caller or path may use the same word."""
     key = idempotency_key(request)
-    return None if key is None else f"{grant.principal.name}\n{request.path}\n{key}"
+    return None if key is None else f"{grant.principal.name}\n{request.rel_url.raw_path}\n{key}"
 
 
 def fingerprint(request: web.Request, body: bytes) -> bytes:
     """Give what a repeat must equal."""
-    return hashlib.sha256(request.path.encode() + b"\n" + body).digest()
+    return hashlib.sha256(request.rel_url.raw_path.encode() + b"\n" + body).digest()
 
 
 async def once(

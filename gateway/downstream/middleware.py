@@ -151,7 +151,7 @@ def _client_left(request: web.Request) -> bool:
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     request[ERROR_CODE] = error.code
-    return problem.response(error, request.path)
+    return problem.response(error, request.rel_url.raw_path)
 
 
 def _require_host(request: web.Request, rules: AccessRules) -> None:

@@ -103,7 +103,7 @@ def _paths() -> Schema:
         "200": {
             "description": "The session's log from the cursor on; a stream stays open for what comes.",
             "content": {
-                "text/event-stream": {"schema": _TEXT},
+                "text/event-stream": {},
                 "application/x-ndjson": {"schema": _TEXT},
                 "application/json": {"schema": _ref("Events")},
             },
@@ -115,7 +115,7 @@ def _paths() -> Schema:
             "description": "The answer.",
             "content": {
                 "text/plain": {"schema": _TEXT},
-                "text/event-stream": {"schema": _TEXT},
+                "text/event-stream": {},
                 "application/json": {"schema": _ref("Turn")},
             },
         },

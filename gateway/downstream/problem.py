@@ -33,7 +33,7 @@ _BODY_UNREAD: Final = frozenset({"request-timeout", "too-large", "unsupported-me
 def document(error: GatewayError, instance: str) -> dict[str, object]:
     """Give the problem object: type, title, status, detail, instance, code, retryable, and what the error adds.
 
-    `instance` is the request's path, without its query, which may hold a ticket.
+    `instance` is the request's path as it was sent, without its query, which may hold a ticket.
     """
     problem: dict[str, object] = {
         "type": f"{TYPE_PREFIX}{error.code}",

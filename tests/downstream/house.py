@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import aiohttp
+from yarl import URL
 
 from gateway.downstream.access import Access
 from gateway.downstream.server import Parts, Server
@@ -92,9 +93,9 @@ class House:
     def url(self) -> str:
         return self.server.url
 
-    async def call(self, method: str, path: str, **options: Any) -> "Answer":
+    async def call(self, method: str, path: str | URL, **options: Any) -> "Answer":
         """Make one request and read its answer whole; a path with a scheme goes where it says."""
-        url = path if "://" in path else self.url + path
+        url = path if isinstance(path, URL) or "://" in path else self.url + path
         async with self.http.request(method, url, **options) as response:
             return Answer(response.status, response.headers.copy(), await response.read())
 

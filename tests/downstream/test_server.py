@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from yarl import URL
 
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.server import Binding, Server
@@ -42,6 +43,13 @@ async def test_unknown_path_is_a_problem(house: House) -> None:
         answer = await house.call("GET", f"{url}/v1/nothing?ticket=x")
         assert (answer.status, answer.code) == (404, "not-found")
         assert answer.json["instance"] == "/v1/nothing"
+
+
+async def test_instance_is_a_uri_reference(house: House) -> None:
+    """RFC 9457 3.1.5: what was encoded in the path stays so."""
+    answer = await house.call("GET", URL(f"{house.url}/v1/sessions/%C2%B5%0A?ticket=x", encoded=True))
+
+    assert answer.json["instance"] == "/v1/sessions/%C2%B5%0A"
 
 
 async def test_wrong_method_is_a_problem_with_allow(house: House) -> None:
