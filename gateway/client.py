@@ -150,6 +150,11 @@ class Client:
             await self._http.close()
             self._http = None
 
+    async def reach(self) -> None:
+        """Make sure that something answers at the URL, at once. Raises aiohttp.ClientError or TimeoutError."""
+        async with self.http.get(f"{self.url}/livez", timeout=aiohttp.ClientTimeout(total=_CONNECT_SECONDS)):
+            pass
+
     async def open(self, **body: object) -> "Session":
         """Open a session. `body` is that of a create: `session`, `metadata`, `detach_grace_seconds`."""
         made = await self.request("POST", "/v1/sessions", json=body, repeatable=True)

@@ -93,6 +93,7 @@ async def _bench(url: str | None, key: str | None, plan: Plan, progress: Progres
     async with AsyncExitStack() as stack:
         target = Target(url) if url else await stack.enter_async_context(_own(plan))
         async with Client(target.url, key) as client:
+            await client.reach()
             figures = await _measure(client, target.pid, plan, progress)
         if target.upstream is not None:
             figures |= await _compare(target.upstream, plan, progress)

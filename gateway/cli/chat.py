@@ -40,6 +40,7 @@ def chat(
         client = Client(url, key)
         runner.run(client.__aenter__())
         try:
+            runner.run(client.reach())
             session = runner.run(client.open(detach_grace_seconds=GRACE_SECONDS))
             console.print(f"[dim]{session.id} on {url}, {session.created['model']}[/]")
             _talk(runner, console, session)

@@ -1,0 +1,83 @@
+"""`gateway bench` measures what it says, against processes of its own and against a gateway that runs."""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import pytest
+
+from gateway.cli.procfs import cpu_seconds, resident_bytes
+from tests.cli.conftest import Start
+from tests.cli.test_serve import SERVE, addresses
+
+
+def figures(output: str) -> dict[str, Any]:
+    """Read the JSON at the end of the output; the progress is above it."""
+    return dict(json.loads(output[output.index("{") :]))
+
+
+@pytest.mark.slow
+async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
+    """Small, but whole: the gateway, and aiortc alone beside it, receive the same events."""
+    bench = await start("bench", "--sessions", "4", "--turns", "1", "--words", "20", "--json")
+    async with asyncio.timeout(90):
+        await bench.process.wait()
+    await bench.says(r"\n\}")
+    found = figures(bench.output)
+
+    assert bench.process.returncode == 0
+    assert found["sessions"] == 4
+    for name in (
+        "setup_ms_p50",
+        "setup_cpu_ms",
+        "session_kib",
+        "first_delta_ms_p99",
+        "events_per_second",
+        "gateway_us_per_event",
+        "bare_stock_us_per_event",
+        "bare_tuned_us_per_event",
+    ):
+        assert found[name] > 0, name
+    assert found["own_us_per_event"] == found["gateway_us_per_event"] - found["bare_tuned_us_per_event"]
+    assert abs(found["bare_stock_events"] - found["events"]) <= 4
+
+
+async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start, emulator: str) -> None:
+    """Without its process at hand there is no CPU and no memory to tell, and none is made up."""
+    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
+    url = (await addresses(running))[0]
+    bench = await start("bench", "--url", url, "--sessions", "2", "--turns", "1", "--words", "5", "--json")
+    status = await bench.ended()
+    await bench.says(r"\n\}")
+    found = figures(bench.output)
+
+    assert status == 0
+    assert found["first_delta_ms_p50"] > 0
+    assert "gateway_us_per_event" not in found
+    assert "bare_stock_us_per_event" not in found
+
+
+async def test_bench_without_a_gateway_fails(start: Start) -> None:
+    """One line, exit status 1."""
+    bench = await start("bench", "--url", "http://127.0.0.1:1")
+
+    assert await bench.ended() == 1
+    assert "bench failed" in bench.output
+
+
+def test_cpu_time_grows_with_work() -> None:
+    """What is spent here is seen there."""
+    before = cpu_seconds(os.getpid())
+    sum(range(2_000_000))
+
+    assert 0.001 < cpu_seconds(os.getpid()) - before < 5
+
+
+def test_memory_grows_with_use() -> None:
+    """32 MiB that are written to are seen."""
+    before = resident_bytes(os.getpid())
+    kept = bytearray(os.urandom(32 * 1024 * 1024))
+
+    assert resident_bytes(os.getpid()) - before > 16 * 1024 * 1024
+    assert kept

@@ -1,0 +1,79 @@
+"""`gateway chat` over a real gateway, its lines coming from a pipe."""
+
+import signal
+from asyncio.subprocess import PIPE
+
+from tests.cli.conftest import Running, Start
+from tests.cli.test_serve import SERVE, addresses
+
+
+async def gateway(start: Start, emulator: str) -> str:
+    """Run a gateway and give its URL."""
+    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
+    return (await addresses(running))[0]
+
+
+async def say(chat: Running, line: str) -> None:
+    """Type a line."""
+    assert chat.process.stdin is not None
+    chat.process.stdin.write(line.encode() + b"\n")
+    await chat.process.stdin.drain()
+
+
+async def test_conversation_remembers_and_ends(start: Start, emulator: str) -> None:
+    """Answers come, the session remembers what was said, an empty line ends it."""
+    url = await gateway(start, emulator)
+    chat = await start("chat", "--url", url, stdin=PIPE)
+    await say(chat, "What is 6 times 7?")
+    await chat.says("42")
+    await say(chat, "My name is Ada.")
+    await say(chat, "What is my name?")
+    await chat.says(r"name\?*[^?]*Ada")
+    await say(chat, "")
+
+    assert await chat.ended() == 0
+    assert "gws_" in chat.output
+    assert "Traceback" not in chat.output
+
+
+async def test_end_of_input_ends_the_chat(start: Start, emulator: str) -> None:
+    """Ctrl-D, or a pipe that is read to its end."""
+    url = await gateway(start, emulator)
+    chat = await start("chat", "--url", url)
+
+    assert await chat.ended() == 0
+
+
+async def test_interrupt_stops_the_answer_only(start: Start, emulator: str) -> None:
+    """Ctrl-C in an answer cancels it, and the conversation goes on."""
+    url = await gateway(start, emulator)
+    chat = await start("chat", "--url", url, stdin=PIPE)
+    await say(chat, "Write 3000 words about the sea.")
+    await chat.says(r"(?s)you> .{80}")
+    await chat.tell(signal.SIGINT)
+    await chat.says("stopped")
+    await say(chat, "What is 6 times 7?")
+    await chat.says(r"stopped\)(?s:.*)42")
+    await say(chat, "")
+
+    assert await chat.ended() == 0
+
+
+async def test_gateway_that_is_not_there_is_told(start: Start) -> None:
+    """A failure in one line."""
+    chat = await start("chat", "--url", "http://127.0.0.1:1")
+
+    assert await chat.ended() == 1
+    assert "cannot be reached" in chat.output
+    assert "Traceback" not in chat.output
+
+
+async def test_wrong_key_is_told(start: Start, emulator: str) -> None:
+    """The gateway's own words."""
+    keys = '[{"name": "ada", "sha256": "' + "0" * 64 + '"}]'
+    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test", GATEWAY_ACCESS__KEYS=keys)
+    url = (await addresses(running))[0]
+    chat = await start("chat", "--url", url, "--key", "wrong")
+
+    assert await chat.ended() == 1
+    assert "401 unauthorized" in chat.output

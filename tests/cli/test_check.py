@@ -1,0 +1,156 @@
+"""`gateway check` against upstreams that work and that do not."""
+
+import asyncio
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from gateway.cli import doctor
+from gateway.config import Config, load
+from tests.cli.conftest import Start
+
+NOWHERE = "http://127.0.0.1:1/v1"
+
+
+def pointed_at(url: str, **upstream: object) -> Config:
+    """Give a configuration for an upstream."""
+    return load(environ={}, flags={"upstream": {"base_url": url, **upstream}})
+
+
+@pytest.fixture
+async def stun() -> AsyncIterator[str]:
+    """Run a server that answers binding requests (RFC 8489) and nothing else, and give its address."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+
+        async def serve() -> None:
+            while True:
+                data, address = await loop.sock_recvfrom(server, 1500)
+                await loop.sock_sendto(server, struct.pack("!HH", 0x0101, 0) + data[4:20], address)
+
+        serving = asyncio.create_task(serve())
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
+async def test_everything_well_exits_with_zero(start: Start, emulator: str) -> None:
+    """Against an upstream that works, with a key: each line is ok, and a real call was made."""
+    check = await start("check", "--upstream-url", emulator, OPENAI_API_KEY="sk-test")
+    status = await check.ended()
+    await check.says("a real call: opened in")
+
+    assert status == 0
+    assert "failed" not in check.output
+    assert "configuration" in check.output
+
+
+async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
+    """What failed and what to do about it."""
+    check = await start("check", "--upstream-url", NOWHERE, OPENAI_API_KEY="sk-test")
+    status = await check.ended()
+    await check.says("a real call")
+
+    assert status == 1
+    assert "failed   HTTP to upstream" in check.output
+    assert "→ Let TCP port 443 out" in check.output
+    assert "Traceback" not in check.output
+
+
+async def test_missing_key_is_a_warning(emulator: str) -> None:
+    """Everything else may be well."""
+    finding = await doctor.call(pointed_at(emulator))
+
+    assert (finding.result, "OPENAI_API_KEY" in finding.remedy) == ("warning", True)
+
+
+async def test_refused_key_is_explained() -> None:
+    """401 is about the key and nothing else."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        error = {
+            "message": "Incorrect API key provided",
+            "type": "invalid_request_error",
+            "code": "invalid_api_key",
+        }
+        return web.json_response({"error": error}, status=401)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        finding = await doctor.call(pointed_at(str(server.make_url("/v1")), api_key="sk-wrong"))
+
+    assert finding.result == "failed"
+    assert "The key is not accepted" in finding.remedy
+    assert "sk-wrong" not in finding.detail + finding.remedy
+
+
+async def test_unknown_name_fails() -> None:
+    """`.invalid` never resolves (RFC 6761)."""
+    finding = await doctor.names(pointed_at("https://api.example.invalid/v1"))
+
+    assert finding.result == "failed"
+
+
+async def test_udp_that_gets_through_is_seen(stun: str) -> None:
+    """A STUN server's answer is proof."""
+    finding = await doctor.udp(pointed_at("https://api.example.invalid/v1"), stun)
+
+    assert finding.result == "ok"
+
+
+async def test_udp_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is a warning with a way out."""
+    monkeypatch.setattr(doctor, "WAIT_SECONDS", 0.3)
+    finding = await doctor.udp(pointed_at("https://api.example.invalid/v1"), "127.0.0.1:1")
+
+    assert finding.result == "warning"
+    assert "TURN" in finding.remedy
+
+
+async def test_turn_servers_are_looked_at(stun: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over UDP by a STUN request, over TCP by connecting."""
+    monkeypatch.setattr(doctor, "WAIT_SECONDS", 0.3)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        tcp = listener.getsockname()[1]
+        config = pointed_at(NOWHERE, ice_servers=({"urls": ["turn:x"], "username": "u", "credential": "p"},))
+        server = config.upstream.ice_servers[0]
+        found = [
+            (await doctor.ice_server(server, url)).result
+            for url in (
+                f"turn:{stun}",
+                f"turn:127.0.0.1:{tcp}?transport=tcp",
+                "turn:127.0.0.1:1?transport=tcp",
+            )
+        ]
+
+    assert found == ["ok", "ok", "failed"]
+
+
+def test_port_in_use_is_seen() -> None:
+    """The gateway itself may be what listens there, so it is a warning."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = load(environ={}, flags={"server": {"port": taken.getsockname()[1]}, "admin": {"port": 0}})
+        client, admin = doctor.listeners(config)
+
+    assert (client.result, admin.result) == ("warning", "ok")
+
+
+def test_too_few_open_files_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 sessions need more than the usual 1,024."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    finding = doctor.open_files(Config())
+
+    assert finding.result == "warning"
+    assert "ulimit -n 6100" in finding.remedy

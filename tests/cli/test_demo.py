@@ -1,0 +1,86 @@
+"""`gateway demo`: it talks, it keeps serving, it leaves nothing behind."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from gateway.client import Client
+from tests.cli.conftest import Start
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs."""
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_demo_holds_a_conversation_and_keeps_serving(start: Start) -> None:
+    """Questions, answers, lines to try; then anybody may use it, and Ctrl-C ends both processes."""
+    demo = await start("demo", "--port", "0")
+    await demo.says("Serving until Ctrl-C")
+    url = (await demo.says(r"listening on (http://\S+)"))[1]
+    child = int((await demo.says(r"in process (\d+)"))[1])
+    async with Client(url) as client:
+        session = await client.open()
+        served = (await session.look())["state"]
+    running = alive(child)
+    await demo.tell(signal.SIGINT)
+    status = await demo.ended()
+
+    assert "That is 42." in demo.output
+    assert re.search(r"curl -N \S+/v1/turns -d", demo.output)
+    assert (served, running, status, alive(child)) == ("connected", True, 0, False)
+    assert "Traceback" not in demo.output
+
+
+@pytest.mark.slow
+async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
+    """A port in use is no reason not to show anything."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = await start("demo", "--port", str(port))
+        said = await demo.says(rf"Port {port} is in use; taking (\d+) instead")
+        url = await demo.says(r"listening on http://127\.0\.0\.1:(\d+)")
+        await demo.tell(signal.SIGTERM)
+        status = await demo.ended()
+
+    assert said[1] == url[1]
+    assert status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_emulator_never_outlives_the_demo(start: Start, number: signal.Signals) -> None:
+    """Even a demo that is killed takes its child with it."""
+    demo = await start("demo", "--port", "0")
+    child = int((await demo.says(r"in process (\d+)"))[1])
+    await demo.tell(number)
+    await demo.ended()
+    async with asyncio.timeout(10):
+        while alive(child):
+            await asyncio.sleep(0.01)  # The kernel's doing cannot be waited for.
+
+
+@pytest.mark.slow
+async def test_demo_ends_with_its_emulator(start: Start) -> None:
+    """Without an upstream there is nothing to show: it says so and fails."""
+    demo = await start("demo", "--port", "0")
+    child = int((await demo.says(r"in process (\d+)"))[1])
+    await demo.says("Serving until Ctrl-C")
+    signal_child(child)
+    status = await demo.ended()
+    await demo.says("The demo has ended")
+
+    assert status == 1
+    assert "Traceback" not in demo.output
+
+
+def signal_child(pid: int) -> None:
+    """Kill a process that this test caused to be."""
+    os.kill(pid, signal.SIGKILL)
