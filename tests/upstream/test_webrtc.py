@@ -604,17 +604,17 @@ async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Ho
 
 
 @HOOKS
-@pytest.mark.parametrize("do", ["close-channel", "close", "abort"])
-async def test_lost_call_leaves_nothing(do: str, hooks: frozenset[Hook]) -> None:
-    """A loss cleans up by itself, whoever forgets to close."""
+async def test_lost_call_leaves_nothing(hooks: frozenset[Hook]) -> None:
+    """A loss of each kind cleans up by itself, whoever forgets to close."""
     async with farend() as url, dialling(url, hooks=hooks) as dialer:
         await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
         before = Counts()
-        sink = Remembering()
-        call = await dialer.dial(REQUEST, sink)
-        call.send([order(do)])
-        await sink.until(lambda sink: sink.losses)
-        del call
+        for do in ("close-channel", "close", "abort"):
+            sink = Remembering()
+            call = await dialer.dial(REQUEST, sink)
+            call.send([order(do)])
+            await sink.until(lambda sink: sink.losses)
+            del call
 
         await settled_to(before, dialer)
 
@@ -642,6 +642,19 @@ async def test_nothing_is_logged_at_info_of_addresses_or_keys(caplog: pytest.Log
     assert "127.0.0.1" not in "".join(
         record.getMessage() for record in caplog.records if "ice" in record.name
     )
+
+
+async def test_probe_asks_for_a_sign_of_life() -> None:
+    """A living far end answers a probe at once; one that vanished does not, and a closed call cannot."""
+    async with farend() as url, dialling(url) as dialer:
+        call = await dialer.dial(REQUEST, Remembering())
+        alive = await call.probe(2.0)
+        call.send([order("vanish")])
+        await asyncio.sleep(0.2)
+        vanished = await call.probe(0.3)
+        await call.close(hang_up=False)
+
+        assert (alive, vanished, await call.probe(0.3)) == (True, False, False)
 
 
 @pytest.mark.slow

@@ -1,0 +1,533 @@
+"""The private hooks one by one: what each changes, that it can be left out, and that other connections stay stock."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from itertools import pairwise
+from struct import pack
+from typing import Any
+
+import aioice.ice
+import pytest
+from aioice import stun
+from aiortc import (
+    RTCBundlePolicy,
+    RTCCertificate,
+    RTCConfiguration,
+    RTCDtlsTransport,
+    RTCPeerConnection,
+    RTCSctpTransport,
+    rtcdtlstransport,
+    rtcpeerconnection,
+)
+from aiortc.rtcsctptransport import DataChunk, InboundStream, SackChunk
+from google_crc32c import value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.upstream import dtls, ice, sctp, tuning, webrtc
+from gateway.upstream.tuning import ALL_HOOKS, Hook
+from tests.upstream.farend import Farend, answering, farend
+from tests.upstream.kit import REQUEST, Remembering, dialling, order
+
+WISHES = tuning.Wishes(addresses=("127.0.0.1",), consent_timeout=9.0, max_message_bytes=4 * 1024 * 1024)
+
+
+def _peer(hooks: frozenset[Hook]) -> RTCPeerConnection:
+    configuration = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
+    pc = tuning.new_peer_connection(configuration, hooks, tuning.Certificates(lambda: 0.0))
+    pc.addTransceiver("audio")
+    pc.createDataChannel("oai-events")
+    tuning.tune(pc, hooks, WISHES)
+    return pc
+
+
+def _sctp(pc: RTCPeerConnection) -> RTCSctpTransport:
+    assert pc.sctp is not None
+    return pc.sctp
+
+
+# --- versions and switches
+
+
+def test_hooks_fit_the_pinned_versions() -> None:
+    """With what this project pins, every hook is in use."""
+    assert tuning.usable() == ALL_HOOKS
+    assert tuning.missing() == ()
+
+
+@pytest.mark.parametrize("library", ["aiortc", "aioice"])
+def test_hooks_are_left_out_with_an_untested_version(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another release may have moved what the hooks reach into: then none is used, and the operator can be told."""
+    monkeypatch.setattr(
+        tuning, "_version", lambda name: "99.0" if name == library else tuning.TESTED[name] + "0"
+    )
+
+    assert tuning.usable() == frozenset()
+    assert set(tuning.missing()) == ALL_HOOKS
+
+
+def test_raw_records_are_left_out_with_an_untested_pyopenssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the hook that reaches into pyOpenSSL depends on it."""
+    monkeypatch.setattr(tuning, "_version", lambda name: "99" if name == "pyOpenSSL" else tuning.TESTED[name])
+
+    assert tuning.missing() == (Hook.RAW_RECORDS,)
+
+
+def test_a_library_that_is_not_installed_has_no_version() -> None:
+    """The check itself does not fail where metadata is missing."""
+    assert tuning._version("no-such-distribution") == ""
+
+
+@pytest.mark.parametrize("hook", sorted(ALL_HOOKS))
+async def test_call_works_without_any_one_hook(hook: Hook) -> None:
+    """Each hook can be switched off by itself; small and large messages still pass."""
+    async with answering(Farend()) as url, dialling(url, hooks=ALL_HOOKS - {hook}) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        call.send(["hello", order("text", size=300_000)])
+        await sink.until(lambda sink: len(sink.texts) == 3)
+
+    assert hook not in call.diagnostics["hooks"]  # type: ignore[operator]
+    assert [len(text) for text in sink.texts[1:]] == [5, 300_000]
+
+
+@pytest.mark.parametrize("hook", sorted(ALL_HOOKS))
+async def test_call_works_with_only_one_hook(hook: Hook) -> None:
+    """No hook needs another, or it is left out with it."""
+    async with answering(Farend()) as url, dialling(url, hooks=frozenset({hook})) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        call.send(["hello", order("text", size=300_000)])
+        await sink.until(lambda sink: len(sink.texts) == 3)
+
+    assert [len(text) for text in sink.texts[1:]] == [5, 300_000]
+
+
+async def test_other_connections_stay_stock() -> None:
+    """Hooks are given to this room's connections alone; the libraries' classes are as they were."""
+    before = (aioice.ice.CONSENT_INTERVAL, aioice.ice.Connection.connect, RTCSctpTransport._send_sack)
+    tuned, plain = _peer(ALL_HOOKS), RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    plain.createDataChannel("x")
+
+    assert type(_sctp(plain)) is RTCSctpTransport
+    assert type(_sctp(plain).transport) is RTCDtlsTransport
+    assert isinstance(_sctp(tuned), sctp.SparseAcks)
+    assert before == (aioice.ice.CONSENT_INTERVAL, aioice.ice.Connection.connect, RTCSctpTransport._send_sack)
+    assert vars(rtcpeerconnection)["RTCCertificate"] is RTCCertificate
+    await asyncio.gather(tuned.close(), plain.close())
+
+
+# --- certificate
+
+
+def test_certificate_is_shared_for_a_day() -> None:
+    """Calls of one day show one fingerprint and use one OpenSSL context; the next day's have new ones."""
+    now = 0.0
+    certificates = tuning.Certificates(lambda: now)
+    first = certificates.current()
+    context = first._create_ssl_context(rtcdtlstransport.SRTP_PROFILES)
+
+    assert certificates.current() is first
+    assert first._create_ssl_context(rtcdtlstransport.SRTP_PROFILES) is context
+    assert [f.algorithm for f in first.getFingerprints()] == ["sha-256"]
+
+    now = tuning.CERTIFICATE_SECONDS
+    assert certificates.current() is not first
+
+
+# --- ICE
+
+
+async def test_consent_checks_are_nominated() -> None:
+    """A consent check carries USE-CANDIDATE, which a strict ICE-lite far end wants to see."""
+    sent: list[stun.Message] = []
+
+    class Protocol:
+        async def request(self, request: stun.Message, *_: object, **__: object) -> None:
+            sent.append(request)
+
+    class Pair:
+        component = 1
+        protocol = Protocol()
+        remote_addr = ("127.0.0.1", 9)
+
+    connection = aioice.ice.Connection(ice_controlling=True)
+    connection.__class__ = ice.NominatedConsent
+    connection.remote_username = connection.remote_password = "x" * 22
+    connection._nominated[1] = Pair()  # type: ignore[assignment]
+    checking = asyncio.create_task(_with_interval(connection, 0.0))
+    async with asyncio.timeout(5):
+        while not sent:
+            await asyncio.sleep(0)
+    checking.cancel()
+    await asyncio.wait({checking})
+
+    assert "USE-CANDIDATE" in sent[0].attributes
+
+
+async def _with_interval(connection: aioice.ice.Connection, seconds: float) -> None:
+    original = ice.CONSENT_INTERVAL_SECONDS
+    ice.CONSENT_INTERVAL_SECONDS = seconds
+    try:
+        await connection.query_consent()
+    finally:
+        ice.CONSENT_INTERVAL_SECONDS = original
+
+
+async def test_handshake_takes_no_pace_tick() -> None:
+    """With the checks beside the wait, ICE on loopback is done before the first 20 ms tick; the best of five counts."""
+    async with farend() as url, dialling(url) as dialer:
+        best = 1.0
+        for _ in range(5):
+            call = await dialer.dial(REQUEST, Remembering())
+            best = min(best, call._phases["ice"])
+            await call.close(hang_up=False)
+
+    assert best < ice.PACE_SECONDS
+
+
+async def test_handshake_without_candidates_fails_at_once() -> None:
+    """With nothing to check and nothing more to come, ICE does not wait."""
+    connection = aioice.ice.Connection(ice_controlling=True)
+    connection.__class__ = tuning._composed(aioice.ice.Connection, (ice.PromptChecks, ice.ChosenAddresses))
+    connection.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
+    await connection.gather_candidates()
+    await connection.gather_candidates()
+    connection.remote_username = connection.remote_password = "x" * 22
+    await connection.add_remote_candidate(None)
+
+    async with asyncio.timeout(2):
+        with pytest.raises(ConnectionError):
+            await connection.connect()
+    await connection.close()
+
+
+@pytest.mark.parametrize("missing", ["gathering", "credentials"])
+async def test_handshake_out_of_order_is_refused(missing: str) -> None:
+    """As stock: without gathering, or without the remote side's credentials, there is no handshake."""
+    connection = aioice.ice.Connection(ice_controlling=True)
+    connection.__class__ = ice.PromptChecks
+    connection._local_candidates_end = missing != "gathering"
+
+    with pytest.raises(ConnectionError):
+        await connection.connect()
+
+
+async def test_addresses_are_gathered_as_given() -> None:
+    """Only the given address is offered, loopback included."""
+    pc = _peer(ALL_HOOKS)
+    await pc.setLocalDescription()
+    offered = [line for line in pc.localDescription.sdp.splitlines() if line.startswith("a=candidate")]
+
+    assert {line.split()[4] for line in offered} == {"127.0.0.1"}
+    await pc.close()
+
+
+async def test_addresses_follow_the_route() -> None:
+    """Towards loopback it is loopback, towards an address its own route, towards a name the default one."""
+    for url, expected in (
+        ("http://127.0.0.1:9/v1", ("127.0.0.1",)),
+        ("http://localhost:9/v1", ("127.0.0.1",)),
+        ("http://[::1]:9/v1", ("::1", "127.0.0.1")),
+        ("https://api.openai.com/v1", webrtc._route_to("203.0.113.1")),
+    ):
+        async with dialling(url) as dialer:
+            assert dialer.addresses() == expected
+
+    assert webrtc._route_to("127.0.0.9") == ("127.0.0.1",) or webrtc._route_to("127.0.0.9") == ("127.0.0.9",)
+    assert webrtc._route_to("a.name") == ()
+
+
+# --- SCTP: time-outs
+
+
+async def test_retransmission_time_outs_fit_interactive_use() -> None:
+    """The first time-out is 1 s, and after a sample of a quick path it falls to 0.3 s, not below."""
+    pc = _peer(ALL_HOOKS)
+    association = _sctp(pc)
+    assert association._rto == 1.0
+
+    association._update_rto(0.001)
+    association._update_rto(0.001)
+    assert association._rto == sctp.RTO_MIN_SECONDS
+    association._update_rto(2.0)
+    assert association._rto > 0.3
+    await pc.close()
+
+
+# --- SCTP: reassembly
+
+
+def _fragments(first_tsn: int, messages: list[int]) -> list[DataChunk]:
+    chunks = []
+    tsn = first_tsn
+    for number, fragments in enumerate(messages):
+        for index in range(fragments):
+            chunk = DataChunk()
+            chunk.flags = (index == 0) * 2 + (index == fragments - 1)
+            chunk.tsn = tsn % 2**32
+            chunk.stream_id, chunk.stream_seq, chunk.protocol = 1, number, 51
+            chunk.user_data = b"%d.%d " % (number, index)
+            chunks.append(chunk)
+            tsn += 1
+    return chunks
+
+
+def _popped(stream: InboundStream, chunks: list[DataChunk]) -> Iterator[list[tuple[int, int, bytes]]]:
+    for chunk in chunks:
+        stream.add_chunk(chunk)
+        yield list(stream.pop_messages())
+
+
+@given(
+    messages=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    first_tsn=st.sampled_from([0, 1000, 2**31 - 3, 2**32 - 5]),
+    seed=st.integers(0, 2**16),
+    unordered=st.booleans(),
+)
+def test_reassembly_gives_what_stock_gives(
+    messages: list[int], first_tsn: int, seed: int, unordered: bool
+) -> None:
+    """For any order of arrival, also where serial numbers wrap, the same messages come out at the same step."""
+    chunks = _fragments(first_tsn, messages)
+    if unordered:
+        for chunk in chunks:
+            chunk.flags |= 4
+    random.Random(seed).shuffle(chunks)
+
+    assert list(_popped(sctp.LinearStream(), chunks)) == list(_popped(InboundStream(), chunks))
+
+
+@given(
+    messages=st.lists(st.integers(1, 6), min_size=2, max_size=8),
+    cut=st.integers(0, 40),
+    drop=st.integers(0, 40),
+)
+def test_pruning_gives_what_stock_gives(messages: list[int], cut: int, drop: int) -> None:
+    """A sender that gives up on messages (RFC 3758) leaves the same behind."""
+    streams = (sctp.LinearStream(), InboundStream())
+    chunks = [chunk for chunk in _fragments(1, messages) if chunk.tsn != drop]
+    outcomes = []
+    for stream in streams:
+        steps: list[Any] = list(_popped(stream, chunks[: len(chunks) // 2]))
+        steps.append(stream.prune_chunks(cut))
+        steps += list(_popped(stream, chunks[len(chunks) // 2 :]))
+        outcomes.append((steps, [chunk.tsn for chunk in stream.reassembly]))
+
+    assert outcomes[0] == outcomes[1]
+
+
+def test_reassembly_looks_at_each_fragment_once() -> None:
+    """The work for a message grows with its size, not with its square."""
+    looked = 0
+
+    class Counting(list[DataChunk]):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().__getitem__(index)
+
+    stream = sctp.LinearStream()
+    stream.reassembly = Counting()
+    for chunk in _fragments(1, [4000]):
+        stream.add_chunk(chunk)
+        list(stream.pop_messages())
+
+    assert looked < 10 * 4000
+
+
+@given(arrivals=st.lists(st.integers(1, 60), min_size=1, max_size=80), start=st.sampled_from([0, 2**32 - 20]))
+def test_marking_gives_what_stock_gives(arrivals: list[int], start: int) -> None:
+    """What counts as received, out of order or twice is the same as in stock, whatever comes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        stock = RTCSctpTransport(_Transport())  # type: ignore[arg-type]
+        linear = RTCSctpTransport(_Transport())  # type: ignore[arg-type]
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    linear.__class__ = sctp.LinearReassembly
+    for association in (stock, linear):
+        association._last_received_tsn = start
+    for arrival in arrivals:
+        tsn = (start + arrival) % 2**32
+        assert linear._mark_received(tsn) == stock._mark_received(tsn)
+        assert linear._last_received_tsn == stock._last_received_tsn
+        assert linear._sack_misordered == stock._sack_misordered
+
+    assert len(linear._sack_duplicates) <= sctp.MAX_DUPLICATES
+
+
+class _Transport:
+    state = "new"
+    _role = "server"
+
+
+async def test_peer_that_overruns_the_window_is_cut_off() -> None:
+    """A message without end is not collected for ever: at twice the window the call ends."""
+    async with answering(Farend()) as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        assert call._pc is not None
+        association = call._pc.sctp
+        assert isinstance(association, sctp.LinearReassembly)
+        association.window = association._advertised_rwnd = 50_000
+        call.send([order("text", size=300_000)])
+        await sink.until(lambda sink: sink.losses or len(sink.texts) > 1)
+
+    assert sink.losses
+    assert len(sink.texts) == 1
+
+
+# --- SCTP: acknowledgements
+
+
+@given(st.sets(st.integers(1, 400), min_size=1, max_size=200))
+def test_gaps_are_the_blocks_of_what_came(offsets: set[int]) -> None:
+    """The blocks hold exactly what arrived, ascending and apart, up to the bound."""
+    gaps = sctp._gaps(sorted(offsets))
+    told = [offset for first, last in gaps for offset in range(first, last + 1)]
+
+    assert told == sorted(offsets)[: len(told)]
+    assert len(gaps) <= sctp.MAX_GAPS
+    assert len(gaps) == sctp.MAX_GAPS or len(told) == len(offsets)
+    assert all(after[0] > before[1] + 1 for before, after in pairwise(gaps))
+
+
+def test_gaps_beyond_sixteen_bits_are_left_for_later() -> None:
+    """A block's end must fit its field (RFC 9260 3.3.4)."""
+    assert sctp._gaps([3, 70_000]) == [(3, 3)]
+
+
+async def test_acknowledgements_are_half_of_stock_for_a_slow_stream() -> None:
+    """For single packets with pauses, every second one is acknowledged; and none is left unacknowledged."""
+    counts: dict[bool, int] = {}
+    for sparse in (True, False):
+        hooks = ALL_HOOKS if sparse else ALL_HOOKS - {Hook.SPARSE_ACKS}
+        async with farend() as url, dialling(url, hooks=hooks) as dialer:
+            sink = Remembering()
+            call = await dialer.dial(REQUEST, sink)
+            assert call._pc is not None
+            association: Any = call._pc.sctp
+            sacks = 0
+            send_chunk = association._send_chunk
+
+            async def counting(chunk: Any, send_chunk: Any = send_chunk) -> None:
+                nonlocal sacks
+                sacks += isinstance(chunk, SackChunk)
+                await send_chunk(chunk)
+
+            association._send_chunk = counting
+            call.send([order("stream", count=100, size=100, burst=1, pause=0.003)])
+            await sink.until(lambda sink: len(sink.texts) == 101)
+            await asyncio.sleep(3 * sctp.ACK_DELAY_SECONDS)
+            assert not association._sack_needed
+            counts[sparse] = sacks
+
+    assert counts[False] >= 95
+    assert counts[True] <= 65
+
+
+@pytest.mark.parametrize("share", [0.02, pytest.param(0.2, marks=pytest.mark.slow)])
+async def test_stream_over_a_lossy_path_arrives_whole(share: float) -> None:
+    """With packets lost in both directions, every message comes, once and in order."""
+    dice = random.Random(7)
+    async with farend() as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        assert call._pc is not None
+        connection: Any = _sctp(call._pc).transport.transport._connection
+        take, put = connection.direct, connection.put
+        connection.direct = lambda data: None if dice.random() < share else take(data)
+        connection.put = lambda data: None if dice.random() < share else put(data)
+        call.send([order("stream", count=60, size=3000, burst=5, pause=0.001)])
+        await sink.until(lambda sink: len(sink.texts) == 61, seconds=60)
+
+    assert [int(text.split(" ", 1)[0]) for text in sink.texts[1:]] == list(range(60))
+
+
+# --- DTLS
+
+
+async def test_datagram_with_two_records_gives_both() -> None:
+    """Records that share a datagram are all read, now, not when the next datagram comes."""
+    async with answering(Farend()) as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        assert call._pc is not None
+        transport: Any = _sctp(call._pc).transport
+        joined: list[bytes] = []
+        take = transport.connection.direct
+        transport.connection.direct = joined.append
+        call.send(["one"])
+        call.send(["two"])
+        async with asyncio.timeout(5):
+            while len(joined) < 2 or not all(joined):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        transport.connection.direct = take
+        take(b"".join(joined))
+        await sink.until(lambda sink: len(sink.texts) == 3)
+
+    assert sink.texts[1:] == ["one", "two"]
+
+
+async def test_forged_datagrams_are_dropped() -> None:
+    """Whatever else comes to the socket, the call goes on."""
+    async with answering(Farend()) as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        assert call._pc is not None
+        transport: Any = _sctp(call._pc).transport
+        protocol = transport.connection._protocols[0]
+        dice = random.Random(3)
+        for first in (0, 1, 3, 19, 20, 22, 23, 23, 23, 40, 63, 64, 128, 200, 255):
+            for length in (0, 1, 12, 13, 60, 1400):
+                data = bytes([first]) + dice.randbytes(length)
+                protocol.datagram_received(data, ("127.0.0.1", 9))
+        protocol.datagram_received(b"", ("127.0.0.1", 9))
+        call.send(["still here"])
+        await sink.until(lambda sink: "still here" in sink.texts)
+
+    assert sink.losses == []
+
+
+async def test_broken_packets_inside_the_association_are_dropped() -> None:
+    """What is rightly encrypted but no SCTP of this association, or an INIT in company, changes nothing."""
+    async with answering(Farend()) as url, dialling(url) as dialer:
+        sink = Remembering()
+        call = await dialer.dial(REQUEST, sink)
+        assert call._pc is not None
+        association: Any = call._pc.sctp
+        tag = association._local_verification_tag
+        for packet in (
+            b"",
+            b"x" * 15,
+            b"x" * 40,
+            _packet(0, b"\x01\x00\x00\x14" + b"\x00" * 16 + b"\x00\x03\x00\x04"),
+            _packet(tag, b"\x00\x03\x00\x03"),
+            _packet(tag, b"\x00\x03\xff\xff" + b"\x00" * 16),
+            _packet(tag, b"\xee\x00\x00\x04"),
+        ):
+            association.receive_packet(packet)
+        call.send(["still here"])
+        await sink.until(lambda sink: "still here" in sink.texts)
+
+    assert sink.losses == []
+
+
+def _packet(tag: int, chunks: bytes) -> bytes:
+    header = pack("!HHL", 5000, 5000, tag)
+    return header + pack("<L", value(header + b"\0\0\0\0" + chunks)) + chunks
+
+
+async def test_step_refuses_to_wait() -> None:
+    """A coroutine that does wait is a mistake that must not pass in silence."""
+
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(RuntimeError):
+        dtls.step(waits())
