@@ -23,19 +23,30 @@ SLACK_SECONDS = 1.5
 
 
 @asynccontextmanager
-async def nothing_left(gateway: Gateway) -> AsyncIterator[Caller]:
-    """Give a client; at the end the process must hold no more than before, and the gateway's own count agree."""
-    warm = Caller(gateway.url)
-    await warm.ask("GET", "/readyz")
-    await warm.http.close()
+async def nothing_left(gateway: Gateway, **headers: str) -> AsyncIterator[Caller]:
+    """Give a client; at the end the process must hold no more than before, and the gateway's own count agree.
+
+    A first session, before anything goes wrong, makes what all sessions share, such as connections to the service.
+    """
+    async with client(gateway) as caller:
+        answer, session = await caller.ask("POST", "/v1/sessions", headers=headers)
+        if answer.status == 201:
+            await caller.ask("DELETE", f"/v1/sessions/{session['id']}")
     before = await settled()
+    async with client(gateway) as caller:
+        yield caller
+    await back_to(before)
+    assert await peer_connections(gateway) == 0
+
+
+@asynccontextmanager
+async def client(gateway: Gateway) -> AsyncIterator[Caller]:
+    """Give a client and close it."""
     caller = Caller(gateway.url)
     try:
         yield caller
     finally:
         await caller.http.close()
-    await back_to(before)
-    assert await peer_connections(gateway) == 0
 
 
 async def settled() -> Holdings:
@@ -100,8 +111,8 @@ async def test_an_opening_that_fails_is_told_and_leaves_nothing(
 ) -> None:
     """A create meets each fault of the set-up with the right problem object within the deadline."""
     gateway = await serve(far_end, upstream={"connect_timeout_seconds": CONNECT_SECONDS})
-    await far_end.faults(**refused.faults)
     async with nothing_left(gateway) as caller:
+        await far_end.faults(**refused.faults)
         began = time.monotonic()
         answer, problem = await caller.ask("POST", "/v1/sessions")
         took = time.monotonic() - began
@@ -138,8 +149,8 @@ async def test_a_wrong_key_is_the_operators_problem_and_is_not_shown(serve: Serv
 async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) -> None:
     """A caller's own expired or unknown credential is refused by the service, and that is what the caller reads."""
     gateway = await serve(far_end, upstream={"auth": "client"})
-    async with nothing_left(gateway) as caller:
-        headers = {"X-Upstream-Authorization": "Bearer ek_nobody"}
+    headers = {"X-Upstream-Authorization": "Bearer ek_nobody"}
+    async with nothing_left(gateway, **headers) as caller:
         answer, problem = await caller.ask("POST", "/v1/sessions", headers=headers)
 
         assert (answer.status, problem["code"]) == (502, "upstream-rejected")
@@ -161,8 +172,8 @@ async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
 async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serve, far_end: FarEnd) -> None:
     """A create whose client is gone does not leave half a session behind."""
     gateway = await serve(far_end)
-    await far_end.faults(signal_delay_seconds=0.5)
     async with nothing_left(gateway) as caller:
+        await far_end.faults(signal_delay_seconds=0.5)
         with pytest.raises(TimeoutError):
             await caller.ask("POST", "/v1/sessions", timeout=aiohttp.ClientTimeout(total=0.2))
         await eventually(lambda: none_open(gateway))
@@ -180,8 +191,8 @@ async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
 ) -> None:
     """When the service hangs up, the reader has `gateway.closed` with what came before, and the turn fails as 502."""
     gateway = await serve(far_end)
-    await far_end.faults(tokens_per_second=100, fail=failure, fail_after_deltas=5)
     async with nothing_left(gateway) as caller:
+        await far_end.faults(tokens_per_second=100, fail=failure, fail_after_deltas=5)
         session = await caller.open()
         async with asyncio.TaskGroup() as group:
             turn = group.create_task(ask(caller, session, "Write 50 words about rain"))
@@ -203,8 +214,8 @@ async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
 async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end: FarEnd) -> None:
     """A `text/plain` answer whose call dies does not end as a whole one does."""
     gateway = await serve(far_end)
-    await far_end.faults(tokens_per_second=100, fail="hang_up", fail_after_deltas=5)
     async with nothing_left(gateway) as caller:
+        await far_end.faults(tokens_per_second=100, fail="hang_up", fail_after_deltas=5)
         headers = {"Accept": "text/plain"}
         with pytest.raises(aiohttp.ClientPayloadError):
             await caller.ask("POST", "/v1/turns", "Write 50 words about rain", headers=headers)

@@ -1,0 +1,149 @@
+"""A black-box suite for the gateway's HTTP contract, sections 1 and 3.
+
+It runs against any deployment:
+
+    pytest tests/conformance --url https://gateway.example --key gw-… [--other-key gw-…] [--origin https://app.example]
+
+`--other-key` is a second caller's key, `--origin` one that the deployment lists in `access.cors_origins`; tests that need
+what is not given are skipped and say so. Without `--url` a gateway of this checkout is started with the offline service
+behind it, and nothing is skipped. It opens some two hundred sessions and holds some forty short text turns: against a
+live upstream that costs a little money.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.conformance.wire import ANSWER_SECONDS, Session, Wire
+
+_KEY, _OTHER_KEY, _ORIGIN = "gw-conformance", "gw-conformance-other", "https://app.example"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is tested, and with what."""
+
+    url: str
+    key: str | None
+    other_key: str | None
+    origin: str | None
+    anonymous_url: str | None = None
+    """A second gateway that takes callers without a key."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options; they exist where this folder is named on the command line."""
+    group = parser.getgroup("conformance", "the deployment to be tested")
+    group.addoption("--url", help="base URL of a running gateway; without it one is started here")
+    group.addoption("--key", help="an API key of that gateway, unless it takes anonymous callers")
+    group.addoption("--other-key", help="another caller's API key")
+    group.addoption("--origin", help="an origin in its access.cors_origins")
+
+
+@pytest.fixture(scope="session")
+def deployment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """Give the gateway under test."""
+    options = [request.config.getoption(name, None) for name in ("--url", "--key", "--other-key", "--origin")]
+    url, key, other_key, origin = options
+    if url:
+        yield Deployment(url, key, other_key, origin)
+        return
+    with ExitStack() as stack:
+        yield _start(tmp_path_factory.mktemp("conformance"), stack)
+
+
+def _start(folder: Path, stack: ExitStack) -> Deployment:
+    """Start the offline service, a gateway with keys, and one without."""
+    from tests.e2e.farend import FarEnd
+    from tests.e2e.programs import Program
+
+    # Fast, and yet slow enough for a response to have a middle.
+    far_end = FarEnd(folder / "far-end", "--tokens-per-second", "200")
+    stack.callback(far_end.program.stop)
+    far_end.ready()
+    keys = [
+        {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+        for name, key in (("one", _KEY), ("other", _OTHER_KEY))
+    ]
+    environments: tuple[dict[str, str], ...] = (
+        {
+            "GATEWAY_ACCESS__KEYS": json.dumps(keys),
+            "GATEWAY_ACCESS__CORS_ORIGINS": json.dumps([_ORIGIN]),
+        },
+        {},
+    )
+    urls = []
+    programs = []
+    for number, environ in enumerate(environments):
+        flags = ("--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url)
+        programs.append(Program(folder / f"gateway-{number}", "gateway", "serve", *flags, environ=environ))
+        stack.callback(programs[-1].stop)
+    urls = [program.said(r"(?<!admin )listening on (http://[\w.:]+)") for program in programs]
+    return Deployment(urls[0], _KEY, _OTHER_KEY, _ORIGIN, anonymous_url=urls[1])
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """Give connections that add no header of their own liking."""
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+        skip_auto_headers=["Content-Type", "Accept"],
+        auto_decompress=False,
+    ) as session:
+        yield session
+
+
+@pytest.fixture
+def wire(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
+    """Give a caller with the key."""
+    return Wire(deployment.url, deployment.key, http)
+
+
+@pytest_asyncio.fixture
+async def session(wire: Wire) -> AsyncIterator[Session]:
+    """Give an open session."""
+    async with wire.session() as opened:
+        yield opened
+
+
+@pytest.fixture
+def stranger(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
+    """Give a caller without a credential, to a gateway that wants one."""
+    if deployment.key is None:
+        pytest.skip("the deployment takes callers without a key; give one by --key")
+    return Wire(deployment.url, None, http)
+
+
+@pytest.fixture
+def other(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
+    """Give another caller."""
+    if deployment.other_key is None:
+        pytest.skip("another caller's key is needed: --other-key")
+    return Wire(deployment.url, deployment.other_key, http)
+
+
+@pytest.fixture
+def origin(deployment: Deployment) -> str:
+    """Give an origin that the deployment lists."""
+    if deployment.origin is None:
+        pytest.skip("an origin of access.cors_origins is needed: --origin")
+    return deployment.origin
+
+
+@pytest.fixture
+def anonymous(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
+    """Give a caller without a credential, to a gateway that takes such callers."""
+    url = deployment.anonymous_url or (deployment.url if deployment.key is None else None)
+    if url is None:
+        pytest.skip("the deployment takes no callers without a key")
+    return Wire(url, None, http)

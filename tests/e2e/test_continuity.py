@@ -1,0 +1,200 @@
+"""A conversation outlives its peer connection: losses of every kind, planned hand-overs, and what clients are told."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from gateway.app import Gateway
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Emulate, Json, Read, Serve, answer_of, number, say
+
+NAME = "My name is Ada."
+ASK = "What is my name?"
+
+
+async def tell(caller: Caller, session: Json, text: str) -> tuple[str, str]:
+    """Say something; give the answer's text and the id of its response.done."""
+    receipt = await caller.send(session["id"], *say(text))
+    reads = await caller.until(session["id"], "response.done", after=receipt["head"])
+    return answer_of(read.value for read in reads), str(reads[-1].id)
+
+
+async def call_of(caller: Caller, session: Json) -> str:
+    _, said = await caller.ask("GET", f"/v1/sessions/{session['id']}")
+    return str(said["call_id"])
+
+
+def assert_whole(reads: list[Read]) -> None:
+    """Ids are dense and rise: nothing was lost or doubled."""
+    numbers = [number(read.id) for read in reads]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+@pytest.mark.parametrize("failure", ["close_channel", "hang_up"])
+async def test_facts_told_before_a_loss_are_used_after_it(
+    caller: Caller, far_end: FarEnd, failure: str
+) -> None:
+    """The model's next answer uses what was said on the lost call."""
+    session = await caller.open()
+    _, last = await tell(caller, session, NAME)
+    first_call = await call_of(caller, session)
+
+    await far_end.fault(first_call, fail=failure, fail_after_deltas=1)
+    receipt = await caller.send(session["id"], *say("Say hello."))
+    reads = await caller.until(session["id"], "gateway.recovered", after=last)
+    recovered = reads[-1].value
+    answer, _ = await tell(caller, session, ASK)
+
+    assert "Ada" in answer
+    assert recovered["call_id"] == await call_of(caller, session) != first_call
+    assert recovered["items_restored"] >= 2
+    assert recovered["items_lost"] == 0
+    assert recovered["response"] == "interrupted"
+    assert receipt["accepted"] == 2
+    assert_whole(reads)
+
+
+async def test_an_idle_call_that_is_closed_is_replaced(caller: Caller, far_end: FarEnd) -> None:
+    """Nobody has to send anything for a lost call to be noticed, and the seeding reaches no client."""
+    session = await caller.open()
+    _, last = await tell(caller, session, NAME)
+
+    await far_end.fault(await call_of(caller, session), do="hang_up")
+    reads = await caller.until(session["id"], "gateway.recovered", after=last)
+
+    kinds = [read.type for read in reads]
+    assert kinds.index("gateway.recovering") < kinds.index("gateway.recovered")
+    assert not [kind for kind in kinds if kind.startswith(("conversation.item", "session."))]
+
+
+@pytest.mark.slow
+async def test_a_far_end_that_vanishes_is_noticed_within_8_seconds(caller: Caller, far_end: FarEnd) -> None:
+    """While an answer is owed, silence is looked into by a check of its own."""
+    session = await caller.open()
+    _, last = await tell(caller, session, NAME)
+    await far_end.fault(await call_of(caller, session), fail="vanish")
+
+    began = time.monotonic()
+    await caller.send(session["id"], *say("Count to 20."))
+    await caller.until(session["id"], "gateway.recovering", after=last)
+    noticed = time.monotonic() - began
+    await caller.until(session["id"], "gateway.recovered", after=last)
+    answer, _ = await tell(caller, session, ASK)
+
+    assert noticed < 8.5
+    assert "Ada" in answer
+
+
+async def test_events_sent_while_there_is_no_call_follow_on_the_next(serve: Serve, emulate: Emulate) -> None:
+    """What is accepted during a recovery is sent after the seeding, in order."""
+    far_end = emulate("--tokens-per-second", "0")
+    gateway = await serve(far_end)
+    caller = Caller(gateway.url)
+    try:
+        session = await caller.open()
+        _, last = await tell(caller, session, NAME)
+        await far_end.faults(signal_delay_seconds=1.0)
+        await far_end.fault(await call_of(caller, session), do="hang_up")
+        await caller.until(session["id"], "gateway.recovering", after=last)
+
+        receipt = await caller.send(session["id"], *say(ASK))
+        reads = await caller.until(session["id"], "response.done", after=receipt["head"])
+
+        assert "Ada" in answer_of(read.value for read in reads)
+        assert_whole(reads)
+    finally:
+        await caller.http.close()
+
+
+async def test_an_interrupted_response_is_asked_again_if_that_was_wanted(
+    caller: Caller, far_end: FarEnd
+) -> None:
+    """With `on_interrupted: retry` the client gets its answer without asking twice."""
+    session = await caller.open(on_interrupted="retry")
+    call = await call_of(caller, session)
+    await far_end.fault(call, fail="hang_up", fail_after_deltas=3, tokens_per_second=200)
+
+    receipt = await caller.send(session["id"], *say("Count to 10."))
+    reads = await caller.until(session["id"], "response.done", after=receipt["head"])
+
+    recovered = next(read.value for read in reads if read.type == "gateway.recovered")
+    after = reads[[read.type for read in reads].index("gateway.recovered") :]
+    assert recovered["response"] == "retried"
+    assert "10" in answer_of(read.value for read in after)
+
+
+async def test_an_operator_restarts_a_call_unnoticed(gateway: Gateway, caller: Caller) -> None:
+    """A hand-over shows as one gateway.recovered and nothing else."""
+    session = await caller.open()
+    _, last = await tell(caller, session, NAME)
+    first_call = await call_of(caller, session)
+    operator = Caller(gateway.admin_url)
+    try:
+        answer, _ = await operator.ask("POST", f"/sessions/{session['id']}/restart")
+        reads = await caller.until(session["id"], "gateway.recovered", after=last)
+    finally:
+        await operator.http.close()
+    text, _ = await tell(caller, session, ASK)
+
+    assert answer.status in (202, 204)
+    assert [read.type for read in reads if read.type.startswith("gateway.")] == ["gateway.recovered"]
+    assert reads[-1].value["cause"] == "restart"
+    assert await call_of(caller, session) != first_call
+    assert "Ada" in text
+
+
+@pytest.mark.slow
+async def test_calls_that_end_by_time_are_replaced_before(serve: Serve, emulate: Emulate) -> None:
+    """With calls of 8 s a session talks on across several of them, and every answer is whole."""
+    far_end = emulate("--tokens-per-second", "0", "--max-session-seconds", "8")
+    gateway = await serve(far_end)
+    caller = Caller(gateway.url)
+    try:
+        session = await caller.open()
+        await tell(caller, session, NAME)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            answer, last = await tell(caller, session, ASK)
+            assert "Ada" in answer
+            await asyncio.sleep(0.3)
+        reads = await caller.until(session["id"], "response.done", after="earliest")
+        _, page = await caller.ask(
+            "GET", f"/v1/sessions/{session['id']}/events?format=json&limit=1000&types=gateway.*&wait=0"
+        )
+        own: list[Any] = [
+            event["event"] for event in page["events"] if event["event"]["type"].startswith("gateway")
+        ]
+
+        assert [event["type"] for event in own] == ["gateway.recovered"] * len(own)
+        assert len(own) >= 2
+        assert {event["cause"] for event in own} == {"rotation"}
+        assert_whole(reads)
+        assert last
+    finally:
+        await caller.http.close()
+
+
+@pytest.mark.slow
+async def test_a_killed_far_end_is_replaced_by_the_next(serve: Serve, emulate: Emulate) -> None:
+    """SIGKILL in mid-response: a new process at the same address takes the conversation over."""
+    far_end = emulate("--tokens-per-second", "20")
+    port = far_end.base_url.rsplit(":", 1)[1].split("/")[0]
+    gateway = await serve(far_end)
+    caller = Caller(gateway.url)
+    try:
+        session = await caller.open()
+        _, last = await tell(caller, session, NAME)
+        await caller.send(session["id"], *say("Count to 50."))
+        far_end.program.kill()
+        emulate("--port", port, "--tokens-per-second", "0")
+
+        reads = await caller.until(session["id"], "gateway.recovered", after=last)
+        answer, _ = await tell(caller, session, ASK)
+
+        assert "Ada" in answer
+        assert reads[-1].value["items_lost"] == 0
+        assert_whole(reads)
+    finally:
+        await caller.http.close()
