@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
 from gateway.emulator.peer import FarPeer
-from gateway.emulator.realtime import Line
+from gateway.emulator.writing import Line
 
 # The record of a call: the oldest frames go first, and are counted.
 MAX_RECORD_FRAMES = 10_000

@@ -15,11 +15,12 @@ Item = dict[str, Any]
 class Conversation:
     """An ordered list of items."""
 
-    __slots__ = ("_items", "id")
+    __slots__ = ("_by_id", "_items", "id")
 
     def __init__(self, conversation_id: str) -> None:
         self.id = conversation_id
         self._items: list[Item] = []
+        self._by_id: dict[str, Item] = {}
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
@@ -28,12 +29,11 @@ class Conversation:
         return len(self._items)
 
     def find(self, item_id: str) -> Item | None:
-        # From the end: what is asked for is nearly always recent.
-        return next((item for item in reversed(self._items) if item["id"] == item_id), None)
+        return self._by_id.get(item_id)
 
     def place(self, item: Item, after: str | None) -> str | None:
         """Insert `item` after the item `after` (None appends, `root` puts it first); give the id now before it."""
-        if self.find(item["id"]) is not None:
+        if item["id"] in self._by_id:
             raise Refusal(
                 "item_create_duplicate_item_id",
                 f"Error creating item: an item with id '{item['id']}' already exists.",
@@ -46,12 +46,16 @@ class Conversation:
         else:
             at = self._index(after, "previous_item_id") + 1
         self._items.insert(at, item)
+        self._by_id[item["id"]] = item
         return self._items[at - 1]["id"] if at else None
 
     def before(self, item_id: str) -> str | None:
         """Give the id before an item, or None where it is the first or gone."""
-        at = next((i for i, item in enumerate(self._items) if item["id"] == item_id), 0)
-        return self._items[at - 1]["id"] if at else None
+        # From the end: what is asked about is nearly always the newest.
+        for at in range(len(self._items) - 1, 0, -1):
+            if self._items[at]["id"] == item_id:
+                return str(self._items[at - 1]["id"])
+        return None
 
     def is_first(self, item_id: str | None) -> bool:
         return bool(self._items) and self._items[0]["id"] == item_id
@@ -61,6 +65,7 @@ class Conversation:
 
     def remove(self, item_id: str) -> None:
         del self._items[self._index(item_id, "item_id")]
+        del self._by_id[item_id]
 
     def _index(self, item_id: str, param: str) -> int:
         for at, item in enumerate(self._items):

@@ -18,7 +18,7 @@ from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
 from gateway.emulator.ids import IdSource
 from gateway.emulator.pacing import Pacer
-from gateway.emulator.realtime import Line
+from gateway.emulator.writing import Line
 
 _EVENT = '"event":'
 

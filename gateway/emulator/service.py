@@ -24,10 +24,11 @@ from gateway.emulator.faults import Faults
 from gateway.emulator.ice import LiteAgent
 from gateway.emulator.ids import IdSource, session_of
 from gateway.emulator.peer import FarPeer, SharedCertificate
-from gateway.emulator.realtime import Line, Manner, Realtime
+from gateway.emulator.realtime import Realtime
 from gateway.emulator.recording import Playback, load
 from gateway.emulator.rules import RuleBrain
 from gateway.emulator.sdp import Endpoint, Offer, answer_setup, write_answer
+from gateway.emulator.writing import Line, Manner
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Ended calls stay known to the control endpoint, so that a test can ask what reached them.

@@ -8,9 +8,10 @@ from typing import Any
 from gateway.emulator.brain import Brain
 from gateway.emulator.faults import Faults
 from gateway.emulator.ids import IdSource
-from gateway.emulator.realtime import Line, Manner, Realtime
+from gateway.emulator.realtime import Realtime
 from gateway.emulator.rules import RuleBrain
 from gateway.emulator.session import new_session
+from gateway.emulator.writing import Line, Manner
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 10.0

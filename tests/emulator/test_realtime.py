@@ -539,7 +539,7 @@ async def test_close_ends_responses_without_a_word(talk: MakeTalk) -> None:
     one.send("session.update", session={"type": "realtime"})
 
     assert len(one.frames) == before
-    assert not one.realtime._active
+    assert not one.realtime._writer._active
 
 
 async def test_open_responses_are_bounded(talk: MakeTalk) -> None:
