@@ -4,9 +4,12 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -93,8 +96,51 @@ async def start() -> AsyncIterator[Start]:
         await reading
 
 
-@pytest.fixture
-async def emulator(start: Start) -> str:
+@contextmanager
+def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator[str]:
+    """Run a program beside many tests; give what the pattern finds in its output."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=clean_environment(**environ),
+        text=True,
+    ) as process:
+        timer = threading.Timer(DEADLINE_SECONDS, process.kill)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            found = next((m for line in process.stdout if (m := re.search(pattern, line))), None)
+            assert found is not None, f"{arguments} did not say {pattern!r}"
+            timer.cancel()
+            # Nobody reads on: what it writes in a module's tests is far less than a pipe holds (64 KiB).
+            yield found[1]
+        finally:
+            timer.cancel()
+            process.terminate()
+            try:
+                process.wait(DEADLINE_SECONDS)
+            finally:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[str]:
     """Run an emulator and give its base URL."""
-    running = await start("--port", "0", "--tokens-per-second", "200", module="gateway.emulator")
-    return (await running.says(r"emulator listening on (\S+)"))[1]
+    with _program(
+        ["gateway.emulator", "--port", "0", "--tokens-per-second", "200"], r"emulator listening on (\S+)"
+    ) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gateway(emulator: str) -> Iterator[str]:
+    """Run a gateway in front of it and give its URL."""
+    with _program(
+        ["gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator],
+        r"(?<!admin )listening on (\S+)",
+        OPENAI_API_KEY="sk-test",
+        GATEWAY_DRAIN__TIMEOUT_SECONDS="1",
+    ) as url:
+        yield url

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.cli.procfs import cpu_seconds, resident_bytes
 from tests.cli.conftest import Start
-from tests.cli.test_serve import SERVE, addresses
 
 
 def figures(output: str) -> dict[str, Any]:
@@ -43,11 +42,11 @@ async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
     assert abs(found["bare_stock_events"] - found["events"]) <= 4
 
 
-async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start, emulator: str) -> None:
+async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start, gateway: str) -> None:
     """Without its process at hand there is no CPU and no memory to tell, and none is made up."""
-    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
-    url = (await addresses(running))[0]
-    bench = await start("bench", "--url", url, "--sessions", "2", "--turns", "1", "--words", "5", "--json")
+    bench = await start(
+        "bench", "--url", gateway, "--sessions", "2", "--turns", "1", "--words", "5", "--json"
+    )
     status = await bench.ended()
     await bench.says(r"\n\}")
     found = figures(bench.output)

@@ -7,12 +7,6 @@ from tests.cli.conftest import Running, Start
 from tests.cli.test_serve import SERVE, addresses
 
 
-async def gateway(start: Start, emulator: str) -> str:
-    """Run a gateway and give its URL."""
-    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
-    return (await addresses(running))[0]
-
-
 async def say(chat: Running, line: str) -> None:
     """Type a line."""
     assert chat.process.stdin is not None
@@ -20,10 +14,9 @@ async def say(chat: Running, line: str) -> None:
     await chat.process.stdin.drain()
 
 
-async def test_conversation_remembers_and_ends(start: Start, emulator: str) -> None:
+async def test_conversation_remembers_and_ends(start: Start, gateway: str) -> None:
     """Answers come, the session remembers what was said, an empty line ends it."""
-    url = await gateway(start, emulator)
-    chat = await start("chat", "--url", url, stdin=PIPE)
+    chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "What is 6 times 7?")
     await chat.says("42")
     await say(chat, "My name is Ada.")
@@ -36,18 +29,16 @@ async def test_conversation_remembers_and_ends(start: Start, emulator: str) -> N
     assert "Traceback" not in chat.output
 
 
-async def test_end_of_input_ends_the_chat(start: Start, emulator: str) -> None:
+async def test_end_of_input_ends_the_chat(start: Start, gateway: str) -> None:
     """Ctrl-D, or a pipe that is read to its end."""
-    url = await gateway(start, emulator)
-    chat = await start("chat", "--url", url)
+    chat = await start("chat", "--url", gateway)
 
     assert await chat.ended() == 0
 
 
-async def test_interrupt_stops_the_answer_only(start: Start, emulator: str) -> None:
+async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> None:
     """Ctrl-C in an answer cancels it, and the conversation goes on."""
-    url = await gateway(start, emulator)
-    chat = await start("chat", "--url", url, stdin=PIPE)
+    chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "Write 3000 words about the sea.")
     await chat.says(r"(?s)you> .{80}")
     await chat.tell(signal.SIGINT)

@@ -18,6 +18,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 async def test_demo_holds_a_conversation_and_keeps_serving(start: Start) -> None:
     """Questions, answers, lines to try; then anybody may use it, and Ctrl-C ends both processes."""
     demo = await start("demo", "--port", "0")

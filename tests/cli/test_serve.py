@@ -53,6 +53,7 @@ async def test_serves_until_sigterm_and_exits_with_zero(start: Start, emulator: 
     assert seen[-1].value["reason"] == "drained"
 
 
+@pytest.mark.slow
 async def test_second_signal_ends_at_once(start: Start, emulator: str) -> None:
     """Who cannot wait for the drain need not."""
     environ = {"OPENAI_API_KEY": "sk-test", "GATEWAY_DRAIN__TIMEOUT_SECONDS": "60"}
@@ -122,6 +123,7 @@ async def test_json_lines_are_json(start: Start) -> None:
     assert all({"event", "level", "time"} <= line.keys() for line in lines)
 
 
+@pytest.mark.slow
 async def test_flags_go_before_the_environment(start: Start, tmp_path: Path) -> None:
     """A flag overrules the environment, which overrules the file."""
     file = tmp_path / "gateway.toml"
@@ -158,6 +160,7 @@ async def test_keys_file_is_read_again_on_sighup(start: Start, tmp_path: Path) -
     assert after[0] == 401
 
 
+@pytest.mark.slow
 async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
     """Under systemd's Type=notify it says when it is ready and when it stops."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
@@ -173,6 +176,7 @@ async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
     assert (ready, stopping) == (b"READY=1", b"STOPPING=1")
 
 
+@pytest.mark.slow
 async def test_interrupt_while_starting_leaves_no_traceback(start: Start) -> None:
     """Ctrl-C before it listens ends it all the same."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")
