@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.errors import CallerError, Flaw, GatewayError, OverloadError
+from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
 from gateway.relay.broker import Broker
 from gateway.relay.clock import Clock
 from gateway.relay.eventlog import Framing
@@ -96,11 +96,12 @@ class Hub:
 
     async def drain(self, timeout: float) -> None:
         """Refuse new sessions, tell the running ones, and end each within `timeout` seconds. Harmless when repeated."""
-        self.draining = True
+        told, self.draining = self.draining, True
         now = self._clock.monotonic()
         deadlines: dict[Session, float] = {}
         for session in self._live():
-            session.tell("gateway.draining", {"deadline_seconds": timeout})
+            if not told:
+                session.tell("gateway.draining", {"deadline_seconds": timeout})
             share = random.uniform(0, _DRAIN_JITTER) if session.attended else 0  # noqa: S311  # spread, not secrecy
             deadlines[session] = now + timeout * share
         final = now + timeout
@@ -109,7 +110,7 @@ class Hub:
                 session.end(CloseReason.DRAINED)
                 del deadlines[session]
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        for session in self._live():
+        for session in self._tasks.values():
             session.end(CloseReason.DRAINED)
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=max(self.limits.parting_seconds, final - now))
@@ -129,9 +130,17 @@ class Hub:
         task.add_done_callback(self._ended)
         try:
             await session.connected()
+            if self.draining:
+                session.end(CloseReason.DRAINED)
+                raise _draining()
+            if not session.live:
+                raise UpstreamError("upstream-failed", "The call ended as soon as it was open.")
         except GatewayError as error:
-            self._telemetry.session_refused(request.principal.name, error.code)
-            raise
+            refusal = _draining() if error.code == "session-closed" and self.draining else error
+            self._telemetry.session_refused(request.principal.name, refusal.code)
+            if refusal is error:
+                raise
+            raise refusal from error
         except asyncio.CancelledError:
             session.end(CloseReason.CLIENT)  # Nobody will ever learn the session's id.
             raise
@@ -171,9 +180,7 @@ class Hub:
     def _admit(self, request: OpenRequest) -> Opening:
         """Check a create against the limits and merge it over the template."""
         if self.draining:
-            raise OverloadError(
-                "draining", "The gateway is shutting down.", retry_after=RETRY_DRAINING_SECONDS
-            )
+            raise _draining()
         check_locked(request.session, self.limits.session_locked, "/session")
         grace = request.detach_grace_seconds
         if grace is None:
@@ -220,21 +227,25 @@ class Hub:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            try:
-                self._tick(self._clock.monotonic())
-            except Exception as error:  # noqa: BLE001  # one bad session must not stop the others' deadlines
-                self._telemetry.relay_failed("hub", error)
+            self._tick(self._clock.monotonic())
 
     def _tick(self, now: float) -> None:
         kept = now - self.limits.log_retention_seconds
         for session in list(self._sessions.values()):
-            session.tick(now)
+            try:
+                session.tick(now)
+            except Exception as error:  # noqa: BLE001  # one bad session must not stop the others' deadlines
+                self._telemetry.relay_failed(session.id, error)
             if session.closed_at is not None and session.closed_at <= kept:
                 del self._sessions[session.id]
                 self._broker.drop(session.log)
         events, size = self._broker.events, self._broker.size
         self._telemetry.log_grew(events - self._counted[0], size - self._counted[1])
         self._counted = events, size
+
+
+def _draining() -> OverloadError:
+    return OverloadError("draining", "The gateway is shutting down.", retry_after=RETRY_DRAINING_SECONDS)
 
 
 def _owns(principal: Principal, session: Session) -> bool:

@@ -109,6 +109,7 @@ class Line:
         self._generation = request.generation
         self._successor: Successor | None = None
         self._held: Held | None = None
+        self._opened = False
         self._greeted = asyncio.Event()
         self._moved = asyncio.Event()
         self._due: str | None = None
@@ -196,7 +197,8 @@ class Line:
             return False
         self._upstream = upstream
         await self._unless_ended(_within(self._greeted.wait(), self._limits.greeting_seconds))
-        return not self._ending.done()
+        self._opened = not self._ending.done()
+        return self._opened
 
     async def keep(self) -> None:
         """Replace calls as often as needed; returns when the session is ended."""
@@ -212,6 +214,7 @@ class Line:
 
     async def close(self, hang_up: bool) -> None:
         """End the call; always completes."""
+        self._generation += 1  # The log is sealed: what the call still says while it is closed is stale.
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait({self._probe})
@@ -390,7 +393,7 @@ class Line:
         if generation != self._generation or self._ending.done():
             return
         self._telemetry.upstream_lost(self._owner.id, cause)
-        if self._limits.continuity and self._upstream is not None:
+        if self._limits.continuity and self._opened:
             self._fall(cause)
             return
         closed = cause is LossCause.CHANNEL_CLOSED

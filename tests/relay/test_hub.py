@@ -1,0 +1,455 @@
+"""gateway/relay/hub.py: opening, finding, limits, retention, drain."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.errors import GatewayError, UpstreamError
+from gateway.relay.hub import template
+from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS
+from gateway.relay.ports import LossCause, Principal
+from gateway.relay.state import CloseReason, State
+from tests.relay.conftest import Build
+from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of, until
+
+OTHER = Principal("other")
+
+
+async def refused(house: House, **members: Any) -> GatewayError:
+    """Give what an opening is refused with; nothing of it may be left."""
+    before = len(house.hub.all_sessions())
+    with pytest.raises(GatewayError) as caught:
+        await house.open(**members)
+    await until(lambda: all(call.closings or not call.open for call in house.dialer.calls[before:]))
+    await until(lambda: not house.hub._opening)
+    assert len(house.hub.all_sessions()) == before
+    return caught.value
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_opened_session_has_been_greeted(house: House) -> None:
+    """It is connected, knows its model, and session.created is its first event."""
+    session = await house.open(session={"model": "gpt-x"}, metadata={"a": 1})
+    view = session.view()
+
+    assert view.state is State.CONNECTED
+    assert (view.model, view.call_id, view.created_at) == ("gpt-x", "rtc_1", int(START_UNIX))
+    assert (view.expires_at, view.close_reason, view.metadata) == (None, None, {"a": 1})
+    assert str(view.oldest).endswith("-1")
+    assert types_of(session) == ["session.created"]
+
+
+async def test_an_opening_waits_for_the_greeting_but_not_for_long(house: House) -> None:
+    """The channel works without it."""
+    house.dialer.greets = False
+    begun = house.clock.monotonic()
+    session = await house.open()
+
+    assert house.clock.monotonic() - begun == pytest.approx(house.limits.greeting_seconds, abs=0.1)
+    assert session.view().state is State.CONNECTED
+
+
+async def test_the_template_is_merged_under_what_is_wanted(build: Build) -> None:
+    """And the call is created with the whole."""
+    house = build(template=template({"output_modalities": ["text"], "audio": {"input": {"x": 1}}}))
+    await house.open(session={"audio": {"input": {"y": None}}}, bearer="ek_1")
+    (request,) = house.dialer.requests
+
+    assert request.session == {
+        "type": "realtime",
+        "output_modalities": ["text"],
+        "audio": {"input": {"x": 1, "y": None}},
+    }
+    assert (request.bearer, request.safety_identifier) == ("ek_1", "somebody")
+    assert "ek_1" not in repr(request)
+
+
+async def test_anonymous_callers_have_no_safety_identifier(house: House) -> None:
+    """All of them would share one."""
+    await house.open(principal=Principal("anonymous", anonymous=True))
+
+    assert house.dialer.requests[0].safety_identifier is None
+
+
+@pytest.mark.parametrize(
+    "code", ["upstream-rejected", "upstream-rate-limited", "upstream-failed", "upstream-timeout"]
+)
+async def test_a_failed_dial_is_told_and_leaves_nothing(house: House, code: Any) -> None:
+    """The dialer's own error reaches the caller; log, place and task are free again."""
+    house.dialer.refusal = UpstreamError(code, "No.")
+    error = await refused(house)
+
+    assert error is house.dialer.refusal
+    assert house.hub._broker.size == 0
+    assert house.notebook.told("session_refused") == [("somebody", code)]
+    assert house.notebook.told("session_opened") == []
+    assert house.notebook.told("session_closed") == []
+
+
+async def test_a_dialer_that_breaks_is_an_upstream_that_failed(build: Build) -> None:
+    """The mistake is reported, and the caller gets an answer."""
+    house = build()
+
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    house.dialer.gate = broken
+    error = await refused(house)
+
+    assert error.members == {"reason": CloseReason.INTERNAL}
+    assert [type(args[1]) for args in house.notebook.told("relay_failed")] == [ZeroDivisionError]
+    house.notebook.facts.clear()
+
+
+async def test_a_caller_who_leaves_while_dialling_leaves_nothing(house: House) -> None:
+    """Nobody would ever learn the session's id."""
+    cut = asyncio.Event()
+
+    async def dialling() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cut.set()
+
+    house.dialer.gate = dialling
+    opening = asyncio.create_task(house.open())
+    await asyncio.sleep(1)
+    opening.cancel()
+    await asyncio.wait({opening})
+    await until(cut.is_set)
+
+    assert opening.cancelled()
+    await until(lambda: not house.hub._tasks)
+    assert (house.hub._opening, house.hub.all_sessions(), house.hub._broker._logs) == ({}, [], set())
+
+
+@pytest.mark.parametrize("continuity", [True, False])
+@pytest.mark.parametrize("cause", LossCause)
+async def test_a_call_lost_before_its_greeting_fails_the_opening(
+    build: Build, continuity: bool, cause: LossCause
+) -> None:
+    """There is nothing to recover yet, and somebody waits for an answer."""
+    house = build(continuity=continuity)
+    house.dialer.greets = False
+    opening = asyncio.create_task(house.open())
+    await until(lambda: bool(house.dialer.calls))
+    await asyncio.sleep(0)
+    house.call.lose(cause)
+    with pytest.raises(GatewayError) as caught:
+        await opening
+
+    assert caught.value.code == "upstream-failed"
+    await until(lambda: not house.hub._tasks)
+    assert (house.hub._opening, house.hub.all_sessions()) == ({}, [])
+
+
+async def test_a_call_lost_inside_the_dial_fails_the_opening(house: House) -> None:
+    """The far end may give up before the dialer returns."""
+
+    def lose(call: FakeCall) -> None:
+        call.lose(LossCause.CHANNEL_CLOSED)
+
+    house.dialer.prepare = lose
+    error = await refused(house)
+
+    assert error.code == "upstream-failed"
+
+
+async def test_a_call_lost_in_the_moment_of_opening_is_no_session(house: House) -> None:
+    """Whoever waited is told, though the channel was open for a moment."""
+    house.notebook.__dict__["session_opened"] = lambda *_: house.call.lose()
+    error = await refused(house)
+
+    assert error.code == "upstream-failed"
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_house_refuses(build: Build) -> None:
+    """503 with Retry-After; a place is free again when a session ends."""
+    house = build(max_sessions=1)
+    session = await house.open()
+    error = await refused(house)
+    await session.close(CloseReason.CLIENT)
+    await house.open()
+
+    assert (error.code, error.retryable, error.retry_after) == ("capacity", True, 5)
+
+
+async def test_sessions_being_opened_hold_their_place(build: Build) -> None:
+    """Or a burst of openings would pass the bound together."""
+    house = build(max_sessions=2)
+    openings = await asyncio.gather(*(house.open() for _ in range(4)), return_exceptions=True)
+
+    assert [isinstance(one, GatewayError) for one in openings] == [False, False, True, True]
+
+
+async def test_a_key_has_its_own_bound(house: House) -> None:
+    """Others are not concerned."""
+    bounded = Principal("bounded", max_sessions=1)
+    await house.open(principal=bounded)
+    await house.open()
+    error = await refused(house, principal=bounded)
+
+    assert error.code == "session-limit"
+
+
+async def test_full_logs_refuse_new_sessions_and_close_none(build: Build) -> None:
+    """Contract 5: at log_total_bytes new sessions get 503."""
+    house = build(log_total_bytes=2000)
+    session = await house.open()
+    house.call.say("x", a="b" * 3000)
+    error = await refused(house)
+
+    assert error.code == "capacity"
+    assert session.live
+
+
+async def test_locked_members_are_refused_at_create(build: Build) -> None:
+    """Before anything is dialled."""
+    house = build(session_locked=("model",))
+    error = await refused(house, session={"model": "x"})
+
+    assert (error.code, error.flaws[0].pointer) == ("member-locked", "/session/model")
+    assert house.dialer.requests == []
+
+
+@pytest.mark.parametrize("seconds", [MIN_DETACH_GRACE_SECONDS, MAX_DETACH_GRACE_SECONDS])
+async def test_a_grace_within_its_range_is_taken(house: House, seconds: int) -> None:
+    """Both ends belong to it."""
+    session = await house.open(detach_grace_seconds=seconds)
+
+    assert session.view().detach_grace_seconds == seconds
+
+
+@pytest.mark.parametrize("seconds", [MIN_DETACH_GRACE_SECONDS - 1, MAX_DETACH_GRACE_SECONDS + 1])
+async def test_a_grace_beyond_its_range_is_refused(house: House, seconds: int) -> None:
+    """With the pointer."""
+    error = await refused(house, detach_grace_seconds=seconds)
+
+    assert (error.code, error.flaws[0].pointer) == ("invalid-parameter", "/detach_grace_seconds")
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_found_by_its_owner_and_by_its_id(house: House) -> None:
+    """To everybody else it does not exist."""
+    session = await house.open()
+
+    assert house.hub.find(session.id, SOMEBODY) is session
+    assert house.hub.find(session.id, None) is session
+    for session_id, principal in [(session.id, OTHER), ("gws_none", SOMEBODY), ("gws_none", None)]:
+        with pytest.raises(GatewayError) as caught:
+            house.hub.find(session_id, principal)
+        assert caught.value.code == "session-unknown"
+
+
+async def test_lists_are_newest_first(house: House) -> None:
+    """The caller's own, and all for the operator."""
+    first, others, last = await house.open(), await house.open(principal=OTHER), await house.open()
+
+    assert [view.id for view in house.hub.sessions(SOMEBODY)] == [last.id, first.id]
+    assert [view.id for view in house.hub.all_sessions()] == [last.id, others.id, first.id]
+
+
+async def test_diagnostics_are_of_known_sessions(house: House) -> None:
+    """Counters, and nothing that was said."""
+    session = await house.open()
+    house.call.say("error", error={"type": "t", "code": "c", "message": "secret words"})
+    diagnostics = house.hub.diagnostics(session.id)
+
+    assert (diagnostics["accepted"], diagnostics["log_events"], diagnostics["last_error_code"]) == (0, 2, "c")
+    assert "secret" not in str(diagnostics)
+    for ask in (house.hub.diagnostics, house.hub.restart):
+        with pytest.raises(GatewayError) as caught:
+            ask("gws_none")
+        assert caught.value.code == "session-unknown"
+
+
+async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
+    """Then it is unknown, and its bytes are free."""
+    session = await house.open()
+    await session.close(CloseReason.CLIENT)
+    await asyncio.sleep(house.limits.log_retention_seconds - 2)
+    assert house.hub.find(session.id, SOMEBODY) is session
+    assert session.reader.sealed
+    await asyncio.sleep(4)
+
+    with pytest.raises(GatewayError) as caught:
+        house.hub.find(session.id, SOMEBODY)
+    assert caught.value.code == "session-unknown"
+    assert (house.hub._broker.size, house.hub._broker._logs, house.hub._tasks) == (0, set(), {})
+
+
+async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
+    """What was told adds up to what is there."""
+    session = await house.open()
+    await asyncio.sleep(1.5)
+    house.call.say("x")
+    await asyncio.sleep(1)
+    told = house.notebook.told("log_grew")
+
+    assert (sum(events for events, _ in told), sum(size for _, size in told)) == (2, session.log.size)
+
+
+async def test_one_bad_session_does_not_stop_the_others_deadlines(house: House) -> None:
+    """The mistake is reported, and whoever comes after it in the round has its turn."""
+    bad, good = await house.open(), await house.open(detach_grace_seconds=10)
+
+    def broken(now: float) -> None:
+        raise ZeroDivisionError
+
+    bad.tick = broken  # type: ignore[method-assign]
+    reason = await house.closed(good, seconds=30)
+
+    assert reason is CloseReason.DETACHED
+    assert house.notebook.told("relay_failed")[0][0] == bad.id
+    house.notebook.facts.clear()
+
+
+# --- drain and close --------------------------------------------------------------------------------------------------
+
+
+async def test_draining_refuses_new_sessions(house: House) -> None:
+    """503 with Retry-After: another node may take the next try."""
+    await house.hub.drain(1)
+    error = await refused(house)
+
+    assert (error.code, error.retry_after) == ("draining", 2)
+
+
+async def test_a_drain_tells_the_running_and_ends_them(house: House) -> None:
+    """Last in the log stands why, and that another session can help."""
+    session = await house.open()
+    await house.hub.drain(25)
+    draining, closed = logged(session.reader)[-2:]
+
+    assert draining == {"type": "gateway.draining", "deadline_seconds": 25}
+    assert closed == {"type": "gateway.closed", "reason": "drained", "retryable": True, "upstream": None}
+
+
+async def test_a_drain_ends_unattended_sessions_at_once(house: House) -> None:
+    """Nobody would come back for them."""
+    session = await house.open()
+    begun = house.clock.monotonic()
+    await house.hub.drain(25)
+
+    assert session.closed_at is not None
+    assert session.closed_at - begun < 1
+    assert house.clock.monotonic() - begun < 2
+
+
+async def test_a_drain_spreads_attended_sessions(house: House) -> None:
+    """Over the first part of its time, so that their clients do not come back together."""
+    sessions = [await house.open() for _ in range(40)]
+    for session in sessions:
+        session.attach(FakeReceiver(0.0))
+    begun = house.clock.monotonic()
+    await house.hub.drain(100)
+    ends = [session.closed_at - begun for session in sessions if session.closed_at is not None]
+
+    assert len(ends) == 40
+    assert max(ends) <= 61
+    assert max(ends) - min(ends) > 20
+
+
+async def test_a_drain_waits_for_a_response(house: House) -> None:
+    """Clients come back with whole answers."""
+    session = await house.open()
+    house.call.start()
+    drain = asyncio.create_task(house.hub.drain(25))
+    await asyncio.sleep(20)
+    assert session.live
+    house.call.finish()
+    await asyncio.sleep(1)
+    await drain
+
+    assert session.view().close_reason is CloseReason.DRAINED
+    assert house.call.types() == []
+
+
+async def test_a_drain_does_not_wait_for_ever(house: House) -> None:
+    """At the deadline a response is cancelled, and has a moment to say what it cost."""
+    session = await house.open()
+    call = house.call
+    call.start()
+    call.on_send = lambda event: call.finish(str(event["response_id"]), "cancelled")
+    begun = house.clock.monotonic()
+    await house.hub.drain(25)
+
+    assert house.clock.monotonic() - begun == pytest.approx(25, abs=1.5)
+    assert types_of(session)[-2:] == ["response.done", "gateway.closed"]
+    assert house.notebook.told("usage_unrecorded") == []
+
+
+async def test_a_second_drain_is_harmless(house: House) -> None:
+    """It may shorten the first, and tells nobody again."""
+    session = await house.open()
+    session.attach(FakeReceiver(0.0))
+    house.call.start()
+    first = asyncio.create_task(house.hub.drain(1000))
+    await asyncio.sleep(1)
+    await house.hub.drain(5)
+    await asyncio.wait_for(first, 1005)
+
+    assert types_of(session).count("gateway.draining") == 1
+    assert session.closed_at == pytest.approx(6, abs=2)
+
+
+async def test_an_opening_that_meets_a_drain_is_refused(house: House) -> None:
+    """It could not stay, and another node can take it; its call is closed."""
+    await house.open()
+    house.call.start()  # keeps the drain waiting
+    house.dialer.gate = lambda: asyncio.sleep(3)
+    opening = asyncio.create_task(house.open())
+    await asyncio.sleep(1)
+    await house.hub.drain(25)
+
+    assert isinstance(opening.exception(), GatewayError)
+    assert house.notebook.told("session_refused") == [("somebody", "draining")]
+    assert house.call.closings == [True]
+    assert len(house.hub.all_sessions()) == 1
+
+
+async def test_an_opening_still_dialling_when_the_drain_is_over_is_refused(house: House) -> None:
+    """The drain ends it, too."""
+    house.dialer.gate = lambda: asyncio.sleep(3600)
+    opening = asyncio.create_task(house.open())
+    await asyncio.sleep(1)
+    await house.hub.drain(25)
+    with pytest.raises(GatewayError) as caught:
+        await opening
+
+    assert (caught.value.code, caught.value.retryable) == ("draining", True)
+    assert house.notebook.told("session_refused") == [("somebody", "draining")]
+    assert not house.hub._tasks
+
+
+async def test_closing_ends_every_session_and_its_call(house: House) -> None:
+    """Also without a drain before, and it may be repeated."""
+    sessions = [await house.open() for _ in range(3)]
+    await house.hub.close()
+    await house.hub.close()
+
+    assert [session.view().close_reason for session in sessions] == [CloseReason.DRAINED] * 3
+    assert [call.closings for call in house.dialer.calls] == [[True]] * 3
+    assert not house.hub._tasks
+
+
+async def test_a_hub_that_never_ticked_can_be_closed(build: Build) -> None:
+    """A start that failed half-way is cleaned up, too."""
+    house = House(build().limits)
+    await house.hub.close()
+
+    assert house.hub.draining
+
+
+def test_the_template_says_what_every_session_must() -> None:
+    """Realtime: the type is required; what the operator configured stands above it."""
+    assert template({}) == {"type": "realtime"}
+    assert template({"type": "transcription", "model": "x"}) == {"type": "transcription", "model": "x"}
