@@ -158,9 +158,10 @@ class Conversation:
             return
         if item.get("status") != "in_progress":
             self._confirm("conversation.item.create", item_id)
-        self._insert(item_id, item, value.get("previous_item_id"))
+        previous = value.get("previous_item_id")
+        self._insert(item_id, item, previous if isinstance(previous, str) else None)
 
-    def _insert(self, item_id: str, item: Json, previous: object) -> None:
+    def _insert(self, item_id: str, item: Json, previous: str | None) -> None:
         last = next(reversed(self._items), None)
         if (
             previous == last
@@ -172,11 +173,11 @@ class Conversation:
             self._put_after(previous, item_id, item)
         self._shrink()
 
-    def _put_after(self, previous: object, item_id: str, item: Json) -> None:
+    def _put_after(self, previous: str | None, item_id: str, item: Json) -> None:
         """Insert in the middle, or at the start for None. A dict keeps its order, so what follows is put in again."""
         later = list(self._items)
         if previous is not None:
-            later = later[later.index(str(previous)) + 1 :]
+            later = later[later.index(previous) + 1 :]
         moved = [(key, self._items.pop(key)) for key in later]
         self._put(item_id, item)
         self._items.update(moved)

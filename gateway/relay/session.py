@@ -264,7 +264,9 @@ class Session:
             self._watch(type, value, now)
         if progress is Progress.DONE:
             self._turns.done(self.log.head)
-        if type in _WATCHED:
+        if (
+            type in _WATCHED and progress is not Progress.BUSY
+        ):  # a turn just refused does not ask again at once
             self._advance_turns()
 
     def fell(self, cause: str) -> None:
@@ -319,6 +321,7 @@ class Session:
         cancels = [_cancel(response_id) for response_id in self._responses.active]
         if not cancels:
             return
+        self._paid.clear()  # It was set by every response that was done before these.
         try:
             self._send_own(cancels)
             await asyncio.wait_for(self._paid.wait(), self._limits.parting_seconds)

@@ -120,12 +120,13 @@ class Turn:
             return Progress.OURS if ours else Progress.FOREIGN
         if type.startswith("conversation.item."):
             item_id = member(value, "item", "id") or value.get("item_id")
-            return Progress.OURS if item_id in self._item_ids else Progress.FOREIGN
+            ours = isinstance(item_id, str) and item_id in self._item_ids
+            return Progress.OURS if ours else Progress.FOREIGN
         return Progress.FOREIGN
 
     def _look_at_error(self, value: Mapping[str, object]) -> Progress:
         event_id = member(value, "error", "event_id")
-        if event_id not in self._event_ids:
+        if not isinstance(event_id, str) or event_id not in self._event_ids:
             return Progress.FOREIGN
         code = member(value, "error", "code")
         if code == _BUSY:

@@ -1,5 +1,6 @@
 """gateway/relay/turn.py: what a turn sends, and which events are its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ USER = {"type": "message", "role": "user", "content": [{"type": "input_text", "t
 LAST = EventId("e", 9)
 
 
-def make(*items: dict[str, object], **response: Any) -> Turn:
+def make(*items: Mapping[str, object], **response: Any) -> Turn:
     """Make a turn that was sent."""
     turn = Turn(1, TOKEN, TurnRequest(items or (USER,), response))
     turn.opening()

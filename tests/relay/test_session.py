@@ -1,0 +1,679 @@
+"""gateway/relay/session.py: one conversation, from its opening to its last event."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.errors import GatewayError
+from gateway.relay.eventlog import EventId
+from gateway.relay.ports import LossCause, Receipt
+from gateway.relay.session import Session
+from gateway.relay.state import CloseReason, State
+from gateway.relay.turn import Turn, TurnRequest
+from tests.relay.conftest import Build
+from tests.relay.fakes import START_UNIX, FakeReceiver, House, client_event, logged, types_of, until
+
+HELLO = TurnRequest(
+    [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
+)
+
+
+async def refused(session: Session, *events: Any) -> GatewayError:
+    """Give what a batch is refused with; nothing of it may be sent or counted."""
+    before = session.diagnostics()["accepted"]
+    with pytest.raises(GatewayError) as caught:
+        await session.submit(events or [client_event("x")])
+    assert session.diagnostics()["accepted"] == before
+    return caught.value
+
+
+def turn_entries(session: Session, turn: Turn) -> list[str]:
+    """Give the types of a turn's events, as its reader finds them."""
+    assert turn.after is not None
+    assert turn.last is not None
+    page = session.reader.read(turn.after, 1000, 1 << 30)
+    return [e.type for e in page.entries if e.turn == turn.number and e.sequence <= turn.last.sequence]
+
+
+# --- up ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_goes_up_as_it_came(house: House) -> None:
+    """In order, byte for byte; the receipt counts on, and its head is from before."""
+    session = await house.open()
+    batch = [client_event("conversation.item.create", item={}), client_event("unknown.type")]
+    first = await session.submit(batch)
+    house.call.say("x")
+    second = await session.submit(batch[:1])
+
+    assert house.call.sent == [batch[0].text, batch[1].text, batch[0].text]
+    assert first == Receipt(2, 1, 2, EventId(first.head.epoch, 1))
+    assert second == Receipt(1, 3, 3, EventId(first.head.epoch, 2))
+    assert house.notebook.told("event_up")[1] == ("unknown.type", batch[1].size)
+
+
+async def test_reading_after_a_receipts_head_shows_all_it_caused(house: House) -> None:
+    """Also what the far end answered inside the sending."""
+    session = await house.open()
+    house.call.on_send = lambda event: house.call.say("answer")
+    receipt = await session.submit([client_event("x")])
+
+    page = session.reader.read(receipt.head, 10, 1 << 20)
+    assert [entry.type for entry in page.entries] == ["answer"]
+
+
+async def test_back_pressure_refuses_what_does_not_fit(build: Build) -> None:
+    """Nothing is sent in part; what fits beside the buffered still passes."""
+    house = build(high_water_bytes=1000)
+    session = await house.open()
+    house.call.buffered = 900
+    error = await refused(session, client_event("x", a="b" * 50), client_event("x", a="b" * 50))
+    await session.submit([client_event("x", a="b" * 50)])
+
+    assert (error.code, error.retry_after) == ("upstream-backpressure", 1)
+    assert len(house.call.sent) == 1
+
+
+async def test_one_large_batch_passes_where_nothing_is_buffered(build: Build) -> None:
+    """Or an event above the mark could never be sent."""
+    house = build(high_water_bytes=100)
+    session = await house.open()
+    await session.submit([client_event("x", a="b" * 500)])
+    house.call.buffered = 500
+    house.call.drain()
+    await session.submit([client_event("x", a="b" * 500)])
+
+    assert len(house.call.sent) == 2
+
+
+async def test_an_event_above_the_size_bound_is_refused(build: Build) -> None:
+    """In bytes of UTF-8, and the whole batch with it."""
+    house = build(max_event_bytes=40)
+    session = await house.open()
+    await session.submit([client_event("x", a="a" * 10)])
+    error = await refused(session, client_event("x"), client_event("x", a="a" * 50))
+
+    assert (error.code, error.members) == ("too-large", {"limit": 40})
+    assert error.detail.startswith("Event 1 ")
+
+
+async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
+    """The far end has its own bound."""
+    session = await house.open()
+    house.call.max_message_bytes = 20
+    error = await refused(session, client_event("x", a="b" * 50))
+
+    assert error.code == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("event", "pointer"),
+    [
+        (client_event("session.update", session={"model": "x"}), "/session/model"),
+        (client_event("session.update", session=None), "/session/model"),
+        (client_event("session.update", session=[{"model": "x"}]), "/session/model"),
+        (client_event("response.create", response={"model": None}), "/response/model"),
+        (client_event("response.create", response="x"), "/response/model"),
+    ],
+)
+async def test_locked_members_are_refused_in_any_event(build: Build, event: Any, pointer: str) -> None:
+    """Where the session's members may stand, whatever shape stands there; in a batch the pointer names the event."""
+    session = await build(session_locked=("model",)).open()
+    alone = await refused(session, event)
+    beside = await refused(session, client_event("x"), event)
+
+    assert (alone.code, alone.flaws[0].pointer) == ("member-locked", pointer)
+    assert beside.flaws[0].pointer == "/1" + pointer
+
+
+async def test_events_that_set_nothing_locked_pass(build: Build) -> None:
+    """A response.create without members, another member, another event."""
+    house = build(session_locked=("model",))
+    session = await house.open()
+    batch = [
+        client_event("response.create"),
+        client_event("response.create", response={}),
+        client_event("session.update", session={"voice": "x"}),
+        client_event("conversation.item.create", item={"model": "x"}),
+    ]
+    receipt = await session.submit(batch)
+
+    assert receipt.accepted == 4
+
+
+# --- down -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
+    """Byte for byte, white space and escapes included, and counted."""
+    session = await house.open()
+    text = '{ "type" : "response.output_text.delta",\t"delta":"\\u00e9é" }'
+    house.call.say_text(text)
+    entry = session.reader.read(EventId(session.reader.head.epoch, 1), 1, 1 << 20).entries[0]
+
+    assert entry.block[entry.start :].decode() == text
+    assert (entry.type, entry.turn) == ("response.output_text.delta", 0)
+    assert house.notebook.told("event_down")[-1] == ("response.output_text.delta", len(text))
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", "7", '{"type":NaN}'])
+async def test_a_frame_that_is_no_object_is_counted_and_not_relayed(house: House, text: str) -> None:
+    """Nor one that is not even text."""
+    session = await house.open()
+    house.call.say_text(text)
+    house.call.say_unreadable(5)
+
+    assert types_of(session) == ["session.created"]
+    assert house.notebook.told("frame_unrelayed") == [(session.id, len(text)), (session.id, 5)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"type":7}',
+        '{"type":"error"}',
+        '{"type":"error","error":"x"}',
+        '{"type":"response.created"}',
+        '{"type":"response.done","response":[]}',
+        '{"type":"session.created","session":7}',
+        '{"type":"session.updated","session":{"expires_at":"soon","model":[]}}',
+        '{"type":"conversation.item.added","item":{"id":{}}}',
+        '{"type":"conversation.item.added","item":{"id":"i"},"previous_item_id":[]}',
+        '{"type":"error","error":{"event_id":{}}}',
+        '{"type":"conversation.item.done"}',
+        '{"type":"conversation.item.deleted","item_id":[]}',
+        '{"type":"conversation.item.truncated","item_id":null}',
+        '{"type":"conversation.item.input_audio_transcription.completed","content_index":-1}',
+        '{"type":"response.output_text.delta"}',
+    ],
+)
+async def test_events_of_odd_shapes_are_relayed_and_raise_nothing(house: House, text: str) -> None:
+    """What an event means is OpenAI's; the fixture fails the test for any mistake of ours."""
+    session = await house.open()
+    await session.turn(HELLO)
+    house.call.say_text(text)
+
+    assert logged(session.reader)[-1] == json.loads(text)
+
+
+async def test_a_mistake_in_the_handler_does_not_reach_the_far_end(house: House) -> None:
+    """Raising there would close the peer connection, so it is reported."""
+    session = await house.open()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    session.reader.subscribe(broken)
+    house.call.say("x")
+    (fact,) = house.notebook.told("relay_failed")
+
+    assert (fact[0], type(fact[1])) == (session.id, ZeroDivisionError)
+    session.log._wakes.clear()
+    house.notebook.facts.clear()
+
+
+async def test_a_stale_generation_is_not_heard(house: House) -> None:
+    """What a call says that is not the present one is nobody's."""
+    session = await house.open()
+    session._line.received(7, '{"type":"x"}')
+    session._line.lost(7, LossCause.CONNECTION_FAILED)
+
+    assert types_of(session) == ["session.created"]
+    assert session.live
+
+
+async def test_an_upstream_error_is_counted_by_its_code(house: House) -> None:
+    """Or by its type where it has none."""
+    session = await house.open()
+    house.call.say("error", error={"type": "t", "code": "c"})
+    house.call.say("error", error={"type": "t", "code": None})
+
+    assert house.notebook.told("upstream_error") == [("c",), ("t",)]
+    assert session.live
+
+
+async def test_responses_are_timed_and_metered(house: House) -> None:
+    """From the question to the first delta, from the creation to the end, and what it cost."""
+    session = await house.open(session={"model": "m"})
+    await session.submit([client_event("response.create")])
+    await asyncio.sleep(0.2)
+    house.call.start()
+    await asyncio.sleep(0.3)
+    house.call.say("response.output_text.delta", response_id="resp_1", delta="a")
+    house.call.finish()
+
+    assert house.notebook.told("first_delta") == [(pytest.approx(0.5),)]
+    assert house.notebook.told("response_done") == [("completed", pytest.approx(0.3))]
+    assert house.notebook.told("tokens") == [("m", "somebody", {"total_tokens": 3})]
+
+
+async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
+    """Whether it is one stands in the session as it is, not only as it was asked for."""
+    house = build(template={"output_modalities": ["text"]}, continuity=False)
+    await house.open()
+    house.call.say("session.updated", session={"output_modalities": ["audio"]})
+    usage = {"input_token_details": {"audio_tokens": 1}}
+    house.call.finish(usage=usage)
+    house.call.say("session.updated", session={"output_modalities": ["text"]})
+    house.call.finish(usage=usage)
+
+    assert len(house.notebook.told("audio_tokens_in_text_session")) == 1
+
+
+# --- receivers and deadlines ------------------------------------------------------------------------------------------
+
+
+async def test_one_receiver_too_many_supersedes_the_longest_silent(build: Build) -> None:
+    """Never the new one."""
+    session = await build(max_receivers=2).open()
+    receivers = [FakeReceiver(silent_since) for silent_since in (5.0, 1.0, 0.0)]
+    for receiver in receivers:
+        session.attach(receiver)
+    session.detach(receivers[1])
+
+    assert [receiver.superseded for receiver in receivers] == [0, 1, 0]
+    assert session.view().receivers == 2
+
+
+async def test_a_session_nobody_attends_ends_detached(house: House) -> None:
+    """After its own grace, counted from the last authenticated call."""
+    session = await house.open(detach_grace_seconds=10)
+    await asyncio.sleep(8)
+    session.touch()
+    await asyncio.sleep(8)
+    assert session.live
+
+    assert await house.closed(session) is CloseReason.DETACHED
+    assert session.closed_at == pytest.approx(18, abs=1.5)
+
+
+async def test_a_reader_holds_its_session(house: House) -> None:
+    """The grace begins when the last one is gone, however often it leaves."""
+    session = await house.open(detach_grace_seconds=10)
+    receiver = FakeReceiver(0.0)
+    session.attach(receiver)
+    assert session.attended
+    await asyncio.sleep(100)
+    assert session.live
+    session.detach(receiver)
+    await asyncio.sleep(5)
+    session.detach(receiver)
+
+    assert await house.closed(session, 20) is CloseReason.DETACHED
+    assert session.closed_at == pytest.approx(110, abs=1.5)
+
+
+async def test_a_session_in_which_nothing_happens_ends_idle(build: Build) -> None:
+    """An event either way starts the time anew, a reader does not."""
+    house = build(idle_timeout_seconds=30)
+    session = await house.open()
+    session.attach(FakeReceiver(0.0))
+    await asyncio.sleep(25)
+    await session.submit([client_event("x")])
+    await asyncio.sleep(25)
+    house.call.say("x")
+    await asyncio.sleep(25)
+    assert session.live
+
+    assert await house.closed(session, 10) is CloseReason.IDLE
+
+
+async def test_a_session_has_its_longest_life(build: Build) -> None:
+    """Whatever goes on in it; the client was told when."""
+    house = build(max_session_seconds=60, idle_timeout_seconds=60)
+    session = await house.open()
+    session.attach(FakeReceiver(0.0))
+
+    assert session.view().expires_at == START_UNIX + 60
+    assert await house.closed(session, 65) is CloseReason.EXPIRED
+    assert session.closed_at == pytest.approx(60, abs=1.5)
+
+
+async def test_without_continuity_the_calls_end_is_announced_once(build: Build) -> None:
+    """In the log, `expiring_seconds` before it comes."""
+    house = build(continuity=False)
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 300}
+    session = await house.open()
+    session.attach(FakeReceiver(0.0))
+    await asyncio.sleep(175)
+    assert "gateway.expiring" not in types_of(session)
+    await asyncio.sleep(10)
+
+    assert logged(session.reader)[1:] == [{"type": "gateway.expiring", "call_expires_at": START_UNIX + 300}]
+    assert session.view().call_expires_at == START_UNIX + 300
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_session_says_so_last(house: House) -> None:
+    """The log is sealed, and nothing follows, whatever the far end still says."""
+    session = await house.open()
+    call = house.call
+    call.closing = lambda: asyncio.sleep(1)
+    await session.close(CloseReason.CLIENT)
+    call.say("x")
+    call.say_text("no json")
+
+    assert logged(session.reader)[-1] == {
+        "type": "gateway.closed",
+        "reason": "client",
+        "retryable": False,
+        "upstream": None,
+    }
+    assert session.reader.sealed
+    assert house.notebook.told("relay_failed") == []
+    await until(lambda: not house.hub._tasks)
+    assert call.closings == [True]
+
+
+async def test_closing_may_be_repeated_and_the_first_reason_stands(house: House) -> None:
+    """By anybody, at any time."""
+    session = await house.open()
+    await asyncio.gather(session.close(CloseReason.CLIENT), session.close(CloseReason.INTERNAL))
+    await session.close(CloseReason.IDLE)
+
+    assert session.view().close_reason is CloseReason.CLIENT
+    assert types_of(session).count("gateway.closed") == 1
+    assert house.notebook.told("session_state") == [
+        (None, State.CONNECTING),
+        (State.CONNECTING, State.CONNECTED),
+        (State.CONNECTED, State.CLOSED),
+    ]
+    ((view, seconds),) = house.notebook.told("session_closed")
+    assert (view.close_reason, seconds) == (CloseReason.CLIENT, pytest.approx(0, abs=1))
+
+
+async def test_nothing_is_accepted_from_a_closed_session(house: House) -> None:
+    """410 with the reason; the rest is harmless."""
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    await session.close(CloseReason.CLIENT)
+    session.touch()
+    await session.withdraw(turn)
+    for attempt in (session.submit([client_event("x")]), session.turn(HELLO)):
+        with pytest.raises(GatewayError) as caught:
+            await attempt
+        assert caught.value.code == "session-closed"
+        assert caught.value.members == {"reason": CloseReason.CLIENT}
+    with pytest.raises(GatewayError):
+        session.restart()
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason", "hung_up"),
+    [
+        (LossCause.CHANNEL_CLOSED, CloseReason.UPSTREAM_CLOSED, False),
+        (LossCause.CONSENT_EXPIRED, CloseReason.UPSTREAM_LOST, True),
+        (LossCause.CONNECTION_FAILED, CloseReason.UPSTREAM_LOST, True),
+    ],
+)
+async def test_without_continuity_a_lost_call_ends_its_session(
+    house: House, cause: LossCause, reason: CloseReason, hung_up: bool
+) -> None:
+    """The cause and the last refusal are told; OpenAI is told to hang up unless it did."""
+    session = await house.open()
+    house.call.say("error", error={"code": "session_expired", "message": "60 minutes"})
+    house.call.lose(cause)
+
+    assert await house.closed(session) is reason
+    assert logged(session.reader)[-1]["upstream"] == {
+        "cause": cause,
+        "code": "session_expired",
+        "message": "60 minutes",
+    }
+    await until(lambda: not house.hub._tasks)
+    assert house.call.closings == [hung_up]
+
+
+async def test_what_is_being_answered_is_cancelled_and_pays_its_bill(house: House) -> None:
+    """Also where earlier responses were done: the log ends with the usage, and nothing is unrecorded."""
+    session = await house.open()
+    call = house.call
+    call.start("resp_0")
+    call.finish("resp_0")
+    call.start("resp_1")
+    call.start("resp_2", conversation=None)
+
+    async def pay() -> None:
+        await asyncio.sleep(0.5)
+        call.finish("resp_1", "cancelled")
+        call.finish("resp_2", "cancelled")
+
+    paying = asyncio.create_task(pay())
+    await session.close(CloseReason.CLIENT)
+    await paying
+
+    assert [event["response_id"] for event in call.events] == ["resp_1", "resp_2"]
+    assert call.types() == ["response.cancel"] * 2
+    assert types_of(session)[-3:] == ["response.done", "response.done", "gateway.closed"]
+    assert len(house.notebook.told("tokens")) == 3
+    assert house.notebook.told("usage_unrecorded") == []
+
+
+async def test_a_bill_that_does_not_come_is_not_waited_for_long(house: House) -> None:
+    """What was not said by then is counted as unrecorded."""
+    session = await house.open()
+    house.call.start()
+    begun = house.clock.monotonic()
+    await session.close(CloseReason.CLIENT)
+
+    assert house.clock.monotonic() - begun == pytest.approx(house.limits.parting_seconds, abs=0.1)
+    assert house.notebook.told("usage_unrecorded") == [()]
+
+
+async def test_a_bill_is_not_asked_for_where_the_call_is_gone(house: House) -> None:
+    """Nobody would hear it."""
+    session = await house.open()
+    house.call.start()
+    house.call.lose()
+    begun = house.clock.monotonic()
+    await house.closed(session)
+
+    assert house.clock.monotonic() - begun < 0.5
+    assert house.notebook.told("usage_unrecorded") == [()]
+
+
+async def test_a_channel_that_fails_at_parting_does_not_hold_the_end(house: House) -> None:
+    """The cancel cannot be sent, so there is nothing to wait for."""
+    session = await house.open()
+    house.call.start()
+    house.call.open = False
+    await session.close(CloseReason.CLIENT)
+
+    assert types_of(session)[-1] == "gateway.closed"
+
+
+async def test_nothing_is_accepted_while_a_session_parts(house: House) -> None:
+    """It ends already, though its log still takes what the cancelled response says."""
+    session = await house.open()
+    house.call.start()
+    closing = asyncio.create_task(session.close(CloseReason.CLIENT))
+    await asyncio.sleep(0.5)
+    error = await refused(session)
+    house.call.say("response.output_text.delta", response_id="resp_1", delta="a")
+    await closing
+
+    assert error.code == "session-closed"
+    assert types_of(session)[-2:] == ["response.output_text.delta", "gateway.closed"]
+
+
+async def test_a_cancelled_owner_still_closes(house: House) -> None:
+    """A loop that is shut down cancels every task; the call must not outlive it."""
+    session = await house.open()
+    (task,) = house.hub._tasks
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert session.view().close_reason is CloseReason.DRAINED
+    assert house.call.closings == [True]
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_turn_is_found_by_its_events_alone(house: House) -> None:
+    """Its items', its response's, and nothing that goes on beside it."""
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    item_id = house.call.events[0]["item"]["id"]
+    house.call.say("conversation.item.added", item={"id": item_id})
+    house.call.say("conversation.item.added", item={"id": "other"})
+    house.call.start("resp_1", turn.id)
+    house.call.start("resp_x", conversation=None)
+    house.call.say("response.output_text.delta", response_id="resp_x", delta="no")
+    house.call.say("response.output_text.delta", response_id="resp_1", delta="yes")
+    house.call.finish("resp_1")
+    house.call.finish("resp_x")
+
+    assert turn_entries(session, turn) == [
+        "conversation.item.added",
+        "response.created",
+        "response.output_text.delta",
+        "response.done",
+    ]
+    assert turn.result is not None
+    assert turn.result["status"] == "completed"
+
+
+async def test_a_turn_waits_for_a_clients_response(house: House) -> None:
+    """And is sent as soon as that is done."""
+    session = await house.open()
+    house.call.start("resp_c")
+    turn = await session.turn(HELLO)
+    assert house.call.sent == []
+    house.call.finish("resp_c")
+
+    assert house.call.types() == ["conversation.item.create", "response.create"]
+    assert turn.after == session.reader.head
+
+
+async def test_a_turn_that_was_second_asks_again_once_when_the_other_is_done(house: House) -> None:
+    """Not at once: the refusal itself is no reason to think that the other is done."""
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    event_id = house.call.events[-1]["event_id"]
+    error = {"event_id": event_id, "code": "conversation_already_has_active_response"}
+    house.call.say("error", error=error)
+    assert len(house.call.sent) == 2
+    house.call.start("resp_c")
+    await asyncio.sleep(5)
+    assert len(house.call.sent) == 2
+    house.call.finish("resp_c")
+    assert house.call.types()[2:] == ["response.create"]
+    house.call.start("resp_1", turn.id)
+    house.call.finish("resp_1")
+
+    assert turn.failure is None
+    assert "error" not in turn_entries(session, turn)
+
+
+async def test_a_turn_refused_for_a_response_nobody_sees_asks_once_a_second(house: House) -> None:
+    """No storm of questions and refusals, whatever the service counts as active."""
+    session = await house.open()
+    call = house.call
+
+    def refuse(event: Any) -> None:
+        if event["type"] == "response.create":
+            code = "conversation_already_has_active_response"
+            call.say("error", error={"event_id": event["event_id"], "code": code})
+
+    call.on_send = refuse
+    await session.turn(HELLO)
+    await asyncio.sleep(10)
+
+    assert call.types().count("response.create") <= 12
+
+
+async def test_a_turn_whose_item_is_refused_ends_with_the_refusal(house: House) -> None:
+    """What its response says afterwards is no part of it, and the next turn waits until that is over."""
+    session = await house.open()
+    turn, following = await session.turn(HELLO), await session.turn(HELLO)
+    call = house.call
+    call.say(
+        "error", error={"event_id": call.events[0]["event_id"], "code": "invalid_value", "message": "No."}
+    )
+    assert turn.failure is not None
+    assert turn.failure.code == "upstream-rejected"
+    assert following.after is None
+    call.start("resp_1", turn.id)
+    assert call.types()[2:] == ["response.cancel"]
+    call.finish("resp_1", "cancelled")
+
+    assert turn_entries(session, turn) == ["error"]
+    assert following.after == session.reader.head
+    assert session.live
+
+
+async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
+    """504 with the phase, and the conversation goes on when the response is done."""
+    house = build(turn_timeout_seconds=20)
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    house.call.start("resp_1", turn.id)
+    following = await session.turn(HELLO)
+    await asyncio.sleep(22)
+
+    assert turn.failure is not None
+    assert turn.failure.code == "upstream-timeout"
+    assert house.call.events[-1]["response_id"] == "resp_1"
+    assert following.after is None
+    house.call.finish("resp_1", "cancelled")
+    assert following.after is not None
+
+
+async def test_one_turn_too_many_is_refused(build: Build) -> None:
+    """One runs and so many wait."""
+    session = await build(max_waiting_turns=2).open()
+    for _ in range(3):
+        await session.turn(HELLO)
+
+    with pytest.raises(GatewayError) as caught:
+        await session.turn(HELLO)
+    assert caught.value.code == "turn-queue-full"
+
+
+async def test_a_turn_may_not_set_what_is_locked(build: Build) -> None:
+    """Its members stand beside its input."""
+    session = await build(session_locked=("tools",)).open()
+
+    with pytest.raises(GatewayError) as caught:
+        await session.turn(TurnRequest([], {"tools": []}))
+    assert (caught.value.code, caught.value.flaws[0].pointer) == ("member-locked", "/tools")
+
+
+async def test_a_withdrawn_turn_is_cancelled(house: House) -> None:
+    """Whoever asked has left."""
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    house.call.start("resp_1", turn.id)
+    await session.withdraw(turn)
+
+    assert house.call.events[-1]["response_id"] == "resp_1"
+
+
+async def test_the_sessions_end_fails_its_turns(house: House) -> None:
+    """As closed where somebody here decided, as failed where the call was lost."""
+    closed, lost = await house.open(), await house.open()
+    turns = [await session.turn(HELLO) for session in (closed, lost) for _ in range(2)]
+    await closed.close(CloseReason.CLIENT)
+    house.call.lose()
+    await house.closed(lost)
+
+    codes = [turn.failure.code for turn in turns if turn.failure]
+    assert codes == ["session-closed", "session-closed", "upstream-failed", "upstream-failed"]
+    assert turns[0].last == closed.reader.head
+
+
+async def test_a_turn_that_the_channel_refuses_is_finished_at_once(house: House) -> None:
+    """The caller learns it from the turn it is given."""
+    session = await house.open()
+    house.call.max_message_bytes = 10
+    turn = await session.turn(HELLO)
+
+    assert turn.finished
+    assert turn.failure is not None
+    assert turn.failure.code == "too-large"
