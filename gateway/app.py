@@ -31,6 +31,7 @@ from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits
 from gateway.telemetry import Metrics, Probes, exposition
+from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
 from gateway.upstream.webrtc import WebRTCDialer
 
@@ -103,8 +104,19 @@ class Gateway:
         except BaseException:
             await self.close()
             raise
+        self._tell_shortcomings()
         for line in (f"listening on {self.url}", f"admin listening on {self.admin_url}"):
             log.info(line)
+
+    def _tell_shortcomings(self) -> None:
+        """Say at start what will be missed later."""
+        upstream = self._dialer.config
+        if upstream.auth == "gateway" and upstream.api_key is None:
+            log.warning("openai_key_missing", remedy="set OPENAI_API_KEY or upstream.api_key_file")
+        if hooks := tuning.missing():
+            log.warning(
+                "webrtc_hooks_left_out", hooks=list(hooks), remedy="install the tested versions of aiortc"
+            )
 
     def reload(self) -> None:
         """Read the keys file again. What is wrong with it is logged, and the rules in force stay."""

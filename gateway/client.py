@@ -295,6 +295,9 @@ class Session:
             if answer.status == 204:
                 raise _Ended
             await _raise_for_problem(answer)
+            if answer.content_type != "text/event-stream":
+                detail = f"expected an event stream, got {answer.content_type}: is this the gateway?"
+                raise ProblemError(answer.status, {"detail": detail})
             parser = BlockParser()
             async for chunk in answer.content.iter_any():
                 for block in parser.feed(chunk):

@@ -256,8 +256,8 @@ class Relay(Section):
 class Stream(Section):
     """Reads that stay open."""
 
-    heartbeat_seconds: Annotated[float, Field(ge=5, le=60)] = 15.0
-    max_age_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    heartbeat_seconds: Annotated[int, Field(ge=5, le=60)] = 15
+    max_age_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
     max_receivers: Count = 8
     write_timeout_seconds: Seconds = 10.0
 

@@ -107,6 +107,14 @@ async def test_port_in_use_exits_with_one(start: Start) -> None:
     assert "Traceback" not in running.output
 
 
+async def test_missing_key_is_told_at_start(start: Start) -> None:
+    """Without OpenAI's key every session will be refused: better to read it now."""
+    running = await start(*SERVE, "http://127.0.0.1:1/v1")
+    await addresses(running)
+
+    assert "openai_key_missing" in running.output
+
+
 async def test_json_lines_are_json(start: Start) -> None:
     """With `log.format = "json"` each line is an object, the contract's two lines in `event`."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1", GATEWAY_LOG__FORMAT="json")

@@ -205,6 +205,14 @@ async def test_final_refusal_is_raised(script: Script, session: Session) -> None
         await collect(session)
 
 
+async def test_answer_that_is_no_stream_is_raised(script: Script, session: Session) -> None:
+    """A proxy's page with status 200 is not read as events."""
+    script.then(EVENTS, data({"hello": "world"}))
+
+    with pytest.raises(ProblemError, match="expected an event stream, got application/json"):
+        await collect(session)
+
+
 async def test_no_content_ends_the_reading(script: Script, session: Session) -> None:
     """204 says that there is nothing more, ever."""
     script.then(EVENTS, stream(block(1, "a")), empty(204))

@@ -179,7 +179,7 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
         ("GATEWAY_ACCESS__CORS_ORIGINS", '["https://a.example/path"]', "without a path"),
         ("GATEWAY_UPSTREAM__BASE_URL", "api.openai.com", "http:// or https:// URL"),
         ("GATEWAY_LOG__FORMAT", "xml", "'console' or 'json'"),
-        ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "nan", "less than or equal to 60"),
+        ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "61", "less than or equal to 60"),
         ("GATEWAY_DRAIN__TIMEOUT_SECONDS", "inf", "finite"),
         ("GATEWAY_CLUSTER__URL", "redis://127.0.0.1", "one process"),
     ],
