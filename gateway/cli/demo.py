@@ -99,9 +99,8 @@ async def _converse(console: Console, client: "Client") -> None:
     session = await client.open()
     took = (time.perf_counter() - began) * 1000
     console.print("[bold]POST[/] /v1/sessions")
-    console.print(
-        f"[dim]201, {session.id}: WebRTC call {session.created['call_id']} opened in {took:.0f} ms[/]"
-    )
+    opened = f"201, {session.id}: WebRTC call {session.created['call_id']} opened in {took:.0f} ms"
+    console.print(f"[dim]{opened}[/]", soft_wrap=True)
     console.print(f"[bold]GET[/]  /v1/sessions/{session.id}/events\n")
     events = session.events()
     try:
@@ -142,6 +141,7 @@ async def _listen(
     async for event in events:
         if event.type == "response.output_text.delta":
             if not streaming:
+                # The first one as it came over the wire, the others as a person would see them.
                 console.print(f"  [dim]{event.id:>8}  {escape(event.text)}[/]", soft_wrap=True)
                 console.print(f"  {'':>8}  ", end="")
             streaming = True
