@@ -91,6 +91,9 @@ class Association(RTCSctpTransport):
             return
         if self._association_state != self.State.ESTABLISHED:
             return
+        if not (self._data_channel_queue or self._outbound_queue or self._reconfig_queue or self._sent_queue):
+            # aiortc flushes after every acknowledgement; mostly there is nothing left to send.
+            return
         self._corked = True
         try:
             while self._data_channel_queue and len(self._outbound_queue) < _MAX_QUEUED_CHUNKS:
