@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,6 +41,8 @@ class SessionWanted(BaseModel):
     metadata: Object = Field(default_factory=dict)
     detach_grace_seconds: int | None = None
     client_secret: ClientSecretWanted = Field(default_factory=ClientSecretWanted)
+    on_interrupted: Literal["report", "retry"] = "report"
+    """What becomes of a response that a lost call cut off: it is told, or asked for again, which is billed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted
             detach_grace_seconds=wanted.detach_grace_seconds,
             bearer=bearer,
             secret_allows=tuple(wanted.client_secret.allow),
+            retry_interrupted=wanted.on_interrupted == "retry",
         )
     )
     return handle.view()
