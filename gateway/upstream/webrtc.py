@@ -313,6 +313,8 @@ class WebRTCUpstream:
             asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
 
     def _received(self, message: str | bytes) -> None:
+        if self._closing is not None:
+            return
         try:
             if isinstance(message, str):
                 self._frames["received"] += 1

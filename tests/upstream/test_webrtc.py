@@ -97,9 +97,9 @@ async def test_call_measures_every_phase(hooks: frozenset[Hook]) -> None:
     assert diagnostics["candidates"]["selected"] in (["host", "host"], ["host", "prflx"])  # type: ignore[index]
 
 
-async def test_call_costs_three_tasks_one_socket_and_no_thread() -> None:
+async def test_call_costs_three_tasks_one_socket_and_no_thread(far_end: str) -> None:
     """An open call has ICE's monitor, its consent checks and DTLS's reader, one UDP socket, and nothing else."""
-    async with farend() as url, dialling(url) as dialer:
+    async with dialling(far_end) as dialer:
         first = await dialer.dial(REQUEST, Remembering())
         tasks, threads, sockets = (
             len(asyncio.all_tasks()),
@@ -189,7 +189,7 @@ async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None
     assert [len(text) for text in sink.texts[1:]] == sizes
 
 
-async def test_message_of_four_megabytes_leaves_the_loop_running() -> None:
+async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -> None:
     """While the largest server event comes in, nothing of it holds the loop for more than 50 ms of computing."""
     longest = 0.0
     done = False
@@ -201,7 +201,7 @@ async def test_message_of_four_megabytes_leaves_the_loop_running() -> None:
             await asyncio.sleep(0)
             longest = max(longest, time.thread_time() - before)
 
-    async with farend() as url, dialling(url) as dialer:
+    async with dialling(far_end) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
         ticking = asyncio.create_task(tick())
@@ -588,9 +588,9 @@ async def settled_to(before: Counts, dialer: WebRTCDialer) -> None:
 
 @pytest.mark.slow
 @HOOKS
-async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Hook]) -> None:
+async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Hook], far_end: str) -> None:
     """After 100 calls, ten at a time, tasks, threads, files and connections are back where they were."""
-    async with farend() as url, dialling(url, hooks=hooks) as dialer:
+    async with dialling(far_end, hooks=hooks) as dialer:
         await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
         before = Counts()
         for _ in range(10):
@@ -604,9 +604,9 @@ async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Ho
 
 
 @HOOKS
-async def test_lost_call_leaves_nothing(hooks: frozenset[Hook]) -> None:
+async def test_lost_call_leaves_nothing(hooks: frozenset[Hook], far_end: str) -> None:
     """A loss of each kind cleans up by itself, whoever forgets to close."""
-    async with farend() as url, dialling(url, hooks=hooks) as dialer:
+    async with dialling(far_end, hooks=hooks) as dialer:
         await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
         before = Counts()
         for do in ("close-channel", "close", "abort"):
@@ -672,14 +672,14 @@ async def test_dead_far_end_is_noticed_when_it_answers_no_consent() -> None:
     assert facts.of("consent_failed") == [()]
 
 
-async def test_far_end_sees_the_call_end() -> None:
+async def test_far_end_sees_the_call_end(far_end: str) -> None:
     """Closing says farewell: the far end does not wait half a minute for silence."""
-    async with farend() as url, dialling(url) as dialer, aiohttp.ClientSession() as client:
+    async with dialling(far_end) as dialer, aiohttp.ClientSession() as client:
         call = await dialer.dial(REQUEST, Remembering())
         await call.close(hang_up=True)
 
         async def peers() -> int:
-            async with client.get(url.replace("/v1", "/stats")) as response:
+            async with client.get(far_end.replace("/v1", "/stats")) as response:
                 return int((await response.json())["peers"])
 
         async with asyncio.timeout(5):
