@@ -107,13 +107,13 @@ def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> R
         filter=Filter(types, exclude) if types or exclude else None,
         heartbeat=_number(query, "heartbeat", 5, MAX_HEARTBEAT_SECONDS),
         heartbeat_as_event=_choice(query, "heartbeat_as", "comment", "event") == "event",
-        pad=int(_number(query, "pad", 0, MAX_PAD) or 0),
+        pad=_whole(query, "pad", 0, MAX_PAD, 0),
         max_age=_number(query, "max_age", 1, 3600),
         fail_on_gap=_choice(query, "on_gap", "continue", "fail") == "fail",
         errors_as_status=_choice(query, "errors", "stream", "status") == "status",
         wait=_or(_number(query, "wait", 0, MAX_WAIT_SECONDS), DEFAULT_WAIT_SECONDS),
-        limit=int(_or(_number(query, "limit", 1, MAX_LIMIT), DEFAULT_LIMIT)),
-        max_bytes=int(_or(_number(query, "max_bytes", 1, MAX_PAGE_BYTES), DEFAULT_PAGE_BYTES)),
+        limit=_whole(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT),
+        max_bytes=_whole(query, "max_bytes", 1, MAX_PAGE_BYTES, DEFAULT_PAGE_BYTES),
     )
 
 
@@ -206,6 +206,15 @@ def _number(query: Mapping[str, str], name: str, least: float, most: float) -> f
     if not _NUMBER.match(text) or not least <= float(text) <= most:
         _refuse(name, f"must be a number from {least:g} to {most:g}")
     return float(text)
+
+
+def _whole(query: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:
+    number = _number(query, name, least, most)
+    if number is None:
+        return default
+    if not number.is_integer():
+        _refuse(name, "must be a whole number")
+    return int(number)
 
 
 def _choice(query: Mapping[str, str], name: str, default: str, *others: str) -> str:

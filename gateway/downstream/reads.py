@@ -19,8 +19,8 @@ from gateway.downstream.keys import CLOCK, STREAM, TELEMETRY
 from gateway.downstream.reading import MEDIA_TYPES, Reading
 from gateway.downstream.rendering import EventStream, JsonLines, wrapped
 from gateway.downstream.stream import (
-    PAGE_EVENTS,
     RETRY_MS,
+    UNBUFFERED,
     Stream,
     Surroundings,
     Ticker,
@@ -67,11 +67,14 @@ async def post_stream(request: web.Request) -> web.StreamResponse:
     return await _read(request, {**request.query, **wanted})
 
 
-async def head_events(request: web.Request) -> web.Response:
+async def head_events(request: web.Request) -> web.StreamResponse:
     """Give a stream's headers and open no receiver."""
     session_grant(request, "read")
-    wanted = _parse(request, request.query)
-    return web.Response(content_type=MEDIA_TYPES[wanted.format])
+    format_ = _parse(request, request.query).format
+    if format_ == "json":
+        return web.Response(content_type=MEDIA_TYPES[format_])
+    rendering = EventStream() if format_ == "sse" else JsonLines()
+    return web.StreamResponse(headers={"Content-Type": rendering.media_type, **UNBUFFERED})
 
 
 async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamResponse:
@@ -167,7 +170,9 @@ async def _long_poll(
             after = page.cursor
             if events or page.sealed or poll.over:
                 break
-            if len(page.entries) < min(wanted.limit, PAGE_EVENTS):
+            if (
+                not page.entries
+            ):  # A page that holds only what is filtered out may have another one behind it.
                 await poll.wait()
     finally:
         timer.cancel()
@@ -197,8 +202,7 @@ def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) 
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000
     block = sse.notice("gateway.error", json.dumps(told), id=str(cursor), retry=retry)
-    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
-    return web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=headers)
+    return web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=UNBUFFERED)
 
 
 async def _start(app: web.Application) -> None:

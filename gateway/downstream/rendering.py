@@ -17,7 +17,7 @@ class Rendering(Protocol):
 
     media_type: str
 
-    def opening(self, retry_ms: int, cursor: str, members: Mapping[str, object], pad: int) -> bytes:
+    def opening(self, retry_ms: int, cursor: str | None, members: Mapping[str, object], pad: int) -> bytes:
         """The first bytes: `gateway.open`."""
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:
@@ -38,7 +38,7 @@ class EventStream:
 
     media_type = "text/event-stream; charset=utf-8"
 
-    def opening(self, retry_ms: int, cursor: str, members: Mapping[str, object], pad: int) -> bytes:
+    def opening(self, retry_ms: int, cursor: str | None, members: Mapping[str, object], pad: int) -> bytes:
         text = own_json("gateway.open", members)
         return sse.padding(pad) + sse.notice("gateway.open", text, id=cursor, retry=retry_ms)
 
@@ -60,7 +60,7 @@ class JsonLines:
 
     media_type = "application/x-ndjson"
 
-    def opening(self, retry_ms: int, cursor: str, members: Mapping[str, object], pad: int) -> bytes:
+    def opening(self, retry_ms: int, cursor: str | None, members: Mapping[str, object], pad: int) -> bytes:
         return b" " * pad + self.own("gateway.open", members)
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:

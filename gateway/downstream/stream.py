@@ -36,6 +36,9 @@ WRITE_BUFFER_BYTES: Final = 8 * 1024
 """With the kernel's and asyncio's defaults a reader that never reads takes 4 MB before a write waits; so 192 KB."""
 
 TICK_SECONDS: Final = 0.5
+UNBUFFERED: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+"""Ask proxies to pass every byte on as it comes; nginx listens to the second."""
+
 RETRY_MS: Final = (1000, 3000)
 """Drawn per connection, so that the clients of a restarted gateway do not come back in one moment."""
 ROTATE_RETRY_MS: Final = (50, 500)
@@ -203,11 +206,7 @@ class Stream:
         """Serve the read until it ends. `requested` is the cursor in the client's words."""
         telemetry, ticker = self._around.telemetry, self._around.ticker
         response = self._response = web.StreamResponse(
-            headers={
-                "Content-Type": self._rendering.media_type,
-                "Cache-Control": "no-store, no-transform",
-                "X-Accel-Buffering": "no",
-            }
+            headers={"Content-Type": self._rendering.media_type, **UNBUFFERED}
         )
         self._request = request
         await response.prepare(request)
@@ -288,14 +287,16 @@ class Stream:
         members = {
             "session_id": self._session_id,
             "requested": requested,
-            "resumed": requested not in ("earliest", "now"),
+            "resumed": requested not in ("earliest", "now") and gap is None,
             "missed": gap.missed if gap else 0,
             "oldest": str(self._reader.oldest),
             "head": str(head),
             "heartbeat_seconds": self._heartbeat,
             "max_age_seconds": round(self._max_age),
         }
-        return self._rendering.opening(random.randint(*RETRY_MS), str(after), members, self._reading.pad)  # noqa: S311  # spread, not secrecy
+        # No id before a gap: a connection that breaks right here must not make the client forget where it was.
+        cursor = None if gap else str(after)
+        return self._rendering.opening(random.randint(*RETRY_MS), cursor, members, self._reading.pad)  # noqa: S311  # spread, not secrecy
 
     def _beat(self, cursor: EventId) -> bytes:
         # A filtered stream's cursor would age while events pass it by, so its heartbeat carries how far it has read.

@@ -1,0 +1,140 @@
+"""What tests of reads share: a session whose far end says what a test wants, and clients that read it."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from gateway.client import Block, BlockParser
+from tests.downstream.house import House
+
+DEADLINE_SECONDS = 5.0
+
+Json = dict[str, Any]
+
+DELTA = "response.output_text.delta"
+
+
+def event(type: str = DELTA, **members: object) -> str:
+    """Give a server event's text, in a spelling that no encoder would choose, so that a copy is told from the bytes."""
+    return json.dumps({"type": type, **members}, separators=(" ,", ":  "))
+
+
+@dataclass
+class Session:
+    """One open session of a house, and its far end."""
+
+    house: House
+    id: str
+    created: Json
+
+    @property
+    def path(self) -> str:
+        return f"/v1/sessions/{self.id}/events"
+
+    @property
+    def handle(self) -> Any:  # the hub's own type, of which tests read whatever a fact needs
+        return self.house.hub.find(self.id, None)
+
+    @property
+    def ticket(self) -> str:
+        return str(self.created["stream_url"]).partition("ticket=")[2]
+
+    def say(self, *texts: str) -> None:
+        """Let the far end say something."""
+        assert self.house.far_end.sink is not None
+        for text in texts:
+            self.house.far_end.sink.received(0, text)
+
+    def count(self, numbers: range) -> None:
+        """Let the far end count."""
+        self.say(*(event(delta=str(number)) for number in numbers))
+
+    def id_after(self, events: int) -> str:
+        """Give the id of the log's event of this number. `session.created` is the first."""
+        return f"{self.handle.reader.head.epoch}-{events}"
+
+    def read(self, **query: object) -> Any:
+        """Begin a read, for `async with`."""
+        return reading(self.house.http, f"{self.house.url}{self.path}", **query)
+
+
+async def opened(house: House, **body: object) -> Session:
+    """Open a session; its log holds `session.created`."""
+    created = await house.open(body)
+    return Session(house, str(created["id"]), created)
+
+
+@dataclass
+class Reading:
+    """A client's side of one stream."""
+
+    answer: aiohttp.ClientResponse
+    blocks: AsyncGenerator[Block, None]
+    raw: bytearray = field(default_factory=bytearray)
+
+    async def next(self) -> Block:
+        """Give the next event; fail if none comes."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await anext(self.blocks)
+
+    async def take(self, count: int) -> list[Block]:
+        return [await self.next() for _ in range(count)]
+
+    async def value(self) -> Json:
+        """Give what the next event says."""
+        return said(await self.next())
+
+    async def rest(self) -> list[Block]:
+        """Give all events up to the stream's end."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return [block async for block in self.blocks]
+
+
+@asynccontextmanager
+async def reading(
+    http: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None, **query: object
+) -> AsyncIterator[Reading]:
+    """Read a stream; the connection is broken off at the end."""
+    params = {name: str(value) for name, value in query.items()}
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        answer = await http.get(url, params=params, headers=headers or {})
+    raw = bytearray()
+    blocks = _blocks(answer, raw)
+    try:
+        yield Reading(answer, blocks, raw)
+    finally:
+        await blocks.aclose()
+        answer.close()
+
+
+async def _blocks(answer: aiohttp.ClientResponse, raw: bytearray) -> AsyncGenerator[Block, None]:
+    parser = BlockParser()
+    async for chunk in answer.content.iter_any():
+        raw += chunk
+        for block in parser.feed(chunk):
+            if block.data is not None:
+                yield block
+
+
+def said(block: Block) -> Json:
+    """Give an event's JSON."""
+    assert block.data is not None
+    value: Json = json.loads(block.data)
+    return value
+
+
+def deltas(blocks: list[Block]) -> list[int]:
+    """Give the numbers a far end counted, as far as they are among these."""
+    return [int(said(block)["delta"]) for block in blocks if said(block)["type"] == DELTA]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that needs a few turns of the loop or a tick."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not holds():
+            await asyncio.sleep(0.005)
