@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -21,6 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gateway import __version__
+
+if TYPE_CHECKING:
+    from gateway.cli.scrape import Buckets
+    from gateway.client import Client
 
 IDLE_SECONDS: Final = 10.0
 """Two rounds of consent checks, which are all that an idle session does."""
@@ -84,6 +88,7 @@ class Target:
 
     url: str
     pid: int | None = None
+    admin: str | None = None
     upstream: str | None = None
 
 
@@ -94,7 +99,7 @@ async def _bench(url: str | None, key: str | None, plan: Plan, progress: Progres
         target = Target(url) if url else await stack.enter_async_context(_own(plan))
         async with Client(target.url, key) as client:
             await client.reach()
-            figures = await _measure(client, target.pid, plan, progress)
+            figures = await _measure(client, target, plan, progress)
         if target.upstream is not None:
             figures |= await _compare(target.upstream, plan, progress)
     _derive(figures)
@@ -110,14 +115,14 @@ async def _own(plan: Plan) -> AsyncIterator[Target]:
         serve = ("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.found[0])
         environ = {**offline_environment(), "GATEWAY_LOG__ACCESS": "false"}
         async with Child(serve, [r"\blistening on (\S+)", r"admin listening on (\S+)"], environ) as server:
-            yield Target(server.found[0], server.pid, far_end.found[0])
+            yield Target(server.found[0], server.pid, server.found[1], far_end.found[0])
 
 
-async def _measure(
-    client: Any, pid: int | None, plan: Plan, progress: Progress
-) -> Figures:  # Any: Client, of a module imported late
+async def _measure(client: "Client", target: Target, plan: Plan, progress: Progress) -> Figures:
     from gateway.cli.load import close_all, open_one_by_one, talk
     from gateway.cli.procfs import cpu_seconds, resident_bytes
+
+    pid = target.pid
 
     def cpu() -> float:
         return cpu_seconds(pid) if pid else 0.0
@@ -145,6 +150,7 @@ async def _measure(
         figures["idle_cpu_percent"] = max(0.0, idle - idle_before) / plan.sessions * 100
 
     task = progress.add_task("talking", total=plan.sessions * plan.turns)
+    histograms = await _histograms(target)
     cpu_before = cpu()
     rounds = await talk(sessions, plan.turns, plan.words, lambda done: progress.advance(task, done))
     talk_cpu = cpu() - cpu_before
@@ -154,10 +160,35 @@ async def _measure(
         "first_delta_ms_p50": _ms(rounds.first_deltas, 50),
         "first_delta_ms_p99": _ms(rounds.first_deltas, 99),
     }
+    figures |= _quantiles(histograms, await _histograms(target))
     if pid:
         figures["gateway_us_per_event"] = talk_cpu / rounds.events * 1e6
         figures["gateway_cpu_percent"] = talk_cpu / rounds.seconds * 100
     await close_all([*warm, *sessions])
+    return figures
+
+
+async def _histograms(target: Target) -> "dict[str, Buckets]":
+    """Give what the gateway itself counted so far, where its operator's side is known."""
+    from gateway.cli.scrape import histogram
+
+    if target.admin is None:
+        return {}
+    return {
+        "relay_ms": await histogram(target.admin, "relay_seconds", direction="down"),
+        "loop_lag_ms": await histogram(target.admin, "event_loop_lag_seconds"),
+    }
+
+
+def _quantiles(before: "dict[str, Buckets]", after: "dict[str, Buckets]") -> Figures:
+    from gateway.cli.scrape import quantile, since
+
+    figures: Figures = {}
+    for name in after:
+        counted = since(before[name], after[name])
+        for percent in (50, 99):
+            seconds = quantile(counted, percent / 100)
+            figures[f"{name}_p{percent}"] = None if seconds is None else seconds * 1e3
     return figures
 
 
@@ -238,6 +269,9 @@ _ROWS: Final = (
     ("idle_cpu_percent", "CPU of an idle session", "% of a core", 4),
     ("first_delta_ms_p50", "question to first delta, p50", "ms", 1),
     ("first_delta_ms_p99", "question to first delta, p99", "ms", 1),
+    ("relay_ms_p50", "data channel to socket, p50", "ms", 2),
+    ("relay_ms_p99", "data channel to socket, p99", "ms", 2),
+    ("loop_lag_ms_p99", "event loop's lag meanwhile, p99", "ms", 1),
     ("events", "events relayed", "", 0),
     ("events_per_second", "events a second", "", 0),
     ("gateway_cpu_percent", "CPU of the gateway meanwhile", "% of a core", 0),

@@ -33,6 +33,7 @@ async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
         "session_kib",
         "first_delta_ms_p99",
         "events_per_second",
+        "relay_ms_p50",
         "gateway_us_per_event",
         "bare_stock_us_per_event",
         "bare_tuned_us_per_event",
