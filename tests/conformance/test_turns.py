@@ -186,8 +186,7 @@ async def test_a_refused_response_is_502_with_what_the_service_said(session: Ses
 async def test_turns_of_one_session_queue_in_order(session: Session) -> None:
     """Turns that overlap are answered one after the other, each with its own answer."""
     first = asyncio.create_task(turn(session, "Repeat after me: one"))
-    while "response.created" not in [e["event"]["type"] for e in (await session.poll(wait=0)).json["events"]]:
-        await asyncio.sleep(0.01)
+    await session.until("response.created")
     second = asyncio.create_task(turn(session, "Repeat after me: two"))
 
     assert [said(await task).strip() for task in (first, second)] == ["one", "two"]
@@ -207,8 +206,7 @@ async def test_a_turn_waits_behind_an_active_response(session: Session) -> None:
 async def test_a_full_queue_is_429(session: Session) -> None:
     """Behind the running turn eight wait; one more is told to come back."""
     running = asyncio.create_task(turn(session, LONG_QUESTION))
-    while "response.created" not in [e["event"]["type"] for e in (await session.poll(wait=0)).json["events"]]:
-        await asyncio.sleep(0.01)
+    await session.until("response.created")
     waiting = [asyncio.create_task(turn(session, HELLO)) for _ in range(9)]
     answers = await asyncio.gather(running, *waiting)
     refused = [answer for answer in answers if answer.status != 200]
@@ -221,8 +219,7 @@ async def test_a_full_queue_is_429(session: Session) -> None:
 async def test_a_turn_goes_on_when_its_client_leaves(session: Session) -> None:
     """A session's turn is in the log, whoever waits for it."""
     task = asyncio.create_task(turn(session, LONG_QUESTION))
-    while "response.created" not in [e["event"]["type"] for e in (await session.poll(wait=0)).json["events"]]:
-        await asyncio.sleep(0.01)
+    await session.until("response.created")
     task.cancel()
     done = (await session.until("response.done"))[-1]["event"]["response"]
 

@@ -132,7 +132,7 @@ class Caller:
         """Yield the blocks of one SSE connection that have data."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         url = f"{self.url}/v1/sessions/{session_id}/events"
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=DEADLINE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=2 * DEADLINE_SECONDS)
         async with self.http.get(url, headers=headers, params=query, timeout=timeout) as answer:
             assert answer.status == 200, await answer.text()
             parser = BlockParser()
@@ -142,25 +142,36 @@ class Caller:
                         yield Read(block.id, block.name, block.data)
 
     async def until(
-        self, session_id: str, kind: str, count: int = 1, after: str | None = None, **query: str
+        self,
+        session_id: str,
+        kind: str,
+        count: int = 1,
+        after: str | None = None,
+        seconds: float = DEADLINE_SECONDS,
+        **query: str,
     ) -> list[Read]:
         """Read the log until the `count`th event of a type and give all that was read, without `gateway.open`."""
 
         def whole(read: list[Read]) -> bool:
             return sum(block.type == kind for block in read) == count
 
-        return await self._read(whole, session_id, after, query)
+        return await self._read(whole, session_id, after, query, seconds)
 
     async def take(self, session_id: str, count: int, after: str | None = None, **query: str) -> list[Read]:
         """Read so many events of the log, without `gateway.open`."""
         return await self._read(lambda read: len(read) == count, session_id, after, query)
 
     async def _read(
-        self, whole: Callable[[list[Read]], bool], session_id: str, after: str | None, query: dict[str, str]
+        self,
+        whole: Callable[[list[Read]], bool],
+        session_id: str,
+        after: str | None,
+        query: dict[str, str],
+        seconds: float = DEADLINE_SECONDS,
     ) -> list[Read]:
         read: list[Read] = []
         async with (
-            asyncio.timeout(DEADLINE_SECONDS),
+            asyncio.timeout(seconds),
             aclosing(self.stream(session_id, after, **query)) as blocks,
         ):
             async for block in blocks:
@@ -191,6 +202,18 @@ class Holdings:
             descriptors=len(os.listdir("/proc/self/fd")),
             peer_connections=sum(issubclass(type(one), RTCPeerConnection) for one in gc.get_objects()),
         )
+
+
+async def settled() -> Holdings:
+    """Give what the process holds once it has stopped letting go of what came before."""
+    held = Holdings.now()
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        now = Holdings.now()
+        if now == held:
+            return now
+        held = now
+    raise AssertionError("the process does not come to rest")
 
 
 async def back_to(before: Holdings, seconds: float = 5.0) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say
+from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say, settled
 
 SESSIONS = 500
 AT_ONCE = 10
@@ -25,8 +25,7 @@ async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd
     gateway = await serve(far_end)
     # The first session makes what all share: connections, a certificate, the resolver's thread.
     await round_trip(gateway, 1)
-    await asyncio.sleep(0)
-    before = Holdings.now()
+    before = await settled()
 
     while_open = await round_trip(gateway, SESSIONS)
 

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,20 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Emulate, Holdings, Serve, back_to, eventually, say
+from tests.e2e.house import Caller, Emulate, Holdings, Serve, back_to, eventually, say, settled
 
 Json = dict[str, Any]
 CONNECT_SECONDS = 1.0
 # What a loaded machine may add to a deadline.
 SLACK_SECONDS = 1.5
+
+# Of a far end that is gone: the consent's own deadline of 15 s, and a call that owes an answer is probed long before it.
+LOST_SECONDS = 20.0
+NOTICED_SECONDS = 8.0
+RECOVERY_SECONDS = 2.0
+
+QUESTION = "Write 50 words about rain"
+DYING = {"tokens_per_second": 100, "fail_after_deltas": 5}
 
 
 @asynccontextmanager
@@ -47,18 +55,6 @@ async def client(gateway: Gateway) -> AsyncIterator[Caller]:
         yield caller
     finally:
         await caller.http.close()
-
-
-async def settled() -> Holdings:
-    """Give what the process holds once it has stopped letting go of what came before."""
-    held = Holdings.now()
-    for _ in range(100):
-        await asyncio.sleep(0.02)
-        now = Holdings.now()
-        if now == held:
-            return now
-        held = now
-    raise AssertionError("the process does not come to rest")
 
 
 async def peer_connections(gateway: Gateway) -> float:
@@ -189,19 +185,19 @@ async def none_open(gateway: Gateway) -> bool:
 async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
     serve: Serve, far_end: FarEnd, failure: str
 ) -> None:
-    """When the service hangs up, the reader has `gateway.closed` with what came before, and the turn fails as 502."""
-    gateway = await serve(far_end)
+    """Without continuity the reader has what came before and then `gateway.closed`, and the turn fails as 502."""
+    gateway = await serve(far_end, relay={"continuity": False})
     async with nothing_left(gateway) as caller:
-        await far_end.faults(tokens_per_second=100, fail=failure, fail_after_deltas=5)
+        await far_end.faults(**DYING, fail=failure)
         session = await caller.open()
         async with asyncio.TaskGroup() as group:
-            turn = group.create_task(ask(caller, session, "Write 50 words about rain"))
+            turn = group.create_task(ask(caller, session, QUESTION))
             read = group.create_task(caller.until(session["id"], "gateway.closed"))
         answer, problem = turn.result()
         closed = read.result()[-1].value
         deltas = [block for block in read.result() if block.type == "response.output_text.delta"]
 
-        assert len(deltas) == 5
+        assert len(deltas) == DYING["fail_after_deltas"]
         assert closed["reason"] in ("upstream_closed", "upstream_lost")
         assert closed["retryable"] is True
         assert (answer.status, problem["code"]) == (502, "upstream-failed")
@@ -211,42 +207,68 @@ async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
         assert (answer.status, problem["code"]) == (410, "session-closed")
 
 
+@pytest.mark.parametrize("failure", ["close_channel", "hang_up"])
+async def test_a_session_outlives_a_call_that_ends_in_mid_response(
+    serve: Serve, far_end: FarEnd, failure: str
+) -> None:
+    """With continuity the turn is told as lost, the session gets another call, and it remembers what was said."""
+    gateway = await serve(far_end)
+    async with nothing_left(gateway) as caller:
+        session = await caller.open()
+        await ask(caller, session, "My name is Ada.")
+        await far_end.fault(session["call_id"], **DYING, fail=failure)
+        answer, problem = await ask(caller, session, QUESTION)
+        read = await caller.until(session["id"], "gateway.recovered")
+        _, after = await ask(caller, session, "What is my name?")
+        _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
+        await caller.ask("DELETE", f"/v1/sessions/{session['id']}")
+
+        assert (answer.status, problem["code"]) == (502, "upstream-failed")
+        assert [block.type for block in read].count("gateway.recovering") == 1
+        assert "Ada" in after["output_text"]
+        assert now["state"] == "connected"
+        assert now["call_id"] not in (None, session["call_id"])
+
+
 async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end: FarEnd) -> None:
     """A `text/plain` answer whose call dies does not end as a whole one does."""
     gateway = await serve(far_end)
     async with nothing_left(gateway) as caller:
-        await far_end.faults(tokens_per_second=100, fail="hang_up", fail_after_deltas=5)
+        await far_end.faults(**DYING, fail="hang_up")
         headers = {"Accept": "text/plain"}
         with pytest.raises(aiohttp.ClientPayloadError):
-            await caller.ask("POST", "/v1/turns", "Write 50 words about rain", headers=headers)
+            await caller.ask("POST", "/v1/turns", QUESTION, headers=headers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "vanished"])
+@pytest.mark.parametrize("continuity", [True, False], ids=["continuity", "no continuity"])
 async def test_a_service_that_dies_without_a_word_is_noticed(
-    serve: Serve, emulate: Emulate, how: str
+    serve: Serve, emulate: Emulate, how: str, continuity: bool
 ) -> None:
-    """A far end that is gone in mid-response is noticed within the consent's deadline, and the session is ended."""
+    """A far end that is gone in mid-response is noticed, sooner with continuity's probes, and the session is ended."""
     far_end = emulate("--tokens-per-second", "20")
-    gateway = await serve(far_end)
+    gateway = await serve(
+        far_end, relay={"continuity": continuity, "recovery_timeout_seconds": RECOVERY_SECONDS}
+    )
     async with nothing_left(gateway) as caller:
         session = await caller.open()
         await caller.send(session["id"], *say("Write 200 words about rain"))
-        async with aclosing(caller.stream(session["id"], after=session["head"])) as blocks:
-            async for block in blocks:
-                if block.type == "response.output_text.delta":
-                    break
+        await caller.until(session["id"], "response.output_text.delta")
         began = time.monotonic()
         if how == "killed":
             far_end.program.kill()
         else:
             await far_end.fault(session["call_id"], do="vanish")
-        async with asyncio.timeout(60):
-            read = await caller.until(session["id"], "gateway.closed", heartbeat="5")
+            await far_end.faults(deaf=True)
+        async with asyncio.timeout(2 * LOST_SECONDS):
+            read = await caller.until(session["id"], "gateway.closed", seconds=2 * LOST_SECONDS)
         took = time.monotonic() - began
+        types = [block.type for block in read]
 
         assert read[-1].value["reason"] == "upstream_lost"
-        assert took < 25
+        assert ("gateway.recovering" in types) is continuity
+        assert took < (NOTICED_SECONDS + RECOVERY_SECONDS + CONNECT_SECONDS if continuity else LOST_SECONDS)
 
 
 async def ask(caller: Caller, session: Json, text: str) -> tuple[aiohttp.ClientResponse, Any]:
