@@ -4,7 +4,7 @@ Refuses to know the gateway: it imports nothing of it, and shares nothing with i
 one side is not made again on the other. It runs best in a process of its own: `python -m gateway.emulator`.
 
 The way of a call: `server` reads the offer (`signalling`, `sdp`) and `service` opens a `call`: a `peer` (`ice`, then DTLS,
-then `association`) with a voice on top. The voice is `realtime`, or a `recording`. `realtime` checks client events
+then `association`) with a voice on top; a `sideband` may join it. The voice is `realtime`, or a `recording`. `realtime` checks client events
 (`events`, `catalog`, `shapes`), keeps the conversation (`items`), and has a `brain` (`rules`, `chat`) write `responses` (`writing`)
 at a pace (`pacing`), counted by `usage`. What can go wrong on purpose is listed in `faults`, and steered by `control`.
 """

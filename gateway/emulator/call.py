@@ -85,11 +85,13 @@ class Call:
         self.end_reason: str | None = None
         self.opened_at: float | None = None
         self.silent = False
+        # Sidebands: called with every event, and with None at the end.
+        self.listeners: set[Callable[[str | None], None]] = set()
         self.owner: str | None = None
         self._on_end = on_end
         self.voice = voice(Line(self._send, self._send_frame, peer.writable, self.fail))
         peer.on_open = self._opened
-        peer.on_message = self._heard
+        peer.on_message = self.hear
         peer.on_lost = self.end
         loop = asyncio.get_running_loop()
         self._expiry = loop.call_later(max(0.0, times.expires_at - time.time()), self.expire)
@@ -109,6 +111,11 @@ class Call:
             "checks_ignored": self.peer.agent.checks_ignored,
             "buffered": self.peer.buffered,
         }
+
+    def hear(self, frame: str | bytes) -> None:
+        """Take one client event, from the channel or a sideband."""
+        self.received.add(frame)
+        self.voice.receive(frame)
 
     def send_frames(self, frames: list[bytes]) -> None:
         """Send frames as they are, as text messages, past every fault but a lost connection."""
@@ -146,6 +153,8 @@ class Call:
         """Report the end, once."""
         if self.end_reason is None:
             self.end_reason = reason
+            for listen in tuple(self.listeners):
+                listen(None)
             self._on_end(self)
 
     async def close(self) -> None:
@@ -160,13 +169,13 @@ class Call:
         self.opened_at = time.time()
         self.voice.opened()
 
-    def _heard(self, frame: str | bytes) -> None:
-        self.received.add(frame)
-        self.voice.receive(frame)
-
     def _send(self, text: str) -> None:
-        if not self.silent:
-            self.peer.send(text)
+        if self.silent:
+            return
+        self.peer.send(text)
+        if self.listeners:
+            for listen in tuple(self.listeners):
+                listen(text)
 
     def _send_frame(self, frame: bytes) -> None:
         if not self.silent:

@@ -16,6 +16,7 @@ from gateway.emulator import session as session_object
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.service import Service
+from gateway.emulator.sideband import Sideband
 
 _MAX_BODY = 64 * 1024 * 1024
 _WILDCARDS = ("0.0.0.0", "", "::")
@@ -48,6 +49,8 @@ class Emulator:
         app = web.Application(client_max_size=_MAX_BODY, middlewares=[_service_answers])
         _Api(self.service).add_routes(app)
         control.add_routes(app, self.service)
+        # Sidebands last as long as their calls: end these first, or the server waits for those.
+        app.on_shutdown.append(self._end_calls)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         try:
@@ -64,6 +67,10 @@ class Emulator:
         if self.service is not None:
             await self.service.close()
 
+    async def _end_calls(self, _: web.Application) -> None:
+        if self.service is not None:
+            self.service.end_all()
+
 
 class _Api:
     def __init__(self, service: Service) -> None:
@@ -74,6 +81,7 @@ class _Api:
         router.add_post("/v1/realtime/calls", self.create)
         router.add_post("/v1/realtime/calls/{call_id}/hangup", self.hangup)
         router.add_post("/v1/realtime/client_secrets", self.client_secret)
+        router.add_get("/v1/realtime", Sideband(self.service, self._authorize).attach)
         for retired in ("/v1/realtime", "/v1/realtime/sessions"):
             router.add_post(retired, self.retired)
         router.add_route("OPTIONS", "/{anything:.*}", self.preflight)

@@ -113,10 +113,14 @@ class Service:
         """End a call at once; its sockets close soon after."""
         call.end("hung up")
 
-    async def close(self) -> None:
-        """End every call and wait until all are gone."""
+    def end_all(self) -> None:
+        """Begin the end of every call."""
         for call in list(self.calls.values()):
             call.end("stopped")
+
+    async def close(self) -> None:
+        """End every call and wait until all are gone."""
+        self.end_all()
         while self._endings:
             await asyncio.wait(set(self._endings))
         await self._brain.close()

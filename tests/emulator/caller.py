@@ -1,6 +1,7 @@
 """A Realtime client on stock aiortc, for tests: no hook but the loopback address that aioice leaves out."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ class Caller:
         self.base_url = base_url
         self.http = aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"})
         self.frames: list[str | bytes] = []
+        self.events: list[Json] = []
         self.answer = ""
         self.location = ""
         self.ended = asyncio.Event()
@@ -91,10 +93,6 @@ class Caller:
         await self.peer.addIceCandidate(None)
 
     @property
-    def events(self) -> list[Json]:
-        return [json.loads(frame) for frame in self.frames if _is_event(frame)]
-
-    @property
     def types(self) -> list[str]:
         return [str(event["type"]) for event in self.events]
 
@@ -149,11 +147,8 @@ class Caller:
 
     def _heard(self, frame: str | bytes) -> None:
         self.frames.append(frame)
+        with contextlib.suppress(ValueError):
+            event = json.loads(frame)
+            if isinstance(event, dict):
+                self.events.append(event)
         self._news.set()
-
-
-def _is_event(frame: str | bytes) -> bool:
-    try:
-        return isinstance(json.loads(frame), dict)
-    except ValueError:
-        return False
