@@ -58,7 +58,7 @@ def is_loopback_name(name: str) -> bool:
 def is_loopback_address(text: str) -> bool:
     """Tell whether a text is a loopback address, an IPv4 one in IPv6 clothes included."""
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)

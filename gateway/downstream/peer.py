@@ -32,6 +32,6 @@ def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not isinstance(peer, tuple):
         return None
-    address = ip_address(str(peer[0]).partition("%")[0])
+    address = ip_address(str(peer[0]))
     # A listener for both families sees IPv4 peers in IPv6 clothes, which no configured IPv4 network would match.
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address

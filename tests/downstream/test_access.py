@@ -3,15 +3,12 @@
 import asyncio
 import hashlib
 from ipaddress import ip_network
-from unittest.mock import Mock
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from gateway.downstream.access import Access, AccessRules, KeyRule
 from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures
-from gateway.downstream.peer import loopback_peer
 from tests.downstream.house import SIGNING_KEY, Build, House
 
 
@@ -590,25 +587,6 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
 
 
 # --- what is compared
-
-
-@pytest.mark.parametrize(
-    ("peer", "local"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("::ffff:127.0.0.1", True),
-        ("fe80::1%eth0", False),
-        ("10.0.0.9", False),
-    ],
-)
-def test_peer_is_local_by_its_address(peer: str, local: bool) -> None:
-    """The connection decides, not what the request says."""
-    transport = Mock(spec=asyncio.Transport)
-    transport.get_extra_info.return_value = (peer, 5000)
-    request = make_mocked_request("GET", "/", headers={"Host": "localhost"}, transport=transport)
-
-    assert loopback_peer(request) is local
 
 
 def test_key_is_found_among_many() -> None:

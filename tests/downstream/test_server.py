@@ -155,6 +155,7 @@ async def test_every_answer_of_the_api_carries_its_headers(house: House, method:
     assert answer.headers["Vary"] == "Accept, Origin"
     assert answer.headers["Referrer-Policy"] == "no-referrer"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Server"] == "realtime-gateway"
 
 
 async def test_head_works_where_get_does(house: House) -> None:
@@ -296,10 +297,14 @@ async def test_unmatched_requests_are_told_as_other(house: House) -> None:
 async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -> None:
     """A start that fails raises, and gives back what it had taken."""
     other = await build()
-    port = int(house.url.rpartition(":")[2])
+    taken, operators = (int(url.rpartition(":")[2]) for url in (house.url, other.server.admin_url))
     await other.server.close()
+    server = Server(other.parts)
     with pytest.raises(OSError, match="in use"):
-        await other.server.start(Binding(port=port), Binding())
+        await server.start(Binding(port=taken), Binding(port=operators))
+
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", operators)
 
 
 def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -106,6 +106,13 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
     assert house.far_end.requests == []
 
 
+async def test_create_says_that_attaching_is_not_built(house: House) -> None:
+    """`call_id` is reserved: it is refused as what it will be, not as a slip of the pen."""
+    answer = await house.call("POST", "/v1/sessions", json={"call_id": "rtc_x"})
+
+    assert answer.json["errors"] == [{"detail": "not built yet", "pointer": "/call_id"}]
+
+
 async def test_create_refuses_large_metadata(house: House) -> None:
     """It is in every listing, so it is kept small; the limit is named."""
     answer = await house.call("POST", "/v1/sessions", json={"metadata": {"note": "x" * 16384}})
