@@ -128,10 +128,13 @@ class EventLog:
             raise ValueError("the log is sealed")
         sequence = self._head + 1
         block, start = self._framing(f"{self._epoch}-{sequence}", name, text)
-        self._entries.append(Entry(sequence, type, block, start, turn, at))
+        entries = self._entries
+        entries.append(Entry(sequence, type, block, start, turn, at))
         self._head = sequence
         self.size += len(block)
-        return self._drop_over_bounds()
+        if self.size > self._max_bytes or len(entries) - self._first > self._max_events:
+            return self._drop_over_bounds()
+        return 0
 
     def seal(self) -> None:
         """Say that nothing follows."""

@@ -260,13 +260,12 @@ class Session:
         self._telemetry.event_down(type, len(text))
         if self._responses.awaiting_delta and type.endswith(".delta"):
             self._responses.delta(value, now)
-        if type in _WATCHED:
-            self._watch(type, value, now)
+        if type not in _WATCHED:
+            return
+        self._watch(type, value, now)
         if progress is Progress.DONE:
             self._turns.done(self.log.head)
-        if (
-            type in _WATCHED and progress is not Progress.BUSY
-        ):  # a turn just refused does not ask again at once
+        if progress is not Progress.BUSY:  # What was just refused is not asked for again at once.
             self._advance_turns()
 
     def fell(self, cause: str) -> None:
