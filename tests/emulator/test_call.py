@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -241,3 +242,74 @@ async def test_session_options_of_the_call_reach_the_session(emulate: Emulate, c
     told = caller.events[0]["session"]
     assert (told["instructions"], told["model"]) == ("Answer in one word.", "gpt-realtime-2.1-mini")
     assert json.dumps(told["tools"]) == "[]"
+
+
+async def ended(emulator: Any, caller: Caller) -> str:
+    """Wait for the end of a call and give its reason."""
+    async with asyncio.timeout(5):
+        while emulator.service.calls:
+            await asyncio.sleep(0.01)
+    return str((await caller.look())["end_reason"])
+
+
+async def test_certificate_that_was_not_offered_opens_nothing(emulate: Emulate) -> None:
+    """DTLS with another certificate than the offer's fingerprint ends the call before it can speak."""
+    emulator = await emulate()
+    caller = Caller(emulator.base_url)
+    try:
+        offer = re.sub(r"(a=fingerprint:sha-\d+ )..", r"\1AA", await caller.offer())
+        response = await caller.post(offer)
+        caller.location = response.headers["Location"]
+        await caller.take(await response.text())
+
+        assert await ended(emulator, caller) == "dtls failed"
+        assert caller.frames == []
+    finally:
+        await caller.close()
+
+
+async def test_call_nobody_connects_to_is_given_up(
+    emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose client never comes ends by itself."""
+    monkeypatch.setattr("gateway.emulator.peer.CONNECT_SECONDS", 0.2)
+    emulator = await emulate()
+    caller: Caller = await call(emulator, connect=False)
+    await caller.peer.close()
+
+    assert await ended(emulator, caller) == "never connected"
+
+
+async def test_call_of_a_dead_client_is_given_up(
+    emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that falls silent, checks included, is gone for the far end after a while."""
+    monkeypatch.setattr("gateway.emulator.peer.SILENCE_SECONDS", 0.4)
+    emulator = await emulate()
+    caller: Caller = await call(emulator)
+
+    assert await ended(emulator, caller) == "silent"
+
+
+async def test_offer_without_a_channel_is_answered(emulate: Emulate) -> None:
+    """Audio alone is a valid offer to the service; there is only nothing to say it on."""
+    emulator = await emulate()
+    caller = Caller(emulator.base_url)
+    try:
+        offer = await caller.offer()
+        audio_only = offer[: offer.index("m=application")].replace("BUNDLE 0 1", "BUNDLE 0")
+        response = await caller.post(audio_only)
+
+        assert response.status == 201
+        assert "m=application" not in await response.text()
+    finally:
+        await caller.close()
+
+
+async def test_later_channels_are_heard_too(emulate: Emulate, call: Call) -> None:
+    """Events may come on any channel of the client; answers go out on the first."""
+    caller: Caller = await call(await emulate())
+    second = caller.peer.createDataChannel("another")
+    second.on("open", lambda: second.send('{"type":"session.update","session":{"type":"realtime"}}'))
+
+    assert await caller.until("session.updated")

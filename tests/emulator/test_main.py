@@ -63,8 +63,11 @@ def test_no_flags_are_the_defaults() -> None:
     assert parse([]) == EmulatorConfig()
 
 
-def test_flags_reach_the_configuration() -> None:
+def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every flag sets its member."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
     flags = (
         "--host 127.0.0.2 --port 1 --tokens-per-second 2.5 --consent lenient --setup passive --max-session-seconds 9 "
         "--record a.jsonl --record b.jsonl --api-key k --fault deaf=true --fault burst=3 --brain-url http://127.0.0.1:1/v1 "
@@ -77,7 +80,17 @@ def test_flags_reach_the_configuration() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", ["--fault deaf", "--fault nonsense=1", "--setup x", "--port x"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--fault deaf",
+        "--fault nonsense=1",
+        "--setup x",
+        "--port x",
+        "--record no.jsonl",
+        f"--record {__file__}",
+    ],
+)
 def test_wrong_flag_is_bad_usage(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A flag or fault that is not known ends with status 2 and names itself."""
     with pytest.raises(SystemExit) as exit_:
@@ -104,6 +117,21 @@ async def test_signal_ends_it_cleanly_with_calls_open(number: signal.Signals) ->
             await caller.close()
 
     assert (process.returncode, out, err) == (0, b"", b"")
+
+
+@pytest.mark.slow
+async def test_port_that_is_taken_is_named() -> None:
+    """A second emulator on the same port says so in one line and ends with status 1."""
+    async with running() as (_, base_url):
+        port = base_url.rsplit(":", 1)[1].removesuffix("/v1")
+        second = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway.emulator", "--port", port, stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await asyncio.wait_for(second.communicate(), STARTS_WITHIN_SECONDS)
+
+    assert second.returncode == 1
+    assert port in err.decode()
+    assert err.count(b"\n") == 1
 
 
 @pytest.mark.slow
