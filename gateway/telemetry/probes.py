@@ -36,11 +36,11 @@ class Probes:
             self._task = None
 
     async def _watch_loop(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + LAG_SECONDS
+            # Not the loop's own clock: uvloop's stands still while a callback runs, and counts whole milliseconds.
+            due = time.monotonic() + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
-            self._lagged(max(0.0, loop.time() - due))
+            self._lagged(max(0.0, time.monotonic() - due))
 
     def _on_gc(self, phase: str, _info: dict[str, int]) -> None:
         if phase == "start":

@@ -3,13 +3,19 @@
 import asyncio
 import hashlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.app import Gateway, access_rules, relay_limits, server_limits, stream_limits, upstream_config
 from gateway.config import Config, ConfigError, load
@@ -135,6 +141,30 @@ async def status(url: str, method: str = "GET", key: str | None = None) -> int:
         return answer.status
 
 
+def write_certificate(certificate: Path, key: Path) -> None:
+    """Make a self-signed certificate for 127.0.0.1."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +238,23 @@ def test_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     flags = {"server": {"tls_certificate_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}}
     with pytest.raises(ConfigError, match="tls_certificate_file"):
         Gateway(load(environ={}, flags=flags))
+
+
+async def test_certificate_is_served(tmp_path: Path) -> None:
+    """With certificate and key the client's listener speaks TLS."""
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    write_certificate(certificate, key)
+    files: dict[str, object] = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
+    async with running(server=files) as gateway, aiohttp.ClientSession() as http:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        async with http.get(f"{gateway.url}/livez", ssl=trusting) as answer:
+            found = answer.status
+        plain = gateway.url.replace("https", "http")
+        with pytest.raises(aiohttp.ClientError):
+            await status(f"{plain}/livez")
+        scheme = gateway.url.partition(":")[0]
+
+    assert (scheme, found) == ("https", 200)
 
 
 # --- life -------------------------------------------------------------------------------------------------------------
