@@ -158,8 +158,9 @@ class Conversation:
             return
         if item.get("status") != "in_progress":
             self._confirm("conversation.item.create", item_id)
-        previous = value.get("previous_item_id")
-        self._insert(item_id, item, previous if isinstance(previous, str) else None)
+        last = next(reversed(self._items), None)
+        previous = value.get("previous_item_id", last)
+        self._insert(item_id, item, previous if previous is None or isinstance(previous, str) else last)
 
     def _insert(self, item_id: str, item: Json, previous: str | None) -> None:
         last = next(reversed(self._items), None)

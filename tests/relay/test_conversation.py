@@ -1,0 +1,371 @@
+"""gateway/relay/conversation.py: the mirror, and what a new call is given of it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.relay.conversation import MAX_UNCONFIRMED, Conversation, restorable
+from tests.relay.fakes import client_event
+
+
+def message(item_id: str, text: str = "Hello", role: str = "user", **members: Any) -> dict[str, Any]:
+    """Give a message as the service echoes it."""
+    kind = "output_text" if role == "assistant" else "input_text"
+    content = [{"type": kind, "text": text}]
+    return {
+        "id": item_id,
+        "type": "message",
+        "role": role,
+        "status": "completed",
+        "content": content,
+        **members,
+    }
+
+
+class Desk:
+    """A mirror and the two sides that feed it."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.mirror = Conversation({"model": "m"}, **bounds)
+        self._number = 0
+
+    def send(self, type: str, **members: Any) -> None:
+        self._number += 1
+        self.mirror.sent(self._number, client_event(type, **members))
+
+    def add(self, item: object, **members: Any) -> None:
+        self.mirror.received("conversation.item.added", {"item": item, **members})
+
+    def finish(self, item: object) -> None:
+        self.mirror.received("conversation.item.done", {"item": item})
+
+    @property
+    def ids(self) -> list[object]:
+        return [item["id"] for item in self.mirror.seed().items]
+
+    @property
+    def waiting(self) -> list[int]:
+        return [sent.number for sent in self.mirror.unconfirmed]
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+def test_items_stand_in_the_order_of_the_service() -> None:
+    """After the one that is named, at the start for null, at the end where nothing or nobody known is named."""
+    desk = Desk()
+    desk.add(message("a"), previous_item_id=None)
+    desk.add(message("c"), previous_item_id="a")
+    desk.add(message("b"), previous_item_id="a")
+    desk.add(message("0"), previous_item_id=None)
+    desk.add(message("d"))
+    desk.add(message("e"), previous_item_id="unknown")
+    desk.add(message("f"), previous_item_id=["odd"])
+
+    assert desk.ids == ["0", "a", "b", "c", "d", "e", "f"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=20))
+def test_any_insertions_keep_the_services_order(steps: list[tuple[int, bool]]) -> None:
+    """The mirror is the list that the service has."""
+    desk, expected = Desk(), list[str]()
+    for number, (at, delete) in enumerate(steps):
+        if delete and expected:
+            gone = expected.pop(at % len(expected))
+            desk.mirror.received("conversation.item.deleted", {"item_id": gone})
+            continue
+        place = at % (len(expected) + 1)
+        desk.add(message(str(number)), previous_item_id=expected[place - 1] if place else None)
+        expected.insert(place, str(number))
+
+        assert desk.ids == expected
+
+
+def test_an_item_is_what_it_was_when_it_was_done() -> None:
+    """Until then it is unfinished, and counts as lost."""
+    desk = Desk()
+    desk.add(message("a", "", "assistant", status="in_progress"))
+    assert (desk.ids, desk.mirror.seed().lost) == ([], 1)
+    desk.finish(message("a", "Done.", "assistant"))
+
+    assert desk.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "Done."}]
+    assert desk.mirror.seed().lost == 0
+
+
+def test_an_item_out_of_band_is_not_of_the_conversation() -> None:
+    """It is done, but was never added."""
+    desk = Desk()
+    desk.mirror.received("response.output_item.done", {"item": message("a")})
+
+    assert desk.ids == []
+
+
+@pytest.mark.parametrize("item", [None, 7, {}, {"id": 7}])
+def test_an_item_of_no_shape_is_not_mirrored(item: object) -> None:
+    """The service's shapes are not trusted."""
+    desk = Desk()
+    desk.add(item)
+    desk.finish(item)
+
+    assert (desk.ids, desk.mirror.seed().lost) == ([], 0)
+
+
+def test_a_deleted_item_is_gone() -> None:
+    """Also when it is deleted again."""
+    desk = Desk()
+    desk.add(message("a"))
+    for _ in range(2):
+        desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+
+    assert (desk.ids, desk.mirror._size, desk.mirror.seed().lost) == ([], 0, 0)
+
+
+def test_a_truncated_part_is_gone() -> None:
+    """What was not heard was not said."""
+    desk = Desk()
+    content = [{"type": "output_audio", "transcript": "One."}, {"type": "output_audio", "transcript": "Two."}]
+    desk.add(message("a", role="assistant", content=content))
+    desk.mirror.received("conversation.item.truncated", {"item_id": "a", "content_index": 1})
+
+    assert desk.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "One."}]
+
+
+def test_a_transcription_makes_audio_sayable() -> None:
+    """It comes after the item was done."""
+    desk = Desk()
+    desk.add(message("a", content=[{"type": "input_audio", "transcript": None}]))
+    assert desk.ids == []
+    desk.mirror.received(
+        "conversation.item.input_audio_transcription.completed",
+        {"item_id": "a", "content_index": 0, "transcript": "Hi."},
+    )
+
+    assert desk.mirror.seed().items[0]["content"] == [{"type": "input_text", "text": "Hi."}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"item_id": "a"},
+        {"item_id": "a", "content_index": 9},
+        {"item_id": "a", "content_index": "0"},
+        {"item_id": "odd", "content_index": 0},
+        {"item_id": "unknown", "content_index": 0},
+        {"item_id": ["a"], "content_index": 0},
+    ],
+)
+@pytest.mark.parametrize(
+    "type",
+    ["conversation.item.truncated", "conversation.item.input_audio_transcription.completed"],
+)
+def test_a_change_that_meets_nothing_changes_nothing(type: str, value: dict[str, object]) -> None:
+    """A part that is not there, or is no object, stays as it is."""
+    desk = Desk()
+    desk.add(message("a"))
+    desk.add({"id": "odd", "type": "message", "role": "user", "content": ["text"]})
+    before = desk.mirror.seed()
+    desk.mirror.received(type, value)
+
+    assert desk.mirror.seed().items == before.items
+
+
+def test_events_that_are_not_watched_mean_nothing() -> None:
+    """Whatever they are."""
+    desk = Desk()
+    desk.mirror.received("response.output_text.delta", {"delta": "a"})
+
+    assert desk.mirror.seed().items == []
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_items_fall_out_and_are_counted() -> None:
+    """By number."""
+    desk = Desk(max_items=3)
+    for item_id in "abcde":
+        desk.add(message(item_id))
+
+    assert (desk.ids, desk.mirror.seed().lost) == (["c", "d", "e"], 2)
+
+
+def test_long_items_push_others_out() -> None:
+    """By bytes, also when one grows; the newest stays however long."""
+    desk = Desk(max_bytes=1000)
+    for item_id in "ab":
+        desk.add(message(item_id))
+    desk.finish(message("b", "x" * 2000))
+
+    assert (desk.ids, desk.mirror.seed().lost) == (["b"], 1)
+
+
+def test_events_in_flight_are_bounded() -> None:
+    """The oldest are taken for confirmed."""
+    desk = Desk()
+    for _ in range(MAX_UNCONFIRMED + 2):
+        desk.send("response.create")
+
+    assert len(desk.waiting) == MAX_UNCONFIRMED
+    assert desk.waiting[0] == 3
+
+
+# --- what is in flight ------------------------------------------------------------------------------------------------
+
+
+def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so() -> None:
+    """In the order in which it was sent, whatever its kind; other events are not waited for."""
+    desk = Desk()
+    for type in (
+        "session.update",
+        "conversation.item.create",
+        "input_audio_buffer.append",
+        "response.create",
+    ):
+        desk.send(type)
+    assert desk.waiting == [1, 2, 4]
+    desk.add(message("a"))
+    assert desk.waiting == [1, 4]
+    desk.mirror.received("response.created", {})
+    desk.mirror.received("session.updated", {})
+
+    assert desk.waiting == []
+
+
+def test_deleting_and_truncating_are_confirmed_too() -> None:
+    """Each by its own event."""
+    desk = Desk()
+    desk.send("conversation.item.delete", item_id="a")
+    desk.send("conversation.item.truncate", item_id="a")
+    desk.mirror.received("conversation.item.truncated", {"item_id": "a"})
+    assert desk.waiting == [1]
+    desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+
+    assert desk.waiting == []
+
+
+def test_a_named_item_confirms_its_own_create() -> None:
+    """One without a name takes what the service names itself; a name that nobody sent confirms the first such."""
+    desk = Desk()
+    desk.send("conversation.item.create", item={"type": "message"})
+    desk.send("conversation.item.create", item={"id": "mine"})
+    desk.send("conversation.item.create", item={"id": "other"})
+    desk.add(message("mine"))
+    assert desk.waiting == [1, 3]
+    desk.add(message("given"))
+    assert desk.waiting == [3]
+    desk.add(message("unasked"))
+
+    assert desk.waiting == [3]
+
+
+def test_what_the_service_begins_itself_confirms_nothing() -> None:
+    """A response's item is added unfinished."""
+    desk = Desk()
+    desk.send("conversation.item.create", item={})
+    desk.add(message("a", role="assistant", status="in_progress"))
+
+    assert desk.waiting == [1]
+
+
+def test_a_refused_event_is_not_waited_for() -> None:
+    """Where the error names it."""
+    desk = Desk()
+    desk.send("session.update", event_id="s", session={"voice": "x"})
+    desk.send("response.create", event_id="r")
+    for event_id in ("unknown", None, "r"):
+        desk.mirror.received("error", {"error": {"event_id": event_id}})
+
+    assert desk.waiting == [1]
+
+
+def test_a_confirmed_update_is_part_of_the_next_call() -> None:
+    """As it was asked for; unasked or of no shape it changes nothing."""
+    desk = Desk()
+    desk.mirror.received("session.updated", {"session": {"voice": "echo"}})
+    desk.send("session.update", session="odd")
+    desk.mirror.received("session.updated", {})
+    desk.send("session.update", session={"voice": "x"})
+    assert desk.mirror.seed().session == {"model": "m"}
+    desk.mirror.received("session.updated", {"session": {"id": "sess_1", "voice": "x"}})
+
+    assert desk.mirror.seed().session == {"model": "m", "voice": "x"}
+
+
+def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
+    """Items it did not get are gone."""
+    desk = Desk()
+    desk.add(message("a"))
+    desk.add(message("b"))
+    desk.add(message("c", role="assistant", status="in_progress"))
+    desk.send("response.create")
+    desk.mirror.restart({"a": "a2"})
+    desk.finish(message("c", role="assistant"))
+
+    assert (desk.ids, desk.waiting) == (["a2", "b"], [])
+
+
+# --- what can be said again -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "restored"),
+    [
+        (message("a"), {"type": "input_text", "text": "Hello"}),
+        (message("a", role="system"), {"type": "input_text", "text": "Hello"}),
+        (message("a", role="assistant"), {"type": "output_text", "text": "Hello"}),
+        (
+            message(
+                "a", role="assistant", content=[{"type": "output_audio", "transcript": "Hi", "audio": "AAAA"}]
+            ),
+            {"type": "output_text", "text": "Hi"},
+        ),
+        (
+            message("a", content=[{"type": "input_image", "image_url": "data:x", "detail": "low"}]),
+            {"type": "input_image", "image_url": "data:x"},
+        ),
+        (
+            message("a", content=[7, {"type": "input_text", "text": "b"}, {"type": "new"}]),
+            {"type": "input_text", "text": "b"},
+        ),
+    ],
+)
+def test_messages_are_given_again_in_text(item: dict[str, Any], restored: dict[str, Any]) -> None:
+    """Audio as its transcript; parts that cannot be said are left out."""
+    again = restorable(item)
+
+    assert again is not None
+    assert again == {"id": "a", "type": "message", "role": item["role"], "content": [restored]}
+
+
+def test_calls_of_functions_and_their_outputs_are_given_again() -> None:
+    """With the members that a create takes."""
+    call = {"id": "a", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"id": "b", "type": "function_call_output", "call_id": "c", "output": "1"}
+
+    assert restorable({**call, "status": "completed", "object": "realtime.item"}) == call
+    assert restorable({**output, "status": "completed"}) == output
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {
+            "type": "message",
+            "status": "in_progress",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "a"}],
+        },
+        {"type": "message", "role": "user", "content": []},
+        {"type": "message", "role": "user", "content": None},
+        {"type": "message", "role": 7, "content": [{"type": "input_text", "text": "a"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_audio"}]},
+        {"type": "mcp_call"},
+        {},
+    ],
+)
+def test_what_cannot_be_said_again_is_lost(item: dict[str, object]) -> None:
+    """Unfinished, empty, or of a kind that a create does not take."""
+    assert restorable(item) is None
