@@ -118,7 +118,7 @@ class Call:
         self.voice.receive(frame)
 
     def send_frames(self, frames: list[bytes]) -> None:
-        """Send frames as they are, as text messages, past every fault but a lost connection."""
+        """Send frames as they are, as text messages, even where the call is told to be silent; the offered size holds."""
         for frame in frames:
             self.peer.send_frame(frame)
 

@@ -135,6 +135,7 @@ async def test_port_that_is_taken_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("unshare", "ip")
 async def test_it_works_where_there_is_only_lo() -> None:
     """In a network namespace with `lo` alone a call connects and a turn is held."""
     script = f'ip link set lo up && exec "{sys.executable}" -c "$ALONE"'
