@@ -118,7 +118,8 @@ class PromptChecks(Connection):
             for check in self._check_list:
                 if check.task:
                     check.task.cancel()
-        if outcome != ICE_COMPLETED:
+        # Closed in the very turn in which a pair was found: nobody would end the consent checks any more.
+        if outcome != ICE_COMPLETED or self._closing:
             raise ConnectionError("ICE negotiation failed")
         self._query_consent_task = asyncio.create_task(self.query_consent())
 

@@ -8,6 +8,8 @@ libraries do the work: slower, with a limit of 1 MiB on server events, and with 
 after half a minute; `missing` says which, so that the operator is told.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -229,6 +231,24 @@ def selected_pair(pc: RTCPeerConnection) -> tuple[str, str] | None:
     for pair in pc.sctp.transport.transport._connection._nominated.values():
         return pair.local_candidate.type, pair.remote_candidate.type
     return None
+
+
+async def reap(pc: RTCPeerConnection, timeout: float) -> None:
+    """End what a closed connection may have left running.
+
+    A stock handshake that has found its pair sleeps out its 20 ms, and then starts consent checks on a connection that was
+    closed meanwhile; they would go on for ever.
+    """
+    assert pc.sctp is not None
+    transport = pc.sctp.transport.transport
+    started: asyncio.Event | None = getattr(transport, "_RTCIceTransport__start", None)
+    if started is not None and not started.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(started.wait(), timeout)
+    checks = transport._connection._query_consent_task
+    if checks is not None and not checks.done():
+        checks.cancel()
+        await asyncio.wait({checks})
 
 
 def abandon(pc: RTCPeerConnection) -> None:

@@ -132,6 +132,7 @@ class WebRTCUpstream:
         self._clogged = False
         self._open = False
         self._lost = False
+        self._gathering: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._hanging_up: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -167,7 +168,9 @@ class WebRTCUpstream:
     async def _connect(self, seconds: float) -> None:
         dialer = self._dialer
         pc = self._build()
-        await pc.setLocalDescription()
+        # Not to be cancelled: sockets that aioice has opened and not noted yet would be nobody's.
+        self._gathering = dialer.own(pc.setLocalDescription())
+        await asyncio.shield(self._gathering)
         self._mark("gather", "signalling")
         largest = tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes)
         try:
@@ -433,6 +436,8 @@ class WebRTCUpstream:
     async def _close_connection(self, pc: RTCPeerConnection) -> None:
         assert pc.sctp is not None
         transport = pc.sctp.transport
+        if self._gathering is not None:
+            await asyncio.wait({self._gathering}, timeout=self._dialer.config.close_timeout_seconds)
         closing = asyncio.create_task(pc.close())
         try:
             _, late = await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
@@ -446,6 +451,7 @@ class WebRTCUpstream:
             elif (error := closing.exception()) is not None:
                 tuning.abandon(pc)
                 self._dialer.telemetry.close_failed("peer connection", error)
+            await tuning.reap(pc, self._dialer.config.close_timeout_seconds)
         finally:
             # aiortc leaves these, and they hold the call.
             transport.remove_all_listeners()

@@ -468,18 +468,39 @@ async def test_certificate_that_does_not_match_is_refused() -> None:
             await dialer.dial(REQUEST, Remembering())
 
 
-@pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.05])
-async def test_dial_cancelled_anywhere_leaves_nothing(after: float) -> None:
-    """A caller who goes away in the middle of a set-up leaves no connection behind, on either side."""
-    facts, far = Facts(), Faulty("channel")
-    async with answering(far) as url, dialling(url, facts) as dialer:
-        dialing = asyncio.create_task(dialer.dial(REQUEST, Remembering()))
-        await asyncio.sleep(after)
-        dialing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await dialing
-        assert facts.peer_connections_left == 0
-        assert not dialer._calls
+@HOOKS
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook], far_end: str) -> None:
+    """A caller who goes away at any turn of the loop leaves no connection, no socket and no task behind."""
+
+    async def main() -> None:
+        facts = Facts()
+        async with dialling(far_end, facts, hooks=hooks) as dialer:
+            await (await dialer.dial(REQUEST, Remembering())).close(hang_up=False)
+            await dialer.signaller.close()
+            await dialer.signaller.open()
+            before = Counts()
+            reached = set()
+            dialing: asyncio.Task[WebRTCUpstream] | None = None
+            for step in range(40):
+                dialing = asyncio.create_task(dialer.dial(REQUEST, Remembering()))
+                for _ in range(min(step, 20)):
+                    await asyncio.sleep(0)
+                # Half a millisecond at a time: signalling takes longer than turns of the loop can span.
+                await asyncio.sleep(max(0, step - 20) / 2000)
+                reached |= {call._phase for call in dialer._calls}
+                dialing.cancel()
+                await asyncio.wait({dialing})
+                if not dialing.cancelled():
+                    await dialing.result().close(hang_up=False)
+            dialing = None
+            assert {"ice", "signalling"} <= reached
+            assert facts.peer_connections_left == 0
+            assert not dialer._calls
+            await dialer.signaller.close()
+            await settled_to(before, dialer)
+
+    run(main())
 
 
 # --- close
