@@ -21,7 +21,7 @@ else:
     openai = pytest.importorskip(
         "openai", reason="the openai package is not installed, and these tests run it"
     )
-realtime = openai.types.realtime
+realtime: Any = importlib.import_module("openai.types.realtime")
 
 Json = dict[str, Any]
 WEATHER = {
