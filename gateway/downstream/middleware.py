@@ -88,10 +88,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what is raised into a problem object."""
+    """Turn what is raised into a problem object; an answer that has begun is cut short instead."""
     try:
         return await handler(request)
     except GatewayError as error:
+        if ANSWERED_AT in request:
+            return _cut(request, error)
         return _problem(request, error)
     except web.HTTPException as error:
         known = problem.translated(error)
@@ -100,9 +102,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _problem(request, known)
     except Exception as error:  # noqa: BLE001  # the last place where it can be caught and told under the request's id
         if isinstance(error, ConnectionError) and _client_left(request):
-            return web.Response(
-                status=CLIENT_LEFT
-            )  # Nobody will see it; raising would be logged as a failure.
+            # Nobody will see it; raising would be logged as a failure.
+            return web.Response(status=CLIENT_LEFT)
+        if ANSWERED_AT in request:
+            return _cut(request, error)
         request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
         return _problem(request, problem.internal(request[REQUEST_ID]))
 
@@ -152,6 +155,17 @@ def _client_left(request: web.Request) -> bool:
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     request[ERROR_CODE] = error.code
     return problem.response(error, request.rel_url.raw_path)
+
+
+def _cut(request: web.Request, error: Exception) -> web.Response:
+    """End the connection in the middle of an answer, so that the client takes no half for the whole.
+
+    A second answer on the same connection would be read as a part of the first.
+    """
+    request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=CLIENT_LEFT)
 
 
 def _require_host(request: web.Request, rules: AccessRules) -> None:

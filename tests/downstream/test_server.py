@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,10 +17,22 @@ from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from gateway.downstream.limits import ServerLimits
-from gateway.downstream.server import Binding, Server
+from gateway.downstream.server import Binding, Listener, Server, client_application
+from gateway.errors import GatewayError
 from tests.downstream.house import Build, House
 
 BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """Give what comes until the connection is closed or cut."""
+    read = bytearray()
+    try:
+        while chunk := await reader.read(65536):
+            read += chunk
+    except ConnectionResetError:
+        pass
+    return bytes(read)
 
 
 async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
@@ -28,10 +41,10 @@ async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(read_all(reader), 5)
     finally:
         writer.close()
-        await writer.wait_closed()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # It may have been cut.
 
 
 # --- errors
@@ -122,6 +135,30 @@ async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, mo
     assert "req-7" in answer.json["detail"]
     ((request_id, error),) = house.facts.of("http_failed")
     assert (request_id, str(error)) == ("req-7", "secret inside")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("late"), GatewayError("upstream-failed", "late")])
+async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception) -> None:
+    """The client sees that it has half of it, and no problem object in its midst; the log has the reason."""
+
+    async def fail_late(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        raise error
+
+    app = client_application(house.parts)
+    app.router.add_get("/late", fail_late)
+    listener = Listener(app, house.parts.limits)
+    await listener.start(Binding())
+    try:
+        answer = await raw(house, b"GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n", url=listener.url)
+    finally:
+        await listener.close()
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"half\r\n")
+    assert [told for _, told in house.facts.of("http_failed")] == [error]
 
 
 # --- headers
