@@ -257,7 +257,9 @@ class Line:
         try:
             await successor.open(self)
             seed = self._conversation.seed()
-            seeding = await _within(successor.seed(seed), self._limits.seeding_seconds)
+            seeding = await _within(
+                successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds
+            )
             if seeding is None:
                 raise UpstreamError("upstream-timeout", "The new call did not take the conversation in time.")
             taken = True
@@ -279,7 +281,7 @@ class Line:
                 await self._unless_ended(_within(self._until_settled(), _SETTLE_SECONDS))
                 seed = self._conversation.seed()
                 seeding = await self._unless_ended(
-                    _within(successor.seed(seed), self._limits.seeding_seconds)
+                    _within(successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds)
                 )
                 if seeding is not None and not self._ending.done():
                     outcome = "recovered"

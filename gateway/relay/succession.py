@@ -7,7 +7,8 @@ clients send meanwhile are accepted, held within bounds, and follow on the new c
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
@@ -69,22 +70,32 @@ class Successor:
         """Dial. Raises UpstreamError."""
         self._upstream = await self._dialer.dial(self._request, sink)
 
-    async def seed(self, seed: Seed) -> Seeding:
-        """Bring the open call to where `seed` says; the caller bounds the time. Raises UpstreamError."""
+    async def seed(self, seed: Seed, greeting_seconds: float) -> Seeding:
+        """Bring the open call to where `seed` says; the caller bounds the time. Raises UpstreamError.
+
+        A call that has nothing to take may greet a moment later; that is waited for, since it says when the call ends.
+        """
         upstream = self.upstream
         self._seeding = seeding = Seeding(seed)
         early, self._early = self._early, []
         for text in early:
             self._read(text)
         upstream.send(seeding.opening())
-        while not seeding.done and self._loss is None:
-            self._changed.clear()
-            await self._changed.wait()
+        await self._until(lambda: seeding.done)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(greeting_seconds):
+                await self._until(lambda: bool(seeding.session))
         if self._loss is not None:
             raise UpstreamError(
                 "upstream-failed", f"The new call was lost while it was seeded: {self._loss}."
             )
         return seeding
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Wait until the new call has come so far, or is lost."""
+        while not reached() and self._loss is None:
+            self._changed.clear()
+            await self._changed.wait()
 
     @property
     def upstream(self) -> Upstream:

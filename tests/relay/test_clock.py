@@ -1,0 +1,32 @@
+"""gateway/relay/clock.py: what the relay is given by default."""
+
+import string
+import time
+
+from gateway.relay.clock import Clock
+from gateway.relay.eventlog import EventId
+
+
+def test_clocks_are_the_machines() -> None:
+    """One that only grows, one that clients are told."""
+    clock = Clock()
+
+    assert abs(clock.monotonic() - time.monotonic()) < 1
+    assert abs(clock.unix() - time.time()) < 1
+
+
+def test_tokens_are_letters_and_digits_that_do_not_repeat() -> None:
+    """They are ids and capabilities."""
+    tokens = {Clock().token(24) for _ in range(1000)}
+
+    assert len(tokens) == 1000
+    assert {len(token) for token in tokens} == {24}
+    assert set("".join(tokens)) <= set(string.ascii_letters + string.digits)
+
+
+def test_an_epoch_reads_back_out_of_an_id() -> None:
+    """Its characters are those of event ids, and it has no dash."""
+    epochs = {Clock().epoch() for _ in range(1000)}
+
+    assert all(EventId.parse(f"{epoch}-7") == EventId(epoch, 7) for epoch in epochs)
+    assert len(epochs) > 900
