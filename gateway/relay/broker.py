@@ -63,10 +63,9 @@ class LocalLog:
         for wake in self._wakes.values():
             wake()
 
-    def trim(self, size: int) -> None:
-        before = self._events.size
-        dropped = self._events.trim(size)
-        self._broker.account(self._events.size - before, dropped)
+    def trim(self, size: int) -> int:
+        """For the broker, which counts what was freed itself."""
+        return self._events.trim(size)
 
     def read(self, after: EventId, max_events: int, max_bytes: int) -> Page:
         return self._events.read(after, max_events, max_bytes)
@@ -119,11 +118,11 @@ class Broker:
         self.size -= log.size
 
     def account(self, size: int, dropped: int) -> None:
-        """Note that a log grew by `size` bytes and gave up `dropped` events."""
+        """Note that an append made a log grow by `size` bytes and give up `dropped` events; keep the total bound."""
         self.size += size
         if dropped:
             self._telemetry.log_evicted(dropped)
-        if size > 0 and self.size > self._total_bytes:
+        if self.size > self._total_bytes:
             self._shrink()
 
     def _shrink(self) -> None:
@@ -132,4 +131,7 @@ class Broker:
             largest = max(self._logs, key=lambda log: log.spare)
             if not largest.spare:
                 return  # Only the newest event of each session is left, and those are always kept.
-            largest.trim(max(_TRIM_BYTES, self.size - self._total_bytes))
+            before = largest.size
+            dropped = largest.trim(max(_TRIM_BYTES, self.size - self._total_bytes))
+            self.size -= before - largest.size
+            self._telemetry.log_evicted(dropped)
