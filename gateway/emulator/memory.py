@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 _STOP = r"(?=[.,;!?\n]|\s+(?:and|but|so)\s+(?:my|the|i|call|please|remember)\b|$)"
 _TOLD = [
-    (re.compile(r"\b(?:my name is|call me|i am called|i'm called)\s+([\w'’-]+(?:\s+[A-Z][\w'’-]+)*)", re.I), "name"),
+    # The head in any case; a further word of the name only where it is capitalised.
+    (re.compile(r"\b(?i:my name is|call me|i am called|i'm called)\s+([\w'’-]+(?:\s+[A-Z][\w'’-]+)*)"), "name"),
     (re.compile(r"\bi(?: am|'m|’m)\s+(\d{1,3}\s+years old)", re.I), "age"),
     (re.compile(rf"\bi (?:live|stay) in\s+(.+?){_STOP}", re.I), "home"),
     (re.compile(rf"\bi(?: am|'m|’m) from\s+(.+?){_STOP}", re.I), "origin"),

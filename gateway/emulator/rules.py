@@ -20,6 +20,7 @@ from gateway.emulator.session import is_reasoning
 from gateway.emulator.tokens import tokenize
 
 _COUNT_LIMIT = 10_000
+_HEAD = 500
 _CAPITALS = {
     "argentina": "Buenos Aires", "australia": "Canberra", "austria": "Vienna", "belgium": "Brussels",
     "brazil": "Brasília", "canada": "Ottawa", "china": "Beijing", "denmark": "Copenhagen", "egypt": "Cairo",
@@ -63,6 +64,11 @@ class _Question:
     text: str
     items: Sequence[Item]
     instructions: str
+
+    @property
+    def head(self) -> str:
+        """The beginning, which is all that most rules look at: their patterns are not meant for a book."""
+        return self.text[:_HEAD]
 
     @property
     def told(self) -> list[str]:
@@ -155,7 +161,7 @@ def _repeat(question: _Question) -> _Reply | None:
 
 
 def _greeting(question: _Question) -> _Reply | None:
-    text = question.text.strip().lower()
+    text = question.head.strip().lower()
     if re.match(r"(?:please )?say (?:hello|hi)\b", text):
         return _Reply("Hello there!", "Hello there")
     match = re.fullmatch(
@@ -185,17 +191,17 @@ def _told_now(question: _Question) -> _Reply | None:
 
 def _recall(question: _Question) -> _Reply | None:
     if re.search(
-        r"\bwhat (?:did|have) i (?:tell|told|ask(?:ed)?) you(?: to remember)?\b", question.text, re.I
+        r"\bwhat (?:did|have) i (?:tell|told|ask(?:ed)?) you(?: to remember)?\b", question.head, re.I
     ):
         kept = memory.remembered(question.told)
         if kept:
             return _Reply("You asked me to remember this: " + " ".join(kept))
-    found = memory.answer(question.text, memory.facts_in(question.told))
+    found = memory.answer(question.head, memory.facts_in(question.told))
     return _Reply(*found) if found else None
 
 
 def _clock(question: _Question) -> _Reply | None:
-    match = re.search(r"\b(?:what|which|tell)\b.*\b(date|time|day|today)\b", question.text, re.I)
+    match = re.search(r"\b(?:what|which|tell)\b.*\b(date|time|day|today)\b", question.head, re.I)
     if match is None:
         return None
     given = {m[1].lower(): m[2].strip() for m in _GIVEN_TIME.finditer(question.instructions)}
@@ -209,7 +215,7 @@ def _clock(question: _Question) -> _Reply | None:
 def _counting(question: _Question) -> _Reply | None:
     match = re.search(
         r"\bcount\s+(down\s+)?(?:from\s+([\w-]+)\s*)?(?:up\s+)?(?:(?:to|until)\s+([\w-]+))?(?:\s+(?:by|in)\s+(\w+))?",
-        question.text,
+        question.head,
         re.I,
     )
     if match is None or not (match[2] or match[3]):
@@ -226,12 +232,12 @@ def _counting(question: _Question) -> _Reply | None:
 
 
 def _sum(question: _Question) -> _Reply | None:
-    solved = solve(question.text)
+    solved = solve(question.head)
     return _Reply(f"That is {solved}.", solved) if solved is not None else None
 
 
 def _letters(question: _Question) -> _Reply | None:
-    text = question.text.strip().rstrip("?.!")
+    text = question.head.strip().rstrip("?.!")
     if match := re.search(r"\bspell\s+(?:the word\s+|out\s+)?[\"']?([\w-]+)[\"']?$", text, re.I):
         spelled = "-".join(match[1].upper())
         return _Reply(f"{spelled}.", spelled)
@@ -248,12 +254,12 @@ def _long_text(question: _Question) -> _Reply | None:
     match = re.search(
         r"\b(?:write|tell|give|compose|explain|describe)\b.*?(?:([\d,]+|\w+)[\s-]+words?)?"
         r".*?\b(?:about|on|of)\s+(.+)$",
-        question.text.strip(),
+        question.head.strip(),
         re.I | re.S,
     )
-    counted = re.search(r"\b(\d[\d,]*)[\s-]+words?\b", question.text)
+    counted = re.search(r"\b(\d[\d,]*)[\s-]+words?\b", question.head)
     kind = re.search(
-        r"\b(story|essay|poem|text|article|paragraph|speech|letter|words)\b", question.text, re.I
+        r"\b(story|essay|poem|text|article|paragraph|speech|letter|words)\b", question.head, re.I
     )
     if match is None or not (counted or kind):
         return None
@@ -265,7 +271,7 @@ def _long_text(question: _Question) -> _Reply | None:
 
 
 def _knowledge(question: _Question) -> _Reply | None:
-    text = question.text.lower()
+    text = question.head.lower()
     if match := re.search(r"\bcapital (?:city )?of (?:the )?([a-z ]+)", text):
         country = match[1].strip()
         capital = next((city for name, city in _CAPITALS.items() if country.startswith(name)), None)
@@ -285,7 +291,7 @@ def _knowledge(question: _Question) -> _Reply | None:
 
 
 def _small_talk(question: _Question) -> _Reply | None:
-    text = question.text.lower()
+    text = question.head.lower()
     for pattern, answer, short in _TALK:
         if re.search(pattern, text):
             return _Reply(answer, short)

@@ -51,7 +51,7 @@ class Emulator:
         control.add_routes(app, self.service)
         # Sidebands last as long as their calls: end these first, or the server waits for those.
         app.on_shutdown.append(self._end_calls)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=3.0)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=1024).start()

@@ -268,7 +268,7 @@ async def test_deltas_come_slowly_and_in_bursts(talk: MakeTalk) -> None:
     before = time.monotonic()
     await one.ask("Repeat after me: " + "a b " * 10)
 
-    assert 0.3 <= time.monotonic() - before < 1.0
+    assert 0.3 <= time.monotonic() - before < 5.0
 
 
 async def test_faults_are_shown_changed_and_cleared(emulate: Emulate, call: Call) -> None:

@@ -1,5 +1,7 @@
 """What the offline brain says: a demo is worth watching, a test can predict it."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,17 @@ def test_long_statement_is_shortened_when_repeated() -> None:
     assert len(ask("word " * 1000)) < 200
 
 
+@pytest.mark.parametrize(
+    "word", ["write ", "what is my ", "count to ", "1 + ", "( ", "My name is A B ", "\t \n", "remember "]
+)
+def test_book_is_answered_as_soon_as_a_sentence(word: str) -> None:
+    """No pattern takes more than linear time over what somebody pastes in."""
+    before = time.perf_counter()
+    ask(word * 20_000)
+
+    assert time.perf_counter() - before < 2.0
+
+
 @pytest.mark.parametrize("text", ["Grüße 👩‍🚀", "two\nlines", 'with "marks" inside', "1 + 1", "…"])
 def test_repeated_text_is_verbatim(text: str) -> None:
     """`repeat after me` gives back every character."""
@@ -94,7 +107,8 @@ def test_instructions_are_followed(instructions: str, question: str, said: str) 
     ("told", "question", "said"),
     [
         ("My name is Ada.", "What is my name?", "Your name is Ada."),
-        ("Call me Ishmael.", "Who am I?", "Your name is Ishmael."),
+        ("Call me Ishmael please.", "Who am I?", "Your name is Ishmael."),
+        ("Hello, I'm called Ada Lovelace today.", "Who am I?", "Your name is Ada Lovelace."),
         ("Remember that the code is 4711.", "What is the code?", "The code is 4711."),
         ("remember: the secret word is swordfish", "What's the secret word?", "The secret word is swordfish."),
         ("My favourite colour is teal!", "Tell me my favorite color.", "Your favorite color is teal."),

@@ -78,7 +78,7 @@ async def test_emulator_closes_with_sidebands_open(emulate: Emulate, call: Call)
     emulator = await emulate()
     caller: Caller = await call(emulator)
     async with attach(caller) as socket:
-        await asyncio.wait_for(emulator.close(), 0.9)
+        await asyncio.wait_for(emulator.close(), 2.0)
 
         assert (await asyncio.wait_for(socket.receive(), 5)).type == aiohttp.WSMsgType.CLOSE
 
