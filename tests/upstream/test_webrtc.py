@@ -693,14 +693,14 @@ async def test_dead_far_end_is_noticed_when_it_answers_no_consent() -> None:
     assert facts.of("consent_failed") == [()]
 
 
-async def test_far_end_sees_the_call_end(far_end: str) -> None:
+async def test_far_end_sees_the_call_end() -> None:
     """Closing says farewell: the far end does not wait half a minute for silence."""
-    async with dialling(far_end) as dialer, aiohttp.ClientSession() as client:
+    async with farend() as url, dialling(url) as dialer, aiohttp.ClientSession() as client:
         call = await dialer.dial(REQUEST, Remembering())
         await call.close(hang_up=True)
 
         async def peers() -> int:
-            async with client.get(far_end.replace("/v1", "/stats")) as response:
+            async with client.get(url.replace("/v1", "/stats")) as response:
                 return int((await response.json())["peers"])
 
         async with asyncio.timeout(5):
