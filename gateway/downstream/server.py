@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.downstream import admin, console, events, middleware, openapi, probes, reads, sessions
+from gateway.downstream import admin, console, events, middleware, openapi, probes, reads, sessions, turns
 from gateway.downstream.access import Access
 from gateway.downstream.keys import ACCESS, CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STREAM, TELEMETRY
 from gateway.downstream.limits import ServerLimits
@@ -123,7 +123,7 @@ def client_application(parts: Parts) -> web.Application:
     app = _application(parts, open_to_pages=True)
     app[STREAM] = parts.stream
     probes.add_routes(app)
-    for resource in (sessions, events, reads, openapi, console):
+    for resource in (sessions, events, reads, turns, openapi, console):
         resource.add_routes(app)
     for route in app.router.routes():
         # `read_body` asks for the body itself. aiohttp takes this per route only, which no route should have to know.

@@ -39,6 +39,8 @@ TICK_SECONDS: Final = 0.5
 UNBUFFERED: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 """Ask proxies to pass every byte on as it comes; nginx listens to the second."""
 
+NO_HEADERS: Final[Mapping[str, str]] = {}
+
 RETRY_MS: Final = (1000, 3000)
 """Drawn per connection, so that the clients of a restarted gateway do not come back in one moment."""
 ROTATE_RETRY_MS: Final = (50, 500)
@@ -202,11 +204,17 @@ class Stream:
 
     # --- the read -----------------------------------------------------------------------------------------------------
 
-    async def run(self, request: web.Request, after: EventId, requested: str) -> web.StreamResponse:
+    async def run(
+        self,
+        request: web.Request,
+        after: EventId,
+        requested: str,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> web.StreamResponse:
         """Serve the read until it ends. `requested` is the cursor in the client's words."""
         telemetry, ticker = self._around.telemetry, self._around.ticker
         response = self._response = web.StreamResponse(
-            headers={"Content-Type": self._rendering.media_type, **UNBUFFERED}
+            headers={"Content-Type": self._rendering.media_type, **UNBUFFERED, **headers}
         )
         self._request = request
         await response.prepare(request)

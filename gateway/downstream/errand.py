@@ -1,0 +1,90 @@
+"""A turn under way: queued in a session, or in one that is opened for it and closed after it.
+
+Whoever asked may leave, and others may ask for the same turn by its Idempotency-Key; so the turn is not its handler's.
+A turn in a session of its own has a task, which is owned here and awaited when the server ends.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from gateway.relay.ports import Handle
+from gateway.relay.state import CloseReason
+from gateway.relay.turn import Turn, TurnRequest
+
+
+class Errand:
+    """One turn, from being asked for. `begun` gives its session and the turn, or raises why there is none."""
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Future[tuple[Handle, Turn]] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._abandoned = asyncio.Event()
+
+    def start(
+        self, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest
+    ) -> asyncio.Task[None]:
+        """Open a session for the turn, and close it after. The caller owns the task, which never raises."""
+        self._task = asyncio.create_task(self._run(open_session, request), name="turn")
+        return self._task
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: the response is cancelled, and the session made for it closed. A turn in
+        somebody's own session goes on in its log."""
+        self._abandoned.set()
+        if self._task is not None and not self.begun.done():
+            self._task.cancel()  # Still opening; the hub closes what there is of it.
+
+    async def _run(self, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest) -> None:
+        try:
+            handle = await open_session()
+        except BaseException as error:
+            self._fail(error)
+            if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
+                raise
+            return
+        try:
+            turn = await handle.turn(request)
+            self.begun.set_result((handle, turn))
+            unsubscribe = turn.subscribe(self._abandoned.set)
+            try:
+                await self._abandoned.wait()
+            finally:
+                unsubscribe()
+        except Exception as error:  # noqa: BLE001  # whatever it is, those who wait are told and the session is closed
+            self._fail(error)
+        finally:
+            await handle.close(CloseReason.CLIENT)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.begun.done():
+            return
+        if isinstance(error, Exception):
+            self.begun.set_exception(error)
+            self.begun.exception()  # The one who asked may have left; an unread exception would be logged.
+        else:
+            self.begun.cancel()
+
+
+class Errands:
+    """The tasks of all turns in sessions of their own."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        """Keep a task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+
+ERRANDS: Final = web.AppKey("errands", Errands)
