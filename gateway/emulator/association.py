@@ -29,7 +29,7 @@ from google_crc32c import value as crc32c
 
 _TUNED = version("aiortc").startswith("1.16.")
 # RFC 8831 8: payload protocol identifiers.
-_DCEP, _TEXT = 50, 51
+_DCEP, _TEXT, _EMPTY_TEXT = 50, 51, 56
 # Chunks taken from the channel's queue at a time; what waits beyond them still counts as `bufferedAmount`.
 _MAX_QUEUED_CHUNKS = 64
 _PACKET_ROOM = SCTP_MAX_PACKET_LENGTH - SCTP_COMMON_HEADER_LENGTH
@@ -71,8 +71,10 @@ class Association(RTCSctpTransport):
 
     def enqueue(self, channel: RTCDataChannel, frame: bytes) -> None:
         """Send bytes as one text message, valid UTF-8 or not, at the end of this turn of the loop."""
+        # SCTP cannot send nothing: an empty text is one byte that its protocol identifier takes back (RFC 8831 6.6).
+        protocol, frame = (_TEXT, frame) if frame else (_EMPTY_TEXT, b"\0")
         channel._addBufferedAmount(len(frame))  # noqa: SLF001 - the public send takes no bytes as text
-        self._data_channel_queue.append((channel, _TEXT, frame))
+        self._data_channel_queue.append((channel, protocol, frame))
         if not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush_now)

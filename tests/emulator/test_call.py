@@ -220,7 +220,7 @@ async def test_record_keeps_frames_verbatim(emulate: Emulate, call: Call) -> Non
 async def test_frames_can_be_sent_as_they_are(emulate: Emulate, call: Call) -> None:
     """`send` puts any text on the channel, byte for byte."""
     caller: Caller = await call(await emulate())
-    frames = ['{"type":"made.up" , "n":1.0}', "not json", '{"type":"end"}']
+    frames = ['{"type":"made.up" , "n":1.0}', "not json", "", '{"type":"end"}']
     await caller.tell("send", {"frames": frames})
     await caller.until("end")
 
