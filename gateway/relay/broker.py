@@ -5,12 +5,17 @@ At the total bound the largest log gives up its oldest events, so that a talkati
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from gateway.relay.eventlog import EventId, EventLog, Framing, Page
 from gateway.relay.ports import Telemetry
 
 _TRIM_BYTES = 64 * 1024
 """Freed at once when the total bound is met: looking for the largest of 2,000 logs costs 100 µs, so not for each event."""
+
+_RELIEF: Final = 0.9
+"""Share of the total bound below which a process that met it takes sessions again: trimming keeps it just below the bound,
+and what trimming frees is no room for another session."""
 
 
 class LocalLog:
@@ -96,10 +101,8 @@ class Broker:
         self._logs: set[LocalLog] = set()
         self.size = 0
         """Bytes in all logs."""
-
-    @property
-    def full(self) -> bool:
-        return self.size >= self._total_bytes
+        self.full = False
+        """The total bound was met, and the logs have not become much smaller since."""
 
     @property
     def events(self) -> int:
@@ -116,14 +119,19 @@ class Broker:
         """Forget a log and what it holds."""
         self._logs.discard(log)
         self.size -= log.size
+        self._judge()
 
     def account(self, size: int, dropped: int) -> None:
         """Note that an append made a log grow by `size` bytes and give up `dropped` events; keep the total bound."""
         self.size += size
         if dropped:
             self._telemetry.log_evicted(dropped)
+        self._judge()
         if self.size > self._total_bytes:
             self._shrink()
+
+    def _judge(self) -> None:
+        self.full = self.size >= self._total_bytes * (_RELIEF if self.full else 1)
 
     def _shrink(self) -> None:
         # By what it can give up, not by its size: a log of one huge event would be the largest and free nothing.

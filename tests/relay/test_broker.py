@@ -94,6 +94,20 @@ def test_newest_events_alone_may_exceed_the_bound() -> None:
     assert [len(log) for log in logs] == [1, 1, 1]
 
 
+def test_trimming_makes_no_room_for_another_session() -> None:
+    """Once the bound is met the process is full, however often trimming goes below it, until a log is given up."""
+    broker, _ = make(total=1 << 20)
+    loud, gone = broker.create("l"), broker.create("g")
+    fill(gone, 200)
+    fill(loud, 823)
+    before = broker.full
+    fill(loud, 2)
+    trimmed = (broker.size < 1 << 20, broker.full)
+    broker.drop(gone)
+
+    assert (before, trimmed, broker.full) == (False, (True, True), False)
+
+
 def test_a_dropped_log_counts_no_more() -> None:
     """Its bytes and events are free for others, and it is trimmed for nobody."""
     broker, _ = make(total=100 * 1024)
