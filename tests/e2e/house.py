@@ -97,6 +97,12 @@ class Caller:
             skip_auto_headers=["Content-Type"],
         )
 
+    async def __aenter__(self) -> "Caller":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.close()
+
     async def ask(
         self, method: str, path: str, body: Any = None, **options: Any
     ) -> tuple[aiohttp.ClientResponse, Any]:
