@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from gateway.cli.load import TURN_SECONDS, question
+from gateway.cli.load import SPREAD_SECONDS, TURN_SECONDS, question
 from gateway.cli.procfs import cpu_seconds, resident_bytes
 from gateway.cli.running import run
 from gateway.relay.clock import Clock
@@ -67,7 +67,11 @@ async def measure(url: str, sessions: int, turns: int, words: int, *, stock: boo
         memory = (resident_bytes(os.getpid()) - before) / sessions
         counted = sum(counter.events for _, counter in calls)
         cpu, began = cpu_seconds(os.getpid()), time.perf_counter()
-        await asyncio.gather(*(_turns(call, counter, turns, words) for call, counter in calls))
+        talks = [
+            _turns(call, counter, turns, words, index * SPREAD_SECONDS / sessions)
+            for index, (call, counter) in enumerate(calls)
+        ]
+        await asyncio.gather(*talks)
         seconds = time.perf_counter() - began
         cpu = cpu_seconds(os.getpid()) - cpu
         events = sum(counter.events for _, counter in calls) - counted
@@ -77,7 +81,8 @@ async def measure(url: str, sessions: int, turns: int, words: int, *, stock: boo
     return {"events": events, "seconds": seconds, "cpu_seconds": cpu, "session_bytes": memory}
 
 
-async def _turns(call: Upstream, counter: Counter, turns: int, words: int) -> None:
+async def _turns(call: Upstream, counter: Counter, turns: int, words: int, delay: float) -> None:
+    await asyncio.sleep(delay)
     asked = [json.dumps(event) for event in question(words)]
     for _ in range(turns):
         counter.done.clear()

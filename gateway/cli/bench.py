@@ -119,7 +119,7 @@ async def _own(plan: Plan) -> AsyncIterator[Target]:
 
 
 async def _measure(client: "Client", target: Target, plan: Plan, progress: Progress) -> Figures:
-    from gateway.cli.load import close_all, open_one_by_one, talk
+    from gateway.cli.load import close_all, listening, open_one_by_one, talk
     from gateway.cli.procfs import cpu_seconds, resident_bytes
 
     pid = target.pid
@@ -134,7 +134,8 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
     # What is loaded and allocated once belongs to no session. These stay open: memory they gave back would hide in the
     # next ones.
     warm, _ = await open_one_by_one(client, WARM_SESSIONS, lambda done: None)
-    await talk(warm, 1, plan.words, lambda done: None)
+    async with listening(warm) as talkers:
+        await talk(talkers, 1, plan.words, lambda done: None)
     idle_before = await _idle_share(pid, progress, "idle before")
 
     task = progress.add_task("opening sessions", total=plan.sessions)
@@ -150,10 +151,10 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
         figures["idle_cpu_percent"] = max(0.0, idle - idle_before) / plan.sessions * 100
 
     task = progress.add_task("talking", total=plan.sessions * plan.turns)
-    histograms = await _histograms(target)
-    cpu_before = cpu()
-    rounds = await talk(sessions, plan.turns, plan.words, lambda done: progress.advance(task, done))
-    talk_cpu = cpu() - cpu_before
+    async with listening(sessions) as talkers:
+        histograms, cpu_before = await _histograms(target), cpu()
+        rounds = await talk(talkers, plan.turns, plan.words, lambda done: progress.advance(task, done))
+        talk_cpu = cpu() - cpu_before
     figures |= {
         "events": rounds.events,
         "events_per_second": rounds.events / rounds.seconds,

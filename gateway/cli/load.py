@@ -2,15 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.client import Client, Session
 
 TURN_SECONDS: Final = 120.0
 CLOSE_AT_ONCE: Final = 20
+READY_SECONDS: Final = 30.0
+
+SPREAD_SECONDS: Final = 1.0
+"""Over which sessions begin to talk: people do not press return in the same millisecond."""
 
 Said = Callable[[int], None]
 """Told how many more are done."""
@@ -26,30 +30,36 @@ def question(words: int) -> list[dict[str, Any]]:  # events of OpenAI's, whose m
     ]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rounds:
     """What came of a number of turns: seconds to first deltas, events received, seconds for all of it."""
 
-    first_deltas: list[float] = field(default_factory=list)
-    events: int = 0
-    deltas: int = 0
-    seconds: float = 0.0
+    first_deltas: list[float]
+    events: int
+    seconds: float
 
 
 class Talker:
     """One session with its reader."""
 
-    def __init__(self, session: Session, rounds: Rounds) -> None:
+    def __init__(self, session: Session) -> None:
+        self.first_deltas: list[float] = []
+        self.events = 0
         self._session = session
-        self._rounds = rounds
         self._asked_at = 0.0
+        self._ready = asyncio.Event()
         self._done = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
+    async def listen(self) -> None:
+        """Begin to read, and wait until something came: `session.created` is in the log already."""
+        self._reading = asyncio.create_task(self._read())
+        async with asyncio.timeout(READY_SECONDS):
+            await self._ready.wait()
+
     async def turn(self, words: int) -> None:
         """Ask, and wait for the whole answer."""
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
+        assert self._reading is not None, "nobody listens"
         self._done.clear()
         self._asked_at = time.perf_counter()
         sending = asyncio.create_task(self._session.send(*question(words)))
@@ -72,15 +82,16 @@ class Talker:
             await asyncio.wait({self._reading})
 
     async def _read(self) -> None:
-        rounds = self._rounds
-        async with aclosing(self._session.events(self._session.created["head"])) as events:
+        async with aclosing(self._session.events()) as events:
             async for event in events:
-                rounds.events += 1
+                if not self._ready.is_set():
+                    self._ready.set()
+                    continue
+                self.events += 1
                 kind = event.type
                 if kind == "response.output_text.delta":
-                    rounds.deltas += 1
                     if self._asked_at:
-                        rounds.first_deltas.append(time.perf_counter() - self._asked_at)
+                        self.first_deltas.append(time.perf_counter() - self._asked_at)
                         self._asked_at = 0.0
                 elif kind == "response.done":
                     self._done.set()
@@ -99,25 +110,36 @@ async def open_one_by_one(client: Client, count: int, said: Said) -> tuple[list[
     return sessions, seconds
 
 
-async def talk(sessions: Sequence[Session], turns: int, words: int, said: Said) -> Rounds:
-    """Let all sessions talk at once, each its turns one after the other."""
-    rounds = Rounds()
-    talkers = [Talker(session, rounds) for session in sessions]
+@asynccontextmanager
+async def listening(sessions: Sequence[Session]) -> AsyncIterator[list[Talker]]:
+    """Read every session meanwhile."""
+    talkers = [Talker(session) for session in sessions]
+    try:
+        for talker in talkers:
+            await talker.listen()
+        yield talkers
+    finally:
+        await asyncio.gather(*(talker.stop() for talker in talkers))
 
-    async def one(talker: Talker) -> None:
+
+async def talk(talkers: Sequence[Talker], turns: int, words: int, said: Said) -> Rounds:
+    """Let all sessions talk at once, each its turns one after the other."""
+
+    async def one(talker: Talker, delay: float) -> None:
+        await asyncio.sleep(delay)
         for _ in range(turns):
             await talker.turn(words)
             said(1)
 
     began = time.perf_counter()
-    try:
-        async with asyncio.TaskGroup() as group:
-            for talker in talkers:
-                _ = group.create_task(one(talker))
-        rounds.seconds = time.perf_counter() - began
-    finally:
-        await asyncio.gather(*(talker.stop() for talker in talkers))
-    return rounds
+    async with asyncio.TaskGroup() as group:
+        for index, talker in enumerate(talkers):
+            _ = group.create_task(one(talker, index * SPREAD_SECONDS / len(talkers)))
+    return Rounds(
+        first_deltas=[seconds for talker in talkers for seconds in talker.first_deltas],
+        events=sum(talker.events for talker in talkers),
+        seconds=time.perf_counter() - began,
+    )
 
 
 async def close_all(sessions: Sequence[Session]) -> None:
