@@ -114,7 +114,7 @@ class Conversation:
             case "conversation.item.input_audio_transcription.completed":
                 self._transcribed(value)
             case "session.updated":
-                self._updated()
+                self._updated(value.get("session"))
             case "response.created":
                 self._confirm("response.create")
             case "error":
@@ -191,7 +191,15 @@ class Conversation:
             self._put(item_id, item)
             self._shrink()
 
-    def _updated(self) -> None:
+    def _updated(self, echo: object) -> None:
+        # An update that was refused without its event_id still waits here, and would make every call to come be refused
+        # as well. The echo shows which one was taken; those before it were not, since each is answered in its turn.
+        queue = self._unconfirmed["session.update"]
+        taken = next(
+            (at for at, sent in enumerate(queue) if _shows(echo, sent.event.value.get("session"))), 0
+        )
+        for _ in range(taken):
+            queue.popleft()
         # The echo holds members that a create does not accept, so what was asked for is merged, not what came back.
         sent = self._confirm("session.update")
         if sent is None:
@@ -302,6 +310,15 @@ def _part(role: str, part: object) -> Json | None:
     if member == "image_url":
         return {"type": kind, "image_url": value}
     return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
+
+
+def _shows(echo: object, wanted: object) -> bool:
+    """Whether a session object is as an update wanted it. Lists and null are the service's to complete."""
+    if isinstance(wanted, Mapping):
+        return isinstance(echo, Mapping) and all(
+            _shows(echo.get(name), part) for name, part in wanted.items()
+        )
+    return wanted is None or isinstance(wanted, list) or echo == wanted
 
 
 def _string(value: object) -> str:

@@ -294,6 +294,35 @@ def test_a_confirmed_update_is_part_of_the_next_call() -> None:
     assert desk.mirror.seed().session == {"model": "m", "voice": "x"}
 
 
+def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> None:
+    """The echo shows which of them the service took; the refused one would make the next call be refused as well."""
+    desk = Desk()
+    desk.send("session.update", session={"audio": {"output": {"voice": "nobody"}}})
+    desk.send("session.update", session={"audio": {"output": {"voice": "x"}}, "tools": [{}], "prompt": None})
+    desk.send("session.update", session={"speed": 2})
+    desk.mirror.received("error", {"error": {"event_id": None}})
+    desk.mirror.received("session.updated", {"session": {"audio": {"output": {"voice": "x"}}, "tools": []}})
+
+    expected: dict[str, object] = {
+        "model": "m",
+        "audio": {"output": {"voice": "x"}},
+        "tools": [{}],
+        "prompt": None,
+    }
+    assert desk.mirror.seed().session == expected
+    assert desk.waiting == [3]
+
+
+def test_an_update_that_the_echo_does_not_show_is_the_oldest() -> None:
+    """The service may write a value in another way than it was asked for."""
+    desk = Desk()
+    desk.send("session.update", session={"speed": 1})
+    desk.send("session.update", session={"speed": 2})
+    desk.mirror.received("session.updated", {"session": {"speed": 1.5}})
+
+    assert (desk.mirror.seed().session, desk.waiting) == ({"model": "m", "speed": 1}, [2])
+
+
 def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
     """Items it did not get are gone."""
     desk = Desk()
