@@ -388,9 +388,9 @@ class Session:
                 )
                 raise CallerError("too-large", detail, members={"limit": limits.max_event_bytes})
             if limits.session_locked and event.type in _HOLDS_SESSION:
-                name = _HOLDS_SESSION[event.type]
-                pointer = f"/{index}/{name}" if len(batch) > 1 else f"/{name}"
-                check_locked(event.value.get(name, {}), limits.session_locked, pointer)
+                holder = _HOLDS_SESSION[event.type]
+                locked = [f"{holder}.{name}" for name in limits.session_locked]
+                check_locked(event.value, locked, f"/{index}" if len(batch) > 1 else "")
 
     def _send(self, batch: Sequence[Sent]) -> None:
         """Give a batch to the line whole, or raise."""

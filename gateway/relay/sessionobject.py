@@ -1,6 +1,6 @@
 """What a caller may ask of the OpenAI session object: merged over the operator's template, less what is locked. No I/O."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.errors import CallerError, Flaw
 
@@ -20,7 +20,8 @@ def merge(template: Json, wanted: Json) -> dict[str, object]:
 def check_locked(members: object, locked: Iterable[str], pointer: str) -> None:
     """Raise `member-locked` if `members` sets a locked member, or replaces an object that holds one.
 
-    `pointer` is where `members` stands in the request.
+    `pointer` is where `members` stands in the request. Names count in any case: some parsers, Go's for one, take a
+    member whose name differs in case for the one they look for.
     """
     for name in locked:
         if _sets(members, name.split(".")):
@@ -30,11 +31,8 @@ def check_locked(members: object, locked: Iterable[str], pointer: str) -> None:
             )
 
 
-def _sets(members: object, path: list[str]) -> bool:
-    for name in path:
-        if not isinstance(members, Mapping):
-            return True  # Something that is no object stands where the locked member's object would.
-        if name not in members:
-            return False
-        members = members[name]
-    return True
+def _sets(members: object, path: Sequence[str]) -> bool:
+    if not path or not isinstance(members, Mapping):
+        return True  # The member itself, or something that is no object stands where its object would.
+    name = path[0].casefold()
+    return any(_sets(value, path[1:]) for own, value in members.items() if own.casefold() == name)

@@ -113,6 +113,7 @@ async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
     [
         (client_event("session.update", session={"model": "x"}), "/session/model"),
         (client_event("session.update", session=None), "/session/model"),
+        (client_event("session.update", Session={"MODEL": "x"}), "/session/model"),
         (client_event("session.update", session=[{"model": "x"}]), "/session/model"),
         (client_event("response.create", response={"model": None}), "/response/model"),
         (client_event("response.create", response="x"), "/response/model"),

@@ -51,6 +51,9 @@ def test_objects_merge_and_all_else_replaces() -> None:
     [
         {"model": "x"},
         {"model": None},
+        {"Model": "x"},
+        {"audio": {"input": {"turn_detection": {}}}, "Audio": {}},
+        {"AUDIO": {"Input": {"turn_Detection": {}}}},
         {"audio": {"input": {"turn_detection": None}}},
         {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
         {"audio": {"input": None}},
@@ -83,11 +86,10 @@ def test_a_locked_member_is_refused_in_any_shape(members: object) -> None:
         {"audio": {"input": {}}},
         {"audio": {"input": {"format": 1}, "output": None}},
         {"audio.input.turn_detection": 1},
-        {"Model": 1},
     ],
 )
 def test_members_beside_a_locked_one_pass(members: object) -> None:
-    """Only the member itself is locked, by its exact name; other cases are refused by the envelope under a lock."""
+    """Only the member itself is locked, by its whole path."""
     check_locked(members, ("model", "audio.input.turn_detection"), "")
 
 
