@@ -5,7 +5,6 @@ Three renderings of one read: an event stream, JSON lines, or one page after a w
 """
 
 import asyncio
-import json
 import random
 from collections.abc import Mapping
 from typing import Final
@@ -17,7 +16,7 @@ from gateway.downstream.access import session_grant
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.keys import CLOCK, STREAM, TELEMETRY
 from gateway.downstream.reading import MEDIA_TYPES, Reading
-from gateway.downstream.rendering import EventStream, JsonLines, wrapped
+from gateway.downstream.rendering import EventStream, JsonLines, own_json, wrapped
 from gateway.downstream.stream import (
     RETRY_MS,
     UNBUFFERED,
@@ -35,9 +34,10 @@ from gateway.relay.ports import Handle
 TICKER: Final = web.AppKey("ticker", Ticker)
 
 _MAX_PARAMETER_BYTES: Final = 16 * 1024
-_TOLD_IN_STREAM: Final = frozenset(
-    {"invalid-cursor", "cursor-expired", "draining", "capacity", "recovering", "rate-limited"}
-)
+ERROR: Final = "gateway.error"
+
+_CURSOR_ERRORS: Final = frozenset({"invalid-cursor", "cursor-expired"})
+_TOLD_IN_STREAM: Final = _CURSOR_ERRORS | {"draining", "capacity", "recovering", "rate-limited"}
 """What an `EventSource` is told inside a stream: it gives up for ever on any status but 200."""
 
 
@@ -151,9 +151,16 @@ async def _long_poll(
     app, reader = request.app, handle.reader
     now = app[CLOCK].monotonic()
     poll = _Poll(now, now + wanted.wait)
+    lost = False
+
+    def lose() -> None:
+        nonlocal lost
+        lost = True
+        poll.shut()
+
     # The ticker's grain is too coarse for the last moments of a wait, and for waits that are short.
     timer = asyncio.get_running_loop().call_later(wanted.wait, poll.shut)
-    unsubscribe, ignore_loss = reader.subscribe(poll.wake), watch_loss(request, poll.shut)
+    unsubscribe, ignore_loss = reader.subscribe(poll.wake), watch_loss(request, lose)
     app[TELEMETRY].stream_opened("json", after != reader.head)
     app[TICKER].add(poll)
     handle.attach(poll)
@@ -180,7 +187,7 @@ async def _long_poll(
         ignore_loss()
         app[TICKER].remove(poll)
         handle.detach(poll)
-        app[TELEMETRY].stream_closed("json", "done")
+        app[TELEMETRY].stream_closed("json", "client" if lost else "closed")
     body = b'{"events":[%s],"cursor":"%s"}' % (b",".join(events), str(after).encode())
     return web.Response(body=body, content_type="application/json")
 
@@ -194,15 +201,22 @@ def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
 
 
 def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:
-    """Answer 200 with the error as an event, and an end. Its id is one that works, for the next try."""
+    """Answer 200 with the error as an event, and an end. After a cursor that cannot be read from, its id is one that
+    can, for the next try; any other error leaves the client where it is."""
     oldest = handle.reader.oldest
-    cursor = EventId(oldest.epoch, oldest.sequence - 1)
-    told = {"type": "gateway.error", "error": problem.document(error, request.path)}
+    cursor = str(EventId(oldest.epoch, oldest.sequence - 1)) if error.code in _CURSOR_ERRORS else None
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000
-    block = sse.notice("gateway.error", json.dumps(told), id=str(cursor), retry=retry)
+    text = own_json(ERROR, error_members(error, request.path))
+    block = sse.notice(ERROR, text, id=cursor, retry=retry)
     return web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=UNBUFFERED)
+
+
+def error_members(error: GatewayError, path: str) -> dict[str, object]:
+    """Give a problem object as the members of an event, whose own `type` takes the place of the problem's: the code
+    says as much."""
+    return {name: value for name, value in problem.document(error, path).items() if name != "type"}
 
 
 async def _start(app: web.Application) -> None:

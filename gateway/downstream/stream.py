@@ -27,6 +27,9 @@ from gateway.relay.ports import Handle, Telemetry
 Ended = Literal["client", "rotated", "superseded", "slow", "closed", "done", "gap", "shutdown", "error"]
 """Why a stream ended (label `reason` of `streams_closed_total`)."""
 
+_LABELS: Final[Mapping[str, str]] = {"done": "closed", "gap": "error"}
+"""Reasons that the metric does not tell apart."""
+
 PAGE_EVENTS: Final = 1024
 PAGE_BYTES: Final = 256 * 1024
 """Most that one write takes: enough to catch up fast, little enough that one reader does not hold the others up."""
@@ -165,9 +168,11 @@ class Stream:
 
     def supersede(self) -> None:
         self._end("superseded")
+        self._hurry()
 
     def shut(self) -> None:
         self._end("shutdown")
+        self._hurry()
 
     def wake(self) -> None:
         """Look at the log again."""
@@ -197,6 +202,10 @@ class Stream:
 
     def _left(self) -> None:
         self._end("client")
+
+    def _hurry(self) -> None:
+        if self._writing_since is not None:
+            self._abort()  # It takes nothing: it would be told at the write deadline, if ever.
 
     def _abort(self) -> None:
         if isinstance(self._transport, asyncio.Transport):
@@ -242,7 +251,7 @@ class Stream:
             ticker.remove(self)
             self._forget_delivered()
             self._handle.detach(self)
-            telemetry.stream_closed(format_, reason)
+            telemetry.stream_closed(format_, _LABELS.get(reason, reason))
         return response
 
     async def _serve(self, after: EventId, requested: str, head: EventId) -> Ended:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from gateway.downstream import problem, turnbody, turnresult
+from gateway.downstream import turnbody, turnresult
 from gateway.downstream.access import Grant, grant, session_grant
 from gateway.downstream.answers import json_answer
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
@@ -21,7 +21,7 @@ from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
 from gateway.downstream.keys import ACCESS, HUB, SESSION, STREAM, TELEMETRY
 from gateway.downstream.reading import Reading
-from gateway.downstream.reads import expired, surroundings
+from gateway.downstream.reads import ERROR, error_members, expired, surroundings
 from gateway.downstream.rendering import EventStream
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.sse import unframe
@@ -315,16 +315,16 @@ class _Answerer:
 
     async def _stream(self) -> web.StreamResponse:
         turn = self._turn
-        began = await self._until(lambda: turn.finished or self._has_begun(), FIRST_EVENT_SECONDS)
-        if began and turn.finished and turn.failure is not None and not self._has_begun():
+        await self._until(lambda: turn.finished or self._has_begun(), FIRST_EVENT_SECONDS)
+        if turn.failure is not None:
             raise turn.failure
         reading = Reading(format="sse", cursor=str(self._after))
         stream = Stream(self._handle, EventStream(), reading, surroundings(self._request), turn)
         response = await stream.run(self._request, self._after, str(self._after), self._headers)
-        if turn.finished and turn.failure is not None and self._connected():
-            told = problem.document(turn.failure, self._request.path)
-            members = {name: value for name, value in told.items() if name != "type"}
-            await self._write(response, EventStream().own("gateway.error", {"error": told, **members}))
+        failure: GatewayError | None = turn.failure  # it may have come meanwhile, which mypy cannot know
+        if failure is not None and self._connected():
+            told = error_members(failure, self._request.path)
+            await self._write(response, EventStream().own(ERROR, told))
         return response
 
     def _has_begun(self) -> bool:

@@ -58,7 +58,7 @@ class Session:
         """Give the id of the log's event of this number. `session.created` is the first."""
         return f"{self.handle.reader.head.epoch}-{events}"
 
-    def read(self, **query: object) -> Any:
+    def read(self, **query: Any) -> Any:
         """Begin a read, for `async with`."""
         return reading(self.house.http, f"{self.house.url}{self.path}", **query)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.client import BlockParser
 from gateway.downstream.server import Binding, Server
 from gateway.downstream.stream import StreamLimits
 from gateway.relay.limits import RelayLimits
@@ -501,9 +502,12 @@ async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
     answer = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
 
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
-    assert b"event: gateway.error\n" in answer.body
-    assert b"retry: " in answer.body
-    assert b"invalid-cursor" in answer.body
+    (block,) = BlockParser().feed(answer.body)
+    assert block.name == "gateway.error"
+    assert block.retry is not None
+    assert block.id == session.id_after(0)
+    told = said(block)
+    assert (told["type"], told["code"], told["status"]) == ("gateway.error", "invalid-cursor", 400)
 
 
 @pytest.mark.parametrize("query", ["ticket={ticket}&errors=status", "", "ticket={ticket}&format=ndjson"])

@@ -1,0 +1,617 @@
+"""One text turn in one request (contract.md section 1.4), over real sockets; the far end is played."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.errors import UpstreamError
+from gateway.relay.limits import RelayLimits
+from gateway.relay.state import CloseReason
+from tests.downstream.house import Answer, Build, House
+from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said, until
+
+Json = dict[str, Any]
+
+
+class Model:
+    """What answers turns: reads what the gateway sent, and says what a test wants said of it."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._turns = 0
+
+    @property
+    def sent(self) -> list[Json]:
+        return [json.loads(text) for text in self._house.far_end.sent]
+
+    def of(self, type_: str) -> list[Json]:
+        """Give what was sent of a type."""
+        return [event for event in self.sent if event["type"] == type_]
+
+    async def asked(self, count: int = 1) -> Json:
+        """Wait for this many responses to be asked for, and give the last."""
+        await until(lambda: len(self.of("response.create")) >= count)
+        return self.of("response.create")[count - 1]
+
+    def say(self, type_: str, **members: object) -> None:
+        assert self._house.far_end.sink is not None
+        self._house.far_end.sink.received(0, json.dumps({"type": type_, **members}))
+
+    def begin(self, asked: Json) -> str:
+        """Create the response that was asked for."""
+        self._turns += 1
+        id_ = f"resp_{self._turns}"
+        response = {"id": id_, "conversation_id": "conv_1", "metadata": asked["response"]["metadata"]}
+        self.say("response.created", response={**response, "status": "in_progress"})
+        return id_
+
+    def speak(self, id_: str, *words: str) -> None:
+        for word in words:
+            self.say("response.output_text.delta", response_id=id_, item_id="item_a", delta=word)
+
+    def end(
+        self, id_: str, text: str | None = None, status: str = "completed", error: Json | None = None
+    ) -> None:
+        """Finish a response, with its text if it has any."""
+        content = [{"type": "output_text", "text": text}]
+        output = [{"id": "item_a", "type": "message", "content": content}] if text is not None else []
+        details = {"type": status, "error": error} if error else None
+        response = {
+            "id": id_,
+            "status": status,
+            "status_details": details,
+            "output": output,
+            "usage": {"t": 1},
+        }
+        self.say("response.done", response=response)
+
+    async def answer(self, *words: str, count: int = 1) -> None:
+        """Answer the turn asked for, whole."""
+        id_ = self.begin(await self.asked(count))
+        self.speak(id_, *words)
+        self.end(id_, "".join(words))
+
+    def refuse(self, event: Json, code: str = "invalid_value") -> None:
+        """Refuse an event that was sent."""
+        error = {
+            "type": "invalid_request_error",
+            "code": code,
+            "message": "No.",
+            "event_id": event["event_id"],
+        }
+        self.say("error", error=error)
+
+
+@pytest.fixture
+def model(house: House) -> Model:
+    """Return the one who answers."""
+    return Model(house)
+
+
+@pytest.fixture
+async def session(house: House) -> Session:
+    """Return an open session."""
+    return await opened(house)
+
+
+def turn(session: Session, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
+    """Post a turn; text as curl does, the rest as JSON."""
+    return post(session.house, f"/v1/sessions/{session.id}/turns", body, **options)
+
+
+def post(house: House, path: str, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
+    """Begin a POST; text goes as curl's `-d` sends it, the rest as JSON."""
+    headers = options.pop("headers", {})
+    if isinstance(body, str):
+        headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+        return asyncio.create_task(house.call("POST", path, data=body.encode(), headers=headers, **options))
+    return asyncio.create_task(house.call("POST", path, json=body, headers=headers, **options))
+
+
+async def got(task: "asyncio.Task[Answer]") -> Answer:
+    """Wait for an answer; fail if none comes."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await task
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ("Hello", {}),
+        ("Hello", {"Content-Type": "text/plain"}),
+        ({"input": "Hello"}, {}),
+        ('{"input":"Hello"}', {}),
+    ],
+)
+async def test_text_becomes_a_message_and_a_response(
+    session: Session, model: Model, body: object, headers: dict[str, str]
+) -> None:
+    """However it is written; both events have ids, and the response carries the turn's name."""
+    asked = turn(session, body, headers=headers)
+    await model.answer("Hi")
+    answer = await got(asked)
+
+    item, response = model.sent
+    assert answer.status == 200
+    assert item["item"]["content"] == [{"type": "input_text", "text": "Hello"}]
+    assert item["event_id"] != response["event_id"]
+    assert response["response"]["metadata"]["gateway_turn"].startswith("turn_")
+
+
+@pytest.mark.parametrize("body", ['{"a":1', "[1]", '"x"', "a=b&c=d"])
+async def test_what_is_no_object_is_the_text_itself(session: Session, model: Model, body: str) -> None:
+    """Curl says `form` of whatever it is given."""
+    asked = turn(session, body)
+    await model.answer("Hi")
+    await got(asked)
+
+    assert model.sent[0]["item"]["content"][0]["text"] == body
+
+
+async def test_items_and_other_members_pass(session: Session, model: Model) -> None:
+    """A list of items is sent as it is, one event each; what is neither input nor session goes into the response."""
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "5"}
+    message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "So?"}]}
+    wanted = {"instructions": "Be brief.", "metadata": {"mine": "1"}}
+    asked = turn(session, {"input": [output, message], **wanted})
+    await model.answer("Five.")
+    await got(asked)
+
+    first, second, response = model.sent
+    assert first["item"] == {**output, "id": first["item"]["id"]}
+    assert second["item"] == {**message, "id": second["item"]["id"]}
+    assert response["response"]["instructions"] == "Be brief."
+    assert response["response"]["metadata"]["mine"] == "1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"input": ""},
+        {"input": 1},
+        {"input": [1]},
+        {"input": "x", "session": {}},
+        {"input": "x", "metadata": 1},
+    ],
+)
+async def test_wrong_body_is_refused(session: Session, model: Model, body: Json) -> None:
+    """With a pointer, and before anything is sent."""
+    answer = await got(turn(session, body))
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert answer.json["errors"][0]["pointer"]
+    assert model.sent == []
+
+
+async def test_body_named_json_must_be_an_object(session: Session) -> None:
+    """Who says JSON is not taken for text."""
+    answer = await got(turn(session, "Hello", headers={"Content-Type": "application/json"}))
+
+    assert (answer.status, answer.code) == (400, "invalid-json")
+
+
+# --- the answer as text -----------------------------------------------------------------------------------------------
+
+
+async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> None:
+    """The status waits for the first delta, and each goes out at once."""
+    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    headers = {"Content-Type": "text/plain"}
+    asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
+    id_ = model.begin(await model.asked())
+    model.say("response.output_text.delta", response_id="resp_other", delta="not mine")
+    assert not asking.done()
+    model.speak(id_, "Grüß ")
+    async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
+        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert answer.headers["X-Accel-Buffering"] == "no"
+        assert await answer.content.readany() == "Grüß ".encode()
+        model.speak(id_, "Gott")
+        assert await answer.content.readany() == b"Gott"
+        model.end(id_, "Grüß Gott")
+        assert await answer.content.read() == b""
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_failure_after_the_first_words_cuts_the_connection(
+    session: Session, model: Model, status: str
+) -> None:
+    """What was said arrives, and nobody takes it for the whole."""
+    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    headers = {"Content-Type": "text/plain"}
+    asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
+    id_ = model.begin(await model.asked())
+    model.speak(id_, "Half ")
+    async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
+        assert answer.status == 200
+        assert await answer.content.readany() == b"Half "
+        model.end(id_, "Half ", status)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.content.read()
+
+
+async def test_answer_cut_off_by_its_limit_is_whole(session: Session, model: Model) -> None:
+    """`incomplete` is what the caller's own limit asked for, and no failure."""
+    asked = turn(session)
+    id_ = model.begin(await model.asked())
+    model.speak(id_, "As much as ")
+    model.end(id_, "As much as ", "incomplete")
+
+    assert (await got(asked)).body == b"As much as "
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        ("failed", {"code": "server_error", "message": "Sorry."}, (502, "upstream-failed")),
+        (
+            "failed",
+            {"code": "rate_limit_exceeded", "message": "Try again in 1.2s."},
+            (429, "upstream-rate-limited"),
+        ),
+        ("cancelled", None, (502, "upstream-failed")),
+        ("completed", None, (406, "no-text-output")),
+    ],
+)
+async def test_no_words_have_a_status(
+    session: Session, model: Model, status: str, error: Json | None, expected: tuple[int, str]
+) -> None:
+    """As long as nothing was said, any error can still be told."""
+    asked = turn(session)
+    model.end(model.begin(await model.asked()), None, status, error)
+    answer = await got(asked)
+
+    assert (answer.status, answer.code) == expected
+    if status == "failed" and answer.status == 429:
+        assert answer.headers["Retry-After"] == "2"
+
+
+async def test_text_of_a_turn_that_is_to_have_none(session: Session, model: Model) -> None:
+    """Is refused before it costs anything."""
+    body = {"input": "Hello", "output_modalities": ["audio"]}
+    answer = await got(turn(session, body, headers={"Accept": "text/plain"}))
+
+    assert (answer.status, answer.code) == (406, "no-text-output")
+    assert model.sent == []
+
+
+# --- the answer as JSON -----------------------------------------------------------------------------------------------
+
+
+async def test_json_gives_the_response(session: Session, model: Model) -> None:
+    """With the text by itself, and where in the log the turn ended."""
+    asked = turn(session, {"input": "Hello"})
+    await model.answer("Hi ", "there")
+    answer = await got(asked)
+
+    assert answer.json == {
+        "id": "resp_1",
+        "status": "completed",
+        "output_text": "Hi there",
+        "output": [
+            {"id": "item_a", "type": "message", "content": [{"type": "output_text", "text": "Hi there"}]}
+        ],
+        "usage": {"t": 1},
+        "error": None,
+        "session_id": session.id,
+        "head": session.id_after(5),
+    }
+
+
+async def test_json_tells_a_failure_inside(session: Session, model: Model) -> None:
+    """200 with `error`, as OpenAI's Responses do."""
+    error = {"type": "server_error", "code": "server_error", "message": "Sorry."}
+    asked = turn(session, {"input": "Hello"})
+    model.end(model.begin(await model.asked()), None, "failed", error)
+    answer = await got(asked)
+
+    assert (answer.status, answer.json["status"], answer.json["error"]) == (200, "failed", error)
+    assert (answer.json["output_text"], answer.json["output"]) == (None, [])
+
+
+async def test_rate_limit_is_one(session: Session, model: Model) -> None:
+    """429 with when to come back, since there the same request succeeds later."""
+    error = {"code": "rate_limit_exceeded", "message": "Rate limit reached. Please try again in 1m3s."}
+    asked = turn(session, {"input": "Hello"})
+    model.end(model.begin(await model.asked()), None, "failed", error)
+    answer = await got(asked)
+
+    assert (answer.status, answer.code, answer.headers["Retry-After"]) == (429, "upstream-rate-limited", "63")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("form", ["text", "json", "sse"])
+async def test_refused_event_is_a_bad_gateway(session: Session, model: Model, which: int, form: str) -> None:
+    """An `error` that names an event of the turn; what OpenAI said of it stands inside."""
+    asked = turn(session, params={"format": form})
+    await model.asked()
+    model.refuse(model.sent[which])
+    answer = await got(asked)
+
+    assert (answer.status, answer.code) == (502, "upstream-rejected")
+    assert answer.json["upstream"]["code"] == "invalid_value"
+
+
+async def test_stream_that_fails_ends_with_the_error(session: Session, model: Model) -> None:
+    """Where events were sent already the status stands, and the problem is an event, too."""
+    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    asking = asyncio.create_task(
+        session.house.http.post(url, json={"input": "Hello"}, headers={"Accept": "text/event-stream"})
+    )
+    model.begin(await model.asked())
+    async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
+        model.refuse(model.sent[1])
+        body = await answer.read()
+
+    assert answer.status == 200
+    assert body.count(b"event: gateway.error\n") == 1
+    assert b"upstream-rejected" in body
+
+
+async def test_error_of_another_event_is_not_the_turns(session: Session, model: Model) -> None:
+    """Somebody else's mistake ends nothing."""
+    asked = turn(session, {"input": "Hello"})
+    id_ = model.begin(await model.asked())
+    model.refuse({"event_id": "somebody_elses"})
+    model.end(id_, "Hi")
+
+    assert (await got(asked)).json["output_text"] == "Hi"
+
+
+async def test_lost_session_is_a_bad_gateway(session: Session, model: Model) -> None:
+    """The turn ends with it."""
+    asked = turn(session, {"input": "Hello"})
+    await model.asked()
+    await session.handle.close(CloseReason.UPSTREAM_LOST)
+    answer = await got(asked)
+
+    assert (answer.status, answer.code) == (502, "upstream-failed")
+
+
+@pytest.mark.slow
+async def test_turn_that_takes_too_long_is_cancelled(build: Build) -> None:
+    """504 with its phase, and the response is cancelled."""
+    house = await build(relay=RelayLimits(turn_timeout_seconds=0.2))
+    house.hub.start()
+    session, model = await opened(house), Model(house)
+    asked = turn(session, {"input": "Hello"})
+    model.begin(await model.asked())
+    answer = await got(asked)
+
+    assert (answer.status, answer.code, answer.json["phase"]) == (504, "upstream-timeout", "response")
+    assert [event["response_id"] for event in model.of("response.cancel")] == ["resp_1"]
+
+
+# --- the answer as an event stream ------------------------------------------------------------------------------------
+
+
+async def test_stream_gives_the_turns_own_events(session: Session, model: Model) -> None:
+    """Up to and including its response.done, as they stand in the log; nobody else's."""
+    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    headers = {"Accept": "text/event-stream"}
+    asking = asyncio.create_task(session.house.http.post(url, json={"input": "Hello"}, headers=headers))
+    id_ = model.begin(await model.asked())
+    model.say("rate_limits.updated")
+    model.speak(id_, "1")
+    model.end(id_, "1")
+    async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
+        body = await answer.read()
+
+    async with session.read(after=session.id_after(1)) as log:
+        blocks = [block for block in await log.take(5) if said(block)["type"].startswith("response.")]
+    expected = b"".join(f"id: {block.id}\ndata: {block.data}\n\n".encode() for block in blocks)
+    assert deltas(blocks) == [1]
+    assert body.endswith(expected)
+    assert b"rate_limits" not in body
+
+
+# --- queueing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_turns_queue_in_order(session: Session, model: Model) -> None:
+    """One at a time; each gets its own answer."""
+    tasks = []
+    for number in range(3):
+        tasks.append(turn(session, {"input": f"{number}"}))
+        await until(lambda: len(session.handle._turns._waiting) + 1 == len(tasks))
+    for number in range(3):
+        await model.answer(f"answer {number}", count=number + 1)
+    answers = [(await got(task)).json["output_text"] for task in tasks]
+
+    assert answers == ["answer 0", "answer 1", "answer 2"]
+    assert [event["item"]["content"][0]["text"] for event in model.of("conversation.item.create")] == [
+        "0",
+        "1",
+        "2",
+    ]
+
+
+async def test_turn_too_many_is_refused(build: Build) -> None:
+    """429 with when to come back."""
+    house = await build(relay=RelayLimits(max_waiting_turns=1))
+    session, model = await opened(house), Model(house)
+    tasks = [turn(session, {"input": "1"})]
+    await model.asked()
+    tasks.append(turn(session, {"input": "2"}))
+    await until(lambda: len(session.handle._turns._waiting) == 1)
+    answer = await got(turn(session, {"input": "3"}))
+    await session.handle.close(CloseReason.CLIENT)
+    await asyncio.gather(*tasks)
+
+    assert (answer.status, answer.code) == (429, "turn-queue-full")
+    assert "Retry-After" in answer.headers
+
+
+# --- once -------------------------------------------------------------------------------------------------------------
+
+KEY = {"Idempotency-Key": "once"}
+
+
+async def test_repeat_attaches_to_the_running_turn(session: Session, model: Model) -> None:
+    """From its first event, and without a second bill."""
+    first = turn(session, {"input": "Hello"}, headers=KEY)
+    id_ = model.begin(await model.asked())
+    model.speak(id_, "Hi ")
+    second = turn(session, {"input": "Hello"}, headers={**KEY, "Accept": "text/plain"})
+    await until(lambda: session.house.facts.of("idempotent_replay") == [()])
+    model.speak(id_, "there")
+    model.end(id_, "Hi there")
+
+    assert (await got(first)).json["output_text"] == "Hi there"
+    assert (await got(second)).body == b"Hi there"
+    assert (await got(second)).headers["Idempotency-Replayed"] == "true"
+    assert len(model.of("response.create")) == 1
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sse"])
+async def test_repeat_of_a_finished_turn_gives_its_answer(session: Session, model: Model, form: str) -> None:
+    """In any form."""
+    asked = turn(session, headers=KEY, params={"format": "json"})
+    await model.answer("Hi ", "there")
+    await got(asked)
+    again = await got(turn(session, headers=KEY, params={"format": form}))
+
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert (b"Hi there" if form != "sse" else b"response.done") in again.body
+    assert len(model.of("response.create")) == 1
+
+
+async def test_key_of_another_body_is_refused(session: Session, model: Model) -> None:
+    """422: a key stands for one request."""
+    asked = turn(session, {"input": "Hello"}, headers=KEY)
+    await model.answer("Hi")
+    await got(asked)
+    answer = await got(turn(session, {"input": "Goodbye"}, headers=KEY))
+
+    assert (answer.status, answer.code) == (422, "idempotency-key-reused")
+
+
+async def test_rate_limited_turn_may_be_tried_again(session: Session, model: Model) -> None:
+    """With the same key, since nothing was answered."""
+    error = {"code": "rate_limit_exceeded", "message": "Slow down."}
+    asked = turn(session, {"input": "Hello"}, headers=KEY)
+    model.end(model.begin(await model.asked()), None, "failed", error)
+    assert (await got(asked)).status == 429
+    again = turn(session, {"input": "Hello"}, headers=KEY)
+    await model.answer("Hi", count=2)
+
+    assert (await got(again)).json["output_text"] == "Hi"
+
+
+@pytest.mark.slow
+async def test_wait_gives_the_request_back(session: Session, model: Model) -> None:
+    """202 while the turn goes on; the same key gets the answer later."""
+    asked = turn(session, {"input": "Hello"}, headers=KEY, params={"wait": "1"})
+    id_ = model.begin(await model.asked())
+    early = await got(asked)
+    model.end(id_, "Hi")
+    late = await got(turn(session, {"input": "Hello"}, headers=KEY, params={"wait": "1"}))
+
+    assert (early.status, early.json, "Retry-After" in early.headers) == (
+        202,
+        {"status": "in_progress"},
+        True,
+    )
+    assert (late.status, late.json["output_text"]) == (200, "Hi")
+
+
+@pytest.mark.parametrize(("wait", "headers"), [("1", {}), ("0", KEY), ("56", KEY), ("x", KEY)])
+async def test_wait_needs_a_key_and_sense(session: Session, wait: str, headers: dict[str, str]) -> None:
+    """Without a key the answer could never be asked for again."""
+    answer = await got(turn(session, {"input": "Hello"}, headers=headers, params={"wait": wait}))
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+# --- a session of its own ---------------------------------------------------------------------------------------------
+
+
+async def test_own_turn_opens_and_closes_its_session(house: House, model: Model) -> None:
+    """By what the body wants of it; afterwards nothing is left open."""
+    asked = post(house, "/v1/turns", {"input": "Hello", "session": {"instructions": "Rhyme."}})
+    await model.answer("Hi")
+    answer = await got(asked)
+    (request,) = house.far_end.requests
+    await until(lambda: house.far_end.closed == 1)
+
+    assert answer.json["output_text"] == "Hi"
+    assert request.session["instructions"] == "Rhyme."
+    assert house.hub.find(answer.json["session_id"], None).view().state == "closed"
+
+
+async def test_refused_opening_is_told(house: House) -> None:
+    """With the error that a create would have given."""
+    house.far_end.refusal = UpstreamError("upstream-rejected", "No such model.")
+    answer = await got(post(house, "/v1/turns"))
+
+    assert (answer.status, answer.code) == (502, "upstream-rejected")
+
+
+async def test_leaving_client_ends_its_own_turn(house: House, model: Model) -> None:
+    """The response is cancelled and the session closed: nobody is left to read what it would cost."""
+    asked = post(house, "/v1/turns")
+    model.begin(await model.asked())
+    asked.cancel()
+    await until(lambda: house.far_end.closed == 1)
+
+    assert [event["response_id"] for event in model.of("response.cancel")] == ["resp_1"]
+    assert house.hub.all_sessions()[0].close_reason == "client"
+
+
+async def test_client_that_leaves_while_opening_ends_it(house: House) -> None:
+    """Before there is a session, there will be none."""
+    gate = asyncio.Event()
+    house.far_end.gate = gate.wait
+    asked = post(house, "/v1/turns")
+    await until(lambda: len(house.far_end.requests) == 1)
+    asked.cancel()
+    await until(lambda: not house.hub._opening)
+
+    assert house.hub.all_sessions() == []
+
+
+async def test_client_with_a_key_may_come_back(house: House, model: Model) -> None:
+    """Its turn goes on without it, and the repeat finds it."""
+    asked = post(house, "/v1/turns", {"input": "Hello"}, headers=KEY)
+    id_ = model.begin(await model.asked())
+    asked.cancel()
+    await until(lambda: house.facts.of("http_answered") != [])
+    again = post(house, "/v1/turns", {"input": "Hello"}, headers=KEY)
+    await until(lambda: house.facts.of("idempotent_replay") == [()])
+    model.end(id_, "Hi")
+
+    assert (await got(again)).json["output_text"] == "Hi"
+    assert len(house.far_end.requests) == 1
+
+
+async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, model: Model) -> None:
+    """It goes on in the log."""
+    asked = turn(session)
+    id_ = model.begin(await model.asked())
+    asked.cancel()
+    await until(lambda: session.house.facts.of("http_answered") != [])
+    model.end(id_, "Hi")
+    async with session.read() as log:
+        types = [said(block)["type"] for block in await log.take(4)]
+
+    assert types[-1] == "response.done"
+    assert model.of("response.cancel") == []
+
+
+async def test_closing_server_ends_turns(house: House, model: Model) -> None:
+    """None is left behind, whoever waits for it."""
+    asked = post(house, "/v1/turns", headers=KEY)
+    await model.asked()
+    await house.hub.close()
+    answer = await got(asked)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await house.server.close()
+
+    assert answer.status >= 400
