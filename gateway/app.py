@@ -30,7 +30,7 @@ from gateway.downstream.stream import StreamLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits
-from gateway.telemetry import Metrics, Probes, exposition
+from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
 from gateway.upstream.webrtc import WebRTCDialer
@@ -57,6 +57,8 @@ class Gateway:
             access_log=config.log.access,
         )
         self._probes = Probes(self._metrics.loop_lagged, self._metrics.gc_paused)
+        self.collector = Collector(lambda: self._metrics.ended, lambda: self._metrics.live)
+        """Garbage collection is the whole process's: whoever owns the process starts and closes it."""
         self._dialer = WebRTCDialer(upstream_config(config), self._metrics, clock)
         self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
         self._metrics.watch(lambda: self._hub.draining)

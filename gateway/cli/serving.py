@@ -14,7 +14,7 @@ import structlog
 from gateway.app import Gateway
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
 from gateway.config import Config, ConfigError, load
-from gateway.telemetry import configure_logging, tame_collector
+from gateway.telemetry import configure_logging
 
 log = structlog.stdlib.get_logger()
 
@@ -65,7 +65,7 @@ async def serve_until_told(
     except OSError as error:
         log.error("not_listening", error=error.strerror or str(error))
         return EXIT_FAILED
-    tame_collector()
+    gateway.collector.start()
     notify_supervisor("READY=1")
     beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
     try:
@@ -77,6 +77,7 @@ async def serve_until_told(
     finally:
         beside.cancel()
         await asyncio.wait({beside})
+        await gateway.collector.close()
         await gateway.close()
     return 0
 

@@ -4,8 +4,9 @@
 or worded. `configure_logging` sets up the lines.
 """
 
+from gateway.telemetry.collector import Collector
 from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging
 from gateway.telemetry.metrics import Metrics, exposition
-from gateway.telemetry.probes import Probes, tame_collector
+from gateway.telemetry.probes import Probes
 
-__all__ = ["LogFormat", "LogLevel", "Metrics", "Probes", "configure_logging", "exposition", "tame_collector"]
+__all__ = ["Collector", "LogFormat", "LogLevel", "Metrics", "Probes", "configure_logging", "exposition"]

@@ -73,6 +73,10 @@ class Metrics:
         self._keys = frozenset({"anonymous", *keys})
         self._access_log = access_log
         self._routes: set[str] = set()
+        self.ended = 0
+        """Sessions that ended or never came about so far: each leaves garbage."""
+        self.live = 0
+        """Sessions that are not closed."""
         self._hot = HotMetrics(PREFIX)
         registry.register(self._hot)
         # The hot verbs are these bound methods themselves: one call less per event.
@@ -217,18 +221,22 @@ class Metrics:
         )
 
     def session_refused(self, principal: str, code: str) -> None:
+        self.ended += 1
         self._created.labels(known(code, _CODES), self._key(principal)).inc()
         log.warning("session_refused", principal=principal, code=code)
 
     def session_state(self, before: State | None, after: State | None) -> None:
         # A closed session is only its log; log_events and log_bytes tell of those.
         if before in _LIVE_STATES:
+            self.live -= 1
             self._sessions.labels(before).dec()
         if after in _LIVE_STATES:
+            self.live += 1
             self._sessions.labels(after).inc()
 
     def session_closed(self, view: View, seconds: float) -> None:
         reason = view.close_reason or CloseReason.INTERNAL
+        self.ended += 1
         self._closed.labels(reason).inc()
         self._duration.observe(seconds)
         log.info(

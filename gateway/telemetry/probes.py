@@ -47,15 +47,3 @@ class Probes:
             self._collecting_since = time.perf_counter()
         else:
             self._paused(time.perf_counter() - self._collecting_since)
-
-
-def tame_collector() -> None:
-    """Keep garbage collections short in a process that serves for long.
-
-    What start-up made lives as long as the process, so it is taken out of sight. A session has about 320 tracked
-    objects, and a full collection of 400 sessions holds the loop for 90 ms: so full ones are made rare. Almost
-    everything is freed by reference counts; what is left to find are the cycles of closed peer connections.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
