@@ -100,7 +100,7 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
     if wanted.format == "json":
         return await _long_poll(request, handle, wanted, after)
     rendering = EventStream() if wanted.format == "sse" else JsonLines()
-    return await Stream(handle, rendering, wanted, surroundings(request)).run(request, after, wanted.cursor)
+    return await Stream(request, handle, rendering, wanted, surroundings(request)).run(after, wanted.cursor)
 
 
 def surroundings(request: web.Request) -> Surroundings:

@@ -11,11 +11,11 @@ the one `Ticker` of the process, so that ten thousand idle streams cost one time
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.downstream.protocol import Connection
 from gateway.downstream.reading import Reading
@@ -130,6 +130,7 @@ class Stream:
 
     def __init__(
         self,
+        request: web.Request,
         handle: Handle,
         rendering: Rendering,
         reading: Reading,
@@ -137,6 +138,7 @@ class Stream:
         turn: Turned | None = None,
     ) -> None:
         """With a `turn`, only its events are given, and the stream ends after the last of them."""
+        self._request = request
         self._handle = handle
         self._reader = handle.reader
         self._rendering = rendering
@@ -155,10 +157,9 @@ class Stream:
         self._beat_due = False
         self._rotate_due = False
         self._ended: Ended | None = None
-        self._transport: asyncio.BaseTransport | None = None
-        self._response: web.StreamResponse | None = None
-        self._request: web.BaseRequest | None = None
-        self._told = EventId("", -1)
+        self._protocol = request.protocol
+        self._writer = request.writer
+        self._chunked = False
 
     # --- what others call ---------------------------------------------------------------------------------------------
 
@@ -208,27 +209,24 @@ class Stream:
             self._abort()  # It takes nothing: it would be told at the write deadline, if ever.
 
     def _abort(self) -> None:
-        if isinstance(self._transport, asyncio.Transport):
-            self._transport.abort()
+        transport = self._protocol.transport
+        if transport is not None:
+            transport.abort()
 
     # --- the read -----------------------------------------------------------------------------------------------------
 
     async def run(
-        self,
-        request: web.Request,
-        after: EventId,
-        requested: str,
-        headers: Mapping[str, str] = NO_HEADERS,
+        self, after: EventId, requested: str, headers: Mapping[str, str] = NO_HEADERS
     ) -> web.StreamResponse:
         """Serve the read until it ends. `requested` is the cursor in the client's words."""
         telemetry, ticker = self._around.telemetry, self._around.ticker
-        response = self._response = web.StreamResponse(
+        request = self._request
+        response = web.StreamResponse(
             headers={"Content-Type": self._rendering.media_type, **UNBUFFERED, **headers}
         )
-        self._request = request
         await response.prepare(request)
-        self._transport = request.transport
-        tune(self._transport, self._around.limits.write_seconds)
+        self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+        tune(request.transport, self._around.limits.write_seconds)
         ignore_loss = watch_loss(request, self._left)
         unsubscribe = self._reader.subscribe(self.wake)
         head = self._reader.head
@@ -265,12 +263,14 @@ class Stream:
                 if self._reading.fail_on_gap:
                     return "gap"
             if page.entries:
-                await self._write_entries(page, head)
+                self._put_entries(page, head)
+                if self._protocol.writing_paused:
+                    await self._drain()
             cursor = page.cursor
             ended = self._ended or self._over(page)
             if ended is None and self._rotate_due and self._may_rotate():
                 ended = "rotated"
-            if ended is None and not page.entries:
+            if ended is None and not self._awake and cursor == self._reader.head:
                 await self._idle(cursor)
         await self._say_goodbye(ended, cursor)
         return ended
@@ -328,29 +328,28 @@ class Stream:
         before = EventId(gap.oldest.epoch, gap.oldest.sequence - 1)
         await self._write(self._rendering.own("gateway.gap", gap_members(page), str(before)))
 
-    async def _write_entries(self, page: Page, head: EventId) -> None:
+    def _put_entries(self, page: Page, head: EventId) -> None:
         entries = [entry for entry in page.entries if self._wants(entry)] if self._filtered else page.entries
-        if not entries:
-            return
-        await self._write(self._rendering.entries(page.cursor.epoch, entries))
-        self._measure(page, head)
+        if entries:
+            self._put(self._rendering.entries(page.cursor.epoch, entries))
+            self._measure(entries, head)
 
     def _wants(self, entry: Entry) -> bool:
         if self._turn is not None and entry.turn != self._turn.number:
             return False
         return self._reading.filter is None or self._reading.filter.passes(entry.type)
 
-    def _measure(self, page: Page, head: EventId) -> None:
+    def _measure(self, entries: Sequence[Entry], head: EventId) -> None:
         """Count replayed events, and for live ones the time from the channel to the first socket write by any stream."""
         telemetry, delivered = self._around.telemetry, self._around.ticker.delivered
-        first, last = page.entries[0].sequence, page.cursor.sequence
-        if first <= head.sequence:
-            telemetry.replayed(min(last, head.sequence) - first + 1)
+        if entries[0].sequence <= head.sequence:
+            telemetry.replayed(sum(entry.sequence <= head.sequence for entry in entries))
+        last = entries[-1].sequence
         count, written = delivered[self._session_id]
         if last <= written:
             return
-        now = self._around.monotonic()
-        for entry in page.entries:
+        now = self._wrote_at
+        for entry in entries:
             if entry.sequence > written:
                 telemetry.relayed_down(now - entry.at)
         delivered[self._session_id] = (count, last)
@@ -373,21 +372,28 @@ class Stream:
             await self._write(self._rendering.ending("gateway.superseded", {}, NEVER_RETRY_MS))
 
     async def _write(self, data: bytes) -> None:
-        response, request = self._response, self._request
-        assert response is not None  # both are set before the first write
-        assert request is not None
-        if self._ended in ("client", "slow"):
+        self._put(data)
+        if self._protocol.writing_paused:
+            await self._drain()
+
+    def _put(self, data: bytes) -> None:
+        """Hand bytes to the transport in the chunk that HTTP/1.1 wants. aiohttp's own write costs a coroutine or two
+        for each, 5 µs, and waits for slow readers where nobody sees it wait."""
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
             raise ConnectionResetError
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._wrote_at = self._around.monotonic()
+        self._beat_due = False
+
+    async def _drain(self) -> None:
+        """Wait until the client has taken most of what was put; the ticker watches how long that takes."""
         self._writing_since = self._around.monotonic()
         try:
-            await response.write(data)
-            await request.writer.drain()
+            await self._writer.drain()
+            self._silent_since = self._around.monotonic()  # It took bytes from a full socket: a sign of life.
         finally:
-            self._wrote_at = now = self._around.monotonic()
-            if now - self._writing_since > TICK_SECONDS:
-                self._silent_since = now  # It took bytes from a full socket: a sign of life.
             self._writing_since = None
-            self._beat_due = False
 
     @property
     def _session_id(self) -> str:

@@ -319,8 +319,10 @@ class _Answerer:
         if turn.failure is not None:
             raise turn.failure
         reading = Reading(format="sse", cursor=str(self._after))
-        stream = Stream(self._handle, EventStream(), reading, surroundings(self._request), turn)
-        response = await stream.run(self._request, self._after, str(self._after), self._headers)
+        stream = Stream(
+            self._request, self._handle, EventStream(), reading, surroundings(self._request), turn
+        )
+        response = await stream.run(self._after, str(self._after), self._headers)
         failure: GatewayError | None = turn.failure  # it may have come meanwhile, which mypy cannot know
         if failure is not None and self._connected():
             told = error_members(failure, self._request.path)
