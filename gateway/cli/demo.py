@@ -5,6 +5,7 @@ processes.
 """
 
 import asyncio
+import codecs
 import json
 import socket
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.client import Client, Session
 
 QUESTIONS: Final = ("Hello! Who are you?", "What is 6 times 7?", "Count to 10.")
+LAST_QUESTION: Final = "Spell relay."
 ANSWER_SECONDS: Final = 30.0
 
 
@@ -90,6 +92,7 @@ async def _show(console: Console, gateway: "Gateway", far_end: "Child") -> None:
     console.print(f"operator  admin listening on {gateway.admin_url}\n")
     async with Client(gateway.url) as client:
         await _converse(console, client)
+        await _turn(console, client)
     _explain(console, gateway)
     await far_end.wait()
 
@@ -157,6 +160,21 @@ async def _listen(
                 f"  [dim]{'':>8}  {usage.get('input_tokens')} tokens in, {usage.get('output_tokens')} out[/]\n"
             )
             return
+
+
+async def _turn(console: Console, client: "Client") -> None:
+    """Show the shortest conversation: one request, its answer streamed as text."""
+    console.print("[bold]POST[/] /v1/turns")
+    console.print(f"  [cyan]{LAST_QUESTION}[/]")
+    async with (
+        asyncio.timeout(ANSWER_SECONDS),
+        client.http.post(f"{client.url}/v1/turns", data=LAST_QUESTION, raise_for_status=True) as answer,
+    ):
+        console.print(f"[dim]{answer.status} {answer.content_type}[/]\n  ", end="")
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        async for piece in answer.content.iter_any():
+            console.print(f"[green]{escape(decoder.decode(piece))}[/]", end="", soft_wrap=True)
+    console.print("\n")
 
 
 def _explain(console: Console, gateway: "Gateway") -> None:

@@ -33,6 +33,7 @@ async def test_demo_holds_a_conversation_and_keeps_serving(start: Start) -> None
     status = await demo.ended()
 
     assert "That is 42." in demo.output
+    assert re.search(r"POST /v1/turns\n  Spell relay\.\n200 text/plain\n  .*r", demo.output, re.IGNORECASE)
     assert re.search(r"curl -N \S+/v1/turns -d", demo.output)
     assert (served, running, status, alive(child)) == ("connected", True, 0, False)
     assert "Traceback" not in demo.output
