@@ -107,13 +107,14 @@ async def test_a_far_end_that_does_not_read_is_told_as_back_pressure(serve: Serv
         await far_end.fault(session["call_id"], do="vanish")
         event = {"type": "x", "text": LARGE}
         # Nothing is buffered at first, so that even a large one is taken; SCTP itself takes some before it waits.
-        taken, answer, problem, took = 0, None, {}, 0.0
-        while answer is None or answer.status == 202:
+        for taken in range(5):
             began = time.monotonic()
             answer, problem = await caller.ask("POST", session["events_url"], event)
             took = time.monotonic() - began
-            taken += answer.status == 202
-            assert taken <= 4
+            if answer.status != 202:
+                break
+        else:
+            pytest.fail("it takes whatever comes")
 
     assert taken >= 1
     assert (answer.status, problem["code"], problem["retryable"]) == (503, "upstream-backpressure", True)

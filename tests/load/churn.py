@@ -93,7 +93,7 @@ def main() -> int:
                 *("--upstream-url", far_end.base_url),
                 environ={
                     "GATEWAY_RELAY__LOG_RETENTION_SECONDS": str(RETENTION_SECONDS),
-                    "GATEWAY_LOG__LEVEL": "warning",
+                    "GATEWAY_LOG__ACCESS": "false",
                 },
             )
             return compare(gateway, given.sessions, given.at_once)
