@@ -33,6 +33,9 @@ SETTLE_SECONDS: Final = 1.0
 WARM_SESSIONS: Final = 3
 BARE_SECONDS: Final = 600.0
 
+SENDER: Final = "the emulator (aiortc; what falls into one turn of its loop shares datagrams)"
+"""Named with every figure: what an event costs to receive depends on its sender and its pace more than on code."""
+
 Figures = dict[str, float | int | str | None]
 
 
@@ -243,7 +246,7 @@ def _conditions(plan: Plan, target: Target) -> Figures:
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "sender": "aiortc, one event a datagram" if target.upstream else "unknown",
+        "sender": SENDER if target.upstream else "unknown",
         "sessions": plan.sessions,
         "turns": plan.turns,
         "words": plan.words,
@@ -290,7 +293,7 @@ def _show(console: Console, figures: Figures) -> None:
     talk = f"{figures['sessions']} sessions, {figures['turns']} turns of {figures['words']} words"
     if pace is not None:
         talk += f", {pace:g} tokens a second each" if pace else ", as fast as the emulator can"
-    machine = f"{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
+    machine = f"sender: {figures['sender']}\n{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
     table = Table(title=f"gateway {figures['version']}: {talk}", caption=machine)
     table.add_column("what")
     table.add_column("measured", justify="right")
