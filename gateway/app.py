@@ -256,6 +256,8 @@ def _rule(key: Key) -> KeyRule:
         sessions_per_minute=key.sessions_per_minute,
         events_per_second=key.events_per_second,
         bytes_per_second=key.bytes_per_second,
+        tokens_per_session=key.tokens_per_session,
+        tokens_per_day=key.tokens_per_day,
     )
 
 

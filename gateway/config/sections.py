@@ -144,6 +144,8 @@ class Key(Section):
     sessions_per_minute: Annotated[float, Field(gt=0)] | None = None
     events_per_second: Annotated[float, Field(gt=0)] | None = None
     bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_session: Count | None = None
+    tokens_per_day: Count | None = None
 
     @field_validator("name")
     @classmethod

@@ -51,6 +51,8 @@ class KeyRule:
     sessions_per_minute: float | None = None
     events_per_second: float | None = None
     bytes_per_second: float | None = None
+    tokens_per_session: int | None = None
+    tokens_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,6 @@ class Grant:
         return any(_matches(pattern, event_type) for pattern in self.patterns)
 
 
-TokenHook = Callable[[str, str | None], float | None]
-"""(principal, session) to the seconds until its token allowance is renewed; None while there is some left."""
-
-
 class Access:
     """The rules in force and what they count. `replace` brings new rules while the gateway runs."""
 
@@ -101,12 +99,10 @@ class Access:
         rules: AccessRules,
         signatures: Signatures,
         monotonic: Callable[[], float],
-        tokens_spent: TokenHook = lambda principal, session: None,
     ) -> None:
         self.rules = rules
         self.signatures = signatures
         self._monotonic = monotonic
-        self._tokens_spent = tokens_spent
         # One bucket for a principal and a limit: bounded by the configured names.
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
@@ -134,7 +130,6 @@ class Access:
     def spend_opening(self, grant: Grant) -> None:
         """Count a session being opened. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
-        self._require_tokens(grant, None)
         if rule is not None and rule.sessions_per_minute is not None:
             # A whole minute's worth may be opened at once: that is what "a minute" promises.
             wanted = [("sessions", 1.0, rule.sessions_per_minute / 60, max(1.0, rule.sessions_per_minute))]
@@ -142,7 +137,6 @@ class Access:
 
     def spend_events(self, grant: Grant, session_id: str, events: int, size: int) -> None:
         """Count client events about to be sent. Raises `rate-limited`."""
-        self._require_tokens(grant, session_id)
         rule = self.rule(grant.principal.name)
         if rule is None:
             return
@@ -169,11 +163,6 @@ class Access:
             taken.append((bucket, amount))
         for bucket, amount in taken:
             bucket.take(amount, now)
-
-    def _require_tokens(self, grant: Grant, session_id: str | None) -> None:
-        wait = self._tokens_spent(grant.principal.name, session_id)
-        if wait is not None:
-            raise OverloadError("rate-limited", "This key's token allowance is spent.", retry_after=wait)
 
 
 def grant(request: web.Request, need: Need) -> Grant:
@@ -267,13 +256,21 @@ def _by_key(request: web.Request, word: str | None) -> Grant:
         rule = access.caller_by_key(word)
         if rule is None:
             raise CallerError("unauthorized", "The API key is not known here.")
-        principal = Principal(rule.name, max_sessions=rule.max_sessions)
-        return Grant(principal, "key", restricted=rules.members_locked)
+        return Grant(_principal(rule), "key", restricted=rules.members_locked)
     if rules.keys and rules.anonymous is None:
         raise CallerError("unauthorized", "Send an API key as 'Authorization: Bearer'.")
     limit = rules.anonymous.max_sessions if rules.anonymous else None
     return Grant(
         Principal(ANONYMOUS, anonymous=True, max_sessions=limit), "anonymous", restricted=rules.members_locked
+    )
+
+
+def _principal(rule: KeyRule) -> Principal:
+    return Principal(
+        rule.name,
+        max_sessions=rule.max_sessions,
+        tokens_per_session=rule.tokens_per_session,
+        tokens_per_day=rule.tokens_per_day,
     )
 
 

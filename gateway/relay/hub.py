@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
+from gateway.relay.allowance import Allowance
 from gateway.relay.broker import Broker
 from gateway.relay.clock import Clock
 from gateway.relay.eventlog import Framing
@@ -69,7 +70,7 @@ class Hub:
         self.idempotency = IdempotencyKeys()
         self._clock = clock or Clock()
         self._telemetry = telemetry
-        self._world = World(dialer, telemetry, limits, self._clock)
+        self._world = World(dialer, telemetry, limits, self._clock, Allowance())
         self._broker = Broker(
             framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry
         )
@@ -207,6 +208,7 @@ class Hub:
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
         if self._broker.full:
             raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
+        self._world.allowance.check(principal, self._clock.unix())
         if principal.max_sessions is None:
             return
         if (

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.allowance import Allowance
 from gateway.relay.clock import Clock
 from gateway.relay.conversation import Conversation, Sent
 from gateway.relay.envelope import member, peek
@@ -49,6 +50,7 @@ class World:
     telemetry: Telemetry
     limits: RelayLimits
     clock: Clock
+    allowance: Allowance
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,8 @@ class Principal:
     anonymous: bool = False
     max_sessions: int | None = None
     """Sessions at once; None for no limit of its own."""
+    tokens_per_session: int | None = None
+    tokens_per_day: int | None = None
 
 
 class Reader(Protocol):

@@ -59,6 +59,8 @@ class Session:
         self._clock = world.clock
         self._telemetry = world.telemetry
         self._limits = world.limits
+        self._allowance = world.allowance
+        self._tokens = 0
         self._idempotency = IdempotencyKeys()
         self._state = State.CONNECTING
         self._accepted = 0
@@ -150,6 +152,7 @@ class Session:
     async def turn(self, request: TurnRequest) -> Turn:
         self._require_live()
         check_locked(request.response, self._limits.session_locked, "")
+        self._allowance.check(self.opening.principal, self._clock.unix())
         turn = self._turns.add(request, self._clock.token(TOKEN_LENGTH))
         self._advance_turns()
         return turn
@@ -186,6 +189,7 @@ class Session:
             "accepted": self._accepted,
             "log_events": len(self.log),
             "log_bytes": self.log.size,
+            "tokens": self._tokens,
             "responses_active": len(self._responses.active),
             "last_error_code": refusal["code"] if refusal else None,
             "line": self._line.diagnostics,
@@ -358,6 +362,7 @@ class Session:
                 self._responses.created(value, now)
             case "response.done":
                 self._responses.done(value, now)
+                self._spend(member(value, "response", "usage", "total_tokens"))
                 if not self._responses.busy:
                     self._asked = None
                 if not self._responses.active:
@@ -365,6 +370,16 @@ class Session:
             case "error":
                 code = member(value, "error", "code") or member(value, "error", "type")
                 self._telemetry.upstream_error(str(code))
+
+    def _spend(self, tokens: object) -> None:
+        """Count what a response has cost, and end the session once its own limit is reached."""
+        if not isinstance(tokens, int):
+            return
+        principal = self.opening.principal
+        self._allowance.spend(principal.name, tokens, self._clock.unix())
+        self._tokens += tokens
+        if principal.tokens_per_session is not None and self._tokens >= principal.tokens_per_session:
+            self.end(CloseReason.LIMIT)
 
     def _tell_expiring(self) -> None:
         expires_at = self._line.call_expires_at
@@ -387,6 +402,8 @@ class Session:
                     f"Event {index} has {event.size} bytes; at most {limits.max_event_bytes} are allowed."
                 )
                 raise CallerError("too-large", detail, members={"limit": limits.max_event_bytes})
+            if event.type == "response.create":
+                self._allowance.check(self.opening.principal, self._clock.unix())
             if limits.session_locked and event.type in _HOLDS_SESSION:
                 holder = _HOLDS_SESSION[event.type]
                 locked = [f"{holder}.{name}" for name in limits.session_locked]

@@ -7,7 +7,7 @@ from typing import cast
 import aiohttp
 import pytest
 
-from gateway.downstream.access import Access, AccessRules, TokenHook
+from gateway.downstream.access import Access, AccessRules
 from gateway.downstream.admin import Operator
 from gateway.downstream.credentials import Signatures
 from gateway.downstream.limits import ServerLimits
@@ -30,14 +30,13 @@ async def build() -> AsyncIterator[Build]:
         relay: RelayLimits | None = None,
         limits: ServerLimits | None = None,
         token: tuple[bytes, ...] = (),
-        tokens_spent: TokenHook = lambda principal, session: None,
     ) -> House:
         facts, far_end = Facts(), FarEnd()
         telemetry = cast("Telemetry", facts)
         relay = replace(relay or RelayLimits(), parting_seconds=0.05)
         hub = Hub(far_end, frame, telemetry, relay)
         drained: list[bool] = []
-        access = Access(rules or AccessRules(), Signatures([SIGNING_KEY]), hub._clock.monotonic, tokens_spent)
+        access = Access(rules or AccessRules(), Signatures([SIGNING_KEY]), hub._clock.monotonic)
         operator = Operator(
             metrics=lambda accept: (
                 b"up 1\n",

@@ -9,6 +9,7 @@ import pytest
 from gateway.downstream.access import Access, AccessRules, KeyRule
 from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures
+from gateway.relay.session import Session
 from tests.downstream.house import SIGNING_KEY, Build, House
 
 
@@ -385,16 +386,15 @@ async def test_refused_batch_costs_nothing(build: Build) -> None:
     assert house.access._buckets["ann", "events"].level >= refill.level
 
 
-async def test_spent_tokens_stop_sending(build: Build) -> None:
-    """Where the token allowance is spent, nothing more is sent until it is renewed."""
-    spent: list[float] = []
-    house = await build(tokens_spent=lambda principal, session: spent[0] if spent else None)
-    path = f"/v1/sessions/{(await house.open())['id']}/events"
-    spent.append(3600)
-    answer = await house.call("POST", path, json={"type": "a"})
+async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
+    """What a key may spend is its principal's, whichever credential of the session sends later."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", tokens_per_session=5, tokens_per_day=9),)))
+    session = await house.open(headers=bearer("k"))
+    opened = house.hub.find(session["id"], None)
+    assert isinstance(opened, Session)
+    principal = opened.opening.principal
 
-    assert (answer.status, answer.code) == (429, "rate-limited")
-    assert answer.headers["Retry-After"] == "3600"
+    assert (principal.tokens_per_session, principal.tokens_per_day) == (5, 9)
 
 
 # --- callers' own upstream credential
