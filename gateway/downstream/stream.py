@@ -152,6 +152,8 @@ class Stream:
         now = around.monotonic()
         self._opened_at = self._wrote_at = self._silent_since = now
         self._writing_since: float | None = None
+        self._left = 0
+        """Bytes the client had not taken when it was last looked at."""
         self._waiter: asyncio.Future[None] | None = None
         self._awake = True
         self._beat_due = False
@@ -183,11 +185,8 @@ class Stream:
             waiter.set_result(None)
 
     def tick(self, now: float) -> None:
-        writing = self._writing_since
-        if writing is not None:
-            if now - writing >= self._around.limits.write_seconds:
-                self._end("slow")
-                self._abort()
+        if self._writing_since is not None:
+            self._watch_writing(self._writing_since, now)
             return
         if now - self._wrote_at >= self._heartbeat:
             self._beat_due = True
@@ -196,12 +195,25 @@ class Stream:
             self._rotate_due = True
             self.wake()
 
+    def _watch_writing(self, since: float, now: float) -> None:
+        """Cut off a client that takes nothing. Slow is not dead: one that took some has as long again for the rest."""
+        left = self._unsent()
+        if left < self._left:
+            self._left, self._writing_since = left, now
+        elif now - since >= self._around.limits.write_seconds:
+            self._end("slow")
+            self._abort()
+
+    def _unsent(self) -> int:
+        transport = self._protocol.transport
+        return 0 if transport is None else transport.get_write_buffer_size()
+
     def _end(self, reason: Ended) -> None:
         if self._ended is None:
             self._ended = reason
             self.wake()
 
-    def _left(self) -> None:
+    def _leave(self) -> None:
         self._end("client")
 
     def _hurry(self) -> None:
@@ -227,7 +239,7 @@ class Stream:
         await response.prepare(request)
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
         tune(request.transport, self._around.limits.write_seconds)
-        ignore_loss = watch_loss(request, self._left)
+        ignore_loss = watch_loss(request, self._leave)
         unsubscribe = self._reader.subscribe(self.wake)
         head = self._reader.head
         replay = after != head
@@ -318,7 +330,7 @@ class Stream:
     def _beat(self, cursor: EventId) -> bytes:
         # A filtered stream's cursor would age while events pass it by, so its heartbeat carries how far it has read.
         if self._filtered or self._reading.heartbeat_as_event:
-            return self._rendering.own("gateway.ping", {"at": str(cursor)}, str(cursor))
+            return self._rendering.own("gateway.ping", {"cursor": str(cursor)}, str(cursor))
         return self._rendering.heartbeat(self._reading.pad)
 
     async def _tell_gap(self, page: Page) -> None:
@@ -388,7 +400,7 @@ class Stream:
 
     async def _drain(self) -> None:
         """Wait until the client has taken most of what was put; the ticker watches how long that takes."""
-        self._writing_since = self._around.monotonic()
+        self._writing_since, self._left = self._around.monotonic(), self._unsent()
         try:
             await self._writer.drain()
             self._silent_since = self._around.monotonic()  # It took bytes from a full socket: a sign of life.

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.client import BlockParser
 from gateway.downstream.server import Binding, Server
-from gateway.downstream.stream import StreamLimits
+from gateway.downstream.stream import PAGE_BYTES, StreamLimits
 from gateway.relay.limits import RelayLimits
 from gateway.relay.state import CloseReason
 from tests.downstream.house import Build, House
@@ -570,25 +570,106 @@ async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
     assert (ping.name, ping.id) == ("gateway.ping", session.id_after(6))
 
 
+class Deaf:
+    """A client that asks and then takes only what it is told to."""
+
+    def __init__(self, url: str, path: str, buffer: int = 4096) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self._socket.connect((host, int(port)))
+        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        self._socket.setblocking(False)
+
+    async def take(self, size: int) -> bytes:
+        async with asyncio.timeout(5):
+            return await asyncio.get_running_loop().sock_recv(self._socket, size)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def large(session: Session, count: int = 1) -> None:
+    """Let the far end say much at once."""
+    session.say(*[event(delta="x" * 100_000)] * count)
+
+
 @pytest.mark.slow
 async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
-    """Little is held for it, nobody else waits, and the session goes on."""
+    """Nobody else waits for it, and the session goes on."""
     async with Second(session.house, StreamLimits(write_seconds=1)) as url:
-        host, port = url.removeprefix("http://").split(":")
-        client = socket.create_connection((host, int(port)))
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(f"GET {session.path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
-        big = event(delta="x" * 100_000)
         async with reading(session.house.http, f"{url}{session.path}", after="now") as stream:
             await stream.next()
             for _ in range(60):
-                session.say(big)
-                assert (await stream.next()).data == big
+                large(session)
+                await stream.next()
             await until(lambda: ("sse", "slow") in session.house.facts.of("stream_closed"))
-        client.close()
+            assert session.handle.view().receivers == 1
+        deaf.close()
 
     assert session.handle.view().state == "connected"
+
+
+@pytest.mark.slow
+async def test_reader_that_never_reads_holds_little(session: Session) -> None:
+    """One page and the narrow buffers of its socket, however much the log holds."""
+    async with Second(session.house, StreamLimits(write_seconds=30)) as url:
+        deaf = Deaf(url, session.path)
+        await until(lambda: session.handle.view().receivers == 1)
+        (stream,) = session.handle._receivers
+        large(session, 60)
+        await until(lambda: stream._writing_since is not None)
+
+        assert stream._unsent() <= PAGE_BYTES + 200_000
+        deaf.close()
+
+
+@pytest.mark.slow
+async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
+    """Who takes a little before each deadline is not cut off, though one write waits longer than that."""
+    large(session, 10)
+    async with Second(session.house, StreamLimits(write_seconds=1)) as url:
+        # A window of more than a moment's reading: with a smaller one TCP itself waits for it to open.
+        slow = Deaf(url, session.path, buffer=32768)
+        await until(lambda: session.handle.view().receivers == 1)
+        (stream,) = session.handle._receivers
+        for _ in range(10):
+            await slow.take(16384)
+            await asyncio.sleep(0.25)
+
+        assert stream._writing_since is not None
+        assert session.house.facts.of("stream_closed") == []
+        slow.close()
+
+
+async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Build) -> None:
+    """It would be told at the write deadline, if ever."""
+    session = await opened(await build(relay=RelayLimits(max_receivers=1)))
+    deaf = Deaf(session.house.url, session.path)
+    await until(lambda: session.handle.view().receivers == 1)
+    (stuck,) = session.handle._receivers
+    large(session, 20)
+    await until(lambda: stuck._writing_since is not None)
+    async with session.read(after="now") as stream:
+        await stream.next()
+        await until(lambda: session.house.facts.of("stream_closed") == [("sse", "superseded")])
+        assert session.handle.view().receivers == 1
+    deaf.close()
+
+
+async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
+    """A stream that fell behind is told of the gap, and ends."""
+    session = await opened(await build(relay=RelayLimits(log_max_events=5)))
+    async with session.read(on_gap="fail") as stream:
+        await stream.take(2)
+        session.count(range(20))
+        blocks = await stream.rest()
+
+    assert [said(block)["type"] for block in blocks] == ["gateway.gap"]
+    assert said(blocks[0])["missed"] == 15
+    assert session.house.facts.of("stream_closed") == [("sse", "error")]
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
