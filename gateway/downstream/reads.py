@@ -26,7 +26,7 @@ from gateway.downstream.stream import (
     gap_members,
     watch_loss,
 )
-from gateway.errors import CallerError, GatewayError
+from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.envelope import parse_object
 from gateway.relay.eventlog import EventId, Page
 from gateway.relay.ports import Handle
@@ -35,6 +35,9 @@ TICKER: Final = web.AppKey("ticker", Ticker)
 
 _MAX_PARAMETER_BYTES: Final = 16 * 1024
 ERROR: Final = "gateway.error"
+
+DRAINING_RETRY_SECONDS: Final = 2.0
+"""Another node behind the same address is likely to take the next try."""
 
 _CURSOR_ERRORS: Final = frozenset({"invalid-cursor", "cursor-expired"})
 _TOLD_IN_STREAM: Final = _CURSOR_ERRORS | {"draining", "capacity", "recovering", "rate-limited"}
@@ -81,6 +84,10 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
     caller, handle = session_grant(request, "read")
     by_ticket = caller.credential == "ticket" and query.get("errors") != "status"
     try:
+        if request.app[TICKER].closing:
+            raise OverloadError(
+                "draining", "The gateway is shutting down.", retry_after=DRAINING_RETRY_SECONDS
+            )
         wanted = _parse(request, query)
         after = reading.start(wanted.cursor, handle.reader)
         page = handle.reader.read(after, 1, 1)

@@ -78,6 +78,7 @@ class Ticker:
         self._monotonic = monotonic
         self._open: set[Ticking] = set()
         self._task: asyncio.Task[None] | None = None
+        self.closing = False
         self.delivered: dict[str, tuple[int, int]] = {}
         """For each session with open streams: how many, and the last sequence that any of them wrote."""
 
@@ -85,7 +86,8 @@ class Ticker:
         self._task = asyncio.create_task(self._run(), name="stream-ticker")
 
     async def close(self) -> None:
-        """End every open read. Harmless when repeated."""
+        """End every open read; none may begin any more. Harmless when repeated."""
+        self.closing = True
         for ticking in list(self._open):
             ticking.shut()
         if self._task is not None:

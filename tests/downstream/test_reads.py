@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.client import BlockParser
+from gateway.downstream.reads import TICKER
 from gateway.downstream.server import Binding, Server
 from gateway.downstream.stream import PAGE_BYTES, StreamLimits
 from gateway.relay.limits import RelayLimits
@@ -508,6 +509,21 @@ async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
     assert block.id == session.id_after(0)
     told = said(block)
     assert (told["type"], told["code"], told["status"]) == ("gateway.error", "invalid-cursor", 400)
+
+
+async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
+    """When to come back, and nothing that would move its cursor."""
+    runner = session.house.server._client_side._runner
+    await runner.app[TICKER].close()
+    told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}")
+    refused = await session.house.call("GET", session.path)
+
+    (block,) = BlockParser().feed(told.body)
+    assert (block.name, block.id, said(block)["code"]) == ("gateway.error", None, "draining")
+    assert block.retry is not None
+    assert 3000 <= block.retry <= 5000
+    assert (refused.status, refused.code) == (503, "draining")
+    assert "Retry-After" in refused.headers
 
 
 @pytest.mark.parametrize("query", ["ticket={ticket}&errors=status", "", "ticket={ticket}&format=ndjson"])
