@@ -27,9 +27,24 @@ def emulate(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Serve this recording instead of answering; repeatable."),
     ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Make this go wrong in every call; repeatable."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Accept this key only, instead of any; repeatable."),
+    ] = None,
+    brain_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask this chat completions server for the answers."),
+    ] = None,
+    brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
 ) -> None:
-    """Run the offline Realtime upstream. Any key is taken, nothing leaves this machine."""
-    from gateway.emulator.__main__ import main
+    """Run the offline Realtime upstream. Any key is taken and nothing leaves this machine, unless told otherwise."""
+    from gateway.emulator.__main__ import main, pair
+    from gateway.emulator.faults import NONE, changed
+    from gateway.emulator.recording import load
 
     if consent not in ("strict", "lenient"):
         raise typer.BadParameter(f"{consent!r} is neither strict nor lenient", param_hint="--consent")
@@ -40,7 +55,21 @@ def emulate(
     for file in record or []:
         if not file.is_file():
             raise typer.BadParameter(f"{file} is no file", param_hint="--record")
+        try:
+            load(file)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint="--record") from None
         arguments += ["--record", str(file)]
+    try:
+        changed(NONE, dict(pair(text) for text in fault or []))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from None
+    for flag, values in (("--fault", fault), ("--api-key", api_key)):
+        for value in values or []:
+            arguments.append(f"{flag}={value}")
+    for flag, value in (("--brain-url", brain_url), ("--brain-model", brain_model)):
+        if value is not None:
+            arguments.append(f"{flag}={value}")
     try:
         main(arguments)
     except OSError as error:

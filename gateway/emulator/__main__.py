@@ -39,7 +39,7 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     try:
         for path in given.record:
             load(path)
-        faults = changed(NONE, dict(_pair(text) for text in given.fault))
+        faults = changed(NONE, dict(pair(text) for text in given.fault))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return EmulatorConfig(
@@ -59,10 +59,11 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Split `NAME=VALUE`; raises ValueError."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--fault takes NAME=VALUE, not '{text}'")
+        raise ValueError(f"a fault is NAME=VALUE, not '{text}'")
     return name, value
 
 

@@ -4,6 +4,7 @@ import signal
 import socket
 
 import aiohttp
+import pytest
 
 from tests.cli.conftest import Start
 
@@ -31,3 +32,39 @@ async def test_emulator_without_its_port_fails(start: Start) -> None:
 
     assert status == 1
     assert "Traceback" not in running.output
+
+
+async def test_emulator_takes_faults_and_keys(start: Start) -> None:
+    """A fault of the flags is met by every call, and a key that is not listed is refused."""
+    flags = ("--fault", "signal_status=503", "--fault", "signal_retry_after=7", "--api-key", "sk-right")
+    running = await start("emulate", "--port", "0", *flags)
+    url = (await running.says(r"emulator listening on (http://127\.0\.0\.1:\d+/v1)"))[1]
+    wrong, right = ({"Authorization": f"Bearer {key}"} for key in ("sk-wrong", "sk-right"))
+    async with aiohttp.ClientSession() as http:
+        async with http.post(f"{url}/realtime/client_secrets", headers=wrong, json={}) as answer:
+            refused = answer.status
+        async with http.post(f"{url}/realtime/calls", headers=right, data={"sdp": "v=0"}) as answer:
+            failed, later = answer.status, answer.headers["Retry-After"]
+    await running.tell(signal.SIGTERM)
+
+    assert (refused, failed, later) == (401, 503, "7")
+    assert await running.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--fault", "premonition=1", "no fault is named 'premonition'"),
+        ("--record", __file__, "no line of a recording"),
+    ],
+)
+async def test_emulator_refuses_flags_that_mean_nothing(
+    start: Start, flag: str, value: str, says: str
+) -> None:
+    """A wrong value is told by its flag and by what was expected, exit status 2."""
+    running = await start("emulate", "--port", "0", flag, value)
+    status = await running.ended()
+    await running.says(flag)
+    await running.says(says)
+
+    assert status == 2
