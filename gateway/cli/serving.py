@@ -2,10 +2,8 @@
 
 import asyncio
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from os import environ
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import structlog
 
 from gateway.app import Gateway
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
+from gateway.cli.supervisor import beat, notify_supervisor
 from gateway.config import Config, ConfigError, load
 from gateway.telemetry import configure_logging
 
@@ -67,6 +66,7 @@ async def serve_until_told(
         return EXIT_FAILED
     gateway.collector.start()
     notify_supervisor("READY=1")
+    beating = asyncio.create_task(beat(), name="supervisor-beat")
     beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
     try:
         await _first(told.wait(), gateway.asked_to_drain.wait(), _watch(beside))
@@ -79,6 +79,8 @@ async def serve_until_told(
         await asyncio.wait({beside})
         await gateway.collector.close()
         await gateway.close()
+        beating.cancel()
+        await asyncio.wait({beating})
     return 0
 
 
@@ -100,14 +102,3 @@ async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait(tasks)
     for task in done:
         task.result()
-
-
-def notify_supervisor(state: str) -> None:
-    """Tell systemd (sd_notify(3)), where it started us with `Type=notify`."""
-    address = environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        # A leading @ means a name in the abstract namespace.
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.sendall(state.encode())
