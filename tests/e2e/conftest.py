@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Json, Serve, configured
 from tests.e2e.programs import Program
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_nowhere_special() -> None:
+    """Forget the logging that a command run in this process has set up: its stream is closed by now."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,13 @@ import aiohttp
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
 
-# Memory is first measured after so many sessions: allocators and caches have their size then.
-WARM_UP = 500
-# What fragmentation may add; a leak of one peer connection in a hundred would make 16 MiB of 10,000.
+# Memory is first measured after so many sessions. It grows by some 11 MiB over the first thousands, whether 10,000 follow
+# or 30,000: the heap finds its size.
+WARM_UP = 4000
+# What that may still vary by; a leak of one peer connection in a hundred would make 16 MiB of 10,000.
 GROWTH_KIB = 8 * 1024
+# Connections to the far end that are kept for the next call; how many depends on the moment.
+SPARE_DESCRIPTORS = 10
 # The log of a closed session is kept for a while by contract; here for so short that it does not look like a leak.
 RETENTION_SECONDS = 1
 # Longer than connections to the far end are kept for the next call.
@@ -129,7 +132,7 @@ def compare(gateway: Program, sessions: int, at_once: int) -> int:
     print(f"descriptors {before.descriptors} -> {after.descriptors}")
     print(f"threads {before.threads} -> {after.threads}")
     print(f"memory {before.memory_kib} -> {after.memory_kib} KiB ({grown:+d})")
-    same = after.descriptors <= before.descriptors and after.threads <= before.threads
+    same = after.descriptors <= before.descriptors + SPARE_DESCRIPTORS and after.threads <= before.threads
     return 0 if same and grown <= GROWTH_KIB else 1
 
 
