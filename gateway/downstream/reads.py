@@ -17,15 +17,9 @@ from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.keys import CLOCK, STREAM, TELEMETRY
 from gateway.downstream.reading import MEDIA_TYPES, Reading
 from gateway.downstream.rendering import EventStream, JsonLines, own_json, wrapped
-from gateway.downstream.stream import (
-    RETRY_MS,
-    UNBUFFERED,
-    Stream,
-    Surroundings,
-    Ticker,
-    gap_members,
-    watch_loss,
-)
+from gateway.downstream.stream import RETRY_MS, Stream, Surroundings, gap_members
+from gateway.downstream.ticker import Ticker
+from gateway.downstream.wire import UNBUFFERED, watch_loss
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.envelope import parse_object
 from gateway.relay.eventlog import EventId, Page

@@ -10,17 +10,17 @@ the one `Ticker` of the process, so that ten thousand idle streams cost one time
 
 import asyncio
 import random
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.downstream.protocol import Connection
 from gateway.downstream.reading import Reading
 from gateway.downstream.rendering import Rendering
 from gateway.downstream.sse import NEVER_RETRY_MS
+from gateway.downstream.ticker import Ticker
+from gateway.downstream.wire import UNBUFFERED, tune, watch_loss
 from gateway.relay.eventlog import Entry, EventId, Page
 from gateway.relay.ports import Handle, Telemetry
 
@@ -33,14 +33,6 @@ _LABELS: Final[Mapping[str, str]] = {"done": "closed", "gap": "error"}
 PAGE_EVENTS: Final = 1024
 PAGE_BYTES: Final = 256 * 1024
 """Most that one write takes: enough to catch up fast, little enough that one reader does not hold the others up."""
-
-SEND_BUFFER_BYTES: Final = 16 * 1024
-WRITE_BUFFER_BYTES: Final = 8 * 1024
-"""With the kernel's and asyncio's defaults a reader that never reads takes 4 MB before a write waits; so 192 KB."""
-
-TICK_SECONDS: Final = 0.5
-UNBUFFERED: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
-"""Ask proxies to pass every byte on as it comes; nginx listens to the second."""
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 
@@ -60,53 +52,6 @@ class StreamLimits:
     heartbeat_seconds: float = 15
     max_age_seconds: float = 300
     write_seconds: float = 10
-
-
-class Ticking(Protocol):
-    """What the ticker looks after."""
-
-    def tick(self, now: float) -> None: ...
-
-    def shut(self) -> None:
-        """The server is closing."""
-
-
-class Ticker:
-    """One timer for all open reads of a server, and the list of them."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._open: set[Ticking] = set()
-        self._task: asyncio.Task[None] | None = None
-        self.closing = False
-        self.delivered: dict[str, tuple[int, int]] = {}
-        """For each session with open streams: how many, and the last sequence that any of them wrote."""
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="stream-ticker")
-
-    async def close(self) -> None:
-        """End every open read; none may begin any more. Harmless when repeated."""
-        self.closing = True
-        for ticking in list(self._open):
-            ticking.shut()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
-
-    def add(self, ticking: Ticking) -> None:
-        self._open.add(ticking)
-
-    def remove(self, ticking: Ticking) -> None:
-        self._open.discard(ticking)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            now = self._monotonic()
-            for ticking in list(self._open):
-                ticking.tick(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,25 +382,3 @@ def answering(handle: Handle) -> bool:
         if entry.type.startswith("response."):
             return True
     return False
-
-
-def tune(transport: asyncio.BaseTransport | None, write_seconds: float) -> None:
-    """Keep little between the log and the client, so that a write waits soon after the client stops to read."""
-    if not isinstance(transport, asyncio.WriteTransport):
-        return
-    transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-    connection = transport.get_extra_info("socket")
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Bytes that nobody acknowledges end the connection, where keepalive would wait for hours (RFC 5482).
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_seconds * 2000))
-
-
-def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[], None]:
-    """Call when the client's connection is lost, until the returned function is called."""
-    protocol = request.protocol
-    if isinstance(protocol, Connection):
-        return protocol.on_lost(call)
-    return lambda: None

@@ -19,8 +19,9 @@ from gateway.downstream.reading import Reading
 from gateway.downstream.reads import ERROR, error_members, expired, surroundings
 from gateway.downstream.rendering import EventStream
 from gateway.downstream.sse import unframe
-from gateway.downstream.stream import UNBUFFERED, Stream, tune, watch_loss
+from gateway.downstream.stream import Stream
 from gateway.downstream.turnbody import Form
+from gateway.downstream.wire import UNBUFFERED, tune, watch_loss
 from gateway.errors import GatewayError
 from gateway.relay.eventlog import Entry, EventId
 from gateway.relay.ports import Handle

@@ -17,8 +17,8 @@ from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
 from gateway.downstream.keys import ACCESS, HUB, SESSION, TELEMETRY
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
-from gateway.downstream.stream import watch_loss
 from gateway.downstream.turnanswer import Answer
+from gateway.downstream.wire import watch_loss
 from gateway.errors import GatewayError
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
