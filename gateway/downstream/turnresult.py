@@ -10,9 +10,8 @@ from typing import Final
 
 from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.ports import Json
+from gateway.relay.refusals import RATE_LIMITS
 from gateway.relay.turn import Turn
-
-_RATE_LIMITS: Final = frozenset({"rate_limit_exceeded", "inference_rate_limit_exceeded"})
 
 RATE_LIMIT_RETRY_SECONDS: Final = 10.0
 """Where OpenAI does not say when to come back."""
@@ -42,7 +41,7 @@ def result_of(turn: Turn) -> Json:
         raise turn.failure
     result = turn.result or {}
     error = response_error(result)
-    if error is not None and error.get("code") in _RATE_LIMITS:
+    if error is not None and error.get("code") in RATE_LIMITS:
         message = str(error.get("message"))
         raise UpstreamError(
             "upstream-rate-limited",

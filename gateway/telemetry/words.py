@@ -4,6 +4,8 @@ A label with a word that a client or the far end chose freely would grow the num
 carry a text or a key into a monitoring system.
 """
 
+from gateway.relay.refusals import MEANINGS
+
 OTHER = "other"
 
 CLIENT_EVENTS = frozenset(
@@ -78,26 +80,7 @@ SERVER_EVENTS = frozenset(
 
 UPSTREAM_CODES = frozenset(
     {
-        # of `error` events and failed responses
-        "cannot_update_voice",
-        "content_filter",
-        "conversation_already_has_active_response",
-        "inference_rate_limit_exceeded",
-        "input_audio_buffer_commit_empty",
-        "insufficient_quota",
-        "invalid_api_key",
-        "invalid_event",
-        "invalid_offer",
-        "invalid_request_error",
-        "invalid_value",
-        "item_truncate_invalid_item_id",
-        "missing_required_parameter",
-        "model_not_found",
-        "rate_limit_exceeded",
-        "response_cancel_not_active",
-        "server_error",
-        "session_expired",
-        "unknown_parameter",
+        *MEANINGS,
         # of calls that did not come about, in the gateway's own words
         "upstream-failed",
         "upstream-rate-limited",

@@ -2,6 +2,6 @@
 
 The only room that knows aiortc and aioice. Above it nothing is seen of them: `webrtc.WebRTCDialer` is the relay's
 `Dialer`, an open call is its `Upstream`, and every failure is an `UpstreamError`. `signalling` holds the HTTP request
-and the table of what its errors mean, `sdp` the text of offer and answer, and `tuning` lists whatever reaches into the
+(what a refusal of it means stands in `relay.refusals`), `sdp` the text of offer and answer, and `tuning` lists whatever reaches into the
 two libraries further than their public interface does; `ice`, `dtls` and `sctp` are what it reaches with.
 """

@@ -1,4 +1,4 @@
-"""Creating and ending a call over HTTP, and the one table of what the service's refusals mean.
+"""Creating and ending a call over HTTP. What the service's refusals mean stands in `relay.refusals`.
 
 `POST {base_url}/realtime/calls` takes the offer and the session object and gives the answer; `POST .../hangup` ends the
 call. Refuses to know WebRTC: offer and answer are text. Nothing that leaves this file holds a key: the service quotes
@@ -6,6 +6,7 @@ part of a wrong one in its message, so messages are cleaned before they are show
 """
 
 import asyncio
+import hashlib
 import json
 import math
 import re
@@ -18,9 +19,10 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 import aiohttp
 
-from gateway.errors import Code, UpstreamError
+from gateway.errors import UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, Json
+from gateway.relay.refusals import code_of
 from gateway.upstream.config import UpstreamConfig
 
 # A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.
@@ -41,18 +43,6 @@ _SECRET = re.compile(r"\b(?:sk|ek|rk|sess|gwk|gwt)[-_][A-Za-z0-9_\-*.]{4,}")
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 # An upstream code as a metric label and a member of an answer: the service's words, nothing else.
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-# Refusals that no repetition cures although their status says so (429 with these codes).
-_NOT_A_RATE_LIMIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-
-# What a status means. The first match counts; a 429 is a rate limit unless its code stands above.
-_BY_STATUS: tuple[tuple[range, Code], ...] = (
-    (range(408, 409), "upstream-failed"),
-    (range(425, 426), "upstream-failed"),
-    (range(429, 430), "upstream-rate-limited"),
-    (range(400, 500), "upstream-rejected"),
-    (range(500, 600), "upstream-failed"),
-)
 
 _DETAILS: Mapping[int, str] = {
     401: "OpenAI does not accept the credential",
@@ -155,7 +145,7 @@ class Signaller:
         assert self._client is not None
         headers = self._headers(request.bearer)
         if request.safety_identifier:
-            headers["OpenAI-Safety-Identifier"] = request.safety_identifier
+            headers["OpenAI-Safety-Identifier"] = hashed(request.safety_identifier)
         data: aiohttp.FormData | bytes
         if is_ephemeral(request.bearer):
             # An ephemeral key brings its session; its form is the bare offer (Realtime: create call).
@@ -202,6 +192,11 @@ class Signaller:
 
     def _secrets(self, bearer: str | None) -> tuple[str, ...]:
         return tuple(secret for secret in (bearer, self._config.api_key) if secret)
+
+
+def hashed(name: str) -> str:
+    """Give what tells callers apart upstream and names none: the service asks for a hash (Realtime: WebRTC guide)."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def is_ephemeral(bearer: str | None) -> bool:
@@ -279,9 +274,7 @@ def clean(message: str, secrets: tuple[str, ...] = ()) -> str:
 def _refusal(upstream: Json, retry_after: str | None, unix: float) -> UpstreamError:
     status = upstream["status"]
     assert isinstance(status, int)
-    code: Code = next((code for statuses, code in _BY_STATUS if status in statuses), "upstream-failed")
-    if code == "upstream-rate-limited" and upstream.get("code") in _NOT_A_RATE_LIMIT:
-        code = "upstream-rejected"
+    code = code_of(status, upstream.get("code"))
     detail = _DETAILS.get(status, f"OpenAI answered with status {status}")
     if status not in range(400, 600):
         detail = f"OpenAI answered with status {status}, expected 201"

@@ -150,19 +150,22 @@ class WebRTCUpstream:
             async with deadline:
                 await self._connect(seconds)
         except TimeoutError as error:
-            if not deadline.expired():
-                raise UpstreamError("upstream-failed", "The connection to OpenAI timed out.") from error
-            raise UpstreamError(
-                "upstream-timeout",
-                f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}.",
-                members={"phase": self._phase},
-            ) from error
+            # The socket's own, or the deadline over it all.
+            failure = (
+                UpstreamError(
+                    "upstream-timeout",
+                    f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}.",
+                    members={"phase": self._phase},
+                )
+                if deadline.expired()
+                else UpstreamError("upstream-failed", "The connection to OpenAI timed out.")
+            )
+            self._dialer.telemetry.upstream_error(failure.code)
+            raise failure from error
         except UpstreamError as error:
             told = error.members.get("upstream")
-            if isinstance(told, dict):
-                self._dialer.telemetry.upstream_error(
-                    str(told.get("code") or told.get("type") or told["status"])
-                )
+            word = (told.get("code") or told.get("type")) if isinstance(told, dict) else None
+            self._dialer.telemetry.upstream_error(str(word or error.code))
             raise
 
     async def _connect(self, seconds: float) -> None:

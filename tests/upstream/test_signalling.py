@@ -1,6 +1,7 @@
 """Creating a call over HTTP, against a service that answers what the test says."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -70,7 +71,7 @@ async def test_create_sends_offer_and_session_as_the_service_reads_them() -> Non
         )
 
     async with signaller(handler, organization="org-1", project="proj-1") as one:
-        created = await one.create(OFFER, replace(REQUEST, safety_identifier="hash"), 5)
+        created = await one.create(OFFER, replace(REQUEST, safety_identifier="somebody"), 5)
 
     assert created == signalling.CreatedCall("v=0\r\n", "rtc_u1_X", 201)
     assert seen["path"] == "/v1/realtime/calls"
@@ -80,7 +81,7 @@ async def test_create_sends_offer_and_session_as_the_service_reads_them() -> Non
     assert seen["headers"]["Authorization"] == f"Bearer {KEY}"
     assert seen["headers"]["OpenAI-Organization"] == "org-1"
     assert seen["headers"]["OpenAI-Project"] == "proj-1"
-    assert seen["headers"]["OpenAI-Safety-Identifier"] == "hash"
+    assert seen["headers"]["OpenAI-Safety-Identifier"] == hashlib.sha256(b"somebody").hexdigest()
     assert "OpenAI-Beta" not in seen["headers"]
 
 
