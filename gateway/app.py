@@ -56,12 +56,17 @@ class Gateway:
             models=[str(config.upstream.session.get("model"))],
             access_log=config.log.access,
         )
-        self._probes = Probes(self._metrics.loop_lagged, self._metrics.gc_paused)
         self.collector = Collector(lambda: self._metrics.ended, lambda: self._metrics.live)
         """Garbage collection is the whole process's: whoever owns the process starts and closes it."""
         self._dialer = WebRTCDialer(upstream_config(config), self._metrics, clock)
         self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
         self._metrics.watch(lambda: self._hub.draining)
+
+        def lagged(seconds: float) -> None:
+            self._metrics.loop_lagged(seconds)
+            self._hub.strain.lagged(seconds, clock.monotonic())
+
+        self._probes = Probes(lagged, self._metrics.gc_paused)
         keys = signing_keys(config.access) or (secrets.token_bytes(32),)
         self._access = Access(rules, Signatures(keys), clock.monotonic)
         self._server = Server(
@@ -153,6 +158,7 @@ def relay_limits(config: Config) -> RelayLimits:
         template=template(config.upstream.session),
         session_locked=config.upstream.session_locked,
         max_sessions=relay.max_sessions,
+        max_loop_lag_seconds=relay.max_loop_lag_seconds,
         max_event_bytes=config.server.max_event_bytes,
         high_water_bytes=relay.high_water_bytes,
         log_max_events=relay.log_max_events,

@@ -240,6 +240,7 @@ class Relay(Section):
     """Sessions and their logs."""
 
     max_sessions: Count = 2000
+    max_loop_lag_seconds: Annotated[SecondsOrNever, Field(le=60)] = 0.25
     max_server_event_bytes: Annotated[int, Field(ge=64 * KIB, le=64 * MIB)] = 4 * MIB
     high_water_bytes: Annotated[int, Field(ge=KIB)] = MIB
     log_max_events: Count = 10_000

@@ -22,8 +22,8 @@ from gateway.downstream.keys import ACCESS, HUB, PRINCIPAL, SESSION
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.ports import Handle, Principal
 
-Need = Literal["read", "send", "manage"]
-"""`manage` is what concerns no single session: opening and listing."""
+Need = Literal["read", "send"]
+"""What a caller wants of a session; tickets are for reading only."""
 
 ANONYMOUS: Final = "anonymous"
 
@@ -165,7 +165,7 @@ class Access:
             bucket.take(amount, now)
 
 
-def grant(request: web.Request, need: Need) -> Grant:
+def grant(request: web.Request) -> Grant:
     """Let a caller in where no session is concerned. Raises `unauthorized` or `forbidden`."""
     word, _ = _shown(request)
     if word is not None and looks_signed(word):

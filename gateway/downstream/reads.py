@@ -209,7 +209,7 @@ def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) 
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000
-    text = own_json(ERROR, error_members(error, request.path))
+    text = own_json(ERROR, error_members(error, request.rel_url.raw_path))
     block = sse.notice(ERROR, text, id=cursor, retry=retry)
     return web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=UNBUFFERED)
 

@@ -65,7 +65,7 @@ def add_routes(app: web.Application) -> None:
 
 async def create(request: web.Request) -> web.Response:
     """Open a session: 201 when its data channel is open."""
-    caller = grant(request, "manage")
+    caller = grant(request)
     bearer = required_upstream_bearer(request)
     body = await read_body(request)
     if body:
@@ -78,12 +78,13 @@ async def create(request: web.Request) -> web.Response:
         return _Created(view.id, compact(created_object(request, view)))
 
     hub = request.app[HUB]
+    table = hub.idempotency(caller.principal)
     key = scoped_key(request, caller)
-    created, replayed = await once(request, hub.idempotency, key, body, open_session, _Created)
+    created, replayed = await once(request, table, key, body, open_session, _Created)
     if replayed and not _still_known(request, created.session_id):
         # A key lives as long as its session; this is a first try again.
-        hub.idempotency.release(str(key))
-        created, replayed = await once(request, hub.idempotency, key, body, open_session, _Created)
+        table.release(str(key))
+        created, replayed = await once(request, table, key, body, open_session, _Created)
     request[SESSION] = created.session_id
     if key is None and _client_left(request):
         await hub.find(created.session_id, None).close(CloseReason.CLIENT)  # Nobody will ever learn its id.
@@ -94,7 +95,7 @@ async def create(request: web.Request) -> web.Response:
 
 async def list_own(request: web.Request) -> web.Response:
     """Give the caller's sessions, newest first. Not to anonymous callers: to them an id is the capability."""
-    caller = grant(request, "manage")
+    caller = grant(request)
     if caller.credential == "anonymous":
         raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
     views = request.app[HUB].sessions(caller.principal)

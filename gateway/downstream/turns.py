@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from gateway.downstream import turnbody, turnresult
-from gateway.downstream.access import Grant, grant, session_grant
+from gateway.downstream.access import Grant, grant, session_grant, upstream_bearer
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
@@ -48,11 +48,12 @@ def add_routes(app: web.Application) -> None:
 async def session_turn(request: web.Request) -> web.StreamResponse:
     """Take a turn in a session that there is. It goes on in the log when the client leaves."""
     caller, handle = session_grant(request, "send")
+    bearer = upstream_bearer(request)
     asked = await _ask(request, caller, own_session=False)
 
     async def take(errand: Errand) -> None:
         _spend(request, caller, handle.id, asked)
-        errand.begun.set_result((handle, await handle.turn(asked.wanted.request)))
+        errand.begun.set_result((handle, await handle.turn(asked.wanted.request, bearer=bearer)))
 
     return await _answer(request, asked, handle.idempotency, take)
 
@@ -60,7 +61,7 @@ async def session_turn(request: web.Request) -> web.StreamResponse:
 async def own_turn(request: web.Request) -> web.StreamResponse:
     """Take a turn in a session made for it. When the client leaves, it is cancelled; with an Idempotency-Key it is kept,
     since the client may come back for it."""
-    caller = grant(request, "manage")
+    caller = grant(request)
     bearer = required_upstream_bearer(request)
     asked = await _ask(request, caller, own_session=True)
     session = parse_wanted(request, {} if asked.wanted.session is None else {"session": asked.wanted.session})
@@ -74,7 +75,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     async def take(errand: Errand) -> None:
         request.app[ERRANDS].own(errand.start(open_session, asked.wanted.request))
 
-    return await _answer(request, asked, hub.idempotency, take)
+    return await _answer(request, asked, hub.idempotency(caller.principal), take)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, Tele
 from gateway.relay.session import Opening, Session
 from gateway.relay.sessionobject import check_locked, merge
 from gateway.relay.state import CloseReason
+from gateway.relay.strain import Strain
 
 TICK_SECONDS: Final = 1.0
 """The grain of all deadlines of seconds and minutes: one timer for all sessions instead of several each."""
@@ -67,7 +68,10 @@ class Hub:
     ) -> None:
         self.limits = limits
         self.draining = False
-        self.idempotency = IdempotencyKeys()
+        self.strain = Strain(limits.max_loop_lag_seconds)
+        """Whoever watches the event loop tells it how late that runs."""
+        # A table for each caller, so that a busy one evicts nobody else's promises: bounded by the configured names.
+        self._idempotency: dict[str, IdempotencyKeys] = {}
         self._clock = clock or Clock()
         self._telemetry = telemetry
         self._world = World(dialer, telemetry, limits, self._clock, Allowance())
@@ -148,6 +152,10 @@ class Hub:
         self._sessions[session_id] = self._opening.pop(session_id)
         return session
 
+    def idempotency(self, principal: Principal) -> IdempotencyKeys:
+        """Give the caller's keys of requests that open sessions."""
+        return self._idempotency.setdefault(principal.name, IdempotencyKeys())
+
     def find(self, session_id: str, principal: Principal | None) -> Handle:
         """Give a session, raising `session-unknown` for other people's, too. With principal None the id itself, or a
         signed credential that holds it, is the capability."""
@@ -202,6 +210,9 @@ class Hub:
         )
 
     def _reserve(self, principal: Principal) -> None:
+        if self.strain.high:
+            # Those who are being served come first: an opening is the dearest thing to ask for.
+            raise OverloadError("capacity", "The gateway is too busy.", retry_after=RETRY_CAPACITY_SECONDS)
         live = [*self._opening.values(), *self._live()]
         if len(live) >= self.limits.max_sessions:
             detail = f"All {self.limits.max_sessions} sessions are taken."

@@ -10,7 +10,7 @@ from typing import Final
 from gateway.errors import CallerError, OverloadError
 
 MAX_KEYS: Final = 1024
-"""Per session, and per gateway for creates: at 1 KiB an answer this is a megabyte."""
+"""Per session, and per caller for creates: at 1 KiB an answer this is a megabyte."""
 
 
 class Slot:

@@ -16,6 +16,8 @@ class RelayLimits:
     session_locked: tuple[str, ...] = ()
     """Members of it that a caller may not set; dots lead into objects, as in `audio.input.turn_detection`."""
     max_sessions: int = 2000
+    max_loop_lag_seconds: float = 0.25
+    """How late the event loop may run before no new sessions are opened; 0 for never mind."""
     max_event_bytes: int = MIB
     high_water_bytes: int = MIB
     """A batch that would lift `bufferedAmount` above this is refused, unless nothing is buffered."""

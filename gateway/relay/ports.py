@@ -217,8 +217,9 @@ class Handle(Protocol):
         """Accept a checked batch whole, or raise: `session-closed`, `recovering`, `upstream-backpressure`, `too-large`,
         `member-locked`. `bearer` renews the caller's own upstream credential."""
 
-    async def turn(self, request: TurnRequest) -> Turn:
-        """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`."""
+    async def turn(self, request: TurnRequest, *, bearer: str | None = None) -> Turn:
+        """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`. `bearer` renews the caller's own
+        upstream credential."""
 
     async def withdraw(self, turn: Turn) -> None:
         """Nobody waits for this turn any more: cancel its response, or forget it unsent."""

@@ -149,11 +149,13 @@ class Session:
         self._accepted += len(batch)
         return Receipt(len(batch), first, self._accepted, head)
 
-    async def turn(self, request: TurnRequest) -> Turn:
+    async def turn(self, request: TurnRequest, *, bearer: str | None = None) -> Turn:
         self._require_live()
         check_locked(request.response, self._limits.session_locked, "")
         self._allowance.check(self.opening.principal, self._clock.unix())
         turn = self._turns.add(request, self._clock.token(TOKEN_LENGTH))
+        if bearer is not None:
+            self._line.renew(bearer)
         self._advance_turns()
         return turn
 

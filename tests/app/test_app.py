@@ -51,6 +51,7 @@ CHANGES: dict[str, Any] = {
     "upstream.session_locked": ("model",),
     "upstream.session": {"model": "gpt-realtime-2"},
     "relay.max_sessions": 5,
+    "relay.max_loop_lag_seconds": 0.5,
     "relay.max_server_event_bytes": 1 << 20,
     "relay.high_water_bytes": 4096,
     "relay.log_max_events": 6,

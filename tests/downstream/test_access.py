@@ -411,21 +411,31 @@ async def test_own_upstream_credential_is_used_and_renewed(build: Build) -> None
     assert b"ek_secret" not in answer.body
 
 
-async def test_later_post_brings_a_new_upstream_credential(build: Build) -> None:
+@pytest.mark.parametrize(
+    ("tail", "body"), [("events", {"type": "a"}), ("turns?format=json", {"input": "Hi"})]
+)
+async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: str, body: object) -> None:
     """A credential that ran out is renewed by any post; the next call of the session uses it."""
     house = await build(AccessRules(client_upstream=True))
     session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
-    await house.call(
-        "POST",
-        f"/v1/sessions/{session['id']}/events",
-        json={"type": "a"},
-        headers={"X-Upstream-Authorization": "Bearer ek_new"},
+    posting = asyncio.create_task(
+        house.call(
+            "POST",
+            f"/v1/sessions/{session['id']}/{tail}",
+            json=body,
+            headers={"X-Upstream-Authorization": "Bearer ek_new"},
+        )
     )
+    async with asyncio.timeout(5):
+        while not house.far_end.sent:
+            await asyncio.sleep(0.01)
     house.hub.restart(session["id"])
     async with asyncio.timeout(5):
         while len(house.far_end.requests) < 2:
             await asyncio.sleep(0.01)
 
+    posting.cancel()  # Nobody answers the turn.
+    await asyncio.wait({posting})
     assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
 
 

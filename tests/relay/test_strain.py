@@ -1,0 +1,96 @@
+"""gateway/relay/strain.py, and what the hub does with it."""
+
+import pytest
+
+from gateway.errors import OverloadError
+from gateway.relay.ports import Principal
+from gateway.relay.strain import LASTING_SECONDS, RELIEF, Strain
+from tests.relay.conftest import Build
+from tests.relay.fakes import client_event
+
+LIMIT = 0.25
+LATE = LIMIT + 0.01
+
+
+def strained(strain: Strain, seconds: float = LATE) -> None:
+    """Be late for just long enough."""
+    for now in (10.0, 10.0 + LASTING_SECONDS):
+        strain.lagged(seconds, now)
+
+
+def test_lasting_lateness_is_strain() -> None:
+    """Late at every look for a second."""
+    strain = Strain(LIMIT)
+    strain.lagged(LATE, 10.0)
+    strain.lagged(LATE, 10.0 + LASTING_SECONDS - 0.01)
+    before = strain.high
+    strain.lagged(LATE, 10.0 + LASTING_SECONDS)
+
+    assert (before, strain.high) == (False, True)
+
+
+def test_a_single_pause_is_none_however_long() -> None:
+    """One look says nothing of what lasts."""
+    strain = Strain(LIMIT)
+    strain.lagged(30 * LATE, 10.0)
+
+    assert not strain.high
+
+
+def test_a_moment_in_time_begins_the_count_anew() -> None:
+    """Late, in time, late: no second of it was all late."""
+    strain = Strain(LIMIT)
+    strain.lagged(LATE, 10.0)
+    strain.lagged(LIMIT, 10.5)
+    strain.lagged(LATE, 11.0)
+    strain.lagged(LATE, 11.5)
+
+    assert not strain.high
+
+
+def test_strain_is_over_well_below_the_limit() -> None:
+    """Just below the limit it goes on, so that it does not come and go with every look."""
+    strain = Strain(LIMIT)
+    strained(strain)
+    strain.lagged(LIMIT * 0.9, 12.0)
+    near = strain.high
+    strain.lagged(LIMIT * RELIEF, 12.2)
+
+    assert (near, strain.high) == (True, False)
+
+
+def test_without_a_limit_there_is_no_strain() -> None:
+    """0 switches it off."""
+    strain = Strain(0)
+    strained(strain, 100.0)
+
+    assert not strain.high
+
+
+async def test_a_strained_hub_opens_nothing_and_serves_on(build: Build) -> None:
+    """New sessions are refused for a while; the running one takes events."""
+    house = build()
+    session = await house.open()
+    strained(house.hub.strain)
+    with pytest.raises(OverloadError) as caught:
+        await house.open()
+    receipt = await session.submit([client_event("x")])
+    house.hub.strain.lagged(0, 20.0)
+
+    assert (caught.value.code, caught.value.retry_after is not None) == ("capacity", True)
+    assert receipt.accepted == 1
+    assert await house.open()
+
+
+async def test_callers_keep_their_keys_apart(build: Build) -> None:
+    """However many Idempotency-Keys one caller uses, another's are kept."""
+    house = build()
+    ann, bob = Principal("ann"), Principal("bob")
+    house.hub.idempotency(bob).claim("k", b"")
+    house.hub.idempotency(bob).keep("k", "answer")
+    for count in range(2000):
+        house.hub.idempotency(ann).claim(f"k{count}", b"")
+        house.hub.idempotency(ann).keep(f"k{count}", "other")
+
+    slot, new = house.hub.idempotency(bob).claim("k", b"")
+    assert (slot.answer, new) == ("answer", False)
