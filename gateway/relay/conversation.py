@@ -6,14 +6,16 @@ channel without being confirmed yet. It follows client events as they are sent a
 deltas between are of no interest, since an item is repeated whole when it is done.
 
 Confirmations are matched per kind and in order: the service handles one connection's events one after the other, and
-answers each create, update, delete and response request with its own event or with an `error` that names it.
+answers each create, update, delete and response request with its own event or with an `error` that names it. An `error`
+that names nobody, since its event had no `event_id`, is taken for one about whichever nameless event before it is still
+unanswered when a later one is confirmed, or when the call has had time to answer (`settle`).
 
 Bounded in items and bytes. What falls out is the oldest, counted in `lost`, and said when the conversation is restored.
 """
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +31,9 @@ MAX_BYTES: Final = 2 * 1024 * 1024
 MAX_UNCONFIRMED: Final = 1024
 """Events in flight that are remembered; older ones are taken for confirmed."""
 
+MAX_ANSWERING: Final = 256
+"""Responses in flight that are remembered; a service that never ends one fills no memory."""
+
 _CONFIRMED_BY: Mapping[str, str] = {
     "session.update": "session.updated",
     "conversation.item.create": "conversation.item.added",
@@ -37,6 +42,8 @@ _CONFIRMED_BY: Mapping[str, str] = {
     "response.create": "response.created",
 }
 """Client events that change the conversation, and the server event that says so."""
+
+_ASKING: Final = "response.create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class Conversation:
             "conversation.item.done",
             "conversation.item.input_audio_transcription.completed",
             "response.output_item.done",
+            "response.done",
             "error",
         }
     )
@@ -81,22 +89,43 @@ class Conversation:
         self._sizes: dict[str, int] = {}
         self._size = 0
         self._lost = 0
-        self._unconfirmed: dict[str, deque[Sent]] = {kind: deque() for kind in _CONFIRMED_BY}
+        self._handed = 0
+        self._unconfirmed: deque[tuple[int, Sent]] = deque()
+        self._doubted = 0
+        self._answering: dict[str, Sent | None] = {}
+
+    @property
+    def session(self) -> Json:
+        """The OpenAI session object to create the next call with."""
+        return self._session
 
     @property
     def unconfirmed(self) -> list[Sent]:
         """What was handed over and may or may not have been taken, in order."""
-        return sorted(
-            (sent for queue in self._unconfirmed.values() for sent in queue), key=lambda s: s.number
-        )
+        return [sent for _, sent in self._unconfirmed]
+
+    @property
+    def cut(self) -> bool:
+        """A response is in flight, or was asked for and may be: the loss of the call cuts it off."""
+        return bool(self._answering) or any(sent.event.type == _ASKING for _, sent in self._unconfirmed)
+
+    @property
+    def again(self) -> list[Sent]:
+        """What to send for the responses that are cut off: the requests of those in flight, and all that was not
+        confirmed, since a question may be among it. A response that the service began by itself has no request."""
+        return [sent for sent in self._answering.values() if sent is not None] + self.unconfirmed
 
     def sent(self, number: int, event: ClientEvent) -> None:
         """Note an event handed to the channel; only those that change the conversation count."""
-        queue = self._unconfirmed.get(event.type)
-        if queue is not None:
-            queue.append(Sent(number, event))
-            if len(queue) > MAX_UNCONFIRMED:
-                queue.popleft()
+        if event.type in _CONFIRMED_BY:
+            self._handed += 1
+            self._unconfirmed.append((self._handed, Sent(number, event)))
+            if len(self._unconfirmed) > MAX_UNCONFIRMED:
+                self._unconfirmed.popleft()
+
+    def settle(self) -> None:
+        """The call is alive and has had time to answer all that was sent before its last `error` that named nobody."""
+        self._forget_doubted(self._handed)
 
     def received(self, type: str, value: Json) -> None:
         """Follow a server event of a watched type."""
@@ -116,7 +145,9 @@ class Conversation:
             case "session.updated":
                 self._updated(value.get("session"))
             case "response.created":
-                self._confirm("response.create")
+                self._begun(value)
+            case "response.done":
+                self._answering.pop(_string(member(value, "response", "id")), None)
             case "error":
                 self._refused(value)
 
@@ -126,30 +157,58 @@ class Conversation:
         kept = [restored for item in self._items.values() if (restored := restorable(item)) is not None]
         return Seed(dict(self._session), kept, self._lost + len(self._items) - len(kept))
 
-    def restart(self, renamed: Mapping[str, str]) -> None:
-        """A new call holds the conversation: unfinished items are gone, ids that it did not accept are replaced, and
-        nothing is in flight."""
-        kept = [(item_id, item) for item_id, item in self._items.items() if restorable(item) is not None]
-        self._items, self._sizes, self._size = {}, {}, 0
-        for item_id, item in kept:
+    def restart(self, renamed: Mapping[str, str], refused: Collection[str] = ()) -> None:
+        """A new call holds the conversation: items that were unfinished or refused are gone, ids that it did not accept
+        are replaced, and nothing is in flight. What was lost has been told, and is not counted again."""
+        items = [
+            (item_id, item)
+            for item_id, item in self._items.items()
+            if item_id not in refused and restorable(item) is not None
+        ]
+        self._items, self._sizes, self._size, self._lost = {}, {}, 0, 0
+        for item_id, item in items:
             new = renamed.get(item_id, item_id)
             self._put(new, {**item, "id": new})
-        for queue in self._unconfirmed.values():
-            queue.clear()
+        self._unconfirmed.clear()
+        self._answering.clear()
+        self._doubted = 0
 
-    def _confirm(self, kind: str, item_id: str | None = None) -> Sent | None:
-        """Take the oldest in-flight event of a kind; one that names `item_id` comes before one that names none."""
-        queue = self._unconfirmed[kind]
+    def _confirm(self, kind: str, item: Json | None = None) -> Sent | None:
+        """Take the oldest in-flight event of a kind; one that names `item` comes before one that names none."""
         found = None
-        for sent in queue:
-            own_id = member(sent.event.value, "item", "id") if item_id is not None else None
-            if own_id == item_id or (own_id is None and found is None):
-                found = sent
-                if own_id == item_id:
+        for entry in self._unconfirmed:
+            event = entry[1].event
+            if event.type != kind:
+                continue
+            if item is not None:
+                own = event.value.get("item")
+                own_id = own.get("id") if isinstance(own, Mapping) else None
+                if own_id == item.get("id"):
+                    found = entry
                     break
-        if found is not None:
-            queue.remove(found)
-        return found
+                if own_id is not None or found is not None or not _alike(own, item):
+                    continue
+            elif found is not None:
+                break
+            found = entry
+        if found is None:
+            return None
+        self._unconfirmed.remove(found)
+        self._forget_doubted(found[0])
+        return found[1]
+
+    def _forget_doubted(self, before: int) -> None:
+        """Drop nameless events that an error has answered which named nobody."""
+        if self._doubted:
+            last = min(self._doubted, before)
+            kept = (e for e in self._unconfirmed if e[0] > last or e[1].event.event_id is not None)
+            self._unconfirmed = deque(kept)
+
+    def _begun(self, value: Json) -> None:
+        sent = self._confirm(_ASKING)
+        self._answering[_string(member(value, "response", "id"))] = sent
+        if len(self._answering) > MAX_ANSWERING:
+            del self._answering[next(iter(self._answering))]
 
     def _added(self, value: Json) -> None:
         item = value.get("item")
@@ -157,7 +216,7 @@ class Conversation:
         if not isinstance(item, Mapping) or not isinstance(item_id, str):
             return
         if item.get("status") != "in_progress":
-            self._confirm("conversation.item.create", item_id)
+            self._confirm("conversation.item.create", item)
         last = next(reversed(self._items), None)
         previous = value.get("previous_item_id", last)
         self._insert(item_id, item, previous if previous is None or isinstance(previous, str) else last)
@@ -194,12 +253,10 @@ class Conversation:
     def _updated(self, echo: object) -> None:
         # An update that was refused without its event_id still waits here, and would make every call to come be refused
         # as well. The echo shows which one was taken; those before it were not, since each is answered in its turn.
-        queue = self._unconfirmed["session.update"]
-        taken = next(
-            (at for at, sent in enumerate(queue) if _shows(echo, sent.event.value.get("session"))), 0
-        )
-        for _ in range(taken):
-            queue.popleft()
+        waiting = [entry for entry in self._unconfirmed if entry[1].event.type == "session.update"]
+        taken = next((at for at, e in enumerate(waiting) if _shows(echo, e[1].event.value.get("session"))), 0)
+        for entry in waiting[:taken]:
+            self._unconfirmed.remove(entry)
         # The echo holds members that a create does not accept, so what was asked for is merged, not what came back.
         sent = self._confirm("session.update")
         if sent is None:
@@ -215,7 +272,10 @@ class Conversation:
         index = value.get("content_index")
         content = item.get("content") if item is not None else None
         if item is not None and isinstance(content, Sequence) and isinstance(index, int):
-            self._put(item_id, {**item, "content": [part for at, part in enumerate(content) if at != index]})
+            # The part stays in its place: later events name those behind it by their index.
+            self._put(
+                item_id, {**item, "content": [{} if at == index else part for at, part in enumerate(content)]}
+            )
 
     def _transcribed(self, value: Json) -> None:
         item_id = _string(value.get("item_id"))
@@ -236,12 +296,12 @@ class Conversation:
     def _refused(self, value: Json) -> None:
         event_id = member(value, "error", "event_id")
         if event_id is None:
-            return  # It names nobody: whatever it was stays unconfirmed, which is the truth.
-        for queue in self._unconfirmed.values():
-            for sent in queue:
-                if sent.event.event_id == event_id:
-                    queue.remove(sent)
-                    return
+            self._doubted = self._handed
+            return
+        for entry in self._unconfirmed:
+            if entry[1].event.event_id == event_id:
+                self._unconfirmed.remove(entry)
+                return
 
     def _put(self, item_id: str, item: Json) -> None:
         size = len(json.dumps(item))
@@ -310,6 +370,11 @@ def _part(role: str, part: object) -> Json | None:
     if member == "image_url":
         return {"type": kind, "image_url": value}
     return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
+
+
+def _alike(own: object, item: Json) -> bool:
+    """Whether a nameless item may be this one of the service's."""
+    return isinstance(own, Mapping) and all(own.get(name) == item.get(name) for name in ("type", "role"))
 
 
 def _shows(echo: object, wanted: object) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
 from gateway.relay.allowance import Allowance
 from gateway.relay.clock import Clock
 from gateway.relay.conversation import Conversation, Sent
@@ -64,6 +64,12 @@ class Replacement:
     renamed: Mapping[str, str]
     unknown: Sequence[Sent]
     """Handed to the old call, and perhaps taken by it."""
+    cut: bool
+    """A response was in flight, or was asked for and may have been."""
+    retried: bool
+    """It is asked for again, with all that was not confirmed."""
+    refused: Sequence[Sent]
+    """Accepted while there was no call, and larger than the new one takes."""
 
 
 class Owner(Protocol):
@@ -82,8 +88,15 @@ class Owner(Protocol):
     def fell(self, cause: str) -> None:
         """There is no call at the moment."""
 
-    def replaced(self, replacement: Replacement) -> Sequence[Sent]:
-        """There is a new call. Held events follow on it, after those returned here."""
+    @property
+    def retries(self) -> bool:
+        """Responses that a lost call cut off are to be asked for again."""
+
+    def asked(self) -> None:
+        """A response.create was handed to the channel."""
+
+    def replaced(self, replacement: Replacement) -> None:
+        """There is a new call, and what waited was handed to it."""
 
     def end(self, reason: CloseReason, upstream: Json | None = None) -> None:
         """The line cannot go on."""
@@ -107,6 +120,8 @@ class Line:
         self._owner = owner
         self._ending = ending
         self._conversation = Conversation(request.session)
+        # Without continuity nobody will ever be told of the conversation, so it costs nothing to follow it.
+        self._mirrored = Conversation.WATCHED if world.limits.continuity else frozenset[str]()
         self._upstream: Upstream | None = None
         self._generation = request.generation
         self._successor: Successor | None = None
@@ -166,10 +181,33 @@ class Line:
         if buffered and buffered + sum(sent.event.size for sent in batch) > self._limits.high_water_bytes:
             detail = f"{buffered} bytes wait for OpenAI to take them; the batch was not accepted."
             raise OverloadError("upstream-backpressure", detail, retry_after=1)
+        try:
+            self._hand(upstream, batch)
+        except UpstreamError:
+            # The channel is closed and its loss about to be told: what is sent between the two waits for the next call.
+            if not self._replaceable:
+                raise
+            self._hold().add(batch)
+
+    def _hand(self, upstream: Upstream, batch: Sequence[Sent]) -> None:
+        """Give a batch to the channel, or raise GatewayError."""
         upstream.send([sent.event.text for sent in batch])
         for sent in batch:
-            self._conversation.sent(sent.number, sent.event)
+            if self._mirrored:
+                self._conversation.sent(sent.number, sent.event)
             self._telemetry.event_up(sent.event.type, sent.event.size)
+            if sent.event.type == "response.create":
+                self._owner.asked()
+
+    @property
+    def _replaceable(self) -> bool:
+        return self._limits.continuity and self._opened
+
+    def _hold(self) -> Held:
+        """Hold back from now on what is sent."""
+        if self._held is None:
+            self._held = Held(self._limits.held_max_events, self._limits.held_max_bytes)
+        return self._held
 
     def replace(self, cause: str) -> None:
         """Ask for a hand-over to a new call."""
@@ -179,13 +217,16 @@ class Line:
 
     def tick(self, now: float) -> None:
         """Look whether the call is about to end, or silent where it owes an answer."""
-        limits = self._limits
-        if not limits.continuity or self._held is not None or self._upstream is None:
+        if not self._replaceable or self._upstream is None:
+            return
+        if self._held is not None:
+            if self._due is None:  # The channel refused to send, but its loss was never told.
+                self.lost(self._generation, LossCause.CONNECTION_FAILED)
             return
         left = self._seconds_left()
         if left is not None and left <= self._lead and now >= self._retry_hand_over_at:
             self.replace(ROTATION)
-        owes = self._owner.busy or bool(self._conversation.unconfirmed)
+        owes = self._owner.busy or bool(self._upstream.buffered or self._conversation.unconfirmed)
         if owes and now - self._heard_at >= _PROBE_AFTER_SECONDS and self._probe is None:
             self._probe = asyncio.create_task(self._probe_call(self._upstream, self._generation))
 
@@ -209,9 +250,11 @@ class Line:
             self._moved.clear()
             if self._ending.done():
                 return
+            if self._due is None:
+                continue
             if self._held is not None:
                 await self._recover()
-            elif self._due is not None:
+            else:
                 await self._hand_over(self._due)
 
     async def close(self, hang_up: bool) -> None:
@@ -228,29 +271,47 @@ class Line:
         cause, started = self._due or LossCause.CONNECTION_FAILED, self._clock.monotonic()
         outcome = "ended"
         dead, self._upstream = self._upstream, None
-        if dead is not None:
-            await dead.close(hang_up=cause != LossCause.CHANNEL_CLOSED)
+        # Beside the dialling: a far end that does not answer would not answer this either.
+        burying = asyncio.create_task(dead.close(hang_up=cause != LossCause.CHANNEL_CLOSED)) if dead else None
+        try:
+            outcome = await self._try_calls(cause, started + self._limits.recovery_timeout_seconds)
+            self._telemetry.recovered(self._owner.id, cause, outcome, self._clock.monotonic() - started)
+        finally:
+            if burying is not None:
+                await asyncio.wait({burying})
+
+    async def _try_calls(self, cause: str, deadline: float) -> str:
+        """Take the first call into use that can be seeded; give the outcome."""
+        least = 0.0
         for delay in delays():
-            await self._unless_ended(asyncio.sleep(delay))
-            if self._ending.done():
+            left = deadline - self._clock.monotonic()
+            await self._unless_ended(asyncio.sleep(max(0.0, min(max(delay, least), left))))
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
                 break
             try:
-                seeded = await self._unless_ended(self._bring_up(cause))
+                seeded = await self._unless_ended(_within(self._bring_up(cause), left))
             except GatewayError as error:
                 if not error.retryable:
-                    outcome = "rejected"
                     self._owner.end(CloseReason.UPSTREAM_REJECTED, _upstream_part(error))
-                    break
-                if self._clock.monotonic() - started > self._limits.recovery_timeout_seconds:
-                    outcome = "failed"
-                    self._owner.end(CloseReason.UPSTREAM_LOST, {"cause": cause})
-                    break
+                    return "rejected"
+                least = error.retry_after or 0.0
                 continue
+            if self._ending.done():
+                if seeded is not None:
+                    await self._give_up(seeded[0])
+                return "ended"
             if seeded is not None:
-                outcome = "recovered"
                 self._take_over(*seeded, cause)
-            break
-        self._telemetry.recovered(self._owner.id, cause, outcome, self._clock.monotonic() - started)
+                return "recovered"
+        if self._ending.done():
+            return "ended"
+        self._owner.end(CloseReason.UPSTREAM_LOST, {"cause": cause})
+        return "failed"
+
+    async def _give_up(self, successor: Successor) -> None:
+        self._successor = None
+        await successor.abandon()
 
     async def _bring_up(self, cause: str) -> tuple[Successor, Seeding]:
         """Dial and seed one call; whatever goes wrong, nothing of it is left."""
@@ -268,8 +329,7 @@ class Line:
             return successor, seeding
         finally:
             if not taken:
-                self._successor = None
-                await successor.abandon()
+                await self._give_up(successor)
 
     async def _hand_over(self, cause: str) -> None:
         """Replace a call that still works; if that fails the session stays with it and tries again later."""
@@ -279,7 +339,7 @@ class Line:
         try:
             await self._unless_ended(successor.open(self))
             if await self._unless_ended(self._until_quiet()) and self._held is None:
-                self._held = Held(self._limits.held_max_events, self._limits.held_max_bytes)
+                self._hold()
                 await self._unless_ended(_within(self._until_settled(), _SETTLE_SECONDS))
                 seed = self._conversation.seed()
                 seeding = await self._unless_ended(
@@ -308,38 +368,54 @@ class Line:
 
     def _take_over(self, successor: Successor, seeding: Seeding, cause: str) -> None:
         """Make the successor the present call. Synchronous, so that no event falls between the two."""
-        unknown = self._conversation.unconfirmed
-        self._conversation.restart(seeding.renamed)
+        cut, unknown = self._conversation.cut, self._conversation.unconfirmed
+        again = self._conversation.again if cut and self._owner.retries else []
+        self._conversation.restart(seeding.renamed, seeding.refused)
         self._upstream = successor.upstream
         self._generation = successor.generation
         self._successor = None
         self._due = None
         self._heard_at = self._clock.monotonic()
         self._learn({"session": seeding.session})
+        refused = self._release_held(again)
         replacement = Replacement(
-            cause, self.call_id, seeding.restored, seeding.lost, seeding.renamed, unknown
+            cause=cause,
+            call_id=self.call_id,
+            items_restored=seeding.restored,
+            items_lost=seeding.lost,
+            renamed=seeding.renamed,
+            unknown=[] if again else unknown,
+            cut=cut,
+            retried=bool(again),
+            refused=refused,
         )
-        first = self._owner.replaced(replacement)
-        if self._held is not None:
-            self._held.events[:0] = first
-        self._release_held()
+        self._owner.replaced(replacement)
         if successor.loss is not None:
             self.lost(successor.generation, successor.loss)
 
-    def _release_held(self) -> None:
+    def _release_held(self, first: Sequence[Sent] = ()) -> list[Sent]:
+        """Hand over what waited, however much the channel has to carry already: it was accepted. Give what the far end
+        does not take for its size."""
         held, self._held = self._held, None
-        if held is None or not held.events:
-            return
-        try:
-            self.send(held.events)
-        except GatewayError:
-            # The new call is gone already; `lost` is on its way and the events wait for the next one.
-            self._held = held
+        batch = [*first, *(held.events if held is not None else ())]
+        refused: list[Sent] = []
+        upstream = self._upstream
+        assert upstream is not None  # only a line with a call releases
+        for at, sent in enumerate(batch):
+            try:
+                self._hand(upstream, [sent])
+            except CallerError:
+                refused.append(sent)
+            except UpstreamError:
+                # The new call is gone already; its loss is on its way, or found by `tick`. The rest waits for the next.
+                self._hold().events[:0] = batch[at:]
+                break
+        return refused
 
     def _next(self) -> Successor:
         generation = max(self._generation, self._request.generation) + 1
         self._request = replace(self._request, generation=generation)
-        request = replace(self._request, session=self._conversation.seed().session)
+        request = replace(self._request, session=self._conversation.session)
         return Successor(request, self._world.dialer)
 
     async def _until_quiet(self) -> bool:
@@ -369,7 +445,9 @@ class Line:
         alive = await upstream.probe(_PROBE_SECONDS)
         self._probe = None
         self._heard_at = self._clock.monotonic()
-        if not alive:
+        if alive:
+            self._conversation.settle()
+        else:
             self._telemetry.consent_failed()
             self.lost(generation, LossCause.CONSENT_EXPIRED)
 
@@ -397,7 +475,7 @@ class Line:
         if generation != self._generation or self._ending.done():
             return
         self._telemetry.upstream_lost(self._owner.id, cause)
-        if self._limits.continuity and self._opened:
+        if self._replaceable:
             self._fall(cause)
             return
         closed = cause is LossCause.CHANNEL_CLOSED
@@ -408,8 +486,7 @@ class Line:
         """Be without a call from now on."""
         self._generation += 1  # Whatever the dead call still says is stale.
         self._due = cause
-        if self._held is None:
-            self._held = Held(self._limits.held_max_events, self._limits.held_max_bytes)
+        self._hold()
         self._owner.fell(cause)
         self._moved.set()
 
@@ -426,7 +503,8 @@ class Line:
             self._watch(type_, value)
 
     def _watch(self, type_: str, value: Json) -> None:
-        self._conversation.received(type_, value)
+        if type_ in self._mirrored:
+            self._conversation.received(type_, value)
         if type_ in ("session.created", "session.updated"):
             self._learn(value)
             self._greeted.set()

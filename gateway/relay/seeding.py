@@ -1,11 +1,11 @@
 """Bringing a new call to where the old one was. No I/O, no clock.
 
 A new call is created with the session's configuration, so what is left are the items. All are sent at once, each with
-the id it had; an item whose id the service refuses is sent again without one, and the id it is given is kept in
-`renamed`. What the call says meanwhile is read here and nowhere else: its clients did not cause it.
+the id it had. An item that the service refuses, be it for its id, is sent again without one: when all others have been
+answered, one such item after the other, each behind the one it stood behind. The id it is given is kept in `renamed`.
+What the call says meanwhile is read here and nowhere else: its clients did not cause it.
 """
 
-from collections import deque
 from collections.abc import Mapping
 
 from gateway.relay.conversation import Json, Seed
@@ -20,13 +20,14 @@ class Seeding:
     def __init__(self, seed: Seed) -> None:
         self._seed = seed
         self._pending: dict[str, Json] = {str(item["id"]): item for item in seed.items}
-        self._nameless: deque[str] = deque()
+        self._again: set[str] = set()
+        self._nameless: str | None = None
         self._order = list(self._pending)
         self._given: dict[str, str] = {}
         self.renamed: dict[str, str] = {}
         """Old item id to new, where they differ."""
-        self.lost = seed.lost
-        """Items that the new call does not have."""
+        self.refused: set[str] = set()
+        """Items that the new call takes under no name."""
         self.session: Json = {}
         """The session object as the new call echoes it."""
 
@@ -38,7 +39,12 @@ class Seeding:
     @property
     def restored(self) -> int:
         """Items that the new call has."""
-        return len(self._order) - len(self._pending) - (self.lost - self._seed.lost)
+        return len(self._order) - len(self._pending) - len(self.refused)
+
+    @property
+    def lost(self) -> int:
+        """Items that the new call does not have."""
+        return self._seed.lost + len(self.refused)
 
     def opening(self) -> list[str]:
         """Give the events to send once the channel is open."""
@@ -62,19 +68,23 @@ class Seeding:
             case "conversation.item.added":
                 self._added(str(member(value, "item", "id")))
             case "conversation.item.done":
-                self._done(str(member(value, "item", "id")))
+                return self._done(str(member(value, "item", "id")))
             case "error":
                 return self._refused(member(value, "error", "event_id"))
         return []
 
     def _added(self, item_id: str) -> None:
-        if item_id not in self._pending and self._nameless:
-            old = self._nameless.popleft()
-            self._given[item_id] = old
-            self.renamed[old] = item_id
+        if item_id not in self._pending and self._nameless is not None and item_id not in self._given:
+            self._given[item_id] = self._nameless
+            self.renamed[self._nameless] = item_id
 
-    def _done(self, item_id: str) -> None:
-        self._pending.pop(self._given.get(item_id, item_id), None)
+    def _done(self, item_id: str) -> list[str]:
+        old = self._given.get(item_id, item_id)
+        self._pending.pop(old, None)
+        if old == self._nameless:
+            self._nameless = None
+            self._again.discard(old)
+        return self._next()
 
     def _refused(self, event_id: object) -> list[str]:
         if not isinstance(event_id, str) or not event_id.startswith(_EVENT_ID):
@@ -82,10 +92,25 @@ class Seeding:
         number, _, again = event_id.removeprefix(_EVENT_ID).partition("_")
         old = self._order[int(number)]
         if again:
-            self._nameless.remove(old)
+            self._again.discard(old)
             self._pending.pop(old, None)
-            self.lost += 1
+            self.refused.add(old)
+            self._nameless = None
+        else:
+            self._again.add(old)
+        return self._next()
+
+    def _next(self) -> list[str]:
+        """Send the first of the refused items again, once nothing else is on its way."""
+        if self._nameless is not None or not self._again or len(self._pending) > len(self._again):
             return []
-        self._nameless.append(old)
-        item = {name: part for name, part in self._pending[old].items() if name != "id"}
-        return [compose({"type": "conversation.item.create", "event_id": f"{event_id}_again", "item": item})]
+        at, old = next((at, old) for at, old in enumerate(self._order) if old in self._again)
+        before = next((kept for kept in reversed(self._order[:at]) if kept not in self.refused), None)
+        self._nameless = old
+        event = {
+            "type": "conversation.item.create",
+            "event_id": f"{_EVENT_ID}{at}_again",
+            "previous_item_id": "root" if before is None else self.renamed.get(before, before),
+            "item": {name: part for name, part in self._pending[old].items() if name != "id"},
+        }
+        return [compose(event)]

@@ -70,8 +70,6 @@ class Session:
         )
         self._responses = Responses(session_id, opening.principal.name, world.telemetry)
         self._responses.text_only = opening.session.get("output_modalities") == ["text"]
-        self._asked: ClientEvent | None = None
-        self._cut = False
         self._expiring_told = False
         now = world.clock.monotonic()
         self._opened_at = self._touched_at = self._event_at = now
@@ -180,6 +178,11 @@ class Session:
         return bool(self._responses.active)
 
     @property
+    def retries(self) -> bool:
+        """Responses that a lost call cut off are asked for again."""
+        return self.opening.retry_interrupted
+
+    @property
     def attended(self) -> bool:
         """Somebody is reading."""
         return bool(self._receivers)
@@ -279,28 +282,30 @@ class Session:
         self._move(Input.LOST)
         self.tell("gateway.recovering", {"cause": cause})
 
-    def replaced(self, replacement: Replacement) -> Sequence[Sent]:
-        if self._responses.active:
+    def asked(self) -> None:
+        self._responses.asked(self._clock.monotonic())
+
+    def replaced(self, replacement: Replacement) -> None:
+        if replacement.cut:
             self._interrupt(replacement.cause)
-        again = [Sent(0, self._asked)] if self._cut and self._asked and self.opening.retry_interrupted else []
+        response = "retried" if replacement.retried else "interrupted" if replacement.cut else None
         members = {
             "cause": replacement.cause,
             "call_id": replacement.call_id,
             "items_restored": replacement.items_restored,
             "items_lost": replacement.items_lost,
             "renamed": dict(replacement.renamed),
-            "response": ("retried" if again else "interrupted") if self._cut else None,
+            "response": response,
             "unknown": [_account(sent) for sent in replacement.unknown],
+            "refused": [_account(sent) for sent in replacement.refused],
         }
-        self._cut = False
         if self._state is State.RECOVERING:
             self._move(Input.RECOVERED)
         self.tell("gateway.recovered", members)
-        return again
+        self._advance_turns()
 
     def _interrupt(self, cause: str) -> None:
         """The call is over and with it whatever was being answered."""
-        self._cut = self._asked is not None or bool(self._responses.active)
         self._responses.lost()
         if not self.opening.retry_interrupted:
             detail = f"The call was lost in the middle of the turn: {cause}."
@@ -365,8 +370,6 @@ class Session:
             case "response.done":
                 self._responses.done(value, now)
                 self._spend(member(value, "response", "usage", "total_tokens"))
-                if not self._responses.busy:
-                    self._asked = None
                 if not self._responses.active:
                     self._paid.set()
             case "error":
@@ -414,12 +417,7 @@ class Session:
     def _send(self, batch: Sequence[Sent]) -> None:
         """Give a batch to the line whole, or raise."""
         self._line.send(batch)
-        now = self._event_at = self._clock.monotonic()
-        for sent in batch:
-            if sent.event.type == "response.create":
-                self._responses.asked(now)
-                if member(sent.event.value, "response", "conversation") != "none":
-                    self._asked = sent.event
+        self._event_at = self._clock.monotonic()
 
     def _send_own(self, events: Sequence[ClientEvent]) -> None:
         """Send events that no client counts."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay.conversation import MAX_UNCONFIRMED, Conversation, restorable
+from gateway.relay.conversation import MAX_ANSWERING, MAX_UNCONFIRMED, Conversation, restorable
 from tests.relay.fakes import client_event
 
 
@@ -224,7 +224,7 @@ def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so(
         "input_audio_buffer.append",
         "response.create",
     ):
-        desk.send(type)
+        desk.send(type, item={"type": "message", "role": "user"})
     assert desk.waiting == [1, 2, 4]
     desk.add(message("a"))
     assert desk.waiting == [1, 4]
@@ -249,16 +249,19 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
 def test_a_named_item_confirms_its_own_create() -> None:
     """One without a name takes what the service names itself; a name that nobody sent confirms the first such."""
     desk = Desk()
-    desk.send("conversation.item.create", item={"type": "message"})
+    desk.send("conversation.item.create", item={"type": "message", "role": "system"})
+    desk.send("conversation.item.create", item={"type": "message", "role": "user"})
+    desk.send("conversation.item.create", item={"type": "message", "role": "user"})
     desk.send("conversation.item.create", item={"id": "mine"})
     desk.send("conversation.item.create", item={"id": "other"})
     desk.add(message("mine"))
-    assert desk.waiting == [1, 3]
+    assert desk.waiting == [1, 2, 3, 5]
     desk.add(message("given"))
-    assert desk.waiting == [3]
+    assert desk.waiting == [1, 3, 5]
+    desk.add(message("given too"))
     desk.add(message("unasked"))
 
-    assert desk.waiting == [3]
+    assert desk.waiting == [1, 5]
 
 
 def test_what_the_service_begins_itself_confirms_nothing() -> None:
@@ -279,6 +282,68 @@ def test_a_refused_event_is_not_waited_for() -> None:
         desk.mirror.received("error", {"error": {"event_id": event_id}})
 
     assert desk.waiting == [1]
+
+
+def test_a_nameless_refusal_is_settled_by_what_is_confirmed_later() -> None:
+    """What stood before it and has no name was refused; what has one would have been named, what came later is open."""
+    desk = Desk()
+    desk.send("response.create")
+    desk.send("response.create", event_id="named")
+    desk.send("session.update", session={})
+    desk.mirror.received("error", {"error": {"event_id": None}})
+    desk.send("conversation.item.delete", item_id="a")
+    assert desk.waiting == [1, 2, 3, 4]
+    desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+
+    assert desk.waiting == [2]
+
+
+def test_a_nameless_refusal_is_settled_by_a_sign_of_life() -> None:
+    """A call that had the time to answer has answered; without such an error it may have taken everything."""
+    desk = Desk()
+    desk.send("response.create")
+    desk.mirror.settle()
+    assert (desk.waiting, desk.mirror.cut) == ([1], True)
+    desk.mirror.received("error", {"error": {"event_id": None}})
+    desk.mirror.settle()
+
+    assert (desk.waiting, desk.mirror.cut) == ([], False)
+
+
+def test_a_response_in_flight_is_cut_until_it_is_done() -> None:
+    """Its request is kept, to be sent again before all that is unconfirmed; one the service began has none."""
+    desk = Desk()
+    desk.mirror.received("response.created", {"response": {"id": "own"}})
+    desk.send("response.create")
+    desk.mirror.received("response.created", {"response": {"id": "asked"}})
+    desk.send("conversation.item.create", item={})
+    assert [sent.number for sent in desk.mirror.again] == [1, 2]
+    for response_id in ("own", "asked"):
+        assert desk.mirror.cut
+        desk.mirror.received("response.done", {"response": {"id": response_id}})
+
+    assert not desk.mirror.cut
+    assert [sent.number for sent in desk.mirror.again] == [2]
+
+
+def test_responses_that_never_end_are_bounded() -> None:
+    """A service that begins one after the other fills no memory."""
+    desk = Desk()
+    for at in range(MAX_ANSWERING + 5):
+        desk.mirror.received("response.created", {"response": {"id": str(at)}})
+
+    assert len(desk.mirror._answering) == MAX_ANSWERING
+
+
+def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
+    """Nor is a loss that was told counted again."""
+    desk = Desk(max_items=2)
+    for item_id in "abc":
+        desk.add(message(item_id))
+    assert desk.mirror.seed().lost == 1
+    desk.mirror.restart({}, {"b"})
+
+    assert (desk.ids, desk.mirror.seed().lost) == (["c"], 0)
 
 
 def test_a_confirmed_update_is_part_of_the_next_call() -> None:

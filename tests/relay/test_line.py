@@ -108,6 +108,7 @@ async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
             "renamed": {},
             "response": None,
             "unknown": [],
+            "refused": [],
         },
     ]
     assert session.view().call_id == "rtc_2"
@@ -183,6 +184,174 @@ async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house
 
     assert gateway_events(session)[1]["response"] == "retried"
     assert house.call.types() == ["response.create", "x"]
+
+
+async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_response(house: House) -> None:
+    """An answer to the conversation without it would be none; what is sent again is not unknown."""
+    session = await attended(house, retry_interrupted=True)
+    house.call.on_send = None
+    await session.submit(
+        [client_event("conversation.item.create", item=item("a")), client_event("response.create")]
+    )
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert (recovered["response"], recovered["unknown"]) == ("retried", [])
+    assert house.call.types() == ["conversation.item.create", "response.create"]
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_a_refused_question_is_not_asked_again_by_a_loss(house: House, retry: bool) -> None:
+    """Nothing was in flight, though something was asked for; and nothing is unknown."""
+    session = await attended(house, retry_interrupted=retry)
+    await session.submit([client_event("response.create")])
+    house.call.say("error", error={"code": "invalid_value", "event_id": None})
+    await asyncio.sleep(8)
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert (recovered["response"], recovered["unknown"]) == (None, [])
+    assert house.call.types() == []
+
+
+async def test_a_question_held_back_is_asked_once(house: House) -> None:
+    """Also where the old call is lost in the middle of the hand-over that held it back."""
+    session = await attended(house, retry_interrupted=True)
+    await say(session, "a")
+    old, taken = house.call, asyncio.Event()
+
+    def prepare(call: FakeCall) -> None:
+        call.on_send = lambda event: taken.set()
+
+    house.dialer.prepare = prepare
+    house.hub.restart(session.id)
+    await taken.wait()
+    await session.submit([client_event("response.create")])
+    house.dialer.prepare = service
+    old.lose()
+    await until(lambda: session.view().call_id == "rtc_3", 60)
+
+    assert gateway_events(session)[-1]["response"] is None
+    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+
+
+async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House) -> None:
+    """Whoever waits for the turn is told at once, and the log names its events."""
+    session = await attended(house)
+    turn = await session.turn(HELLO)
+    house.hub.restart(session.id)
+    await until(lambda: turn.finished, 20)
+
+    assert turn.failure is not None
+    assert turn.failure.code == "upstream-failed"
+    recovered = gateway_events(session)[-1]
+    assert recovered["response"] == "interrupted"
+    assert [event["type"] for event in recovered["unknown"]] == ["response.create"]
+
+
+async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(house: House) -> None:
+    """The loss is told a moment later; if it never is, the first tick finds it."""
+    session = await attended(house)
+    house.call.open = False
+    await say(session, "a")
+    assert session.diagnostics()["accepted"] == 1
+    await until(lambda: session.view().call_id == "rtc_2")
+
+    assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "connection_failed"}
+    assert house.call.types() == ["conversation.item.create"]
+
+
+async def test_what_waited_is_sent_however_full_the_new_channel_is(build: Build) -> None:
+    """It was accepted; refusing it now would lose it."""
+    house = build(high_water_bytes=10)
+    house.dialer.prepare = lambda call: setattr(call, "buffered", 5)
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await session.submit([client_event("x", text="y" * 100)])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert house.call.types() == ["x"]
+
+
+async def test_what_the_new_call_cannot_take_for_its_size_is_told(house: House) -> None:
+    """By number; the rest goes its way."""
+    session = await attended(house)
+    house.dialer.prepare = lambda call: setattr(call, "max_message_bytes", 100)
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await session.submit([client_event("x", text="y" * 100, event_id="big"), client_event("z")])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert gateway_events(session)[1]["refused"] == [{"number": 1, "event_id": "big", "type": "x"}]
+    assert house.call.types() == ["z"]
+
+
+async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(house: House) -> None:
+    """It is sent once, on the call after it."""
+    session = await attended(house)
+    await say(session, "a")
+    numbers = itertools.count()
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        if next(numbers) == 0:
+            asyncio.get_running_loop().call_later(0.5, setattr, call, "open", False)
+
+    house.dialer.prepare = prepare
+    house.dialer.greets = False
+    house.call.lose()
+    await session.submit([client_event("response.create")])
+    await until(lambda: session.view().call_id == "rtc_3", 20)
+
+    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+    assert gateway_events(session)[-1]["response"] is None
+
+
+async def test_a_rate_limit_is_waited_out(house: House) -> None:
+    """As long as the service says, within the time for a recovery."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-rate-limited", "Later.", retry_after=30)
+    house.call.lose()
+    await asyncio.sleep(25)
+    assert len(house.dialer.requests) == 2
+    house.dialer.refusal = None
+    await until(lambda: session.view().state is State.CONNECTED, 10)
+
+
+async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(house: House) -> None:
+    """The session ends when it is over, not when the dial gives up."""
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(3600)
+    house.call.lose()
+
+    assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
+    assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=1)
+
+
+async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: House) -> None:
+    """Hanging up where nobody answers takes its time beside the dialling."""
+    session = await attended(house)
+    old = house.call
+    old.closing = lambda: asyncio.sleep(5)
+    old.lose()
+    await until(lambda: session.view().state is State.CONNECTED, 2)
+
+    assert old.closings == [True]
+
+
+async def test_nothing_is_mirrored_without_continuity(build: Build) -> None:
+    """Nobody will ever ask for it."""
+    house = build(continuity=False)
+    session = await attended(house)
+    await say(session, "a")
+    house.call.say("conversation.item.added", item=item("a"))
+    await session.submit([client_event("response.create")])
+    mirror = session._line._conversation
+
+    assert (mirror.seed().items, mirror.unconfirmed) == ([], [])
 
 
 async def test_calls_are_tried_until_one_comes(house: House) -> None:

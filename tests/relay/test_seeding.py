@@ -50,29 +50,52 @@ def test_nothing_to_seed_is_done() -> None:
 
 
 def test_an_id_that_is_refused_gives_way_to_another() -> None:
-    """The item is sent once more without, and the new id is kept beside the old."""
+    """The item is sent once more without, where it stood, and the new id is kept beside the old."""
     seeding = make("a", "b", "c")
-    (again,) = refused(seeding, "evt_seed_1")
+    assert refused(seeding, "evt_seed_1") == []
     added(seeding, "a")
-    added(seeding, "c")
+    seeding.received("conversation.item.added", {"item": {"id": "c"}})
+    (again,) = [
+        json.loads(text) for text in seeding.received("conversation.item.done", {"item": {"id": "c"}})
+    ]
     added(seeding, "item_new")
 
     assert again == {
         "type": "conversation.item.create",
         "event_id": "evt_seed_1_again",
+        "previous_item_id": "a",
         "item": {"type": "message", "text": "é"},
     }
     assert (seeding.done, seeding.restored, seeding.renamed) == (True, 3, {"b": "item_new"})
 
 
-def test_an_item_refused_twice_is_lost() -> None:
-    """It is counted, and holds nothing up."""
-    seeding = make("a", "b", lost=1)
-    refused(seeding, "evt_seed_0")
-    assert refused(seeding, "evt_seed_0_again") == []
-    added(seeding, "b")
+def test_several_refused_ids_keep_their_order() -> None:
+    """One after the other, each behind the one before it under that one's new name, the first of all at the root."""
+    seeding = make("a", "b")
+    assert refused(seeding, "evt_seed_1") == []
+    (first,) = refused(seeding, "evt_seed_0")
+    seeding.received("conversation.item.added", {"item": {"id": "a2"}})
+    seeding.received("conversation.item.added", {"item": {"id": "a2"}})
+    (second,) = [json.loads(t) for t in seeding.received("conversation.item.done", {"item": {"id": "a2"}})]
+    added(seeding, "b2")
 
-    assert (seeding.done, seeding.restored, seeding.lost, seeding.renamed) == (True, 1, 2, {})
+    assert [first["previous_item_id"], second["previous_item_id"]] == ["root", "a2"]
+    assert (seeding.done, seeding.renamed) == (True, {"a": "a2", "b": "b2"})
+
+
+def test_an_item_refused_twice_is_lost() -> None:
+    """It is counted, and holds nothing up; the next stands behind the one before it."""
+    seeding = make("a", "b", "c", lost=1)
+    refused(seeding, "evt_seed_0")
+    refused(seeding, "evt_seed_2")
+    seeding.received("conversation.item.added", {"item": {"id": "b"}})
+    assert len(seeding.received("conversation.item.done", {"item": {"id": "b"}})) == 1
+    (third,) = refused(seeding, "evt_seed_0_again")
+    assert refused(seeding, "evt_seed_2_again") == []
+
+    assert third["previous_item_id"] == "b"
+    assert (seeding.done, seeding.restored, seeding.lost, seeding.renamed) == (True, 1, 3, {})
+    assert seeding.refused == {"a", "c"}
 
 
 def test_errors_about_anything_else_are_passed_over() -> None:
