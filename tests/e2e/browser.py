@@ -1,0 +1,235 @@
+"""A real Chromium without a window, driven over its DevTools protocol; what a person does, a test does with `Page`.
+
+Knows the protocol's few commands that the tests need and nothing of the pages. One process serves all tests of a run:
+each has a browser context of its own, which shares no cookies, storage or connections with others.
+"""
+
+import asyncio
+import base64
+import itertools
+import json
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from gateway.cli.child import _die_with_parent
+
+Json = dict[str, Any]
+START_SECONDS = 30.0
+DEADLINE_SECONDS = 20.0
+_LOOK_SECONDS = 0.03
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --disable-extensions --mute-audio "
+    "--hide-scrollbars --force-color-profile=srgb --no-proxy-server --remote-debugging-port=0"
+)
+_KEYS = {
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "Tab": (9, ""),
+}
+
+
+class Chromium:
+    """One browser process; `url` is where its DevTools listen."""
+
+    def __init__(self, program: str, home: Path) -> None:
+        self._process = subprocess.Popen(
+            [program, *_FLAGS.split(), f"--user-data-dir={home}", "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it calls one C function
+        )
+        self.url = self._address(home / "DevToolsActivePort")
+
+    def _address(self, file: Path) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with suppress(FileNotFoundError, ValueError):
+                port, path = file.read_text().split("\n")[:2]
+                return f"ws://127.0.0.1:{int(port)}{path}"
+            assert self._process.poll() is None, f"Chromium ended with {self._process.returncode}"
+            assert time.monotonic() < deadline, "Chromium did not say where its DevTools listen"
+            time.sleep(_LOOK_SECONDS)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+
+    @asynccontextmanager
+    async def page(self, url: str) -> AsyncIterator["Page"]:
+        """Open a page in a context of its own, loaded to its end; closed afterwards."""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(self.url, max_msg_size=64 * 1024 * 1024) as socket,
+        ):
+            tools = _DevTools(socket)
+            reading = asyncio.create_task(tools.read(), name="devtools")
+            try:
+                context = (await tools.ask("Target.createBrowserContext"))["browserContextId"]
+                page = await _open(tools, context, url)
+                yield page
+                await tools.ask("Target.disposeBrowserContext", {"browserContextId": context})
+            finally:
+                reading.cancel()
+                await asyncio.wait({reading})
+
+
+class _DevTools:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Json]] = {}
+        self.complaints: list[str] = []
+        self.loaded = asyncio.Event()
+
+    async def read(self) -> None:
+        async for message in self._socket:
+            self._take(json.loads(message.data))
+
+    async def ask(self, method: str, parameters: Json | None = None, session: str | None = None) -> Json:
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        command: Json = {"id": number, "method": method, "params": parameters or {}}
+        if session is not None:
+            command["sessionId"] = session
+        await self._socket.send_json(command)
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await answer
+        finally:
+            del self._answers[number]
+
+    def _take(self, told: Json) -> None:
+        if "id" in told:
+            answer = self._answers.get(told["id"])
+            if answer is None or answer.done():
+                return
+            if "error" in told:
+                answer.set_exception(AssertionError(told["error"]["message"]))
+            else:
+                answer.set_result(told["result"])
+            return
+        parameters = told.get("params", {})
+        match told["method"]:
+            case "Page.loadEventFired":
+                self.loaded.set()
+            case "Runtime.exceptionThrown":
+                details = parameters["exceptionDetails"]
+                self.complaints.append(details.get("exception", {}).get("description", details["text"]))
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "assert", "warning"):
+                self.complaints.append(json.dumps(parameters["args"]))
+            case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
+                entry = parameters["entry"]
+                self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
+
+
+async def _open(tools: _DevTools, context: str, url: str) -> "Page":
+    target = (
+        await tools.ask(
+            "Target.createTarget",
+            {"url": "about:blank", "browserContextId": context, "width": 1280, "height": 800},
+        )
+    )["targetId"]
+    session = (await tools.ask("Target.attachToTarget", {"targetId": target, "flatten": True}))["sessionId"]
+    page = Page(tools, session)
+    for domain in ("Page", "Runtime", "Log", "Network"):
+        await page.ask(f"{domain}.enable")
+    await page.go(url)
+    return page
+
+
+class Page:
+    """A page as somebody in front of it has it. `complaints` are its console errors, warnings and exceptions."""
+
+    def __init__(self, tools: _DevTools, session: str) -> None:
+        self._tools = tools
+        self._session = session
+
+    @property
+    def complaints(self) -> list[str]:
+        return self._tools.complaints
+
+    async def ask(self, method: str, **parameters: Any) -> Json:
+        """Send one DevTools command."""
+        return await self._tools.ask(method, parameters, self._session)
+
+    async def go(self, url: str) -> None:
+        """Load an address to its end."""
+        self._tools.loaded.clear()
+        told = await self.ask("Page.navigate", url=url)
+        assert "errorText" not in told, told
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self._tools.loaded.wait()
+
+    async def evaluate(self, expression: str) -> Any:
+        """Evaluate JavaScript, await it if it is a promise, and give its value as JSON."""
+        told = await self.ask(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    async def until(self, expression: str, seconds: float = DEADLINE_SECONDS) -> Any:
+        """Wait until JavaScript gives something true, and give that; fail after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not (value := await self.evaluate(expression)):
+            assert time.monotonic() < deadline, (
+                f"{expression} did not come true; complaints: {self.complaints}"
+            )
+            await asyncio.sleep(_LOOK_SECONDS)
+        return value
+
+    async def click(self, selector: str) -> None:
+        """Click into the middle of an element, which must be there and in sight."""
+        where = await self.until(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;"
+            " const b = e.getBoundingClientRect(); if (!b.width) return null;"
+            " return {x: b.x + b.width / 2, y: b.y + b.height / 2} })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
+
+    async def type(self, text: str) -> None:
+        """Put text into whatever has the focus."""
+        await self.ask("Input.insertText", text=text)
+
+    async def press(self, key: str) -> None:
+        """Press and release a key: Enter, Escape or Tab."""
+        code, text = _KEYS[key]
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        await self.ask(
+            "Input.dispatchKeyEvent", type="keyDown", **pressed, **({"text": text} if text else {})
+        )
+        await self.ask("Input.dispatchKeyEvent", type="keyUp", **pressed)
+
+    async def offline(self, offline: bool) -> None:
+        """Take the page's network away, or give it back."""
+        conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.ask("Network.emulateNetworkConditions", offline=offline, **conditions)
+
+    async def look(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
+        """Give the window a size and the colours that its owner prefers."""
+        await self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        await self.ask("Emulation.setEmulatedMedia", features=features)
+
+    async def picture(self) -> bytes:
+        """Give what is to be seen as a PNG."""
+        return base64.b64decode((await self.ask("Page.captureScreenshot", format="png"))["data"])
