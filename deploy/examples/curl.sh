@@ -6,22 +6,39 @@ set -eu
 gateway=${GATEWAY:-http://127.0.0.1:8080}
 question=${1:-What is 6 times 7?}
 call() { curl -sS --fail-with-body ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
+# Repeating is safe: one key for all tries, and the gateway does it once.
+once() { call --retry 5 --retry-all-errors -H "Idempotency-Key: $1-$$-$(date +%s)" -X POST "$gateway$2" -d "${3:-}"; }
 
-# One turn in one request is all that many need.
-call -N "$gateway/v1/turns" --data-raw "$question"
-echo
+# One turn in one request is all that many need: curl -N http://127.0.0.1:8080/v1/turns -d 'Hello'
+# A session keeps its history:
+session=$(once open /v1/sessions | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
+cursor=$(mktemp)
+trap 'rm -f "$cursor"; call -X DELETE "$gateway/v1/sessions/$session"' EXIT
 
-# A session keeps its history. --retry is safe on a create and on a send: the key makes the gateway do it once.
-session=$(call -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 3 |
-    grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
-trap 'call -X DELETE "$gateway/v1/sessions/$session"' EXIT
-
-call "$gateway/v1/sessions/$session/events" -H "Idempotency-Key: say-$$" --retry 3 -d '[
+text=$(printf '%s' "$question" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g')
+once say "/v1/sessions/$session/events" '[
     {"type": "conversation.item.create", "item": {"type": "message", "role": "user",
-        "content": [{"type": "input_text", "text": "Say hello."}]}},
-    {"type": "response.create"}]'
-echo
+        "content": [{"type": "input_text", "text": "'"$text"'"}]}},
+    {"type": "response.create"}]' >/dev/null
 
-# Read until the response is done; grep ends the pipe, and curl with it.
-call -N "$gateway/v1/sessions/$session/events?types=response.output_text.done,response.done" |
-    grep -m 1 '"type": *"response.output_text.done"'
+# Read, and after a cut read on from the last event that came whole.
+echo earliest >"$cursor"
+until grep -q done "$cursor"; do
+    call -N "$gateway/v1/sessions/$session/events?after=$(cat "$cursor")" | while IFS= read -r line; do
+        case $line in
+        id:*) id=${line#id: } data= ;;
+        data:*) data=${line#data: } ;;
+        '') # the event is whole
+            case ${data:-} in
+            *'"type":"response.output_text.delta"'*)
+                printf '%s' "$data" | sed 's/.*"delta":"\(\([^"\\]\|\\.\)*\)".*/\1/' | tr -d '\n' ;;
+            *'"type":"response.done"'*)
+                id=done
+                call -X DELETE "$gateway/v1/sessions/$session" ;; # which ends the stream
+            esac
+            [ "$(cat "$cursor")" = done ] || echo "${id:-earliest}" >"$cursor" ;;
+        esac
+    done
+    grep -q done "$cursor" || sleep 2
+done
+echo

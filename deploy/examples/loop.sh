@@ -8,7 +8,7 @@ gateway=${GATEWAY:-http://127.0.0.1:8080}
 call() { curl -sS --max-time 70 ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
-opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 5)
+opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 5 --retry-all-errors)
 session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 events="$gateway/v1/sessions/$session/events"
 cursor=$(printf '%s' "$opened" | field head)
@@ -25,13 +25,13 @@ while IFS= read -r line; do
     answered=
     until [ -n "$answered" ]; do
         # Only what tells the answer and its end; the cursor passes the rest.
-        page=$(call "$events?format=json&wait=25&after=$cursor&types=response.output_text.done,response.done") ||
-            { sleep 2; continue; }
+        page=$(call "$events?format=json&wait=25&after=$cursor&types=response.output_text.done,response.done") || page=
+        [ -n "$page" ] || { sleep 2; continue; } # cut
         next=$(printf '%s' "$page" | field cursor)
         [ -n "$next" ] || { printf '%s\n' "$page" >&2; exit 1; } # a problem object: the session is over
         cursor=$next
-        printf '%s' "$page" | sed 's/},{"id":/},\n{"id":/g' |
-            sed -n '/"response.output_text.done"/s/.*"text": *"\(\([^"\\]\|\\.\)*\)".*/\1/p'
+        printf '%s\n' "$page" | sed 's/},{"id":/},\n{"id":/g' |
+            sed -n '/"response.output_text.done"/s/.*"text": *"\(\([^"\\]\|\\.\)*\)".*/\1/p' | sed 's/\\\(["\\]\)/\1/g'
         case $page in *'"response.done"'*) answered=yes ;; esac
     done
 done
