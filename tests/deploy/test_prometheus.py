@@ -1,0 +1,157 @@
+"""A real Prometheus scrapes a running gateway: every panel of the dashboard shows something, every alert can be computed."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.deploy.conftest import StartPrometheus
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, eventually, say
+from tests.e2e.programs import Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus"), pytest.mark.timeout(180)]
+
+TRAFFIC_SECONDS = 60.0
+ROUND_SECONDS = 30.0
+# Long enough for the service to cache what it has read once.
+LONG = "Please say Hello. " + "This is a line. " * 100
+# More than the sessions after which garbage is collected, so that there is a collection to show.
+REFUSED = 70
+
+
+def expressions(root: Path) -> list[tuple[str, str]]:
+    """Give each query of the dashboard with its panel's title, its variables filled in as Grafana would."""
+    dashboard = json.loads((root / "deploy/grafana/gateway.json").read_text())
+    return [
+        (panel["title"], target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*"))
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+@pytest.fixture
+def gateway(emulator: FarEnd, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Run `gateway serve` with a locked model and a small log; give both of its URLs."""
+    program = Program(
+        tmp_path / "gateway.log",
+        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator.base_url),
+        environ={
+            "OPENAI_API_KEY": "sk-offline",
+            "GATEWAY_UPSTREAM__SESSION_LOCKED": '["model"]',
+            "GATEWAY_DRAIN__TIMEOUT_SECONDS": "0",
+        },
+    )
+    try:
+        url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
+        yield url, program.said(r"admin listening on (http://[\w.:]+)")
+    finally:
+        program.stop()
+
+
+class Asked:
+    """Prometheus' HTTP API."""
+
+    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
+        self._url, self._http = url, http
+
+    async def get(self, path: str, **params: str) -> Any:
+        async with self._http.get(f"{self._url}/api/v1/{path}", params=params) as answer:
+            body = await answer.json()
+            assert body["status"] == "success", body
+            return body["data"]
+
+    async def shows(self, expression: str) -> bool:
+        """Tell whether a query gives at least one number."""
+        found = (await self.get("query", query=expression))["result"]
+        return any(not math.isnan(float(sample["value"][1])) for sample in found)
+
+    async def scrapes(self) -> None:
+        """Wait for a scrape that begins after this call."""
+        now = time.time()
+        await eventually(lambda: self.shows(f'timestamp(up{{job="realtime-gateway"}}) > {now}'))
+
+
+@pytest_asyncio.fixture
+async def prometheus(gateway: tuple[str, str], start_prometheus: StartPrometheus) -> AsyncIterator[Asked]:
+    """Let Prometheus scrape the gateway."""
+    url = start_prometheus(gateway[1].removeprefix("http://"))
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
+        yield Asked(url, http)
+
+
+async def round_of_traffic(caller: Caller, far_end: FarEnd) -> None:
+    """Do a little of everything: what works, and what fails."""
+    session = await caller.open()
+    path = f"/v1/sessions/{session['id']}"
+    once = {"Idempotency-Key": session["id"], "Content-Type": "application/json"}
+    for _ in range(2):
+        answer, _ = await caller.ask("POST", f"{path}/events", say(LONG), headers=once)
+        assert answer.status == 202
+    read = await caller.until(session["id"], "response.done")
+    receipt = await caller.send(session["id"], *say("And 10 about lakes."))
+    await caller.until(session["id"], "response.done", after=receipt["head"])
+    await caller.take(session["id"], 1, after=read[0].id)
+    async with aclosing(caller.stream(session["id"], "foreign-1")) as stream:
+        await anext(stream)
+    await caller.ask("GET", f"{path}/events?format=json&wait=0")
+
+    await far_end.fault(session["call_id"], do="hang_up")
+    await caller.until(session["id"], "gateway.recovered")
+    await far_end.faults(response_error="server_error")
+    await caller.ask("POST", "/v1/turns", "Hello")
+    await far_end.faults(signal_status=500, response_error=None)
+    refused, _ = await caller.ask("POST", "/v1/sessions")
+    assert refused.status == 502
+    await far_end.well()
+    await caller.ask("DELETE", path)
+    for _ in range(REFUSED):
+        locked, _ = await caller.ask("POST", "/v1/sessions", {"session": {"model": "another"}})
+        assert locked.status == 403
+
+
+async def test_every_panel_shows_something_after_a_little_traffic(
+    root: Path, gateway: tuple[str, str], prometheus: Asked, emulator: FarEnd
+) -> None:
+    """No query of the dashboard is misspelt: against real scrapes each gives a number."""
+    empty = expressions(root)
+    deadline = time.monotonic() + TRAFFIC_SECONDS
+    async with Caller(gateway[0]) as caller:
+        while empty and time.monotonic() < deadline:
+            await asyncio.wait_for(round_of_traffic(caller, emulator), ROUND_SECONDS)
+            await prometheus.scrapes()
+            empty = [(title, query) for title, query in empty if not await prometheus.shows(query)]
+
+    assert empty == []
+
+
+async def test_prometheus_scrapes_the_gateway_and_computes_every_alert(
+    root: Path, gateway: tuple[str, str], prometheus: Asked
+) -> None:
+    """The target is up, each rule evaluates without error, and a healthy gateway raises no alert."""
+
+    async def computed() -> bool:
+        targets = (await prometheus.get("targets"))["activeTargets"]
+        groups = (await prometheus.get("rules"))["groups"]
+        return [one["health"] for one in targets] == ["up"] and all(
+            rule["health"] != "unknown" for group in groups for rule in group["rules"]
+        )
+
+    await eventually(computed)
+    (target,) = (await prometheus.get("targets"))["activeTargets"]
+    rules = [rule for group in (await prometheus.get("rules"))["groups"] for rule in group["rules"]]
+
+    assert target["labels"]["job"] == "realtime-gateway"
+    assert target["lastError"] == ""
+    assert len(rules) >= 10
+    assert {rule["name"]: (rule["health"], rule["state"]) for rule in rules} == {
+        rule["name"]: ("ok", "inactive") for rule in rules
+    }
