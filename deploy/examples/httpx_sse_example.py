@@ -1,6 +1,6 @@
 """A session with httpx and httpx-sse: `pip install httpx httpx-sse`.
 
-    GATEWAY=http://127.0.0.1:8080 KEY=… python3 httpx_sse_example.py 'What is 6 times 7?'
+GATEWAY=http://127.0.0.1:8080 KEY=… python3 httpx_sse_example.py 'What is 6 times 7?'
 """
 
 import json

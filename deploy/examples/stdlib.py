@@ -1,6 +1,6 @@
 """A session with nothing but Python's standard library: resumes where it was cut, and never says anything twice.
 
-    GATEWAY=http://127.0.0.1:8080 KEY=… python3 stdlib.py 'What is 6 times 7?'
+GATEWAY=http://127.0.0.1:8080 KEY=… python3 stdlib.py 'What is 6 times 7?'
 """
 
 import json
