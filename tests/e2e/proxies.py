@@ -21,7 +21,8 @@ from gateway.cli.child import _die_with_parent
 ROOT = Path(__file__).resolve().parents[2]
 PROXIES = ROOT / "deploy" / "proxies"
 START_SECONDS = 20.0
-STOP_SECONDS = 10.0
+# Some wait on their way out for streams that nobody reads any more.
+STOP_SECONDS = 1.0
 HELD_BYTES = 4096
 
 Part = Callable[[str], str]
@@ -132,7 +133,9 @@ async def caddy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterato
 async def holding(gateway: str, held: int | None = HELD_BYTES) -> AsyncIterator[str]:
     """Run a proxy that passes bodies on in pieces of `held` bytes, the last one at the end; None holds all until then."""
     async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        skip_auto_headers=["Content-Type", "Accept", "Accept-Encoding"],
     ) as http:
 
         async def relay(request: web.Request) -> web.StreamResponse:
