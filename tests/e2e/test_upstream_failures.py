@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +34,9 @@ DYING = {"tokens_per_second": 100, "fail_after_deltas": 5}
 
 
 @asynccontextmanager
-async def nothing_left(gateway: Gateway, seconds: float = 5, **headers: str) -> AsyncIterator[Caller]:
+async def nothing_left(
+    gateway: Gateway, seconds: float = 5, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Caller]:
     """Give a client; at the end the process must hold no more than before, and the gateway's own count agree.
 
     A first session, before anything goes wrong, makes what all sessions share, such as connections to the service.
@@ -149,7 +151,7 @@ async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) ->
     """A caller's own expired or unknown credential is refused by the service, and that is what the caller reads."""
     gateway = await serve(far_end, upstream={"auth": "client"})
     headers = {"X-Upstream-Authorization": "Bearer ek_nobody"}
-    async with nothing_left(gateway, **headers) as caller:
+    async with nothing_left(gateway, headers=headers) as caller:
         answer, problem = await caller.ask("POST", "/v1/sessions", headers=headers)
 
         assert (answer.status, problem["code"]) == (502, "upstream-rejected")
