@@ -4,6 +4,9 @@ A turn is sent when the default conversation has no response in flight. Where so
 first all the same, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks
 again when that response is done, and the refusal is not shown as the turn's.
 
+A turn that the channel has no room for at the moment goes on waiting: it was accepted. One that finds none for as long as
+a response may take fails with that.
+
 A cancel always names its response: without a name the service would cancel whatever is active, which may be somebody
 else's. So a turn that nobody wants any more before its response is created stays the running one until then.
 """
@@ -12,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gateway.errors import GatewayError, UpstreamError
+from gateway.errors import GatewayError, OverloadError, UpstreamError
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId
 from gateway.relay.ports import Json
@@ -37,6 +40,7 @@ class TurnQueue:
         self._deadline = 0.0
         self._ask_again = False
         self._unwanted = False
+        self._crowded_since: float | None = None
 
     @property
     def running(self) -> Turn | None:
@@ -59,8 +63,7 @@ class TurnQueue:
             return
         if self._running is not None:
             if self._ask_again:
-                self._ask_again = False
-                self._try_send(self._running, [self._running.asking()], head)
+                self._ask_again = self._crowds(self._running, [self._running.asking()], head)
             return
         while self._waiting and self._running is None:
             turn = self._waiting.popleft()
@@ -68,7 +71,16 @@ class TurnQueue:
             self._running = turn
             self._ask_again = self._unwanted = False
             self._deadline = now + self._timeout_seconds
-            self._try_send(turn, turn.opening(), head)
+            if not self._crowds(turn, turn.opening(), head):
+                self._crowded_since = None
+            else:
+                self._running = None
+                if self._wait_longer(now):
+                    turn.after = None
+                    self._waiting.appendleft(turn)
+                    return
+                detail = f"OpenAI took nothing for {self._timeout_seconds:g} s; the turn was not sent."
+                turn.finish(head, UpstreamError("upstream-timeout", detail, members={"phase": "response"}))
 
     def look(self, type: str, value: Json) -> Progress:
         """Say what an event means for the running turn; only to be called while one runs."""
@@ -127,12 +139,21 @@ class TurnQueue:
         while self._waiting:
             self._waiting.popleft().finish(head, failure)
 
-    def _try_send(self, turn: Turn, events: Sequence[ClientEvent], head: EventId) -> None:
+    def _crowds(self, turn: Turn, events: Sequence[ClientEvent], head: EventId) -> bool:
+        """Send, and say whether there is no room for it now; what cannot be sent at all is the turn's answer."""
         try:
             self._send(events)
+        except OverloadError:
+            return True
         except GatewayError as error:
             self._running = None
             turn.finish(head, error)
+        return False
+
+    def _wait_longer(self, now: float) -> bool:
+        if self._crowded_since is None:
+            self._crowded_since = now
+        return now - self._crowded_since < self._timeout_seconds
 
     def _stop(self, turn: Turn) -> None:
         """Cancel the running turn's response, now or as soon as it has a name. Harmless when repeated."""

@@ -137,14 +137,58 @@ def test_a_turn_that_was_second_asks_again() -> None:
 def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
     """What the channel refuses is the turn's answer; the queue goes on."""
     desk = Desk()
-    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    desk.refusal = UpstreamError("upstream-failed", "Gone.")
     turn = desk.add()
     desk.advance()
     desk.refusal = None
 
     assert turn.failure is not None
-    assert (turn.failure.code, turn.last) == ("upstream-backpressure", HEAD)
+    assert (turn.failure.code, turn.last) == ("upstream-failed", HEAD)
     assert desk.run() is not turn
+
+
+def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
+    """It was accepted, and nobody behind it overtakes it."""
+    desk = Desk()
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    first, second = desk.add(), desk.add()
+    desk.advance()
+    assert (first.finished, first.after, desk.queue.running) == (False, None, None)
+    desk.refusal = None
+    desk.advance(now=10)
+
+    assert desk.queue.running is first
+    assert not second.finished
+
+
+def test_a_turn_for_which_there_is_never_room_fails() -> None:
+    """After the time that a response may take, and with it those behind it: nothing has passed all the while."""
+    desk = Desk()
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    first, second = desk.add(), desk.add()
+    desk.advance(now=0)
+    desk.advance(now=299)
+    assert not first.finished
+    desk.advance(now=300)
+
+    assert first.failure is not None
+    assert first.failure.code == "upstream-timeout"
+    assert second.finished
+
+
+def test_a_question_for_which_there_is_no_room_is_asked_later() -> None:
+    """The same for the second try, whose turn runs on."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "r", BUSY)
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    desk.advance()
+    desk.refusal = None
+    sent = len(desk.sent)
+    desk.advance()
+
+    assert desk.queue.running is turn
+    assert [event["type"] for event in desk.sent[sent:]] == ["response.create"]
 
 
 def test_a_question_that_cannot_be_asked_again_fails_the_turn() -> None:
