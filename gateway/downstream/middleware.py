@@ -115,9 +115,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn away what no page may do, and answer preflights."""
     rules = request.app[ACCESS].rules
     _require_host(request, rules)
-    origin = request.headers.get(hdrs.ORIGIN)
-    if origin is None:
+    origins = request.headers.getall(hdrs.ORIGIN, [])
+    if not origins:
         return await handler(request)
+    # No browser sends two; where one comes between that adds another, which of them is the page's cannot be told.
+    origin = origins[0] if len(origins) == 1 else "null"
     if request.app[OPEN_TO_PAGES] and _is_listed(origin, rules):
         request[_CORS] = cors_headers(origin, any_origin="*" in rules.cors_origins)
     elif not _is_own(request, origin, rules):

@@ -24,6 +24,11 @@ _SECRET_BODY_BYTES: Final = 4096
 Object = dict[str, Any]  # Any JSON object: what is in it is OpenAI's or the caller's own business.
 
 
+_MAX_MEMBERS: Final = 32
+"""Of an object whose members are all known. Each unknown one is told with its pointer: a megabyte of them would cost two
+seconds of everybody's time, and five megabytes of answer (measured)."""
+
+
 class ClientSecretWanted(BaseModel):
     """What the session's client secret may send beyond the usual."""
 
@@ -150,6 +155,8 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
         raise CallerError(
             "invalid-parameter", "Attaching to an existing call is not built yet.", flaws=(flaw,)
         )
+    _require_few(body, "")
+    _require_few(body.get("client_secret"), "/client_secret")
     try:
         wanted = SessionWanted.model_validate(body)
     except ValidationError as error:
@@ -165,6 +172,12 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
     if len(compact(wanted.metadata)) > limit:
         raise CallerError("too-large", f"'metadata' is larger than {limit} bytes.", members={"limit": limit})
     return wanted
+
+
+def _require_few(value: object, pointer: str) -> None:
+    if isinstance(value, Mapping) and len(value) > _MAX_MEMBERS:
+        flaw = Flaw(f"has {len(value)} members", pointer=pointer)
+        raise CallerError("invalid-parameter", "The body is not that of a create.", flaws=(flaw,))
 
 
 async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted, bearer: str | None) -> View:

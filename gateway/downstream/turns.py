@@ -15,11 +15,11 @@ from gateway.downstream.access import Grant, grant, session_grant, upstream_bear
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
-from gateway.downstream.keys import ACCESS, HUB, SESSION, TELEMETRY
+from gateway.downstream.keys import ACCESS, HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.turnanswer import Answer
 from gateway.downstream.wire import watch_loss
-from gateway.errors import GatewayError
+from gateway.errors import CallerError, GatewayError
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn, check_text
@@ -93,6 +93,10 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     named = media_type(request, (JSON, TEXT, FORM)) if hdrs.CONTENT_TYPE in request.headers else None
     body = await read_body(request)
     wanted = turnbody.parse(body, named, own_session=own_session)
+    limit = request.app[LIMITS].max_batch_events
+    if len(wanted.request.items) + 1 > limit:
+        detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
+        raise CallerError("too-large", detail, members={"limit": limit})
     form = turnbody.choose(request.query.get("format"), request.headers.get(hdrs.ACCEPT), plain=wanted.plain)
     key = scoped_key(request, caller)
     wait = turnbody.wait(request.query.get("wait"), form=form, keyed=key is not None)

@@ -1,5 +1,6 @@
 """Client secrets and tickets."""
 
+import string
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +52,15 @@ def test_forged_word_is_refused(forge: Callable[[str], str]) -> None:
     word = signatures.sign("ticket", "gws_abc")
 
     assert signatures.read(forge(word)) is None
+
+
+def test_a_word_has_one_spelling() -> None:
+    """The last character holds two bits that no signature has; with them changed it is another word."""
+    signatures = Signatures([NEW])
+    word = signatures.sign("secret", "gws_abc")
+    alphabet = string.ascii_letters + string.digits + "-_"
+
+    assert [last for last in alphabet if signatures.read(word[:-1] + last)] == [word[-1]]
 
 
 def test_short_key_is_refused() -> None:

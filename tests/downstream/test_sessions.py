@@ -106,6 +106,16 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
     assert house.far_end.requests == []
 
 
+@pytest.mark.parametrize("name", ["", "client_secret"])
+async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str) -> None:
+    """The answer to a body full of members that nobody knows does not name each."""
+    many = {str(count): 1 for count in range(80_000)}
+    answer = await house.call("POST", "/v1/sessions", json={name: many} if name else many)
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert [flaw["pointer"] for flaw in answer.json["errors"]] == [f"/{name}" if name else ""]
+
+
 async def test_create_says_that_attaching_is_not_built(house: House) -> None:
     """`call_id` is reserved: it is refused as what it will be, not as a slip of the pen."""
     answer = await house.call("POST", "/v1/sessions", json={"call_id": "rtc_x"})

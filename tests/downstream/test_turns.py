@@ -120,6 +120,16 @@ async def got(task: "asyncio.Task[Answer]") -> Answer:
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
+async def test_a_turn_is_no_larger_than_a_batch(session: Session) -> None:
+    """Its items and its response.create are events like others, and as many may be sent at once."""
+    limit = session.house.parts.limits.max_batch_events
+    item = {"type": "message", "role": "user", "content": []}
+    answer = await got(turn(session, {"input": [item] * limit}))
+
+    assert (answer.status, answer.code, answer.json["limit"]) == (413, "too-large", limit)
+    assert session.house.far_end.sent == []
+
+
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
