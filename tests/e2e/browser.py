@@ -106,7 +106,8 @@ class _DevTools:
         await self._socket.send_json(command)
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                return await answer
+                told: Json = await answer
+                return told
         finally:
             del self._answers[number]
 

@@ -238,7 +238,8 @@ export class RelayChannel extends EventTarget {
       else strikes += why === "mute" ? STRIKES : 1;
       if (strikes >= STRIKES && this.#level < this.#transports.length - 1) {
         strikes = 0;
-        this.#setConnection(this.#level + 1, false);
+        // A long-poll has just been answered; a stream has still to show that it is better than the last one.
+        this.#setConnection(this.#level + 1, this.#transports[this.#level + 1] === "poll");
       } else if (strikes) {
         await this.#pause(backoff(strikes - 1));
       }
@@ -558,7 +559,9 @@ async function* texts(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      throw new RelayError("network", `The stream broke off: ${error.message}`);
+    });
     if (done) return;
     yield decoder.decode(value, { stream: true });
   }
