@@ -1,0 +1,193 @@
+"""The end of a gateway that people are using: what each of a hundred clients sees of SIGTERM."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, Emulate, Read, eventually, number, say
+from tests.e2e.programs import Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+SESSIONS = 100
+AT_ONCE = 10
+DRAIN_SECONDS = 10
+# What may come after the drain: closing a hundred peer connections, and Python's own end.
+PARTING_SECONDS = 10
+
+
+@dataclass
+class Watched:
+    """A session and all that its reader has seen of it."""
+
+    id: str
+    seen: list[Read] = field(default_factory=list)
+
+    def types(self) -> Counter[str]:
+        return Counter(read.type for read in self.seen)
+
+    def statuses(self) -> list[str]:
+        """How its responses ended."""
+        return [read.value["response"]["status"] for read in self.seen if read.type == "response.done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the gateway ended: its exit status, and how long after the first signal."""
+
+    status: int
+    seconds: float
+
+
+class House:
+    """A gateway in a process of its own, and people who read in all of its sessions."""
+
+    def __init__(self, program: Program, caller: Caller, url: str, admin_url: str) -> None:
+        self.program = program
+        self.caller = caller
+        self.url, self.admin_url = url, admin_url
+        self.watched: list[Watched] = []
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def stream(self, question: str) -> None:
+        """Open the sessions, ask in each, and read on; returns when all of them are in the middle of an answer."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def begin() -> None:
+            async with gate:
+                session = await self.caller.open()
+                watched = Watched(session["id"])
+                self.watched.append(watched)
+                self._readers.append(asyncio.create_task(self._read(watched)))
+                await self.caller.send(session["id"], *say(question))
+
+        await asyncio.gather(*(begin() for _ in range(SESSIONS)))
+
+        async def answering() -> bool:
+            return all(one.types()["response.output_text.delta"] for one in self.watched)
+
+        await eventually(answering)
+
+    async def _read(self, watched: Watched) -> None:
+        async for read in self.caller.stream(watched.id, "earliest"):
+            watched.seen.append(read)
+
+    async def ended(self, *signals: signal.Signals) -> Ending:
+        """Send signals, each after the one before has been taken, and wait for the end of gateway and readers."""
+        began = time.monotonic()
+        for taken, number_ in enumerate(signals):
+            self.program.process.send_signal(number_)
+            # The gateway says that it took one; a second of the same kind sent sooner would be one to the kernel.
+            await eventually(lambda count=taken: self._took(count + 1))  # type: ignore[misc]  # mypy infers no default
+        status = await asyncio.to_thread(self.program.process.wait, DRAIN_SECONDS + PARTING_SECONDS + 20)
+        seconds = time.monotonic() - began
+        await asyncio.wait_for(asyncio.gather(*self._readers, return_exceptions=True), 20)
+        return Ending(status, seconds)
+
+    async def _took(self, count: int) -> bool:
+        return self.program.output.count("signal_received") >= count
+
+    async def close(self) -> None:
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        await self.caller.http.close()
+        self.program.stop()
+
+
+@pytest.fixture
+def slow_far_end(emulate: Emulate) -> FarEnd:
+    """Run an emulator that answers at a pace that can be interrupted."""
+    return emulate("--tokens-per-second", "50")
+
+
+@pytest_asyncio.fixture
+async def house(slow_far_end: FarEnd, tmp_path: Path) -> AsyncIterator[House]:
+    """Run `gateway serve` with ten seconds for its drain."""
+    program = Program(
+        tmp_path / "gateway.log",
+        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", slow_far_end.base_url),
+        environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_DRAIN__TIMEOUT_SECONDS": str(DRAIN_SECONDS)},
+    )
+    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
+    house = House(program, Caller(url), url, program.said(r"admin listening on (http://[\w.:]+)"))
+    try:
+        yield house
+    finally:
+        await house.close()
+
+
+def without_loss(watched: Watched) -> None:
+    """Assert that a reader saw every event of the log once and in order, to its last one."""
+    logged = [
+        number(read.id) for read in watched.seen if read.type not in ("gateway.open", "gateway.rotating")
+    ]
+    assert logged == list(range(1, len(logged) + 1))
+    assert watched.types()["gateway.draining"] == 1
+    assert watched.seen[-1].type == "gateway.closed"
+    assert watched.seen[-1].value["reason"] == "drained"
+
+
+async def test_a_hundred_answers_are_finished_before_the_end(house: House) -> None:
+    """Responses that fit into the time allowed are whole, no event is lost, and the gateway ends in time with status 0."""
+    await house.stream("Write 150 words about rivers.")
+    ending = await house.ended(signal.SIGTERM)
+
+    assert ending.status == 0
+    assert ending.seconds < DRAIN_SECONDS + PARTING_SECONDS
+    assert len(house.watched) == SESSIONS
+    for watched in house.watched:
+        without_loss(watched)
+        assert watched.statuses() == ["completed"]
+
+
+async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> None:
+    """A response that does not fit is cut at the deadline, its client told, and nothing before that is lost."""
+    await house.stream("Write 3000 words about the sea.")
+    ending = await house.ended(signal.SIGTERM)
+
+    assert ending.status == 0
+    assert DRAIN_SECONDS <= ending.seconds < DRAIN_SECONDS + PARTING_SECONDS
+    for watched in house.watched:
+        without_loss(watched)
+        assert "completed" not in watched.statuses()
+
+
+async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
+    """New sessions are refused with 503 and readiness is gone, while the operator still sees what goes on."""
+    await house.stream("Write 3000 words about the sea.")
+    house.program.process.send_signal(signal.SIGTERM)
+
+    async def unready() -> bool:
+        answer, _ = await house.caller.ask("GET", "/readyz")
+        return answer.status == 503
+
+    await eventually(unready)
+    refused, problem = await house.caller.ask("POST", "/v1/sessions")
+    alive, _ = await house.caller.ask("GET", "/livez")
+    async with Caller(house.admin_url) as operator:
+        _, metrics = await operator.ask("GET", "/metrics")
+
+    assert (refused.status, problem["code"]) == (503, "draining")
+    assert "Retry-After" in refused.headers
+    assert alive.status == 200
+    assert b"realtime_gateway_draining 1.0" in metrics
+
+
+async def test_a_second_signal_ends_a_hundred_answers_at_once(house: House) -> None:
+    """Whoever signals twice waits no more; the readers are told all the same, and the status is 0."""
+    await house.stream("Write 3000 words about the sea.")
+    ending = await house.ended(signal.SIGTERM, signal.SIGTERM)
+
+    assert ending.status == 0
+    assert ending.seconds < DRAIN_SECONDS
+    for watched in house.watched:
+        without_loss(watched)
