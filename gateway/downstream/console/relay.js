@@ -124,6 +124,7 @@ export class RelayChannel extends EventTarget {
     this.#transports = wanted.filter((one) => one !== "eventsource" || this.#EventSource);
     if (!this.#transports.length) this.#transports = ["poll"];
     globalThis.addEventListener?.("online", this.#backOnline);
+    globalThis.addEventListener?.("offline", this.#wentOffline);
     this.#run();
   }
 
@@ -475,6 +476,9 @@ export class RelayChannel extends EventTarget {
     this.#cut("restarted");
   };
 
+  /** Without waiting for the heartbeats that will not come. A gateway on this machine is found again at once. */
+  #wentOffline = () => this.#cut("restarted");
+
   async #pause(ms) {
     const { done, wake } = sleep(ms);
     this.#resting.add(wake);
@@ -502,6 +506,7 @@ export class RelayChannel extends EventTarget {
     if (this.#over) return;
     this.#state = "closed";
     globalThis.removeEventListener?.("online", this.#backOnline);
+    globalThis.removeEventListener?.("offline", this.#wentOffline);
     this.#setConnection(this.#level, false);
     this.#cut("cut");
     this.#gone.abort();
