@@ -65,6 +65,7 @@ async def test_text_survives_the_way_unchanged(emulate: Emulate, call: Call) -> 
     assert (await caller.until("conversation.item.done", 5))["item"]["content"][0]["text"] == "\ud83d"
 
 
+@pytest.mark.slow
 async def test_large_events_pass_both_ways(emulate: Emulate, call: Call) -> None:
     """An item of 600 KB reaches the far end and comes back where the offer allows it."""
     caller: Caller = await call(await emulate(), offer_size=4 * 1024 * 1024)

@@ -29,7 +29,11 @@ from tests.upstream.farend import Farend, answering, farend, program, serving
 from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
 
 STOCK: frozenset[Hook] = frozenset()
-HOOKS = pytest.mark.parametrize("hooks", [ALL_HOOKS, STOCK], ids=["tuned", "stock"])
+# The fallback without hooks takes its round with the slow tests: nobody runs it who installs the tested versions.
+HOOKS = pytest.mark.parametrize(
+    "hooks",
+    [pytest.param(ALL_HOOKS, id="tuned"), pytest.param(STOCK, id="stock", marks=pytest.mark.slow)],
+)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -468,6 +472,7 @@ async def test_certificate_that_does_not_match_is_refused() -> None:
             await dialer.dial(REQUEST, Remembering())
 
 
+@pytest.mark.slow
 @HOOKS
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook], far_end: str) -> None:
@@ -624,6 +629,7 @@ async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Ho
         await settled_to(before, dialer)
 
 
+@pytest.mark.slow
 @HOOKS
 async def test_lost_call_leaves_nothing(hooks: frozenset[Hook], far_end: str) -> None:
     """A loss of each kind cleans up by itself, whoever forgets to close."""
@@ -640,6 +646,7 @@ async def test_lost_call_leaves_nothing(hooks: frozenset[Hook], far_end: str) ->
         await settled_to(before, dialer)
 
 
+@pytest.mark.slow
 async def test_refused_calls_leave_nothing() -> None:
     """Twenty refusals of each kind, and the process is as before."""
     for handler in (_answer("{}", 500), _answer("v=0"), _answer("", 201)):
