@@ -333,19 +333,22 @@ class Line:
 
     async def _hand_over(self, cause: str) -> None:
         """Replace a call that still works; if that fails the session stays with it and tries again later."""
-        started, outcome = self._clock.monotonic(), "failed"
+        started, outcome, severed = self._clock.monotonic(), "failed", False
         successor = self._successor = self._next()
         old = self._upstream
         try:
             await self._unless_ended(successor.open(self))
-            if await self._unless_ended(self._until_quiet()) and self._held is None:
-                self._hold()
-                await self._unless_ended(_within(self._until_settled(), _SETTLE_SECONDS))
+            if await self._unless_ended(self._until_free()):
+                severed = self._owner.busy or bool(self._conversation.unconfirmed)
+                if severed:
+                    # What the old call still has to say would be missing on the new one: it is over, as after a loss.
+                    self._generation += 1
                 seed = self._conversation.seed()
                 seeding = await self._unless_ended(
                     _within(successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds)
                 )
-                if seeding is not None and not self._ending.done():
+                unchanged = severed or self._conversation.seed().items == seed.items
+                if seeding is not None and unchanged and not self._ending.done():
                     outcome = "recovered"
                     # Where the old call was lost a moment ago, this is the recovery as well.
                     cause = self._due or cause
@@ -357,14 +360,31 @@ class Line:
                 self._successor = None
                 self._retry_hand_over_at = self._clock.monotonic() + _HAND_OVER_RETRY_SECONDS
                 if self._due == cause:  # else the old call was lost meanwhile, and recovery comes next
-                    self._due = None
-                    self._release_held()
+                    self._stay(cause, severed)
                 await successor.abandon()
         if self._ending.done() and outcome != "recovered":
             outcome = "ended"
         self._telemetry.recovered(self._owner.id, cause, outcome, self._clock.monotonic() - started)
         if outcome == "recovered" and old is not None:
             await old.close(hang_up=True)
+
+    async def _until_free(self) -> bool:
+        """Wait for a pause and hold back what comes; False if the old call was lost before."""
+        while await self._until_quiet() and self._held is None:
+            self._hold()
+            await _within(self._until_settled(), _SETTLE_SECONDS)
+            if self._due in _LOSSES or not self._owner.busy or self._late:
+                return True
+            self._release_held()  # The answer to what was sent last has begun; it is waited for.
+        return False
+
+    def _stay(self, cause: str, severed: bool) -> None:
+        """Go on with the old call after a hand-over that failed, if it is still listened to."""
+        if severed and not self._ending.done():
+            self._fall(cause)
+        else:
+            self._due = None
+            self._release_held()
 
     def _take_over(self, successor: Successor, seeding: Seeding, cause: str) -> None:
         """Make the successor the present call. Synchronous, so that no event falls between the two."""
@@ -420,12 +440,9 @@ class Line:
 
     async def _until_quiet(self) -> bool:
         """Wait for a pause between responses, at most until the call is nearly over."""
-        latest = min(self._limits.replace_latest_seconds, self._lead * _LATEST_SHARE)
-        while self._owner.busy:
+        while self._owner.busy and not self._late:
             left = self._seconds_left()
-            if left is not None and left <= latest:
-                break
-            await self._next_move(None if left is None else left - latest)
+            await self._next_move(None if left is None else left - self._latest)
             if self._held is not None:
                 return False  # The old call was lost meanwhile; recovery is another matter.
         return True
@@ -483,7 +500,7 @@ class Line:
         reason = CloseReason.UPSTREAM_CLOSED if closed else CloseReason.UPSTREAM_LOST
         self._owner.end(reason, {"cause": cause, **(self._last_refusal or {})})
 
-    def _fall(self, cause: LossCause) -> None:
+    def _fall(self, cause: str) -> None:
         """Be without a call from now on."""
         self._generation += 1  # Whatever the dead call still says is stale.
         self._due = cause
@@ -523,6 +540,16 @@ class Line:
             life = expires_at - self._clock.unix()
             self._lead = min(self._limits.expiring_seconds, life * _LONGEST_LEAD)
 
+    @property
+    def _latest(self) -> float:
+        """Seconds before the call's end at which it is replaced even in the middle of a response."""
+        return min(self._limits.replace_latest_seconds, self._lead * _LATEST_SHARE)
+
+    @property
+    def _late(self) -> bool:
+        left = self._seconds_left()
+        return left is not None and left <= self._latest
+
     def _seconds_left(self) -> float | None:
         return None if self.call_expires_at is None else self.call_expires_at - self._clock.unix()
 
@@ -537,6 +564,8 @@ class Line:
                 await asyncio.wait({task})
         return None if task.cancelled() else task.result()
 
+
+_LOSSES = frozenset(LossCause)
 
 _WATCHED = Conversation.WATCHED | {"session.created", "response.done"}
 """Server events that mean something to the line; all others only pass."""

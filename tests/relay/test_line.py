@@ -575,6 +575,72 @@ async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> No
     assert house.call.open
 
 
+async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: House) -> None:
+    """Its question was on its way when the pause seemed to have come."""
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+    await session.submit([client_event("response.create")])
+    house.hub.restart(session.id)
+    await until(lambda: session._line.holding)
+    old.start()
+    await asyncio.sleep(5)
+    assert (session.view().call_id, session._line.holding) == ("rtc_1", False)
+    old.say("conversation.item.added", item=item("answer"))
+    old.finish()
+    await until(lambda: session.view().call_id == "rtc_2")
+
+    assert [event["item"]["id"] for event in house.call.events] == ["a", "answer"]
+    assert gateway_events(session)[0]["response"] is None
+
+
+async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
+    """What it said while the new call is seeded would be missing there, so clients do not see it either."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+    old.start()
+    house.dialer.prepare = lambda call: setattr(call, "on_send", lambda event: old.finish())
+    await until(lambda: session.view().state is State.RECOVERING, 3700)
+    house.dialer.prepare = service
+    await until(lambda: session.view().state is State.CONNECTED, 60)
+
+    assert "response.done" not in types_of(session)
+    assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
+    assert gateway_events(session)[-1]["response"] == "interrupted"
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [
+        ("rotation", "failed"),
+        ("rotation", "recovered"),
+    ]
+
+
+async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(house: House) -> None:
+    """The service may add to it by itself; what the new call has not heard of would be lost."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        take = call.on_send
+        assert take is not None
+
+        def move(event: Any) -> None:
+            if len(house.dialer.calls) == 2:
+                old.say("conversation.item.added", item=item("b"))
+            take(event)
+
+        call.on_send = move
+
+    house.dialer.prepare = prepare
+    await until(lambda: session.view().call_id not in ("rtc_1", None), 3700)
+
+    assert session.view().call_id == "rtc_3"
+    assert [event["item"]["id"] for event in house.call.events] == ["a", "b"]
+
+
 async def test_a_session_that_ends_during_a_hand_over_closes_both_calls(house: House) -> None:
     """The new one and the old one."""
     session = await attended(house)
