@@ -1,0 +1,120 @@
+"""The operations page, held against what it describes: every alert, every log line, every figure that a file repeats."""
+
+import ast
+import re
+import tomllib
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # it ships no types
+
+from gateway.config import Config
+from tests.deploy.conftest import ROOT
+
+PAGE = (ROOT / "deploy/operations.md").read_text()
+LEVELS = {"debug", "info", "warning", "error"}
+
+
+def logged() -> set[str]:
+    """Find the name of every log line in the sources: the first argument of `log.<level>(…)`, or of `line(…)`, which is
+    one of them chosen before."""
+    names = set()
+    for path in (ROOT / "gateway").rglob("*.py"):
+        if "emulator" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
+                continue
+            called = node.func
+            by_level = (
+                isinstance(called, ast.Attribute)
+                and called.attr in LEVELS
+                and isinstance(called.value, ast.Name)
+                and called.value.id == "log"
+            )
+            chosen = isinstance(called, ast.Name) and called.id == "line"
+            if (by_level or chosen) and isinstance(node.args[0].value, str):
+                names.add(node.args[0].value)
+    return names
+
+
+def table() -> dict[str, tuple[set[str], set[str]]]:
+    """Read the page's table of log lines: levels and fields by event."""
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| ([^|]*)\|", PAGE, re.MULTILINE)
+    return {
+        name: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for name, levels, fields in rows
+    }
+
+
+def test_every_log_line_stands_in_the_table_and_no_other() -> None:
+    """An operator can look up whatever the log says."""
+    assert logged() == set(table())
+
+
+def test_levels_in_the_table_are_levels() -> None:
+    """The column is read as it is meant."""
+    assert {level for levels, _ in table().values() for level in levels} <= LEVELS
+
+
+def test_fields_of_log_lines_are_those_in_the_table() -> None:
+    """Each keyword that a line is logged with is in its row, and the row has no other."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "gateway").rglob("*.py"):
+        if "emulator" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                name = node.args[0].value
+                if name in table() and {keyword.arg for keyword in node.keywords} != {None}:
+                    called = node.func
+                    if getattr(called, "attr", getattr(called, "id", "")) in LEVELS | {"line"}:
+                        fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+                        found.setdefault(name, set()).update(
+                            "exception" if field == "exc_info" else field for field in fields
+                        )
+
+    # The access log's fields are put together where requests are answered.
+    access = found.pop("http_answered")
+    assert access <= table()["http_answered"][1]
+    assert found == {name: table()[name][1] for name in found}
+
+
+def test_every_alert_has_a_section_that_its_runbook_leads_to() -> None:
+    """The annotation is a link to a heading of this page, and no section is about an alert that is gone."""
+    groups = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    sections = re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
+
+    assert sorted(sections) == sorted(rule["alert"] for rule in rules)
+    for rule in rules:
+        assert rule["annotations"]["runbook"] == f"deploy/operations.md#{rule['alert'].lower()}"
+
+
+def test_links_within_the_page_lead_somewhere() -> None:
+    """Each anchor is that of a heading."""
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)}
+
+    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= anchors
+
+
+@pytest.mark.parametrize("setting", sorted(set(re.findall(r"`((?:relay|drain|upstream|log)\.\w+)", PAGE))))
+def test_settings_that_are_named_exist(setting: str) -> None:
+    """A renamed setting is renamed here, too."""
+    section, key = setting.split(".")
+
+    assert key in type(getattr(Config(), section)).model_fields
+
+
+def test_files_that_are_named_exist() -> None:
+    """Paths in the page are paths in the checkout."""
+    named = set(re.findall(r"`((?:deploy|config|tests)/[\w./-]+)`", PAGE)) - {"deploy/secrets/"}
+
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_memory_that_is_added_up_is_added_up_right() -> None:
+    """The sum in "Sizing" follows from its own figures and the production configuration."""
+    relay = Config.model_validate(tomllib.loads((ROOT / "config/production.toml").read_text())).relay
+    needed = 100 + relay.max_sessions * 117 / 1024 + relay.log_total_bytes / 2**20
+
+    assert f"that is {needed:.0f} MiB" in PAGE
