@@ -86,6 +86,8 @@ def nginx_command(program: str, text: str, home: Path) -> list[str]:
     folders = "".join(
         f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    home.mkdir(exist_ok=True)
+    home.chmod(0o755)  # its worker runs as nobody
     text = text.replace("/var/log/nginx/access.log", f"{home}/access.log")
     if "access_log" not in text:
         folders += "access_log off;"
@@ -99,8 +101,6 @@ def nginx_command(program: str, text: str, home: Path) -> list[str]:
 async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
     """Run nginx before a gateway and give its URL."""
     port = free_port()
-    home.mkdir()
-    home.chmod(0o755)
     command = nginx_command(part("nginx"), placed(text, port, gateway), home)
     async with _running(command, home, port) as url:
         yield url
@@ -110,9 +110,7 @@ async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterato
 async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
     """Run HAProxy before a gateway and give its URL."""
     port = free_port()
-    home.mkdir()
-    file = home / "haproxy.cfg"
-    file.write_text(placed(text, port, gateway))
+    file = _written(home / "haproxy.cfg", placed(text, port, gateway))
     async with _running([part("haproxy"), "-db", "-f", str(file)], home, port) as url:
         yield url
 
@@ -121,9 +119,7 @@ async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncItera
 async def caddy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
     """Run Caddy before a gateway and give its URL."""
     port = free_port()
-    home.mkdir()
-    file = home / "Caddyfile"
-    file.write_text("{\n\tadmin off\n}\n" + placed(text, port, gateway))
+    file = _written(home / "Caddyfile", "{\n\tadmin off\n}\n" + placed(text, port, gateway))
     command = [part("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
     async with _running(command, home, port) as url:
         yield url
@@ -180,18 +176,9 @@ _HOP_BY_HOP = frozenset({"Connection", "Transfer-Encoding", "Content-Length", "K
 @asynccontextmanager
 async def _running(command: list[str], home: Path, port: int) -> AsyncIterator[str]:
     """Run a server until it takes connections, then until the block ends."""
-    log = home / "output"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it calls one C function
-            env={"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)},
-        )
+    process = _started(command, home)
     try:
-        await _answers(process, port, log)
+        await _answers(process, port, home)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
@@ -202,11 +189,11 @@ async def _running(command: list[str], home: Path, port: int) -> AsyncIterator[s
             process.wait(STOP_SECONDS)
 
 
-async def _answers(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+async def _answers(process: "subprocess.Popen[bytes]", port: int, home: Path) -> None:
     """Wait until something listens."""
     async with asyncio.timeout(START_SECONDS):
         while True:
-            assert process.poll() is None, f"it ended with {process.returncode}: {log.read_text()}"
+            assert process.poll() is None, f"it ended with {process.returncode}: {_output(home)}"
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
@@ -215,3 +202,25 @@ async def _answers(process: "subprocess.Popen[bytes]", port: int, log: Path) -> 
                 writer.close()
                 await writer.wait_closed()
                 return
+
+
+def _written(file: Path, text: str) -> Path:
+    file.parent.mkdir()
+    file.write_text(text)
+    return file
+
+
+def _output(home: Path) -> str:
+    return (home / "output").read_text()
+
+
+def _started(command: list[str], home: Path) -> "subprocess.Popen[bytes]":
+    with (home / "output").open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it calls one C function
+            env={"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)},
+        )

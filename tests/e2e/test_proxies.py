@@ -100,12 +100,11 @@ async def test_a_lone_event_arrives_soon(
     session = await caller.open()
     path = f"{session['events_url']}?after={session['head']}&format="
     async with start(part_path, text, tmp_path / "proxy", gateway.url) as url, Caller(url) as through:
-        options = {"timeout": timeless()}
         get, post = through.http.get, through.http.post
         async with (
-            get(f"{url}{path}sse", **options) as stream,
-            post(f"{url}{path.replace('?', '/stream?')}sse", **options) as posted,
-            get(f"{url}{path}ndjson", **options) as lines,
+            get(f"{url}{path}sse", timeout=timeless()) as stream,
+            post(f"{url}{path.replace('?', '/stream?')}sse", timeout=timeless()) as posted,
+            get(f"{url}{path}ndjson", timeout=timeless()) as lines,
         ):
             pieces = [Piece(stream), Piece(posted), Piece(lines)]
             for piece in pieces:

@@ -9,7 +9,7 @@ is the network that cuts, below HTTP, and the stream by POST is among the render
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -152,14 +152,14 @@ class Reader:
             self._take(entry["id"], entry["event"])
         self.notes.cursor = page["cursor"]
 
-    async def _blocks(self, answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str | None, Json]]:
+    async def _blocks(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str | None, Json], None]:
         parser = BlockParser()
         async for chunk in answer.content.iter_chunked(self._habit.chunk):
             for block in parser.feed(chunk):
                 if block.data is not None:
                     yield block.id, json.loads(block.data)
 
-    async def _lines(self, answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str | None, Json]]:
+    async def _lines(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str | None, Json], None]:
         async for line in answer.content:
             if line.endswith(b"\n") and line.strip():
                 entry = json.loads(line)
