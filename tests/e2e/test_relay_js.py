@@ -330,6 +330,25 @@ async def test_closing_delivers_what_was_sent(served: str, far_end: FarEnd, chro
     assert (session["state"], session["close_reason"]) == ("closed", "client")
 
 
+async def test_closing_while_opening_leaves_no_session(
+    serve: Serve, far_end: FarEnd, chromium: Chromium
+) -> None:
+    """`close` before the channel is open still ends the session that the gateway was making."""
+    gateway = await serve(far_end)
+    await far_end.faults(signal_delay_seconds=0.5)
+    async with chromium.page(f"{gateway.url}/") as page:
+        await page.evaluate(
+            "import('/relay.js').then(({RelayChannel}) => {"
+            "  globalThis.dataChannel = new RelayChannel(); dataChannel.close(); })"
+        )
+        await page.until("dataChannel.readyState === 'closed'")
+        session_id = await page.evaluate("dataChannel.sessionId")
+    async with Caller(gateway.url) as caller:
+        _, session = await caller.ask("GET", f"/v1/sessions/{session_id}")
+
+    assert session["state"] == "closed"
+
+
 async def test_another_channel_goes_on_from_a_position(served: str, chromium: Chromium) -> None:
     """A channel made from another's position, after a reload say, gets what comes after it and nothing again."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:

@@ -87,6 +87,7 @@ export class RelayChannel extends EventTarget {
   #queue = [];
   #buffered = 0;
   #sender = null;
+  #entering;
   #transports;
   #level = 0;
   #connected = false;
@@ -153,7 +154,7 @@ export class RelayChannel extends EventTarget {
 
   /** End the channel, once all that was sent is delivered, and the session with it if this channel opened it. */
   close() {
-    this.#leave(this.#owned);
+    this.#leave(true);
   }
 
   /** End the channel and leave the session open; `position` tells another where to go on. */
@@ -166,9 +167,10 @@ export class RelayChannel extends EventTarget {
     this.#state = "closing";
     this.#tell(new Event("closing"));
     const patience = sleep(LAST_WORDS_MS);
-    await Promise.race([this.#sender, patience.done]);
+    // A session that is being opened is waited for: nobody else could end it.
+    await Promise.race([this.#sender ?? this.#entering, patience.done]);
     patience.wake();
-    if (endSession) {
+    if (endSession && this.#owned) {
       await this.#fetch("", { method: "DELETE", patience: LAST_WORDS_MS }).catch(() => {});
     }
     this.#end();
@@ -178,7 +180,9 @@ export class RelayChannel extends EventTarget {
 
   async #run() {
     try {
-      await (this.sessionId === null ? this.#open() : this.#join());
+      const entering = this.sessionId === null ? this.#open() : this.#join();
+      this.#entering = entering.catch(() => {});
+      await entering;
       if (this.#state !== "connecting") return;
       this.#limits = { ...LIMITS, ...this.session.limits };
       this.#heartbeat = this.#options.heartbeatSeconds ?? this.#limits.heartbeat_seconds;
