@@ -67,9 +67,9 @@ def emulate(
     for flag, values in (("--fault", fault), ("--api-key", api_key)):
         for value in values or []:
             arguments.append(f"{flag}={value}")
-    for flag, value in (("--brain-url", brain_url), ("--brain-model", brain_model)):
-        if value is not None:
-            arguments.append(f"{flag}={value}")
+    for flag, one in (("--brain-url", brain_url), ("--brain-model", brain_model)):
+        if one is not None:
+            arguments.append(f"{flag}={one}")
     try:
         main(arguments)
     except OSError as error:
