@@ -4,7 +4,6 @@ Refuses to know what is said on a channel. Paths, statuses, headers and bodies a
 reported (Realtime: WebRTC, client secrets); what has no counterpart there is under `/_emulator` (`control`).
 """
 
-import asyncio
 import time
 import uuid
 from typing import Any
@@ -91,7 +90,10 @@ class _Api:
         """Realtime: create a call."""
         service, faults = self.service, self.service.faults
         if service.still_signals_badly():
-            await asyncio.sleep(faults.signal_delay_seconds)
+            try:
+                await service.hold(faults.signal_delay_seconds)
+            except Refusal as refusal:
+                raise http_refusal(503, refusal) from None
             if faults.signal_status is not None:
                 raise signalling.injected(faults)
         key = signalling.bearer(request)

@@ -57,6 +57,16 @@ class Service:
         self._certificate = SharedCertificate.generateCertificate()
         self._addresses = media_addresses(config.host)
         self._endings: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+
+    async def hold(self, seconds: float) -> None:
+        """Let time pass before an answer; raises Refusal if the emulator is stopped meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise Refusal(None, "The server is shutting down.", kind="server_error")
 
     async def open(self, offer: Offer, given: dict[str, Any], dcid: int | None) -> tuple[Call, str]:
         """Open a call for an offer and give it with its answer."""
@@ -114,7 +124,8 @@ class Service:
         call.end("hung up")
 
     def end_all(self) -> None:
-        """Begin the end of every call."""
+        """Begin the end of every call, and of every answer that is held back."""
+        self._stopping.set()
         for call in list(self.calls.values()):
             call.end("stopped")
 

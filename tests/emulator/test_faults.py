@@ -98,6 +98,24 @@ async def test_signalling_is_delayed(emulate: Emulate) -> None:
         await caller.close()
 
 
+async def test_delayed_answer_does_not_hold_up_the_end(emulate: Emulate) -> None:
+    """An emulator that is stopped says so to whoever waits for an answer, and opens no call any more."""
+    emulator = await emulate(faults=Faults(signal_delay_seconds=30))
+    caller = Caller(emulator.base_url)
+    try:
+        asking = asyncio.create_task(caller.post(await caller.offer()))
+        while not emulator.service._signals:
+            await asyncio.sleep(0.01)
+        before = time.monotonic()
+        await emulator.close()
+        async with await asking as response:
+            assert response.status == 503
+        assert time.monotonic() - before < 2
+        assert emulator.service.opened == 0
+    finally:
+        await caller.close()
+
+
 @pytest.mark.parametrize("answer", ["broken", "no_audio", "empty"])
 async def test_answer_is_spoilt(answer: Any, emulate: Emulate) -> None:
     """`answer` gives 201 with an answer that no client can apply."""
