@@ -1,0 +1,55 @@
+"""A slow and lossy path between two network namespaces: `python -m tests.e2e.badpath A B 0.1 0.05`.
+
+For kernels without netem. Holds the ends of two TUN devices, one in each namespace, and carries packets between them, each
+late by the first number in seconds, and of each so many dropped as the second says. The devices are named `v`, as the test's
+veth pair is.
+"""
+
+# ruff: noqa: T201  # whoever started it waits for its line
+
+import fcntl
+import heapq
+import itertools
+import os
+import random
+import select
+import struct
+import sys
+import time
+
+from tests.e2e.within import enter
+
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+LARGEST_PACKET = 65536
+MOST_WAITING = 10_000
+
+
+def device(namespace: str) -> int:
+    """Make a TUN device in a namespace; give its other end."""
+    enter(namespace)
+    end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH22x", b"v", IFF_TUN | IFF_NO_PI))
+    return end
+
+
+def carry(ends: tuple[int, int], delay: float, loss: float) -> None:
+    """Carry packets until ended. What is too much to wait is dropped, as a router does."""
+    dice, count = random.Random(6), itertools.count()
+    waiting: list[tuple[float, int, int, bytes]] = []
+    other = {ends[0]: ends[1], ends[1]: ends[0]}
+    while True:
+        timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
+        for end in select.select(ends, (), (), timeout)[0]:
+            packet = os.read(end, LARGEST_PACKET)
+            if dice.random() >= loss and len(waiting) < MOST_WAITING:
+                heapq.heappush(waiting, (time.monotonic() + delay, next(count), other[end], packet))
+        while waiting and waiting[0][0] <= time.monotonic():
+            _, _, end, packet = heapq.heappop(waiting)
+            os.write(end, packet)
+
+
+if __name__ == "__main__":
+    both = device(sys.argv[1]), device(sys.argv[2])
+    print("the path is open", flush=True)
+    carry(both, float(sys.argv[3]), float(sys.argv[4]))
