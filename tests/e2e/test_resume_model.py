@@ -2,8 +2,8 @@
 
 The far end numbers what it says. A reader is told what it missed, or has it: its notes must be the numbers one by one,
 each once and in order, with gaps exactly as wide as told. hypothesis draws the plan: renderings, speeds, where the
-network cuts, when the log overruns. test_resume.py holds the same law with readers that hang up by themselves; here it
-is the network that cuts, below HTTP, and the stream by POST is among the renderings.
+network cuts, when the log overruns. The network cuts below
+HTTP, in the middle of blocks and of chunks.
 """
 
 import asyncio
