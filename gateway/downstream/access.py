@@ -135,19 +135,20 @@ class Access:
             wanted = [("sessions", 1.0, rule.sessions_per_minute / 60, max(1.0, rule.sessions_per_minute))]
             self._spend(rule, wanted)
 
-    def spend_events(self, grant: Grant, session_id: str, events: int, size: int) -> None:
+    def spend_bytes(self, grant: Grant, size: int) -> None:
+        """Count a body before it is looked into, since that is what a large one costs, right or wrong. Raises
+        `rate-limited`."""
+        rule = self.rule(grant.principal.name)
+        if rule is not None and rule.bytes_per_second is not None:
+            rate = rule.bytes_per_second
+            self._spend(rule, [("bytes", float(size), rate, rate * BURST_SECONDS)])
+
+    def spend_events(self, grant: Grant, events: int) -> None:
         """Count client events about to be sent. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
-        if rule is None:
-            return
-        rates = (
-            ("events", float(events), rule.events_per_second),
-            ("bytes", float(size), rule.bytes_per_second),
-        )
-        wanted = [
-            (what, amount, rate, rate * BURST_SECONDS) for what, amount, rate in rates if rate is not None
-        ]
-        self._spend(rule, wanted)
+        if rule is not None and rule.events_per_second is not None:
+            rate = rule.events_per_second
+            self._spend(rule, [("events", float(events), rate, rate * BURST_SECONDS)])
 
     def _spend(self, rule: KeyRule, wanted: list[tuple[str, float, float, float]]) -> None:
         """Take all of (what, amount, rate, burst), or nothing."""

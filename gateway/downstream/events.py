@@ -31,6 +31,7 @@ async def post_events(request: web.Request) -> web.Response:
     bearer = upstream_bearer(request)
     kind = media_type(request, _TAKEN)
     body = await read_body(request)
+    request.app[ACCESS].spend_bytes(grant, len(body))
     read_at = request.app[CLOCK].monotonic()
     parse = parse_ndjson if kind == NDJSON else parse_json
     max_events = request.app[LIMITS].max_batch_events
@@ -38,7 +39,7 @@ async def post_events(request: web.Request) -> web.Response:
     _require_allowed(grant, batch)
 
     async def send() -> Receipt:
-        request.app[ACCESS].spend_events(grant, request.match_info["id"], len(batch), len(body))
+        request.app[ACCESS].spend_events(grant, len(batch))
         receipt = await handle.submit(batch, bearer=bearer)
         request.app[TELEMETRY].relayed_up(request.app[CLOCK].monotonic() - read_at)
         return receipt

@@ -73,6 +73,7 @@ async def create(request: web.Request) -> web.Response:
     caller = grant(request)
     bearer = required_upstream_bearer(request)
     body = await read_body(request)
+    request.app[ACCESS].spend_bytes(caller, len(body))
     if body:
         # Only then: some libraries name a type for no body at all.
         media_type(request, (JSON, TEXT, FORM))

@@ -52,7 +52,7 @@ async def session_turn(request: web.Request) -> web.StreamResponse:
     asked = await _ask(request, caller, own_session=False)
 
     async def take(errand: Errand) -> None:
-        _spend(request, caller, handle.id, asked)
+        _spend(request, caller, asked)
         errand.begun.set_result((handle, await handle.turn(asked.wanted.request, bearer=bearer)))
 
     return await _answer(request, asked, handle.idempotency, take)
@@ -69,7 +69,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
 
     async def open_session() -> Handle:
         handle = hub.find((await open_wanted(request, caller, session, bearer)).id, None)
-        _spend(request, caller, handle.id, asked)
+        _spend(request, caller, asked)
         return handle
 
     async def take(errand: Errand) -> None:
@@ -92,6 +92,7 @@ class _Asked:
 async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _Asked:
     named = media_type(request, (JSON, TEXT, FORM)) if hdrs.CONTENT_TYPE in request.headers else None
     body = await read_body(request)
+    request.app[ACCESS].spend_bytes(caller, len(body))
     wanted = turnbody.parse(body, named, own_session=own_session)
     limit = request.app[LIMITS].max_batch_events
     if len(wanted.request.items) + 1 > limit:
@@ -105,9 +106,8 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     return _Asked(wanted, form, wait, key, body)
 
 
-def _spend(request: web.Request, caller: Grant, session_id: str, asked: _Asked) -> None:
-    events = len(asked.wanted.request.items) + 1
-    request.app[ACCESS].spend_events(caller, session_id, events, len(asked.body))
+def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
+    request.app[ACCESS].spend_events(caller, len(asked.wanted.request.items) + 1)
 
 
 # --- once, and for whom -----------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -
     event = '{"type":"response.create"}'
     rate = 1 if limit == "events_per_second" else len(event)
     house = await build(AccessRules(keys=(key_rule("ann", "k", **{limit: rate}),)))
-    session = await house.open(headers=bearer("k"))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
     path = f"/v1/sessions/{session['id']}/events"
     words = ("k", session["client_secret"]["value"], "k")
     answers = [await house.call("POST", path, data=event, headers=bearer(word)) for word in words]
@@ -373,10 +373,11 @@ async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -
     assert len(house.far_end.sent) == 2
 
 
-async def test_refused_batch_costs_nothing(build: Build) -> None:
-    """What is refused for its bytes is not counted as events."""
+async def test_batch_refused_for_its_bytes_costs_no_events(build: Build) -> None:
+    """It was not even looked into."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1, bytes_per_second=50),)))
-    path = f"/v1/sessions/{(await house.open(headers=bearer('k')))['id']}/events"
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    path = session["events_url"]
     long, short = '{"type":"%s"}' % ("x" * 90), '{"type":"x"}'
     answers = [await house.call("POST", path, data=data, headers=bearer("k")) for data in (long, long, short)]
     refill = Bucket.full(1, 2, 0)
@@ -384,6 +385,22 @@ async def test_refused_batch_costs_nothing(build: Build) -> None:
 
     assert [answer.status for answer in answers] == [202, 429, 429]
     assert house.access._buckets["ann", "events"].level >= refill.level
+
+
+@pytest.mark.parametrize("tail", ["/events", "/turns", ""])
+async def test_wrong_bodies_cost_their_bytes(build: Build, tail: str) -> None:
+    """Reading a megabyte of nonsense takes as long as reading sense, so that it is limited alike."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", bytes_per_second=1000),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    path = f"/v1/sessions/{session['id']}{tail}" if tail else "/v1/sessions"
+    nonsense = b'{"type":' + b"[" * 50_000
+    headers = bearer("k") | {"Content-Type": "application/json"}
+    answers = [await house.call("POST", path, data=nonsense, headers=headers) for _ in range(2)]
+
+    assert [(answer.status, answer.code) for answer in answers] == [
+        (400, "invalid-json"),
+        (429, "rate-limited"),
+    ]
 
 
 async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
