@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ OPEN_AT_ONCE = 8
 # Without new sessions and new talk, so that what is measured is holding and streaming.
 CALM_SECONDS = 5
 LAG_SECONDS = 0.05
+# Over which sessions begin to talk: people do not press return in the same millisecond.
+SPREAD_SECONDS = 5.0
 WORDS = 200
 
 Histogram = dict[float, float]
@@ -37,6 +40,7 @@ Histogram = dict[float, float]
 
 async def talk(http: aiohttp.ClientSession, url: str, session: dict[str, Any], until: float) -> int:
     """Ask again and again, reading along; gives the number of events that came."""
+    await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))
     events = 0
     parser = BlockParser()
     question = say(f"Write {WORDS} words about rivers")
@@ -61,15 +65,15 @@ async def send(http: aiohttp.ClientSession, url: str, session: dict[str, Any], e
         assert answer.status == 202, await answer.text()
 
 
-async def lag(http: aiohttp.ClientSession, admin_url: str) -> Histogram:
-    """Give the gateway's histogram of its loop's lag: upper bounds in seconds to cumulative counts."""
+async def lag(http: aiohttp.ClientSession, admin_url: str, name: str = "event_loop_lag") -> Histogram:
+    """Give one of the gateway's histograms of pauses: upper bounds in seconds to cumulative counts."""
     async with http.get(f"{admin_url}/metrics") as answer:
         body = await answer.text()
     return {
         float(sample.labels["le"]): sample.value
         for family in text_string_to_metric_families(body)
         for sample in family.samples
-        if sample.name == "realtime_gateway_event_loop_lag_seconds_bucket"
+        if sample.name == f"realtime_gateway_{name}_seconds_bucket"
     }
 
 
@@ -95,10 +99,12 @@ async def hold(program: Program, sessions: int, talking: int, seconds: float) ->
         print(f"{(full.memory_kib - empty.memory_kib) / sessions:.0f} KiB a session")
         await asyncio.sleep(CALM_SECONDS)
         idle, calm = Process.of(pid), await lag(http, admin_url)
+        collected = await lag(http, admin_url, "gc_pause")
         print(f"CPU while none talked: {(idle.cpu_seconds - full.cpu_seconds) / CALM_SECONDS:.1%} of a core")
         until, began = time.monotonic() + seconds, time.monotonic()
         counts = await asyncio.gather(*(talk(http, url, one, until) for one in opened[:talking]))
         took, busy, after = time.monotonic() - began, Process.of(pid), await lag(http, admin_url)
+        pauses = await lag(http, admin_url, "gc_pause")
     print(f"{talking} of them talking: {sum(counts) / took:.0f} events a second for {took:.0f} s", end="; ")
     print(f"CPU of the gateway {(busy.cpu_seconds - idle.cpu_seconds) / took:.0%} of a core")
     for name, one, other in (
@@ -110,6 +116,8 @@ async def hold(program: Program, sessions: int, talking: int, seconds: float) ->
             f"p{share * 100:g} ≤ {quantile(share, one, other)[0] * 1000:g} ms" for share in (0.5, 0.99, 1)
         ]
         print(f"loop lag while {name}: {', '.join(parts)} ({quantile(1, one, other)[1]} looks)")
+    longest, count = quantile(1, collected, pauses)
+    print(f"garbage collections while talking: {count}, the longest ≤ {longest * 1000:g} ms")
     print(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
     return 0 if quantile(0.99, calm, after)[0] <= LAG_SECONDS else 1
 
