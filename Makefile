@@ -33,7 +33,7 @@ demo: $(RUNTIME) ## hold a conversation through the gateway, offline, and keep s
 	$(BIN)/gateway demo
 
 test: $(SUITE) ## run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-fast: $(SUITE) ## run the tests that take seconds, on all cores
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
