@@ -7,11 +7,12 @@ gateway=${GATEWAY:-http://127.0.0.1:8080}
 question=${1:-What is 6 times 7?}
 call() { curl -sS --fail-with-body ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
 # Repeating is safe: one key for all tries, and the gateway does it once.
-once() { call --retry 5 --retry-all-errors -H "Idempotency-Key: $1-$$-$(date +%s)" -X POST "$gateway$2" -d "${3:-}"; }
+once() { call --retry 3 --retry-all-errors -H "Idempotency-Key: $1-$$-$(date +%s)" -X POST "$gateway$2" -d "${3:-}"; }
 
 # One turn in one request is all that many need: curl -N http://127.0.0.1:8080/v1/turns -d 'Hello'
 # A session keeps its history:
-session=$(once open /v1/sessions | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
+opened=$(once open /v1/sessions) || { printf '%s\n' "$opened" >&2; exit 1; }
+session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 cursor=$(mktemp)
 trap 'rm -f "$cursor"; call -X DELETE "$gateway/v1/sessions/$session"' EXIT
 

@@ -37,7 +37,7 @@ def chat(
 
     console = Console(highlight=False)
     with asyncio.Runner() as runner:
-        client = Client(url, key)
+        client = Client(url if "://" in url else f"http://{url}", key)
         runner.run(client.__aenter__())
         try:
             runner.run(client.reach())

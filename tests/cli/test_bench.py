@@ -43,6 +43,7 @@ async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
     assert abs(found["bare_stock_events"] - found["events"]) <= 4
 
 
+@pytest.mark.slow
 async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start, gateway: str) -> None:
     """Without its process at hand there is no CPU and no memory to tell, and none is made up."""
     bench = await start(

@@ -552,6 +552,7 @@ class Second:
         await self._server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "beat"),
     [

@@ -70,6 +70,7 @@ async def peer_connections(gateway: Gateway) -> float:
     return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
+@pytest.mark.slow
 @dataclass(frozen=True, slots=True)
 class Refused:
     """How an opening fails: the emulator's faults, and the problem that comes of them."""
@@ -158,6 +159,7 @@ async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) ->
         assert problem["upstream"]["status"] == 401
 
 
+@pytest.mark.slow
 async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
     """Where nobody listens upstream, a create fails well within its deadline."""
     with socket.socket() as unused:

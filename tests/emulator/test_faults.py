@@ -130,6 +130,7 @@ async def test_answer_is_spoilt(answer: Any, emulate: Emulate) -> None:
         await caller.close()
 
 
+@pytest.mark.slow
 async def test_deaf_far_end_answers_no_check(emulate: Emulate, call: Call) -> None:
     """`deaf` leaves ICE checking until it is taken back."""
     caller: Caller = await call(await emulate(faults=Faults(deaf=True)), connect=False)
