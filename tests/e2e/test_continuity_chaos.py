@@ -289,7 +289,7 @@ async def test_a_far_end_killed_during_set_up_is_the_creates_answer(serve: Serve
         await caller.ask("DELETE", f"/v1/sessions/{session['id']}")
 
         assert (answer.status, said["code"]) in ((502, "upstream-failed"), (504, "upstream-timeout"))
-        await back_to(before)
+        await back_to(before, seconds=45)
 
 
 @pytest.mark.slow

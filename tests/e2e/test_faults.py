@@ -179,7 +179,7 @@ async def test_after_all_faults_nothing_is_left(serve: Serve, far_end: FarEnd) -
                 if not row.silent:
                     await run(row, gateways[row.settings], far_end, callers[row.settings])
         if held:
-            await back_to(held[0])
+            await back_to(held[0], seconds=45)
         held.append(await settled())
     assert [await metric(gateway, "peer_connections") for gateway in gateways.values()] == [0] * len(gateways)
 

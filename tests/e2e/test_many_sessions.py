@@ -33,7 +33,7 @@ async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd
     assert while_open.descriptors - before.descriptors <= SESSIONS * DESCRIPTORS_EACH + DESCRIPTORS_SHARED
     assert while_open.tasks - before.tasks <= SESSIONS * TASKS_EACH
     assert while_open.peer_connections - before.peer_connections == SESSIONS
-    await back_to(before, seconds=20)
+    await back_to(before, seconds=45)
     assert (await far_end.about())["calls"] == 0
 
 
