@@ -32,8 +32,9 @@ help: ## list the targets
 demo: $(RUNTIME) ## hold a conversation through the gateway, offline, and keep serving
 	$(BIN)/gateway demo
 
+# Files in their order, not by their number of tests: the long ones have few, and would come last, one beside an idle core.
 test: $(SUITE) ## run every test
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(SUITE) ## run the tests that take seconds, on all cores
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile

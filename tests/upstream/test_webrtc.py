@@ -197,6 +197,9 @@ async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -
     """While the largest server event comes in, nothing of it holds the loop for more than 50 ms of computing."""
     longest = 0.0
     done = False
+    # As the gateway does when it starts: the heap here is the whole suite's, and looking through it is not its work.
+    gc.collect()
+    gc.freeze()
 
     async def tick() -> None:
         nonlocal longest
@@ -213,6 +216,7 @@ async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -
         await sink.until(lambda sink: len(sink.texts) == 2)
         done = True
         await ticking
+    gc.unfreeze()
 
     assert len(sink.texts[1]) == 4 * 1024 * 1024
     assert longest < 0.05
