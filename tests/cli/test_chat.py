@@ -43,7 +43,8 @@ async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> No
     chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "Write 3000 words about the sea.")
     await chat.says(r"(?s)you> .{80}")
-    for _ in range(3):  # As people do: one press may fall between two reads of the stream and go unheard.
+    # Once in a whole run on busy cores a press went unheard, why is not known; people press again.
+    for _ in range(3):
         await chat.tell(signal.SIGINT)
         with suppress(TimeoutError):
             async with asyncio.timeout(4):
