@@ -94,9 +94,9 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
     await client.http.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run `gateway serve` as people do, and give its URL."""
+    """Run `gateway serve` as people do, and give its URL. It ends with the file, and with it what pages left open."""
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
     program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags)
     try:
