@@ -32,9 +32,10 @@ help: ## list the targets
 demo: $(RUNTIME) ## hold a conversation through the gateway, offline, and keep serving
 	$(BIN)/gateway demo
 
-# Files in their order, not by their number of tests: the long ones have few, and would come last, one beside an idle core.
+# Slow tests mostly wait for deadlines, so each core takes two workers. Files come in their order, not by their number of
+# tests: the long ones have few, and would come last, one beside idle cores.
 test: $(SUITE) ## run every test
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(shell expr 2 \* "$$(getconf _NPROCESSORS_ONLN)") --dist loadfile --no-loadscope-reorder
 
 test-fast: $(SUITE) ## run the tests that take seconds, on all cores
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
