@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def require_part(part: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(f"{reason}: add its package to .ci/run", pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, and let what tests start hear it: a run in the background of a shell inherits that it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

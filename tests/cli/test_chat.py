@@ -1,9 +1,7 @@
 """`gateway chat` over a real gateway, its lines coming from a pipe."""
 
-import asyncio
 import signal
 from asyncio.subprocess import PIPE
-from contextlib import suppress
 
 from tests.cli.conftest import Running, Start
 from tests.cli.test_serve import SERVE, addresses
@@ -43,13 +41,8 @@ async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> No
     chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "Write 3000 words about the sea.")
     await chat.says(r"(?s)you> .{80}")
-    # Once in a whole run on busy cores a press went unheard, why is not known; people press again.
-    for _ in range(3):
-        await chat.tell(signal.SIGINT)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(4):
-                await chat.says("stopped")
-                break
+    await chat.tell(signal.SIGINT)
+    await chat.says("stopped")
     await say(chat, "What is 6 times 7?")
     await chat.says(r"stopped\)(?s:.*)42")
     await say(chat, "")
