@@ -18,7 +18,7 @@ from aiohttp import web
 
 from gateway.downstream.buckets import Bucket
 from gateway.downstream.credentials import Signatures, looks_signed
-from gateway.downstream.keys import ACCESS, HUB, PRINCIPAL, SESSION
+from gateway.downstream.keys import HUB, PRINCIPAL, SESSION
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.ports import Handle, Principal
 
@@ -164,6 +164,9 @@ class Access:
             taken.append((bucket, amount))
         for bucket, amount in taken:
             bucket.take(amount, now)
+
+
+ACCESS: Final = web.AppKey("access", Access)
 
 
 def grant(request: web.Request) -> Grant:

@@ -1,9 +1,9 @@
 """What handlers find in their application and leave in their request, by typed key.
 
-Nothing is global: `server` puts these in place, tests put others there.
+Nothing is global: `server` puts these in place, tests put others there. `ACCESS` and `STREAM` lie beside the classes they give.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -12,16 +12,9 @@ from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.ports import Telemetry
 
-if TYPE_CHECKING:
-    # These rooms' own files need the keys below.
-    from gateway.downstream.access import Access
-    from gateway.downstream.stream import StreamLimits
-
 HUB: Final = web.AppKey("hub", Hub)
 TELEMETRY: Final[web.AppKey[Telemetry]] = web.AppKey("telemetry")
-ACCESS: "Final[web.AppKey[Access]]" = web.AppKey("access")
 LIMITS: Final = web.AppKey("limits", ServerLimits)
-STREAM: "Final[web.AppKey[StreamLimits]]" = web.AppKey("stream")
 OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 """Whether the origins in `access.cors_origins` may call this listener."""
 CLOCK: Final = web.AppKey("clock", Clock)

@@ -13,9 +13,8 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.downstream import problem
-from gateway.downstream.access import AccessRules
+from gateway.downstream.access import ACCESS, AccessRules
 from gateway.downstream.keys import (
-    ACCESS,
     ANSWERED_AT,
     CLOCK,
     ERROR_CODE,

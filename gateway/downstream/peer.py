@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import web
 
-from gateway.downstream.keys import ACCESS
+from gateway.downstream.access import ACCESS
 from gateway.downstream.origins import is_loopback_address
 
 

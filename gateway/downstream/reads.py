@@ -14,10 +14,10 @@ from aiohttp import web
 from gateway.downstream import problem, reading, sse
 from gateway.downstream.access import session_grant
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.keys import CLOCK, STREAM, TELEMETRY
+from gateway.downstream.keys import CLOCK, TELEMETRY
 from gateway.downstream.reading import MEDIA_TYPES, Reading
 from gateway.downstream.rendering import EventStream, JsonLines, own_json, wrapped
-from gateway.downstream.stream import RETRY_MS, Stream, Surroundings, gap_members
+from gateway.downstream.stream import RETRY_MS, STREAM, Stream, Surroundings, gap_members
 from gateway.downstream.ticker import Ticker
 from gateway.downstream.wire import UNBUFFERED, watch_loss
 from gateway.errors import CallerError, GatewayError, OverloadError

@@ -12,11 +12,11 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, reads, sessions, turns
-from gateway.downstream.access import Access
-from gateway.downstream.keys import ACCESS, CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STREAM, TELEMETRY
+from gateway.downstream.access import ACCESS, Access
+from gateway.downstream.keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, TELEMETRY
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.protocol import Connection
-from gateway.downstream.stream import StreamLimits
+from gateway.downstream.stream import STREAM, StreamLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.ports import Telemetry

@@ -54,6 +54,9 @@ class StreamLimits:
     write_seconds: float = 10
 
 
+STREAM: Final = web.AppKey("stream", StreamLimits)
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What every stream of a server shares."""

@@ -14,12 +14,11 @@ from aiohttp import web
 
 from gateway.downstream import turnresult
 from gateway.downstream.answers import json_answer
-from gateway.downstream.keys import STREAM
 from gateway.downstream.reading import Reading
 from gateway.downstream.reads import ERROR, error_members, expired, surroundings
 from gateway.downstream.rendering import EventStream
 from gateway.downstream.sse import unframe
-from gateway.downstream.stream import Stream
+from gateway.downstream.stream import STREAM, Stream
 from gateway.downstream.turnbody import Form
 from gateway.downstream.wire import UNBUFFERED, tune, watch_loss
 from gateway.errors import GatewayError

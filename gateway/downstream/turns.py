@@ -11,11 +11,11 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from gateway.downstream import turnbody, turnresult
-from gateway.downstream.access import Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.access import ACCESS, Grant, grant, session_grant, upstream_bearer
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
-from gateway.downstream.keys import ACCESS, HUB, LIMITS, SESSION, TELEMETRY
+from gateway.downstream.keys import HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.turnanswer import Answer
 from gateway.downstream.wire import watch_loss

@@ -8,9 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from gateway.downstream.access import Access, AccessRules
+from gateway.downstream.access import ACCESS, Access, AccessRules
 from gateway.downstream.credentials import Signatures
-from gateway.downstream.keys import ACCESS
 from gateway.downstream.peer import loopback_peer, scheme
 from tests.downstream.house import SIGNING_KEY
 
