@@ -1,8 +1,8 @@
 """Every error the gateway reports, in one table.
 
-A `GatewayError` carries a `code` of contract.md section 1.5. The code decides the HTTP status, the title and whether the
-same request may succeed later; the exception's class says whose fault it was. Nothing here knows how an error
-is rendered: `downstream` turns it into a problem object (RFC 9457).
+A `GatewayError` carries a `code` of gateway/downstream/api.md, 5 Errors. The code decides the HTTP status, the title
+and whether the same request may succeed later; the exception's class says whose fault it was. Nothing here knows how
+an error is rendered: `downstream` turns it into a problem object (RFC 9457).
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ Code = Literal[
 ]
 
 Phase = Literal["signalling", "ice", "dtls", "channel", "response"]
-"""Where an upstream deadline passed (contract.md section 1.5, status 504)."""
+"""Where an upstream deadline passed (gateway/downstream/api.md, 5 Errors: status 504)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Flaw:
 
 
 class GatewayError(Exception):
-    """An error with a code of the contract.
+    """An error with a code of the table.
 
     `detail` is for the person who made the request and names the field, never a secret. `retry_after` is in seconds.
     `members` are further members of the problem object, such as `limit` or `upstream`.

@@ -1,4 +1,4 @@
-"""The command line, one file a command (contract.md section 4). Knows how to talk to a person; the work is done elsewhere.
+"""The command line, one file a command (README.md, The API). Knows how to talk to a person; the work is done elsewhere.
 
 Exit status: 0 done, 1 failed, 2 bad usage or configuration. Commands import what is heavy when they are called, so that
 `gateway keygen` does not load WebRTC, and the emulator's process holds nothing of the gateway.

@@ -1,4 +1,4 @@
-"""Who is calling, and what they may do (contract.md section 3).
+"""Who is calling, and what they may do (api.md, 6 Credentials).
 
 A caller shows an API key, a session's client secret or ticket, or nothing. `grant` and `session_grant` turn that into
 a `Grant`; handlers ask nothing else. Keys are kept as SHA-256 digests and compared in constant time. A key or a

@@ -1,4 +1,4 @@
-"""The operator's listener (contract.md section 2).
+"""The operator's listener (api.md, 7).
 
 Probes and metrics need no credential. The rest needs the admin token; without one configured it exists for
 connections from this machine only. What is shown holds no text, no SDP, no address and no key.

@@ -1,4 +1,4 @@
-"""`POST /v1/sessions/{id}/events`: client events on their way up (contract.md section 1.2).
+"""`POST /v1/sessions/{id}/events`: client events on their way up (api.md, 2 Sending).
 
 A body is read whole, checked whole, and handed over whole; what goes on are slices of the bytes that came.
 """

@@ -1,4 +1,4 @@
-"""Whose pages may call: the Host and Origin rules of contract.md section 3, and CORS.
+"""Whose pages may call: the rules on Host and Origin, and CORS (api.md, 6 Credentials).
 
 A browser on the operator's own machine is the danger. Any page it shows can post to localhost, and through DNS
 rebinding can even be same-origin with it. The `Origin` header betrays the first, the `Host` header the second. Values

@@ -1,4 +1,4 @@
-"""`/livez` and `/readyz`, on both listeners (contract.md section 2).
+"""`/livez` and `/readyz`, on both listeners (api.md, 7 The operator's listener).
 
 Live means that the loop turns; ready means that new clients are welcome. Neither asks OpenAI or Redis: a restart would
 mend nothing there.

@@ -1,4 +1,4 @@
-"""What a read asks for: format, cursor, filter and timing, from headers, query or a JSON body (contract.md 1.3).
+"""What a read asks for: format, cursor, filter and timing, from headers, query or a JSON body (api.md, 3 Receiving).
 
 Pure but for the request it looks at. A parameter that is wrong is refused by name; one that is unknown is passed over
 in a query, where proxies and libraries add their own, and refused in a body, where only the caller writes.

@@ -1,4 +1,4 @@
-"""`GET /v1/sessions/{id}/events` and its POST twin: a session's events on their way down (contract.md section 1.3).
+"""`GET /v1/sessions/{id}/events` and its POST twin: a session's events on their way down (api.md, 3 Receiving).
 
 Three renderings of one read: an event stream, JSON lines, or one page after a wait. Which it is, and from where, says
 `reading`; how a stream is kept going, `stream`.

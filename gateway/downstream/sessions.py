@@ -1,4 +1,4 @@
-"""Sessions as a resource: create, list, look, close, tickets (contract.md section 1.1)."""
+"""Sessions as a resource: create, list, look, close, tickets (api.md, 1 Sessions)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

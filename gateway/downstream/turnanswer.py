@@ -1,4 +1,4 @@
-"""A turn's answer in the form its client asked for (contract.md section 1.4).
+"""A turn's answer in the form its client asked for (api.md, 4 Turns).
 
 A turn is one more read of the log: of the entries that carry its number. As text they are the deltas, as an event
 stream their blocks, as JSON the response they end with.

@@ -1,4 +1,4 @@
-"""What a turn's request says: its body, its items, and how it wants to be answered (contract.md section 1.4). No I/O."""
+"""What a turn's request says: its body, its items, and how it wants to be answered (api.md, 4 Turns). No I/O."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What became of a turn, in the words of its answer (contract.md section 1.4). No I/O.
+"""What became of a turn, in the words of its answer (api.md, 4 Turns). No I/O.
 
 A response that failed is an answer all the same, as in OpenAI's Responses; only its rate limit is an error, because
 there the same request succeeds later. Whoever wanted text and nothing else cannot be told of a failure but by an error.

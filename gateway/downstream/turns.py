@@ -1,4 +1,4 @@
-"""`POST /v1/sessions/{id}/turns` and `POST /v1/turns`: one text turn in one request (contract.md section 1.4).
+"""`POST /v1/sessions/{id}/turns` and `POST /v1/turns`: one text turn in one request (api.md, 4 Turns).
 
 Here a turn is taken once, however often it is asked for; `turnanswer` gives what becomes of it.
 """

@@ -44,7 +44,7 @@ _DRAIN_POLL_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """What a caller wants opened (contract.md section 1.1)."""
+    """What a caller wants opened (gateway/downstream/api.md, 1 Sessions)."""
 
     principal: Principal
     session: Json = field(default_factory=dict)

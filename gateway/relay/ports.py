@@ -156,7 +156,7 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A session as its owner sees it (contract.md section 1.1). Times are Unix seconds."""
+    """A session as its owner sees it (gateway/downstream/api.md, 1 Sessions). Times are Unix seconds."""
 
     id: SessionId
     principal: str
@@ -250,6 +250,9 @@ class Telemetry(Protocol):
     def consent_failed(self) -> None: ...
     def upstream_error(self, code: str) -> None:
         """An `error` event, a failed response or a refused call. `code` is OpenAI's word."""
+
+    def turn_unavailable(self) -> None:
+        """A TURN server is configured and gave a call no address; other addresses may do."""
 
     def upstream_lost(self, session: str, cause: LossCause) -> None: ...
     def relay_failed(self, session: str, error: BaseException) -> None:

@@ -56,7 +56,7 @@ def advance(state: State, happened: Input) -> State:
 
 
 class CloseReason(StrEnum):
-    """Why a session ended (contract.md section 2)."""
+    """Why a session ended (gateway/downstream/api.md, 1 Sessions)."""
 
     CLIENT = "client"
     DETACHED = "detached"

@@ -1,4 +1,4 @@
-"""The gateway's facts as metrics and log lines (contract.md section 2).
+"""The gateway's facts as metrics and log lines (gateway/downstream/api.md, 7 The operator's listener).
 
 One method per fact, as `gateway.relay.ports.Telemetry` asks; each fact is one log line at most, under a past-tense
 name. Labels hold known words only, see `words`. What happens per event goes to `hot`.
@@ -262,6 +262,9 @@ class Metrics:
 
     def upstream_error(self, code: str) -> None:
         self._upstream_errors.labels(known(code, words.UPSTREAM_CODES)).inc()
+
+    def turn_unavailable(self) -> None:
+        log.warning("turn_unavailable", remedy="run `gateway check`, and look at upstream.ice_servers")
 
     def upstream_lost(self, session: str, cause: LossCause) -> None:
         log.warning("upstream_lost", session=session, cause=str(cause))

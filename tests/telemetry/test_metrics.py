@@ -1,4 +1,4 @@
-"""The metric table of contract.md section 2, its labels, and what the hot verbs cost."""
+"""The metrics (gateway/downstream/api.md, 7 The operator's listener), their labels, and what the hot verbs cost."""
 
 import re
 import timeit
@@ -49,7 +49,7 @@ TABLE = {
     "draining": "gauge",
     "build_info": "gauge",
 }
-"""The contract's table."""
+"""That page has the same table, which tests/downstream/test_api_md.py reads."""
 
 USAGE = {
     "total_tokens": 1360,
@@ -116,7 +116,7 @@ def test_metrics_implement_the_port(scrape: Scrape) -> None:
 
 
 def test_table_is_whole_with_kinds_and_help(scrape: Scrape) -> None:
-    """Each metric of the contract is there from the first scrape, of the right kind, with a sentence of help."""
+    """Each metric of the table is there from the first scrape, of the right kind, with a sentence of help."""
     families = {family.name: family for family in text_string_to_metric_families(scrape.text())}
 
     for name, kind in TABLE.items():
@@ -125,7 +125,7 @@ def test_table_is_whole_with_kinds_and_help(scrape: Scrape) -> None:
 
 
 def test_no_metric_stands_beside_the_table(scrape: Scrape) -> None:
-    """What is not in the contract's table is not exported under its prefix."""
+    """What is not in the table is not exported under its prefix."""
     names = {family.name for family in text_string_to_metric_families(scrape.text())}
     ours = {name.removeprefix("realtime_gateway_") for name in names if name.startswith("realtime_gateway_")}
 
