@@ -104,6 +104,8 @@ class Stream:
         self._writing_since: float | None = None
         self._left = 0
         """Bytes the client had not taken when it was last looked at."""
+        # Asked for once: before Python 3.12 each asking is a system call.
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._awake = True
         self._beat_due = False
@@ -255,7 +257,7 @@ class Stream:
             await self._write(self._beat(cursor))
         if self._awake:
             return
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
