@@ -195,6 +195,7 @@ def upstream_config(config: Config) -> UpstreamConfig:
             )
             for index, server in enumerate(upstream.ice_servers)
         ),
+        ice_transport_policy=upstream.ice_transport_policy,
         max_server_event_bytes=config.relay.max_server_event_bytes,
     )
 

@@ -11,7 +11,7 @@ import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -20,12 +20,12 @@ from prometheus_client import CollectorRegistry
 
 from gateway.app import relay_limits, upstream_config
 from gateway.config import Config
-from gateway.config.sections import IceServer
 from gateway.errors import GatewayError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, LossCause
 from gateway.telemetry import Metrics
-from gateway.upstream import tuning
+from gateway.upstream import tuning, turn
+from gateway.upstream.config import IceServer
 from gateway.upstream.webrtc import WebRTCDialer
 
 WAIT_SECONDS: Final = 5.0
@@ -60,9 +60,9 @@ async def examine(config: Config, stun: str) -> AsyncIterator[Finding]:
     else:
         yield await https(config)
     yield await udp(config, stun)
-    for server in config.upstream.ice_servers:
+    for server in upstream_config(config).ice_servers:
         for url in server.urls:
-            yield await ice_server(server, url)
+            yield await ice_server(replace(server, urls=(url,)))
     yield await call(config)
 
 
@@ -179,9 +179,7 @@ async def udp(config: Config, stun: str) -> Finding:
     seconds = await _stun(host, int(port))
     if seconds is not None:
         return Finding("ok", "UDP egress", f"{stun} answered after {seconds * 1e3:.0f} ms")
-    if any(
-        url.startswith(("turn:", "turns:")) for server in config.upstream.ice_servers for url in server.urls
-    ):
+    if upstream_config(config).has_turn:
         return Finding("warning", "UDP egress", f"no answer from {stun}; calls go through TURN")
     remedy = (
         "Let UDP out (OpenAI's media servers use port 3478 and 10000 upwards), or set upstream.ice_servers to a TURN "
@@ -225,26 +223,28 @@ async def _stun(host: str, port: int) -> float | None:
     return None
 
 
-async def ice_server(server: IceServer, url: str) -> Finding:
-    """Look whether a configured STUN or TURN server can be reached. Its credentials only a call can prove."""
+async def ice_server(server: IceServer) -> Finding:
+    """Ask a server of one URL for what a call would ask it: a STUN server for an answer, a TURN server for an address."""
+    (url,) = server.urls
     scheme, _, rest = url.partition(":")
-    address, _, query = rest.partition("?")
-    host, _, port_text = address.partition(":")
-    port = int(port_text) if port_text.isdigit() else (5349 if scheme == "turns" else 3478)
     what = f"{scheme.upper()} server"
-    remedy = f"Look at upstream.ice_servers: {url} must be reachable from here."
-    if scheme == "stun" or (scheme == "turn" and query != "transport=tcp"):
-        seconds = await _stun(host, port)
+    if scheme == "stun":
+        host, _, port = rest.partition(":")
+        seconds = await _stun(host, int(port or 3478))
         if seconds is None:
-            return Finding("failed", what, f"{host}:{port} does not answer over UDP", remedy)
-        return Finding("ok", what, f"{host}:{port} answered after {seconds * 1e3:.0f} ms")
+            remedy = f"Look at upstream.ice_servers: {url} must be reachable from here by UDP."
+            return Finding("failed", what, f"{rest} does not answer", remedy)
+        return Finding("ok", what, f"{rest} answered after {seconds * 1e3:.0f} ms")
     try:
         async with asyncio.timeout(WAIT_SECONDS):
-            _, writer = await asyncio.open_connection(host, port, ssl=scheme == "turns" or None)
-            writer.close()
+            address = await turn.allocate(server)
+    except turn.RefusedError as error:
+        remedy = "Look at the server's username and credential in upstream.ice_servers, and at its own log."
+        return Finding("failed", what, f"{rest} refused: {error}", remedy)
     except (OSError, TimeoutError) as error:
-        return Finding("failed", what, f"{host}:{port} cannot be reached: {str(error) or 'time-out'}", remedy)
-    return Finding("ok", what, f"{host}:{port} takes connections")
+        remedy = f"Look at upstream.ice_servers: {url} must be reachable from here."
+        return Finding("failed", what, f"{rest} cannot be reached: {str(error) or 'no answer'}", remedy)
+    return Finding("ok", what, f"{rest} relays from {address}")
 
 
 class _Greeting:

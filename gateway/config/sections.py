@@ -183,10 +183,24 @@ class Access(Section):
         return self
 
 
+_ICE_URL = re.compile(r"(stun|turns?):[A-Za-z0-9.-]+(:[0-9]{1,5})?(\?transport=(udp|tcp))?")
+
+
+def _ice_url(value: str) -> str:
+    found = _ICE_URL.fullmatch(value)
+    if found is None or (found[1] == "stun" and found[3]):
+        raise ValueError(
+            "must be stun:HOST[:PORT], or turn: or turns:HOST[:PORT][?transport=udp|tcp] (RFC 7064, RFC 7065)"
+        )
+    if found[1] == "turns" and found[4] == "udp":
+        raise ValueError("turns: goes over TCP; TURN over DTLS is not supported")
+    return value
+
+
 class IceServer(Section):
     """A STUN or TURN server (W3C WebRTC RTCIceServer)."""
 
-    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    urls: Annotated[tuple[Annotated[str, AfterValidator(_ice_url)], ...], Field(min_length=1)]
     username: OptionalText = None
     credential: SecretStr | None = secret()
     credential_file: OptionalPath = None
@@ -231,9 +245,17 @@ class Upstream(Section):
     proxy: OptionalProxy = None
     connect_timeout_seconds: Seconds = 15.0
     ice_servers: tuple[IceServer, ...] = ()
+    ice_transport_policy: Literal["all", "relay"] = "all"
     session_locked: tuple[str, ...] = ()
     # OpenAI's object, not ours: what stands in it is OpenAI's to judge, so any value passes.
     session: Annotated[dict[str, Any], BeforeValidator(_with_nulls)] = SESSION_TEMPLATE
+
+    @model_validator(mode="after")
+    def _relay_needs_a_relay(self) -> "Upstream":
+        urls = [url for server in self.ice_servers for url in server.urls]
+        if self.ice_transport_policy == "relay" and not any(url.startswith("turn") for url in urls):
+            raise ValueError("ice_transport_policy 'relay' needs a TURN server in ice_servers")
+        return self
 
 
 class Relay(Section):

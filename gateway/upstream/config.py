@@ -36,6 +36,8 @@ class UpstreamConfig:
     connect_timeout_seconds: float = 15.0
     """From the first packet gathered to the open data channel."""
     ice_servers: tuple[IceServer, ...] = ()
+    ice_transport_policy: Literal["all", "relay"] = "all"
+    """W3C WebRTC 4.2.6: with "relay" only a TURN server's addresses are offered, none of this machine's."""
     max_server_event_bytes: int = 4 * MIB
     """The largest server event that is asked for (`a=max-message-size` of the offer)."""
     low_water_bytes: int = 256 * 1024
@@ -46,3 +48,7 @@ class UpstreamConfig:
     close_timeout_seconds: float = 5.0
     hooks: frozenset[Hook] = ALL_HOOKS
     """Which of the private hooks may be used, where the libraries' versions allow it."""
+
+    @property
+    def has_turn(self) -> bool:
+        return any(url.startswith("turn") for server in self.ice_servers for url in server.urls)

@@ -25,6 +25,7 @@ from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCIceServer,
+    RTCIceTransportPolicy,
     RTCPeerConnection,
     RTCSessionDescription,
 )
@@ -181,10 +182,12 @@ class WebRTCUpstream:
         except sdp.SdpError as error:
             raise UpstreamError("upstream-failed", f"No offer could be made: {error}.") from error
         local = sdp.local_candidates(offer)
+        without_relay = dialer.config.has_turn and not any(kind.startswith("relay") for kind in local)
+        if without_relay:
+            dialer.telemetry.turn_unavailable()
         if not local:
-            raise UpstreamError(
-                "upstream-failed", "This machine has no network address to reach OpenAI from."
-            )
+            lacking = "The TURN server gave" if without_relay else "This machine has"
+            raise UpstreamError("upstream-failed", f"{lacking} no network address to reach OpenAI from.")
         self._candidates["local"] = list(local)
         left = seconds - (dialer.clock.monotonic() - self._began)
         created = await dialer.signaller.create(offer, self._request, left)
@@ -207,6 +210,7 @@ class WebRTCUpstream:
                 RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
                 for server in config.ice_servers
             ],
+            iceTransportPolicy=RTCIceTransportPolicy(config.ice_transport_policy),
             bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
         )
         pc = tuning.new_peer_connection(configuration, dialer.hooks, dialer.certificates)

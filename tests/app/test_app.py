@@ -6,21 +6,17 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.app import Gateway, access_rules, relay_limits, server_limits, stream_limits, upstream_config
 from gateway.config import Config, ConfigError, load
 from gateway.config.reading import keys
 from gateway.downstream.access import KeyRule
+from tests.certificate import write_certificate
 
 KEY = "gwp_test"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -85,6 +81,7 @@ ELSEWHERE = {
     "access.keys_file",
     "access.signing_key",
     "access.signing_key_file",
+    "upstream.ice_transport_policy",
     "upstream.api_key_file",
     "drain.timeout_seconds",
     "log.access",
@@ -142,31 +139,15 @@ async def status(url: str, method: str = "GET", key: str | None = None) -> int:
         return answer.status
 
 
-def write_certificate(certificate: Path, key: Path) -> None:
-    """Make a self-signed certificate for 127.0.0.1."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway test")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-
-
 # --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_going_by_a_relay_reaches_the_upstream_room() -> None:
+    """It stands only beside a TURN server."""
+    servers = CHANGES["upstream.ice_servers"]
+    config = load(environ={}, flags={"upstream": {"ice_servers": servers, "ice_transport_policy": "relay"}})
+
+    assert upstream_config(config).ice_transport_policy == "relay"
 
 
 @pytest.mark.parametrize("dotted", CHANGES)

@@ -208,6 +208,32 @@ def test_half_of_tls_is_refused(written: Any) -> None:
     assert "together" in problems(written("[server]\ntls_certificate_file = 'c.pem'\n"))[0]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "turn:",
+        "http://a",
+        "turn://a",
+        "a:3478",
+        "stun:a?transport=udp",
+        "turns:a?transport=udp",
+        "turn:a?transport=sctp",
+    ],
+)
+def test_ice_server_of_no_known_form_is_refused(written: Any, url: str) -> None:
+    """At the start, not at the first call, and by its place in the file."""
+    said = problems(written(f"[[upstream.ice_servers]]\nurls = ['stun:a', '{url}']\n"))
+
+    assert said[0].startswith("upstream.ice_servers.0.urls.1 ")
+
+
+def test_going_by_a_relay_needs_one(written: Any) -> None:
+    """With no TURN server there is no way at all then."""
+    text = "[upstream]\nice_transport_policy = 'relay'\nice_servers = [{ urls = 'stun:a' }]\n"
+
+    assert "needs a TURN server" in problems(written(text))[0]
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,23 +2,17 @@
 
 import asyncio
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from gateway.downstream.limits import ServerLimits
 from gateway.downstream.server import Binding, Listener, Server, client_application
 from gateway.errors import GatewayError
+from tests.certificate import write_certificate
 from tests.downstream.house import Build, House
 
 BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
@@ -344,36 +338,20 @@ async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -
         await asyncio.open_connection("127.0.0.1", operators)
 
 
-def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Make a certificate for 127.0.0.1, and give the contexts of its server and of a client that trusts it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
-    today = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - timedelta(days=1))
-        .not_valid_after(today + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    both = folder / "tls.pem"
-    both.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
-    )
+def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Give the contexts of a server on 127.0.0.1 and of a client that trusts it."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    write_certificate(certificate, key)
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(both)
-    return server, ssl.create_default_context(cafile=str(both))
+    server.load_cert_chain(certificate, key)
+    return server, ssl.create_default_context(cafile=str(certificate))
 
 
 async def test_client_side_speaks_tls_where_it_is_given(build: Build, tmp_path: Path) -> None:
     """Its address and its own origin are https then; the operator's side stays as it is."""
     house = await build()
     await house.server.close()
-    server_tls, client_tls = certificate(tmp_path)
+    server_tls, client_tls = tls_contexts(tmp_path)
     server = Server(house.parts)
     await server.start(Binding(tls=server_tls), Binding())
     try:

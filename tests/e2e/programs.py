@@ -23,13 +23,19 @@ _LOOK_SECONDS = 0.02
 
 
 class Program:
-    """`python -m …` in a session of its own, so that its end takes its children along."""
+    """`python -m …`, or another `command`, in a session of its own, so that its end takes its children along."""
 
-    def __init__(self, log: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        command: str | None = None,
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*([command] if command else [sys.executable, "-m"]), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
