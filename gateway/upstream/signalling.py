@@ -36,6 +36,8 @@ MAX_TRIES = 3
 CONNECT_RETRY_SECONDS = 0.25
 # Longer waits are the caller's to make, who is told of them.
 LONGEST_WAIT_SECONDS = 5.0
+# Told to callers at most, whatever the service says: a day is as good as for ever.
+LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
 # Left of the deadline for ICE, DTLS and the channel after a retry: seven round trips.
 RESERVE_SECONDS = 3.0
 
@@ -293,9 +295,9 @@ def _seconds(retry_after: str | None, unix: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(retry_after).timestamp() - unix
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
 
 
 def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
@@ -308,6 +310,8 @@ def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
         (aiohttp.ClientHttpProxyError, "the proxy refused"),
         (aiohttp.ClientConnectorError, "the connection was refused"),
         (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
+        (aiohttp.ClientPayloadError, "its answer was cut short or cannot be decoded"),
+        (aiohttp.ClientResponseError, "its answer is not HTTP"),
     )
     why = next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)
     return UpstreamError("upstream-failed", f"OpenAI cannot be reached: {why}.")

@@ -157,6 +157,41 @@ async def test_refusal_in_any_form_is_an_error_with_its_status(body: str) -> Non
     assert caught.value.members["upstream"] == {"status": 502}
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"", "closed the connection without an answer"),
+        (b"no answer\r\n\r\n", "its answer is not HTTP"),
+        (b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\nv=0\r\n", "was cut short"),
+        (
+            b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nContent-Encoding: gzip\r\n\r\nno",
+            "cannot be decoded",
+        ),
+    ],
+)
+async def test_answer_that_is_no_answer_is_told_in_words(said: bytes, told: str) -> None:
+    """Whatever a middlebox says instead of the service is an upstream that failed, named for people."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    one = Signaller(UpstreamConfig(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY), Clock())
+    await one.open()
+    try:
+        with pytest.raises(UpstreamError, match=told) as caught:
+            await one.create(OFFER, REQUEST, 5)
+    finally:
+        await one.close()
+        server.close()
+
+    assert caught.value.code == "upstream-failed"
+
+
 async def test_refusal_never_shows_a_key() -> None:
     """The service quotes keys in its messages; neither ours nor a part of one comes through."""
     message = f"Incorrect API key provided: {KEY}, or sk-xx**********9876, or ek_abcdefgh. " + "z" * 1000
@@ -173,10 +208,19 @@ async def test_refusal_never_shows_a_key() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("7", 7.0), ("-3", 0.0), ("soon", None), ("nan", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+    [
+        ("7", 7.0),
+        ("-3", 0.0),
+        ("1e300", 86_400.0),
+        ("soon", None),
+        ("nan", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Fri, 21 Oct 9999 07:28:00 GMT", 86_400.0),
+        ("Fri, 21 Oct 99999999999 07:28:00 GMT", None),
+    ],
 )
 async def test_rate_limit_tells_how_long_to_wait(given: str, expected: float | None) -> None:
-    """Retry-After is read in both of its forms; what is neither is left out."""
+    """Retry-After is read in both of its forms, up to a day; what is neither is left out."""
     async with signaller(saying(429, problem("rate_limit_exceeded"), {"Retry-After": given})) as one:
         with pytest.raises(UpstreamError) as caught:
             await one.create(OFFER, REQUEST, 3)  # nothing left for a second try
