@@ -346,7 +346,7 @@ class Session:
         if opened:
             members = {"reason": end.reason, "retryable": end.reason.retryable, "upstream": end.upstream}
             self.tell("gateway.closed", members)
-        failure = _failure(end)
+        failure = _failure(end, self._id)
         self._turns.fail(failure, self.log.head)
         if not self._connected.done():
             self._connected.set_exception(failure)
@@ -443,8 +443,10 @@ _UPSTREAM_REASONS = frozenset(
 )
 
 
-def _failure(end: _End) -> GatewayError:
+def _failure(end: _End, session_id: str) -> GatewayError:
     """What those are told who waited for something of the session."""
+    if end.reason is CloseReason.INTERNAL:
+        return GatewayError("internal", f"The gateway failed; its log has the reason under '{session_id}'.")
     detail = f"The session ended: {end.reason}."
     if end.reason not in _UPSTREAM_REASONS:
         return CallerError("session-closed", detail, members={"reason": end.reason})
