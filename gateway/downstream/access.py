@@ -181,7 +181,8 @@ def grant(request: web.Request) -> Grant:
 
 
 def session_grant(request: web.Request, need: Need, *, word: str | None = None) -> tuple[Grant, Handle]:
-    """Let a caller in to the session of the path's `{id}`, and mark that somebody cares for it.
+    """Let a caller in to the session of the path's `{id}`, and mark that somebody cares for it. A POST may bring the
+    session a newer upstream credential.
 
     `word` is a client secret that came another way than in a header. Raises `unauthorized`, `forbidden`, or
     `session-unknown`, which is also what others' sessions are.
@@ -210,6 +211,10 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
         found = _by_session(request, kind, handle)
     request[PRINCIPAL], request[SESSION] = found.principal.name, session_id
     handle.touch()
+    if request.method == "POST" and found.credential != "ticket":
+        bearer = upstream_bearer(request)
+        if bearer is not None:
+            handle.renew(bearer)
     return found, handle
 
 

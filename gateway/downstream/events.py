@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.downstream.access import ACCESS, Grant, session_grant, upstream_bearer
+from gateway.downstream.access import ACCESS, Grant, session_grant
 from gateway.downstream.answers import json_answer
 from gateway.downstream.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
@@ -28,7 +28,6 @@ def add_routes(app: web.Application) -> None:
 async def post_events(request: web.Request) -> web.Response:
     """Accept one event, an array of them, or lines of them: 202 with their numbers and the log's head before them."""
     grant, handle = session_grant(request, "send")
-    bearer = upstream_bearer(request)
     kind = media_type(request, _TAKEN)
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(grant, len(body))
@@ -40,7 +39,7 @@ async def post_events(request: web.Request) -> web.Response:
 
     async def send() -> Receipt:
         request.app[ACCESS].spend_events(grant, len(batch))
-        receipt = await handle.submit(batch, bearer=bearer)
+        receipt = await handle.submit(batch)
         request.app[TELEMETRY].relayed_up(request.app[CLOCK].monotonic() - read_at)
         return receipt
 

@@ -26,6 +26,9 @@ _CODES_BY_STATUS: Final[Mapping[int, Code]] = {
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported-media-type",
 }
 
+UNTOLD_WAIT_SECONDS: Final = 10
+"""What a client is told to wait where nobody knows better."""
+
 _BODY_UNREAD: Final = frozenset({"request-timeout", "too-large", "unsupported-media-type"})
 """Errors raised before the whole body was read, after which the connection serves no other request."""
 
@@ -46,16 +49,18 @@ def document(error: GatewayError, instance: str) -> dict[str, object]:
     }
     if error.flaws:
         problem["errors"] = [_flaw(flaw) for flaw in error.flaws]
-    if error.retry_after is not None:
-        problem["retry_after"] = retry_after(error.retry_after)
+    wait = _wait(error)
+    if wait is not None:
+        problem["retry_after"] = wait
     return problem | {name: value for name, value in error.members.items() if name not in problem}
 
 
 def response(error: GatewayError, instance: str) -> web.Response:
     """Answer with an error."""
     headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(retry_after(error.retry_after))
+    wait = _wait(error)
+    if wait is not None:
+        headers["Retry-After"] = str(wait)
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     allow = error.members.get("allow")
@@ -83,6 +88,13 @@ def translated(error: web.HTTPException) -> GatewayError | None:
 def internal(request_id: str) -> GatewayError:
     """Make the error for a mistake of the gateway's own."""
     return GatewayError("internal", f"The gateway failed; its log has the reason under '{request_id}'.")
+
+
+def _wait(error: GatewayError) -> int | None:
+    """Every 429 and 503 names a wait, also where OpenAI that refused has named none."""
+    if error.retry_after is not None:
+        return retry_after(error.retry_after)
+    return UNTOLD_WAIT_SECONDS if error.kind.status in (429, 503) else None
 
 
 def retry_after(seconds: float) -> int:

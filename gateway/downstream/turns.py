@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from gateway.downstream import turnbody, turnresult
-from gateway.downstream.access import ACCESS, Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.errand import ERRANDS, Errand, Errands
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
@@ -48,12 +48,11 @@ def add_routes(app: web.Application) -> None:
 async def session_turn(request: web.Request) -> web.StreamResponse:
     """Take a turn in a session that there is. It goes on in the log when the client leaves."""
     caller, handle = session_grant(request, "send")
-    bearer = upstream_bearer(request)
     asked = await _ask(request, caller, own_session=False)
 
     async def take(errand: Errand) -> None:
         _spend(request, caller, asked)
-        errand.begun.set_result((handle, await handle.turn(asked.wanted.request, bearer=bearer)))
+        errand.begun.set_result((handle, await handle.turn(asked.wanted.request)))
 
     return await _answer(request, asked, handle.idempotency, take)
 

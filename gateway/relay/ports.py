@@ -207,19 +207,21 @@ class Handle(Protocol):
     def touch(self) -> None:
         """An authenticated call came: the detach deadline starts anew."""
 
+    def renew(self, bearer: str) -> None:
+        """Use another credential of the caller's for the session's calls to come."""
+
     def attach(self, receiver: Receiver) -> None:
         """Count a receiver in. Above the limit the longest silent one is superseded."""
 
     def detach(self, receiver: Receiver) -> None:
         """Count it out; harmless when repeated."""
 
-    async def submit(self, batch: Sequence[ClientEvent], *, bearer: str | None = None) -> Receipt:
+    async def submit(self, batch: Sequence[ClientEvent]) -> Receipt:
         """Accept a checked batch whole, or raise: `session-closed`, `recovering`, `upstream-backpressure`, `too-large`,
-        `member-locked`. `bearer` renews the caller's own upstream credential."""
+        `member-locked`."""
 
-    async def turn(self, request: TurnRequest, *, bearer: str | None = None) -> Turn:
-        """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`. `bearer` renews the caller's own
-        upstream credential."""
+    async def turn(self, request: TurnRequest) -> Turn:
+        """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`."""
 
     async def withdraw(self, turn: Turn) -> None:
         """Nobody waits for this turn any more: cancel its response, or forget it unsent."""

@@ -124,6 +124,9 @@ class Session:
     def touch(self) -> None:
         self._touched_at = self._clock.monotonic()
 
+    def renew(self, bearer: str) -> None:
+        self._line.renew(bearer)
+
     def attach(self, receiver: Receiver) -> None:
         if len(self._receivers) >= self._limits.max_receivers:
             oldest = min(self._receivers, key=lambda other: other.silent_since)
@@ -136,24 +139,20 @@ class Session:
             self._receivers.remove(receiver)
             self.touch()
 
-    async def submit(self, batch: Sequence[ClientEvent], *, bearer: str | None = None) -> Receipt:
+    async def submit(self, batch: Sequence[ClientEvent]) -> Receipt:
         self._require_live()
         self._check(batch)
-        if bearer is not None:
-            self._line.renew(bearer)
         head = self.log.head
         first = self._accepted + 1
         self._send([Sent(first + index, event) for index, event in enumerate(batch)])
         self._accepted += len(batch)
         return Receipt(len(batch), first, self._accepted, head)
 
-    async def turn(self, request: TurnRequest, *, bearer: str | None = None) -> Turn:
+    async def turn(self, request: TurnRequest) -> Turn:
         self._require_live()
         check_locked(request.response, self._limits.session_locked, "")
         self._allowance.check(self.opening.principal, self._clock.unix())
         turn = self._turns.add(request, self._clock.token(TOKEN_LENGTH))
-        if bearer is not None:
-            self._line.renew(bearer)
         self._advance_turns()
         return turn
 
@@ -201,8 +200,12 @@ class Session:
         }
 
     def restart(self) -> None:
-        """Have the call replaced by a new one, history kept. Raises `session-closed`."""
+        """Have the call replaced by a new one, history kept. Raises `session-closed`, or `invalid-parameter` where nothing
+        is kept that a new call could be told."""
         self._require_live()
+        if not self._limits.continuity:
+            detail = "relay.continuity is off, so a new call would know nothing of the conversation."
+            raise CallerError("invalid-parameter", detail)
         self._line.replace(RESTART)
 
     def tell(self, name: str, members: Json) -> None:

@@ -456,6 +456,25 @@ async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: s
     assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
 
 
+async def test_any_post_but_a_tickets_brings_a_new_upstream_credential(build: Build) -> None:
+    """Who may only read changes nothing for those who talk."""
+    house = await build(AccessRules(client_upstream=True))
+    session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
+    path = f"/v1/sessions/{session['id']}"
+    await house.call("POST", f"{path}/tickets", headers={"X-Upstream-Authorization": "Bearer ek_new"})
+    await house.call(
+        "POST",
+        f"{path}/events/stream{session['stream_url'].partition('/events')[2]}&format=json&wait=0",
+        headers={"X-Upstream-Authorization": "Bearer ek_readers"},
+    )
+    house.hub.restart(session["id"])
+    async with asyncio.timeout(5):
+        while len(house.far_end.requests) < 2:
+            await asyncio.sleep(0.01)
+
+    assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
+
+
 @pytest.mark.parametrize("header", ["ek_x", "Basic ek_x", "Bearer", "Bearer a b"])
 async def test_malformed_upstream_credential_is_refused(build: Build, header: str) -> None:
     """It is named, never shown."""

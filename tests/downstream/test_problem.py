@@ -20,7 +20,7 @@ def test_every_code_becomes_a_problem(code: Code) -> None:
         "instance": "/v1/x",
         "code": code,
         "retryable": kind.retryable,
-    }
+    } | ({"retry_after": 10} if kind.status in (429, 503) else {})
     assert problem.response(GatewayError(code, "why"), "/v1/x").status == kind.status
 
 
@@ -48,3 +48,11 @@ def test_retry_after_is_whole_and_never_at_once(seconds: float, told: str) -> No
     answer = problem.response(GatewayError("capacity", "why", retry_after=seconds), "/")
 
     assert answer.headers["Retry-After"] == told
+
+
+@pytest.mark.parametrize("code", KINDS)
+def test_who_is_to_come_back_later_is_told_when(code: Code) -> None:
+    """Each 429 and 503 has Retry-After, also where OpenAI gave none."""
+    answer = problem.response(GatewayError(code, "why"), "/")
+
+    assert answer.headers.get("Retry-After") == ("10" if KINDS[code].status in (429, 503) else None)

@@ -17,7 +17,7 @@ from tests.e2e.meddling import PASS, Hold, Lose, Pass, meddling
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 RELAY = Path(__file__).parents[2] / "gateway" / "downstream" / "console" / "relay.js"
 
-# As the thread has them (mission.md): the handler and the line that sends.
+# As people write them for a data channel: the handler and the line that sends.
 HANDLER = """(event) => {
   try {
     const message = JSON.parse(event.data);

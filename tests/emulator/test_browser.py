@@ -19,7 +19,7 @@ from tests.emulator.caller import TEXT_SESSION, Caller
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 DEADLINE_SECONDS = 45.0
-# From the thread (mission.md): offer, post, answer, send, read. Only addresses, the key and where to log are filled in.
+# As people write it: offer, post, answer, send, read. Only addresses, the key and where to log are filled in.
 PAGE = """<!doctype html><title>thread</title><script>
 const OPENAI_BASE_URL = %(url)s, OPEN_AI_REALTIME_MODEL = 'gpt-realtime', EPHEMERAL_KEY = %(key)s;
 const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});

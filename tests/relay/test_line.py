@@ -493,7 +493,7 @@ async def test_a_session_that_ends_while_it_recovers_leaves_nothing(house: House
 async def test_a_callers_new_credential_is_used_for_the_next_call(house: House) -> None:
     """Contract 3: any later POST of the session may bring one."""
     session = await attended(house, bearer="ek_1")
-    await session.submit([client_event("x")], bearer="ek_2")
+    session.renew("ek_2")
     house.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 

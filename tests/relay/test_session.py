@@ -400,8 +400,18 @@ async def test_nothing_is_accepted_from_a_closed_session(house: House) -> None:
             await attempt
         assert caught.value.code == "session-closed"
         assert caught.value.members == {"reason": CloseReason.CLIENT}
-    with pytest.raises(GatewayError):
+    with pytest.raises(GatewayError) as refused:
         session.restart()
+    assert refused.value.code == "session-closed"
+
+
+async def test_no_restart_that_would_forget_the_conversation(house: House) -> None:
+    """Without continuity there is nothing to tell a new call."""
+    session = await house.open()
+    with pytest.raises(GatewayError, match="continuity"):
+        session.restart()
+
+    assert len(house.dialer.calls) == 1
 
 
 @pytest.mark.parametrize(
