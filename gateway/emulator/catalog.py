@@ -28,7 +28,7 @@ _PCM = Record(
     ("type",),
 )
 _INF = Either(Word(("inf",)), Number(1, 32768, whole=True))
-_MODALITIES = Series(Word(("text", "audio")), most=1)
+_MODALITIES = Series(Word(("text", "audio")), most=1, least=1)
 # Realtime: metadata, 16 pairs, keys of 64, values of 512 characters.
 _METADATA = Nullable(Table(Text(longest=512), most=16, longest_key=64))
 _PROMPT = Nullable(

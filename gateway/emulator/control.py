@@ -95,6 +95,8 @@ class _Control:
         call = self._find(request)
         given = await read_json(request)
         what = given.pop("do", None)
+        if what is not None and what not in (*_NOW, "stop_consent", "expire"):
+            raise _bad(f"'do' is one of {', '.join(_NOW)}, stop_consent, expire, not '{what}'")
         call.set_faults(_changed(call.voice.faults, given))
         if what in _NOW:
             call.fail(what)
@@ -102,8 +104,6 @@ class _Control:
             call.peer.agent.consenting = False
         elif what == "expire":
             call.expire()
-        elif what is not None:
-            raise _bad(f"'do' is one of {', '.join(_NOW)}, stop_consent, expire, not '{what}'")
         return web.json_response(call.describe())
 
     def _find(self, request: web.Request) -> Call:

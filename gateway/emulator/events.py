@@ -5,6 +5,7 @@ those of that type.
 """
 
 import json
+import math
 from typing import Any
 
 from gateway.emulator.catalog import EVENTS
@@ -17,12 +18,27 @@ _LISTED = ", ".join(f"'{name}'" for name in list(EVENTS)[:-1]) + f", and '{list(
 def parse(frame: str | bytes) -> Json:
     """Read JSON; raises Refusal. How the service answers a frame that is none is not known; this is the mildest."""
     try:
-        event = json.loads(frame)
+        event = strict_json(frame)
     except (ValueError, RecursionError):
         raise Refusal("invalid_json", "The event could not be parsed: it is not valid JSON.") from None
     if not isinstance(event, dict):
         raise Refusal("invalid_event", "The event must be a JSON object.")
     return event
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Read JSON as RFC 8259 has it. What Python takes beyond it could be echoed, and then no client could read the echo.
+
+    Raises ValueError or RecursionError.
+    """
+    return json.loads(text, parse_constant=_number, parse_float=_number)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON, or too large for one")
+    return value
 
 
 def event_id(event: Json) -> str | None:

@@ -193,6 +193,13 @@ async def _service_answers(request: web.Request, handler: Any) -> web.StreamResp
         response: web.StreamResponse = await handler(request)
     except HttpRefusal as refusal:
         response = web.json_response({"error": refusal.body}, status=refusal.status, headers=refusal.headers)
+    except web.RequestPayloadError:
+        body = {
+            "message": "The request body cannot be decoded.",
+            "type": "invalid_request_error",
+            "param": None,
+        }
+        response = web.json_response({"error": body | {"code": "invalid_body"}}, status=400)
     except web.HTTPRequestEntityTooLarge:
         body = {"message": "The request body is too large.", "type": "invalid_request_error", "param": None}
         response = web.json_response({"error": body | {"code": "request_too_large"}}, status=413)

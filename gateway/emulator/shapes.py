@@ -151,10 +151,11 @@ class Either:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """An array of at most `most` values."""
+    """An array of `least` to `most` values."""
 
     shape: Shape
     most: int = 10_000
+    least: int = 0
 
     def check(self, value: Any, path: str) -> None:
         if not isinstance(value, list):
@@ -163,6 +164,12 @@ class Series:
             raise Refusal(
                 "array_above_max_length",
                 f"Invalid '{path}': array too long. Expected an array with maximum length {self.most}.",
+                param=path,
+            )
+        if len(value) < self.least:
+            raise Refusal(
+                "array_below_min_length",
+                f"Invalid '{path}': array too short. Expected an array with minimum length {self.least}.",
                 param=path,
             )
         for at, member in enumerate(value):

@@ -34,9 +34,9 @@ class Sideband:
         """Connect to the call of `?call_id=` until one of the two ends."""
         protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         key = next((p.removeprefix(_KEY_PROTOCOL) for p in protocols if p.startswith(_KEY_PROTOCOL)), None)
-        self._authorize(key or signalling.bearer(request))
-        if _BETA_PROTOCOL in protocols:
+        if _BETA_PROTOCOL in protocols or signalling.asks_for_beta(request):
             return await _refuse_beta(request)
+        self._authorize(key or signalling.bearer(request))
         call_id = request.query.get("call_id")
         if call_id is None:
             message = "Missing required parameter: 'call_id'. Sessions begin over WebRTC here; a WebSocket joins one."
@@ -77,7 +77,7 @@ async def _serve(call: Call, socket: web.WebSocketResponse) -> None:
 
 
 async def _refuse_beta(request: web.Request) -> web.StreamResponse:
-    """Accept, then close with 4000, as the service does with the beta's sub-protocol."""
+    """Accept, then close with 4000, as the service does with the beta's header and sub-protocol."""
     socket = web.WebSocketResponse(protocols=("realtime",))
     await socket.prepare(request)
     await socket.close(code=4000, message=b"invalid_request_error.beta_api_shape_disabled")

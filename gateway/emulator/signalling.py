@@ -4,13 +4,13 @@ Refuses to open anything: bodies, credentials and headers only. The forms are th
 multipart with or without content types on its parts, a raw offer, an optional `?dcid=`.
 """
 
-import json
 from typing import Any
 
 from aiohttp import BodyPartReader, web
 
 from gateway.emulator.catalog import SESSION
 from gateway.emulator.errors import HttpRefusal, Refusal, http_refusal
+from gateway.emulator.events import strict_json
 from gateway.emulator.faults import Faults
 from gateway.emulator.sdp import Offer, OfferError, parse_offer
 
@@ -54,9 +54,14 @@ def injected(faults: Faults) -> HttpRefusal:
     return HttpRefusal(status, {"message": message, "type": kind, "param": None, "code": code}, headers)
 
 
+def asks_for_beta(request: web.Request) -> bool:
+    """Tell whether a request names the beta that ended in May 2026."""
+    return "realtime=v1" in request.headers.get("OpenAI-Beta", "")
+
+
 def bearer(request: web.Request) -> str:
     """Give the key a request came with; refuses a request without."""
-    if "realtime=v1" in request.headers.get("OpenAI-Beta", ""):
+    if asks_for_beta(request):
         raise HttpRefusal(400, BETA_IS_OVER)
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
@@ -122,7 +127,7 @@ def _object(body: bytes, param: str | None) -> dict[str, Any]:
     if not body.strip():
         return {}
     try:
-        value = json.loads(body)
+        value = strict_json(body)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -309,7 +309,7 @@ async def test_faults_are_shown_changed_and_cleared(emulate: Emulate, call: Call
 @pytest.mark.parametrize(
     ("what", "body"),
     [
-        ("fault", {"do": "dance"}),
+        ("fault", {"do": "dance", "fail": "silence"}),
         ("send", {"frames": 1}),
         ("send", {"frames": [1]}),
         ("fault", {"burst": -1}),

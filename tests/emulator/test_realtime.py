@@ -98,6 +98,7 @@ async def test_turn_detection_comes_back_complete(talk: MakeTalk) -> None:
         ({"type": "realtime", "temperature": 0.8}, "unknown_parameter", "session.temperature"),
         ({"type": "realtime", "instructions": 1}, "invalid_type", "session.instructions"),
         ({"type": "realtime", "max_output_tokens": 0}, "integer_below_min_value", "session.max_output_tokens"),
+        ({"type": "realtime", "output_modalities": []}, "array_below_min_length", "session.output_modalities"),
         ({"type": "realtime", "output_modalities": ["video"]}, "invalid_value", "session.output_modalities[0]"),
         ({"type": "realtime", "tools": [{"type": "function"}]}, "missing_required_parameter", "session.tools[0].name"),
         ({"type": "realtime", "tool_choice": "maybe"}, "invalid_type", "session.tool_choice"),
@@ -115,6 +116,17 @@ async def test_wrong_update_is_refused_whole(
 
     assert (error(one)["code"], error(one)["param"], error(one)["event_id"]) == (code, param, "mine")
     assert json.dumps(one.realtime.session) == before
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+async def test_number_that_is_none_is_not_echoed(number: str, talk: MakeTalk) -> None:
+    """What Python's parser takes beyond JSON is refused: said back, it could be read by nobody."""
+    one = talk()
+    tool = f'{{"type":"function","name":"f","parameters":{{"maximum":{number}}}}}'
+    one.realtime.receive(f'{{"type":"session.update","session":{{"type":"realtime","tools":[{tool}]}}}}')
+
+    assert error(one)["code"] == "invalid_json"
+    assert one.types == ["error"]
 
 
 async def test_voice_stays_once_it_was_heard(talk: MakeTalk) -> None:

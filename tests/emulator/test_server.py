@@ -85,6 +85,17 @@ async def test_beta_is_refused(method: str, path: str, headers: dict[str, str], 
     assert (status, error["code"]) == (400, "beta_api_shape_disabled")
 
 
+@pytest.mark.parametrize("path", ["/realtime/calls", "/realtime/client_secrets"])
+async def test_body_that_cannot_be_decoded_is_refused(path: str, caller: Caller) -> None:
+    """A false `Content-Encoding` is the client's mistake, told in the service's envelope."""
+    headers = {"Content-Type": "application/sdp", "Content-Encoding": "gzip"}
+    status, error = await refused(
+        await caller.http.post(caller.base_url + path, data=b"no gzip", headers=headers)
+    )
+
+    assert (status, error["code"]) == (400, "invalid_body")
+
+
 @pytest.mark.parametrize("typed", [True, False])
 async def test_multipart_parts_need_no_types(typed: bool, caller: Caller) -> None:
     """Parts with and without content types open a call: browsers' FormData writes none."""

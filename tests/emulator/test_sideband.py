@@ -125,10 +125,14 @@ async def test_key_may_come_as_a_subprotocol(emulate: Emulate, call: Call) -> No
     assert refused.value.status == 401
 
 
-async def test_beta_subprotocol_is_closed_with_4000(emulate: Emulate, call: Call) -> None:
-    """The beta's sub-protocol is accepted, then closed with the service's code."""
+@pytest.mark.parametrize(
+    "asking",
+    [{"protocols": ("realtime", "openai-beta.realtime-v1")}, {"headers": {"OpenAI-Beta": "realtime=v1"}}],
+)
+async def test_beta_is_closed_with_4000(asking: dict[str, Any], emulate: Emulate, call: Call) -> None:
+    """The beta's sub-protocol and header are accepted, then closed with the service's code."""
     caller: Caller = await call(await emulate())
-    async with attach(caller, protocols=("realtime", "openai-beta.realtime-v1")) as socket:
+    async with attach(caller, **asking) as socket:
         await asyncio.wait_for(socket.receive(), 5)
 
         assert socket.close_code == 4000
