@@ -22,6 +22,13 @@ def made(schema: Json, text: str = "") -> Any:
     return json.loads(arguments(schema, text))
 
 
+def test_pattern_of_exponential_time_ends() -> None:
+    """A schema is a client's: what takes for ever on its text must not stop the calls of others."""
+    schema = {"type": "string", "pattern": "^(([a-z ])+)+[0-9]$"}
+
+    assert made(obj(a=schema), "call it " + "a" * 40)
+
+
 @pytest.mark.parametrize(
     ("schema", "text", "value"),
     [
