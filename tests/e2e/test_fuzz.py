@@ -86,11 +86,9 @@ async def test_ten_thousand_messages_up(serve: Serve, far_end: FarEnd) -> None:
         received = await far_end.received(session["call_id"])
 
         assert (await alive(caller, session))["state"] == "connected"
-    sent = [text for text in accepted if text.startswith('{"type": "session.update", "event_id": "good-')]
-    arrived = [frame for frame in received if frame in set(sent)]
-    # The far end remembers its latest frames; those it has are the latest good ones, in order and none missing.
-    assert arrived == sent[-len(arrived) :]
-    assert len(arrived) > 1
+    # All that was accepted, as it was and in order; the far end remembers its latest ten thousand frames.
+    assert len(received) > BATCHES
+    assert received == accepted[-len(received) :]
 
 
 async def answered(caller: Caller, session: Json, event_id: str) -> bool:

@@ -70,7 +70,6 @@ async def peer_connections(gateway: Gateway) -> float:
     return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
-@pytest.mark.slow
 @dataclass(frozen=True, slots=True)
 class Refused:
     """How an opening fails: the emulator's faults, and the problem that comes of them."""
