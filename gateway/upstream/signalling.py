@@ -228,7 +228,9 @@ def _proxy_for(config: UpstreamConfig) -> str | None:
     proxies = getproxies_environment()
     if is_loopback(host) or proxy_bypass_environment(host, proxies):
         return None
-    return proxies.get(parts.scheme)
+    proxy = proxies.get(parts.scheme)
+    # Written without a scheme it means HTTP to curl and to everything else that reads it.
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -310,6 +312,7 @@ def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
         (aiohttp.ClientHttpProxyError, "the proxy refused"),
         (aiohttp.ClientConnectorError, "the connection was refused"),
         (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
+        (aiohttp.InvalidURL, "its address, or the proxy's, is no URL"),
         (aiohttp.ClientPayloadError, "its answer was cut short or cannot be decoded"),
         (aiohttp.ClientResponseError, "its answer is not HTTP"),
     )

@@ -401,6 +401,26 @@ async def test_proxy_of_the_environment_is_used_except_towards_loopback(
     assert signalling._proxy_for(UpstreamConfig(proxy="http://127.0.0.1:1")) == "http://127.0.0.1:1"
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [("127.0.0.1:9", "the proxy cannot be reached"), ("http://[half", "is no URL")]
+)
+async def test_proxy_of_the_environment_is_read_as_others_read_it(
+    given: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a scheme it is an HTTP proxy, as it is to curl; what is no URL is named as that."""
+    monkeypatch.setenv("http_proxy", given)
+    monkeypatch.setenv("no_proxy", "")
+    one = Signaller(UpstreamConfig(base_url="http://service.invalid/v1", api_key=KEY), Clock())
+    await one.open()
+    try:
+        with pytest.raises(UpstreamError, match=told) as caught:
+            await one.create(OFFER, REQUEST, 3)  # nothing left for a second try
+    finally:
+        await one.close()
+
+    assert caught.value.code == "upstream-failed"
+
+
 async def test_requests_go_through_the_proxy() -> None:
     """With a proxy set, it is the proxy that sees the request, for the whole address."""
     seen: list[str] = []
