@@ -67,9 +67,9 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     hub = request.app[HUB]
 
     async def open_session() -> Handle:
-        handle = hub.find((await open_wanted(request, caller, session, bearer)).id, None)
+        # First: after the opening a refusal would leave behind a session that nobody knows.
         _spend(request, caller, asked)
-        return handle
+        return hub.find((await open_wanted(request, caller, session, bearer)).id, None)
 
     async def take(errand: Errand) -> None:
         request.app[ERRANDS].own(errand.start(open_session, asked.wanted.request))

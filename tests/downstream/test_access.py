@@ -387,6 +387,19 @@ async def test_batch_refused_for_its_bytes_costs_no_events(build: Build) -> None
     assert house.access._buckets["ann", "events"].level >= refill.level
 
 
+async def test_a_turn_over_the_limit_leaves_no_session(build: Build) -> None:
+    """A turn in a session of its own that is refused for its events has opened nothing."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    event = '{"type":"response.create"}'
+    await house.call("POST", session["events_url"], data=event, headers=bearer("k"))
+    refused = await house.call("POST", "/v1/turns", data="Hello", headers=bearer("k"))
+
+    assert (refused.status, refused.code) == (429, "rate-limited")
+    assert [view.id for view in house.hub.all_sessions()] == [session["id"]]
+    assert len(house.far_end.requests) == 1
+
+
 @pytest.mark.parametrize("tail", ["/events", "/turns", ""])
 async def test_wrong_bodies_cost_their_bytes(build: Build, tail: str) -> None:
     """Reading a megabyte of nonsense takes as long as reading sense, so that it is limited alike."""
