@@ -28,7 +28,10 @@ ANSWER_SECONDS: Final = 30.0
 
 def demo(
     port: Annotated[
-        int, typer.Option(metavar="P", help="Clients' port; a free one is taken where it is in use.")
+        int,
+        typer.Option(
+            metavar="P", min=0, max=65535, help="Clients' port; a free one is taken where it is in use."
+        ),
     ] = 8080,
 ) -> None:
     """Hold a conversation through a gateway, offline, then keep serving."""

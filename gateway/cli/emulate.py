@@ -1,5 +1,6 @@
 """`gateway emulate`: the offline Realtime upstream, in this process."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 
 def emulate(
     host: Annotated[str, typer.Option(metavar="H", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="P", help="Port, 0 for a free one.")] = 8090,
+    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="Port, 0 for a free one.")] = 8090,
     tokens_per_second: Annotated[
         float, typer.Option(metavar="N", help="How fast it speaks, 0 for as fast as it can.")
     ] = 50,
@@ -50,6 +51,17 @@ def emulate(
         raise typer.BadParameter(f"{consent!r} is neither strict nor lenient", param_hint="--consent")
     if setup not in ("active", "passive"):
         raise typer.BadParameter(f"{setup!r} is neither active nor passive", param_hint="--setup")
+    # Written so that a NaN, which no comparison holds for, is refused as well.
+    if not 0 <= tokens_per_second < math.inf:
+        raise typer.BadParameter(
+            f"{tokens_per_second:g} is no pace, expected 0 or more", param_hint="--tokens-per-second"
+        )
+    if not 0 < max_session_seconds < math.inf:
+        raise typer.BadParameter(
+            f"{max_session_seconds:g} is no time, expected more than 0", param_hint="--max-session-seconds"
+        )
+    if brain_url is not None and not brain_url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{brain_url!r} is no http URL", param_hint="--brain-url")
     arguments = ["--host", host, "--port", str(port), "--tokens-per-second", str(tokens_per_second)]
     arguments += ["--consent", consent, "--setup", setup, "--max-session-seconds", str(max_session_seconds)]
     for file in record or []:
