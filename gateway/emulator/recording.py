@@ -4,7 +4,8 @@ Refuses to understand it. A recording is JSON lines, `{"direction":"sent"|"recei
 received before its first event is said when the channel opens; each client event of the type recorded next lets the
 recording go on to its next `sent`. Events go out as they stand in the file, byte for byte, deltas at the set pace. Client
 events of another type than the one expected are recorded by the call and otherwise ignored; after its end a recording is
-silent.
+silent. Of the faults, those that change what a response says (`response_error`, `rate_limits`, `garbage` …) have nothing to
+change here; the others strike.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ class Step:
 def load(path: Path) -> tuple[Step, ...]:
     """Read a recording; raises ValueError naming the line that is none."""
     steps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: a text may hold U+2028 and others as they are, which end a line for Python and not for JSON lines.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -80,7 +82,7 @@ class Playback:
         self._ids = ids
         self._line = line
         self._rate = tokens_per_second
-        self._at = 0
+        self._deltas = 0
         self._waiting: list[str] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -130,6 +132,14 @@ class Playback:
                 await pacer.next()
             await self._line.writable()
             self._line.send(step.text)
+            self._go_wrong(step.kind)
+
+    def _go_wrong(self, kind: str) -> None:
+        faults, delta = self.faults, kind.endswith(".delta")
+        self._deltas += delta
+        begins = kind == "response.created" and faults.fail_after_deltas == 0
+        if faults.fail is not None and (begins or (delta and self._deltas == faults.fail_after_deltas)):
+            self._line.fail(faults.fail)
 
     async def _expect(self, kind: str) -> None:
         while True:

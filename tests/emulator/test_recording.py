@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.emulator.faults import Faults
 from gateway.emulator.recording import load
 from tests.emulator.caller import Caller
 
@@ -41,6 +42,16 @@ def test_events_are_cut_out_as_they_stand(tmp_path: Path) -> None:
         (False, "session.created", CREATED),
         (True, "response.create", '{"type":"response.create"}'),
         (False, "response.done", LAST),
+    ]
+
+
+def test_line_separators_in_a_text_end_no_line(tmp_path: Path) -> None:
+    """What JSON lets stand in a string as it is stays there: only a line feed ends a line of the file."""
+    event = '{"type":"x","text":"a\u2028b\u2029c\u0085d"}'
+
+    assert [step.text for step in load(write(tmp_path / "r.jsonl", received(event), sent("y")))] == [
+        event,
+        '{"type":"y"}',
     ]
 
 
@@ -103,6 +114,22 @@ async def test_recordings_take_turns(
     callers = [await call(emulator) for _ in range(3)]
 
     assert [c.events[0]["n"] for c in callers] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("after", "deltas"), [(0, 0), (2, 2)])
+async def test_call_goes_wrong_in_the_middle_of_a_recording(
+    after: int, deltas: int, tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """`fail` and `fail_after_deltas` strike as they do in an answer of the brain's."""
+    lines = [received('{"type":"response.created"}'), *[received(FIRST)] * 4, received(LAST)]
+    path = write(tmp_path / "r.jsonl", received(CREATED), sent("response.create"), *lines)
+    faults = Faults(fail="close_channel", fail_after_deltas=after)
+    caller: Caller = await call(await emulate(recordings=(path,), faults=faults))
+    caller.send({"type": "response.create"})
+    await asyncio.wait_for(caller.ended.wait(), 10)
+
+    assert caller.frames.count(FIRST) == deltas
+    assert "response.done" not in caller.types
 
 
 async def test_expiry_is_told_over_a_recording(
