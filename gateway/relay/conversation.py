@@ -6,7 +6,7 @@ channel without being confirmed yet. It follows client events as they are sent a
 deltas between are of no interest, since an item is repeated whole when it is done.
 
 Confirmations are matched per kind and in order: the service handles one connection's events one after the other, and
-answers each create, update, delete and response request with its own event or with an `error` that names it. An `error`
+answers each event of the kinds below with one of its own or with an `error` that names it. An `error`
 that names nobody, since its event had no `event_id`, is taken for one about whichever nameless event before it is still
 unanswered when a later one is confirmed, or when the call has had time to answer (`settle`).
 
@@ -40,8 +40,22 @@ _CONFIRMED_BY: Mapping[str, str] = {
     "conversation.item.delete": "conversation.item.deleted",
     "conversation.item.truncate": "conversation.item.truncated",
     "response.create": "response.created",
+    "response.cancel": "response.done",
+    "conversation.item.retrieve": "conversation.item.retrieved",
+    "input_audio_buffer.commit": "input_audio_buffer.committed",
+    "input_audio_buffer.clear": "input_audio_buffer.cleared",
 }
-"""Client events that change the conversation, and the server event that says so."""
+"""Client events that are answered, and the server event that does so. Others, such as an append, cannot be confirmed."""
+
+_OF_THE_CALL: Final = frozenset(
+    {
+        "response.cancel",
+        "conversation.item.retrieve",
+        "input_audio_buffer.commit",
+        "input_audio_buffer.clear",
+    }
+)
+"""Those that mean a response or buffer of their call, or only ask: on a new one they would do harm or nothing."""
 
 _ASKING: Final = "response.create"
 
@@ -111,12 +125,13 @@ class Conversation:
 
     @property
     def again(self) -> list[Sent]:
-        """What to send for the responses that are cut off: the requests of those in flight, and all that was not
-        confirmed, since a question may be among it. A response that the service began by itself has no request."""
-        return [sent for sent in self._answering.values() if sent is not None] + self.unconfirmed
+        """What to send for the responses that are cut off: the requests of those in flight, and what was not confirmed of
+        the conversation, since a question may be among it. A response that the service began by itself has no request."""
+        asked = [sent for sent in self._answering.values() if sent is not None]
+        return asked + [sent for sent in self.unconfirmed if sent.event.type not in _OF_THE_CALL]
 
     def sent(self, number: int, event: ClientEvent) -> None:
-        """Note an event handed to the channel; only those that change the conversation count."""
+        """Note an event handed to the channel; only those that are answered count."""
         if event.type in _CONFIRMED_BY:
             self._handed += 1
             self._unconfirmed.append((self._handed, Sent(number, event)))
@@ -146,7 +161,15 @@ class Conversation:
                 self._updated(value.get("session"))
             case "response.created":
                 self._begun(value)
+            case "conversation.item.retrieved":
+                self._confirm("conversation.item.retrieve")
+            case "input_audio_buffer.committed":
+                self._confirm("input_audio_buffer.commit")
+            case "input_audio_buffer.cleared":
+                self._confirm("input_audio_buffer.clear")
             case "response.done":
+                # Cancelled or done before: either way there is nothing left to cancel.
+                self._confirm("response.cancel")
                 self._answering.pop(_string(member(value, "response", "id")), None)
             case "error":
                 self._refused(value)

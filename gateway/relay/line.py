@@ -130,7 +130,7 @@ class Line:
         self._greeted = asyncio.Event()
         self._moved = asyncio.Event()
         self._due: str | None = None
-        self._heard_at = world.clock.monotonic()
+        self._heard_at = self._handed_at = world.clock.monotonic()
         self._probe: asyncio.Task[None] | None = None
         self._last_refusal: Json | None = None
         self._retry_hand_over_at = 0.0
@@ -192,6 +192,7 @@ class Line:
     def _hand(self, upstream: Upstream, batch: Sequence[Sent]) -> None:
         """Give a batch to the channel, or raise GatewayError."""
         upstream.send([sent.event.text for sent in batch])
+        self._handed_at = self._clock.monotonic()
         for sent in batch:
             if self._mirrored:
                 self._conversation.sent(sent.number, sent.event)
@@ -227,6 +228,8 @@ class Line:
         if left is not None and left <= self._lead and now >= self._retry_hand_over_at:
             self.replace(ROTATION)
         owes = self._owner.busy or bool(self._upstream.buffered or self._conversation.unconfirmed)
+        # What was sent last may be of a kind that nothing answers; its sender still wants to know that somebody is there.
+        owes = owes or self._handed_at > self._heard_at
         if owes and now - self._heard_at >= _PROBE_AFTER_SECONDS and self._probe is None:
             self._probe = asyncio.create_task(self._probe_call(self._upstream, self._generation))
 
@@ -390,6 +393,7 @@ class Line:
         """Make the successor the present call. Synchronous, so that no event falls between the two."""
         cut, unknown = self._conversation.cut, self._conversation.unconfirmed
         again = self._conversation.again if cut and self._owner.retries else []
+        resent = set(map(id, again))
         self._conversation.restart(seeding.renamed, seeding.refused)
         self._upstream = successor.upstream
         self._generation = successor.generation
@@ -404,7 +408,7 @@ class Line:
             items_restored=seeding.restored,
             items_lost=seeding.lost,
             renamed=seeding.renamed,
-            unknown=[] if again else unknown,
+            unknown=[sent for sent in unknown if id(sent) not in resent],
             cut=cut,
             retried=bool(again),
             refused=refused,

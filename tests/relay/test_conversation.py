@@ -246,6 +246,26 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
     assert desk.waiting == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("conversation.item.retrieve", "conversation.item.retrieved"),
+        ("input_audio_buffer.commit", "input_audio_buffer.committed"),
+        ("input_audio_buffer.clear", "input_audio_buffer.cleared"),
+        ("response.cancel", "response.done"),
+    ],
+)
+def test_what_is_answered_is_waited_for_and_not_sent_again(asked: str, answered: str) -> None:
+    """It may be lost, and is then told; but a new call has neither the buffer nor the response that it meant."""
+    desk = Desk()
+    desk.send(asked)
+    assert (desk.waiting, desk.mirror.again) == ([1], [])
+    assert answered in Conversation.WATCHED
+    desk.mirror.received(answered, {})
+
+    assert desk.waiting == []
+
+
 def test_a_named_item_confirms_its_own_create() -> None:
     """One without a name takes what the service names itself; a name that nobody sent confirms the first such."""
     desk = Desk()

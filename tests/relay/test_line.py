@@ -670,6 +670,32 @@ async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: H
     assert house.notebook.told("consent_failed") == [()]
 
 
+async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) -> None:
+    """Also where nothing need answer: the sender wants to know whether anybody is there."""
+    session = await attended(house)
+    house.call.alive = False
+    await asyncio.sleep(60)
+    begun = house.clock.monotonic()
+    await session.submit([client_event("input_audio_buffer.append")])
+    await until(lambda: "gateway.recovering" in types_of(session), 20)
+
+    assert house.clock.monotonic() - begun < 8
+
+
+async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(house: House) -> None:
+    """It would cancel the response that is asked for again."""
+    session = await attended(house, retry_interrupted=True)
+    await session.submit([client_event("response.create"), client_event("response.cancel", event_id="c")])
+    house.call.start("resp_1")
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert recovered["response"] == "retried"
+    assert recovered["unknown"] == [{"number": 2, "event_id": "c", "type": "response.cancel"}]
+    assert house.call.types() == ["response.create"]
+
+
 async def test_a_silent_call_that_answers_its_probe_stays(house: House) -> None:
     """A model may think for long."""
     session = await attended(house)
