@@ -17,6 +17,7 @@ from gateway.emulator.items import Item, text_of
 _SILENCE_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
 _MAX_LINE = 1024 * 1024
+_MAX_COMPLAINT = 16 * 1024
 
 
 class ChatBrain:
@@ -34,7 +35,11 @@ class ChatBrain:
         try:
             async with self._session().post(self._url, json=self._request(prompt)) as response:
                 if response.status != 200:
-                    raise BrainError(None, f"The model server answered {response.status}.")
+                    why = _complaint(await response.content.read(_MAX_COMPLAINT))
+                    raise BrainError(None, f"The model server answered {response.status}{why}.")
+                if response.content_type == "application/json":
+                    # Read as a stream it would be an answer without a word, which nobody could explain.
+                    raise BrainError(None, "The model server does not stream its answers.")
                 async for line in response.content:
                     delta = _delta(line)
                     if delta is None:
@@ -106,6 +111,9 @@ def _delta(line: bytes) -> dict[str, Any] | None:
     if data == "[DONE]":
         return None
     chunk = json.loads(data)
+    if isinstance(chunk, dict) and chunk.get("error"):
+        # Too late for a status, so servers say it in the stream.
+        raise BrainError(None, f"The model server failed{_complaint(data)}.")
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     delta = (
         choices[0].get("delta")
@@ -113,6 +121,17 @@ def _delta(line: bytes) -> dict[str, Any] | None:
         else None
     )
     return delta if isinstance(delta, dict) else {}
+
+
+def _complaint(body: str | bytes) -> str:
+    """Give what a server says of its failure, in the form `: words`; nothing where it says none."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    error = told.get("error") if isinstance(told, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return f": {message[:200].rstrip('. ')}" if isinstance(message, str) and message else ""
 
 
 def _collect(calls: dict[int, dict[str, str]], pieces: Any) -> None:

@@ -25,6 +25,7 @@ class Model:
         self.keys: list[str | None] = []
         self.script: list[str] = []
         self.status = 200
+        self.kind = "text/event-stream"
         self.hold = asyncio.Event()
         self.hold.set()
         self.left = asyncio.Event()
@@ -39,7 +40,7 @@ class Model:
         self.keys.append(request.headers.get("Authorization"))
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={"Content-Type": self.kind})
         await response.prepare(request)
         try:
             for part in self.script:
@@ -78,7 +79,7 @@ async def test_answer_is_streamed_as_it_comes(model: Model, brain: ChatBrain) ->
     model.deltas({"role": "assistant", "content": ""}, {"content": "Grü"}, {"content": "ße"})
     answer = brain.answer(Prompt("Be brief.", [], [], "auto", "gpt-realtime"))
 
-    assert [piece async for piece in answer] == ["Grü", "ße"]
+    assert [p async for p in answer] == ["Grü", "ße"]
     assert model.keys == ["Bearer secret"]
     assert model.requests[0] == {
         "model": "small",
@@ -134,6 +135,24 @@ async def test_failure_is_told(status: int, script: list[str], model: Model, bra
     """An error status and a broken stream both end as BrainError."""
     model.status, model.script = status, script
     with pytest.raises(BrainError):
+        [p async for p in brain.answer(Prompt("", [], [], "auto", "gpt-realtime"))]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "script", "told"),
+    [
+        (404, "", [], r"answered 404: no\."),
+        (200, "text/event-stream", ['data: {"error":{"message":"out of memory"}}\n\n'], r"failed: out of memory\."),
+        (200, "text/event-stream", ['data: {"error":"out of memory."}\n\n'], r"failed: out of memory\."),
+        (200, "application/json", ['{"choices":[{"message":{"content":"Hello"}}]}'], "does not stream"),
+    ],
+)  # fmt: skip
+async def test_failure_is_told_in_the_servers_words(
+    status: int, kind: str, script: list[str], told: str, model: Model, brain: ChatBrain
+) -> None:
+    """A model that is missing, an error in mid-stream, a server that cannot stream: none ends as an empty answer."""
+    model.status, model.kind, model.script = status, kind, script
+    with pytest.raises(BrainError, match=told):
         [p async for p in brain.answer(Prompt("", [], [], "auto", "gpt-realtime"))]
 
 
