@@ -160,18 +160,16 @@ class Caller:
     ) -> list[Read]:
         """Read the log until the `count`th event of a type and give all that was read, without `gateway.open`."""
 
-        def whole(read: list[Read]) -> bool:
-            return sum(block.type == kind for block in read) == count
-
-        return await self._read(whole, session_id, after, query, seconds)
+        return await self._read(lambda block: block.type == kind, count, session_id, after, query, seconds)
 
     async def take(self, session_id: str, count: int, after: str | None = None, **query: str) -> list[Read]:
         """Read so many events of the log, without `gateway.open`."""
-        return await self._read(lambda read: len(read) == count, session_id, after, query)
+        return await self._read(lambda _: True, count, session_id, after, query)
 
     async def _read(
         self,
-        whole: Callable[[list[Read]], bool],
+        counts: Callable[[Read], bool],
+        count: int,
         session_id: str,
         after: str | None,
         query: dict[str, str],
@@ -186,7 +184,8 @@ class Caller:
                 if block.type == "gateway.open":
                     continue
                 read.append(block)
-                if whole(read):
+                count -= counts(block)
+                if count == 0:
                     return read
         raise AssertionError(f"the stream ended too soon: {[block.type for block in read]}")
 
