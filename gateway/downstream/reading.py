@@ -204,7 +204,7 @@ def _number(query: Mapping[str, str], name: str, least: float, most: float) -> f
     if text is None:
         return None
     if not _NUMBER.match(text) or not least <= float(text) <= most:
-        _refuse(name, f"must be a number from {least:g} to {most:g}")
+        _refuse(name, f"must be a number from {least:.15g} to {most:.15g}")
     return float(text)
 
 

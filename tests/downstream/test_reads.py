@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from dataclasses import replace
 from typing import Any
@@ -230,6 +231,13 @@ async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert f"'{query.partition('=')[0]}'" in answer.json["detail"]
+
+
+async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
+    """All of them: a client that asks for what it was told must get it."""
+    answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=9000000")
+
+    assert re.search(r"from 1 to [0-9]{6,}\.", answer.json["detail"])
 
 
 @pytest.mark.parametrize(
