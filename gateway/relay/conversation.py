@@ -391,7 +391,8 @@ def _part(role: str, part: object) -> Json | None:
     if not isinstance(value, str):
         return None
     if member == "image_url":
-        return {"type": kind, "image_url": value}
+        # How closely the model looks is part of what was asked, and of what it costs.
+        return {name: part[name] for name in ("type", "image_url", "detail") if part.get(name) is not None}
     return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
 
 

@@ -438,6 +438,10 @@ def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
         ),
         (
             message("a", content=[{"type": "input_image", "image_url": "data:x", "detail": "low"}]),
+            {"type": "input_image", "image_url": "data:x", "detail": "low"},
+        ),
+        (
+            message("a", content=[{"type": "input_image", "image_url": "data:x", "detail": None}]),
             {"type": "input_image", "image_url": "data:x"},
         ),
         (
