@@ -327,7 +327,8 @@ class Conversation:
                 return
 
     def _put(self, item_id: str, item: Json) -> None:
-        size = len(json.dumps(item))
+        # As UTF-8: escaped, a text in Chinese would count double. A lone surrogate, which JSON can name, still counts.
+        size = len(json.dumps(item, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._size += size - self._sizes.get(item_id, 0)
         self._sizes[item_id] = size
         self._items[item_id] = item

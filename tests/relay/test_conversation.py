@@ -202,6 +202,17 @@ def test_long_items_push_others_out() -> None:
     assert (desk.ids, desk.mirror.seed().lost) == (["b"], 1)
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "水", "🙂", "\ud800"])
+def test_the_mirrors_bytes_are_those_of_the_text(letter: str) -> None:
+    """Whatever it is written in: escapes of JSON would make some texts three times as large."""
+    desk = Desk(max_bytes=20_000)
+    size = len(letter.encode("utf-8", "surrogatepass"))
+    for item_id in "abc":
+        desk.add(message(item_id, letter * (6000 // size)))
+
+    assert desk.ids == ["a", "b", "c"]
+
+
 def test_events_in_flight_are_bounded() -> None:
     """The oldest are taken for confirmed."""
     desk = Desk()
