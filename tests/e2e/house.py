@@ -159,7 +159,6 @@ class Caller:
         **query: str,
     ) -> list[Read]:
         """Read the log until the `count`th event of a type and give all that was read, without `gateway.open`."""
-
         return await self._read(lambda block: block.type == kind, count, session_id, after, query, seconds)
 
     async def take(self, session_id: str, count: int, after: str | None = None, **query: str) -> list[Read]:
