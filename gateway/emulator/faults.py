@@ -107,7 +107,9 @@ def _read(name: str, value: Any) -> Any:
         return value in (True, "true")
     if name in _NUMBERS:
         return _number(name, value)
-    if name == "response_error" and isinstance(value, str):
+    if name == "response_error":
+        if not isinstance(value, str):
+            raise ValueError(f"fault 'response_error' is an error's code, not '{value}'")
         return value
     known = ", ".join(f.name for f in dataclasses.fields(Faults))
     raise ValueError(f"no fault is named '{name}'; known are {known}")

@@ -33,6 +33,7 @@ def test_flag_text_and_json_mean_the_same() -> None:
         "signal_delay_seconds": "0.5",
         "fail": "vanish",
         "signal_times": "null",
+        "response_error": "server_error",
     }
     json = {
         "signal_status": 429,
@@ -40,11 +41,11 @@ def test_flag_text_and_json_mean_the_same() -> None:
         "signal_delay_seconds": 0.5,
         "fail": "vanish",
         "signal_times": None,
+        "response_error": "server_error",
     }
+    expected = Faults(429, None, 0.5, None, deaf=True, fail="vanish", response_error="server_error")
 
-    assert (
-        changed(NONE, text) == changed(NONE, json) == Faults(429, None, 0.5, None, deaf=True, fail="vanish")
-    )
+    assert changed(NONE, text) == changed(NONE, json) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,12 +58,15 @@ def test_flag_text_and_json_mean_the_same() -> None:
         ("burst", "x"),
         ("burst", None),
         ("signal_status", 99),
+        ("response_error", 5),
     ],
 )
 def test_wrong_fault_is_refused_by_name(name: str, value: Any) -> None:
-    """An unknown name or value is refused, naming it."""
-    with pytest.raises(ValueError, match=name):
+    """An unknown name or value is refused, naming it; a known name is not called unknown."""
+    with pytest.raises(ValueError, match=name) as refused:
         changed(NONE, {name: value})
+
+    assert ("no fault is named" in str(refused.value)) is (name == "nonsense")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,14 @@ def ask(*said: str, instructions: str = "") -> str:
         ("List three colors", "red, orange, yellow."),
         ("Name the seasons", "spring, summer, autumn, winter."),
         ("Thanks a lot", "You are welcome!"),
+        (
+            "What is the capital of Atlantis?",
+            'I am only a set of rules and do not know the answer to "What is the capital of Atlantis?"',
+        ),
+        (
+            "What did I tell you?",
+            'I am only a set of rules and do not know the answer to "What did I tell you?"',
+        ),
         ("Goodbye", "Goodbye! It was good to talk to you."),
         ("ping", "Pong!"),
         ("ok", "All right. What would you like to do next?"),
@@ -246,3 +254,29 @@ def test_function_output_is_put_in_words(output: str, said: str) -> None:
     item = {"id": "1", "type": "function_call_output", "call_id": "c", "output": output}
 
     assert reply(Prompt("", [item], [], "auto", "gpt-realtime")) == said
+
+
+def test_instruction_that_names_no_number_changes_nothing() -> None:
+    """To answer in few words is no limit."""
+    assert ask("Hello", instructions="Answer in few words.") == "Hello! How can I help you?"
+
+
+def test_facts_are_bounded() -> None:
+    """Whoever tells more than a person would is not listened to for ever."""
+    facts = facts_in(f"My thing{number} is {number}." for number in range(2000))
+
+    assert 500 <= len(facts) <= 510
+
+
+def test_what_is_ones_own_is_not_overwritten() -> None:
+    """A remark about *the* dog says nothing of mine; an `and` with nothing behind it asks for nothing."""
+    facts = facts_in(["My dog is Rex.", "The dog is called Bella."])
+
+    assert facts["dog"] == ("my", "Rex")
+    assert answer("What is my dog and my?", facts) == ("Your dog is Rex.", "Rex")
+
+
+@pytest.mark.parametrize("question", ["What is 2 ^ 900?", "What is 99999999999 ^ 200?", "What is 2 ^ 0.5?"])
+def test_power_beyond_all_bounds_is_not_worked_out(question: str) -> None:
+    """The sum is left alone, at once."""
+    assert solve(question) is None

@@ -60,6 +60,8 @@ def test_pattern_of_exponential_time_ends() -> None:
         ({"oneOf": [{"type": "boolean"}]}, "", True),
         ({"allOf": [obj(a={"const": 1}), obj(b={"const": 2})]}, "", {"a": 1, "b": 2}),
         ({"$ref": "#/nowhere"}, "hi", "hi"),
+        ({"$ref": "#/properties/v"}, "hi", "hi"),
+        ({"type": "integer", "allOf": [True]}, "4", 4),
         ({"properties": {"x": {"const": 1}}, "required": ["x"]}, "", {"x": 1}),
         ({"items": {"const": 1}}, "", [1]),
     ],

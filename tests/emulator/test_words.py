@@ -6,7 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.emulator.client_secrets import ClientSecrets
 from gateway.emulator.ids import IdSource, session_of
+from gateway.emulator.items import new_item
 from gateway.emulator.prose import MAX_WORDS, write
 from gateway.emulator.tokens import count, tokenize
 
@@ -71,3 +73,22 @@ def test_prose_is_bounded() -> None:
     """Nobody gets more than the most there is, nor less than a word."""
     assert len(write(10**9, "x").split()) == MAX_WORDS
     assert len(write(-5, "").split()) == 1
+
+
+def test_oldest_secrets_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is bounded."""
+    monkeypatch.setattr("gateway.emulator.client_secrets.MAX_SECRETS", 2)
+    secrets = ClientSecrets(IdSource())
+    first, *others = [secrets.create({}, 0) for _ in range(3)]
+
+    assert secrets.find(first.value) is None
+    assert [secrets.find(other.value) for other in others] == others
+
+
+@pytest.mark.parametrize("given", [{"call_id": "call_1"}, {}])
+def test_function_call_of_a_client_becomes_an_item(given: dict[str, str]) -> None:
+    """With its own call id or a new one, in the recorded order of members."""
+    item = new_item({"type": "function_call", "arguments": "{}", "name": "f", **given}, IdSource())
+
+    assert list(item) == ["id", "type", "status", "name", "call_id", "arguments"]
+    assert item["call_id"].startswith("call_")
