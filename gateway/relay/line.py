@@ -262,7 +262,7 @@ class Line:
 
     async def close(self, hang_up: bool) -> None:
         """End the call; always completes."""
-        self._generation += 1  # The log is sealed: what the call still says while it is closed is stale.
+        self._leave_call()  # The log is sealed: what the call still says while it is closed is stale.
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait({self._probe})
@@ -345,7 +345,7 @@ class Line:
                 severed = self._owner.busy or bool(self._conversation.unconfirmed)
                 if severed:
                     # What the old call still has to say would be missing on the new one: it is over, as after a loss.
-                    self._generation += 1
+                    self._leave_call()
                 seed = self._conversation.seed()
                 seeding = await self._unless_ended(
                     _within(successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds)
@@ -436,6 +436,11 @@ class Line:
                 break
         return refused
 
+    def _leave_call(self) -> None:
+        """Listen to the present call no more. The generation then is nobody's: the next one's is the successor's, and what
+        that says while it is seeded would be taken for the present call's."""
+        self._generation = max(self._generation, self._request.generation) + 1
+
     def _next(self) -> Successor:
         generation = max(self._generation, self._request.generation) + 1
         self._request = replace(self._request, generation=generation)
@@ -506,7 +511,7 @@ class Line:
 
     def _fall(self, cause: str) -> None:
         """Be without a call from now on."""
-        self._generation += 1  # Whatever the dead call still says is stale.
+        self._leave_call()
         self._due = cause
         self._hold()
         self._owner.fell(cause)

@@ -616,6 +616,41 @@ async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
     ]
 
 
+async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: House) -> None:
+    """One event tells of it, and nothing of the seeding is taken for the old call's."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    house.call.start()
+    before = types_of(session)
+    await asyncio.sleep(3600 - 32)
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
+    await until(lambda: "gateway.recovered" in types_of(session), 10)
+
+    assert types_of(session) == [*before, "gateway.recovered"]
+    assert session.view().call_id == "rtc_2"
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [("rotation", "recovered")]
+
+
+async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
+    """What it answers to its seeding stays out of the log, and it is taken into use: that is the recovery as well."""
+    session = await attended(house)
+    await say(session, "a")
+    before, old, seeded = types_of(session), house.call, list[str]()
+    house.dialer.prepare = lambda call: setattr(
+        call, "on_send", lambda event: seeded.append(event["item"]["id"])
+    )
+    house.hub.restart(session.id)
+    await until(lambda: seeded == ["a"])
+    old.lose()
+    for kind in ("added", "done"):
+        house.dialer.calls[1].say(f"conversation.item.{kind}", item=item("a"))
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert types_of(session) == [*before, "gateway.recovering", "gateway.recovered"]
+    assert session.view().call_id == "rtc_2"
+
+
 async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(house: House) -> None:
     """The service may add to it by itself; what the new call has not heard of would be lost."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
