@@ -276,7 +276,10 @@ def test_what_is_ones_own_is_not_overwritten() -> None:
     assert answer("What is my dog and my?", facts) == ("Your dog is Rex.", "Rex")
 
 
-@pytest.mark.parametrize("question", ["2 ^ 900", "99999999999 ^ 200", "2 ^ 0.5", "2 * (3 + 4"])
+@pytest.mark.parametrize(
+    "question",
+    ["2 ^ 900", "99999999999 ^ 200", "2 ^ 0.5", "2 * (3 + 4", "2 + )", "2 + " + "-" * 40 + "3", "2 + 3 )"],
+)
 def test_sum_without_an_answer_is_not_worked_out(question: str) -> None:
     """Too large, no whole power, a bracket that stays open: it is left alone, at once."""
     assert solve(question) is None

@@ -54,8 +54,9 @@ def test_offer_of_an_old_stack_is_read() -> None:
 
 
 def test_offer_with_bare_line_feeds_is_read() -> None:
-    """Unix line ends are taken, as the service's parser does."""
+    """Unix line ends are taken, as the service's parser does, and empty lines are passed over."""
     assert parse_offer(OFFER.replace("\r\n", "\n")).ufrag == "wxyz"
+    assert parse_offer(OFFER.replace("\r\n", "\r\n\r\n")).ufrag == "wxyz"
 
 
 @pytest.mark.parametrize(
