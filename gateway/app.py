@@ -33,6 +33,7 @@ from gateway.relay.limits import RelayLimits
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
+from gateway.upstream.signalling import proxy_for
 from gateway.upstream.webrtc import WebRTCDialer
 
 log = structlog.stdlib.get_logger()
@@ -58,7 +59,12 @@ class Gateway:
         )
         self.collector = Collector(lambda: self._metrics.ended, lambda: self._metrics.live)
         """Garbage collection is the whole process's: whoever owns the process starts and closes it."""
-        self._dialer = WebRTCDialer(upstream_config(config), self._metrics, clock)
+        upstream = upstream_config(config)
+        try:
+            proxy_for(upstream)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        self._dialer = WebRTCDialer(upstream, self._metrics, clock)
         self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
         self._metrics.watch(lambda: self._hub.draining)
 

@@ -19,7 +19,9 @@ MAX_DEPTH = 64
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Possessive: a string is passed over in one step, without a way back noted for each of its characters.
-_NESTING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|([\[{])|([\]}])', re.DOTALL)
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_NESTING = re.compile(_STRING + r"|([\[{])|([\]}])", re.DOTALL)
+_CONSTANT = re.compile(_STRING + r"|(NaN|-?Infinity)", re.DOTALL)
 # int() refuses more than 4300 digits and is quadratic below that; a number that long is kept as a float, since the
 # parsed value only serves to look at an event, never to send it.
 _LONG_NUMBER = 300
@@ -204,6 +206,8 @@ class _Parser:
             value, end = self._decoder.raw_decode(text, index)
         except json.JSONDecodeError as error:
             _refuse_json(error.msg[0].lower() + error.msg[1:], text, error.pos, pointer=pointer, line=line)
+        except _ConstantError as error:
+            _refuse_json(str(error), text, _constant_at(text, index), pointer=pointer, line=line)
         except _Refused as error:
             _refuse_json(str(error), text, index, pointer=pointer, line=line)
         except RecursionError:
@@ -217,8 +221,17 @@ class _Refused(ValueError):
     """Raised inside the standard parser's hooks."""
 
 
+class _ConstantError(_Refused):
+    pass
+
+
 def _refuse_constant(word: str) -> NoReturn:
-    raise _Refused(f"{word} is not JSON")
+    raise _ConstantError(f"{word} is not JSON")
+
+
+def _constant_at(text: str, index: int) -> int:
+    """Find the first NaN or Infinity that is not inside a string: the parser's hook is not told where it is."""
+    return next((found.start() for found in _CONSTANT.finditer(text, index) if found[1]), index)
 
 
 def _integer(digits: str) -> int | float:

@@ -75,7 +75,7 @@ class Signaller:
 
     async def open(self) -> None:
         """Make the client; nothing is sent yet."""
-        self._proxy = _proxy_for(self._config)
+        self._proxy = proxy_for(self._config)
         self._client = aiohttp.ClientSession(
             # A limit of 100 is aiohttp's default: call 101 would wait without a word. Sessions are limited elsewhere.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
@@ -220,7 +220,9 @@ def is_loopback(host: str) -> bool:
     )
 
 
-def _proxy_for(config: UpstreamConfig) -> str | None:
+def proxy_for(config: UpstreamConfig) -> str | None:
+    """Give the HTTP proxy that signalling goes through, or None. Raises ValueError for one of the environment that cannot
+    be used."""
     if config.proxy:
         return config.proxy
     parts = urlsplit(config.base_url)
@@ -229,8 +231,18 @@ def _proxy_for(config: UpstreamConfig) -> str | None:
     if is_loopback(host) or proxy_bypass_environment(host, proxies):
         return None
     proxy = proxies.get(parts.scheme)
-    # Written without a scheme it means HTTP to curl and to everything else that reads it.
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+    if not proxy:
+        return None
+    if "://" not in proxy:
+        # To curl and to everything else that reads it this is an HTTP proxy.
+        return f"http://{proxy}"
+    scheme = proxy.partition("://")[0].lower()
+    if scheme != "http":
+        name = f"{parts.scheme}_proxy".upper()
+        raise ValueError(
+            f"{name} names a proxy of the kind {scheme}; signalling goes through http:// proxies only"
+        )
+    return proxy
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -215,6 +215,14 @@ def test_unreadable_networks_are_refused() -> None:
         access_rules(changed("server.trusted_proxies", ("nginx",)))
 
 
+def test_proxy_of_the_environment_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable's name, at the start: signalling speaks HTTP to a proxy."""
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1080")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigError, match="HTTPS_PROXY names a proxy of the kind socks5"):
+        Gateway(load(environ={}))
+
+
 def test_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     """TLS fails at start, not at the first client."""
     flags = {"server": {"tls_certificate_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}}

@@ -203,6 +203,7 @@ def test_a_batch_above_the_bound_is_too_large(lines: bool) -> None:
         (b"7", "", None),
         (b'[{"type":"x"},\n{"type":NaN}]', "/1", 2),
         (b'{"type":"x",\n\n!}', None, 3),
+        (b'{"type":"NaN \\" NaN",\n\n"a":[1,-Infinity]}', None, 3),
     ],
 )
 def test_a_flaw_in_json_is_pointed_at(body: bytes, pointer: str | None, line: int | None) -> None:
