@@ -130,13 +130,15 @@ class Conversation:
         asked = [sent for sent in self._answering.values() if sent is not None]
         return asked + [sent for sent in self.unconfirmed if sent.event.type not in _OF_THE_CALL]
 
-    def sent(self, number: int, event: ClientEvent) -> None:
-        """Note an event handed to the channel; only those that are answered count."""
-        if event.type in _CONFIRMED_BY:
-            self._handed += 1
-            self._unconfirmed.append((self._handed, Sent(number, event)))
-            if len(self._unconfirmed) > MAX_UNCONFIRMED:
-                self._unconfirmed.popleft()
+    def sent(self, number: int, event: ClientEvent) -> bool:
+        """Note an event handed to the channel, if it is of a kind that is answered; gives whether it is."""
+        if event.type not in _CONFIRMED_BY:
+            return False
+        self._handed += 1
+        self._unconfirmed.append((self._handed, Sent(number, event)))
+        if len(self._unconfirmed) > MAX_UNCONFIRMED:
+            self._unconfirmed.popleft()
+        return True
 
     def settle(self) -> None:
         """The call is alive and has had time to answer all that was sent before its last `error` that named nobody."""

@@ -11,6 +11,7 @@ quiet, for which alone events are held, so that clients notice nothing.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, Final, Protocol, TypeVar
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
 from gateway.relay.allowance import Allowance
 from gateway.relay.clock import Clock
-from gateway.relay.conversation import Conversation, Sent
+from gateway.relay.conversation import MAX_UNCONFIRMED, Conversation, Sent
 from gateway.relay.envelope import member, peek
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import CallRequest, Dialer, Json, LossCause, Telemetry, Upstream
@@ -131,6 +132,8 @@ class Line:
         self._moved = asyncio.Event()
         self._due: str | None = None
         self._heard_at = self._handed_at = world.clock.monotonic()
+        # Of kinds that nothing answers, handed over since the last sign of life.
+        self._unheard: deque[Sent] = deque(maxlen=MAX_UNCONFIRMED)
         self._probe: asyncio.Task[None] | None = None
         self._last_refusal: Json | None = None
         self._retry_hand_over_at = 0.0
@@ -153,6 +156,16 @@ class Line:
     def last_refusal(self) -> Json | None:
         """Code and message of the last `error` event: a call's end is often explained just before it comes."""
         return self._last_refusal
+
+    @property
+    def unknown(self) -> list[Sent]:
+        """What was handed to the call and may not have been taken."""
+        return [*self._conversation.unconfirmed, *self._unheard]
+
+    @property
+    def unsent(self) -> list[Sent]:
+        """What was accepted and waits for a call."""
+        return list(self._held.events) if self._held else []
 
     @property
     def diagnostics(self) -> Json:
@@ -194,8 +207,8 @@ class Line:
         upstream.send([sent.event.text for sent in batch])
         self._handed_at = self._clock.monotonic()
         for sent in batch:
-            if self._mirrored:
-                self._conversation.sent(sent.number, sent.event)
+            if self._mirrored and not self._conversation.sent(sent.number, sent.event):
+                self._unheard.append(sent)
             self._telemetry.event_up(sent.event.type, sent.event.size)
             if sent.event.type == "response.create":
                 self._owner.asked()
@@ -391,8 +404,9 @@ class Line:
 
     def _take_over(self, successor: Successor, seeding: Seeding, cause: str) -> None:
         """Make the successor the present call. Synchronous, so that no event falls between the two."""
-        cut, unknown = self._conversation.cut, self._conversation.unconfirmed
+        cut, unknown = self._conversation.cut, self.unknown
         again = self._conversation.again if cut and self._owner.retries else []
+        self._unheard.clear()
         resent = set(map(id, again))
         self._conversation.restart(seeding.renamed, seeding.refused)
         self._upstream = successor.upstream
@@ -400,6 +414,7 @@ class Line:
         self._successor = None
         self._due = None
         self._heard_at = self._clock.monotonic()
+        self.call_expires_at = None  # The old call's, unless the new one tells its own.
         self._learn({"session": seeding.session})
         refused = self._release_held(again)
         replacement = Replacement(
@@ -432,7 +447,7 @@ class Line:
                 refused.append(sent)
             except UpstreamError:
                 # The new call is gone already; its loss is on its way, or found by `tick`. The rest waits for the next.
-                self._hold().events[:0] = batch[at:]
+                self._hold().put_back(batch[at:])
                 break
         return refused
 
@@ -474,6 +489,7 @@ class Line:
         self._heard_at = self._clock.monotonic()
         if alive:
             self._conversation.settle()
+            self._unheard.clear()
         else:
             self._telemetry.consent_failed()
             self.lost(generation, LossCause.CONSENT_EXPIRED)
@@ -525,6 +541,8 @@ class Line:
         found = value.get("type")
         type_ = found if isinstance(found, str) else ""
         now = self._heard_at = self._clock.monotonic()
+        if self._unheard:
+            self._unheard.clear()
         self._owner.arrived(type_, text, value, now)
         if type_ in _WATCHED:
             self._watch(type_, value)

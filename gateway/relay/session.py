@@ -348,7 +348,10 @@ class Session:
         opened = self._state is not State.CONNECTING
         if opened:
             members = {"reason": end.reason, "retryable": end.reason.retryable, "upstream": end.upstream}
-            self.tell("gateway.closed", members)
+            # The gateway's own events, which nobody else has counted, are nobody's loss.
+            left = {"unknown": self._line.unknown, "unsent": self._line.unsent}
+            accounts = {name: [_account(sent) for sent in of if sent.number] for name, of in left.items()}
+            self.tell("gateway.closed", members | {name: told for name, told in accounts.items() if told})
         failure = _failure(end, self._id)
         self._turns.fail(failure, self.log.head)
         if not self._connected.done():

@@ -52,6 +52,11 @@ class Held:
         self.events += batch
         self._size += size
 
+    def put_back(self, batch: Sequence[Sent]) -> None:
+        """Hold again, before all others and whatever the bounds, what was released too early."""
+        self.events[:0] = batch
+        self._size += sum(sent.event.size for sent in batch)
+
 
 class Successor:
     """A new call on its way up. The session passes on what the call's generation says."""

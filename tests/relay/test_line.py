@@ -157,6 +157,42 @@ async def test_what_was_in_flight_is_told_as_unknown(house: House) -> None:
     assert recovered["unknown"] == [{"number": 1, "event_id": "mine", "type": "conversation.item.create"}]
 
 
+async def test_what_nothing_answers_is_told_if_nothing_was_heard_since(house: House) -> None:
+    """Audio, or a kind that is not known here: a later word of the call is taken for a sign that it has it."""
+    session = await attended(house)
+    await session.submit([client_event("input_audio_buffer.append"), client_event("some.future.event")])
+    house.call.say("rate_limits.updated")
+    await session.submit([client_event("some.future.event", event_id="last")])
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    (_, recovered) = gateway_events(session)
+    assert recovered["unknown"] == [{"number": 3, "event_id": "last", "type": "some.future.event"}]
+
+
+async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(house: House) -> None:
+    """Accepted is accepted: its last word says which events found no call, and which may not have been taken."""
+    session = await attended(house)
+    house.call.on_send = None
+    await session.submit([client_event("conversation.item.create", event_id="handed", item=item("a"))])
+    house.call.lose()
+    await session.submit([client_event("response.create", event_id="held")])
+    await session.close(CloseReason.CLIENT)
+
+    closed = gateway_events(session)[-1]
+    assert closed["unknown"] == [{"number": 1, "event_id": "handed", "type": "conversation.item.create"}]
+    assert closed["unsent"] == [{"number": 2, "event_id": "held", "type": "response.create"}]
+
+
+async def test_a_session_that_left_nothing_says_no_more_than_its_reason(house: House) -> None:
+    """The members are there only where there is something to tell."""
+    session = await attended(house)
+    await say(session, "a")
+    await session.close(CloseReason.CLIENT)
+
+    assert set(gateway_events(session)[-1]) == {"type", "reason", "retryable", "upstream"}
+
+
 async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
     """Its turn fails, and the next one is sent on the new call."""
     session = await attended(house)
