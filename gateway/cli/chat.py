@@ -33,6 +33,7 @@ def chat(
     """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
     import aiohttp
 
+    from gateway.cli.running import why
     from gateway.client import Client, ProblemError
 
     console = Console(highlight=False)
@@ -49,13 +50,14 @@ def chat(
         except ProblemError as error:
             _fail(console, str(error))
         except (aiohttp.ClientError, TimeoutError) as error:
-            _fail(console, f"{url} cannot be reached: {str(error) or 'time-out'}")
+            remedy = "`gateway serve` or `gateway demo` starts a gateway, --url names another."
+            _fail(console, f"{url} cannot be reached: {why(error)}. {remedy}")
         finally:
             runner.run(client.__aexit__(None, None, None))
 
 
 def _fail(console: Console, message: str) -> None:
-    console.print(f"[red]{escape(message)}[/]")
+    console.print(f"[red]{escape(message)}[/]", soft_wrap=True)
     sys.exit(1)
 
 

@@ -138,7 +138,8 @@ async def names(config: Config) -> Finding:
             return Finding("warning", "DNS", f"{host} does not resolve here; the proxy may do it")
         remedy = "Look at /etc/resolv.conf, at the container's DNS, and at upstream.base_url."
         return Finding("failed", "DNS", f"{host} does not resolve: {str(error) or 'no answer'}", remedy)
-    return Finding("ok", "DNS", f"{host} has {len({address[4][0] for address in found})} addresses")
+    count = len({address[4][0] for address in found})
+    return Finding("ok", "DNS", f"{host} has {count} address{'es' if count > 1 else ''}")
 
 
 async def https(config: Config) -> Finding:
@@ -182,7 +183,7 @@ async def udp(config: Config, stun: str) -> Finding:
     if upstream_config(config).has_turn:
         return Finding("warning", "UDP egress", f"no answer from {stun}; calls go through TURN")
     remedy = (
-        "Let UDP out (OpenAI's media servers use port 3478 and 10000 upwards), or set upstream.ice_servers to a TURN "
+        "Let UDP out (OpenAI's media servers use port 3478), or set upstream.ice_servers to a TURN "
         "server over TCP or TLS. If only this STUN server is blocked, the call below works: name another by --stun."
     )
     return Finding("warning", "UDP egress", f"no answer from {stun}", remedy)

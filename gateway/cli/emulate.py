@@ -43,6 +43,7 @@ def emulate(
     brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
 ) -> None:
     """Run the offline Realtime upstream. Any key is taken and nothing leaves this machine, unless told otherwise."""
+    from gateway.cli.running import fail, why
     from gateway.emulator.__main__ import main, pair
     from gateway.emulator.faults import NONE, changed
     from gateway.emulator.recording import load
@@ -85,5 +86,4 @@ def emulate(
     try:
         main(arguments)
     except OSError as error:
-        typer.echo(f"gateway: cannot listen on {host}:{port}: {error.strerror or error}", err=True)
-        raise typer.Exit(1) from None
+        fail(f"cannot listen on {host}:{port}: {why(error)}; --host and --port name another address")

@@ -1,6 +1,8 @@
 """Runs a command's coroutine, and ends the program with a sentence where it cannot go on."""
 
 import asyncio
+import os
+import ssl
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -23,6 +25,16 @@ def run(
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
+
+
+def why(error: Exception) -> str:
+    """Say in the system's words why an address could not be reached or had, without the library's details."""
+    found = getattr(error, "os_error", error)  # where aiohttp keeps the cause
+    if isinstance(found, OSError) and not isinstance(found, ssl.SSLError):
+        # asyncio puts a sentence of its own in place of the system's; a resolver's number is negative.
+        words = os.strerror(found.errno) if found.errno and found.errno > 0 else found.strerror
+        return words or str(found) or "time-out"
+    return str(found) or "time-out"
 
 
 def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:

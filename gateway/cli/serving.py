@@ -62,7 +62,8 @@ async def serve_until_told(
     try:
         await gateway.start()
     except OSError as error:
-        log.error("not_listening", error=error.strerror or str(error))
+        remedy = "end what listens there, or choose another address: --host, --port, --admin-port"
+        log.error("not_listening", error=error.strerror or str(error), remedy=remedy)
         return EXIT_FAILED
     gateway.collector.start()
     notify_supervisor("READY=1")

@@ -393,9 +393,7 @@ async def test_proxy_of_the_environment_is_used_except_towards_loopback(
     monkeypatch.setenv("no_proxy", "inner.example")
 
     assert signalling.proxy_for(UpstreamConfig()) == "http://127.0.0.1:3128"
-    assert (
-        signalling.proxy_for(UpstreamConfig(base_url="http://other.example/v1")) == "http://127.0.0.1:3129"
-    )
+    assert signalling.proxy_for(UpstreamConfig(base_url="http://other.example/v1")) == "http://127.0.0.1:3129"
     assert signalling.proxy_for(UpstreamConfig(base_url="https://inner.example/v1")) is None
     assert signalling.proxy_for(UpstreamConfig(base_url="http://127.0.0.1:9/v1")) is None
     assert signalling.proxy_for(UpstreamConfig(proxy="http://127.0.0.1:1")) == "http://127.0.0.1:1"
