@@ -57,7 +57,7 @@ def bench(
     import aiohttp
 
     from gateway.cli.child import ChildError
-    from gateway.cli.running import fail, run
+    from gateway.cli.running import fail, run, why
     from gateway.client import ProblemError
 
     console = Console(stderr=True)
@@ -66,7 +66,7 @@ def bench(
         with _progress(console) as progress:
             figures = run(_bench(url, key, plan, progress))
     except (ProblemError, ChildError, aiohttp.ClientError, TimeoutError) as error:
-        fail(f"bench failed: {str(error) or 'time-out'}")
+        fail(f"bench failed: {f'{url}: ' if url else ''}{why(error)}")
     except ExceptionGroup as errors:
         fail(f"bench failed: {errors.exceptions[0]}")
     if as_json:

@@ -55,7 +55,7 @@ async def test_gateway_that_is_not_there_is_told(start: Start) -> None:
     chat = await start("chat", "--url", "http://127.0.0.1:1")
 
     assert await chat.ended() == 1
-    assert "cannot be reached" in chat.output
+    assert "http://127.0.0.1:1 cannot be reached: Connection refused. `gateway serve`" in chat.output
     assert "Traceback" not in chat.output
 
 

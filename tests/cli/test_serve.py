@@ -104,6 +104,7 @@ async def test_port_in_use_exits_with_one(start: Start) -> None:
         await running.says("not_listening")
 
     assert status == 1
+    assert "--admin-port" in running.output
     assert "Traceback" not in running.output
 
 
