@@ -285,12 +285,21 @@ def _principal(rule: KeyRule) -> Principal:
 
 def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle: Handle) -> Grant:
     view = handle.view()
+    _require_known(request, view.principal)
     principal = Principal(view.principal, anonymous=view.principal == ANONYMOUS)
     if kind == "ticket":
         return Grant(principal, kind, patterns=(), restricted=True)
     patterns = SECRET_ALLOWS + view.secret_allows
     restricted = "*" not in patterns or request.app[ACCESS].rules.members_locked
     return Grant(principal, kind, patterns, restricted)
+
+
+def _require_known(request: web.Request, principal: str) -> None:
+    """What a key has opened, and handed secrets and tickets out for, it can open no more once it is taken away."""
+    access = request.app[ACCESS]
+    gone = bool(access.rules.keys) if principal == ANONYMOUS else True
+    if gone and access.rule(principal) is None:
+        raise CallerError("unauthorized", "The key that opened this session is not known here any more.")
 
 
 def _matches(pattern: str, event_type: str) -> bool:

@@ -6,6 +6,9 @@ from typing import Final
 
 from aiohttp import web
 
+SERVER_NAME: Final = "realtime-gateway"
+"""What the Server header says; aiohttp would tell its own and Python's version."""
+
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 

@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 
 from gateway.downstream import problem
 from gateway.downstream.access import ACCESS, AccessRules
+from gateway.downstream.answers import SERVER_NAME
 from gateway.downstream.keys import (
     ANSWERED_AT,
     CLOCK,
@@ -31,7 +32,7 @@ from gateway.downstream.origins import (
     normal_origin,
     preflight_headers,
 )
-from gateway.downstream.peer import scheme
+from gateway.downstream.peer import client_address, scheme
 from gateway.errors import CallerError, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -60,6 +61,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id, and tell of its answer: the metrics when its headers are sent, the log when it ends."""
     clock, telemetry = request.app[CLOCK].monotonic, request.app[TELEMETRY]
     began = clock()
+    client = client_address(request)  # asked now: a connection that is gone cannot tell
     wanted = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
     status = CLIENT_LEFT
@@ -77,6 +79,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             "route": route,
             "status": status,
             "seconds": ended - began,
+            "client": client,
             "session": request.get(SESSION),
             "principal": request.get(PRINCIPAL),
             "code": request.get(ERROR_CODE),
@@ -135,7 +138,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     request_id = request.get(REQUEST_ID)
     if request_id is not None:
         headers["X-Request-Id"] = request_id
-    headers["Server"] = "realtime-gateway"  # aiohttp would tell its own and Python's version
+    headers["Server"] = SERVER_NAME
     headers["X-Content-Type-Options"] = "nosniff"
     if request.path.startswith("/v1/"):
         for name, value in API_HEADERS.items():

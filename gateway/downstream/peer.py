@@ -22,6 +22,20 @@ def scheme(request: web.Request) -> str:
     return request.scheme
 
 
+def client_address(request: web.Request) -> str | None:
+    """Give where the request came from: the connection's far side or, behind trusted proxies, the last address in
+    `X-Forwarded-For` that is none of theirs. What stands before it, the client may have made up."""
+    address = _peer(request)
+    networks = request.app[ACCESS].rules.trusted_proxies
+    words = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+    while address is not None and words and any(address in network for network in networks):
+        try:
+            address = _plain(ip_address(words.pop().strip()))
+        except ValueError:
+            break
+    return None if address is None else str(address)
+
+
 def _from_trusted_proxy(request: web.Request) -> bool:
     address = _peer(request)
     networks = request.app[ACCESS].rules.trusted_proxies
@@ -32,6 +46,9 @@ def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not isinstance(peer, tuple):
         return None
-    address = ip_address(str(peer[0]))
+    return _plain(ip_address(str(peer[0])))
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     # A listener for both families sees IPv4 peers in IPv6 clothes, which no configured IPv4 network would match.
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.downstream import problem
-from gateway.downstream.answers import compact
+from gateway.downstream.answers import SERVER_NAME, compact
 from gateway.downstream.limits import ServerLimits
 from gateway.errors import CallerError
 
@@ -71,7 +71,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what never reached the application."""
         if status < 500:
-            answer = web.Response(status=status)
+            answer = web.Response(status=status, headers={"Server": SERVER_NAME})
         else:
             self.log_exception("Error handling request", exc_info=exc)
             answer = problem.response(problem.internal("-"), "/")

@@ -121,6 +121,15 @@ class Broker:
         self.size -= log.size
         self._judge()
 
+    def relieve(self) -> bool:
+        """Have the logs of ended sessions give up what they can, until there is room; gives whether there is."""
+        for log in [log for log in self._logs if log.sealed]:
+            if not self.full:
+                break
+            self._trim(log, log.spare)
+            self._judge()
+        return not self.full
+
     def account(self, size: int, dropped: int) -> None:
         """Note that an append made a log grow by `size` bytes and give up `dropped` events; keep the total bound."""
         self.size += size
@@ -139,7 +148,11 @@ class Broker:
             largest = max(self._logs, key=lambda log: log.spare)
             if not largest.spare:
                 return  # Only the newest event of each session is left, and those are always kept.
-            before = largest.size
-            dropped = largest.trim(max(_TRIM_BYTES, self.size - self._total_bytes))
-            self.size -= before - largest.size
+            self._trim(largest, max(_TRIM_BYTES, self.size - self._total_bytes))
+
+    def _trim(self, log: LocalLog, size: int) -> None:
+        before = log.size
+        dropped = log.trim(size)
+        self.size -= before - log.size
+        if dropped:
             self._telemetry.log_evicted(dropped)

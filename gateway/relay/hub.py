@@ -217,7 +217,7 @@ class Hub:
         if len(live) >= self.limits.max_sessions:
             detail = f"All {self.limits.max_sessions} sessions are taken."
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
-        if self._broker.full:
+        if self._broker.full and not self._broker.relieve():
             raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
         self._world.allowance.check(principal, self._clock.unix())
         if principal.max_sessions is None:

@@ -116,6 +116,29 @@ async def test_new_rules_hold_at_once(keyed: House) -> None:
     assert (await keyed.call("GET", path, headers=bearer("key-new"))).status == 200
 
 
+async def test_what_a_removed_key_handed_out_opens_nothing(keyed: House) -> None:
+    """Its secrets and tickets had its limits, and go with it."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    keyed.access.replace(AccessRules(keys=(key_rule("bob", "key-bob"),)))
+
+    secret = bearer(session["client_secret"]["value"])
+    sent = await keyed.call("POST", session["events_url"], json={"type": "a"}, headers=secret)
+    read = await keyed.call("GET", f"{session['stream_url']}&format=json&wait=0")
+    assert (sent.status, read.status) == (401, 401)
+    assert keyed.far_end.sent == []
+
+
+async def test_anonymous_sessions_end_with_anonymous_access(house: House) -> None:
+    """With the first key, whoever has none is shut out."""
+    session = await house.open()
+    secret = bearer(session["client_secret"]["value"])
+    before = await house.call("GET", f"/v1/sessions/{session['id']}", headers=secret)
+    house.access.replace(AccessRules(keys=(key_rule("bob", "key-bob"),)))
+
+    assert before.status == 200
+    assert (await house.call("GET", f"/v1/sessions/{session['id']}", headers=secret)).status == 401
+
+
 async def test_new_rules_bring_new_limits(build: Build) -> None:
     """A raised limit is not held back by what was counted under the old one."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=1),)))

@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from gateway.downstream.access import ACCESS, Access, AccessRules
 from gateway.downstream.credentials import Signatures
-from gateway.downstream.peer import loopback_peer, scheme
+from gateway.downstream.peer import client_address, loopback_peer, scheme
 from tests.downstream.house import SIGNING_KEY
 
 
@@ -58,3 +58,26 @@ def test_forwarded_scheme_is_believed_by_address(peer: object, seen: str) -> Non
 def test_strange_scheme_is_not_believed() -> None:
     """A proxy that says something else said nothing."""
     assert scheme(request_from(("10.0.0.9", 5000), **{"X-Forwarded-Proto": "gopher"})) == "http"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "seen"),
+    [
+        (("192.0.2.1", 5000), None, "192.0.2.1"),
+        (("::ffff:192.0.2.1", 5000, 0, 0), None, "192.0.2.1"),
+        (("192.0.2.1", 5000), "198.51.100.7", "192.0.2.1"),
+        (("10.0.0.9", 5000), None, "10.0.0.9"),
+        (("10.0.0.9", 5000), "198.51.100.7", "198.51.100.7"),
+        (("10.0.0.9", 5000), "made.up, 203.0.113.5,198.51.100.7 , 10.1.1.1", "198.51.100.7"),
+        (("10.0.0.9", 5000), "2001:db8::7", "2001:db8::7"),
+        (("10.0.0.9", 5000), "198.51.100.7, unknown", "10.0.0.9"),
+        (("10.0.0.9", 5000), "10.2.2.2", "10.2.2.2"),
+        (None, "198.51.100.7", None),
+    ],
+)
+def test_client_is_the_last_that_no_trusted_proxy_is(
+    peer: object, forwarded: str | None, seen: str | None
+) -> None:
+    """Whoever is not trusted may write what it likes."""
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    assert client_address(request_from(peer, **headers)) == seen

@@ -74,6 +74,7 @@ async def test_bytes_that_are_no_http_get_a_bare_400(house: House) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(BARE_400)
     assert body == b""
+    assert b"Server: realtime-gateway\r\n" in head
 
 
 async def test_broken_chunks_get_a_bare_400(house: House) -> None:
@@ -311,6 +312,7 @@ async def test_request_is_told_by_its_template(house: House) -> None:
     assert request_id == "r1"
     assert fields["session"] == session["id"]
     assert fields["principal"] == "anonymous"
+    assert fields["client"] == "127.0.0.1"
     assert "code" not in fields
 
 

@@ -108,6 +108,20 @@ def test_trimming_makes_no_room_for_another_session() -> None:
     assert (before, trimmed, broker.full) == (False, (True, True), False)
 
 
+def test_ended_sessions_make_room_for_new_ones() -> None:
+    """What is kept of them for late readers goes first; those that live keep all they have."""
+    broker, _ = make(total=1 << 20)
+    ended, live = broker.create("e"), broker.create("l")
+    fill(ended, 700)
+    fill(live, 400)
+    kept = len(live)
+    refused = broker.relieve()
+    ended.seal()
+
+    assert (refused, broker.relieve()) == (False, True)
+    assert (len(ended), len(live)) == (1, kept)
+
+
 def test_a_dropped_log_counts_no_more() -> None:
     """Its bytes and events are free for others, and it is trimmed for nobody."""
     broker, _ = make(total=100 * 1024)
