@@ -41,6 +41,10 @@ def emulate(
         typer.Option(metavar="URL", help="Ask this chat completions server for the answers."),
     ] = None,
     brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
+    no_item_done_quirk: Annotated[
+        bool,
+        typer.Option("--no-item-done-quirk", help="Name the true item before each; OpenAI is recorded not to."),
+    ] = False,
 ) -> None:
     """Run the offline Realtime upstream. Any key is taken and nothing leaves this machine, unless told otherwise."""
     from gateway.cli.running import fail, why
@@ -83,6 +87,8 @@ def emulate(
     for flag, one in (("--brain-url", brain_url), ("--brain-model", brain_model)):
         if one is not None:
             arguments.append(f"{flag}={one}")
+    if no_item_done_quirk:
+        arguments.append("--no-item-done-quirk")
     try:
         main(arguments)
     except OSError as error:

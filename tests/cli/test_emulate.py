@@ -11,7 +11,8 @@ from tests.cli.conftest import Start
 
 async def test_emulator_serves_until_told(start: Start) -> None:
     """It says where it listens, asks for a key, and ends well on SIGTERM."""
-    running = await start("emulate", "--port", "0", "--setup", "passive", "--consent", "lenient")
+    manner = ("--setup", "passive", "--consent", "lenient", "--no-item-done-quirk")
+    running = await start("emulate", "--port", "0", *manner)
     url = (await running.says(r"emulator listening on (http://127\.0\.0\.1:\d+/v1)"))[1]
     async with aiohttp.ClientSession() as http, http.post(f"{url}/realtime/calls") as answer:
         refused = answer.status
