@@ -48,7 +48,9 @@ def chat(
             with suppress(ProblemError):
                 runner.run(asyncio.wait_for(session.close(), LEAVE_SECONDS))
         except ProblemError as error:
-            _fail(console, str(error))
+            # What sends no problem object is something else, or a proxy before the gateway.
+            known = error.code or error.problem.get("detail")
+            _fail(console, str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
             remedy = "`gateway serve` or `gateway demo` starts a gateway, --url names another."
             _fail(console, f"{url} cannot be reached: {why(error)}. {remedy}")

@@ -59,6 +59,14 @@ async def test_gateway_that_is_not_there_is_told(start: Start) -> None:
     assert "Traceback" not in chat.output
 
 
+async def test_server_that_is_no_gateway_is_told(start: Start, emulator: str) -> None:
+    """It answers, but with nothing that a gateway would say."""
+    chat = await start("chat", "--url", emulator)
+
+    assert await chat.ended() == 1
+    assert "answered 404, not as a gateway does" in chat.output
+
+
 async def test_wrong_key_is_told(start: Start, emulator: str) -> None:
     """The gateway's own words."""
     keys = '[{"name": "ada", "sha256": "' + "0" * 64 + '"}]'
