@@ -43,7 +43,9 @@ def emulate(
     brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
     no_item_done_quirk: Annotated[
         bool,
-        typer.Option("--no-item-done-quirk", help="Name the true item before each; OpenAI is recorded not to."),
+        typer.Option(
+            "--no-item-done-quirk", help="Name the true item before each; OpenAI is recorded not to."
+        ),
     ] = False,
 ) -> None:
     """Run the offline Realtime upstream. Any key is taken and nothing leaves this machine, unless told otherwise."""
