@@ -30,6 +30,7 @@ from gateway.downstream.stream import StreamLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits
+from gateway.relay.state import State
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
@@ -144,7 +145,9 @@ class Gateway:
 
     async def drain(self) -> None:
         """Refuse new sessions, tell the running ones, and wait for their end as long as is configured."""
-        log.info("drain_started", sessions=len(self._hub.all_sessions()))
+        log.info(
+            "drain_started", sessions=sum(view.state is not State.CLOSED for view in self._hub.all_sessions())
+        )
         await self._hub.drain(self._config.drain.timeout_seconds)
         log.info("drain_ended")
 

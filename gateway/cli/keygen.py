@@ -22,7 +22,5 @@ def keygen(
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     print(f"Key (shown once, for the client):\n\n  {key}\n")
-    print(
-        "Configuration (the gateway keeps its SHA-256 only; in the file of access.keys_file write [[keys]] instead):\n"
-    )
+    print("Configuration, or the file of access.keys_file (the gateway keeps the SHA-256 only):\n")
     print(f'  [[access.keys]]\n  name = "{name}"\n  sha256 = ["{digest}"]')

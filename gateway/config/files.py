@@ -58,10 +58,12 @@ def access_keys(access: Access) -> tuple[Key, ...]:
         found = tomllib.loads(_read("access.keys_file", access.keys_file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
-    if set(found) - {"keys"}:
-        raise ConfigError([f"{where}: expected nothing but [[keys]]"])
+    # Under either heading: [[access.keys]] is how keygen prints them, since most people put them into the configuration.
+    section = found.pop("access", {})
+    if set(found) - {"keys"} or not isinstance(section, dict) or set(section) - {"keys"}:
+        raise ConfigError([f"{where}: expected nothing but [[keys]] or [[access.keys]]"])
     try:
-        in_file = Access(keys=found.get("keys", ())).keys
+        in_file = [key for table in (found, section) for key in Access(keys=table.get("keys", ())).keys]
         return Access(keys=(*access.keys, *in_file)).keys
     except ValidationError as error:
         first = error.errors()[0]

@@ -80,7 +80,7 @@ def translated(error: web.HTTPException) -> GatewayError | None:
         return None
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = sorted(error.allowed_methods)
-        detail = f"{error.method} is not allowed here; {', '.join(allowed)} is."
+        detail = f"{error.method} is not allowed here; allowed: {', '.join(allowed)}."
         return GatewayError(code, detail, members={"allow": allowed})
     return GatewayError(code, "There is nothing at this path." if code == "not-found" else str(error.reason))
 

@@ -76,9 +76,10 @@ def test_secret_lines_of_the_environment_are_one() -> None:
     assert secret_lines("access.signing_key", SecretStr(" a\n"), None) == ("a",)
 
 
-def test_keys_file_adds_to_the_configured_keys(file: Path) -> None:
+@pytest.mark.parametrize("heading", ["[[keys]]", "[[access.keys]]"])
+def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None:
     """Both are let in."""
-    file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{DIGEST}"\nmax_sessions = 2\n')
+    file.write_text(f'{heading}\nname = "bob"\nsha256 = "{DIGEST}"\nmax_sessions = 2\n')
 
     names = [
         key.name for key in access_keys(Access(keys=(Key(name="ada", sha256=(DIGEST,)),), keys_file=file))
@@ -91,7 +92,8 @@ def test_keys_file_adds_to_the_configured_keys(file: Path) -> None:
     ("text", "said"),
     [
         ("[[keys]", "not valid TOML"),
-        ("[access]\n", "nothing but"),
+        ("[access]\nanonymous = true\n", "nothing but"),
+        ("access = 3\n", "nothing but"),
         ('[[keys]]\nname = "bob"\n', "sha256"),
         ('[[keys]]\nname = "bob"\nsha256 = "abc"\n', "64 hexadecimal"),
         (f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n', "'ada' stands twice"),
