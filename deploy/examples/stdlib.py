@@ -41,9 +41,9 @@ def post(path: str, body: object) -> dict[str, Any]:
             if wait is None or error.code not in (409, 429, 502, 503, 504):
                 raise SystemExit(problem) from None
             time.sleep(float(error.headers.get("Retry-After") or wait))
-        except (OSError, HTTPException):
+        except (OSError, HTTPException) as error:
             if wait is None:
-                raise
+                raise SystemExit(f"{GATEWAY} cannot be reached: {error}") from None
             time.sleep(wait)
     raise AssertionError
 
