@@ -19,14 +19,14 @@ from gateway import __version__
 from gateway.config import Config, ConfigError
 from gateway.config.files import access_keys, openai_key, secret, signing_keys
 from gateway.config.sections import Key
-from gateway.downstream.access import ANONYMOUS, Access, AccessRules, KeyRule
 from gateway.downstream.admin import Operator
-from gateway.downstream.credentials import Signatures
-from gateway.downstream.limits import ServerLimits
-from gateway.downstream.origins import host_name, is_loopback_name, normal_origin
+from gateway.downstream.auth.access import ANONYMOUS, Access, AccessRules, KeyRule
+from gateway.downstream.auth.credentials import Signatures
+from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_origin
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.reading.sse import frame
+from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Binding, Parts, Server
-from gateway.downstream.sse import frame
-from gateway.downstream.stream import StreamLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits

@@ -24,7 +24,8 @@ from gateway.errors import GatewayError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, LossCause
 from gateway.telemetry import Metrics
-from gateway.upstream import tuning, turn
+from gateway.upstream import tuning
+from gateway.upstream import turn_server as turn
 from gateway.upstream.config import IceServer
 from gateway.upstream.webrtc import WebRTCDialer
 

@@ -13,11 +13,11 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.downstream import probes
-from gateway.downstream.access import bearer_word
-from gateway.downstream.answers import json_answer
-from gateway.downstream.keys import HUB, SESSION
-from gateway.downstream.origins import host_name, is_loopback_name
-from gateway.downstream.peer import loopback_peer
+from gateway.downstream.auth.access import bearer_word
+from gateway.downstream.auth.origins import host_name, is_loopback_name
+from gateway.downstream.auth.peer import loopback_peer
+from gateway.downstream.http.answers import json_answer
+from gateway.downstream.http.app_keys import HUB, SESSION
 from gateway.errors import CallerError
 from gateway.relay.ports import View
 from gateway.relay.state import CloseReason

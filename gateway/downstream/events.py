@@ -8,11 +8,11 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.downstream.access import ACCESS, Grant, session_grant
-from gateway.downstream.answers import json_answer
-from gateway.downstream.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
+from gateway.downstream.auth.access import ACCESS, Grant, session_grant
+from gateway.downstream.http.answers import json_answer
+from gateway.downstream.http.app_keys import CLOCK, LIMITS, TELEMETRY
+from gateway.downstream.http.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
-from gateway.downstream.keys import CLOCK, LIMITS, TELEMETRY
 from gateway.errors import CallerError, Flaw
 from gateway.relay.envelope import ClientEvent, parse_json, parse_ndjson
 from gateway.relay.ports import Receipt

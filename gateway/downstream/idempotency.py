@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from gateway.downstream.access import Grant
-from gateway.downstream.body import idempotency_key
-from gateway.downstream.keys import TELEMETRY
+from gateway.downstream.auth.access import Grant
+from gateway.downstream.http.app_keys import TELEMETRY
+from gateway.downstream.http.body import idempotency_key
 from gateway.errors import OverloadError
 from gateway.relay.idempotency import IdempotencyKeys
 

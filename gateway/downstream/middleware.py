@@ -12,10 +12,18 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.downstream import problem
-from gateway.downstream.access import ACCESS, AccessRules
-from gateway.downstream.answers import SERVER_NAME
-from gateway.downstream.keys import (
+from gateway.downstream.auth.access import ACCESS, AccessRules
+from gateway.downstream.auth.origins import (
+    cors_headers,
+    host_name,
+    is_loopback_name,
+    normal_origin,
+    preflight_headers,
+)
+from gateway.downstream.auth.peer import client_address, scheme
+from gateway.downstream.http import problem
+from gateway.downstream.http.answers import SERVER_NAME
+from gateway.downstream.http.app_keys import (
     ANSWERED_AT,
     CLOCK,
     ERROR_CODE,
@@ -25,14 +33,6 @@ from gateway.downstream.keys import (
     SESSION,
     TELEMETRY,
 )
-from gateway.downstream.origins import (
-    cors_headers,
-    host_name,
-    is_loopback_name,
-    normal_origin,
-    preflight_headers,
-)
-from gateway.downstream.peer import client_address, scheme
 from gateway.errors import CallerError, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

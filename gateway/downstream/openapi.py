@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway import __version__
-from gateway.downstream.answers import compact
+from gateway.downstream.http.answers import compact
 from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
 

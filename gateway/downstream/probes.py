@@ -6,7 +6,7 @@ mend nothing there.
 
 from aiohttp import web
 
-from gateway.downstream.keys import HUB
+from gateway.downstream.http.app_keys import HUB
 from gateway.errors import OverloadError
 
 

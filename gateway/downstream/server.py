@@ -11,12 +11,14 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.downstream import admin, console, events, middleware, openapi, probes, reads, sessions, turns
-from gateway.downstream.access import ACCESS, Access
-from gateway.downstream.keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, TELEMETRY
-from gateway.downstream.limits import ServerLimits
-from gateway.downstream.protocol import Connection
-from gateway.downstream.stream import STREAM, StreamLimits
+from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
+from gateway.downstream.auth.access import ACCESS, Access
+from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, TELEMETRY
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.protocol import Connection
+from gateway.downstream.reading import resource as reads
+from gateway.downstream.reading.stream import STREAM, StreamLimits
+from gateway.downstream.turns import resource as turns
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.ports import Telemetry

@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.downstream.access import ACCESS, Grant, grant, session_grant, upstream_bearer
-from gateway.downstream.answers import compact, json_answer
-from gateway.downstream.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.http.answers import compact, json_answer
+from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION
+from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
-from gateway.downstream.keys import HUB, LIMITS, SESSION
-from gateway.downstream.stream import STREAM
+from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
 from gateway.relay.envelope import parse_object
 from gateway.relay.hub import OpenRequest

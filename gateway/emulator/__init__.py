@@ -11,6 +11,6 @@ at a pace (`pacing`), counted by `usage`. What can go wrong on purpose is listed
 
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.faults import Faults
-from gateway.emulator.server import Emulator
+from gateway.emulator.http.server import Emulator
 
 __all__ = ["Emulator", "EmulatorConfig", "Faults"]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.faults import NONE, changed
+from gateway.emulator.http.server import Emulator
 from gateway.emulator.recording import load
-from gateway.emulator.server import Emulator
 
 
 def parse(arguments: list[str]) -> EmulatorConfig:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
-from gateway.emulator.peer import FarPeer
-from gateway.emulator.writing import Line
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.writing import Line
+from gateway.emulator.transport.peer import FarPeer
 
 # The record of a call: the oldest frames go first, and are counted.
 MAX_RECORD_FRAMES = 10_000

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.emulator.faults import Faults
-from gateway.emulator.sdp import Setup
+from gateway.emulator.transport.sdp import Setup
 
 Consent = Literal["strict", "lenient"]
 

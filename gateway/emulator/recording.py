@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.emulator import events
-from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
-from gateway.emulator.ids import IdSource
-from gateway.emulator.pacing import Pacer
-from gateway.emulator.writing import Line
+from gateway.emulator.protocol import events
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.pacing import Pacer
+from gateway.emulator.protocol.writing import Line
 
 _EVENT = '"event":'
 

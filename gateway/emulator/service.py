@@ -13,22 +13,22 @@ from typing import Any
 
 import ifaddr
 
-from gateway.emulator import session as session_object
-from gateway.emulator.brain import Brain
+from gateway.emulator.brain.chat import ChatBrain
+from gateway.emulator.brain.rules import RuleBrain
 from gateway.emulator.call import Call, CallTimes, Voice
-from gateway.emulator.chat import ChatBrain
-from gateway.emulator.client_secrets import ClientSecrets
 from gateway.emulator.config import EmulatorConfig
-from gateway.emulator.errors import Refusal
 from gateway.emulator.faults import Faults
-from gateway.emulator.ice import LiteAgent
-from gateway.emulator.ids import IdSource, session_of
-from gateway.emulator.peer import FarPeer, SharedCertificate
-from gateway.emulator.realtime import Realtime
+from gateway.emulator.protocol import session as session_object
+from gateway.emulator.protocol.brain import Brain
+from gateway.emulator.protocol.client_secrets import ClientSecrets
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.ids import IdSource, session_of
+from gateway.emulator.protocol.realtime import Realtime
+from gateway.emulator.protocol.writing import Line, Manner
 from gateway.emulator.recording import Playback, load
-from gateway.emulator.rules import RuleBrain
-from gateway.emulator.sdp import Endpoint, Offer, answer_setup, write_answer
-from gateway.emulator.writing import Line, Manner
+from gateway.emulator.transport.ice import LiteAgent
+from gateway.emulator.transport.peer import FarPeer, SharedCertificate
+from gateway.emulator.transport.sdp import Endpoint, Offer, answer_setup, write_answer
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Ended calls stay known to the control endpoint, so that a test can ask what reached them.

@@ -4,7 +4,7 @@
 or worded. `configure_logging` sets up the lines.
 """
 
-from gateway.telemetry.collector import Collector
+from gateway.telemetry.garbage import Collector
 from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging
 from gateway.telemetry.metrics import Metrics, exposition
 from gateway.telemetry.probes import Probes

@@ -15,7 +15,7 @@ import pytest
 from gateway.app import Gateway, access_rules, relay_limits, server_limits, stream_limits, upstream_config
 from gateway.config import Config, ConfigError, load
 from gateway.config.reading import keys
-from gateway.downstream.access import KeyRule
+from gateway.downstream.auth.access import KeyRule
 from tests.certificate import write_certificate
 
 KEY = "gwp_test"

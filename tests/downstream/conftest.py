@@ -7,13 +7,13 @@ from typing import cast
 import aiohttp
 import pytest
 
-from gateway.downstream.access import Access, AccessRules
 from gateway.downstream.admin import Operator
-from gateway.downstream.credentials import Signatures
-from gateway.downstream.limits import ServerLimits
+from gateway.downstream.auth.access import Access, AccessRules
+from gateway.downstream.auth.credentials import Signatures
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.reading.sse import frame
+from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Binding, Parts, Server
-from gateway.downstream.sse import frame
-from gateway.downstream.stream import StreamLimits
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import Telemetry

@@ -8,7 +8,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
-from gateway.downstream.access import Access
+from gateway.downstream.auth.access import Access
 from gateway.downstream.server import Parts, Server
 from gateway.errors import GatewayError
 from gateway.relay.hub import Hub

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.downstream.access import AccessRules, KeyRule
+from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.relay.limits import RelayLimits
 from tests.downstream.house import Answer, Build, House
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.downstream import reading
-from gateway.downstream.access import KeyRule
+from gateway.downstream.auth.access import KeyRule
 from gateway.downstream.openapi import document
+from gateway.downstream.reading import parameters as reading
 from gateway.downstream.server import client_application, operator_application
 from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
@@ -106,7 +106,7 @@ def test_own_events_are_those_of_the_sources() -> None:
     made = {
         name
         for room in ("downstream", "relay")
-        for path in (ROOT / "gateway" / room).glob("*.py")
+        for path in (ROOT / "gateway" / room).rglob("*.py")
         for name in re.findall(r'"(gateway\.[a-z]+)"', path.read_text(encoding="utf-8"))
     }
     told = {

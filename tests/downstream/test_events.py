@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.downstream.limits import ServerLimits
+from gateway.downstream.http.limits import ServerLimits
 from gateway.relay.limits import RelayLimits
 from tests.downstream.house import Build, House
 

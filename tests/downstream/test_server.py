@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway.downstream.limits import ServerLimits
+from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.server import Binding, Listener, Server, client_application
 from gateway.errors import GatewayError
 from tests.certificate import write_certificate

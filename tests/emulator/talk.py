@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from gateway.emulator.brain import Brain
+from gateway.emulator.brain.rules import RuleBrain
 from gateway.emulator.faults import Faults
-from gateway.emulator.ids import IdSource
-from gateway.emulator.realtime import Realtime
-from gateway.emulator.rules import RuleBrain
-from gateway.emulator.session import new_session
-from gateway.emulator.writing import Line, Manner
+from gateway.emulator.protocol.brain import Brain
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.realtime import Realtime
+from gateway.emulator.protocol.session import new_session
+from gateway.emulator.protocol.writing import Line, Manner
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 10.0

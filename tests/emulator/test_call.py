@@ -273,7 +273,7 @@ async def test_call_nobody_connects_to_is_given_up(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call whose client never comes ends by itself."""
-    monkeypatch.setattr("gateway.emulator.peer.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.emulator.transport.peer.CONNECT_SECONDS", 0.2)
     emulator = await emulate()
     caller: Caller = await call(emulator, connect=False)
     await caller.peer.close()
@@ -285,7 +285,7 @@ async def test_call_of_a_dead_client_is_given_up(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that falls silent, checks included, is gone for the far end after a while."""
-    monkeypatch.setattr("gateway.emulator.peer.SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr("gateway.emulator.transport.peer.SILENCE_SECONDS", 0.4)
     emulator = await emulate()
     caller: Caller = await call(emulator)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.emulator.catalog import EVENTS
+from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
 

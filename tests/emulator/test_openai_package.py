@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from gateway.emulator.catalog import EVENTS
 from gateway.emulator.faults import Faults
+from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.emulator.sdp import Endpoint, parse_offer, write_answer
+from gateway.emulator.transport.sdp import Endpoint, parse_offer, write_answer
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
 

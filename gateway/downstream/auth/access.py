@@ -1,0 +1,308 @@
+"""Who is calling, and what they may do (api.md, 6 Credentials).
+
+A caller shows an API key, a session's client secret or ticket, or nothing. `grant` and `session_grant` turn that into
+a `Grant`; handlers ask nothing else. Keys are kept as SHA-256 digests and compared in constant time. A key or a
+secret is never taken from a query, where proxies and histories would keep it; a ticket is, since `EventSource` can
+send no header.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Literal
+
+from aiohttp import web
+
+from gateway.downstream.auth.buckets import Bucket
+from gateway.downstream.auth.credentials import Signatures, looks_signed
+from gateway.downstream.http.app_keys import HUB, PRINCIPAL, SESSION
+from gateway.errors import CallerError, OverloadError
+from gateway.relay.ports import Handle, Principal
+
+Need = Literal["read", "send"]
+"""What a caller wants of a session; tickets are for reading only."""
+
+ANONYMOUS: Final = "anonymous"
+
+SECRET_ALLOWS: Final = (
+    "conversation.item.*",
+    "response.create",
+    "response.cancel",
+    "input_audio_buffer.*",
+)
+"""What a client secret may send whatever the create said: enough to talk, nothing that changes the session."""
+
+BURST_SECONDS: Final = 2.0
+"""What a rate limit lets a quiet caller save up."""
+
+_BEARER: Final = re.compile(r"[Bb]earer +([!-~]+) *\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRule:
+    """One caller: the SHA-256 digests of its keys (two while they rotate) and its limits, None for no limit."""
+
+    name: str
+    sha256: tuple[bytes, ...] = field(default=(), repr=False)
+    max_sessions: int | None = None
+    sessions_per_minute: float | None = None
+    events_per_second: float | None = None
+    bytes_per_second: float | None = None
+    tokens_per_session: int | None = None
+    tokens_per_day: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    """Everything the operator says about access. Frozen: a reload replaces it whole."""
+
+    keys: tuple[KeyRule, ...] = ()
+    anonymous: KeyRule | None = None
+    """Callers without a credential, beside keys. Without any key they are let in whether or not this is set."""
+    hosts: frozenset[str] = frozenset()
+    """Host names beside loopback's that are taken where there is no key."""
+    own_origins: frozenset[str] = frozenset()
+    """Origins of the gateway itself as its clients see it, such as that of `server.public_url`."""
+    cors_origins: frozenset[str] = frozenset()
+    """Other sites' origins, in the spelling of `normal_origin`, or `*` for all."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Whose `X-Forwarded-Proto` is believed."""
+    members_locked: bool = False
+    """The operator has locked members of the session object."""
+    client_upstream: bool = False
+    """Each caller brings its own upstream credential (`upstream.auth = "client"`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A caller that was let in."""
+
+    principal: Principal
+    credential: Literal["key", "anonymous", "secret", "ticket"]
+    patterns: tuple[str, ...] = ("*",)
+    """What it may send: event types, or beginnings of them with a `*`."""
+    restricted: bool = False
+    """An event's members matter to what is allowed, so an event that two parsers may read differently is refused."""
+
+    def allows(self, event_type: str) -> bool:
+        return any(_matches(pattern, event_type) for pattern in self.patterns)
+
+
+class Access:
+    """The rules in force and what they count. `replace` brings new rules while the gateway runs."""
+
+    def __init__(
+        self,
+        rules: AccessRules,
+        signatures: Signatures,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.rules = rules
+        self.signatures = signatures
+        self._monotonic = monotonic
+        # One bucket for a principal and a limit: bounded by the configured names.
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+
+    def replace(self, rules: AccessRules) -> None:
+        """Put new rules in force. Running sessions keep their owner by name; saved-up rates start anew."""
+        self.rules = rules
+        self._buckets.clear()
+
+    def rule(self, principal: str) -> KeyRule | None:
+        """Give a principal's limits; None when its key was removed or it needs none."""
+        if principal == ANONYMOUS:
+            return self.rules.anonymous
+        return next((rule for rule in self.rules.keys if rule.name == principal), None)
+
+    def caller_by_key(self, word: str) -> KeyRule | None:
+        """Find whose key this is. Takes the same time whichever it is."""
+        digest = hashlib.sha256(word.encode("utf-8", "replace")).digest()
+        found = None
+        for rule in self.rules.keys:
+            for known in rule.sha256:
+                if hmac.compare_digest(digest, known):
+                    found = rule
+        return found
+
+    def spend_opening(self, grant: Grant) -> None:
+        """Count a session being opened. Raises `rate-limited`."""
+        rule = self.rule(grant.principal.name)
+        if rule is not None and rule.sessions_per_minute is not None:
+            # A whole minute's worth may be opened at once: that is what "a minute" promises.
+            wanted = [("sessions", 1.0, rule.sessions_per_minute / 60, max(1.0, rule.sessions_per_minute))]
+            self._spend(rule, wanted)
+
+    def spend_bytes(self, grant: Grant, size: int) -> None:
+        """Count a body before it is looked into, since that is what a large one costs, right or wrong. Raises
+        `rate-limited`."""
+        rule = self.rule(grant.principal.name)
+        if rule is not None and rule.bytes_per_second is not None:
+            rate = rule.bytes_per_second
+            self._spend(rule, [("bytes", float(size), rate, rate * BURST_SECONDS)])
+
+    def spend_events(self, grant: Grant, events: int) -> None:
+        """Count client events about to be sent. Raises `rate-limited`."""
+        rule = self.rule(grant.principal.name)
+        if rule is not None and rule.events_per_second is not None:
+            rate = rule.events_per_second
+            self._spend(rule, [("events", float(events), rate, rate * BURST_SECONDS)])
+
+    def _spend(self, rule: KeyRule, wanted: list[tuple[str, float, float, float]]) -> None:
+        """Take all of (what, amount, rate, burst), or nothing."""
+        now = self._monotonic()
+        taken = []
+        for what, amount, rate, burst in wanted:
+            bucket = self._buckets.setdefault((rule.name, what), Bucket.full(rate, burst, now))
+            wait = bucket.wait(amount, now)
+            if wait > 0:
+                raise OverloadError(
+                    "rate-limited", f"This key's limit on {what} is reached.", retry_after=wait
+                )
+            taken.append((bucket, amount))
+        for bucket, amount in taken:
+            bucket.take(amount, now)
+
+
+ACCESS: Final = web.AppKey("access", Access)
+
+
+def grant(request: web.Request) -> Grant:
+    """Let a caller in where no session is concerned. Raises `unauthorized` or `forbidden`."""
+    word, _ = _shown(request)
+    if word is not None and looks_signed(word):
+        kind, _ = _signed(request, word)
+        raise CallerError("forbidden", f"A {kind} is for its own session only; this needs an API key.")
+    found = _by_key(request, word)
+    request[PRINCIPAL] = found.principal.name
+    return found
+
+
+def session_grant(request: web.Request, need: Need, *, word: str | None = None) -> tuple[Grant, Handle]:
+    """Let a caller in to the session of the path's `{id}`, and mark that somebody cares for it. A POST may bring the
+    session a newer upstream credential.
+
+    `word` is a client secret that came another way than in a header. Raises `unauthorized`, `forbidden`, or
+    `session-unknown`, which is also what others' sessions are.
+    """
+    session_id = request.match_info["id"]
+    shown, in_query = _shown(request)
+    if shown is None:
+        shown = word
+    hub = request.app[HUB]
+    if shown is None or not looks_signed(shown):
+        found = _by_key(request, shown)
+        handle = hub.find(session_id, found.principal)
+    else:
+        kind, named = _signed(request, shown)
+        if in_query and kind != "ticket":
+            raise CallerError(
+                "unauthorized", "Only a ticket may stand in a query; a secret is sent as Bearer."
+            )
+        if named != session_id:
+            raise CallerError("session-unknown", "There is no such session, or it is not yours.")
+        if need != "read" and kind == "ticket":
+            raise CallerError(
+                "forbidden", "A ticket is for reading; sending needs a key or the client secret."
+            )
+        handle = hub.find(session_id, None)
+        found = _by_session(request, kind, handle)
+    request[PRINCIPAL], request[SESSION] = found.principal.name, session_id
+    handle.touch()
+    if request.method == "POST" and found.credential != "ticket":
+        bearer = upstream_bearer(request)
+        if bearer is not None:
+            handle.renew(bearer)
+    return found, handle
+
+
+def upstream_bearer(request: web.Request) -> str | None:
+    """Give the caller's own upstream credential, where the gateway is set up to use those."""
+    header = request.headers.get("X-Upstream-Authorization")
+    if header is None:
+        return None
+    if not request.app[ACCESS].rules.client_upstream:
+        detail = "This gateway uses its own upstream credential and takes no X-Upstream-Authorization."
+        raise CallerError("invalid-parameter", detail)
+    found = _BEARER.match(header)
+    if found is None:
+        raise CallerError("invalid-parameter", "X-Upstream-Authorization must be 'Bearer' and a credential.")
+    return found[1]
+
+
+def bearer_word(request: web.Request) -> str | None:
+    """Give what the Authorization header holds as Bearer. Other schemes, such as a proxy's Basic, are not for us."""
+    found = _BEARER.match(request.headers.get("Authorization", ""))
+    return found[1] if found else None
+
+
+def _shown(request: web.Request) -> tuple[str | None, bool]:
+    """Give the credential of a request, and whether it stood in the query."""
+    word = bearer_word(request)
+    if word is not None:
+        return word, False
+    ticket = request.query.get("ticket")
+    if ticket is None:
+        return None, False
+    if not looks_signed(ticket):
+        raise CallerError("unauthorized", "The ticket is not valid.")
+    return ticket, True
+
+
+def _signed(request: web.Request, word: str) -> tuple[Literal["secret", "ticket"], str]:
+    read = request.app[ACCESS].signatures.read(word)
+    if read is None:
+        raise CallerError("unauthorized", "The client secret or ticket is not valid.")
+    return read
+
+
+def _by_key(request: web.Request, word: str | None) -> Grant:
+    access = request.app[ACCESS]
+    rules = access.rules
+    if rules.keys and word is not None:
+        rule = access.caller_by_key(word)
+        if rule is None:
+            raise CallerError("unauthorized", "The API key is not known here.")
+        return Grant(_principal(rule), "key", restricted=rules.members_locked)
+    if rules.keys and rules.anonymous is None:
+        raise CallerError("unauthorized", "Send an API key as 'Authorization: Bearer'.")
+    limit = rules.anonymous.max_sessions if rules.anonymous else None
+    return Grant(
+        Principal(ANONYMOUS, anonymous=True, max_sessions=limit), "anonymous", restricted=rules.members_locked
+    )
+
+
+def _principal(rule: KeyRule) -> Principal:
+    return Principal(
+        rule.name,
+        max_sessions=rule.max_sessions,
+        tokens_per_session=rule.tokens_per_session,
+        tokens_per_day=rule.tokens_per_day,
+    )
+
+
+def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle: Handle) -> Grant:
+    view = handle.view()
+    _require_known(request, view.principal)
+    principal = Principal(view.principal, anonymous=view.principal == ANONYMOUS)
+    if kind == "ticket":
+        return Grant(principal, kind, patterns=(), restricted=True)
+    patterns = SECRET_ALLOWS + view.secret_allows
+    restricted = "*" not in patterns or request.app[ACCESS].rules.members_locked
+    return Grant(principal, kind, patterns, restricted)
+
+
+def _require_known(request: web.Request, principal: str) -> None:
+    """What a key has opened, and handed secrets and tickets out for, it can open no more once it is taken away."""
+    access = request.app[ACCESS]
+    gone = bool(access.rules.keys) if principal == ANONYMOUS else True
+    if gone and access.rule(principal) is None:
+        raise CallerError("unauthorized", "The key that opened this session is not known here any more.")
+
+
+def _matches(pattern: str, event_type: str) -> bool:
+    if pattern.endswith("*"):
+        return event_type.startswith(pattern[:-1])
+    return event_type == pattern

@@ -1,0 +1,27 @@
+"""What handlers find in their application and leave in their request, by typed key.
+
+Nothing is global: `server` puts these in place, tests put others there. `ACCESS` and `STREAM` lie beside the classes they give.
+"""
+
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http.limits import ServerLimits
+from gateway.relay.clock import Clock
+from gateway.relay.hub import Hub
+from gateway.relay.ports import Telemetry
+
+HUB: Final = web.AppKey("hub", Hub)
+TELEMETRY: Final[web.AppKey[Telemetry]] = web.AppKey("telemetry")
+LIMITS: Final = web.AppKey("limits", ServerLimits)
+OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
+"""Whether the origins in `access.cors_origins` may call this listener."""
+CLOCK: Final = web.AppKey("clock", Clock)
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+SESSION: Final = web.RequestKey("session", str)
+PRINCIPAL: Final = web.RequestKey("principal", str)
+ERROR_CODE: Final = web.RequestKey("error_code", str)
+ANSWERED_AT: Final = web.RequestKey("answered_at", float)
+"""When the headers of the answer were sent, in monotonic seconds."""

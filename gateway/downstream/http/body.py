@@ -1,0 +1,90 @@
+"""Reading a request's body within its bounds, and saying what it is.
+
+Own code rather than `request.read()`, because that neither has a deadline nor says which limit was passed, and answers
+`100-continue` before anybody looked at the caller.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import Final, NoReturn
+
+from aiohttp import hdrs, web
+
+from gateway.downstream.http.app_keys import LIMITS
+from gateway.errors import CallerError
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+TEXT: Final = "text/plain"
+FORM: Final = "application/x-www-form-urlencoded"
+"""What curl says of `-d` when not told otherwise; no form is meant."""
+
+_KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
+"""A key as the draft's quoted string or, as everybody sends it, bare: visible ASCII without quotes and backslashes."""
+
+
+def media_type(request: web.Request, taken: Iterable[str]) -> str:
+    """Give the body's media type; JSON where none is named. Raises `unsupported-media-type` if it is not in `taken`."""
+    named = request.content_type if hdrs.CONTENT_TYPE in request.headers else JSON
+    if named not in taken:
+        listed = ", ".join(sorted(taken))
+        raise CallerError("unsupported-media-type", f"'{named}' is not read here; these are: {listed}.")
+    return named
+
+
+async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
+    """Read the whole body. Raises `too-large`, `request-timeout`, or `unsupported-media-type` for an encoded one."""
+    limits = request.app[LIMITS]
+    limit = limits.max_body_bytes if max_bytes is None else max_bytes
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    if encoding != "identity":
+        # A kilobyte of gzip is a megabyte of body: the limit would have to be held while unpacking.
+        raise CallerError("unsupported-media-type", f"A body with Content-Encoding '{encoding}' is not read.")
+    if (request.content_length or 0) > limit:
+        _refuse(limit)
+    if not request.can_read_body:
+        return b""
+    await _continue(request)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            return await _collect(request, limit)
+    except TimeoutError:
+        detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
+        raise CallerError("request-timeout", detail) from None
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """Give the request's Idempotency-Key, if any. Raises `invalid-parameter`."""
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    found = _KEY.match(header)
+    if found is None:
+        raise CallerError("invalid-parameter", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return found[1]
+
+
+async def _continue(request: web.Request) -> None:
+    # RFC 9110 10.1.1. Only now, so that who is refused need not send the body at all.
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _collect(request: web.Request, limit: int) -> bytes:
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                _refuse(limit)
+    except web.RequestPayloadError as error:
+        # Chunks that are none: what follows on this connection cannot be understood either.
+        raise web.HTTPBadRequest from error
+    return bytes(body)
+
+
+def _refuse(limit: int) -> NoReturn:
+    raise CallerError(
+        "too-large", f"The body is larger than {limit} bytes, the limit here.", members={"limit": limit}
+    )

@@ -1,0 +1,107 @@
+"""Errors as problem objects (RFC 9457).
+
+Every error of the API leaves through here in one form, the router's own included. Nothing of an unexpected exception
+is shown: it is logged under the request's id, and the id is all the client gets.
+"""
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http.answers import compact
+from gateway.errors import Code, Flaw, GatewayError
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:realtime-gateway:error:"
+"""A name, not an address: RFC 9457 3.1.1 allows types that cannot be looked up, and no host has to live for ever."""
+
+_CODES_BY_STATUS: Final[Mapping[int, Code]] = {
+    HTTPStatus.NOT_FOUND: "not-found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method-not-allowed",
+    HTTPStatus.REQUEST_TIMEOUT: "request-timeout",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too-large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported-media-type",
+}
+
+UNTOLD_WAIT_SECONDS: Final = 10
+"""What a client is told to wait where nobody knows better."""
+
+_BODY_UNREAD: Final = frozenset({"request-timeout", "too-large", "unsupported-media-type"})
+"""Errors raised before the whole body was read, after which the connection serves no other request."""
+
+
+def document(error: GatewayError, instance: str) -> dict[str, object]:
+    """Give the problem object: type, title, status, detail, instance, code, retryable, and what the error adds.
+
+    `instance` is the request's path as it was sent, without its query, which may hold a ticket.
+    """
+    problem: dict[str, object] = {
+        "type": f"{TYPE_PREFIX}{error.code}",
+        "title": error.kind.title,
+        "status": error.kind.status,
+        "detail": error.detail,
+        "instance": instance,
+        "code": error.code,
+        "retryable": error.retryable,
+    }
+    if error.flaws:
+        problem["errors"] = [_flaw(flaw) for flaw in error.flaws]
+    wait = _wait(error)
+    if wait is not None:
+        problem["retry_after"] = wait
+    return problem | {name: value for name, value in error.members.items() if name not in problem}
+
+
+def response(error: GatewayError, instance: str) -> web.Response:
+    """Answer with an error."""
+    headers = {}
+    wait = _wait(error)
+    if wait is not None:
+        headers["Retry-After"] = str(wait)
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    allow = error.members.get("allow")
+    if error.code == "method-not-allowed" and isinstance(allow, list):
+        headers["Allow"] = ", ".join(allow)
+    body = compact(document(error, instance))
+    answer = web.Response(status=error.kind.status, body=body, content_type=MEDIA_TYPE, headers=headers)
+    if error.code in _BODY_UNREAD:
+        answer.force_close()
+    return answer
+
+
+def translated(error: web.HTTPException) -> GatewayError | None:
+    """Give the router's and the parser's own errors their code; None for what is no error of the API."""
+    code = _CODES_BY_STATUS.get(error.status)
+    if code is None:
+        return None
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = sorted(error.allowed_methods)
+        detail = f"{error.method} is not allowed here; allowed: {', '.join(allowed)}."
+        return GatewayError(code, detail, members={"allow": allowed})
+    return GatewayError(code, "There is nothing at this path." if code == "not-found" else str(error.reason))
+
+
+def internal(request_id: str) -> GatewayError:
+    """Make the error for a mistake of the gateway's own."""
+    return GatewayError("internal", f"The gateway failed; its log has the reason under '{request_id}'.")
+
+
+def _wait(error: GatewayError) -> int | None:
+    """Every 429 and 503 names a wait, also where OpenAI that refused has named none."""
+    if error.retry_after is not None:
+        return retry_after(error.retry_after)
+    return UNTOLD_WAIT_SECONDS if error.kind.status in (429, 503) else None
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds, as RFC 9110 10.2.3 wants them, and never 0, which clients take for "at once"."""
+    return max(1, math.ceil(seconds))
+
+
+def _flaw(flaw: Flaw) -> dict[str, object]:
+    members = {"detail": flaw.detail, "pointer": flaw.pointer, "line": flaw.line}
+    return {name: value for name, value in members.items() if value is not None}

@@ -1,0 +1,233 @@
+"""What a read asks for: format, cursor, filter and timing, from headers, query or a JSON body (api.md, 3 Receiving).
+
+Pure but for the request it looks at. A parameter that is wrong is refused by name; one that is unknown is passed over
+in a query, where proxies and libraries add their own, and refused in a body, where only the caller writes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
+
+from gateway.downstream.reading.sse import last_event_id
+from gateway.errors import CallerError, Flaw
+from gateway.relay.eventlog import EventId
+from gateway.relay.ports import Reader
+
+Format = Literal["sse", "ndjson", "json"]
+
+MEDIA_TYPES: Final[Mapping[Format, str]] = {
+    "sse": "text/event-stream",
+    "ndjson": "application/x-ndjson",
+    "json": "application/json",
+}
+
+MAX_HEARTBEAT_SECONDS: Final = 60
+MAX_WAIT_SECONDS: Final = 55
+"""Below the 60 s after which most proxies give an unanswered request up."""
+DEFAULT_WAIT_SECONDS: Final = 25
+DEFAULT_LIMIT: Final = 200
+MAX_LIMIT: Final = 1000
+DEFAULT_PAGE_BYTES: Final = 256 * 1024
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
+MAX_PAD: Final = 4096
+
+_GATEWAY: Final = "gateway."
+_NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?\Z")
+
+
+class Filter:
+    """Which events pass: those of `types`, if any are named, less those of `exclude`; the gateway's own always."""
+
+    def __init__(self, types: Sequence[str], exclude: Sequence[str]) -> None:
+        self._types = tuple(types)
+        self._exclude = tuple(exclude)
+        # The few dozen types there are, remembered; bounded all the same, since upstream may invent any number.
+        self._known: dict[str, bool] = {}
+
+    def passes(self, type: str) -> bool:
+        known = self._known.get(type)
+        if known is None:
+            known = self._decide(type)
+            if len(self._known) < 256:
+                self._known[type] = known
+        return known
+
+    def _decide(self, type: str) -> bool:
+        if type.startswith(_GATEWAY):
+            return True
+        wanted = not self._types or any(_matches(pattern, type) for pattern in self._types)
+        return wanted and not any(_matches(pattern, type) for pattern in self._exclude)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One read as asked for. Times are seconds, sizes bytes; None where the server's own value holds."""
+
+    format: Format
+    cursor: str
+    filter: Filter | None = None
+    heartbeat: float | None = None
+    heartbeat_as_event: bool = False
+    pad: int = 0
+    max_age: float | None = None
+    fail_on_gap: bool = False
+    errors_as_status: bool = False
+    wait: float = DEFAULT_WAIT_SECONDS
+    limit: int = DEFAULT_LIMIT
+    max_bytes: int = DEFAULT_PAGE_BYTES
+
+
+_NAMES: Final = frozenset(
+    {
+        "after",
+        "last_event_id",
+        "format",
+        "types",
+        "exclude",
+        "heartbeat",
+        "heartbeat_as",
+        "pad",
+        "max_age",
+        "on_gap",
+        "errors",
+        "wait",
+        "limit",
+        "max_bytes",
+    }
+)
+
+
+def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> Reading:
+    """Read the parameters; `header` is Last-Event-ID. Raises `invalid-parameter`, `invalid-cursor` or `not-acceptable`."""
+    types, exclude = _patterns(query, "types"), _patterns(query, "exclude")
+    return Reading(
+        format=parse_format(query.get("format"), accept),
+        cursor=last_event_id(header, query.get("after"), query.get("last_event_id")) or "earliest",
+        filter=Filter(types, exclude) if types or exclude else None,
+        heartbeat=_number(query, "heartbeat", 5, MAX_HEARTBEAT_SECONDS),
+        heartbeat_as_event=_choice(query, "heartbeat_as", "comment", "event") == "event",
+        pad=_whole(query, "pad", 0, MAX_PAD, 0),
+        max_age=_number(query, "max_age", 1, 3600),
+        fail_on_gap=_choice(query, "on_gap", "continue", "fail") == "fail",
+        errors_as_status=_choice(query, "errors", "stream", "status") == "status",
+        wait=_or(_number(query, "wait", 0, MAX_WAIT_SECONDS), DEFAULT_WAIT_SECONDS),
+        limit=_whole(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT),
+        max_bytes=_whole(query, "max_bytes", 1, MAX_PAGE_BYTES, DEFAULT_PAGE_BYTES),
+    )
+
+
+def from_body(body: Mapping[str, object]) -> dict[str, str]:
+    """Give a JSON body's members as a query's. Raises `invalid-parameter` for unknown names and odd values."""
+    query = {}
+    for name, value in body.items():
+        if name not in _NAMES:
+            _refuse(name, f"is not known; known are {', '.join(sorted(_NAMES))}")
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            query[name] = ",".join(value)
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            query[name] = str(value)
+        elif value is not None:
+            _refuse(name, "must be a string, a number or a list of strings")
+    return query
+
+
+def parse_format(named: str | None, accept: str | None) -> Format:
+    """Choose the rendering: `?format=` first, then Accept, then an event stream."""
+    if named is not None:
+        if named in MEDIA_TYPES:
+            return named  # type: ignore[return-value]  # a key of MEDIA_TYPES is a Format
+        _refuse("format", f"must be one of {', '.join(MEDIA_TYPES)}")
+    best = preferred(accept, tuple(MEDIA_TYPES.values()))
+    for format_, media_type in MEDIA_TYPES.items():
+        if media_type == best:
+            return format_
+    raise CallerError("not-acceptable", f"Events are given as {', '.join(MEDIA_TYPES.values())}.")
+
+
+def preferred(accept: str | None, offered: Sequence[str]) -> str | None:
+    """Give the offered media type that an Accept header likes best (RFC 9110 12.5.1), the earlier of two equals; the
+    first where there is no header, None where none will do."""
+    if accept is None or not accept.strip():
+        return offered[0]
+    best, best_quality = None, 0.0
+    for media_type in offered:
+        quality = _quality(accept, media_type)
+        if quality > best_quality:
+            best, best_quality = media_type, quality
+    return best
+
+
+def start(cursor: str, reader: Reader) -> EventId:
+    """Give the place in a log that a cursor names. Raises `invalid-cursor`."""
+    if cursor == "earliest":
+        oldest = reader.oldest
+        return EventId(oldest.epoch, oldest.sequence - 1)
+    if cursor == "now":
+        return reader.head
+    try:
+        return EventId.parse(cursor)
+    except ValueError as error:
+        raise CallerError("invalid-cursor", f"The cursor is no event id: {error}.") from None
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """Give what the most specific matching range says."""
+    family = media_type.partition("/")[0]
+    found: dict[int, float] = {}
+    for part in accept.split(","):
+        range_, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        specificity = {media_type: 2, f"{family}/*": 1, "*/*": 0}.get(range_)
+        if specificity is not None:
+            found[specificity] = _weight(parameters)
+    return found[max(found)] if found else 0.0
+
+
+def _weight(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            return float(value) if _NUMBER.match(value.strip()) else 0.0
+    return 1.0
+
+
+def _patterns(query: Mapping[str, str], name: str) -> list[str]:
+    return [pattern for part in query.get(name, "").split(",") if (pattern := part.strip())]
+
+
+def _matches(pattern: str, type: str) -> bool:
+    return type.startswith(pattern[:-1]) if pattern.endswith("*") else type == pattern
+
+
+def _number(query: Mapping[str, str], name: str, least: float, most: float) -> float | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not _NUMBER.match(text) or not least <= float(text) <= most:
+        _refuse(name, f"must be a number from {least:.15g} to {most:.15g}")
+    return float(text)
+
+
+def _whole(query: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:
+    number = _number(query, name, least, most)
+    if number is None:
+        return default
+    if not number.is_integer():
+        _refuse(name, "must be a whole number")
+    return int(number)
+
+
+def _choice(query: Mapping[str, str], name: str, default: str, *others: str) -> str:
+    value = query.get(name, default)
+    if value != default and value not in others:
+        _refuse(name, f"must be one of {', '.join((default, *others))}")
+    return value
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    flaw = Flaw(what, pointer=f"/{name}")
+    raise CallerError("invalid-parameter", f"'{name}' {what}.", flaws=(flaw,))

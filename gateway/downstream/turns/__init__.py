@@ -1,0 +1,1 @@
+"""One text turn in one request."""

@@ -1,0 +1,235 @@
+"""`POST /v1/sessions/{id}/turns` and `POST /v1/turns`: one text turn in one request (api.md, 4 Turns).
+
+Here a turn is taken once, however often it is asked for; `turnanswer` gives what becomes of it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
+from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION, TELEMETRY
+from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.http.wire import watch_loss
+from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
+from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
+from gateway.downstream.turns import body as turnbody
+from gateway.downstream.turns import result as turnresult
+from gateway.downstream.turns.answer import Answer
+from gateway.downstream.turns.errand import ERRANDS, Errand, Errands
+from gateway.errors import CallerError, GatewayError
+from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.ports import Handle
+from gateway.relay.turn import Turn, check_text
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A finished turn as its Idempotency-Key keeps it: without the session, whose log would be kept with it."""
+
+    session_id: str
+    turn: Turn
+
+
+def add_routes(app: web.Application) -> None:
+    """Put this file's handlers in place, and who owns what they start."""
+    errands = app[ERRANDS] = Errands()
+    app.router.add_post("/v1/sessions/{id}/turns", session_turn)
+    app.router.add_post("/v1/turns", own_turn)
+
+    async def close(app: web.Application) -> None:
+        await errands.close()
+
+    app.on_cleanup.append(close)
+
+
+async def session_turn(request: web.Request) -> web.StreamResponse:
+    """Take a turn in a session that there is. It goes on in the log when the client leaves."""
+    caller, handle = session_grant(request, "send")
+    asked = await _ask(request, caller, own_session=False)
+
+    async def take(errand: Errand) -> None:
+        _spend(request, caller, asked)
+        errand.begun.set_result((handle, await handle.turn(asked.wanted.request)))
+
+    return await _answer(request, asked, handle.idempotency, take)
+
+
+async def own_turn(request: web.Request) -> web.StreamResponse:
+    """Take a turn in a session made for it. When the client leaves, it is cancelled; with an Idempotency-Key it is kept,
+    since the client may come back for it."""
+    caller = grant(request)
+    bearer = required_upstream_bearer(request)
+    asked = await _ask(request, caller, own_session=True)
+    session = parse_wanted(request, {} if asked.wanted.session is None else {"session": asked.wanted.session})
+    hub = request.app[HUB]
+
+    async def open_session() -> Handle:
+        # First: after the opening a refusal would leave behind a session that nobody knows.
+        _spend(request, caller, asked)
+        return hub.find((await open_wanted(request, caller, session, bearer)).id, None)
+
+    async def take(errand: Errand) -> None:
+        request.app[ERRANDS].own(errand.start(open_session, asked.wanted.request))
+
+    return await _answer(request, asked, hub.idempotency(caller.principal), take)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as understood."""
+
+    wanted: turnbody.TurnWanted
+    form: turnbody.Form
+    wait: float | None
+    key: str | None
+    body: bytes
+
+
+async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _Asked:
+    named = media_type(request, (JSON, TEXT, FORM)) if hdrs.CONTENT_TYPE in request.headers else None
+    body = await read_body(request)
+    request.app[ACCESS].spend_bytes(caller, len(body))
+    wanted = turnbody.parse(body, named, own_session=own_session)
+    limit = request.app[LIMITS].max_batch_events
+    if len(wanted.request.items) + 1 > limit:
+        detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
+        raise CallerError("too-large", detail, members={"limit": limit})
+    form = turnbody.choose(request.query.get("format"), request.headers.get(hdrs.ACCEPT), plain=wanted.plain)
+    key = scoped_key(request, caller)
+    wait = turnbody.wait(request.query.get("wait"), form=form, keyed=key is not None)
+    if form == "text":
+        check_text(wanted.request)
+    return _Asked(wanted, form, wait, key, body)
+
+
+def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
+    request.app[ACCESS].spend_events(caller, len(asked.wanted.request.items) + 1)
+
+
+# --- once, and for whom -----------------------------------------------------------------------------------------------
+
+
+async def _answer(
+    request: web.Request, asked: _Asked, table: IdempotencyKeys, take: Callable[[Errand], Awaitable[None]]
+) -> web.StreamResponse:
+    """Take the turn, or attach to it, or give what it gave, and answer in the form asked for."""
+    if asked.key is None:
+        errand = Errand()
+        try:
+            await take(errand)
+            return await _attend(request, asked, errand)
+        finally:
+            errand.abandon()
+    before = _claim(request, table, asked.key, asked.body)
+    if before is None:
+        errand = _begin(table, asked.key, fingerprint(request, asked.body))
+        await _take(errand, take)
+        return await _attend(request, asked, errand)
+    request.app[TELEMETRY].idempotent_replay()
+    if isinstance(before, Errand):
+        return await _attend(request, asked, before, REPLAYED)
+    handle = request.app[HUB].find(before.session_id, None)
+    return await _give(request, asked, handle, before.turn, REPLAYED)
+
+
+def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> Errand | _Done | None:
+    """Give what a key stands for already, None where this is the first try. Raises `idempotency-key-reused`."""
+    slot, new = table.claim(key, fingerprint(request, body))
+    if new:
+        return None
+    if isinstance(slot.answer, _Done):
+        if _still_known(request, slot.answer.session_id):
+            return slot.answer
+        table.release(key)  # A key lives as long as its session.
+        table.claim(key, fingerprint(request, body))
+        return None
+    assert isinstance(slot.running, Errand)  # set before anything waits, see `_begin`
+    return slot.running
+
+
+async def _attend(
+    request: web.Request, asked: _Asked, errand: Errand, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    handle, turn = await _unless_left(request, errand)
+    return await _give(request, asked, handle, turn, headers or {})
+
+
+async def _give(
+    request: web.Request, asked: _Asked, handle: Handle, turn: Turn, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    request[SESSION] = handle.id
+    return await Answer(request, handle, turn, form=asked.form, wait=asked.wait, headers=headers).run()
+
+
+def _begin(table: IdempotencyKeys, key: str, request_fingerprint: bytes) -> Errand:
+    """Make the errand to which repeats of the request attach."""
+    errand = Errand()
+    slot, _ = table.claim(key, request_fingerprint)
+    slot.running = errand
+    errand.begun.add_done_callback(_settle(table, key))
+    return errand
+
+
+async def _take(errand: Errand, take: Callable[[Errand], Awaitable[None]]) -> None:
+    """Take a turn that others may be waiting for, too."""
+    try:
+        await take(errand)
+    except BaseException as error:
+        if not errand.begun.done():
+            errand.begun.set_exception(error if isinstance(error, Exception) else ConnectionResetError())
+            errand.begun.exception()  # It is raised here; others who wait for it read it themselves.
+        raise
+
+
+async def _unless_left(request: web.Request, errand: Errand) -> tuple[Handle, Turn]:
+    """Wait until the turn has begun. Raises ConnectionResetError when the client leaves before."""
+    left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def leave() -> None:
+        if not left.done():
+            left.set_result(None)
+
+    forget = watch_loss(request, leave)
+    try:
+        either: set[asyncio.Future[Any]] = {
+            errand.begun,
+            left,
+        }  # of two kinds, and neither's value is read here
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        forget()
+    if not errand.begun.done():
+        raise ConnectionResetError("the client left")
+    return errand.begun.result()
+
+
+def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple[Handle, Turn]]"], None]:
+    """Give what keeps a turn's answer under its key, or forgets the key where a repeat should try anew."""
+
+    def begun(future: "asyncio.Future[tuple[Handle, Turn]]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            table.release(key)
+            return
+        handle, turn = future.result()
+
+        def finished() -> None:
+            if turnresult.retryable(turn):
+                table.release(key)
+            else:
+                table.keep(key, _Done(handle.id, turn))
+
+        turn.subscribe(finished)
+
+    return begun
+
+
+def _still_known(request: web.Request, session_id: str) -> bool:
+    try:
+        request.app[HUB].find(session_id, None)
+    except GatewayError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What answers: rules, a chat completions server, tools."""

@@ -1,0 +1,1 @@
+"""The Realtime protocol of one session, without a wire."""

@@ -1,0 +1,59 @@
+"""What a brain is: something that answers a prompt, token by token. No I/O.
+
+Refuses to know how. `rules` holds the offline one, `chat` one that asks a chat completions server.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway.emulator.protocol.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a response is made from: the items in order, the newest last, and what the session or the request set."""
+
+    instructions: str
+    items: Sequence[Item]
+    tools: Sequence[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A token said on the way to a function call; the newer models mark such messages `commentary`."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A brain's wish to call a function; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+Piece = str | Comment | FunctionCall
+
+
+class BrainError(Exception):
+    """The brain could not answer; the response ends as failed with `code` and this message."""
+
+    def __init__(self, code: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Brain(Protocol):
+    """Anything that answers."""
+
+    def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """Give the answer's tokens in order (a bare string is one), function calls among them; raises BrainError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
+        ...

@@ -1,0 +1,54 @@
+"""Ephemeral keys (`ek_…`): made, found, run out. No I/O.
+
+Refuses to know HTTP and the clock, which is an argument. A secret carries a session's configuration, opens any number of
+calls until it expires, and its expiry does not touch a running call (Realtime: client_secrets).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.emulator.protocol.catalog import SESSION
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.shapes import Number, Record, Word
+
+DEFAULT_TTL_SECONDS = 600
+_TTL = Number(10, 7200, whole=True)
+# The oldest go first; a test that makes more than this at once uses none of them.
+MAX_SECRETS = 10_000
+REQUEST = Record(
+    {
+        "expires_after": Record({"anchor": Word(("created_at",)), "seconds": _TTL}),
+        "session": SESSION,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """One ephemeral key."""
+
+    value: str
+    expires_at: int
+    session: dict[str, Any]
+
+
+class ClientSecrets:
+    """The secrets that were made."""
+
+    def __init__(self, ids: IdSource) -> None:
+        self._ids = ids
+        self._secrets: dict[str, Secret] = {}
+
+    def create(self, request: dict[str, Any], now: int) -> Secret:
+        """Make a secret from a request body; raises Refusal where the body is wrong."""
+        REQUEST.check(request, "")
+        ttl = (request.get("expires_after") or {}).get("seconds", DEFAULT_TTL_SECONDS)
+        secret = Secret(self._ids.secret(), now + ttl, request.get("session") or {})
+        self._secrets[secret.value] = secret
+        while len(self._secrets) > MAX_SECRETS:
+            del self._secrets[next(iter(self._secrets))]
+        return secret
+
+    def find(self, value: str) -> Secret | None:
+        """Find a secret, expired or not."""
+        return self._secrets.get(value)

@@ -1,0 +1,64 @@
+"""Reads a frame from a client into an event. No I/O.
+
+Refuses to act on it. A frame is JSON text with an object in it; its `type` must be one the service knows, its members
+those of that type.
+"""
+
+import json
+import math
+from typing import Any
+
+from gateway.emulator.protocol.catalog import EVENTS
+from gateway.emulator.protocol.errors import Refusal
+
+Json = dict[str, Any]
+_LISTED = ", ".join(f"'{name}'" for name in list(EVENTS)[:-1]) + f", and '{list(EVENTS)[-1]}'"
+
+
+def parse(frame: str | bytes) -> Json:
+    """Read JSON; raises Refusal. How the service answers a frame that is none is not known; this is the mildest."""
+    try:
+        event = strict_json(frame)
+    except (ValueError, RecursionError):
+        raise Refusal("invalid_json", "The event could not be parsed: it is not valid JSON.") from None
+    if not isinstance(event, dict):
+        raise Refusal("invalid_event", "The event must be a JSON object.")
+    return event
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Read JSON as RFC 8259 has it. What Python takes beyond it could be echoed, and then no client could read the echo.
+
+    Raises ValueError or RecursionError.
+    """
+    return json.loads(text, parse_constant=_number, parse_float=_number)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON, or too large for one")
+    return value
+
+
+def event_id(event: Json) -> str | None:
+    """Give the client's own id of an event, the only thing of it that ever comes back, and only in an error."""
+    given = event.get("event_id")
+    return given if isinstance(given, str) else None
+
+
+def check(event: Json) -> str:
+    """Check an event against the catalog and give its type; raises Refusal."""
+    kind = event.get("type")
+    if kind is None:
+        raise Refusal("missing_required_parameter", "Missing required parameter: 'type'.", param="type")
+    if kind == "transcription_session.update":
+        raise Refusal(
+            None, "Passing a transcription session update event to a realtime session is not allowed."
+        )
+    if not isinstance(kind, str) or kind not in EVENTS:
+        raise Refusal(
+            "invalid_value", f"Invalid value: '{kind}'. Supported values are: {_LISTED}.", param="type"
+        )
+    EVENTS[kind].check(event, "")
+    return kind

@@ -1,0 +1,108 @@
+"""The conversation: items in order, found by id. No I/O.
+
+Refuses to know how items come to be; it keeps them, and says what stands before what.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.ids import IdSource
+
+Item = dict[str, Any]
+
+
+class Conversation:
+    """An ordered list of items."""
+
+    __slots__ = ("_by_id", "_items", "id")
+
+    def __init__(self, conversation_id: str) -> None:
+        self.id = conversation_id
+        self._items: list[Item] = []
+        self._by_id: dict[str, Item] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def find(self, item_id: str) -> Item | None:
+        return self._by_id.get(item_id)
+
+    def place(self, item: Item, after: str | None) -> str | None:
+        """Insert `item` after the item `after` (None appends, `root` puts it first); give the id now before it."""
+        if item["id"] in self._by_id:
+            raise Refusal(
+                "item_create_duplicate_item_id",
+                f"Error creating item: an item with id '{item['id']}' already exists.",
+                param="item.id",
+            )
+        if after is None:
+            at = len(self._items)
+        elif after == "root":
+            at = 0
+        else:
+            at = self._index(after, "previous_item_id") + 1
+        self._items.insert(at, item)
+        self._by_id[item["id"]] = item
+        return self._items[at - 1]["id"] if at else None
+
+    def before(self, item_id: str) -> str | None:
+        """Give the id before an item, or None where it is the first or gone."""
+        # From the end: what is asked about is nearly always the newest.
+        for at in range(len(self._items) - 1, 0, -1):
+            if self._items[at]["id"] == item_id:
+                return str(self._items[at - 1]["id"])
+        return None
+
+    def is_first(self, item_id: str | None) -> bool:
+        return bool(self._items) and self._items[0]["id"] == item_id
+
+    def get(self, item_id: str, param: str = "item_id") -> Item:
+        return self._items[self._index(item_id, param)]
+
+    def remove(self, item_id: str) -> None:
+        del self._items[self._index(item_id, "item_id")]
+        del self._by_id[item_id]
+
+    def _index(self, item_id: str, param: str) -> int:
+        for at, item in enumerate(self._items):
+            if item["id"] == item_id:
+                return at
+        raise Refusal(
+            "item_not_found",
+            f"Item with id '{item_id}' not found in the conversation.",
+            param=param,
+        )
+
+
+def text_of(item: Item) -> str:
+    """Give everything in an item that reads as text."""
+    kind = item.get("type")
+    if kind == "function_call":
+        return f"{item.get('name', '')}{item.get('arguments', '')}"
+    if kind == "function_call_output":
+        return str(item.get("output", ""))
+    parts = item.get("content") or []
+    return " ".join(
+        str(part.get("text") or part.get("transcript") or "") for part in parts if isinstance(part, dict)
+    ).strip()
+
+
+def new_item(given: Item, ids: IdSource) -> Item:
+    """Make a conversation item of a checked one: an id, and `status` where items of its type have it, as recorded."""
+    item: Item = {"id": given.get("id") or ids.item(), "type": given["type"]}
+    if given["type"] in ("message", "function_call"):
+        item["status"] = "completed"
+    kept = {k: v for k, v in given.items() if k not in ("id", "type", "status", "object")}
+    if given["type"] == "message":
+        # A copy: what a later event changes in an item must not change what the client's event said.
+        item |= {"role": kept.pop("role"), **kept, "content": [dict(part) for part in kept["content"]]}
+    elif given["type"] == "function_call":
+        item |= {"name": kept["name"], "call_id": kept.get("call_id") or ids.function_call()}
+        item["arguments"] = kept["arguments"]
+    else:
+        item |= kept
+    return item

@@ -1,0 +1,189 @@
+"""The Realtime protocol of one session: client events in, server events out.
+
+Refuses to know WebRTC and HTTP, and what answers are made of: it is given a way out (`Line`) and a brain, and leaves
+responses to `writing`. Everything here happens within `receive`.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from gateway.emulator.faults import Faults
+from gateway.emulator.protocol import events
+from gateway.emulator.protocol import session as session_object
+from gateway.emulator.protocol.audio import AudioBuffer
+from gateway.emulator.protocol.brain import Brain
+from gateway.emulator.protocol.catalog import EVENTS
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.items import Conversation, new_item
+from gateway.emulator.protocol.writing import Line, Manner, Writer
+
+# A conversation longer than this is refused: items are kept in memory, and each response reads them all.
+MAX_ITEMS = 10_000
+
+Json = dict[str, Any]
+
+
+class Realtime:
+    """One session of the service; `faults` may be replaced at any time."""
+
+    def __init__(
+        self, *, session: Json, ids: IdSource, line: Line, brain: Brain, manner: Manner, faults: Faults
+    ) -> None:
+        self.session = session
+        self.conversation = Conversation(ids.conversation())
+        self._ids = ids
+        self._line = line
+        self._audio = AudioBuffer()
+        self._closed = False
+        self._writer = Writer(
+            session=session,
+            conversation=self.conversation,
+            ids=ids,
+            line=line,
+            emit=self._emit,
+            brain=brain,
+            manner=manner,
+            faults=faults,
+        )
+        self._handlers: dict[str, Callable[[Json], None]] = {
+            "session.update": self._session_update,
+            "conversation.item.create": self._item_create,
+            "conversation.item.retrieve": self._item_retrieve,
+            "conversation.item.truncate": self._item_truncate,
+            "conversation.item.delete": self._item_delete,
+            "response.create": self._response_create,
+            "response.cancel": self._response_cancel,
+            "input_audio_buffer.append": self._audio_append,
+            "input_audio_buffer.commit": self._audio_commit,
+            "input_audio_buffer.clear": self._audio_clear,
+            "output_audio_buffer.clear": self._output_clear,
+        }
+        assert self._handlers.keys() == EVENTS.keys()
+
+    @property
+    def faults(self) -> Faults:
+        return self._writer.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._writer.faults = faults
+
+    def opened(self) -> None:
+        """Speak first, as the service does when the channel opens."""
+        self._emit({"type": "session.created", "session": self.session})
+
+    def receive(self, frame: str | bytes) -> None:
+        """Take one client event; whatever is wrong with it is answered with an `error` event."""
+        client_id: str | None = None
+        try:
+            event = events.parse(frame)
+            client_id = events.event_id(event)
+            self._handlers[events.check(event)](event)
+        except Refusal as refusal:
+            self.refuse(refusal, client_id)
+
+    def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
+        """Send an `error` event; the session goes on."""
+        error = {
+            "type": refusal.kind,
+            "code": refusal.code,
+            "message": refusal.message,
+            "param": refusal.param,
+            "event_id": client_id,
+        }
+        self._emit({"type": "error", "error": error})
+
+    async def close(self) -> None:
+        """Stop every response, without a word."""
+        self._closed = True
+        await self._writer.close()
+
+    # -- session and items ----------------------------------------------------------------------------------------
+
+    def _session_update(self, event: Json) -> None:
+        session_object.check_update(self.session, event["session"], spoken=self._writer.spoken)
+        session_object.update(self.session, event["session"])
+        self._emit({"type": "session.updated", "session": self.session})
+
+    def _item_create(self, event: Json) -> None:
+        if len(self.conversation) >= MAX_ITEMS:
+            raise Refusal("conversation_too_long", f"A conversation holds at most {MAX_ITEMS} items.")
+        item = new_item(event["item"], self._ids)
+        before = self.conversation.place(item, event.get("previous_item_id"))
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self._emit({"type": kind, "previous_item_id": before, "item": item})
+
+    def _item_retrieve(self, event: Json) -> None:
+        self._emit({"type": "conversation.item.retrieved", "item": self.conversation.get(event["item_id"])})
+
+    def _item_delete(self, event: Json) -> None:
+        self.conversation.remove(event["item_id"])
+        self._emit({"type": "conversation.item.deleted", "item_id": event["item_id"]})
+
+    def _item_truncate(self, event: Json) -> None:
+        item = self.conversation.get(event["item_id"])
+        content = item.get("content") or []
+        at = event["content_index"]
+        spoken = (
+            item.get("role") == "assistant" and at < len(content) and content[at]["type"] == "output_audio"
+        )
+        if not spoken:
+            raise Refusal(
+                "invalid_value",
+                "Only model output audio messages can be truncated.",
+                param="item_id" if item.get("role") != "assistant" else "content_index",
+            )
+        # The service drops the transcript with the audio: what was not heard was not said (conversation.item.truncate).
+        content[at]["transcript"] = ""
+        self._emit(
+            {
+                "type": "conversation.item.truncated",
+                "item_id": event["item_id"],
+                "content_index": at,
+                "audio_end_ms": event["audio_end_ms"],
+            }
+        )
+
+    # -- audio buffers: what can be answered without hearing ---------------------------------------------------------
+
+    def _audio_append(self, event: Json) -> None:
+        self._audio.append(event["audio"])
+
+    def _audio_clear(self, event: Json) -> None:
+        self._audio.clear()
+        self._emit({"type": "input_audio_buffer.cleared"})
+
+    def _audio_commit(self, event: Json) -> None:
+        self._audio.commit()
+        given = {"type": "message", "role": "user", "content": [{"type": "input_audio", "transcript": None}]}
+        item = new_item(given, self._ids)
+        before = self.conversation.place(item, None)
+        self._emit(
+            {"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item["id"]}
+        )
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self._emit({"type": kind, "previous_item_id": before, "item": item})
+
+    def _output_clear(self, event: Json) -> None:
+        self._writer.hush()
+
+    # -- responses ------------------------------------------------------------------------------------------------
+
+    def _response_create(self, event: Json) -> None:
+        self._writer.begin(event.get("response") or {})
+
+    def _response_cancel(self, event: Json) -> None:
+        self._writer.cancel(event.get("response_id"))
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def _emit(self, event: Json) -> None:
+        if self._closed:
+            return
+        kind = event["type"]
+        heard = kind.startswith("output_audio_buffer.")
+        event_id = self._ids.audio_buffer_event() if heard else self._ids.event()
+        body = {"type": kind, "event_id": event_id, **event}
+        self._line.send(json.dumps(body, ensure_ascii=False, separators=(",", ":")))

@@ -1,0 +1,272 @@
+"""One response: the events it causes, in the recorded order.
+
+Refuses to know where its text comes from and at which pace: `token`, `function_call` and `finish` are called, events go out.
+It is a plain object without a task, so that a cancelled response can still end as the service's do.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.items import Conversation, Item
+from gateway.emulator.protocol.usage import Output as Written
+
+Json = dict[str, Any]
+Emit = Callable[[Json], None]
+Phase = Literal["commentary", "final_answer"]
+# Recorded: padding fills a short delta up to 16 characters.
+_PADDED = 16
+# Recorded: sound follows its transcript, and begins after the third delta.
+_HEARD_AFTER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a response is asked to be, echoed in its object.
+
+    `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer.
+    """
+
+    modalities: list[str]
+    max_output_tokens: int | str
+    audio: Json
+    metadata: Json | None
+    phased: bool
+    item_done_quirk: bool
+
+
+@dataclass(slots=True)
+class _Output:
+    """One output item while it is written."""
+
+    index: int
+    item: Item
+    pieces: list[str] = field(default_factory=list)
+    # The delta event around its varying members, encoded once: half the cost of a delta.
+    frame: tuple[str, str] = ("", "")
+
+
+class Response:
+    """A response being written.
+
+    `conversation` is None for one out of band: its items are then nobody's and cause no `conversation.*` event.
+    """
+
+    def __init__(
+        self,
+        *,
+        ids: IdSource,
+        emit: Emit,
+        emit_text: Callable[[str], None],
+        conversation: Conversation | None,
+        shape: Shape,
+    ) -> None:
+        self.id = ids.response()
+        self.status = "in_progress"
+        self.output: list[Item] = []
+        self._ids = ids
+        self._emit = emit
+        self._emit_text = emit_text
+        self._conversation = conversation
+        self._shape = shape
+        self._open: list[_Output] = []
+        self._count = 0
+        self.speaking = False
+        self._started = False
+        self._spoken = shape.modalities == ["audio"]
+        self._tokens = {"message": 0, "messages": 0, "call": 0, "calls": 0}
+        self._emit({"type": "response.created", "response": self.describe(None, None)})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written so far, as `max_output_tokens` counts them."""
+        return self._tokens["message"] + self._tokens["call"]
+
+    @property
+    def written(self) -> Written:
+        t = self._tokens
+        return Written(t["message"], t["messages"], t["call"], t["calls"], self._spoken and t["messages"] > 0)
+
+    def describe(self, status_details: Json | None, usage: Json | None) -> Json:
+        """Write the response object as it stands."""
+        return {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": self.status,
+            "status_details": status_details,
+            "output": list(self.output),
+            "conversation_id": self._conversation.id if self._conversation is not None else None,
+            "output_modalities": self._shape.modalities,
+            "max_output_tokens": self._shape.max_output_tokens,
+            "audio": self._shape.audio,
+            "usage": usage,
+            "metadata": self._shape.metadata,
+        }
+
+    def token(self, text: str, phase: Phase = "final_answer") -> None:
+        """Write one token of the message, beginning it where none is open."""
+        output = next((o for o in self._open if o.item["type"] == "message"), None) or self._begin_message(
+            phase
+        )
+        self._tokens["message"] += 1
+        self._delta(output, text)
+        if self._spoken and len(output.pieces) == _HEARD_AFTER:
+            self._speak()
+
+    def begin_call(self, name: str) -> None:
+        """Begin a function call; a message before it ends first, unless this model interleaves them."""
+        if not self._shape.phased:
+            self._end_all("completed")
+        item: Item = {
+            "id": self._ids.item(),
+            "type": "function_call",
+            "status": "in_progress",
+            "name": name,
+            "call_id": self._ids.function_call(),
+            "arguments": "",
+        }
+        output = self._begin(item)
+        member = f'"call_id":{json.dumps(item["call_id"])},"delta":'
+        output.frame = self._delta_frame("response.function_call_arguments.delta", output, member)
+        self._tokens["calls"] += 1
+        self._tokens["call"] += 1
+
+    def argument(self, text: str) -> None:
+        """Write one token of the open function call's arguments."""
+        self._tokens["call"] += 1
+        self._delta(self._open[-1], text)
+
+    def end_call(self) -> None:
+        """End the open function call, and whatever message it was interleaved with."""
+        self._end_all("completed")
+
+    def finish(self, status: str, details: Json | None, usage: Json) -> None:
+        """End the response; does nothing when it has ended already."""
+        if self.status != "in_progress":
+            return
+        self._end_all("completed" if status == "completed" else "incomplete")
+        self.status = status
+        self._emit({"type": "response.done", "response": self.describe(details, usage)})
+
+    # -- one output item ------------------------------------------------------------------------------------------
+
+    def _begin_message(self, phase: Phase) -> _Output:
+        item: Item = {"id": self._ids.item(), "type": "message", "status": "in_progress", "role": "assistant"}
+        if self._shape.phased:
+            item["phase"] = phase
+        item["content"] = []
+        output = self._begin(item)
+        part = {"type": "audio", "transcript": ""} if self._spoken else {"type": "text", "text": ""}
+        self._emit({"type": "response.content_part.added", **self._place(output), "part": part})
+        kind = "response.output_audio_transcript.delta" if self._spoken else "response.output_text.delta"
+        output.frame = self._delta_frame(kind, output, '"content_index":0,"delta":')
+        self._tokens["messages"] += 1
+        return output
+
+    def _begin(self, item: Item) -> _Output:
+        output = _Output(self._count, item)
+        self._count += 1
+        self._open.append(output)
+        self._emit(
+            {
+                "type": "response.output_item.added",
+                "response_id": self.id,
+                "output_index": output.index,
+                "item": dict(item),
+            }
+        )
+        if self._conversation is not None:
+            before = self._conversation.place(item, None)
+            self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": dict(item)})
+        return output
+
+    def _delta_frame(self, kind: str, output: _Output, members: str) -> tuple[str, str]:
+        """Encode what all deltas of an item share: what stands before the event id, and what after it."""
+        return (
+            f'{{"type":"{kind}","event_id":"',
+            (
+                f'","response_id":"{self.id}","item_id":{json.dumps(output.item["id"])},'
+                f'"output_index":{output.index},{members}'
+            ),
+        )
+
+    def _delta(self, output: _Output, text: str) -> None:
+        output.pieces.append(text)
+        before, between = output.frame
+        padding = self._ids.draw(-len(text) % _PADDED or _PADDED)
+        self._emit_text(
+            f'{before}{self._ids.event()}{between}{json.dumps(text, ensure_ascii=False)},"obfuscation":"{padding}"}}'
+        )
+
+    def hush(self) -> None:
+        """Stop speaking: the client has cleared the output buffer."""
+        self.speaking = False
+
+    def _speak(self) -> None:
+        if not self._started:
+            self._started = self.speaking = True
+            self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
+
+    def _end_all(self, status: str) -> None:
+        open_outputs, self._open = self._open, []
+        for output in open_outputs:
+            self._end(output, status)
+
+    def _end(self, output: _Output, status: str) -> None:
+        text = "".join(output.pieces)
+        item = output.item
+        if item["type"] == "message":
+            self._end_content(output, text)
+        else:
+            item["arguments"] = text
+            self._emit(
+                {
+                    "type": "response.function_call_arguments.done",
+                    "response_id": self.id,
+                    "item_id": item["id"],
+                    "output_index": output.index,
+                    "call_id": item["call_id"],
+                    "name": item["name"],
+                    "arguments": text,
+                }
+            )
+        item["status"] = status
+        self.output.append(item)
+        if self._conversation is not None and self._conversation.find(item["id"]) is not None:
+            before = self._conversation.before(item["id"])
+            if self._shape.item_done_quirk and self._conversation.is_first(before):
+                # Recorded: null where the item before is the conversation's first.
+                before = None
+            self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item})
+        self._emit(
+            {
+                "type": "response.output_item.done",
+                "response_id": self.id,
+                "output_index": output.index,
+                "item": item,
+            }
+        )
+
+    def _end_content(self, output: _Output, text: str) -> None:
+        place = self._place(output)
+        if self._spoken:
+            self._speak()
+            self._emit({"type": "response.output_audio.done", **place})
+            self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
+            part = {"type": "audio", "transcript": text}
+            output.item["content"] = [{"type": "output_audio", "transcript": text}]
+        else:
+            self._emit({"type": "response.output_text.done", **place, "text": text})
+            part = {"type": "text", "text": text}
+            output.item["content"] = [{"type": "output_text", "text": text}]
+        self._emit({"type": "response.content_part.done", **place, "part": part})
+
+    def _place(self, output: _Output) -> Json:
+        return {
+            "response_id": self.id,
+            "item_id": output.item["id"],
+            "output_index": output.index,
+            "content_index": 0,
+        }

@@ -1,0 +1,301 @@
+"""The responses of a session: begun, written at a pace, ended.
+
+Refuses to read client events; `realtime` does. Each response has one task that feeds it from the brain, owned here and
+awaited by `close`. One response at a time may write to the default conversation; those out of band
+(`conversation: "none"`) run beside it, write nowhere, and are told apart by id and metadata. The faults that strike in the
+middle of a response strike here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.emulator.faults import Faults
+from gateway.emulator.protocol import session as session_object
+from gateway.emulator.protocol import usage
+from gateway.emulator.protocol.brain import Brain, BrainError, Comment, FunctionCall, Prompt
+from gateway.emulator.protocol.errors import Refusal
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.items import Conversation, Item, new_item
+from gateway.emulator.protocol.pacing import Pacer
+from gateway.emulator.protocol.responses import Response, Shape
+from gateway.emulator.protocol.tokens import tokenize
+
+# Out-of-band responses have no limit in the reference; this one keeps a runaway client from owning the process.
+MAX_RESPONSES = 64
+_TOKEN_LIMIT = 15_000_000
+_REFILL_PER_SECOND = _TOKEN_LIMIT / 60
+_LATE_SECONDS = 0.5
+_HUGE_BYTES = 3 * 1024 * 1024
+
+Json = dict[str, Any]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The way out: `send` puts one text on the channel, `send_frame` raw bytes, `writable` waits until there is room,
+    `fail` makes the call go wrong."""
+
+    send: Callable[[str], None]
+    send_frame: Callable[[bytes], None]
+    writable: Callable[[], Awaitable[None]]
+    fail: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a session behaves where the protocol leaves it open."""
+
+    tokens_per_second: float
+    item_done_quirk: bool
+
+
+@dataclass(slots=True)
+class _Active:
+    response: Response
+    segments: list[usage.Segment]
+    default: bool
+    limit: int | None
+    task: asyncio.Task[None] | None = None
+
+
+class _Incomplete(Exception):
+    """The response ends here, before its end; the text is the reason."""
+
+
+class Writer:
+    """All responses of one session; `faults` may be replaced at any time.
+
+    `session` is the session's own object, read when a response begins. `spoken` tells whether any answer was audio.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: Json,
+        conversation: Conversation,
+        ids: IdSource,
+        line: Line,
+        emit: Callable[[Json], None],
+        brain: Brain,
+        manner: Manner,
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self.spoken = False
+        self._session = session
+        self._conversation = conversation
+        self._ids = ids
+        self._line = line
+        self._emit = emit
+        self._brain = brain
+        self._manner = manner
+        self._active: dict[str, _Active] = {}
+        self._seen: list[usage.Segment] = []
+        self._deltas = 0
+        # Those of ended responses too, until they are done: a cancelled one may still be closing its brain's request.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.TimerHandle] = set()
+
+    def begin(self, options: Json) -> None:
+        """Begin a response with the options of a checked `response.create`; raises Refusal."""
+        options = {key: value for key, value in options.items() if value is not None}
+        default = options.get("conversation", "auto") != "none"
+        running = self._running()
+        if default and running is not None:
+            raise Refusal(
+                "conversation_already_has_active_response",
+                f"Conversation already has an active response in progress: {running.response.id}. "
+                "Wait until the response is finished before creating a new one.",
+            )
+        if len(self._active) >= MAX_RESPONSES:
+            raise Refusal("too_many_responses", f"At most {MAX_RESPONSES} responses can be active at once.")
+        self._start(options, self._input(options), default)
+
+    def cancel(self, response_id: str | None) -> None:
+        """End a response, the one writing to the conversation unless another is named; raises Refusal."""
+        active = self._active.get(response_id) if response_id is not None else self._running()
+        if active is None:
+            raise Refusal("response_cancel_not_active", "Cancellation failed: no active response found")
+        if active.task is not None:
+            active.task.cancel()
+        self._finish(active, "cancelled", {"type": "cancelled", "reason": "client_cancelled"})
+
+    def hush(self) -> None:
+        """Stop the sound of the response that is speaking, if one is."""
+        running = self._running()
+        if running is not None and running.response.speaking:
+            running.response.hush()
+            self._emit({"type": "output_audio_buffer.cleared", "response_id": running.response.id})
+
+    async def close(self) -> None:
+        """Stop every response, without a word."""
+        for timer in self._late:
+            timer.cancel()
+        self._active.clear()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _running(self) -> _Active | None:
+        return next((active for active in self._active.values() if active.default), None)
+
+    def _input(self, options: Json) -> list[Item]:
+        if "input" not in options:
+            return list(self._conversation)
+        return [
+            self._conversation.get(given["id"], "response.input")
+            if given["type"] == "item_reference"
+            else new_item(given, self._ids)
+            for given in options["input"]
+        ]
+
+    def _start(self, options: Json, items: list[Item], default: bool) -> None:
+        session = self._session
+        # What a response does not say for itself it takes from the session; the members' names are the same.
+        asked = session | options
+        instructions = options.get("instructions") or session["instructions"]
+        output = session["audio"]["output"] | ((options.get("audio") or {}).get("output") or {})
+        limit = asked["max_output_tokens"]
+        items = session_object.within_context(session, items)
+        response = Response(
+            ids=self._ids,
+            emit=self._emit,
+            emit_text=self._line.send,
+            conversation=self._conversation if default else None,
+            shape=Shape(
+                modalities=asked["output_modalities"],
+                max_output_tokens=limit,
+                audio={"output": {"format": output["format"], "voice": output["voice"]}},
+                metadata=options.get("metadata"),
+                phased=session_object.is_reasoning(session["model"]),
+                item_done_quirk=self._manner.item_done_quirk,
+            ),
+        )
+        segments = usage.segments(instructions, asked["tools"], items)
+        active = _Active(response, segments, default, limit if isinstance(limit, int) else None)
+        self._active[response.id] = active
+        prompt = Prompt(instructions, items, asked["tools"], asked["tool_choice"], session["model"])
+        active.task = asyncio.create_task(self._run(active, prompt))
+        self._tasks.add(active.task)
+        active.task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, active: _Active, prompt: Prompt) -> None:
+        """Feed one response from the brain to its end."""
+        try:
+            await self._write(active, prompt)
+        except _Incomplete as end:
+            self._finish(active, "incomplete", {"type": "incomplete", "reason": str(end)})
+        except BrainError as error:
+            self._fail(active, error.code, str(error))
+        except Exception as error:
+            # A brain's mistake ends its response, as one of the service's would; nothing else waits on this task.
+            _logger.error("brain_failed", exc_info=error)
+            self._fail(active, None, "The server had an error while processing your request.")
+        else:
+            self._finish(active, "completed", None)
+
+    async def _write(self, active: _Active, prompt: Prompt) -> None:
+        faults, response = self.faults, active.response
+        self._disturb()
+        rate = (
+            self._manner.tokens_per_second if faults.tokens_per_second is None else faults.tokens_per_second
+        )
+        pacer = Pacer(rate=rate, burst=faults.burst, first=faults.first_delta_seconds)
+        if faults.fail_after_deltas == 0:
+            self._go_wrong()
+        async for piece in self._brain.answer(prompt):
+            if isinstance(piece, FunctionCall):
+                response.begin_call(piece.name)
+                for token in tokenize(piece.arguments):
+                    await self._room(active, pacer)
+                    response.argument(token)
+                    self._counted()
+                response.end_call()
+            else:
+                await self._room(active, pacer)
+                if isinstance(piece, Comment):
+                    response.token(piece.token, "commentary")
+                else:
+                    response.token(piece)
+                self._counted()
+
+    async def _room(self, active: _Active, pacer: Pacer) -> None:
+        if active.limit is not None and active.response.tokens >= active.limit:
+            raise _Incomplete("max_output_tokens")
+        await pacer.next()
+        await self._line.writable()
+
+    def _counted(self) -> None:
+        self._deltas += 1
+        if self.faults.fail_after_deltas and self._deltas == self.faults.fail_after_deltas:
+            self._go_wrong()
+
+    def _fail(self, active: _Active, code: str | None, message: str) -> None:
+        kind = "server_error" if code is None else "invalid_request_error"
+        error = {"type": kind, "code": code, "message": message}
+        self._finish(active, "failed", {"type": "failed", "error": error})
+
+    def _finish(self, active: _Active, status: str, details: Json | None) -> None:
+        response = active.response
+        if self._active.pop(response.id, None) is None:
+            return
+        if status == "failed":
+            # Recorded: a failed response is not charged.
+            counted = usage.account(0, 0, usage.Output())
+        else:
+            spent = sum(tokens for _, tokens in active.segments)
+            counted = usage.account(spent, usage.cached(self._seen, active.segments), response.written)
+            self._seen = active.segments
+        response.finish(status, details, counted)
+        self._rate_limits(counted["total_tokens"])
+        if response.speaking:
+            self.spoken = True
+            self._emit({"type": "output_audio_buffer.stopped", "response_id": response.id})
+
+    def _rate_limits(self, spent: int) -> None:
+        mode = self.faults.rate_limits
+        tokens = {
+            "name": "tokens",
+            "limit": _TOKEN_LIMIT,
+            "remaining": max(0, _TOKEN_LIMIT - spent),
+            "reset_seconds": round(spent / _REFILL_PER_SECOND, 3),
+        }
+        event: Json = {"type": "rate_limits.updated", "rate_limits": [tokens]}
+        if mode == "late":
+            loop = asyncio.get_running_loop()
+            self._late = {timer for timer in self._late if timer.when() > loop.time()}
+            self._late.add(loop.call_later(_LATE_SECONDS, self._emit, event))
+        else:
+            for _ in range({"missing": 0, "doubled": 2}.get(mode or "", 1)):
+                self._emit(event)
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def _disturb(self) -> None:
+        faults = self.faults
+        if faults.unknown_event:
+            self._emit(
+                {"type": "response.premonition.updated", "premonition": {"of": None, "certainty": 0.5}}
+            )
+        if faults.garbage == "text":
+            self._line.send("this is no JSON {")
+        elif faults.garbage == "utf8":
+            self._line.send_frame(b'{"type":"\xff\xfe\xfa"}')
+        elif faults.garbage == "array":
+            self._line.send('["response.done"]')
+        elif faults.garbage == "huge":
+            self._emit({"type": "response.padding.added", "padding": "x" * _HUGE_BYTES})
+
+    def _go_wrong(self) -> None:
+        faults = self.faults
+        if faults.response_error is not None:
+            raise BrainError(faults.response_error, f"The response failed: {faults.response_error}.")
+        if faults.response_incomplete is not None:
+            raise _Incomplete(faults.response_incomplete)
+        if faults.fail is not None:
+            self._line.fail(faults.fail)

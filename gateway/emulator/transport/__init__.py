@@ -1,0 +1,1 @@
+"""The far end of a peer connection: SDP, ICE-lite, DTLS and SCTP."""

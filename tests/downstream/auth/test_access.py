@@ -1,0 +1,679 @@
+"""Who may do what."""
+
+import asyncio
+import hashlib
+from ipaddress import ip_network
+
+import pytest
+
+from gateway.downstream.auth.access import Access, AccessRules, KeyRule
+from gateway.downstream.auth.buckets import Bucket
+from gateway.downstream.auth.credentials import Signatures
+from gateway.relay.session import Session
+from tests.downstream.house import SIGNING_KEY, Build, House
+
+
+def key_rule(name: str, *keys: str, **limits: float) -> KeyRule:
+    """Make a key's rule from its words."""
+    return KeyRule(name, tuple(hashlib.sha256(k.encode()).digest() for k in keys), **limits)  # type: ignore[arg-type]
+
+
+KEYS = AccessRules(keys=(key_rule("ann", "key-ann", "key-ann-2"), key_rule("bob", "key-bob")))
+
+
+def bearer(word: str) -> dict[str, str]:
+    """Show a credential."""
+    return {"Authorization": f"Bearer {word}"}
+
+
+@pytest.fixture
+async def keyed(build: Build) -> House:
+    """Return a house that asks for keys."""
+    return await build(KEYS)
+
+
+# --- API keys
+
+
+async def test_without_key_is_unauthorized(keyed: House) -> None:
+    """Where there are keys, one is needed, and the answer says how to send it."""
+    answer = await keyed.call("POST", "/v1/sessions")
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Bearer wrong", "Bearer ", "Basic a2V5LWFubg==", "key-ann", "Bearer key-ann x", "Bearer \u00e9"],
+)
+async def test_wrong_key_is_unauthorized(keyed: House, header: str) -> None:
+    """Neither a wrong key nor a right one in the wrong form lets in."""
+    answer = await keyed.call("POST", "/v1/sessions", headers={"Authorization": header})
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+    assert keyed.far_end.requests == []
+
+
+async def test_each_key_of_a_name_lets_in(keyed: House) -> None:
+    """While keys rotate both are the same caller, and see the same sessions."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    answer = await keyed.call("GET", "/v1/sessions", headers=bearer("key-ann-2"))
+
+    assert [one["id"] for one in answer.json["data"]] == [session["id"]]
+
+
+async def test_key_in_a_query_is_never_taken(keyed: House) -> None:
+    """Whatever the parameter is called: proxies and histories keep queries."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    for name in ("key", "api_key", "access_token", "token", "ticket"):
+        answer = await keyed.call("GET", f"/v1/sessions/{session['id']}?{name}=key-ann")
+        assert (answer.status, answer.code) == (401, "unauthorized")
+
+
+async def test_others_sessions_are_unknown(keyed: House) -> None:
+    """Another caller's session is no different from one that never was."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    for method, tail in (("GET", ""), ("DELETE", ""), ("POST", "/events"), ("POST", "/tickets")):
+        answer = await keyed.call(method, f"/v1/sessions/{session['id']}{tail}", headers=bearer("key-bob"))
+        assert (answer.status, answer.code) == (404, "session-unknown")
+
+    assert (await keyed.call("GET", "/v1/sessions", headers=bearer("key-bob"))).json["data"] == []
+
+
+async def test_list_has_the_newest_first(keyed: House) -> None:
+    """The caller's own sessions, the last opened on top, without credentials."""
+    ids = [(await keyed.open(headers=bearer("key-ann")))["id"] for _ in range(3)]
+    listed = (await keyed.call("GET", "/v1/sessions", headers=bearer("key-ann"))).json
+
+    assert listed["object"] == "list"
+    assert [one["id"] for one in listed["data"]] == ids[::-1]
+    assert "client_secret" not in listed["data"][0]
+
+
+async def test_anonymous_beside_keys_is_let_in_when_allowed(build: Build) -> None:
+    """With `anonymous` a caller may show nothing, but not something wrong, and sees no keyed session."""
+    house = await build(AccessRules(keys=KEYS.keys, anonymous=KeyRule("anonymous")))
+    session = await house.open(headers=bearer("key-ann"))
+
+    assert (await house.call("POST", "/v1/sessions")).status == 201
+    assert (await house.call("POST", "/v1/sessions", headers=bearer("wrong"))).status == 401
+    assert (await house.call("GET", f"/v1/sessions/{session['id']}")).status == 404
+
+
+async def test_keyless_gateway_ignores_a_key(house: House) -> None:
+    """A library that insists on sending some key works against a gateway that has none."""
+    assert (await house.call("POST", "/v1/sessions", headers=bearer("sk-anything"))).status == 201
+
+
+async def test_new_rules_hold_at_once(keyed: House) -> None:
+    """A reload that drops a key shuts it out; running sessions stay their owner's."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    keyed.access.replace(AccessRules(keys=(key_rule("ann", "key-new"),)))
+
+    path = f"/v1/sessions/{session['id']}"
+    assert (await keyed.call("GET", path, headers=bearer("key-ann"))).status == 401
+    assert (await keyed.call("GET", path, headers=bearer("key-new"))).status == 200
+
+
+async def test_what_a_removed_key_handed_out_opens_nothing(keyed: House) -> None:
+    """Its secrets and tickets had its limits, and go with it."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    keyed.access.replace(AccessRules(keys=(key_rule("bob", "key-bob"),)))
+
+    secret = bearer(session["client_secret"]["value"])
+    sent = await keyed.call("POST", session["events_url"], json={"type": "a"}, headers=secret)
+    read = await keyed.call("GET", f"{session['stream_url']}&format=json&wait=0")
+    assert (sent.status, read.status) == (401, 401)
+    assert keyed.far_end.sent == []
+
+
+async def test_anonymous_sessions_end_with_anonymous_access(house: House) -> None:
+    """With the first key, whoever has none is shut out."""
+    session = await house.open()
+    secret = bearer(session["client_secret"]["value"])
+    before = await house.call("GET", f"/v1/sessions/{session['id']}", headers=secret)
+    house.access.replace(AccessRules(keys=(key_rule("bob", "key-bob"),)))
+
+    assert before.status == 200
+    assert (await house.call("GET", f"/v1/sessions/{session['id']}", headers=secret)).status == 401
+
+
+async def test_new_rules_bring_new_limits(build: Build) -> None:
+    """A raised limit is not held back by what was counted under the old one."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=1),)))
+    await house.open(headers=bearer("k"))
+    refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
+    house.access.replace(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=100),)))
+
+    assert refused.status == 429
+    assert (await house.call("POST", "/v1/sessions", headers=bearer("k"))).status == 201
+
+
+@pytest.mark.parametrize("shown", ["key", "secret", "ticket"])
+async def test_authenticated_call_keeps_the_session_from_detaching(
+    keyed: House, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """Whatever the credential, a call is a sign that somebody cares; a refused one is none."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    handle = keyed.hub.find(session["id"], None)
+    touched: list[bool] = []
+    monkeypatch.setattr(type(handle), "touch", lambda self: touched.append(True))
+    ticket = session["stream_url"].rpartition("=")[2]
+    word = {"key": "key-ann", "secret": session["client_secret"]["value"], "ticket": ticket}[shown]
+    await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer("key-bob"))
+    assert touched == []
+    await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer(word))
+
+    assert touched == [True]
+
+
+async def test_idempotency_keys_of_two_callers_do_not_meet(keyed: House) -> None:
+    """Two callers may choose the same word."""
+    ids = {
+        (await keyed.open(headers=bearer(key) | {"Idempotency-Key": "same"}))["id"]
+        for key in ("key-ann", "key-bob")
+    }
+
+    assert len(ids) == 2
+
+
+# --- client secrets
+
+
+async def test_secret_opens_its_own_session_only(keyed: House) -> None:
+    """It is for one session; another's is unknown to it, and it opens and lists nothing."""
+    mine = await keyed.open(headers=bearer("key-ann"))
+    other = await keyed.open(headers=bearer("key-ann"))
+    secret = bearer(mine["client_secret"]["value"])
+
+    assert mine["client_secret"]["value"].startswith("gwk_")
+    assert (await keyed.call("GET", f"/v1/sessions/{mine['id']}", headers=secret)).status == 200
+    assert (await keyed.call("GET", f"/v1/sessions/{other['id']}", headers=secret)).status == 404
+    for method in ("GET", "POST"):
+        answer = await keyed.call(method, "/v1/sessions", headers=secret)
+        assert (answer.status, answer.code) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "type_",
+    ["conversation.item.create", "conversation.item.delete", "response.create", "response.cancel",
+     "input_audio_buffer.append"],
+)  # fmt: skip
+async def test_secret_may_talk(keyed: House, type_: str) -> None:
+    """What a conversation needs is allowed."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    answer = await keyed.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        json={"type": type_},
+        headers=bearer(session["client_secret"]["value"]),
+    )
+
+    assert answer.status == 202
+
+
+async def test_refusal_can_quote_what_utf8_cannot_carry(keyed: House) -> None:
+    """JSON can name half of a surrogate pair; telling of it must not fail."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    answer = await keyed.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        data=b'{"type":"\\ud800"}',
+        headers=bearer(session["client_secret"]["value"]),
+    )
+
+    assert (answer.status, answer.code) == (403, "event-not-allowed")
+
+
+@pytest.mark.parametrize(
+    "type_", ["session.update", "response.creates", "conversation.item", "", "Response.create"]
+)
+async def test_secret_may_not_send_the_rest(keyed: House, type_: str) -> None:
+    """Nothing of a batch is sent that holds one event beyond it, and the problem says which."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    answer = await keyed.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        json=[{"type": "response.create"}, {"type": type_}],
+        headers=bearer(session["client_secret"]["value"]),
+    )
+
+    assert (answer.status, answer.code) == (403, "event-not-allowed")
+    assert [flaw["pointer"] for flaw in answer.json["errors"]] == ["/1"]
+    assert keyed.far_end.sent == []
+
+
+async def test_secret_may_send_more_when_the_create_said_so(keyed: House) -> None:
+    """`allow` of the create widens it."""
+    session = await keyed.open({"client_secret": {"allow": ["*"]}}, headers=bearer("key-ann"))
+    answer = await keyed.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/events",
+        json={"type": "session.update", "session": {}},
+        headers=bearer(session["client_secret"]["value"]),
+    )
+
+    assert answer.status == 202
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"type":"response.create","type":"session.update"}',
+        '{"type":"response.create","Type":"session.update"}',
+        '{"type":"response.create","response":{"a":1,"A":2}}',
+    ],
+)
+async def test_ambiguous_event_is_refused_under_a_restriction(keyed: House, body: str) -> None:
+    """An event in which another parser may see another one is no use to a rule; a key may send it."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    path = f"/v1/sessions/{session['id']}/events"
+    answer = await keyed.call("POST", path, data=body, headers=bearer(session["client_secret"]["value"]))
+
+    assert (answer.status, answer.code) == (400, "invalid-json")
+    assert (await keyed.call("POST", path, data=body, headers=bearer("key-ann"))).status == 202
+
+
+async def test_ambiguous_event_is_refused_where_members_are_locked(build: Build) -> None:
+    """A locked member is such a restriction for everybody."""
+    house = await build(AccessRules(members_locked=True))
+    path = f"/v1/sessions/{(await house.open())['id']}/events"
+
+    assert (await house.call("POST", path, data='{"type":"a","TYPE":"b"}')).status == 400
+
+
+async def test_secret_closes_its_session(keyed: House) -> None:
+    """A page that only has the secret can end what it began."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    secret = bearer(session["client_secret"]["value"])
+
+    assert (await keyed.call("DELETE", f"/v1/sessions/{session['id']}", headers=secret)).status == 204
+
+
+async def test_secret_in_a_query_is_refused(keyed: House) -> None:
+    """A secret is bearer only, also in the ticket's place."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    secret = session["client_secret"]["value"]
+    answer = await keyed.call("GET", f"/v1/sessions/{session['id']}?ticket={secret}")
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+
+
+async def test_secret_signed_elsewhere_is_refused(keyed: House) -> None:
+    """The signature is what makes it one."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    forged = Signatures([b"x" * 32]).sign("secret", session["id"])
+    answer = await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer(forged))
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+
+
+async def test_secret_of_a_forgotten_session_is_unknown(keyed: House) -> None:
+    """It is genuine, but what it was for is gone."""
+    word = Signatures([SIGNING_KEY]).sign("secret", "gws_gone")
+    answer = await keyed.call("GET", "/v1/sessions/gws_gone", headers=bearer(word))
+
+    assert (answer.status, answer.code) == (404, "session-unknown")
+
+
+# --- tickets
+
+
+async def test_ticket_reads_by_header_and_by_query(keyed: House) -> None:
+    """Both ways, its own session only."""
+    mine = await keyed.open(headers=bearer("key-ann"))
+    other = await keyed.open(headers=bearer("key-ann"))
+    ticket = (await keyed.call("POST", f"/v1/sessions/{mine['id']}/tickets", headers=bearer("key-ann"))).json[
+        "ticket"
+    ]
+
+    assert ticket.startswith("gwt_")
+    assert (await keyed.call("GET", f"/v1/sessions/{mine['id']}?ticket={ticket}")).status == 200
+    assert (await keyed.call("GET", f"/v1/sessions/{mine['id']}", headers=bearer(ticket))).status == 200
+    assert (await keyed.call("GET", f"/v1/sessions/{other['id']}?ticket={ticket}")).status == 404
+
+
+async def test_ticket_counts_beside_a_proxys_credential(keyed: House) -> None:
+    """A browser adds Basic to every request of a page behind such a proxy; it is not for us."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    path = session["stream_url"].replace("/events", "")
+    answer = await keyed.call("GET", path, headers={"Authorization": "Basic dTpw"})
+
+    assert answer.status == 200
+
+
+async def test_ticket_does_nothing_but_read(keyed: House) -> None:
+    """Used to send, to close or to make more tickets it is 403."""
+    session = await keyed.open(headers=bearer("key-ann"))
+    query = session["stream_url"].partition("?")[2]
+    for method, tail in (("POST", "/events"), ("DELETE", ""), ("POST", "/close"), ("POST", "/tickets")):
+        answer = await keyed.call(method, f"/v1/sessions/{session['id']}{tail}?{query}", json={"type": "a"})
+        assert (answer.status, answer.code) == (403, "forbidden")
+    assert keyed.far_end.sent == []
+
+
+# --- limits
+
+
+async def test_sessions_at_once_are_limited(build: Build) -> None:
+    """One too many is 429, until one is closed."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", max_sessions=1),)))
+    session = await house.open(headers=bearer("k"))
+    refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
+    await house.call("DELETE", f"/v1/sessions/{session['id']}", headers=bearer("k"))
+
+    assert (refused.status, refused.code) == (429, "session-limit")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert (await house.call("POST", "/v1/sessions", headers=bearer("k"))).status == 201
+
+
+async def test_sessions_a_minute_are_limited(build: Build) -> None:
+    """A minute's worth may be opened at once, closed or not; then it is 429 with the time to wait."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=2),)))
+    for _ in range(2):
+        await house.open(headers=bearer("k"))
+    refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
+
+    assert (refused.status, refused.code) == (429, "rate-limited")
+    assert 25 <= int(refused.headers["Retry-After"]) <= 30
+
+
+@pytest.mark.parametrize("limit", ["events_per_second", "bytes_per_second"])
+async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -> None:
+    """The third of three quick posts is over a limit that lets two through, whoever's credential sends it."""
+    event = '{"type":"response.create"}'
+    rate = 1 if limit == "events_per_second" else len(event)
+    house = await build(AccessRules(keys=(key_rule("ann", "k", **{limit: rate}),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    path = f"/v1/sessions/{session['id']}/events"
+    words = ("k", session["client_secret"]["value"], "k")
+    answers = [await house.call("POST", path, data=event, headers=bearer(word)) for word in words]
+
+    assert [answer.status for answer in answers] == [202, 202, 429]
+    assert answers[2].code == "rate-limited"
+    assert answers[2].headers["Retry-After"] == "1"
+    assert len(house.far_end.sent) == 2
+
+
+async def test_batch_refused_for_its_bytes_costs_no_events(build: Build) -> None:
+    """It was not even looked into."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1, bytes_per_second=50),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    path = session["events_url"]
+    long, short = '{"type":"%s"}' % ("x" * 90), '{"type":"x"}'
+    answers = [await house.call("POST", path, data=data, headers=bearer("k")) for data in (long, long, short)]
+    refill = Bucket.full(1, 2, 0)
+    refill.take(1, 0)
+
+    assert [answer.status for answer in answers] == [202, 429, 429]
+    assert house.access._buckets["ann", "events"].level >= refill.level
+
+
+async def test_a_turn_over_the_limit_leaves_no_session(build: Build) -> None:
+    """A turn in a session of its own that is refused for its events has opened nothing."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    event = '{"type":"response.create"}'
+    await house.call("POST", session["events_url"], data=event, headers=bearer("k"))
+    refused = await house.call("POST", "/v1/turns", data="Hello", headers=bearer("k"))
+
+    assert (refused.status, refused.code) == (429, "rate-limited")
+    assert [view.id for view in house.hub.all_sessions()] == [session["id"]]
+    assert len(house.far_end.requests) == 1
+
+
+@pytest.mark.parametrize("tail", ["/events", "/turns", ""])
+async def test_wrong_bodies_cost_their_bytes(build: Build, tail: str) -> None:
+    """Reading a megabyte of nonsense takes as long as reading sense, so that it is limited alike."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", bytes_per_second=1000),)))
+    session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
+    path = f"/v1/sessions/{session['id']}{tail}" if tail else "/v1/sessions"
+    nonsense = b'{"type":' + b"[" * 50_000
+    headers = bearer("k") | {"Content-Type": "application/json"}
+    answers = [await house.call("POST", path, data=nonsense, headers=headers) for _ in range(2)]
+
+    assert [(answer.status, answer.code) for answer in answers] == [
+        (400, "invalid-json"),
+        (429, "rate-limited"),
+    ]
+
+
+async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
+    """What a key may spend is its principal's, whichever credential of the session sends later."""
+    house = await build(AccessRules(keys=(key_rule("ann", "k", tokens_per_session=5, tokens_per_day=9),)))
+    session = await house.open(headers=bearer("k"))
+    opened = house.hub.find(session["id"], None)
+    assert isinstance(opened, Session)
+    principal = opened.opening.principal
+
+    assert (principal.tokens_per_session, principal.tokens_per_day) == (5, 9)
+
+
+# --- callers' own upstream credential
+
+
+async def test_own_upstream_credential_is_used_and_renewed(build: Build) -> None:
+    """In client mode it goes into the call, and never into an answer."""
+    house = await build(AccessRules(client_upstream=True))
+    answer = await house.call(
+        "POST", "/v1/sessions", headers={"X-Upstream-Authorization": "Bearer ek_secret"}
+    )
+
+    assert house.far_end.requests[0].bearer == "ek_secret"
+    assert b"ek_secret" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("tail", "body"), [("events", {"type": "a"}), ("turns?format=json", {"input": "Hi"})]
+)
+async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: str, body: object) -> None:
+    """A credential that ran out is renewed by any post; the next call of the session uses it."""
+    house = await build(AccessRules(client_upstream=True))
+    session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
+    posting = asyncio.create_task(
+        house.call(
+            "POST",
+            f"/v1/sessions/{session['id']}/{tail}",
+            json=body,
+            headers={"X-Upstream-Authorization": "Bearer ek_new"},
+        )
+    )
+    async with asyncio.timeout(5):
+        while not house.far_end.sent:
+            await asyncio.sleep(0.01)
+    house.hub.restart(session["id"])
+    async with asyncio.timeout(5):
+        while len(house.far_end.requests) < 2:
+            await asyncio.sleep(0.01)
+
+    posting.cancel()  # Nobody answers the turn.
+    await asyncio.wait({posting})
+    assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
+
+
+async def test_any_post_but_a_tickets_brings_a_new_upstream_credential(build: Build) -> None:
+    """Who may only read changes nothing for those who talk."""
+    house = await build(AccessRules(client_upstream=True))
+    session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
+    path = f"/v1/sessions/{session['id']}"
+    await house.call("POST", f"{path}/tickets", headers={"X-Upstream-Authorization": "Bearer ek_new"})
+    await house.call(
+        "POST",
+        f"{path}/events/stream{session['stream_url'].partition('/events')[2]}&format=json&wait=0",
+        headers={"X-Upstream-Authorization": "Bearer ek_readers"},
+    )
+    house.hub.restart(session["id"])
+    async with asyncio.timeout(5):
+        while len(house.far_end.requests) < 2:
+            await asyncio.sleep(0.01)
+
+    assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
+
+
+@pytest.mark.parametrize("header", ["ek_x", "Basic ek_x", "Bearer", "Bearer a b"])
+async def test_malformed_upstream_credential_is_refused(build: Build, header: str) -> None:
+    """It is named, never shown."""
+    house = await build(AccessRules(client_upstream=True))
+    answer = await house.call("POST", "/v1/sessions", headers={"X-Upstream-Authorization": header})
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert b"ek_x" not in answer.body
+
+
+async def test_missing_upstream_credential_is_unauthorized(build: Build) -> None:
+    """In client mode the gateway's own key is never spent instead."""
+    house = await build(AccessRules(client_upstream=True))
+    answer = await house.call("POST", "/v1/sessions")
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+
+
+async def test_upstream_credential_is_refused_in_gateway_mode(house: House) -> None:
+    """Whoever sends one means to pay with it; the operator's key is not charged behind their back."""
+    answer = await house.call("POST", "/v1/sessions", headers={"X-Upstream-Authorization": "Bearer ek_x"})
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+# --- hosts and origins
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:8080", "a.localhost", "gw.example:80"])
+async def test_keyless_gateway_answers_to_loopback_and_configured_names(build: Build, host: str) -> None:
+    """Names that rebinding cannot take."""
+    house = await build(AccessRules(hosts=frozenset({"gw.example"})))
+
+    assert (await house.call("POST", "/v1/sessions", headers={"Host": host})).status == 201
+
+
+@pytest.mark.parametrize("host", ["evil.example", "10.0.0.1:8080", "localhost.evil.example", "a@localhost"])
+async def test_keyless_gateway_refuses_other_names(house: House, host: str) -> None:
+    """A page whose name was pointed at this machine gets nothing, on both listeners."""
+    answer = await house.call("POST", "/v1/sessions", headers={"Host": host})
+    operator = await house.call("GET", f"{house.server.admin_url}/sessions", headers={"Host": host})
+
+    assert (answer.status, answer.code) == (403, "forbidden")
+    assert (operator.status, operator.code) == (403, "forbidden")
+    assert house.far_end.requests == []
+
+
+async def test_keyed_gateway_answers_to_any_name(keyed: House) -> None:
+    """A page does not have the key."""
+    answer = await keyed.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Host": "any.example"})
+
+    assert answer.status == 201
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_answer_to_any_name(house: House, path: str) -> None:
+    """Kubernetes asks by the pod's address."""
+    assert (await house.call("GET", path, headers={"Host": "10.1.2.3"})).status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:1", "file://", "garbage"]
+)
+async def test_foreign_origin_is_refused_before_anything_is_done(house: House, origin: str) -> None:
+    """A page of another origin opens nothing and learns nothing, on both listeners."""
+    headers = {"Origin": origin}
+    answer = await house.call("POST", "/v1/sessions", headers=headers)
+    operator = await house.call("POST", f"{house.server.admin_url}/drain", headers=headers)
+
+    assert (answer.status, answer.code) == (403, "origin-not-allowed")
+    assert (operator.status, operator.code) == (403, "origin-not-allowed")
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert house.far_end.requests == []
+    assert house.drained == []
+
+
+async def test_own_origin_is_let_in(house: House) -> None:
+    """The gateway's own console may call it."""
+    assert (await house.call("POST", "/v1/sessions", headers={"Origin": house.url})).status == 201
+
+
+async def test_public_origin_is_own(build: Build) -> None:
+    """So may a page under the address that clients see."""
+    house = await build(AccessRules(own_origins=frozenset({"https://gw.example"})))
+
+    assert (await house.call("POST", "/v1/sessions", headers={"Origin": "https://gw.example"})).status == 201
+
+
+async def test_forwarded_scheme_counts_from_trusted_proxies_only(build: Build) -> None:
+    """Behind TLS the own origin is https; whoever may say so is configured."""
+    proxied = await build(AccessRules(trusted_proxies=(ip_network("127.0.0.0/8"),)))
+    direct = await build()
+    for house, status in ((proxied, 201), (direct, 403)):
+        origin = house.url.replace("http:", "https:")
+        headers = {"Origin": origin, "X-Forwarded-Proto": "https"}
+        assert (await house.call("POST", "/v1/sessions", headers=headers)).status == status
+
+
+CORS = AccessRules(
+    keys=KEYS.keys, cors_origins=frozenset({"https://app.example", "https://other.example:8443"})
+)
+
+EXPOSED = "Location, Link, Retry-After, X-Request-Id, Idempotency-Replayed"
+
+
+async def test_preflight_is_answered_before_authentication(build: Build) -> None:
+    """204 with exactly the methods and headers of the contract, also where a key is needed."""
+    house = await build(CORS)
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    answer = await house.call("OPTIONS", "/v1/sessions", headers=headers)
+
+    assert answer.status == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST, DELETE"
+    assert answer.headers["Access-Control-Allow-Headers"] == (
+        "Authorization, Content-Type, Last-Event-ID, Idempotency-Key, X-Request-Id, X-Upstream-Authorization"
+    )
+    assert answer.headers["Access-Control-Max-Age"] == "7200"
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/sessions", 401), ("/v1/nothing", 404), ("/v1/turns/x", 404)]
+)
+async def test_errors_carry_cors_headers(build: Build, path: str, status: int) -> None:
+    """Or a page could not read why it failed."""
+    house = await build(CORS)
+    answer = await house.call("GET", path, headers={"Origin": "https://app.example"})
+
+    assert answer.status == status
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert answer.headers["Access-Control-Expose-Headers"] == EXPOSED
+
+
+async def test_any_origin_can_be_listed(build: Build) -> None:
+    """`*` is possible because no cookie is ever used; it does not list what is no origin."""
+    house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({"*"})))
+    answer = await house.call(
+        "POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": "https://any.example"}
+    )
+    null = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": "null"})
+
+    assert answer.status == 201
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert null.status == 403
+
+
+async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> None:
+    """What is listed are clients' pages: they cannot drain a gateway whose admin side is open to its machine."""
+    house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({"*"})))
+    answer = await house.call(
+        "POST", f"{house.server.admin_url}/drain", headers={"Origin": "https://any.example"}
+    )
+
+    assert (answer.status, answer.code) == (403, "origin-not-allowed")
+
+
+# --- what is compared
+
+
+def test_key_is_found_among_many() -> None:
+    """Every digest of every rule is looked at, and only the right word finds one."""
+    access = Access(KEYS, Signatures([SIGNING_KEY]), lambda: 0)
+
+    found = [access.caller_by_key(word) for word in ("key-ann", "key-ann-2", "key-bob", "key-eve")]
+    assert [rule.name if rule else None for rule in found] == ["ann", "ann", "bob", None]

@@ -1,0 +1,64 @@
+"""The two forms of a stream, side by side."""
+
+import json
+
+from gateway.downstream.reading.rendering import EventStream, JsonLines
+from gateway.downstream.reading.sse import frame
+from gateway.relay.eventlog import Entry
+
+TEXTS = ['{"type":"a"}', '{"type":"b",\n"c":"ü"}']
+
+
+def entries() -> list[Entry]:
+    """Give two events of a log."""
+    return [
+        Entry(number, "a", *frame(f"k-{number}", None, text), 0, 0.0) for number, text in enumerate(TEXTS, 1)
+    ]
+
+
+def test_events_are_their_blocks() -> None:
+    """Nothing is made anew for a reader."""
+    assert EventStream().entries("k", entries()) == b"".join(entry.block for entry in entries())
+
+
+def test_lines_hold_id_and_event() -> None:
+    """One line each, a line end within the JSON being a space."""
+    first, second, rest = JsonLines().entries("k", entries()).split(b"\n")
+
+    assert json.loads(first) == {"id": "k-1", "event": {"type": "a"}}
+    assert second == '{"id":"k-2","event":{"type":"b", "c":"ü"}}'.encode()
+    assert rest == b""
+
+
+def test_own_events_of_lines_have_no_id() -> None:
+    """But say where the reader is, if that is what they are for."""
+    lines = JsonLines()
+
+    assert json.loads(lines.own("gateway.gap", {"missed": 1})) == {
+        "id": None,
+        "event": {"type": "gateway.gap", "missed": 1},
+    }
+    assert json.loads(lines.own("gateway.ping", {}, "k-7"))["event"] == {
+        "type": "gateway.ping",
+        "cursor": "k-7",
+    }
+    assert json.loads(lines.ending("gateway.rotating", {}, 100))["id"] is None
+
+
+def test_own_events_of_a_stream_carry_what_a_browser_keeps() -> None:
+    """The id and the time to come back are fields, not members."""
+    stream = EventStream()
+
+    assert stream.own("gateway.ping", {}, "k-7").startswith(b"id: k-7\nevent: gateway.ping\n")
+    assert stream.ending("gateway.rotating", {}, 100).startswith(b"retry: 100\nevent: gateway.rotating\n")
+    assert stream.opening(1000, "k-1", {}, 0).startswith(b"retry: 1000\nid: k-1\nevent: gateway.open\n")
+
+
+def test_padding_fills_what_a_proxy_holds() -> None:
+    """Before the opening and with each heartbeat, in bytes that mean nothing."""
+    for rendering in (EventStream(), JsonLines()):
+        plain, padded = rendering.opening(1000, None, {}, 0), rendering.opening(1000, None, {}, 500)
+        assert padded.endswith(plain.lstrip())
+        assert len(padded) - len(plain) == 500
+        assert len(rendering.heartbeat(500)) - len(rendering.heartbeat(0)) == 500
+    assert JsonLines().heartbeat(0) == b"\n"

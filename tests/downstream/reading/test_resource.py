@@ -1,0 +1,731 @@
+"""Reading a session's log: cursors, gaps, forms, filters, ends (gateway/downstream/api.md, 3 Receiving), over real sockets."""
+
+import asyncio
+import json
+import re
+import socket
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.client import BlockParser
+from gateway.downstream.reading.resource import TICKER
+from gateway.downstream.reading.stream import PAGE_BYTES, StreamLimits
+from gateway.downstream.server import Binding, Server
+from gateway.relay.limits import RelayLimits
+from gateway.relay.state import CloseReason
+from tests.downstream.house import Build, House
+from tests.downstream.streams import DELTA, Session, deltas, event, opened, reading, said, until
+
+
+@pytest.fixture
+async def session(house: House) -> Session:
+    """Return a session whose log holds `session.created` alone."""
+    return await opened(house)
+
+
+# --- the beginning ----------------------------------------------------------------------------------------------------
+
+
+async def test_stream_opens_with_its_terms(session: Session) -> None:
+    """Headers that keep proxies out, then `gateway.open` with a retry of its own."""
+    async with session.read() as stream:
+        first = await stream.next()
+
+        assert stream.answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert stream.answer.headers["Cache-Control"] == "no-store, no-transform"
+        assert stream.answer.headers["X-Accel-Buffering"] == "no"
+        assert first.name == "gateway.open"
+        assert first.retry is not None
+        assert 1000 <= first.retry <= 3000
+        opening = said(first)
+        assert 240 <= opening.pop("max_age_seconds") <= 300
+        assert opening == {
+            "type": "gateway.open",
+            "session_id": session.id,
+            "requested": "earliest",
+            "resumed": False,
+            "missed": 0,
+            "oldest": session.id_after(1),
+            "head": session.id_after(1),
+            "heartbeat_seconds": 15,
+        }
+
+
+async def test_history_and_live_are_one_stream(session: Session) -> None:
+    """What was before and what comes arrive in one order, each under its own id."""
+    session.count(range(3))
+    async with session.read() as stream:
+        before = await stream.take(5)
+        session.count(range(3, 6))
+        after = await stream.take(3)
+
+    assert deltas(before + after) == [0, 1, 2, 3, 4, 5]
+    assert [block.id for block in (before + after)[1:]] == [
+        session.id_after(number) for number in range(1, 8)
+    ]
+
+
+async def test_data_is_the_text_that_came(session: Session) -> None:
+    """Byte for byte, as a default `message` event; a raw line end becomes LF."""
+    odd = '{ "type" :"x.y",\r\n "text":"grüß \\n \u2028 \\ud83d\\ude00" }'
+    async with session.read(after="now") as stream:
+        await stream.next()
+        session.say(odd)
+        block = await stream.next()
+
+    assert (block.name, block.data) == ("message", odd.replace("\r\n", "\n"))
+
+
+async def test_frame_that_is_no_object_is_not_relayed(session: Session) -> None:
+    """It takes no number, so nobody takes it for a loss."""
+    async with session.read(after="now") as stream:
+        await stream.next()
+        session.say("[1]", "nonsense", event(delta="1"))
+        block = await stream.next()
+
+    assert block.id == session.id_after(2)
+
+
+# --- cursors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["header", "after", "last_event_id", "both"])
+async def test_cursor_resumes_after_what_was_seen(session: Session, by: str) -> None:
+    """The header, or the parameter by either name; the header, which a browser sets by itself, comes first."""
+    session.count(range(5))
+    seen = session.id_after(3)
+    headers = {"Last-Event-ID": seen} if by in ("header", "both") else {}
+    query = {"after": "now" if by == "both" else seen} if by in ("after", "both") else {}
+    if by == "last_event_id":
+        query = {"last_event_id": seen}
+    async with session.read(headers=headers, **query) as stream:
+        opening, *rest = await stream.take(4)
+
+    assert said(opening)["requested"] == seen
+    assert (said(opening)["resumed"], said(opening)["missed"], opening.id) == (True, 0, seen)
+    assert deltas(rest) == [2, 3, 4]
+
+
+async def test_killed_reader_loses_and_repeats_nothing(session: Session) -> None:
+    """Cut off at any event and back with its id, a reader gets every event once and in order."""
+    cursor = "earliest"
+    got: list[int] = []
+    for start in range(0, 60, 3):
+        session.count(range(start, start + 3))
+        async with session.read(after=cursor) as stream:
+            await stream.next()
+            if not got:
+                await stream.next()  # session.created
+            blocks = await stream.take(2 if start % 2 else 3)
+        got += deltas(blocks)
+        cursor = str(blocks[-1].id)
+    async with session.read(after=cursor) as stream:
+        await stream.next()
+        got += deltas(await stream.take(60 - len(got)))
+
+    assert got == list(range(60))
+
+
+async def test_now_begins_with_what_comes(session: Session) -> None:
+    """History is left out, and the opening's id is where the reader stands."""
+    session.count(range(3))
+    async with session.read(after="now") as stream:
+        opening = await stream.next()
+        session.count(range(3, 4))
+        block = await stream.next()
+
+    assert opening.id == session.id_after(4)
+    assert deltas([block]) == [3]
+
+
+async def test_overrun_is_told_with_its_numbers(build: Build) -> None:
+    """How many are lost, exactly, then everything from the oldest on."""
+    session = await opened(await build(relay=RelayLimits(log_max_events=5)))
+    session.count(range(20))  # 2 to 21; 17 to 21 are kept
+    async with session.read(after=session.id_after(4)) as stream:
+        opening, gap, *rest = await stream.take(7)
+
+    told = {"requested": session.id_after(4), "oldest": session.id_after(17), "missed": 12}
+    assert said(gap) == {"type": "gateway.gap", **told, "reason": "overrun"}
+    assert (gap.name, gap.id) == ("gateway.gap", session.id_after(16))
+    assert (said(opening)["missed"], said(opening)["resumed"]) == (12, False)
+    assert deltas(rest) == [15, 16, 17, 18, 19]
+    assert session.house.facts.of("gap") == [("overrun", 12)]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"), [("zzzz-3", "foreign"), ("nonsense", "foreign"), ("", "unknown")]
+)
+async def test_strange_cursor_is_told_and_reads_from_the_oldest(
+    session: Session, cursor: str, reason: str
+) -> None:
+    """Of another epoch, no id at all, or ahead of the log: how much is missing nobody knows."""
+    session.count(range(2))
+    async with session.read(after=cursor or session.id_after(99)) as stream:
+        opening, gap, *rest = await stream.take(5)
+
+    assert (said(gap)["missed"], said(gap)["reason"]) == (None, reason)
+    assert (said(opening)["missed"], said(opening)["resumed"]) == (None, False)
+    assert said(rest[0])["type"] == "session.created"
+    assert deltas(rest) == [0, 1]
+
+
+async def test_opening_before_a_gap_keeps_the_clients_cursor(session: Session) -> None:
+    """A connection that breaks right after the opening must not make the client forget that it missed something."""
+    async with session.read(after="zzzz-3") as stream:
+        opening, gap = await stream.take(2)
+
+    assert opening.id in (None, "zzzz-3")
+    assert gap.id == session.id_after(0)
+
+
+@pytest.mark.parametrize("query", ["format=json&wait=0", "on_gap=fail", "format=ndjson&on_gap=fail"])
+async def test_gap_can_be_an_error(build: Build, query: str) -> None:
+    """A long-poll, and a stream that wants no holes, are refused with the same numbers."""
+    session = await opened(await build(relay=RelayLimits(log_max_events=5)))
+    session.count(range(20))
+    answer = await session.house.call("GET", f"{session.path}?after={session.id_after(4)}&{query}")
+
+    assert (answer.status, answer.code) == (410, "cursor-expired")
+    numbers = {name: answer.json[name] for name in ("requested", "oldest", "missed", "reason")}
+    assert numbers == {
+        "requested": session.id_after(4),
+        "oldest": session.id_after(17),
+        "missed": 12,
+        "reason": "overrun",
+    }
+
+
+@pytest.mark.parametrize("cursor", ["K3F9-1", "a b", "k3f9_1", "x" * 65, "ü-1"])
+async def test_cursor_of_other_characters_is_refused(session: Session, cursor: str) -> None:
+    """No log ever gave it out."""
+    answer = await session.house.call("GET", session.path, params={"after": cursor})
+
+    assert (answer.status, answer.code) == (400, "invalid-cursor")
+
+
+# --- parameters and forms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(
+            "heartbeat=4",
+            "heartbeat=61",
+            "heartbeat=x",
+            "heartbeat=nan",
+            "heartbeat_as=noise",
+            "pad=-1",
+            "pad=4097",
+        ),
+        *("pad=1.5", "max_age=0", "max_age=3601", "on_gap=ignore", "errors=maybe", "wait=56", "wait=-1"),
+        *("limit=0", "limit=1001", "limit=2.5", "max_bytes=0", "format=xml"),
+    ],
+)
+async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
+    """Whatever the form of the read, and with a pointer to it."""
+    answer = await session.house.call("GET", f"{session.path}?{query}")
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert f"'{query.partition('=')[0]}'" in answer.json["detail"]
+
+
+async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
+    """All of them: a client that asks for what it was told must get it."""
+    answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=9000000")
+
+    assert re.search(r"from 1 to [0-9]{6,}\.", answer.json["detail"])
+
+
+@pytest.mark.parametrize(
+    ("accept", "type_"),
+    [
+        (None, "text/event-stream"),
+        ("*/*", "text/event-stream"),
+        ("text/*", "text/event-stream"),
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("application/json;q=0.5, application/x-ndjson;q=0.9", "application/x-ndjson"),
+        ("application/json, */*;q=0.1", "application/json"),
+        ("text/html, text/event-stream;q=0.2", "text/event-stream"),
+    ],
+)
+async def test_accept_chooses_the_form(session: Session, accept: str | None, type_: str) -> None:
+    """By quality, and an event stream where nothing particular is wanted."""
+    headers = {"Accept": accept} if accept else {}
+    async with session.read(headers=headers, wait=0) as stream:
+        assert stream.answer.headers["Content-Type"].startswith(type_)
+
+
+async def test_form_that_there_is_not_is_refused(session: Session) -> None:
+    """With the forms that there are."""
+    answer = await session.house.call("GET", session.path, headers={"Accept": "image/png"})
+
+    assert (answer.status, answer.code) == (406, "not-acceptable")
+
+
+async def test_format_overrides_accept(session: Session) -> None:
+    """A URL is often all that a client can choose."""
+    answer = await session.house.call(
+        "GET", f"{session.path}?format=json&wait=0", headers={"Accept": "text/event-stream"}
+    )
+
+    assert answer.headers["Content-Type"].startswith("application/json")
+
+
+async def test_lines_hold_the_same_events(session: Session) -> None:
+    """One object a line: its id and the event; the stream's own events have none."""
+    session.say('{"type":"a",\n"b":1}')
+    url = f"{session.house.url}{session.path}"
+    async with session.house.http.get(url, params={"format": "ndjson"}) as answer:
+        lines = [await answer.content.readline() for _ in range(3)]
+
+    opening, _, last = (json.loads(line) for line in lines)
+    assert (opening["id"], opening["event"]["type"]) == (None, "gateway.open")
+    assert lines[2] == b'{"id":"%b","event":{"type":"a", "b":1}}\n' % session.id_after(2).encode()
+    assert last["event"] == {"type": "a", "b": 1}
+
+
+async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
+    """For those who look before they read."""
+    answer = await session.house.call("HEAD", session.path)
+
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store, no-transform"
+    assert session.handle.view().receivers == 0
+    assert session.house.facts.of("stream_opened") == []
+
+
+@pytest.mark.parametrize("where", ["query", "body"])
+async def test_posted_read_is_the_same(session: Session, where: str) -> None:
+    """Its parameters stand in the query or in a JSON body."""
+    session.count(range(3))
+    wanted = {"after": session.id_after(2), "types": "session.*,response.*", "format": "ndjson"}
+    body = {**wanted, "types": ["session.*", "response.*"], "heartbeat": 20}
+    options: Any = {"params": wanted} if where == "query" else {"json": body}
+    async with session.house.http.post(f"{session.house.url}{session.path}/stream", **options) as answer:
+        lines = [json.loads(await answer.content.readline()) for _ in range(3)]
+
+    assert [line["event"].get("delta") for line in lines] == [None, "1", "2"]
+    assert lines[0]["event"]["heartbeat_seconds"] == (15 if where == "query" else 20)
+
+
+@pytest.mark.parametrize("body", [{"aftr": "now"}, {"pad": True}, {"types": [1]}, {"heartbeat": 1}])
+async def test_posted_parameter_that_is_wrong_is_named(session: Session, body: dict[str, object]) -> None:
+    """By pointer; an unknown one, too, since nobody else writes into a body."""
+    answer = await session.house.call("POST", f"{session.path}/stream", json=body)
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert answer.json["errors"][0]["pointer"] == f"/{next(iter(body))}"
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+async def test_types_and_exclude_choose(session: Session) -> None:
+    """By name or by beginning, less what is excluded."""
+    session.say(
+        event("response.created"), event(DELTA, delta="1"), event("rate_limits.updated"), event("error")
+    )
+    async with session.read(types="response.*,error", exclude=DELTA) as stream:
+        _, *blocks = await stream.take(3)
+
+    assert [said(block)["type"] for block in blocks] == ["response.created", "error"]
+
+
+async def test_own_events_pass_every_filter(session: Session) -> None:
+    """A reader that does not see the end cannot read right."""
+    async with session.read(types="nothing", exclude="gateway.*") as stream:
+        await stream.next()
+        await session.handle.close(CloseReason.CLIENT)
+        (block,) = await stream.rest()
+
+    assert said(block)["type"] == "gateway.closed"
+
+
+# --- long-poll --------------------------------------------------------------------------------------------------------
+
+
+async def test_poll_gives_what_there_is(session: Session) -> None:
+    """At once, with the cursor for the next one."""
+    session.say(event(delta="1"))
+    answer = await session.house.call("GET", f"{session.path}?format=json&after={session.id_after(1)}")
+
+    assert answer.json == {
+        "events": [{"id": session.id_after(2), "event": {"type": DELTA, "delta": "1"}}],
+        "cursor": session.id_after(2),
+    }
+
+
+async def test_poll_waits_for_the_next(session: Session) -> None:
+    """And is counted as a receiver meanwhile."""
+    asked = asyncio.create_task(session.house.call("GET", f"{session.path}?format=json&after=now"))
+    await until(lambda: session.handle.view().receivers == 1)
+    session.count(range(1))
+    answer = await asked
+
+    assert [one["event"]["delta"] for one in answer.json["events"]] == ["0"]
+    assert session.handle.view().receivers == 0
+
+
+@pytest.mark.parametrize("wait", ["0", "0.2"])
+async def test_poll_gives_nothing_when_nothing_comes(session: Session, wait: str) -> None:
+    """After the wait that it asked for."""
+    answer = await session.house.call("GET", f"{session.path}?format=json&after=now&wait={wait}")
+
+    assert answer.json == {"events": [], "cursor": session.id_after(1)}
+
+
+async def test_poll_is_bounded_by_events_and_bytes(session: Session) -> None:
+    """But gives at least one."""
+    session.count(range(10))
+    by_events = await session.house.call("GET", f"{session.path}?format=json&limit=3")
+    by_bytes = await session.house.call("GET", f"{session.path}?format=json&max_bytes=1")
+
+    assert (len(by_events.json["events"]), by_events.json["cursor"]) == (3, session.id_after(3))
+    assert (len(by_bytes.json["events"]), by_bytes.json["cursor"]) == (1, session.id_after(1))
+
+
+@pytest.mark.parametrize("bound", ["limit=1", "max_bytes=1"])
+async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) -> None:
+    """Pages without anything for this client are no reason to wait while there are more."""
+    session.count(range(5))
+    session.say(event("response.done"))
+    async with asyncio.timeout(3):
+        answer = await session.house.call(
+            "GET", f"{session.path}?format=json&types=response.done&{bound}&wait=10"
+        )
+
+    assert [one["event"]["type"] for one in answer.json["events"]] == ["response.done"]
+
+
+async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
+    """So that it does not age."""
+    session.count(range(5))
+    answer = await session.house.call("GET", f"{session.path}?format=json&types=x&wait=0")
+
+    assert answer.json == {"events": [], "cursor": session.id_after(6)}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+async def test_stream_ends_after_closed(session: Session) -> None:
+    """`gateway.closed` is the last, and the connection ends as it should."""
+    async with session.read() as stream:
+        await stream.take(2)
+        await session.handle.close(CloseReason.CLIENT)
+        blocks = await stream.rest()
+
+    assert [said(block)["type"] for block in blocks] == ["gateway.closed"]
+    assert session.house.facts.of("stream_closed") == [("sse", "closed")]
+
+
+@pytest.mark.parametrize("format_", ["sse", "ndjson", "json"])
+async def test_closed_session_is_read_to_its_end(session: Session, format_: str) -> None:
+    """While the log is kept: first what is unread, then a clear end."""
+    await session.handle.close(CloseReason.CLIENT)
+    unread = await session.house.call("GET", f"{session.path}?format={format_}")
+    read = await session.house.call("GET", f"{session.path}?format={format_}&after={session.id_after(2)}")
+
+    assert b"gateway.closed" in unread.body
+    if format_ == "sse":
+        assert (read.status, read.body) == (204, b"")
+    else:
+        assert (read.status, read.code) == (410, "session-closed")
+
+
+async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
+    """With a last event, a short retry, and a cursor to come back with."""
+    async with session.read(max_age=1) as stream:
+        *_, last = await stream.rest()
+
+    assert last.name == "gateway.rotating"
+    assert last.retry is not None
+    assert last.retry < 1000
+    assert session.house.facts.of("stream_closed") == [("sse", "rotated")]
+    async with session.read(after=session.id_after(1)) as stream:
+        assert (await stream.value())["resumed"] is True
+
+
+@pytest.mark.slow
+async def test_rotation_waits_for_a_pause_between_responses(session: Session) -> None:
+    """A connection that is due goes on until the response is done."""
+    session.say(event("response.created"))
+    async with session.read(max_age=1) as stream:
+        await stream.take(3)
+        await asyncio.sleep(1.6)
+        session.say(event(delta="1"), event("response.done"))
+        blocks = await stream.rest()
+
+    assert [said(block)["type"] for block in blocks] == [DELTA, "response.done", "gateway.rotating"]
+
+
+async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
+    """Whoever has been silent longest is told not to come back; everybody else reads on."""
+    async with asyncio.timeout(20):
+        streams = [session.read() for _ in range(9)]
+        entered = []
+        for stream in streams:
+            entered.append(await stream.__aenter__())
+            await entered[-1].take(2)
+        (last,) = await entered[0].rest()
+        session.count(range(1))
+        others = [deltas(await stream.take(1)) for stream in entered[1:]]
+        for stream in streams:
+            await stream.__aexit__(None, None, None)
+
+    assert (last.name, last.retry) == ("gateway.superseded", 2147483647)
+    assert others == [[0]] * 8
+    assert ("sse", "superseded") in session.house.facts.of("stream_closed")
+
+
+async def test_client_that_leaves_is_noticed(session: Session) -> None:
+    """At once, not at the next write."""
+    async with session.read() as stream:
+        await stream.take(2)
+        assert session.handle.view().receivers == 1
+    await until(lambda: session.handle.view().receivers == 0)
+
+    await until(lambda: session.house.facts.of("stream_closed") == [("sse", "client")])
+
+
+async def test_closing_server_ends_streams(session: Session) -> None:
+    """Without waiting for anybody's patience."""
+    async with session.read() as stream:
+        await stream.take(2)
+        async with asyncio.timeout(2):
+            await session.house.server.close()
+
+    assert session.house.facts.of("stream_closed") == [("sse", "shutdown")]
+
+
+# --- errors that an EventSource survives ------------------------------------------------------------------------------
+
+
+async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
+    """In a stream of its own, since any status but 200 would end an `EventSource` for ever."""
+    answer = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
+
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+    (block,) = BlockParser().feed(answer.body)
+    assert block.name == "gateway.error"
+    assert block.retry is not None
+    assert block.id == session.id_after(0)
+    told = said(block)
+    assert (told["type"], told["code"], told["status"]) == ("gateway.error", "invalid-cursor", 400)
+
+
+async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
+    """When to come back, and nothing that would move its cursor."""
+    runner = session.house.server._client_side._runner
+    await runner.app[TICKER].close()
+    told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}")
+    refused = await session.house.call("GET", session.path)
+
+    (block,) = BlockParser().feed(told.body)
+    assert (block.name, block.id, said(block)["code"]) == ("gateway.error", None, "draining")
+    assert block.retry is not None
+    assert 3000 <= block.retry <= 5000
+    assert (refused.status, refused.code) == (503, "draining")
+    assert "Retry-After" in refused.headers
+
+
+@pytest.mark.parametrize("query", ["ticket={ticket}&errors=status", "", "ticket={ticket}&format=ndjson"])
+async def test_others_get_the_status(session: Session, query: str) -> None:
+    """Who asks for it, who has no ticket, and who reads no event stream."""
+    query = query.format(ticket=session.ticket)
+    answer = await session.house.call("GET", f"{session.path}?after=NONE&{query}")
+
+    assert (answer.status, answer.code) == (400, "invalid-cursor")
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+class Second:
+    """A second client's side over the same hub, by other limits of streams."""
+
+    def __init__(self, house: House, limits: StreamLimits) -> None:
+        self._server = Server(replace(house.parts, stream=limits))
+
+    async def __aenter__(self) -> str:
+        await self._server.start(Binding(), Binding())
+        return self._server.url
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("query", "beat"),
+    [
+        ({}, b":\n\n"),
+        ({"pad": 40}, b":" + b" " * 38 + b"\n"),
+        ({"format": "ndjson"}, b"\n\n"),
+        ({"heartbeat_as": "event"}, b"event: gateway.ping\n"),
+    ],
+)
+async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str, Any], beat: bytes) -> None:
+    """Nothing for the client, but something for every proxy on the way."""
+    async with (
+        Second(session.house, StreamLimits(heartbeat_seconds=0.2)) as url,
+        reading(session.house.http, f"{url}{session.path}", after="now", **query) as stream,
+    ):
+        seen = b""
+        async with asyncio.timeout(5):
+            while seen.count(beat) < 2:
+                seen += await stream.answer.content.readany()
+
+
+async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
+    """What is filtered out is read, and need not be read again."""
+    async with (
+        Second(session.house, StreamLimits(heartbeat_seconds=0.2)) as url,
+        reading(session.house.http, f"{url}{session.path}", after="now", types="response.done") as stream,
+    ):
+        await stream.next()
+        session.count(range(5))
+        ping = await stream.next()
+
+    assert (ping.name, ping.id) == ("gateway.ping", session.id_after(6))
+
+
+class Deaf:
+    """A client that asks and then takes only what it is told to."""
+
+    def __init__(self, url: str, path: str, buffer: int = 4096) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self._socket.connect((host, int(port)))
+        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        self._socket.setblocking(False)
+
+    async def take(self, size: int) -> bytes:
+        async with asyncio.timeout(5):
+            return await asyncio.get_running_loop().sock_recv(self._socket, size)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def large(session: Session, count: int = 1) -> None:
+    """Let the far end say much at once."""
+    session.say(*[event(delta="x" * 100_000)] * count)
+
+
+@pytest.mark.slow
+async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
+    """Nobody else waits for it, and the session goes on."""
+    async with Second(session.house, StreamLimits(write_seconds=1)) as url:
+        deaf = Deaf(url, session.path)
+        await until(lambda: session.handle.view().receivers == 1)
+        async with reading(session.house.http, f"{url}{session.path}", after="now") as stream:
+            await stream.next()
+            for _ in range(60):
+                large(session)
+                await stream.next()
+            await until(lambda: ("sse", "slow") in session.house.facts.of("stream_closed"))
+            assert session.handle.view().receivers == 1
+        deaf.close()
+
+    assert session.handle.view().state == "connected"
+
+
+@pytest.mark.slow
+async def test_reader_that_never_reads_holds_little(session: Session) -> None:
+    """One page and the narrow buffers of its socket, however much the log holds."""
+    async with Second(session.house, StreamLimits(write_seconds=30)) as url:
+        deaf = Deaf(url, session.path)
+        await until(lambda: session.handle.view().receivers == 1)
+        (stream,) = session.handle._receivers
+        large(session, 60)
+        await until(lambda: stream._writing_since is not None)
+
+        assert stream._unsent() <= PAGE_BYTES + 200_000
+        deaf.close()
+
+
+@pytest.mark.slow
+async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
+    """Who takes a little before each deadline is not cut off, though one write waits longer than that."""
+    large(session, 10)
+    async with Second(session.house, StreamLimits(write_seconds=1)) as url:
+        # A window of more than a moment's reading: with a smaller one TCP itself waits for it to open.
+        slow = Deaf(url, session.path, buffer=32768)
+        await until(lambda: session.handle.view().receivers == 1)
+        (stream,) = session.handle._receivers
+        for _ in range(10):
+            await slow.take(16384)
+            await asyncio.sleep(0.25)
+
+        assert stream._writing_since is not None
+        assert session.house.facts.of("stream_closed") == []
+        slow.close()
+
+
+async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Build) -> None:
+    """It would be told at the write deadline, if ever."""
+    session = await opened(await build(relay=RelayLimits(max_receivers=1)))
+    deaf = Deaf(session.house.url, session.path)
+    await until(lambda: session.handle.view().receivers == 1)
+    (stuck,) = session.handle._receivers
+    large(session, 20)
+    await until(lambda: stuck._writing_since is not None)
+    async with session.read(after="now") as stream:
+        await stream.next()
+        await until(lambda: session.house.facts.of("stream_closed") == [("sse", "superseded")])
+        assert session.handle.view().receivers == 1
+    deaf.close()
+
+
+async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
+    """A stream that fell behind is told of the gap, and ends."""
+    session = await opened(await build(relay=RelayLimits(log_max_events=5)))
+    async with session.read(on_gap="fail") as stream:
+        await stream.take(2)
+        session.count(range(20))
+        blocks = await stream.rest()
+
+    assert [said(block)["type"] for block in blocks] == ["gateway.gap"]
+    assert said(blocks[0])["missed"] == 15
+    assert session.house.facts.of("stream_closed") == [("sse", "error")]
+
+
+# --- what is counted --------------------------------------------------------------------------------------------------
+
+
+async def test_live_events_are_timed_once(session: Session) -> None:
+    """Whoever writes an event first tells how long it took; history is counted, not timed."""
+    session.count(range(3))
+    async with session.read() as one, session.read() as two:
+        await one.take(5)
+        await two.take(5)
+        session.count(range(3, 7))
+        await one.take(4)
+        await two.take(4)
+    facts = session.house.facts
+
+    assert len(facts.of("relayed_down")) == 4
+    assert all(0 <= seconds < 1 for (seconds,) in facts.of("relayed_down"))
+    assert sum(count for (count,) in facts.of("replayed")) == 8
+
+
+async def test_http_1_0_reads_as_well(session: Session) -> None:
+    """Without chunks, up to the end of the connection: nginx speaks it to us unless told otherwise."""
+    host, port = session.house.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {session.path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+    await until(lambda: session.handle.view().receivers == 1)
+    await session.handle.close(CloseReason.CLIENT)
+    async with asyncio.timeout(5):
+        body = (await reader.read()).partition(b"\r\n\r\n")[2]
+    writer.close()
+
+    assert body.startswith(b"retry: ")
+    assert body.endswith(b"}\n\n")

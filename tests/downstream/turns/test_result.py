@@ -1,0 +1,128 @@
+"""What became of a turn, put into answers."""
+
+import pytest
+
+from gateway.downstream.turns import result as turnresult
+from gateway.errors import GatewayError, UpstreamError
+from gateway.relay.turn import Turn, TurnRequest
+
+
+def done(status: str = "completed", output: object = None, error: object = None) -> Turn:
+    """Give a turn whose response is done."""
+    turn = Turn(1, "t", TurnRequest([]))
+    details = {"type": status, "error": error} if error is not None else None
+    turn.result = {
+        "id": "resp_1",
+        "status": status,
+        "status_details": details,
+        "output": output or [],
+        "usage": {},
+    }
+    turn.finish(None)
+    return turn
+
+
+def failed(error: GatewayError) -> Turn:
+    """Give a turn that came to no response."""
+    turn = Turn(1, "t", TurnRequest([]))
+    turn.finish(None, error)
+    return turn
+
+
+def message(*parts: object) -> dict[str, object]:
+    """Give an output item."""
+    return {"type": "message", "content": list(parts)}
+
+
+def text(words: str, type_: str = "output_text") -> dict[str, object]:
+    """Give a part of one."""
+    return {"type": type_, "text": words}
+
+
+def test_text_is_joined_over_parts_and_messages() -> None:
+    """In order, whatever stands between."""
+    call = {"type": "function_call", "name": "f"}
+    output = [message(text("a"), text("b", "text")), call, message({"type": "refusal"}, text("c"))]
+
+    assert turnresult.output_text({"output": output}) == "abc"
+    assert turnresult.text_of(done(output=output)) == "abc"
+
+
+@pytest.mark.parametrize(
+    "output", [None, "odd", [None], [message(None)], [message({"type": "text", "text": 1})]]
+)
+def test_odd_output_has_no_text(output: object) -> None:
+    """What upstream sends is not ours to trust."""
+    assert turnresult.output_text({"output": output}) is None
+
+
+def test_document_of_an_odd_response_keeps_its_form() -> None:
+    """An output that is no list is an empty one."""
+    document = turnresult.document(done(output="odd"), "gws_1", "k-1")
+
+    assert (document["output"], document["output_text"], document["head"]) == ([], None, "k-1")
+
+
+def test_turn_without_result_has_an_empty_document() -> None:
+    """Withdrawn before there was any."""
+    turn = Turn(1, "t", TurnRequest([]))
+    turn.finish(None)
+
+    assert turnresult.document(turn, "gws_1", "k-1")["status"] is None
+
+
+def test_failure_is_raised_whoever_asks() -> None:
+    """There is no answer to give."""
+    turn = failed(UpstreamError("upstream-failed", "Gone."))
+
+    with pytest.raises(UpstreamError, match="Gone"):
+        turnresult.document(turn, "gws_1", "k-1")
+    assert turnresult.failure_of(turn) is turn.failure
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Please try again in 1.5s.", 1.5),
+        ("Try again in 20ms", 0.02),
+        ("try again in 1m3s", 63),
+        ("try again in 2m", 120),
+        ("try again in a while", turnresult.RATE_LIMIT_RETRY_SECONDS),
+        ("try again in 1.2.3s", turnresult.RATE_LIMIT_RETRY_SECONDS),
+        ("Slow down.", turnresult.RATE_LIMIT_RETRY_SECONDS),
+    ],
+)
+def test_rate_limit_says_when_to_come_back(said: str, seconds: float) -> None:
+    """As OpenAI's sentence does, if it does."""
+    turn = done("failed", error={"code": "rate_limit_exceeded", "message": said})
+
+    failure = turnresult.failure_of(turn)
+    assert failure is not None
+    assert (failure.code, failure.retry_after) == ("upstream-rate-limited", seconds)
+
+
+@pytest.mark.parametrize(
+    ("turn", "again"),
+    [
+        (done(output=[message(text("a"))]), False),
+        (done(), False),
+        (done("failed", error={"code": "server_error"}), False),
+        (done("cancelled"), False),
+        (done("failed", error={"code": "rate_limit_exceeded"}), True),
+        (failed(UpstreamError("upstream-failed", "Gone.")), True),
+        (failed(UpstreamError("upstream-timeout", "Late.")), True),
+        (failed(UpstreamError("upstream-rejected", "No.")), False),
+    ],
+)
+def test_only_what_left_nothing_behind_is_tried_again(turn: Turn, again: bool) -> None:
+    """A response that is done was billed, whatever is in it."""
+    assert turnresult.retryable(turn) is again
+
+
+def test_text_cannot_tell_of_a_failure() -> None:
+    """So it is an error, with OpenAI's own words inside."""
+    error = {"code": "server_error", "message": "Sorry."}
+    with pytest.raises(UpstreamError, match="Sorry") as raised:
+        turnresult.text_of(done("failed", error=error))
+
+    assert raised.value.members == {"upstream": error}

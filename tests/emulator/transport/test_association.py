@@ -1,0 +1,124 @@
+"""The far end's SCTP beside stock aiortc: bundled, linear, and stock again under another version."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiortc.rtcsctptransport import SCTP_DATA_FIRST_FRAG, SCTP_DATA_LAST_FRAG, DataChunk
+
+from gateway.emulator.transport import association
+from gateway.emulator.transport.association import _Stream
+from gateway.emulator.transport.ice import LiteAgent
+from tests.emulator.caller import Caller
+
+
+def chunk(tsn: int, *, first: bool, last: bool, sequence: int = 0) -> DataChunk:
+    """Make one fragment."""
+    made = DataChunk(flags=SCTP_DATA_FIRST_FRAG * first | SCTP_DATA_LAST_FRAG * last)
+    made.tsn, made.stream_seq, made.protocol, made.user_data = tsn, sequence, 51, b"%d" % tsn
+    return made
+
+
+def test_fragments_become_messages_in_any_order_of_arrival() -> None:
+    """Two messages whose fragments come mixed up are given whole, in order, once."""
+    stream = _Stream()
+    fragments = [
+        chunk(5, first=False, last=True, sequence=1),
+        chunk(2, first=False, last=False),
+        chunk(4, first=True, last=False, sequence=1),
+        chunk(1, first=True, last=False),
+        chunk(3, first=False, last=True),
+    ]
+    given = []
+    for fragment in fragments:
+        stream.add_chunk(fragment)
+        given += [data for _, _, data in stream.pop_messages()]
+
+    assert given == [b"123", b"45"]
+    assert stream.reassembly == []
+
+
+def test_fragments_that_were_given_up_are_forgotten() -> None:
+    """Pruning counts the ends again, so that what is left is still found."""
+    stream = _Stream()
+    for fragment in (chunk(1, first=False, last=True), chunk(2, first=True, last=True, sequence=1)):
+        stream.add_chunk(fragment)
+    stream.prune_chunks(1)
+    stream.sequence_number = 1
+
+    assert [data for _, _, data in stream.pop_messages()] == [b"2"]
+
+
+def test_long_message_is_put_together_in_linear_time() -> None:
+    """Four times the fragments take about four times as long, not sixteen: 20,000 of them stay under a second."""
+    stream = _Stream()
+    before = time.perf_counter()
+    messages = 0
+    for tsn in range(20_000):
+        stream.add_chunk(chunk(tsn, first=tsn == 0, last=tsn == 19_999))
+        messages += len(list(stream.pop_messages()))
+
+    assert messages == 1
+    assert time.perf_counter() - before < 1.0
+
+
+async def test_messages_of_one_turn_share_packets(
+    emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small messages at once arrive whole and in order, in far fewer packets than messages."""
+    emulator = await emulate()
+    caller: Caller = await call(emulator)
+    packets = 0
+    send = LiteAgent._send
+
+    async def counted(self: LiteAgent, data: bytes) -> None:
+        nonlocal packets
+        packets += 1
+        await send(self, data)
+
+    monkeypatch.setattr(LiteAgent, "_send", counted)
+    frames = [f'{{"type":"n{n}"}}' for n in range(200)]
+    await caller.tell("send", {"frames": frames})
+    await caller.until("n199")
+
+    assert caller.frames[1:] == frames
+    assert packets < 50
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+async def test_turn_works_tuned_and_stock(
+    tuned: bool, emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a version of aiortc whose inside is not known, the far end works without the changes."""
+    monkeypatch.setattr(association, "_TUNED", tuned)
+    caller: Caller = await call(await emulate())
+    answer = await caller.ask("Write 300 words about rain")
+
+    assert len(answer.split()) == 300
+
+
+async def test_lost_packets_are_sent_again(
+    emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every seventh datagram lost, a long answer still arrives whole and in order."""
+    caller: Caller = await call(await emulate())
+    sent = 0
+    send = LiteAgent._send
+
+    async def lossy(self: LiteAgent, data: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent % 7:
+            await send(self, data)
+
+    monkeypatch.setattr("aiortc.rtcsctptransport.SCTP_RTO_MIN", 0.02)
+    monkeypatch.setattr(LiteAgent, "_send", lossy)
+    async with asyncio.timeout(20):
+        answer = await caller.ask("Write 200 words about rain")
+    monkeypatch.setattr(LiteAgent, "_send", send)
+
+    assert len(answer.split()) == 200
+    deltas = [e["delta"] for e in caller.events if e["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == answer

@@ -1,0 +1,96 @@
+"""Garbage is collected when sessions have ended, and at no other time."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+
+from gateway.telemetry import garbage as collector_module
+from gateway.telemetry.garbage import MIN_ENDED, THRESHOLDS, Collector
+
+
+class Cycle:
+    """Garbage that reference counts cannot free."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture
+def counts() -> dict[str, int]:
+    """Give the numbers that a collector asks for."""
+    return {"ended": 0, "live": 0}
+
+
+@pytest.fixture
+def collector(counts: dict[str, int]) -> Collector:
+    """Give a collector that asks for them."""
+    return Collector(lambda: counts["ended"], lambda: counts["live"])
+
+
+def test_nothing_is_swept_while_few_sessions_end(collector: Collector, counts: dict[str, int]) -> None:
+    """A full collection holds the loop: it must be worth it."""
+    counts["ended"] = MIN_ENDED - 1
+
+    assert not collector.sweep()
+
+
+def test_garbage_is_swept_after_enough_ends(collector: Collector, counts: dict[str, int]) -> None:
+    """What closed sessions left is freed, however old it is."""
+    garbage = Cycle()
+    seen = weakref.ref(garbage)
+    gc.collect()  # Now it is in the oldest generation.
+    del garbage
+    counts["ended"] = MIN_ENDED
+    swept = collector.sweep()
+
+    assert swept
+    assert seen() is None
+
+
+def test_sweeping_begins_anew_each_time(collector: Collector, counts: dict[str, int]) -> None:
+    """Ends that were swept for do not count again."""
+    counts["ended"] = MIN_ENDED
+    collector.sweep()
+    counts["ended"] += 1
+
+    assert not collector.sweep()
+
+
+def test_many_live_sessions_are_looked_at_less_often(collector: Collector, counts: dict[str, int]) -> None:
+    """The cost of a collection grows with what lives, so it is shared among more ends."""
+    counts.update(ended=200, live=2000)
+    early = collector.sweep()
+    counts["ended"] = 250
+
+    assert (early, collector.sweep()) == (False, True)
+
+
+async def test_python_collects_by_itself_again_afterwards(collector: Collector) -> None:
+    """Closing leaves the process as it was."""
+    before = gc.get_threshold()
+    collector.start()
+    during, frozen = gc.get_threshold(), gc.get_freeze_count()
+    await collector.close()
+    await collector.close()
+
+    assert during == THRESHOLDS
+    assert frozen > 1000
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+async def test_sweeper_looks_by_itself(
+    collector: Collector, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once started, it needs nobody to remind it."""
+    monkeypatch.setattr(collector_module, "SWEEP_SECONDS", 0.01)
+    collector.start()
+    try:
+        garbage = weakref.ref(Cycle())
+        counts["ended"] = MIN_ENDED
+        async with asyncio.timeout(5):
+            while garbage() is not None:
+                await asyncio.sleep(0.01)  # Weak references tell nobody when they die.
+    finally:
+        await collector.close()
