@@ -1,6 +1,6 @@
 """A small asyncio client: sessions, sends that never double, events that resume by themselves, turns.
 
-Shares nothing with the gateway but the wire (gateway/downstream/api.md), so it works against any deployment and proves the
+Shares nothing with the gateway but the wire (docs/api.md), so it works against any deployment and proves the
 contract when tests use it.
 
 ```python

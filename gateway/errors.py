@@ -1,6 +1,6 @@
 """Every error the gateway reports, in one table.
 
-A `GatewayError` carries a `code` of gateway/downstream/api.md, 5 Errors. The code decides the HTTP status, the title
+A `GatewayError` carries a `code` of docs/api.md, 5 Errors. The code decides the HTTP status, the title
 and whether the same request may succeed later; the exception's class says whose fault it was. Nothing here knows how
 an error is rendered: `downstream` turns it into a problem object (RFC 9457).
 """
@@ -46,7 +46,7 @@ Code = Literal[
 ]
 
 Phase = Literal["signalling", "ice", "dtls", "channel", "response"]
-"""Where an upstream deadline passed (gateway/downstream/api.md, 5 Errors: status 504)."""
+"""Where an upstream deadline passed (docs/api.md, 5 Errors: status 504)."""
 
 
 @dataclass(frozen=True, slots=True)

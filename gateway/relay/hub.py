@@ -44,7 +44,7 @@ _DRAIN_POLL_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """What a caller wants opened (gateway/downstream/api.md, 1 Sessions)."""
+    """What a caller wants opened (docs/api.md, 1 Sessions)."""
 
     principal: Principal
     session: Json = field(default_factory=dict)

@@ -156,7 +156,7 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A session as its owner sees it (gateway/downstream/api.md, 1 Sessions). Times are Unix seconds."""
+    """A session as its owner sees it (docs/api.md, 1 Sessions). Times are Unix seconds."""
 
     id: SessionId
     principal: str

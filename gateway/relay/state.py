@@ -56,7 +56,7 @@ def advance(state: State, happened: Input) -> State:
 
 
 class CloseReason(StrEnum):
-    """Why a session ended (gateway/downstream/api.md, 1 Sessions)."""
+    """Why a session ended (docs/api.md, 1 Sessions)."""
 
     CLIENT = "client"
     DETACHED = "detached"

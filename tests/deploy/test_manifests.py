@@ -18,7 +18,7 @@ MANIFESTS = sorted(
 KUBERNETES = "1.33"
 MIB = 1024 * 1024
 KIB = 1024
-# Measured, see deploy/operations.md: a gateway that has just started, and each session that idles.
+# Measured, see docs/operations.md: a gateway that has just started, and each session that idles.
 BASE_BYTES = 100 * MIB
 SESSION_BYTES = 117 * KIB
 

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]  # it ships no types
 from gateway.config import Config
 from tests.deploy.conftest import ROOT
 
-PAGE = (ROOT / "deploy/operations.md").read_text()
+PAGE = (ROOT / "docs/operations.md").read_text()
 LEVELS = {"debug", "info", "warning", "error"}
 
 
@@ -86,7 +86,7 @@ def test_every_alert_has_a_section_that_its_runbook_leads_to() -> None:
 
     assert sorted(sections) == sorted(rule["alert"] for rule in rules)
     for rule in rules:
-        assert rule["annotations"]["runbook"] == f"deploy/operations.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
 def test_links_within_the_page_lead_somewhere() -> None:

@@ -18,7 +18,7 @@ from gateway.telemetry.metrics import PREFIX
 from tests.conftest import ROOT
 from tests.downstream.house import House
 
-PAGE = (ROOT / "gateway/downstream/api.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 
 METHODS = {"GET", "POST", "DELETE"}
 

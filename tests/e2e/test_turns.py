@@ -1,4 +1,4 @@
-"""Turns whose response goes wrong, takes too long, or is not waited for (gateway/downstream/api.md, 4 Turns)."""
+"""Turns whose response goes wrong, takes too long, or is not waited for (docs/api.md, 4 Turns)."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The metrics (gateway/downstream/api.md, 7 The operator's listener), their labels, and what the hot verbs cost."""
+"""The metrics (docs/api.md, 7 The operator's listener), their labels, and what the hot verbs cost."""
 
 import re
 import timeit

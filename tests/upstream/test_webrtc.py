@@ -90,7 +90,7 @@ async def test_call_with_the_emulator_answers_a_turn(hooks: frozenset[Hook]) -> 
 
 @HOOKS
 async def test_call_measures_every_phase(hooks: frozenset[Hook]) -> None:
-    """The phases of `connect_seconds` (gateway/downstream/api.md) are reported once each, and add up to the total."""
+    """The phases of `connect_seconds` (docs/api.md) are reported once each, and add up to the total."""
     facts = Facts()
     async with open_call(facts=facts, hooks=hooks) as (call, _):
         phases = dict(facts.of("connect_phase"))

@@ -1,4 +1,4 @@
-"""Reading a session's log: cursors, gaps, forms, filters, ends (gateway/downstream/api.md, 3 Receiving), over real sockets."""
+"""Reading a session's log: cursors, gaps, forms, filters, ends (docs/api.md, 3 Receiving), over real sockets."""
 
 import asyncio
 import json

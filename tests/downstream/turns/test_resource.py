@@ -1,4 +1,4 @@
-"""One text turn in one request (gateway/downstream/api.md, 4 Turns), over real sockets; the far end is played."""
+"""One text turn in one request (docs/api.md, 4 Turns), over real sockets; the far end is played."""
 
 import asyncio
 import json
