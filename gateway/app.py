@@ -27,6 +27,7 @@ from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Binding, Parts, Server
+from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits
@@ -66,7 +67,14 @@ class Gateway:
         except ValueError as error:
             raise ConfigError([str(error)]) from error
         self._dialer = WebRTCDialer(upstream, self._metrics, clock)
-        self._hub = Hub(self._dialer, frame, self._metrics, relay_limits(config), clock)
+        self._hub = Hub(
+            self._dialer,
+            frame,
+            self._metrics,
+            relay_limits(config),
+            clock,
+            Budget(config.server.memory_budget_bytes),
+        )
         self._metrics.watch(lambda: self._hub.draining)
 
         def lagged(seconds: float) -> None:

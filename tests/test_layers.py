@@ -61,6 +61,7 @@ NOT_PURE = {
 # Whatever else may come to promise it, these must.
 PURE_BY_DESIGN = {
     "gateway.downstream.reading.sse",
+    "gateway.relay.budget",
     "gateway.relay.conversation",
     "gateway.relay.envelope",
     "gateway.relay.eventlog",

@@ -118,6 +118,7 @@ class Server(Section):
     keepalive_seconds: Seconds = 75.0
     max_event_bytes: Annotated[int, Field(ge=KIB)] = MIB
     max_batch_events: Count = 256
+    memory_budget_bytes: Annotated[int, Field(ge=64 * MIB)] = 2048 * MIB
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Server":

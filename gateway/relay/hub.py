@@ -15,6 +15,7 @@ from typing import Final
 from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
 from gateway.relay.allowance import Allowance
 from gateway.relay.broker import Broker
+from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.eventlog import Framing
 from gateway.relay.idempotency import IdempotencyKeys
@@ -65,8 +66,10 @@ class Hub:
         telemetry: Telemetry,
         limits: RelayLimits,
         clock: Clock | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.limits = limits
+        self.budget = budget or Budget()
         self.draining = False
         self.strain = Strain(limits.max_loop_lag_seconds)
         """Whoever watches the event loop tells it how late that runs."""

@@ -72,6 +72,7 @@ ELSEWHERE = {
     # seen in the tests below and in those of the command line
     "server.host",
     "server.port",
+    "server.memory_budget_bytes",
     "server.tls_certificate_file",
     "server.tls_key_file",
     "admin.host",
@@ -159,6 +160,13 @@ def test_setting_reaches_a_room(dotted: str) -> None:
 def test_every_setting_is_accounted_for() -> None:
     """No key of the configuration is without effect."""
     assert {key for key in keys() if "[]" not in key} == set(CHANGES) | ELSEWHERE
+
+
+def test_the_memory_budget_reaches_the_relay() -> None:
+    """What the operator allows all buffers together is what the relay charges to."""
+    gateway = Gateway(changed("server.memory_budget_bytes", 64 << 20))
+
+    assert gateway._hub.budget.total_bytes == 64 << 20
 
 
 def test_key_limits_reach_the_rules() -> None:
