@@ -1,0 +1,203 @@
+"""What responses cost: tokens by kind, and dollars by a price list. No I/O.
+
+`charge` prices the `usage` object of one `response.done` or of one transcription. `Usage` adds charges up for a
+session. Money is counted in whole picodollars (1e-12 US$), because sums of floats drift: prices per million tokens with
+up to six decimals are exact this way.
+
+An unknown price is never taken for 0. A session's cost is None from its first token without a price on, and such tokens
+are counted apart. A budget charges them at the highest price of the list.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+Json = Mapping[str, object]
+
+PICODOLLARS: Final = 10**12
+"""Picodollars in a US dollar."""
+
+KINDS: Final = ("text", "audio", "image")
+OTHER: Final = "other"
+"""Tokens that a total holds and no kind accounts for. They have no price."""
+
+Direction = Literal["input", "cached", "output"]
+"""`cached` is the part of the input that OpenAI's prompt cache served."""
+
+_DATED: Final = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrices:
+    """One model's prices: picodollars by direction and kind of token, and for a minute of audio."""
+
+    tokens: Mapping[tuple[Direction, str], int] = field(default_factory=dict)
+    minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Prices by model."""
+
+    date: str = ""
+    """The day on which the prices were looked up, as YYYY-MM-DD."""
+    models: Mapping[str, ModelPrices] = field(default_factory=dict)
+
+    def of(self, model: str) -> ModelPrices:
+        """Return a model's prices. A dated name that is not listed itself has the prices of its undated one."""
+        found = self.models.get(model) or self.models.get(_DATED.sub("", model))
+        return found or ModelPrices()
+
+    def highest(self, direction: Direction) -> int:
+        """Return the highest price of a token of this direction, 0 where the list has none."""
+        prices = [
+            price
+            for model in self.models.values()
+            for (priced, _), price in model.tokens.items()
+            if priced == direction
+        ]
+        return max(prices, default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one response or one transcription cost."""
+
+    model: str
+    input: Mapping[str, int] = field(default_factory=dict)
+    """Tokens by kind, cached ones included. Kinds without tokens are left out."""
+    cached: Mapping[str, int] = field(default_factory=dict)
+    """The part of `input` that was cached."""
+    output: Mapping[str, int] = field(default_factory=dict)
+    cost: int = 0
+    """Picodollars for everything that has a price."""
+    unpriced_tokens: int = 0
+    complete: bool = True
+    """Everything had a price, so `cost` is all of it."""
+    assumed_cost: int = 0
+    """`cost`, and the tokens without a price at the list's highest: what a budget is charged."""
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, as in `usage.total_tokens`."""
+        return sum(self.input.values()) + sum(self.output.values())
+
+
+def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
+    """Price a `usage` object of Realtime: response.done, or of …input_audio_transcription.completed, which has tokens or
+    `{"type":"duration","seconds":…}`. `model` is the one that did the work; None where it is not known."""
+    name = model or "unknown"
+    if usage.get("type") == "duration":
+        return _by_duration(usage, name, prices)
+    details = usage.get("input_token_details")
+    input_ = _by_kind(details, usage.get("input_tokens"))
+    output = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
+    cached = _cached(details, input_)
+    price_of = prices.of(name).tokens
+    cost = unpriced = assumed = 0
+    for direction, kind, count in _billed(input_, cached, output):
+        price = price_of.get((direction, kind))
+        if price is None:
+            unpriced += count
+            # A cached token of an unknown price is assumed to cost what a fresh one does.
+            assumed += count * prices.highest("output" if direction == "output" else "input")
+        else:
+            cost += count * price
+    return Charge(name, input_, cached, output, cost, unpriced, unpriced == 0, cost + assumed)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The charges of one session, added up (docs/api.md, 1 Sessions)."""
+
+    input_text: int = 0
+    input_audio: int = 0
+    input_image: int = 0
+    cached_input: int = 0
+    """The part of the three above that was cached, of all kinds."""
+    output_text: int = 0
+    output_audio: int = 0
+    cost: int | None = 0
+    """Picodollars; None once anything had no price."""
+
+    def plus(self, charge: Charge) -> "Usage":
+        """Return the sum."""
+        known = self.cost is not None and charge.complete
+        return Usage(
+            input_text=self.input_text + charge.input.get("text", 0),
+            input_audio=self.input_audio + charge.input.get("audio", 0),
+            input_image=self.input_image + charge.input.get("image", 0),
+            cached_input=self.cached_input + sum(charge.cached.values()),
+            output_text=self.output_text + charge.output.get("text", 0),
+            output_audio=self.output_audio + charge.output.get("audio", 0),
+            cost=(self.cost or 0) + charge.cost if known else None,
+        )
+
+    def shown(self) -> dict[str, int | float | None]:
+        """Return it as the session object shows it, the cost in dollars."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "cost_usd": None if self.cost is None else self.cost / PICODOLLARS,
+        }
+
+    def dump(self) -> dict[str, int | None]:
+        """Return what `load` makes the same value from; plain JSON."""
+        return {**{name: getattr(self, name) for name in _COUNTS}, "cost": self.cost}
+
+    @classmethod
+    def load(cls, dumped: Json) -> "Usage":
+        """Return the value that was dumped. Members that another version added are ignored."""
+        counts = {name: _count(dumped.get(name)) for name in _COUNTS}
+        cost = dumped.get("cost")
+        return replace(cls(**counts), cost=cost if isinstance(cost, int) else None)
+
+
+_COUNTS: Final = ("input_text", "input_audio", "input_image", "cached_input", "output_text", "output_audio")
+
+
+def _billed(
+    input_: Mapping[str, int], cached: Mapping[str, int], output: Mapping[str, int]
+) -> Iterator[tuple[Direction, str, int]]:
+    """Yield every token once, with the direction under which it is billed."""
+    for kind, count in input_.items():
+        yield "input", kind, count - cached.get(kind, 0)
+    for kind, count in cached.items():
+        yield "cached", kind, count
+    for kind, count in output.items():
+        yield "output", kind, count
+
+
+def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
+    seconds, minute = usage.get("seconds"), prices.of(model).minute
+    if minute is None or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        return Charge(model, complete=False)
+    cost = round(minute * seconds / 60)
+    return Charge(model, cost=cost, assumed_cost=cost)
+
+
+def _by_kind(details: object, total: object) -> dict[str, int]:
+    """Split a token count by kind; what no kind accounts for is `other`, so that nothing billed goes uncounted."""
+    counts = {kind: _member(details, f"{kind}_tokens") for kind in KINDS}
+    counts[OTHER] = max(0, _count(total) - sum(counts.values()))
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _cached(details: object, input_: Mapping[str, int]) -> dict[str, int]:
+    """Split the cached tokens by kind, never more of a kind than there are."""
+    by_kind = details.get("cached_tokens_details") if isinstance(details, Mapping) else None
+    counts = {kind: min(_member(by_kind, f"{kind}_tokens"), input_.get(kind, 0)) for kind in KINDS}
+    left = _member(details, "cached_tokens") - sum(counts.values())
+    # Without details only an input of a single kind says which kind was cached. Otherwise the full price is taken.
+    if left > 0 and len(input_) == 1:
+        (kind,) = input_
+        counts[kind] = min(counts.get(kind, 0) + left, input_[kind])
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _member(value: object, name: str) -> int:
+    return _count(value.get(name)) if isinstance(value, Mapping) else 0
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
