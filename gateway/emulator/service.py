@@ -5,7 +5,10 @@ call's end: a call that ends by itself is closed by a task kept here, and `close
 """
 
 import asyncio
+import contextlib
+import ipaddress
 import secrets
+import socket
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -30,7 +33,6 @@ from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.peer import FarPeer, SharedCertificate
 from gateway.emulator.transport.sdp import Endpoint, Offer, answer_setup, write_answer
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Ended calls stay known to the control endpoint, so that a test can ask what reached them.
 _MAX_ENDED = 256
 MAX_CALLS = 10_000
@@ -165,14 +167,40 @@ class Service:
 
 
 def media_addresses(host: str) -> list[str]:
-    """Give the addresses media is offered on.
+    """Return the addresses media is offered on.
 
-    A listener on one address offers that one; 127.0.0.1 too, which ICE libraries leave out, though with only `lo` up there
-    is no other. A wildcard offers every IPv4 address of the machine.
+    A listener on one address offers that one; loopback too, which ICE libraries leave out, though with only `lo` up there
+    is no other. A name offers what it resolves to. A wildcard offers every IPv4 address of the machine; `::`, and a machine
+    without IPv4, the IPv6 addresses too, link-local ones left out.
     """
-    if host in _LOOPBACK:
-        return ["127.0.0.1"]
     if host not in ("0.0.0.0", "", "::"):
-        return [host]
-    found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
-    return found or ["127.0.0.1"]
+        return _resolved(host)
+    old: list[str] = []
+    new: list[str] = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            if isinstance(ip.ip, str):
+                old.append(ip.ip)
+            elif not ipaddress.ip_address(ip.ip[0]).is_link_local:
+                new.append(ip.ip[0])
+    old, new = _usable(old), _usable(new)
+    return [*old, *new] if host == "::" or not old else old
+
+
+def _resolved(host: str) -> list[str]:
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    return _usable(list(dict.fromkeys(str(address[0]) for *_, address in found)))
+
+
+def _usable(addresses: list[str]) -> list[str]:
+    """Keep what a socket can be bound to: a family may be switched off while its addresses are still listed."""
+    usable = []
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+            usable.append(address)
+    return usable

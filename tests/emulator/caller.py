@@ -11,6 +11,7 @@ from aiortc import RTCBundlePolicy, RTCConfiguration, RTCDataChannel, RTCPeerCon
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
 TEXT_SESSION: Json = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
 
 
@@ -49,7 +50,7 @@ class Caller:
         self.channel.on("message", self._heard)
         self.channel.on("error", lambda *_: None)
         self.channel.on("close", self.ended.set)
-        with mock.patch("aioice.ice.get_host_addresses", return_value=["127.0.0.1"]):
+        with mock.patch("aioice.ice.get_host_addresses", return_value=[LOOPBACK]):
             await self.peer.setLocalDescription(await self.peer.createOffer())
         return str(self.peer.localDescription.sdp)
 

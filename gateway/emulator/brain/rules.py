@@ -84,8 +84,11 @@ class RuleBrain:
     async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Answer the newest item: a function's result, or what the user said last."""
         asked = _last(prompt.items)
-        if asked is not None and asked.get("role") == "user":
-            calls = tools.choose(text_of(asked), prompt.tools, prompt.tool_choice)
+        spoken = asked is not None and asked.get("role") == "user"
+        # A choice that forces a call does so whatever came last, as the service's models do.
+        if spoken or prompt.tool_choice not in ("auto", "none"):
+            text = text_of(asked) if asked is not None and spoken else ""
+            calls = tools.choose(text, prompt.tools, prompt.tool_choice)
             if calls:
                 if is_reasoning(prompt.model):
                     # The newer models say what they are about to do in the same response.
@@ -146,13 +149,17 @@ def _plain(value: Any) -> str:
 
 def _repeat(question: _Question) -> _Reply | None:
     match = re.match(
-        r"\s*(?:please\s+)?(?:repeat(?: after me)?(?: exactly)?|echo|say(?: exactly)?)\s*(?:[:,]\s*|\s)(.+)\s*$",
+        r"\s*(?:please\s+)?(?:(repeat after me(?: exactly)?|(?:repeat|say) exactly|echo)|repeat|say)\s*([:,]\s*|\s)(.+)\s*$",
         question.text,
         re.I | re.S,
     )
-    if match is None or re.match(r"(?:hello|hi|something|it again|my |the )\b", match[1], re.I):
+    if match is None:
         return None
-    said = match[1].strip()
+    # "Say hello" and "repeat my name" ask for something else, unless the words to repeat are plainly set apart.
+    plain = match[1] is not None or ":" in match[2]
+    if not plain and re.match(r"(?:hello|hi|something|it again|my |the )\b", match[3], re.I):
+        return None
+    said = match[3].strip()
     if said[-1] == "." and said[0] in "\"'“" and said[-2:-1] in "\"'”":
         said = said[:-1]
     if len(said) > 1 and said[0] in "\"'“" and said[-1] in "\"'”":

@@ -35,11 +35,14 @@ class Emulator:
         self.service: Service | None = None
         self._runner: web.AppRunner | None = None
         self._port = 0
+        self._ipv6_only = False
 
     @property
     def base_url(self) -> str:
-        """Give `http://host:port/v1`, with the port that was bound."""
-        host = "127.0.0.1" if self.config.host in _WILDCARDS else self.config.host
+        """Return `http://host:port/v1`, with the port that was bound."""
+        host = self.config.host
+        if host in _WILDCARDS:
+            host = "::1" if self._ipv6_only else "127.0.0.1"
         return f"http://[{host}]:{self._port}/v1" if ":" in host else f"http://{host}:{self._port}/v1"
 
     async def start(self) -> None:
@@ -58,6 +61,7 @@ class Emulator:
             await self.close()
             raise
         self._port = self._runner.addresses[0][1]
+        self._ipv6_only = all(":" in address[0] for address in self._runner.addresses)
 
     async def close(self) -> None:
         """Stop listening, then end every call."""

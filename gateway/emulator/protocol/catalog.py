@@ -23,6 +23,8 @@ _ANY_TEXT = Text()
 _NULLABLE_TEXT = Nullable(Text())
 # Realtime: conversation.item.create. Ids given by clients are short strings.
 _ID = Text(longest=32)
+# Reported: a `call_id` with a slash is refused, naming this pattern (livekit/agents#5652).
+_CALL_ID = Text(longest=32, pattern="[a-zA-Z0-9_-]+")
 _PCM = Record(
     {"type": Word(("audio/pcm", "audio/pcmu", "audio/pcma")), "rate": Number(8000, 48000, whole=True)},
     ("type",),
@@ -211,7 +213,7 @@ _ITEMS: dict[str, Shape] = {
             "object": _OBJECT,
             "status": _STATUS,
             "name": _ANY_TEXT,
-            "call_id": Text(longest=32),
+            "call_id": _CALL_ID,
             "arguments": _ANY_TEXT,
         },
         ("name", "arguments"),
@@ -222,7 +224,7 @@ _ITEMS: dict[str, Shape] = {
             "type": _ANY_TEXT,
             "object": _OBJECT,
             "status": _STATUS,
-            "call_id": Text(longest=32),
+            "call_id": _CALL_ID,
             "output": _ANY_TEXT,
         },
         ("call_id", "output"),

@@ -49,6 +49,10 @@ class Conversation:
         self._by_id[item["id"]] = item
         return self._items[at - 1]["id"] if at else None
 
+    def has_call(self, call_id: str) -> bool:
+        """Say whether an item of the conversation is the function call `call_id`."""
+        return any(i["type"] == "function_call" and i["call_id"] == call_id for i in reversed(self._items))
+
     def before(self, item_id: str) -> str | None:
         """Give the id before an item, or None where it is the first or gone."""
         # From the end: what is asked about is nearly always the newest.

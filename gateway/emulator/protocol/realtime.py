@@ -111,6 +111,11 @@ class Realtime:
         if len(self.conversation) >= MAX_ITEMS:
             raise Refusal("conversation_too_long", f"A conversation holds at most {MAX_ITEMS} items.")
         item = new_item(event["item"], self._ids)
+        if item["type"] == "function_call_output" and not self.conversation.has_call(item["call_id"]):
+            # Reported: code and words are the service's, `param` is null (livekit/agents#3344).
+            raise Refusal(
+                "invalid_tool_call_id", f"Tool call ID '{item['call_id']}' not found in conversation."
+            )
         before = self.conversation.place(item, event.get("previous_item_id"))
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._emit({"type": kind, "previous_item_id": before, "item": item})

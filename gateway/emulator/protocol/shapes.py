@@ -4,6 +4,7 @@ Refuses to know any particular event; `catalog` lists them. A shape is a value t
 with the code and the dotted path (`session.audio.input.foo`) the service would name. An unknown key refuses the whole.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,10 +51,11 @@ class Anything:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string, of at most `longest` characters where that is given."""
+    """A string, of at most `longest` characters and of the form `pattern`, where those are given."""
 
     longest: int | None = None
     wanted: str = "a string"
+    pattern: str | None = None
 
     def check(self, value: Any, path: str) -> None:
         if not isinstance(value, str):
@@ -63,6 +65,13 @@ class Text:
                 "string_above_max_length",
                 f"Invalid '{path}': string too long. Expected a string with maximum length {self.longest}, "
                 f"but got a string with length {len(value)} instead.",
+                param=path,
+            )
+        if self.pattern is not None and re.fullmatch(self.pattern, value) is None:
+            raise Refusal(
+                "invalid_value",
+                f"Invalid '{path}': string does not match pattern. "
+                f"Expected a string that matches the pattern '^{self.pattern}$'.",
                 param=path,
             )
 

@@ -450,6 +450,63 @@ async def test_tool_choice_is_obeyed(choice: Any, text: str, calls: int, talk: M
     assert sum(item["type"] == "function_call" for item in done["output"]) == calls
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+@pytest.mark.parametrize("before", ["nothing", "system", "output"])
+async def test_forced_tool_is_called_without_words_of_a_user(
+    before: str, choice: Any, talk: MakeTalk
+) -> None:
+    """A choice that forces a call is obeyed in an empty conversation, after a system message, and after an output."""
+    one = talk(session={"tools": [WEATHER]})
+    if before == "system":
+        content = [{"type": "input_text", "text": "Begin."}]
+        item = {"type": "message", "role": "system", "content": content}
+        one.send("conversation.item.create", item=item)
+    elif before == "output":
+        call = {"type": "function_call", "call_id": "call_1", "name": "get_weather", "arguments": "{}"}
+        one.send("conversation.item.create", item=call)
+        one.send(
+            "conversation.item.create",
+            item={"type": "function_call_output", "call_id": "call_1", "output": "Rain."},
+        )
+    done = await one.respond(tool_choice=choice)
+
+    assert [item["type"] for item in done["output"]] == ["function_call"]
+    assert isinstance(json.loads(done["output"][0]["arguments"])["city"], str)
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_output_needs_its_call_in_the_conversation(known: bool, talk: MakeTalk) -> None:
+    """An output for a call that nobody made, or whose item was deleted, is refused in the service's words."""
+    one = talk()
+    if known:
+        call = {"id": "f", "type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+        one.send("conversation.item.create", item=call)
+        one.send("conversation.item.delete", item_id="f")
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "5"}
+    one.send("conversation.item.create", item=output, event_id="mine")
+
+    assert error(one) == {
+        "type": "invalid_request_error",
+        "code": "invalid_tool_call_id",
+        "message": "Tool call ID 'call_1' not found in conversation.",
+        "param": None,
+        "event_id": "mine",
+    }
+    assert [i["type"] for i in one.realtime.conversation] == []
+
+
+@pytest.mark.parametrize("call_id", ["call/1", "", "call 1", "été", "call_1\n"])
+@pytest.mark.parametrize("kind", ["function_call", "function_call_output"])
+async def test_call_id_has_few_characters(kind: str, call_id: str, talk: MakeTalk) -> None:
+    """A `call_id` with any other character than letters, digits, `_` and `-` is refused, naming the pattern."""
+    one = talk()
+    members = {"name": "f", "arguments": "{}"} if kind == "function_call" else {"output": "5"}
+    one.send("conversation.item.create", item={"type": kind, "call_id": call_id, **members})
+
+    assert (error(one)["code"], error(one)["param"]) == ("invalid_value", "item.call_id")
+    assert "'^[a-zA-Z0-9_-]+$'" in error(one)["message"]
+
+
 async def test_newer_model_comments_and_interleaves(talk: MakeTalk) -> None:
     """gpt-realtime-2.1 says what it does in the same response, with phases, its call beginning before its text is done."""
     one = talk(session={"tools": [WEATHER], "model": "gpt-realtime-2.1"})
