@@ -1,0 +1,37 @@
+"""The documentation: every link leads somewhere, and the front page stays short."""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, anchors, links, name
+
+README_LINES = 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
+    """Each path exists in the repository, and each anchor is that of a heading."""
+    broken = []
+    for link in links(page):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+
+    assert broken == []
+
+
+def test_front_page_is_short() -> None:
+    """A newcomer reads the README in one sitting."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_every_page_is_linked_from_the_front_page() -> None:
+    """No page of docs/ can be found by chance alone."""
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
+
+    assert {page.name for page in (ROOT / "docs").glob("*.md") if page not in linked} == set()

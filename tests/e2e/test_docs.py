@@ -1,0 +1,137 @@
+"""The commands in the documentation, run as a reader runs them against a gateway and an emulator.
+
+A block below `<!-- runnable -->` is run: `console` blocks command by command in one shell a page, with their output
+compared; `sh`, `python` and `js` blocks as scripts that must end well. In a promised output `…` stands for anything, IDs
+and times may differ, and lines may be left out.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.app import Gateway
+from tests.docs.pages import PAGES, Block, name, runnable
+
+pytestmark = pytest.mark.slow
+SECONDS = 60.0
+DONE = "---- done"
+
+# A stream has no end, so the reader's is set here: after 3 s of `curl -N`, as if Ctrl-C were pressed.
+CURL = """#!/bin/sh
+for word in "$@"; do case $word in -N|-sN|-N*) exec "{curl}" --max-time 3 "$@" ;; esac; done
+exec "{curl}" "$@"
+"""
+
+# What differs from run to run, and what it looks like.
+VARIES = (
+    (r"(gws|gwk|gwt|rtc|event|resp|item|call)_[\w.-]+", r"\1_[\\w.-]+"),
+    (r"\b[0-9a-z]{4}-\d+\b", r"[0-9a-z]+-\\d+"),
+    (r"(retry: |_at\":|_seconds\":)\d+", r"\1\\d+"),
+)
+
+
+def pattern(line: str) -> re.Pattern[str]:
+    """Return what a promised line of output must match."""
+    parts = [re.escape(part) for part in line.strip().split("…")]
+    text = ".*".join(parts)
+    for varying, form in VARIES:
+        # IDs hold no character that re.escape changes but the hyphen.
+        text = re.sub(varying, form, text.replace(r"\-", "-").replace(r"\ ", " "))
+    return re.compile(text)
+
+
+def missing(promised: str, output: str) -> str | None:
+    """Return the first promised line that the output does not have in its place."""
+    lines: Iterator[str] = iter(output.splitlines())
+    for wanted in promised.splitlines():
+        if wanted.strip() in ("", "…"):
+            continue
+        expected = pattern(wanted)
+        if not any(expected.search(line) for line in lines):
+            return wanted
+    return None
+
+
+async def output_of(*command: str, environ: dict[str, str], cwd: Path, said: str = "") -> tuple[int, str]:
+    """Run a command to its end and return its status and all its output."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, env=environ, cwd=cwd
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            output, _ = await process.communicate(said.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, output.decode()
+
+
+async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tuple[str, str]]:
+    """Split a `console` block into commands and the output that it promises for each. A command goes on over the next
+    lines until the shell can parse it."""
+    found: list[tuple[str, str]] = []
+    unfinished = False
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        elif unfinished:
+            found[-1] = (f"{found[-1][0]}\n{line}", "")
+        else:
+            found[-1] = (found[-1][0], f"{found[-1][1]}{line}\n")
+            continue
+        status, _ = await output_of("bash", "-n", environ=environ, cwd=cwd, said=found[-1][0])
+        unfinished = status != 0 or found[-1][0].endswith("\\")
+    assert not unfinished, f"no shell can parse {found[-1][0]}"
+    return found
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
+async def test_runnable_blocks_do_what_they_promise(
+    gateway: Gateway, part_path: Callable[[str], str], tmp_path: Path, page: Path
+) -> None:
+    """Each command ends well and prints what the page says."""
+    (tmp_path / "bin").mkdir()
+    curl = tmp_path / "bin" / "curl"
+    curl.write_text(CURL.format(curl=part_path("curl")))
+    curl.chmod(0o755)
+    examples = tmp_path / "deploy" / "examples"
+    shutil.copytree(page.parents[page.parent.name == "docs"] / "deploy" / "examples", examples)
+    environ = {
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GATEWAY": gateway.url,
+        "NO_PROXY": "*",
+        "HOME": str(tmp_path),
+    }
+    session: list[tuple[str, str]] = []
+    for block in runnable(page):
+        text = re.sub(r"(http://)?(localhost|127\.0\.0\.1):8080", gateway.url, block.text)
+        block = Block(block.language, text, block.prints)
+        if block.language == "console":
+            session += await commands(block, environ, tmp_path)
+            continue
+        command = {"sh": ["bash", "-eu"], "python": [sys.executable], "js": ["node"]}[block.language]
+        script = tmp_path / ("script.mjs" if block.language == "js" else "script")
+        script.write_text(block.text)
+        status, output = await output_of(*command, str(script), environ=environ, cwd=tmp_path)
+        assert status == 0, (block.text, output)
+        assert missing(block.prints, output) is None, (block.text, output)
+    if session:
+        # A reader in the background is given a moment before the next command, as a typist gives it.
+        typed = "".join(
+            f"{command}\n{'sleep 1' if command.endswith('&') else 'echo'}\n" for command, _ in session
+        )
+        _, output = await output_of(
+            "bash", environ=environ, cwd=tmp_path, said=f"{typed}wait\necho; echo {DONE}\n"
+        )
+        lost = missing("".join(promised for _, promised in session), output)
+        assert lost is None, (lost, output)
+        assert output.endswith(f"{DONE}\n")
