@@ -1,25 +1,28 @@
 """The logs of this process: each with one writer, any readers, and a bound on all of them together.
 
-At the total bound the largest log gives up its oldest events, so that a talkative session pays for its own talk, and
-`full` tells the hub to open no more sessions. No session is closed for memory.
+At the total bound the largest log drops its oldest events, so a talkative session pays for itself, and `full` tells the
+hub to open no more sessions. No session is closed for memory.
+
+A `LocalLog` shows an event as soon as it is appended. A `JournalledLog` shows it once the journal has it: its owner
+appends the event, adds it to the journal, and calls `settle` when the journal confirms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from gateway.relay.eventlog import EventId, EventLog, Framing, Page
+from gateway.relay.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded
 from gateway.relay.ports import Telemetry
 
 _TRIM_BYTES = 64 * 1024
-"""Freed at once when the total bound is met: looking for the largest of 2,000 logs costs 100 µs, so not for each event."""
+"""Freed at once at the total bound: looking for the largest of 2,000 logs costs 100 µs, too much for each event."""
 
 _RELIEF: Final = 0.9
-"""Share of the total bound below which a process that met it takes sessions again: trimming keeps it just below the bound,
-and what trimming frees is no room for another session."""
+"""Share of the total bound below which a process that reached it takes sessions again. Trimming keeps the total just below
+the bound, and that is not room for another session."""
 
 
 class LocalLog:
-    """One log in memory: the session appends, whoever subscribed is woken."""
+    """One log in memory: the session appends, and every subscriber is woken."""
 
     __slots__ = ("_broker", "_events", "_subscriptions", "_wakes")
 
@@ -42,6 +45,13 @@ class LocalLog:
         return self._events.spare
 
     @property
+    def appended(self) -> EventId:
+        """The newest event, whether readers see it yet or not."""
+        return self._events.position(self._events.appended)
+
+    # --- for readers (ports.Reader) -----------------------------------------------------------------------------------
+
+    @property
     def head(self) -> EventId:
         return self._events.head
 
@@ -52,25 +62,6 @@ class LocalLog:
     @property
     def sealed(self) -> bool:
         return self._events.sealed
-
-    def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> None:
-        """Add an event and wake the readers. `name` is set for the gateway's own events."""
-        events = self._events
-        before = events.size
-        dropped = events.append(type, text, at, turn=turn, name=name)
-        self._broker.account(events.size - before, dropped)
-        for wake in self._wakes.values():
-            wake()
-
-    def seal(self) -> None:
-        """Say that nothing follows, and wake the readers."""
-        self._events.seal()
-        for wake in self._wakes.values():
-            wake()
-
-    def trim(self, size: int) -> int:
-        """For the broker, which counts what was freed itself."""
-        return self._events.trim(size)
 
     def read(self, after: EventId, max_events: int, max_bytes: int) -> Page:
         return self._events.read(after, max_events, max_bytes)
@@ -85,6 +76,73 @@ class LocalLog:
             self._wakes = {key: value for key, value in self._wakes.items() if key != number}
 
         return cancel
+
+    # --- for the owner ------------------------------------------------------------------------------------------------
+
+    def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> int:
+        """Add an event, wake the readers, and return its sequence. `name` is set for the gateway's own events."""
+        events = self._events
+        before = events.size
+        dropped = events.append(type, text, at, turn=turn, name=name)
+        self._broker.account(events.size - before, dropped)
+        for wake in self._wakes.values():
+            wake()
+        return events.appended
+
+    def seal(self) -> None:
+        """Say that nothing follows, and wake the readers."""
+        self._events.seal()
+        self._wake()
+
+    def trim(self, size: int) -> int:
+        """For the broker, which counts what was freed itself."""
+        return self._events.trim(size)
+
+    def _wake(self) -> None:
+        for wake in self._wakes.values():
+            wake()
+
+
+class JournalledLog(LocalLog):
+    """One log whose events a journal must have before readers see them."""
+
+    __slots__ = ()
+
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        """The table of epochs, for a snapshot."""
+        return self._events.epochs
+
+    def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> int:
+        """Add an event that readers see after `settle`, and return its sequence."""
+        events = self._events
+        before = events.size
+        dropped = events.append(type, text, at, turn=turn, name=name)
+        self._broker.account(events.size - before, dropped)
+        return events.appended
+
+    def settle(self, sequence: int) -> None:
+        """Let readers see the events up to `sequence`, and wake them."""
+        if self._events.settle(sequence):
+            self._wake()
+
+    def seal(self) -> None:
+        """Say that nothing follows. Readers learn it with the last event."""
+        self._events.seal()
+        if self._events.sealed:
+            self._wake()
+
+    def begin(self, epoch: str) -> None:
+        """Start a new epoch, see `EventLog.begin`."""
+        before = self._events.size
+        dropped = self._events.begin(epoch)
+        self._broker.account(self._events.size - before, dropped)
+
+    def load(self, epochs: Sequence[Epoch], first: int, events: Sequence[Recorded]) -> None:
+        """Fill the new log with what a journal kept, see `EventLog.load`."""
+        self._events.load(epochs, first, events)
+        # What did not fit was dropped from the journal's copy, not from a log that anybody read here.
+        self._broker.account(self._events.size, 0)
 
 
 class Broker:
@@ -102,7 +160,7 @@ class Broker:
         self.size = 0
         """Bytes in all logs."""
         self.full = False
-        """The total bound was met, and the logs have not become much smaller since."""
+        """The total bound was reached, and the logs have not become much smaller since."""
 
     @property
     def events(self) -> int:
@@ -110,8 +168,16 @@ class Broker:
         return sum(map(len, self._logs))
 
     def create(self, epoch: str) -> LocalLog:
-        """Make an empty log whose ids begin with `epoch`."""
+        """Make an empty log whose IDs begin with `epoch`."""
         log = LocalLog(self, EventLog(epoch, self._framing, self._max_events, self._max_bytes))
+        self._logs.add(log)
+        return log
+
+    def create_journalled(self, epoch: str) -> JournalledLog:
+        """Make an empty log whose events are seen once they are settled."""
+        log = JournalledLog(
+            self, EventLog(epoch, self._framing, self._max_events, self._max_bytes, settles=True)
+        )
         self._logs.add(log)
         return log
 
@@ -122,7 +188,7 @@ class Broker:
         self._judge()
 
     def relieve(self) -> bool:
-        """Have the logs of ended sessions give up what they can, until there is room; gives whether there is."""
+        """Trim the logs of ended sessions until there is room. Return whether there is."""
         for log in [log for log in self._logs if log.sealed]:
             if not self.full:
                 break
@@ -131,7 +197,7 @@ class Broker:
         return not self.full
 
     def account(self, size: int, dropped: int) -> None:
-        """Note that an append made a log grow by `size` bytes and give up `dropped` events; keep the total bound."""
+        """Count that a log grew by `size` bytes and dropped `dropped` events; keep the total bound."""
         self.size += size
         if dropped:
             self._telemetry.log_evicted(dropped)

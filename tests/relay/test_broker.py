@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.broker import Broker, LocalLog
-from gateway.relay.eventlog import EventId
+from gateway.relay.eventlog import Epoch, EventId, Recorded
 from tests.relay.fakes import Notebook
 
 MAX_EVENTS, MAX_BYTES = 1000, 1 << 20
@@ -182,3 +182,78 @@ def test_trimming_wakes_nobody() -> None:
     log.trim(2048)
 
     assert log.oldest.sequence == 3
+
+
+# --- with a journal ---------------------------------------------------------------------------------------------------
+
+
+def test_a_journalled_log_wakes_when_it_settles() -> None:
+    """Not when an event is appended, and not when the journal confirms the same again."""
+    log = make()[0].create_journalled("e")
+    woken: list[EventId] = []
+    log.subscribe(lambda: woken.append(log.head))
+    numbers = [log.append("x", text, 0.0) for text in "abc"]
+    log.settle(2)
+    log.settle(2)
+    log.settle(3)
+
+    assert numbers == [1, 2, 3]
+    assert woken == [EventId("e", 2), EventId("e", 3)]
+
+
+def test_a_journalled_seal_is_told_once_all_is_settled() -> None:
+    """Before that it would end readers short of the last event."""
+    log = make()[0].create_journalled("e")
+    woken: list[bool] = []
+    log.subscribe(lambda: woken.append(log.sealed))
+    log.append("x", "a", 0.0)
+    log.seal()
+    early = list(woken)
+    log.settle(1)
+
+    assert (early, woken) == ([], [True])
+
+
+def test_a_seal_behind_the_last_settled_event_wakes_at_once() -> None:
+    """Nothing is left that could settle."""
+    log = make()[0].create_journalled("e")
+    log.append("x", "a", 0.0)
+    log.settle(1)
+    woken: list[bool] = []
+    log.subscribe(lambda: woken.append(log.sealed))
+    log.seal()
+
+    assert woken == [True]
+
+
+def test_an_append_returns_its_sequence() -> None:
+    """The journal's records name events by it."""
+    broker, _ = make()
+    logs = [broker.create("l"), broker.create_journalled("j")]
+
+    assert [[log.append("x", "a", 0.0) for _ in range(2)] for log in logs] == [[1, 2], [1, 2]]
+    assert [log.appended for log in logs] == [EventId("l", 2), EventId("j", 2)]
+    assert [log.head for log in logs] == [EventId("l", 2), EventId("j", 0)]
+
+
+def test_loaded_and_forgotten_events_are_accounted_for() -> None:
+    """The total is the sum of the logs, whatever filled or emptied them."""
+    broker, notebook = make()
+    log = broker.create_journalled("e")
+    log.load([Epoch("e", 1)], 5, [Recorded("x", "abc"), Recorded("x", "de")])
+    loaded = broker.size
+    for number in range(64):
+        log.begin(f"e{number}")
+
+    assert (loaded, broker.size, len(log.epochs)) == (5, 0, 64)
+    assert notebook.told("log_evicted") == [(2,)]
+
+
+def test_an_append_to_a_journalled_log_keeps_the_bounds() -> None:
+    """Unsettled events count as all others do."""
+    broker, notebook = make(max_events=2)
+    log = broker.create_journalled("e")
+    fill(log, 3)
+
+    assert (len(log), broker.size) == (2, 2048)
+    assert notebook.told("log_evicted") == [(1,)]

@@ -161,8 +161,7 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str | None:
 def start(cursor: str, reader: Reader) -> EventId:
     """Give the place in a log that a cursor names. Raises `invalid-cursor`."""
     if cursor == "earliest":
-        oldest = reader.oldest
-        return EventId(oldest.epoch, oldest.sequence - 1)
+        return reader.oldest.before
     if cursor == "now":
         return reader.head
     try:

@@ -206,8 +206,7 @@ def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
 def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:
     """Answer 200 with the error as an event, and an end. After a cursor that cannot be read from, its id is one that
     can, for the next try; any other error leaves the client where it is."""
-    oldest = handle.reader.oldest
-    cursor = str(EventId(oldest.epoch, oldest.sequence - 1)) if error.code in _CURSOR_ERRORS else None
+    cursor = str(handle.reader.oldest.before) if error.code in _CURSOR_ERRORS else None
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000

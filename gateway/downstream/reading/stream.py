@@ -289,8 +289,7 @@ class Stream:
         gap = page.gap
         assert gap is not None  # asked by the caller
         self._around.telemetry.gap(gap.reason, gap.missed)
-        before = EventId(gap.oldest.epoch, gap.oldest.sequence - 1)
-        await self._write(self._rendering.own("gateway.gap", gap_members(page), str(before)))
+        await self._write(self._rendering.own("gateway.gap", gap_members(page), str(gap.oldest.before)))
 
     def _put_entries(self, page: Page, head: EventId) -> None:
         entries = [entry for entry in page.entries if self._wants(entry)] if self._filtered else page.entries
