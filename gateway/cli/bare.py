@@ -11,14 +11,12 @@ import os
 import time
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry
-
 from gateway.cli.load import SPREAD_SECONDS, TURN_SECONDS, question
 from gateway.cli.procfs import cpu_seconds, resident_bytes
 from gateway.cli.running import run
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, LossCause, Upstream
-from gateway.telemetry import Metrics
+from gateway.relay.telemetry import NO_TELEMETRY
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer
@@ -44,9 +42,6 @@ class Counter:
     def unreadable(self, generation: int, size: int) -> None:
         raise AssertionError("the emulator sends text")
 
-    def drained(self, generation: int) -> None:
-        """Nothing waits for it."""
-
     def lost(self, generation: int, cause: LossCause) -> None:
         self.done.set()
 
@@ -54,7 +49,7 @@ class Counter:
 async def measure(url: str, sessions: int, turns: int, words: int, *, stock: bool) -> dict[str, float]:
     """Open calls, run the turns, and give what they cost this process."""
     config = UpstreamConfig(base_url=url, api_key="sk-offline", hooks=TO_CONNECT if stock else ALL_HOOKS)
-    dialer = WebRTCDialer(config, Metrics(CollectorRegistry(), version="0"), Clock())
+    dialer = WebRTCDialer(config, NO_TELEMETRY, Clock())
     await dialer.start()
     try:
         warm = await dialer.dial(CallRequest(SESSION), Counter())

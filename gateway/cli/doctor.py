@@ -16,14 +16,13 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
-from prometheus_client import CollectorRegistry
 
 from gateway.app import relay_limits, upstream_config
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, LossCause
-from gateway.telemetry import Metrics
+from gateway.relay.telemetry import NO_TELEMETRY
 from gateway.upstream import tuning
 from gateway.upstream import turn_server as turn
 from gateway.upstream.config import IceServer
@@ -261,9 +260,6 @@ class _Greeting:
     def unreadable(self, generation: int, size: int) -> None:
         """Not what is waited for."""
 
-    def drained(self, generation: int) -> None:
-        """Nothing is sent."""
-
     def lost(self, generation: int, cause: LossCause) -> None:
         """Seen by the missing greeting."""
 
@@ -277,7 +273,7 @@ async def call(config: Config) -> Finding:
     if settings.api_key is None:
         remedy = "Set OPENAI_API_KEY or upstream.api_key_file; without it every session is refused."
         return Finding("warning", what, "no key is set", remedy)
-    dialer = WebRTCDialer(settings, Metrics(CollectorRegistry(), version="check"), Clock())
+    dialer = WebRTCDialer(settings, NO_TELEMETRY, Clock())
     greeting = _Greeting()
     loop = asyncio.get_running_loop()
     await dialer.start()

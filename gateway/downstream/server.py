@@ -21,7 +21,7 @@ from gateway.downstream.reading.stream import STREAM, StreamLimits
 from gateway.downstream.turns import resource as turns
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
-from gateway.relay.ports import Telemetry
+from gateway.relay.telemetry import DownstreamTelemetry
 
 BACKLOG: Final = 1024
 """Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
@@ -41,7 +41,7 @@ class Parts:
     """What the HTTP side is made from."""
 
     hub: Hub
-    telemetry: Telemetry
+    telemetry: DownstreamTelemetry
     access: Access
     operator: admin.Operator
     stream: StreamLimits = field(default_factory=StreamLimits)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.relay.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded
-from gateway.relay.ports import Telemetry
+from gateway.relay.telemetry import RelayTelemetry
 
 _TRIM_BYTES = 64 * 1024
 """Freed at once at the total bound: looking for the largest of 2,000 logs costs 100 µs, too much for each event."""
@@ -149,7 +149,7 @@ class Broker:
     """Makes logs and keeps their total within its bound."""
 
     def __init__(
-        self, framing: Framing, max_events: int, max_bytes: int, total_bytes: int, telemetry: Telemetry
+        self, framing: Framing, max_events: int, max_bytes: int, total_bytes: int, telemetry: RelayTelemetry
     ) -> None:
         self._framing = framing
         self._max_events = max_events

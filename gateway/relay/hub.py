@@ -21,11 +21,12 @@ from gateway.relay.eventlog import Framing
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
 from gateway.relay.line import World
-from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, Telemetry, View
+from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, View
 from gateway.relay.session import Opening, Session
 from gateway.relay.sessionobject import check_locked, merge
 from gateway.relay.state import CloseReason
 from gateway.relay.strain import Strain
+from gateway.relay.telemetry import RelayTelemetry
 
 TICK_SECONDS: Final = 1.0
 """The grain of all deadlines of seconds and minutes: one timer for all sessions instead of several each."""
@@ -63,7 +64,7 @@ class Hub:
         self,
         dialer: Dialer,
         framing: Framing,
-        telemetry: Telemetry,
+        telemetry: RelayTelemetry,
         limits: RelayLimits,
         clock: Clock | None = None,
         budget: Budget | None = None,

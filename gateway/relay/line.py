@@ -22,10 +22,11 @@ from gateway.relay.clock import Clock
 from gateway.relay.conversation import MAX_UNCONFIRMED, Conversation, Sent
 from gateway.relay.envelope import member, peek
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import CallRequest, Dialer, Json, LossCause, Telemetry, Upstream
+from gateway.relay.ports import CallRequest, Dialer, Json, LossCause, Upstream
 from gateway.relay.seeding import Seeding
 from gateway.relay.state import CloseReason
 from gateway.relay.succession import Held, Successor, delays
+from gateway.relay.telemetry import RelayTelemetry
 
 ROTATION: Final = "rotation"
 RESTART: Final = "restart"
@@ -48,7 +49,7 @@ class World:
     """What every session of a hub shares."""
 
     dialer: Dialer
-    telemetry: Telemetry
+    telemetry: RelayTelemetry
     limits: RelayLimits
     clock: Clock
     allowance: Allowance
@@ -507,9 +508,6 @@ class Line:
 
     def unreadable(self, generation: int, size: int) -> None:
         self._telemetry.frame_unrelayed(self._owner.id, size)
-
-    def drained(self, generation: int) -> None:
-        """Nothing waits for the channel here: a batch that does not fit is refused, not queued."""
 
     def lost(self, generation: int, cause: LossCause) -> None:
         if self._successor is not None and generation == self._successor.generation:

@@ -1,14 +1,14 @@
-"""What the relay asks of the world, and what the world may see of a session.
+"""The relay's ports to both sides: what it needs upstream, and what handlers see of a session.
 
-Upwards the relay speaks through a `Dialer` (upstream/ implements it with WebRTC), downwards it is read through a
-`Reader` and driven through a `Handle` (downstream/ uses them). `Telemetry` takes facts, one method each, and turns
-them into metrics and log lines. Nothing here knows HTTP, WebRTC, Redis or Prometheus.
+`upstream/` implements `Dialer` and `Upstream`; `downstream/` uses `Handle`, `Reader` and `Receiver`. The port to the
+journal of several nodes is in `journal`, the port for metrics and log lines in `telemetry`. Nothing here knows HTTP,
+WebRTC, Redis or Prometheus.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NewType, Protocol
+from typing import NewType, Protocol
 
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId, Page
@@ -33,38 +33,39 @@ class LossCause(StrEnum):
     CONSENT_EXPIRED = "consent_expired"
     """No answer to consent checks (RFC 7675): the path or the far end is gone."""
     CONNECTION_FAILED = "connection_failed"
-    """The peer connection failed in any other way."""
+    """The connection failed in any other way."""
+    STALLED = "stalled"
+    """The far end acknowledged data, or owed an answer, and delivered nothing for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """A call to be created upstream.
+    """A call to create upstream, or one to attach to.
 
-    `session` is the whole OpenAI session object, template merged. `bearer` is the caller's own credential, or None for
-    the gateway's. `safety_identifier` is sent as OpenAI-Safety-Identifier. `generation` comes back with everything the
-    call says, so that events of a replaced call can be told apart.
+    `session` is the whole OpenAI session object, merged over the template; it is empty for an attached call. `bearer` is
+    the caller's own credential, or None for the gateway's. `safety_identifier` is sent as OpenAI-Safety-Identifier.
+    Everything the call says is passed on with its `generation`, so that events of a replaced call can be told apart.
     """
 
     session: Json
     generation: int = 0
     bearer: str | None = field(default=None, repr=False)
     safety_identifier: str | None = None
+    attach_to: str | None = None
+    """ID of a call that somebody else made: attach to it instead of creating one."""
 
 
 class Sink(Protocol):
-    """Where a call's news go. Synchronous; never raises: it runs inside the far end's callbacks."""
+    """Receives what a call says. Synchronous; never raises, because it runs inside the transport's callbacks."""
 
     def received(self, generation: int, text: str) -> None:
         """One text frame came, exactly as sent."""
 
     def unreadable(self, generation: int, size: int) -> None:
-        """A frame came that is not text: it is counted, never relayed."""
-
-    def drained(self, generation: int) -> None:
-        """What was buffered fell below the low-water mark."""
+        """A frame came that is not text. It is counted and never relayed."""
 
     def lost(self, generation: int, cause: LossCause) -> None:
-        """The call is gone; said once, never after `Upstream.close` was called."""
+        """The call is gone. Told once, never after `Upstream.close` was called."""
 
 
 class Upstream(Protocol):
@@ -78,6 +79,15 @@ class Upstream(Protocol):
         """Bytes handed over and not yet taken by the transport (W3C WebRTC `bufferedAmount`)."""
 
     @property
+    def acknowledged(self) -> int:
+        """How many messages given to `send`, from the first, the far end's transport has acknowledged end to end. Never
+        falls; 0 where the transport cannot tell."""
+
+    @property
+    def undelivered(self) -> bool:
+        """Data of the far end was received and acknowledged, and cannot be delivered yet: part of it is missing."""
+
+    @property
     def diagnostics(self) -> Json:
         """Phase timings in seconds, candidate types, counters. No SDP, no address, no key."""
 
@@ -86,23 +96,27 @@ class Upstream(Protocol):
         CallerError `too-large` when a text exceeds what the far end accepts."""
 
     async def probe(self, timeout: float) -> bool:
-        """Ask the far end for a sign of life and give whether one came within `timeout` seconds. Anything received
+        """Ask the far end for a sign of life and return whether one came within `timeout` seconds. Anything received
         meanwhile counts. Never raises."""
 
     async def close(self, hang_up: bool) -> None:
-        """End the call. Always completes, also when cancelled and repeated; `hang_up` tells OpenAI as well."""
+        """Close the connection; with `hang_up`, end the call at OpenAI as well. Always completes, also when cancelled
+        or repeated."""
 
 
 class Dialer(Protocol):
-    """Creates calls."""
+    """Creates calls and attaches to them."""
 
     async def dial(self, request: CallRequest, sink: Sink) -> Upstream:
-        """Create a call and wait until its data channel is open.
+        """Create a call, or attach to one, and wait until events can be sent.
 
         Raises UpstreamError: `upstream-rejected`, `upstream-rate-limited`, `upstream-failed`, or `upstream-timeout` with
-        its phase. Whatever happens, also cancellation, nothing is left behind. The sink may already have received events
-        when this returns.
+        its phase. Leaves nothing behind when it raises or is cancelled. The sink may already have received events when
+        this returns.
         """
+
+    async def hang_up(self, call_id: str, bearer: str | None) -> None:
+        """End a call that this process holds no connection to, such as that of a lost node. Never raises."""
 
 
 # --- downstream -------------------------------------------------------------------------------------------------------
@@ -228,87 +242,3 @@ class Handle(Protocol):
 
     async def close(self, reason: CloseReason) -> None:
         """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated."""
-
-
-# --- telemetry --------------------------------------------------------------------------------------------------------
-
-Direction = Literal["up", "down"]
-
-
-class Telemetry(Protocol):
-    """Takes facts. Methods return at once and never raise; those marked hot are called for every event."""
-
-    # sessions
-    def session_opened(self, view: View, seconds: float) -> None: ...
-    def session_refused(self, principal: str, code: str) -> None: ...
-    def session_state(self, before: State | None, after: State | None) -> None:
-        """A session moved between states; None stands for not being there at all."""
-
-    def session_closed(self, view: View, seconds: float) -> None: ...
-
-    # calls
-    def connect_phase(self, phase: str, seconds: float) -> None: ...
-    def peer_connections(self, delta: int) -> None: ...
-    def consent_failed(self) -> None: ...
-    def upstream_error(self, code: str) -> None:
-        """An `error` event, a failed response or a refused call. `code` is OpenAI's word."""
-
-    def turn_unavailable(self) -> None:
-        """A TURN server is configured and gave a call no address; other addresses may do."""
-
-    def upstream_lost(self, session: str, cause: LossCause) -> None: ...
-    def relay_failed(self, session: str, error: BaseException) -> None:
-        """A mistake of the gateway's own, met where nothing may be raised; logged with its traceback."""
-
-    def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
-        """A call was replaced, or was to be. `cause`: a LossCause, `rotation` or `restart`; `outcome`: recovered, failed,
-        rejected, or ended when the session ended meanwhile."""
-
-    def close_failed(self, what: str, error: BaseException) -> None:
-        """A clean-up step did not finish in its time; the rest went on."""
-
-    # events
-    def event_up(self, type: str, size: int) -> None:
-        """Hot."""
-
-    def event_down(self, type: str, size: int) -> None:
-        """Hot."""
-
-    def frame_unrelayed(self, session: str, size: int) -> None: ...
-    def relayed_up(self, seconds: float) -> None: ...
-    def relayed_down(self, seconds: float) -> None:
-        """Hot: from the data channel to the first socket write."""
-
-    # responses
-    def first_delta(self, seconds: float) -> None: ...
-    def response_done(self, status: str, seconds: float) -> None: ...
-    def tokens(self, model: str, principal: str, usage: Json) -> None:
-        """Count `usage` of a `response.done`; logged once a session if audio tokens appear in it."""
-
-    def audio_tokens_in_text_session(self, session: str, count: int) -> None: ...
-    def usage_unrecorded(self) -> None: ...
-
-    # log
-    def log_grew(self, events: int, size: int) -> None:
-        """The logs' total changed by this much; negative when they shrank."""
-
-    def log_evicted(self, events: int) -> None: ...
-    def idempotent_replay(self) -> None: ...
-
-    # HTTP
-    def http_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """`route` is the path's template, such as `/v1/sessions/{id}`, or `other`. For a stream, `seconds` is the time to
-        its headers."""
-
-    def http_answered(self, request_id: str, fields: Json) -> None:
-        """The access log's line. `fields` holds method, route, status, seconds, session, principal, code where known."""
-
-    def http_failed(self, request_id: str, error: BaseException) -> None:
-        """A handler raised what it should not have: logged with the traceback, answered as `internal`."""
-
-    def stream_opened(self, format: str, replay: bool) -> None: ...
-    def stream_closed(self, format: str, reason: str) -> None:
-        """`reason`: client, rotated, superseded, slow, closed, error, shutdown."""
-
-    def replayed(self, events: int) -> None: ...
-    def gap(self, reason: str, missed: int | None) -> None: ...

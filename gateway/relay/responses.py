@@ -6,7 +6,8 @@ duration, its tokens. Whatever ends without a response.done is counted as unreco
 
 from collections.abc import Mapping
 
-from gateway.relay.ports import Json, Telemetry
+from gateway.relay.ports import Json
+from gateway.relay.telemetry import RelayTelemetry
 
 MAX_ACTIVE = 256
 """Out-of-band responses run in parallel; above this the oldest is taken for lost, so that no far end fills memory."""
@@ -15,7 +16,7 @@ MAX_ACTIVE = 256
 class Responses:
     """Follows response.create, response.created, the deltas and response.done."""
 
-    def __init__(self, session: str, principal: str, telemetry: Telemetry) -> None:
+    def __init__(self, session: str, principal: str, telemetry: RelayTelemetry) -> None:
         self._session = session
         self._principal = principal
         self._telemetry = telemetry

@@ -1,6 +1,6 @@
 """What the gateway says of itself: metrics for Prometheus and one log line per fact. Knows no room but the relay's port.
 
-`Metrics` implements `gateway.relay.ports.Telemetry`: rooms state facts, and only this package knows how a fact is counted
+`Metrics` implements `gateway.relay.telemetry.Telemetry`: rooms state facts, and only this package knows how a fact is counted
 or worded. `configure_logging` sets up the lines.
 """
 

@@ -1,6 +1,6 @@
 """The gateway's facts as metrics and log lines (docs/api.md, 7 The operator's listener).
 
-One method per fact, as `gateway.relay.ports.Telemetry` asks; each fact is one log line at most, under a past-tense
+One method per fact, as `gateway.relay.telemetry.Telemetry` asks; each fact is one log line at most, under a past-tense
 name. Labels hold known words only, see `words`. What happens per event goes to `hot`.
 """
 

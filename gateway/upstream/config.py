@@ -40,8 +40,6 @@ class UpstreamConfig:
     """W3C WebRTC 4.2.6: with "relay" only a TURN server's addresses are offered, none of this machine's."""
     max_server_event_bytes: int = 4 * MIB
     """The largest server event that is asked for (`a=max-message-size` of the offer)."""
-    low_water_bytes: int = 256 * 1024
-    """`Sink.drained` is called when what is buffered falls to this."""
     consent_timeout_seconds: float = 15.0
     """Silence after which a call is lost. RFC 7675 5.1 lets 30 s pass; a person waits for an answer meanwhile."""
     hang_up_timeout_seconds: float = 5.0

@@ -213,6 +213,16 @@ def farewell_heard(pc: RTCPeerConnection) -> bool:
     return transport.state == "connected" or bool(ended_by_peer)
 
 
+def outstanding(sctp: RTCSctpTransport) -> bool:
+    """Whether anything that was sent is not acknowledged end to end yet (RFC 9260 6.2)."""
+    return bool(sctp._data_channel_queue or sctp._outbound_queue or sctp._sent_queue)
+
+
+def undelivered(sctp: RTCSctpTransport) -> bool:
+    """Whether chunks were received and acknowledged whose message cannot be delivered yet."""
+    return any(stream.reassembly for stream in sctp._inbound_streams.values())
+
+
 def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
     """Give the size of server event that may be asked for: stock reassembly stalls the loop above a megabyte."""
     return wanted if Hook.LINEAR_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)

@@ -32,7 +32,8 @@ from aiortc import (
 
 from gateway.errors import CallerError, Phase, UpstreamError
 from gateway.relay.clock import Clock
-from gateway.relay.ports import CallRequest, Json, LossCause, Sink, Telemetry
+from gateway.relay.ports import CallRequest, Json, LossCause, Sink
+from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import sdp, signalling, tuning
 from gateway.upstream.config import UpstreamConfig
 
@@ -51,7 +52,7 @@ _ANYWHERE = "203.0.113.1"
 class WebRTCDialer:
     """Creates calls, and owns what outlives whoever asked for them: HTTP connections and closing tasks."""
 
-    def __init__(self, config: UpstreamConfig, telemetry: Telemetry, clock: Clock) -> None:
+    def __init__(self, config: UpstreamConfig, telemetry: UpstreamTelemetry, clock: Clock) -> None:
         self.config = config
         self.telemetry = telemetry
         self.clock = clock
@@ -90,6 +91,13 @@ class WebRTCDialer:
             await asyncio.shield(closing)
             raise
         return call
+
+    async def hang_up(self, call_id: str, bearer: str | None) -> None:
+        """End a call that this process holds no connection to (ports.Dialer)."""
+        try:
+            await self.signaller.hang_up(call_id, bearer)
+        except (UpstreamError, TimeoutError) as error:
+            self.telemetry.close_failed("hang-up", error)
 
     def forget(self, call: "WebRTCUpstream") -> None:
         """Drop a call that is closed."""
@@ -130,7 +138,7 @@ class WebRTCUpstream:
         self._candidates: dict[str, object] = {}
         self._max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
         self._frames = {"received": 0, "sent": 0, "unreadable": 0}
-        self._clogged = False
+        self._acknowledged = 0
         self._open = False
         self._lost = False
         self._gathering: asyncio.Task[None] | None = None
@@ -227,10 +235,8 @@ class WebRTCUpstream:
         )
         tuning.tune(pc, dialer.hooks, wishes)
 
-        channel.bufferedAmountLowThreshold = config.low_water_bytes
         channel.on("open", self._channel_opened)
         channel.on("message", self._received)
-        channel.on("bufferedamountlow", self._drained)
         channel.on("close", self._channel_closed)
         # Without this listener an exception in another would end the connection (pyee raises it where it is emitted).
         channel.on("error", self._listener_failed)
@@ -335,11 +341,6 @@ class WebRTCUpstream:
         except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
             self._dialer.telemetry.relay_failed(self.call_id or "", error)
 
-    def _drained(self) -> None:
-        if self._clogged:
-            self._clogged = False
-            self._sink.drained(self._generation)
-
     def _listener_failed(self, error: BaseException) -> None:
         self._dialer.telemetry.relay_failed(self.call_id or "", error)
 
@@ -371,6 +372,16 @@ class WebRTCUpstream:
         return self._channel.bufferedAmount if self._channel is not None else 0
 
     @property
+    def acknowledged(self) -> int:
+        if self._pc is not None and self._pc.sctp is not None and not tuning.outstanding(self._pc.sctp):
+            self._acknowledged = self._frames["sent"]
+        return self._acknowledged
+
+    @property
+    def undelivered(self) -> bool:
+        return self._pc is not None and self._pc.sctp is not None and tuning.undelivered(self._pc.sctp)
+
+    @property
     def diagnostics(self) -> Json:
         pair = tuning.selected_pair(self._pc) if self._pc is not None else None
         return {
@@ -399,7 +410,6 @@ class WebRTCUpstream:
         for text in batch:
             channel.send(text)
         self._frames["sent"] += len(batch)
-        self._clogged = channel.bufferedAmount > self._dialer.config.low_water_bytes
 
     async def probe(self, timeout: float) -> bool:
         """Ask for a sign of life (ports.Upstream). The answer to a check is one, and so is any event meanwhile."""
@@ -465,10 +475,7 @@ class WebRTCUpstream:
             self._dialer.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:
-        try:
-            await self._dialer.signaller.hang_up(call_id, self._request.bearer)
-        except (UpstreamError, TimeoutError) as error:
-            self._dialer.telemetry.close_failed("hang-up", error)
+        await self._dialer.hang_up(call_id, self._request.bearer)
 
 
 def _session_update(session: Json) -> str | None:

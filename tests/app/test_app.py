@@ -88,9 +88,8 @@ ELSEWHERE = {
     "log.access",
     "log.format",
     "log.level",
-    "upstream.prices_file",
-    # of several nodes
-    *(key for key in keys() if key.startswith("cluster.")),
+    # has one value only in this version
+    "cluster.url",
 }
 
 

@@ -16,7 +16,7 @@ from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Binding, Parts, Server
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import Telemetry
+from gateway.relay.telemetry import Telemetry
 from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House
 
 

@@ -49,6 +49,17 @@ class FarEnd:
         return 0
 
     @property
+    def acknowledged(self) -> int:
+        return len(self.sent)
+
+    @property
+    def undelivered(self) -> bool:
+        return False
+
+    async def hang_up(self, call_id: str, bearer: str | None) -> None:
+        """Nobody asks this far end to."""
+
+    @property
     def diagnostics(self) -> Json:
         return {"phases": {"total": 0.01}}
 

@@ -18,9 +18,10 @@ from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId
 from gateway.relay.hub import Hub, OpenRequest
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import CallRequest, Handle, Json, LossCause, Principal, Reader, Sink, Telemetry
+from gateway.relay.ports import CallRequest, Handle, Json, LossCause, Principal, Reader, Sink
 from gateway.relay.session import Session
 from gateway.relay.state import CloseReason
+from gateway.relay.telemetry import Telemetry
 
 START_UNIX = 1_790_000_000.0
 SOMEBODY = Principal("somebody")
@@ -112,6 +113,8 @@ class FakeCall:
         self.open = True
         self.closings: list[bool] = []
         self.alive = True
+        self.acknowledged = 0
+        self.undelivered = False
         self.max_message_bytes = 1 << 30
         self.closing: Callable[[], Awaitable[object]] | None = None
         self.on_send: Callable[[Json], None] | None = None
@@ -160,10 +163,6 @@ class FakeCall:
     def say_unreadable(self, size: int) -> None:
         self._sink.unreadable(self.request.generation, size)
 
-    def drain(self) -> None:
-        self.buffered = 0
-        self._sink.drained(self.request.generation)
-
     def lose(self, cause: LossCause = LossCause.CONNECTION_FAILED) -> None:
         """End the call as nobody here wished; not once it was closed."""
         if self.open:
@@ -207,6 +206,7 @@ class FakeDialer:
         self.greets = True
         self.greeting: Json = {}
         self.prepare: Callable[[FakeCall], None] | None = None
+        self.hung_up: list[tuple[str, str | None]] = []
 
     async def dial(self, request: CallRequest, sink: Sink) -> FakeCall:
         self.requests.append(request)
@@ -221,6 +221,9 @@ class FakeDialer:
         if self.greets:
             call.greet(**self.greeting)
         return call
+
+    async def hang_up(self, call_id: str, bearer: str | None) -> None:
+        self.hung_up.append((call_id, bearer))
 
     @property
     def call(self) -> FakeCall:

@@ -30,9 +30,6 @@ class Ear:
     def unreadable(self, generation: int, size: int) -> None:
         self.heard.append(("unreadable", generation, size))
 
-    def drained(self, generation: int) -> None:
-        self.heard.append(("drained", generation))
-
     def lost(self, generation: int, cause: LossCause) -> None:
         self.heard.append(("lost", generation, cause))
 
@@ -42,9 +39,8 @@ async def test_a_call_speaks_under_its_generation() -> None:
     ear, dialer = Ear(), FakeDialer()
     call = await dialer.dial(CallRequest({}, generation=3), ear)
     call.say_unreadable(7)
-    call.drain()
 
-    assert ear.heard == [("received", 3), ("unreadable", 3, 7), ("drained", 3)]
+    assert ear.heard == [("received", 3), ("unreadable", 3, 7)]
 
 
 async def test_a_batch_is_sent_whole_or_not() -> None:

@@ -8,8 +8,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.relay.eventlog import EventId
-from gateway.relay.ports import LossCause, SessionId, Telemetry, View
+from gateway.relay.ports import LossCause, SessionId, View
 from gateway.relay.state import CloseReason, State
+from gateway.relay.telemetry import Telemetry
 from gateway.telemetry import Metrics, exposition
 
 TABLE = {
@@ -112,7 +113,7 @@ def test_metrics_implement_the_port(scrape: Scrape) -> None:
     """The type checker holds the class against the port."""
     port: Telemetry = scrape.metrics
 
-    assert all(hasattr(port, verb) for verb in vars(Telemetry) if not verb.startswith("_"))
+    assert all(hasattr(port, verb) for verb in dir(Telemetry) if not verb.startswith("_"))
 
 
 def test_table_is_whole_with_kinds_and_help(scrape: Scrape) -> None:

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from gateway.relay.clock import Clock
-from gateway.relay.ports import CallRequest, LossCause, Telemetry
+from gateway.relay.ports import CallRequest, LossCause
+from gateway.relay.telemetry import Telemetry
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.webrtc import WebRTCDialer
 
@@ -22,7 +23,6 @@ class Remembering:
         self.texts: list[str] = []
         self.sizes: list[int] = []
         self.losses: list[tuple[int, LossCause]] = []
-        self.drains = 0
         self._changed = asyncio.Event()
 
     def received(self, generation: int, text: str) -> None:
@@ -31,10 +31,6 @@ class Remembering:
 
     def unreadable(self, generation: int, size: int) -> None:
         self.sizes.append(size)
-        self._changed.set()
-
-    def drained(self, generation: int) -> None:
-        self.drains += 1
         self._changed.set()
 
     def lost(self, generation: int, cause: LossCause) -> None:

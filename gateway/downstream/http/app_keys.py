@@ -10,10 +10,10 @@ from aiohttp import web
 from gateway.downstream.http.limits import ServerLimits
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
-from gateway.relay.ports import Telemetry
+from gateway.relay.telemetry import DownstreamTelemetry
 
 HUB: Final = web.AppKey("hub", Hub)
-TELEMETRY: Final[web.AppKey[Telemetry]] = web.AppKey("telemetry")
+TELEMETRY: Final[web.AppKey[DownstreamTelemetry]] = web.AppKey("telemetry")
 LIMITS: Final = web.AppKey("limits", ServerLimits)
 OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 """Whether the origins in `access.cors_origins` may call this listener."""

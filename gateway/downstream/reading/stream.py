@@ -22,7 +22,8 @@ from gateway.downstream.reading.rendering import Rendering
 from gateway.downstream.reading.sse import NEVER_RETRY_MS
 from gateway.downstream.reading.ticker import Ticker
 from gateway.relay.eventlog import Entry, EventId, Page
-from gateway.relay.ports import Handle, Telemetry
+from gateway.relay.ports import Handle
+from gateway.relay.telemetry import DownstreamTelemetry
 
 Ended = Literal["client", "rotated", "superseded", "slow", "closed", "done", "gap", "shutdown", "error"]
 """Why a stream ended (label `reason` of `streams_closed_total`)."""
@@ -63,7 +64,7 @@ class Surroundings:
 
     ticker: Ticker
     limits: StreamLimits
-    telemetry: Telemetry
+    telemetry: DownstreamTelemetry
     monotonic: Callable[[], float]
 
 

@@ -1,0 +1,150 @@
+"""The ports to what several nodes share: each session's journal, and the directory of who owns which session.
+
+A node that owns a session writes what happens to it as records (see `records`). Another node that claims the session
+reads them, folds them into its state (see `saved`), and goes on. In one process there is no directory, and
+`NullJournal` keeps nothing.
+
+Order of calls, per session:
+
+1. create: `Directory.reserve` → `Directory.journal` → `Journal.bind` → dial → `Journal.add`… → `Directory.create`, which
+   asks the session for its first snapshot. Records that are added before `create` wait in the journal.
+2. life: `Journal.add` whenever something happens, in order and without waiting; `await Journal.flushed()` before
+   anything is acknowledged to a client. The journal calls `JournalOwner.settled` when events are kept, and only then are
+   they shown. It asks for a snapshot (`dump`) when it wants one.
+3. takeover: the node claims the session's journal → `saved.fold` → `Hub.adopt(saved, journal)`, which binds it, and on
+   as in 2.
+4. hand-over: `Session.prepare_release` → the other node takes it as in 3 → `Session.released`; or `Session.resume`.
+5. end: `Journal.add(Sealed)` → `flushed` → `Journal.seal`; `Directory.release` when the log's retention is over.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.relay.records import Record
+
+if TYPE_CHECKING:
+    from gateway.relay.ports import Principal
+
+
+class JournalOwner(Protocol):
+    """The session that a journal belongs to, as the journal sees it. Synchronous; must not raise."""
+
+    def settled(self) -> None:
+        """`Journal.settled` moved: readers may see more."""
+
+    def fenced(self) -> None:
+        """Another node owns the session now. Drop it: its readers end as for a rotation, its call is closed without a
+        hang-up, nothing more is written."""
+
+    def dump(self) -> bytes:
+        """Return the state as of now, everything but the events of the log."""
+
+    def kept(self, after: int) -> Iterable[Record]:
+        """Return the events of the log behind a sequence, as records. With `dump` of the same moment they replace every
+        record that was added and is not kept."""
+
+
+class Journal(Protocol):
+    """The journal of one session, written by its owner alone."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept; where not, nothing need be added."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether this node may speak for the session now. While unsure it sends, dials and acknowledges nothing, but
+        goes on receiving."""
+
+    @property
+    def settled(self) -> int:
+        """Sequence of the last event of the log that is kept."""
+
+    def bind(self, owner: JournalOwner) -> None:
+        """Tell the journal whom it belongs to."""
+
+    def add(self, record: Record) -> None:
+        """Write a record behind all others. Never waits and never raises."""
+
+    def oldest(self, sequence: int) -> None:
+        """The log's oldest event that is kept: what is before may be dropped here as well."""
+
+    async def flushed(self) -> None:
+        """Wait until everything added so far is kept. Raises OverloadError `recovering` where that takes too long, or
+        where another node owns the session."""
+
+    def seal(self, retention_seconds: float) -> None:
+        """The session is closed, and all of it is forgotten after so long."""
+
+
+class NullJournal:
+    """A journal that keeps nothing: one process, one copy."""
+
+    keeps = False
+    sure = True
+    settled = 0
+
+    def bind(self, owner: JournalOwner) -> None:
+        """Forget the owner: there is nothing to tell it."""
+
+    def add(self, record: Record) -> None:
+        """Forget the record."""
+
+    def oldest(self, sequence: int) -> None:
+        """Nothing is kept."""
+
+    async def flushed(self) -> None:
+        """Return at once."""
+
+    def seal(self, retention_seconds: float) -> None:
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another live node. `room` is how many more sessions it can take."""
+
+    node: str
+    url: str
+    serving: bool
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What makes a repeated request harmless: kept together with what the request did.
+
+    `key` is the Idempotency-Key in its scope, `fingerprint` what a repeat must equal. `request_id` is that of a request
+    that another node passed on, and may pass on again.
+    """
+
+    key: str | None = None
+    fingerprint: str | None = None
+    request_id: str | None = None
+
+
+class Directory(Protocol):
+    """Who owns which session. Takeover and the promises of creates are the directory's own affair."""
+
+    @property
+    def node(self) -> str:
+        """This node's ID."""
+
+    @property
+    def peers(self) -> Sequence[Peer]: ...
+
+    def journal(self, session_id: str) -> Journal:
+        """Return the journal of a session that is being opened here. What is added waits for `create`."""
+
+    async def reserve(self, session_id: str, principal: "Principal") -> None:
+        """Count a session against its principal's limit. Raises OverloadError `session-limit`."""
+
+    async def create(self, session_id: str, journal: Journal) -> None:
+        """Make a session known, owned by this node. Raises OverloadError `recovering`."""
+
+    async def release(self, session_id: str, principal: str) -> None:
+        """Drop all of a session that was never opened, or whose retention is over."""
+
+    async def owner(self, session_id: str) -> str | None:
+        """Return the node that owns a session; None where there is no such session."""

@@ -1,0 +1,117 @@
+"""The port for metrics and log lines: one method per fact, grouped by the room that states it.
+
+Methods return at once and never raise; those marked hot are called for every event. `gateway.telemetry.Metrics`
+implements all of them, `NO_TELEMETRY` ignores them.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal, Protocol, cast
+
+from gateway.relay.ports import Json, LossCause, View
+from gateway.relay.state import State
+
+Direction = Literal["up", "down"]
+
+
+class UpstreamTelemetry(Protocol):
+    """Facts about calls, stated by upstream/."""
+
+    def connect_phase(self, phase: str, seconds: float) -> None: ...
+    def peer_connections(self, delta: int) -> None: ...
+    def consent_failed(self) -> None: ...
+    def upstream_error(self, code: str) -> None:
+        """An `error` event, a failed response or a refused call. `code` is OpenAI's word."""
+
+    def turn_unavailable(self) -> None:
+        """A TURN server is configured and gave a call no address; other addresses may do."""
+
+    def relay_failed(self, session: str, error: BaseException) -> None:
+        """A bug in the gateway was met where nothing may be raised; logged with its traceback."""
+
+    def close_failed(self, what: str, error: BaseException) -> None:
+        """A clean-up step did not finish in time; the rest went on."""
+
+
+class RelayTelemetry(UpstreamTelemetry, Protocol):
+    """Facts about sessions, stated by relay/."""
+
+    # sessions
+    def session_opened(self, view: View, seconds: float) -> None: ...
+    def session_refused(self, principal: str, code: str) -> None: ...
+    def session_state(self, before: State | None, after: State | None) -> None:
+        """A session moved between states; None means that it did not exist, or is gone."""
+
+    def session_closed(self, view: View, seconds: float) -> None: ...
+
+    # calls
+    def upstream_lost(self, session: str, cause: LossCause) -> None: ...
+    def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
+        """A call was replaced, or was to be. `cause`: a LossCause, `rotation`, `restart`, `node_lost` or `handover`;
+        `outcome`: recovered, failed, rejected, or ended when the session ended meanwhile."""
+
+    # events
+    def event_up(self, type: str, size: int) -> None:
+        """Hot."""
+
+    def event_down(self, type: str, size: int) -> None:
+        """Hot."""
+
+    def frame_unrelayed(self, session: str, size: int) -> None: ...
+
+    # responses
+    def first_delta(self, seconds: float) -> None: ...
+    def response_done(self, status: str, seconds: float) -> None: ...
+    def tokens(self, model: str, principal: str, usage: Json) -> None:
+        """Count `usage` of a `response.done`."""
+
+    def audio_tokens_in_text_session(self, session: str, count: int) -> None: ...
+    def usage_unrecorded(self) -> None: ...
+
+    # log
+    def log_grew(self, events: int, size: int) -> None:
+        """The logs' total changed by this much; negative when they shrank."""
+
+    def log_evicted(self, events: int) -> None: ...
+
+
+class DownstreamTelemetry(Protocol):
+    """Facts about requests and reads, stated by downstream/."""
+
+    def http_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """`route` is the path's template, such as `/v1/sessions/{id}`, or `other`. For a stream, `seconds` is the time to
+        its headers."""
+
+    def http_answered(self, request_id: str, fields: Json) -> None:
+        """The access log's line. `fields` holds method, route, status, seconds, session, principal, code where known."""
+
+    def http_failed(self, request_id: str, error: BaseException) -> None:
+        """A handler raised what it should not have: logged with the traceback, answered as `internal`."""
+
+    def relayed_up(self, seconds: float) -> None: ...
+    def relayed_down(self, seconds: float) -> None:
+        """Hot: from the data channel to the first socket write."""
+
+    def idempotent_replay(self) -> None: ...
+    def stream_opened(self, format: str, replay: bool) -> None: ...
+    def stream_closed(self, format: str, reason: str) -> None:
+        """`reason`: client, rotated, superseded, slow, closed, error, shutdown."""
+
+    def replayed(self, events: int) -> None: ...
+    def gap(self, reason: str, missed: int | None) -> None: ...
+
+
+class Telemetry(RelayTelemetry, DownstreamTelemetry, Protocol):
+    """All facts of the gateway."""
+
+
+class _Null:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _ignore
+
+
+def _ignore(*fact: object) -> None:
+    pass
+
+
+NO_TELEMETRY: Final = cast(Telemetry, _Null())
+"""Ignores every fact: for tools and tests that only dial."""
