@@ -193,6 +193,10 @@ def _paths() -> Schema:
 
 _READING: Final[Mapping[str, tuple[Schema, str]]] = {
     "after": (_TEXT, "Cursor: an event id, `earliest` or `now`. `Last-Event-ID` comes first."),
+    "lastEventId": (
+        _TEXT,
+        "The cursor of a reconnecting polyfill, also as lastEventID, last_event_id and Last-Event-ID. Wins over `after`.",
+    ),
     "types": (_TEXT, "Only these types, by comma; a `*` may end each. `gateway.*` always passes."),
     "exclude": (_TEXT, "Not these types."),
     "heartbeat": ({"type": "number", "minimum": 5, "maximum": 60}, "Seconds of silence before a heartbeat."),

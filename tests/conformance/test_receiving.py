@@ -191,9 +191,11 @@ async def test_head_gives_the_headers_and_opens_nothing(session: Session) -> Non
 # --- cursors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parameter", ["after", "last_event_id"])
+@pytest.mark.parametrize(
+    "parameter", ["after", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID"]
+)
 async def test_a_read_goes_on_after_its_cursor(session: Session, parameter: str) -> None:
-    """`?after=` and its alias begin behind the event they name."""
+    """`?after=` and what polyfills add to the URL begin behind the event they name."""
     log = await fill(session)
     async with session.stream(**{parameter: log[1]["id"]}) as stream:
         await stream.next()

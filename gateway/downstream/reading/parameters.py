@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
-from gateway.downstream.reading.sse import last_event_id
+from gateway.downstream.reading.sse import CURSOR_PARAMETERS, last_event_id
 from gateway.errors import CallerError, Flaw
 from gateway.relay.eventlog import EventId
 from gateway.relay.ports import Reader
@@ -80,8 +80,7 @@ class Reading:
 
 _NAMES: Final = frozenset(
     {
-        "after",
-        "last_event_id",
+        *CURSOR_PARAMETERS,
         "format",
         "types",
         "exclude",
@@ -103,7 +102,7 @@ def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> R
     types, exclude = _patterns(query, "types"), _patterns(query, "exclude")
     return Reading(
         format=parse_format(query.get("format"), accept),
-        cursor=last_event_id(header, query.get("after"), query.get("last_event_id")) or "earliest",
+        cursor=last_event_id(header, query) or "earliest",
         filter=Filter(types, exclude) if types or exclude else None,
         heartbeat=_number(query, "heartbeat", 5, MAX_HEARTBEAT_SECONDS),
         heartbeat_as_event=_choice(query, "heartbeat_as", "comment", "event") == "event",

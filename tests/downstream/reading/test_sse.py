@@ -85,7 +85,9 @@ JSON = st.builds(spaced, TEXTS, st.lists(SPACES, min_size=4, max_size=4))
 
 
 def lf(text: str) -> str:
-    """Give a text as a parser of event streams hands it on."""
+    """Return a text as a parser of event streams passes it on: line ends are LF, other separators of lines escapes."""
+    for separator in "\x85\u2028\u2029":
+        text = text.replace(separator, f"\\u{ord(separator):04x}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -99,7 +101,7 @@ def test_frame_gives_the_text_to_a_browser(id: str, name: str | None, text: str)
 
 @given(IDS, NAMES, JSON)
 def test_unframe_gives_the_text_back_on_one_line(id: str, name: str | None, text: str) -> None:
-    """A raw line end of any kind is a space, and nothing else is touched."""
+    """A raw line end of any kind is a space; a separator of lines inside a string is an escape."""
     block, start = sse.frame(id, name, text)
 
     assert sse.unframe(block, start).decode() == lf(text).replace("\n", " ")
@@ -135,8 +137,8 @@ def test_a_block_cut_short_dispatches_nothing(id: str, name: str | None, text: s
 
 
 def test_frame_leaves_text_without_line_ends_as_it_is() -> None:
-    """The ordinary event stands in its block byte for byte, multi-byte characters included."""
-    text = '{"type":"x","delta":"grüß \\n \u2028"}'
+    """The ordinary event is in its block byte for byte, multi-byte characters included."""
+    text = '{"type":"x","delta":"grüß \\n"}'
 
     block, start = sse.frame("k3f9-42", None, text)
 
@@ -171,22 +173,49 @@ def test_padding_has_the_size_asked_for(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "queries", "cursor"),
+    ("header", "query", "cursor"),
     [
-        (None, (), None),
-        (None, (None, None), None),
-        ("k-7", ("k-1", "k-2"), "k-7"),
-        (None, ("k-1", "k-2"), "k-1"),
-        (None, (None, "k-2"), "k-2"),
-        ("", ("k-1",), "k-1"),
-        ("", ("", ""), None),
+        (None, {}, None),
+        ("k-7", {"after": "k-1", "lastEventId": "k-2"}, "k-7"),
+        (None, {"after": "k-1", "lastEventId": "k-2"}, "k-2"),
+        (None, {"after": "k-1", "lastEventID": "k-2"}, "k-2"),
+        (None, {"after": "k-1", "last_event_id": "k-2"}, "k-2"),
+        (None, {"after": "k-1", "Last-Event-ID": "k-2"}, "k-2"),
+        (None, {"after": "k-1"}, "k-1"),
+        ("", {"lastEventId": "", "after": "k-1"}, "k-1"),
+        ("", {"after": ""}, None),
     ],
 )
 def test_last_event_id_prefers_the_newest(
-    header: str | None, queries: tuple[str | None, ...], cursor: str | None
+    header: str | None, query: dict[str, str], cursor: str | None
 ) -> None:
-    """The header comes before the URL, `after` before its alias, and an empty one counts as none."""
-    assert sse.last_event_id(header, *queries) == cursor
+    """The header wins over the URL, polyfills' names over `after`, and an empty value counts as absent."""
+    assert sse.last_event_id(header, query) == cursor
+
+
+@given(
+    text=st.text(st.sampled_from("a\\\u0085\u2028\u2029é😀\x1c"), max_size=12),
+    name=st.sampled_from([None, "x"]),
+)
+def test_no_line_reader_cuts_an_event(text: str, name: str | None) -> None:
+    """A block has as many lines for Python, which knows the most line ends, as for a browser, and means the same."""
+    told = json.dumps({"type": "a", "text": text}, ensure_ascii=False)
+    block, start = sse.frame("k-1", name, told)
+    line = sse.unframe(block, start).decode()
+
+    assert block.decode().splitlines() == block.decode().split("\n")[:-1]
+    assert line.splitlines() == [line]
+    assert json.loads(line) == {"type": "a", "text": text}
+    assert len(sse.notice("x", told).decode().splitlines()) == 3
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u0085\u2028\u2029\r\n")))
+def test_other_characters_pass_byte_for_byte(text: str) -> None:
+    """Only what line readers cut at is written differently."""
+    told = json.dumps({"text": text}, ensure_ascii=False)
+    block, start = sse.frame("k-1", None, told)
+
+    assert sse.unframe(block, start).decode() == told
 
 
 def test_never_retry_fits_a_signed_number() -> None:
