@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from gateway import __version__
 from gateway.config import Config, ConfigError
 from gateway.config.files import access_keys, openai_key, secret, signing_keys
+from gateway.config.prices import TokenPrices, price_list
 from gateway.config.sections import Key
 from gateway.downstream.admin import Operator
 from gateway.downstream.auth.access import ANONYMOUS, Access, AccessRules, KeyRule
@@ -32,6 +33,7 @@ from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
 from gateway.relay.limits import RelayLimits
 from gateway.relay.state import State
+from gateway.relay.usage import PICODOLLARS, Direction, ModelPrices, PriceList
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
@@ -47,6 +49,8 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         """Build everything, touching no network. Raises ConfigError for what only shows when files are read."""
         self._config = config
+        if config.cluster.url:
+            raise ConfigError(["cluster.url: must be empty: this version runs as one process"])
         self.asked_to_drain = asyncio.Event()
         """Set when an operator asks over HTTP; whoever runs the gateway then drains it as on SIGTERM."""
         clock = Clock()
@@ -190,7 +194,27 @@ def relay_limits(config: Config) -> RelayLimits:
         max_receivers=config.stream.max_receivers,
         continuity=relay.continuity,
         recovery_timeout_seconds=relay.recovery_timeout_seconds,
+        prices=prices(config),
     )
+
+
+def prices(config: Config) -> PriceList:
+    """Read the price list and map it: dollars per million tokens become picodollars per token. Raises ConfigError."""
+    found = price_list(config.upstream.prices_file)
+    models = {}
+    for name, model in found.models.items():
+        tokens: dict[tuple[Direction, str], int] = {}
+        directions: tuple[tuple[Direction, TokenPrices], ...] = (
+            ("input", model.input),
+            ("cached", model.cached),
+            ("output", model.output),
+        )
+        for direction, by_kind in directions:
+            for kind, dollars in by_kind.model_dump(exclude_none=True).items():
+                tokens[direction, kind] = round(dollars * PICODOLLARS / 1_000_000)
+        minute = None if model.minute is None else round(model.minute * PICODOLLARS)
+        models[name] = ModelPrices(tokens, minute)
+    return PriceList(found.date.isoformat(), models)
 
 
 def upstream_config(config: Config) -> UpstreamConfig:

@@ -63,6 +63,11 @@ def test_wheel_holds_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gateway"}
 
 
+def test_wheel_brings_the_price_list_to_its_reader(wheel: zipfile.ZipFile) -> None:
+    """It lies with the configuration in the checkout, and beside the module that looks for it once installed."""
+    assert wheel.read("gateway/config/prices.toml") == (ROOT / "config" / "prices.toml").read_bytes()
+
+
 def test_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
     """An installed wheel has `gateway` on the PATH, and its licence beside it."""
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]

@@ -21,7 +21,7 @@ def secret_lines(where: str, value: SecretStr | None, file: Path | None) -> tupl
         return (value.get_secret_value().strip(),)
     if file is None:
         return ()
-    lines = tuple(line.strip() for line in _read(f"{where}_file", file).splitlines() if line.strip())
+    lines = tuple(line.strip() for line in read_text(f"{where}_file", file).splitlines() if line.strip())
     if not lines:
         raise ConfigError([f"{where}_file: {file} is empty"])
     return lines
@@ -55,7 +55,7 @@ def access_keys(access: Access) -> tuple[Key, ...]:
         return access.keys
     where = f"access.keys_file: {access.keys_file}"
     try:
-        found = tomllib.loads(_read("access.keys_file", access.keys_file))
+        found = tomllib.loads(read_text("access.keys_file", access.keys_file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
     # Under either heading: [[access.keys]] is how keygen prints them, since most people put them into the configuration.
@@ -70,7 +70,8 @@ def access_keys(access: Access) -> tuple[Key, ...]:
         raise ConfigError([f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"]) from None
 
 
-def _read(where: str, file: Path) -> str:
+def read_text(where: str, file: Path) -> str:
+    """Return a file's text. Raises ConfigError, naming the setting `where`."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

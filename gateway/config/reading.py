@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 from pydantic_settings.sources.utils import parse_env_vars
 
-from gateway.config.sections import SECRET, SESSION_TEMPLATE, Config, Section
+from gateway.config.sections import SESSION_TEMPLATE, Config
+from gateway.config.values import SECRET, Section
 
 PREFIX = "GATEWAY_"
 FILE_VARIABLE = "GATEWAY_CONFIG"
@@ -185,7 +186,7 @@ def _explain(details: ErrorDetails, sources: Mapping[str, Tree]) -> str:
     return f"{where} ({origin}): {message.replace('input should be', 'expected')}"
 
 
-_UNION_STEPS = frozenset({"function-after[_http_url(), str]", "function-after[_proxy_url(), str]"})
+_UNION_STEPS = frozenset({"function-after[http_url(), str]", "function-after[_proxy_url(), str]"})
 """Steps that pydantic adds to an error's path for a type with alternatives; they are no keys."""
 
 

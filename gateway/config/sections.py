@@ -1,104 +1,32 @@
 """Every setting: one frozen section per room, with defaults, bounds and the reason for each that is not plain.
 
-Keys carry their unit. An empty string stands for "not set", since TOML has no null. Fields marked `secret()` are taken
-from the environment only: a file would keep them where backups and reviews see them.
+Keys carry their unit. What the values look like is told in `values`.
 """
 
-import math
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+
+from gateway.config.cluster import Cluster
+from gateway.config.values import (
+    KIB,
+    MIB,
+    Count,
+    Dollars,
+    OptionalPath,
+    OptionalProxy,
+    OptionalText,
+    OptionalUrl,
+    Origin,
+    Port,
+    Seconds,
+    SecondsOrNever,
+    Section,
+    Sha256,
+    http_url,
+    secret,
 )
-
-KIB, MIB = 1024, 1024 * 1024
-
-SECRET = "secret"
-"""Marks a field that no file may hold, see `secret`."""
-
-
-def secret() -> Any:  # Any, as pydantic's Field gives it: the field's own annotation is its type
-    """Declare a field for a secret: environment only, never printed."""
-    return Field(default=None, json_schema_extra={SECRET: True}, repr=False)
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password, query or fragment")
-    return value.rstrip("/")
-
-
-def _proxy_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("must be an http:// URL: signalling goes through it by CONNECT")
-    return value
-
-
-def _origin(value: str) -> str:
-    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", value):
-        raise ValueError('must be "*" or scheme://host[:port] without a path, as a browser sends it')
-    return value
-
-
-def _sha256(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value.lower()):
-        raise ValueError("must be a SHA-256 in 64 hexadecimal digits; `gateway keygen` prints one")
-    return value.lower()
-
-
-def _one_process(value: str) -> str:
-    if value:
-        raise ValueError("must be empty: this version runs as one process")
-    return value
-
-
-OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
-OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
-OptionalUrl = Annotated[
-    Annotated[str, AfterValidator(_http_url)] | None,
-    BeforeValidator(_none_if_empty),
-]
-OptionalProxy = Annotated[
-    Annotated[str, AfterValidator(_proxy_url)] | None,
-    BeforeValidator(_none_if_empty),
-]
-Origin = Annotated[str, AfterValidator(_origin)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
-SecondsOrNever = Annotated[float, Field(ge=0), AfterValidator(_finite)]
-"""0 for never."""
-
-
-class Section(BaseModel):
-    """What all sections have in common: frozen, and nothing in them that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Server(Section):
@@ -147,6 +75,8 @@ class Key(Section):
     bytes_per_second: Annotated[float, Field(gt=0)] | None = None
     tokens_per_session: Count | None = None
     tokens_per_day: Count | None = None
+    dollars_per_session: Dollars | None = None
+    dollars_per_day: Dollars | None = None
 
     @field_validator("name")
     @classmethod
@@ -237,7 +167,7 @@ def _with_nulls(value: Any) -> Any:  # Any: JSON, whatever its depth
 class Upstream(Section):
     """How OpenAI is reached."""
 
-    base_url: Annotated[str, AfterValidator(_http_url)] = "https://api.openai.com/v1"
+    base_url: Annotated[str, AfterValidator(http_url)] = "https://api.openai.com/v1"
     auth: Literal["gateway", "client"] = "gateway"
     api_key: SecretStr | None = secret()
     api_key_file: OptionalPath = None
@@ -247,6 +177,7 @@ class Upstream(Section):
     connect_timeout_seconds: Seconds = 15.0
     ice_servers: tuple[IceServer, ...] = ()
     ice_transport_policy: Literal["all", "relay"] = "all"
+    prices_file: OptionalPath = None
     session_locked: tuple[str, ...] = ()
     # OpenAI's object, not ours: what stands in it is OpenAI's to judge, so any value passes.
     session: Annotated[dict[str, Any], BeforeValidator(_with_nulls)] = SESSION_TEMPLATE
@@ -288,12 +219,6 @@ class Stream(Section):
     write_timeout_seconds: Seconds = 10.0
 
 
-class Cluster(Section):
-    """Several nodes as one. Not built yet: anything but one process is refused rather than ignored."""
-
-    url: Annotated[str, AfterValidator(_one_process)] = ""
-
-
 class Drain(Section):
     """How the gateway ends."""
 
@@ -320,3 +245,13 @@ class Config(Section):
     cluster: Cluster = Cluster()
     drain: Drain = Drain()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _nodes_sign_alike(self) -> "Config":
+        signed = self.access.signing_key or self.access.signing_key_file
+        if self.cluster.url and not signed:
+            raise ValueError(
+                "cluster.url needs access.signing_key_file with the same content on every node: client secrets and "
+                "tickets are made by one node and read by the others"
+            )
+        return self

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from gateway.relay.ports import Json
+from gateway.relay.usage import PriceList
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -15,6 +16,8 @@ class RelayLimits:
     """The OpenAI session object that every create is merged over."""
     session_locked: tuple[str, ...] = ()
     """Members of it that a caller may not set; dots lead into objects, as in `audio.input.turn_detection`."""
+    prices: PriceList = field(default_factory=PriceList)
+    """What tokens cost, for the session's usage and for budgets in dollars."""
     max_sessions: int = 2000
     max_loop_lag_seconds: float = 0.25
     """How late the event loop may run before no new sessions are opened; 0 for never mind."""

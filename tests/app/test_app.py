@@ -88,8 +88,9 @@ ELSEWHERE = {
     "log.access",
     "log.format",
     "log.level",
-    # has one value only in this version
-    "cluster.url",
+    "upstream.prices_file",
+    # of several nodes
+    *(key for key in keys() if key.startswith("cluster.")),
 }
 
 

@@ -16,7 +16,13 @@ from gateway.config.sections import SESSION_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "config" / "gateway.toml"
-SECRETS = {"admin.token", "access.signing_key", "upstream.api_key", "upstream.ice_servers[].credential"}
+SECRETS = {
+    "admin.token",
+    "access.signing_key",
+    "upstream.api_key",
+    "upstream.ice_servers[].credential",
+    "cluster.password",
+}
 
 
 @pytest.fixture
@@ -181,7 +187,6 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
         ("GATEWAY_LOG__FORMAT", "xml", "'console' or 'json'"),
         ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "61", "less than or equal to 60"),
         ("GATEWAY_DRAIN__TIMEOUT_SECONDS", "inf", "finite"),
-        ("GATEWAY_CLUSTER__URL", "redis://127.0.0.1", "one process"),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str) -> None:

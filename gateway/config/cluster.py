@@ -1,0 +1,96 @@
+"""`[cluster]`: several nodes as one, on Redis or Valkey."""
+
+import re
+from ipaddress import ip_address
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from gateway.config.values import OptionalPath, OptionalText, OptionalUrl, Port, Section, secret
+
+_HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_HOSTS: Final = rf"{_HOST}(?:,{_HOST})*"
+
+_REDIS_URL: Final = re.compile(
+    rf"rediss?://{_HOST}(?:/[0-9]*)?"
+    rf"|rediss?\+sentinel://{_HOSTS}/[A-Za-z0-9._-]+(?:/[0-9]*)?"
+    rf"|rediss?\+cluster://{_HOSTS}/?"
+    r"|unix:///[^?#\s]+(?:\?db=[0-9]+)?"
+)
+
+UNSPECIFIED: Final = ("0.0.0.0", "::", "")
+"""Addresses to listen on that are not an address to connect to."""
+
+
+def _redis_url(value: str) -> str:
+    if value and "@" in value:
+        raise ValueError(
+            "must hold no user or password: set cluster.username, and cluster.password_file or "
+            "GATEWAY_CLUSTER__PASSWORD"
+        )
+    if value and not _REDIS_URL.fullmatch(value):
+        raise ValueError(
+            "must be redis://HOST[:PORT][/DB], rediss://… for TLS, unix:///PATH, "
+            "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB] or redis+cluster://HOST:PORT,HOST:PORT"
+        )
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Cluster(Section):
+    """Several nodes as one. Without a URL the gateway is one process and nothing else of this section matters."""
+
+    url: Annotated[str, AfterValidator(_redis_url)] = ""
+    username: OptionalText = None
+    password: SecretStr | None = secret()
+    password_file: OptionalPath = None
+    redis_ca_file: OptionalPath = None
+    redis_certificate_file: OptionalPath = None
+    redis_key_file: OptionalPath = None
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9:._-]{1,32}$")] = "rg:"
+    allow_eviction: bool = False
+    encrypt: bool = False
+    wait_replicas: Annotated[int, Field(ge=0, le=16)] = 0
+    host: str = "127.0.0.1"
+    port: Port = 0
+    advertise_url: OptionalUrl = None
+    tls_certificate_file: OptionalPath = None
+    tls_key_file: OptionalPath = None
+    tls_ca_file: OptionalPath = None
+    trust_network: bool = False
+    lease_seconds: Annotated[float, Field(ge=1, le=60)] = 4.0
+    patience_seconds: Annotated[float, Field(ge=0, le=60)] = 10.0
+
+    @model_validator(mode="after")
+    def _files_are_whole(self) -> "Cluster":
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file must be set together")
+        if (self.redis_certificate_file is None) != (self.redis_key_file is None):
+            raise ValueError("redis_certificate_file and redis_key_file must be set together")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_protected(self) -> "Cluster":
+        open_port = (
+            self.tls_certificate_file is None and not self.trust_network and not _is_loopback(self.host)
+        )
+        if self.url and open_port:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines: set tls_certificate_file and tls_key_file, "
+                "or trust_network = true where nobody else is on that network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _peers_can_connect(self) -> "Cluster":
+        if self.url and self.host in UNSPECIFIED and self.advertise_url is None:
+            raise ValueError(
+                f"advertise_url must be set where host is {self.host!r}: the other nodes cannot connect to that address"
+            )
+        return self

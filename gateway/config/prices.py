@@ -1,0 +1,63 @@
+"""The price list: config/prices.toml, or the file that `upstream.prices_file` names."""
+
+import datetime
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field, ValidationError
+
+from gateway.config.files import read_text
+from gateway.config.reading import ConfigError
+from gateway.config.values import Section
+
+Dollars = Annotated[float, Field(ge=0, lt=1_000_000, allow_inf_nan=False)]
+
+
+class TokenPrices(Section):
+    """Dollars per million tokens of each kind. A kind that is left out has no price."""
+
+    text: Dollars | None = None
+    audio: Dollars | None = None
+    image: Dollars | None = None
+
+
+class Model(Section):
+    """One model's prices."""
+
+    input: TokenPrices = TokenPrices()
+    cached: TokenPrices = TokenPrices()
+    output: TokenPrices = TokenPrices()
+    minute: Dollars | None = None
+
+
+class Prices(Section):
+    """The whole list."""
+
+    date: datetime.date
+    models: dict[str, Model]
+
+
+def own_prices_file() -> Path:
+    """Return the list that comes with the gateway: beside this module in an installed package, else the checkout's."""
+    installed = Path(__file__).with_name(_NAME)
+    return installed if installed.exists() else Path(__file__).parents[2] / "config" / _NAME
+
+
+_NAME: Final = "prices.toml"
+
+
+def price_list(file: Path | None) -> Prices:
+    """Read the list from `file`, or the gateway's own. Raises ConfigError."""
+    where = f"upstream.prices_file: {file}"
+    try:
+        found = tomllib.loads(read_text("upstream.prices_file", file or own_prices_file()))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
+    try:
+        return Prices.model_validate(found)
+    except ValidationError as error:
+        problems = [
+            f"{where}: {'.'.join(map(str, details['loc']))}: {details['msg']}" for details in error.errors()
+        ]
+        raise ConfigError(problems) from None

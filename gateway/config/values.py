@@ -1,0 +1,88 @@
+"""The types of settings: what a value must look like, and the section they stand in.
+
+An empty string stands for "not set", since TOML has no null. Fields made by `secret()` are taken from the environment
+only: a file would keep them where backups and reviews see them.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+KIB, MIB = 1024, 1024 * 1024
+
+SECRET = "secret"
+"""Marks a field that no file may hold, see `secret`."""
+
+
+def secret() -> Any:  # Any, as pydantic's Field gives it: the field's own annotation is its type
+    """Declare a field for a secret: environment only, never printed."""
+    return Field(default=None, json_schema_extra={SECRET: True}, repr=False)
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def http_url(value: str) -> str:
+    """Return an http:// or https:// URL without a slash at its end."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment")
+    return value.rstrip("/")
+
+
+def _proxy_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("must be an http:// URL: signalling goes through it by CONNECT")
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", value):
+        raise ValueError('must be "*" or scheme://host[:port] without a path, as a browser sends it')
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value.lower()):
+        raise ValueError("must be a SHA-256 in 64 hexadecimal digits; `gateway keygen` prints one")
+    return value.lower()
+
+
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalUrl = Annotated[
+    Annotated[str, AfterValidator(http_url)] | None,
+    BeforeValidator(_none_if_empty),
+]
+OptionalProxy = Annotated[
+    Annotated[str, AfterValidator(_proxy_url)] | None,
+    BeforeValidator(_none_if_empty),
+]
+Origin = Annotated[str, AfterValidator(_origin)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Dollars = Annotated[float, Field(gt=0), AfterValidator(_finite)]
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
+SecondsOrNever = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+"""0 for never."""
+
+
+class Section(BaseModel):
+    """What all sections have in common: frozen, and nothing in them that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

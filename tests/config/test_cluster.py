@@ -1,0 +1,87 @@
+"""`[cluster]`: which forms of URL are taken, and what several nodes cannot do without."""
+
+import pytest
+
+from gateway.config import ConfigError, load
+
+SIGNED = {"GATEWAY_ACCESS__SIGNING_KEY": "k" * 32}
+
+
+def load_cluster(signed: dict[str, str] = SIGNED, /, **members: str) -> None:
+    """Load a configuration with these members of the section."""
+    environ = {f"GATEWAY_CLUSTER__{name.upper()}": value for name, value in members.items()}
+    load(environ=environ | signed)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://10.0.0.1:6380/2",
+        "redis://[::1]:6379",
+        "rediss://redis.example.com:6380/0",
+        "unix:///run/redis/redis.sock",
+        "unix:///run/redis.sock?db=3",
+        "redis+sentinel://a:26379,b:26379,c:26379/mymaster",
+        "rediss+sentinel://a:26379/my.master/1",
+        "redis+cluster://a:6379,b:6379",
+        "rediss+cluster://a:6379/",
+    ],
+)
+def test_url_of_each_form_is_taken(url: str) -> None:
+    """One server, TLS, a socket, Sentinel and Cluster."""
+    load_cluster(url=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis:", "must be redis://"),
+        ("http://a", "must be redis://"),
+        ("redis://a,b", "must be redis://"),
+        ("redis+sentinel://a:1", "must be redis://"),
+        ("redis+cluster://a:1/3", "must be redis://"),
+        ("unix://run/redis.sock", "must be redis://"),
+        ("redis://user:verysecret@a", "cluster.password_file"),
+    ],
+)
+def test_url_of_no_form_is_refused(url: str, said: str) -> None:
+    """And one that holds a password is not repeated."""
+    with pytest.raises(ConfigError) as refused:
+        load_cluster(url=url)
+
+    assert said in str(refused.value)
+    assert "verysecret" not in str(refused.value)
+
+
+def test_nodes_need_a_common_signing_key() -> None:
+    """A secret made by one node is read by the others."""
+    with pytest.raises(ConfigError, match=r"access\.signing_key_file"):
+        load_cluster({}, url="redis://a")
+
+
+def test_internal_listener_beyond_loopback_needs_protection() -> None:
+    """TLS, or the operator's word that nobody else is on that network."""
+    address = {"host": "10.0.0.1", "url": "redis://a"}
+    with pytest.raises(ConfigError, match="trust_network"):
+        load_cluster(**address)
+
+    load_cluster(**address, trust_network="true")
+    load_cluster(**address, tls_certificate_file="c.pem", tls_key_file="k.pem")
+    load_cluster(host="10.0.0.1")  # one process: nothing listens there
+
+
+def test_node_that_listens_everywhere_says_where_it_is_found() -> None:
+    """0.0.0.0 is no address to connect to."""
+    everywhere = {"host": "0.0.0.0", "url": "redis://a", "trust_network": "true"}
+    with pytest.raises(ConfigError, match="advertise_url"):
+        load_cluster(**everywhere)
+
+    load_cluster(**everywhere, advertise_url="http://10.0.0.1:7000")
+
+
+@pytest.mark.parametrize("prefix", ["tls", "redis"])
+def test_half_of_a_certificate_is_refused(prefix: str) -> None:
+    """A certificate without its key cannot be shown."""
+    with pytest.raises(ConfigError, match="together"):
+        load_cluster(**{f"{prefix}_certificate_file": "c.pem"})
