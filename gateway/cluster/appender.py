@@ -1,0 +1,359 @@
+"""One connection to a primary, and the journals that are appended over it.
+
+All that was added in one turn of the loop leaves in one write at its end. An answer that does not come for
+`UNANSWERED_SECONDS` drops the connection. On every new connection each journal is compared with Redis before anything is
+appended, since nobody can know what became of the appends under way, or whether this is still the same Redis.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Protocol
+
+from gateway.cluster import scripts
+from gateway.cluster.appends import Item, Outcome
+from gateway.cluster.connections import AwayError, Connections, DeniedError
+from gateway.cluster.journal import RedisJournal, Rewrite
+from gateway.cluster.keys import EntryId
+from gateway.cluster.wire import Reply, ReplyError, Wire, command
+
+UNANSWERED_SECONDS: Final = 3.0
+CHECK_AT_ONCE: Final = 256
+REWRITES_AT_ONCE: Final = 8
+"""Each holds a whole log in memory once more."""
+
+_RETRY_SECONDS: Final = (0.05, 0.25)
+"""Between attempts to connect, drawn so that nodes do not come back in one moment."""
+
+_FENCED: Final = "ERR The ID specified in XADD is equal or smaller"
+
+Address = tuple[str, int] | str
+
+
+class AppenderTelemetry(Protocol):
+    """What an appender tells. Methods return at once and never raise."""
+
+    def journal_kept(self, seconds: float) -> None:
+        """An append was answered so long after it was sent."""
+
+    def journal_repaired(self, kind: str) -> None:
+        """A session was written again; `kind` is `tail` or `whole`."""
+
+    def fenced(self, session: str) -> None:
+        """Another node owns a session that this one held."""
+
+    def redis_up(self, up: bool, reason: str) -> None:
+        """The connection for appends was made or lost."""
+
+
+class Appender:
+    """Appends for one primary, from `start` to `close`."""
+
+    def __init__(
+        self,
+        find: Callable[[], Awaitable[Address]],
+        connections: Connections,
+        telemetry: AppenderTelemetry,
+        moved: Callable[[RedisJournal], None],
+        version: int,
+        expiry_ms: int,
+        node: str,
+        wait_replicas: int = 0,
+    ) -> None:
+        """`find` is a coroutine function that returns where the primary is now. `moved` is called with a journal whose
+        keys are on another primary by now."""
+        self._find = find
+        self._connections = connections
+        self._telemetry = telemetry
+        self._moved = moved
+        self._version, self._expiry_ms, self._node = version, expiry_ms, node
+        self._wait_replicas = wait_replicas
+        self._wire: Wire | None = None
+        self._gone = asyncio.Event()
+        self._journals: set[RedisJournal] = set()
+        self._dirty: dict[RedisJournal, None] = {}
+        self._sending = False
+        self._loop = asyncio.get_running_loop()
+        self._rewriting = asyncio.Semaphore(REWRITES_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._answers: list[tuple[RedisJournal, Reply, float]] = []
+
+    def start(self) -> None:
+        """Connect, and keep connected."""
+        self._keeper = asyncio.create_task(self._keep(), name="cluster-appender")
+
+    async def close(self) -> None:
+        """Give up the connection and whatever was not appended."""
+        tasks = {task for task in (self._keeper, *self._tasks) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._wire is not None:
+            self._wire.drop()
+
+    @property
+    def up(self) -> bool:
+        """Connected."""
+        return self._wire is not None
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds since the oldest command that is not answered was sent."""
+        since = self._wire.oldest_unanswered if self._wire is not None else None
+        return 0.0 if since is None else self._loop.time() - since
+
+    def watch(self) -> None:
+        """Drop a connection that does not answer; called about once a second."""
+        if self._wire is not None and self.stalled_for > UNANSWERED_SECONDS:
+            self._wire.drop()
+
+    def take(self, journal: RedisJournal) -> None:
+        """Append this journal from now on. It is compared with Redis first unless it was just created."""
+        self._journals.add(journal)
+        if not journal.appends.ready and journal.appends.fence:
+            self._look_into(journal)
+        self.dirty(journal)
+
+    def leave(self, journal: RedisJournal) -> None:
+        """Append it no more."""
+        self._journals.discard(journal)
+        self._dirty.pop(journal, None)
+
+    def dirty(self, journal: RedisJournal) -> None:
+        """Send what waits in this journal at the end of this turn of the loop."""
+        self._dirty[journal] = None
+        if not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send)
+
+    # --- appending ----------------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        self._sending = False
+        wire = self._wire
+        if wire is None:
+            self._dirty.clear()  # Each is looked at again when there is a connection.
+            return
+        dirty, self._dirty = self._dirty, {}
+        now = self._loop.time()
+        parts: list[bytes] = []
+        asked: list[Callable[[Reply], None]] = []
+        for journal in dirty:
+            append = journal.appends.next()
+            if append is not None:
+                parts.append(_encoded(journal.keys[0].encode(), append.fence, append.keep_from, append.items))
+                asked.append(partial(self._answered, journal, now))
+        if not parts:
+            return
+        if self._wait_replicas:
+            parts.append(_wait(self._wait_replicas))
+            asked.append(self._replicated)
+        wire.send_many(b"".join(parts), asked)
+
+    def _answered(self, journal: RedisJournal, sent_at: float, reply: Reply) -> None:
+        if self._wait_replicas:
+            self._answers.append((journal, reply, sent_at))
+        else:
+            self._apply(journal, sent_at, reply)
+
+    def _replicated(self, reply: Reply) -> None:
+        """So many replicas have what was appended before. Too few: nothing of it counts as kept yet; ask again."""
+        wire = self._wire
+        if wire is None:
+            return
+        if not isinstance(reply, int) or reply < self._wait_replicas:
+            self._loop.call_later(0.05, self._wait_again, wire)
+            return
+        answers, self._answers = self._answers, []
+        for journal, answer, sent_at in answers:
+            self._apply(journal, sent_at, answer)
+
+    def _wait_again(self, wire: Wire) -> None:
+        if wire is self._wire and self._answers:
+            wire.send(_wait(self._wait_replicas), self._replicated)
+
+    def _apply(self, journal: RedisJournal, sent_at: float, reply: Reply) -> None:
+        if isinstance(reply, ReplyError):
+            self._failed(journal, reply)
+            return
+        self._telemetry.journal_kept(self._loop.time() - sent_at)
+        outcome = journal.answered(EntryId.parse(reply) if isinstance(reply, bytes) else None)
+        if outcome is Outcome.BEHIND or journal.must_rewrite:
+            self._look_into(journal)
+        elif not journal.appends.idle:
+            self.dirty(journal)
+
+    def _failed(self, journal: RedisJournal, error: ReplyError) -> None:
+        text = str(error)
+        if text.startswith(_FENCED):
+            self._fenced(journal)
+            return
+        journal.appends.unsettled()
+        if text.startswith(("MOVED", "ASK")):
+            self._moved(journal)
+        elif self._wire is not None:
+            # Away, or something that should not happen: look again where the primary is and how it stands.
+            self._telemetry.redis_up(False, text)
+            self._wire.drop()
+
+    def _fenced(self, journal: RedisJournal) -> None:
+        self.leave(journal)
+        self._telemetry.fenced(journal.identity.session_id)
+        journal.refused()
+
+    # --- connecting, comparing, writing again -------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                self._gone.clear()
+                wire = await self._connections.wire(await self._find(), self._lost)
+            except (AwayError, DeniedError) as error:
+                self._telemetry.redis_up(False, str(error))
+                await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311  # spread, not secrecy
+                continue
+            self._wire = wire
+            self._telemetry.redis_up(True, "")
+            self._answers.clear()
+            for journal in self._journals:
+                journal.appends.unsettled()
+            try:
+                await self._check(list(self._journals))
+            except AwayError:
+                wire.drop()
+            await self._gone.wait()
+            self._wire = None
+
+    def _lost(self) -> None:
+        self._wire = None
+        self._gone.set()
+        self._telemetry.redis_up(False, "the connection was lost")
+
+    async def _check(self, journals: Iterable[RedisJournal]) -> None:
+        todo = [journal for journal in journals if journal.appends.fence and not journal.appends.fenced]
+        for at in range(0, len(todo), CHECK_AT_ONCE):
+            some = todo[at : at + CHECK_AT_ONCE]
+            for journal, reply in zip(some, await self._ask([_check(j) for j in some]), strict=True):
+                if not self._compare(journal, reply):
+                    self._look_into(journal)
+
+    def _compare(self, journal: RedisJournal, reply: Reply) -> bool:
+        """Take the answer of a check; False where the state has to be written again, or the check repeated."""
+        if isinstance(reply, ReplyError):
+            if str(reply).startswith(("MOVED", "ASK")):
+                self._moved(journal)
+                return True
+            return False
+        mine, fence, last = self._standing(reply)
+        before = journal.appends.size
+        outcome = journal.appends.checked(mine, fence, last)
+        if outcome is Outcome.FENCED:
+            self._fenced(journal)
+            return True
+        if outcome is Outcome.BEHIND or journal.must_rewrite:
+            journal.appends.unsettled()
+            return False
+        journal.after(outcome, before)
+        self.dirty(journal)
+        return True
+
+    def _standing(self, reply: Reply) -> tuple[bool, int | None, EntryId | None]:
+        if not isinstance(reply, list):
+            raise AwayError(f"unexpected answer to a check: {reply!r}")
+        owner, fence, last = reply
+        return (
+            owner == self._node.encode(),
+            int(fence) if isinstance(fence, bytes) else None,
+            EntryId.parse(last) if isinstance(last, bytes) else None,
+        )
+
+    def _look_into(self, journal: RedisJournal) -> None:
+        """Compare a journal with Redis and write its state again if need be, in a task of its own."""
+        journal.appends.unsettled()
+        task = asyncio.create_task(self._mend(journal), name=f"cluster-mend-{journal.identity.session_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _mend(self, journal: RedisJournal) -> None:
+        """Gives up when the connection is lost: the next one checks every journal."""
+        with suppress(AwayError):
+            async with self._rewriting:
+                [reply] = await self._ask([_check(journal)])
+                if isinstance(reply, ReplyError):
+                    raise AwayError(str(reply))
+                mine, fence, last = self._standing(reply)
+                if fence is not None and not mine and fence >= journal.appends.fence:
+                    self._fenced(journal)
+                elif not journal.appends.fenced:
+                    await self._write_again(journal, last)
+            return
+        if self._wire is not None:
+            self._wire.drop()
+
+    async def _write_again(self, journal: RedisJournal, last: EntryId | None) -> None:
+        written = journal.rewrite(last)
+        identity = journal.identity
+        arguments = (
+            *(self._node, journal.appends.fence, self._version, identity.principal, identity.created),
+            *(self._expiry_ms, written.border, written.blob, len(written.appends)),
+        )
+        try:
+            answer = await self._connections.script(scripts.REPAIR, journal.keys, arguments, bulk=True)
+        except ReplyError as error:
+            raise AwayError(str(error)) from error
+        if answer[0] == 0:
+            self._fenced(journal)
+            return
+        await self._append_log(journal, int(answer[1]), written)
+        self._telemetry.journal_repaired("whole" if last is None else "tail")
+
+    async def _append_log(self, journal: RedisJournal, fence: int, written: Rewrite) -> None:
+        key = journal.keys[0].encode()
+        for number, items in enumerate(written.appends, 1):
+            [reply] = await self._ask([_encoded(key, fence, None, items)])
+            if isinstance(reply, ReplyError) and str(reply).startswith(_FENCED):
+                self._fenced(journal)
+                return
+            if reply != b"%d-%d" % (fence, number):
+                raise AwayError(f"unexpected answer to an append: {reply!r}")
+        journal.rewritten(fence, written)
+
+    async def _ask(self, commands: list[bytes]) -> list[Reply]:
+        """Send commands and wait for their answers. Raises AwayError when the connection is lost before."""
+        wire = self._wire
+        if wire is None:
+            raise AwayError("not connected")
+        answers = [wire.ask(one) for one in commands]
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            for answer in answers:
+                waited: set[asyncio.Future[Any]] = {answer, gone}  # Any: of two kinds
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    raise AwayError("the connection was lost")
+            return [answer.result() for answer in answers]
+        finally:
+            gone.cancel()
+            await asyncio.wait({gone})
+
+
+def _encoded(key: bytes, fence: int, keep_from: EntryId | None, items: Iterable[Item]) -> bytes:
+    parts = [b"XADD", key, b"NOMKSTREAM"]
+    if keep_from is not None:
+        parts += (b"MINID", b"~", str(keep_from).encode())
+    parts.append(b"%d-*" % fence)
+    for item in items:
+        parts += (item.kind, item.body)
+    return command(parts)
+
+
+def _check(journal: RedisJournal) -> bytes:
+    return command((b"EVAL", scripts.CHECK.encode(), b"3", *(key.encode() for key in journal.keys)))
+
+
+def _wait(replicas: int) -> bytes:
+    return command((b"WAIT", b"%d" % replicas, b"1000"))

@@ -1,0 +1,186 @@
+"""A node's sign of life, once a second, and what it sees of the others'.
+
+One hash holds a field for each node. Writing the own field and reading all of them is two commands a second, however many
+sessions there are. Time is CLOCK_BOOTTIME, which also counts while the machine is suspended (PEP 418): a node that slept
+must know that its lease is over.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.cluster.connections import AwayError, Connections, DeniedError
+from gateway.cluster.keys import Keys
+from gateway.cluster.liveness import SURE_SECONDS, Liveness
+from gateway.cluster.wire import ReplyError
+
+BEAT_SECONDS: Final = 1.0
+_SHORT_BEAT_SECONDS: Final = 0.5
+"""After a beat that was not answered: two of them fit into a break that proves nothing (`liveness.BREAK_SECONDS`)."""
+
+
+def boottime() -> float:
+    """Return seconds since the machine started, suspension included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a node tells of itself."""
+
+    url: str
+    version: str
+    state: str
+    """`serving` or `draining`."""
+    sessions: int
+    room: int
+    reads: tuple[int, ...]
+    """Versions of records and snapshots that it can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A node as another one sees it. `age` is for how long its beat stood still, in seconds."""
+
+    node: str
+    status: Status
+    age: float
+    dead: bool
+
+
+class Beat:
+    """Beats from `start` to `close`."""
+
+    def __init__(
+        self,
+        node: str,
+        keys: Keys,
+        connections: Connections,
+        status: Callable[[], Status],
+        lease_seconds: float,
+        problem: Callable[[str], None],
+    ) -> None:
+        """`problem` is told why Redis did not answer a beat."""
+        self.node = node
+        self._keys = keys
+        self._connections = connections
+        self._status = status
+        self._problem = problem
+        self._lease = lease_seconds
+        self._liveness = Liveness(lease_seconds)
+        self._count = 0
+        self._answered_sent_at = float("-inf")
+        self._seen: dict[str, Status] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.beaten = asyncio.Event()
+        """Set after every answered beat; who waits for it clears it."""
+
+    async def once(self) -> None:
+        """Beat and look. Raises AwayError, DeniedError or ReplyError."""
+        self._count += 1
+        sent_at = boottime()
+        own = json.dumps({"beat": self._count, **_members(self._status())}, separators=(",", ":"))
+        replies = await self._connections.pipeline(
+            [("HSET", self._keys.nodes, self.node, own), ("HGETALL", self._keys.nodes)]
+        )
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply
+        found = {node.decode(): _parsed(value) for node, value in _pairs(replies[1])}
+        beats = {node: seen[0] for node, seen in found.items() if seen is not None}
+        now = boottime()
+        self._liveness.answered(now, {node: beat for node, beat in beats.items() if node != self.node})
+        self._seen = {node: seen[1] for node, seen in found.items() if seen is not None}
+        self._answered_sent_at = sent_at
+        self.beaten.set()
+
+    def start(self) -> None:
+        """Go on beating."""
+        self._task = asyncio.create_task(self._beat_for_ever(), name="cluster-beat")
+
+    async def close(self) -> None:
+        """Stop beating, and take the node off the list, so that nobody waits for it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    @property
+    def sure(self) -> bool:
+        """No other node can have taken this one for dead."""
+        return boottime() - self._answered_sent_at <= min(SURE_SECONDS, self._lease * 0.75)
+
+    @property
+    def nodes(self) -> list[NodeSeen]:
+        """All nodes, this one included."""
+        now = boottime()
+        dead = set(self._liveness.dead(now))
+        return [
+            NodeSeen(node, status, self._liveness.age(node, now) or 0.0, node in dead)
+            for node, status in sorted(self._seen.items())
+        ]
+
+    def status_of(self, node: str) -> Status | None:
+        """Return what a node said of itself last, None for one that is not on the list."""
+        return self._seen.get(node)
+
+    def dead(self) -> list[str]:
+        """Return the nodes that are to be replaced."""
+        return self._liveness.dead(boottime())
+
+    def serving(self) -> list[str]:
+        """Return the live nodes that take sessions, this one included."""
+        return [seen.node for seen in self.nodes if seen.status.state == "serving" and not seen.dead]
+
+    async def forget(self, node: str) -> None:
+        """Take a node off the list."""
+        await self._connections.command("HDEL", self._keys.nodes, node)
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            began = boottime()
+            pause = BEAT_SECONDS
+            try:
+                await self.once()
+            except (AwayError, DeniedError, ReplyError) as error:
+                self._liveness.broken()
+                self._problem(str(error))
+                pause = _SHORT_BEAT_SECONDS
+            await asyncio.sleep(max(0.05, pause - (boottime() - began)))
+
+
+def _members(status: Status) -> Mapping[str, object]:
+    return {
+        "url": status.url,
+        "version": status.version,
+        "state": status.state,
+        "sessions": status.sessions,
+        "room": status.room,
+        "reads": list(status.reads),
+    }
+
+
+def _parsed(value: bytes) -> tuple[int, Status] | None:
+    """Read a node's field; None for one that no version of ours wrote."""
+    try:
+        found: dict[str, Any] = json.loads(value)  # Any: checked member by member
+        status = Status(
+            url=str(found["url"]),
+            version=str(found["version"]),
+            state=str(found["state"]),
+            sessions=int(found["sessions"]),
+            room=int(found["room"]),
+            reads=tuple(int(version) for version in found["reads"]),
+        )
+        return int(found["beat"]), status
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:  # Any: redis-py gives a dict or a flat list
+    if isinstance(reply, dict):
+        return list(reply.items())
+    return list(zip(reply[::2], reply[1::2], strict=True))

@@ -1,0 +1,262 @@
+"""The journal of one session as its owner writes it: `relay.journal.Journal` on Redis.
+
+`appends` decides what is sent and what an answer means; `appender` has the connection. This file stands between them and
+the session: it encodes records, wakes who waits for them to be kept, asks for snapshots, and writes everything again
+where Redis has lost it. A session's memory and Redis are each other's copy.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gateway.cluster.appends import MAX_APPEND_BYTES, Appends, Item, Outcome
+from gateway.cluster.codec import Codec
+from gateway.cluster.keys import EntryId, Keys
+from gateway.errors import OverloadError
+from gateway.relay.journal import JournalOwner
+from gateway.relay.records import Border, Record, encode, sequence_of
+
+MAX_UNSETTLED_BYTES: Final = 4 * 1024 * 1024
+"""Of one session while Redis is away. Beyond it the records are dropped: what they say stands in the session's state and
+log, which are then written again as a whole."""
+
+FIELD: Final = b"r"
+"""The field name of every record in an entry."""
+
+
+class Writing(Protocol):
+    """What a journal needs of its node."""
+
+    def dirty(self, journal: "RedisJournal") -> None:
+        """Something waits to be appended; send it at the end of this turn of the loop."""
+
+    def snapshot_due(self, journal: "RedisJournal") -> None:
+        """The journal has grown so much that a newer snapshot is worth its price."""
+
+    def unsettled(self, delta: int) -> None:
+        """The bytes that wait for Redis changed by this much."""
+
+    @property
+    def sure(self) -> bool:
+        """Redis answers, and no other node takes this one for dead."""
+
+    @property
+    def patience_seconds(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is written about a session beside its records."""
+
+    session_id: str
+    principal: str
+    created: int
+    epoch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A session's whole state as of one moment."""
+
+    added: int
+    head: int
+    border: bytes
+    blob: bytes
+    appends: Sequence[Sequence[Item]]
+
+
+class RedisJournal:
+    """See `relay.journal.Journal`."""
+
+    def __init__(
+        self, identity: Identity, node: str, keys: Keys, codec: Codec, writing: Writing, snapshot_bytes: int
+    ) -> None:
+        self.identity = identity
+        self.appends = Appends()
+        self.keys = keys.session(identity.session_id)
+        self.must_rewrite = False
+        """Records were dropped, so the state has to be written again."""
+        self.expire_at = 0.0
+        """When the keys' expiry is to be renewed (loop time)."""
+        self.sealed_for: float | None = None
+        """Seconds of retention, once the session is closed."""
+        self.address: tuple[str, int] | str | None = None
+        """The primary that holds the keys, once known."""
+        self._node = node
+        self._codec = codec
+        self._writing = writing
+        self._snapshot_bytes = snapshot_bytes
+        self._since_snapshot = 0
+        self._owner: JournalOwner | None = None
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    # --- relay.journal.Journal ----------------------------------------------------------------------------------------
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    @property
+    def sure(self) -> bool:
+        return self._writing.sure and not self.appends.fenced
+
+    @property
+    def settled(self) -> int:
+        return self.appends.sequence_kept
+
+    def bind(self, owner: JournalOwner) -> None:
+        self._owner = owner
+
+    def add(self, record: Record) -> None:
+        body = self._codec.encode(encode(record), self.identity.session_id)
+        self.appends.add(Item(FIELD, body, sequence_of(record)))
+        if self.appends.fenced:
+            return
+        self._writing.unsettled(len(body))
+        self._since_snapshot += len(body)
+        if self.appends.size > MAX_UNSETTLED_BYTES:
+            self._forget_unsettled()
+        self._writing.dirty(self)
+
+    def oldest(self, sequence: int) -> None:
+        self.appends.log_starts_at(sequence)
+
+    async def flushed(self) -> None:
+        goal = self.appends.added
+        if self.appends.fenced:
+            raise _moved()
+        if self.appends.kept >= goal:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((goal, future))
+        try:
+            async with asyncio.timeout(self._writing.patience_seconds):
+                await future
+        except TimeoutError:
+            raise OverloadError("recovering", "Redis does not answer.", retry_after=1) from None
+
+    def seal(self, retention_seconds: float) -> None:
+        self.sealed_for = retention_seconds
+        self.expire_at = 0.0
+
+    # --- for the node -------------------------------------------------------------------------------------------------
+
+    @property
+    def owner(self) -> JournalOwner:
+        """The session."""
+        assert self._owner is not None, "bound before it is created or adopted"
+        return self._owner
+
+    def answered(self, entry: EntryId | None) -> Outcome:
+        """Redis answered the append under way with this id, None for nil."""
+        before = self.appends.size
+        outcome = self.appends.answered(entry)
+        self.after(outcome, before)
+        return outcome
+
+    def after(self, outcome: Outcome, size_before: int) -> None:
+        """Tell the session and the waiters what an answer or a check has changed."""
+        self._writing.unsettled(self.appends.size - size_before)
+        if outcome is Outcome.FENCED:
+            self._give_up()
+            return
+        self._wake()
+        if self._since_snapshot >= self._snapshot_bytes and self.appends.idle and outcome is Outcome.KEPT:
+            self._since_snapshot = 0
+            self._writing.snapshot_due(self)
+
+    def refused(self) -> None:
+        """Another node owns the session."""
+        before = self.appends.size
+        self.appends.refused()
+        self.after(Outcome.FENCED, before)
+
+    def rewrite(self, last: EntryId | None) -> Rewrite:
+        """Take the whole state as of now, to be written again behind what is right of a journal that ends with `last`."""
+        before = self.appends.size
+        right = 0 if last is None else self.appends.right_up_to(last)
+        added = self.appends.repair()
+        self.must_rewrite = False
+        self._writing.unsettled(-before)
+        session_id = self.identity.session_id
+        items = [
+            Item(FIELD, self._codec.encode(encode(record), session_id), sequence_of(record))
+            for record in self.owner.kept(right)
+        ]
+        border = encode(Border(self._node, self.identity.epoch, right))
+        return Rewrite(
+            added=added,
+            head=items[-1].sequence if items else right,
+            border=self._codec.encode(border, session_id),
+            blob=self._codec.encode(self.owner.dump(), session_id),
+            appends=_cut(items),
+        )
+
+    def rewritten(self, fence: int, written: Rewrite) -> None:
+        """Redis has all of a rewrite."""
+        self._since_snapshot = 0
+        self.appends.repaired(fence, len(written.appends), written.added, written.head)
+        self._wake()
+        self._writing.dirty(self)
+
+    def created(self, written: Rewrite) -> None:
+        """Redis has the session, with what the rewrite holds."""
+        self._since_snapshot = 0
+        self.appends.repaired(1, 1 if written.appends else 0, written.added, written.head)
+        self._wake()
+
+    def claimed(self, fence: int, snapshot_at: EntryId, head: int) -> None:
+        """The session was taken over: its journal holds the log up to `head`."""
+        self.appends.begin(fence, 0, head)
+        self.appends.snapshot_kept(snapshot_at)
+
+    def dump(self) -> bytes:
+        """Return the state as Redis is to hold it."""
+        return self._codec.encode(self.owner.dump(), self.identity.session_id)
+
+    def first_border(self) -> bytes:
+        """Return the border of a session that is being created."""
+        return self._codec.encode(encode(Border(self._node, self.identity.epoch)), self.identity.session_id)
+
+    def _wake(self) -> None:
+        kept = self.appends.kept
+        waiters = self._waiters
+        while waiters and waiters[0][0] <= kept:
+            _, future = waiters.popleft()
+            if not future.done():
+                future.set_result(None)
+        if self._owner is not None:
+            self._owner.settled()
+
+    def _give_up(self) -> None:
+        while self._waiters:
+            _, future = self._waiters.popleft()
+            if not future.done():
+                future.set_exception(_moved())
+        if self._owner is not None:
+            self._owner.fenced()
+
+    def _forget_unsettled(self) -> None:
+        self.must_rewrite = True
+        before = self.appends.size
+        self.appends.forget_pending()
+        self._writing.unsettled(self.appends.size - before)
+
+
+def _moved() -> OverloadError:
+    return OverloadError("recovering", "Another node has taken the session over.", retry_after=1)
+
+
+def _cut(items: Sequence[Item]) -> list[list[Item]]:
+    """Cut records into appends of a bounded size."""
+    appends: list[list[Item]] = []
+    size = MAX_APPEND_BYTES
+    for item in items:
+        size += len(item.body)
+        if size > MAX_APPEND_BYTES:
+            appends.append([])
+            size = len(item.body)
+        appends[-1].append(item)
+    return appends

@@ -1,0 +1,74 @@
+"""Which nodes live, judged by one observer. No I/O, no clock.
+
+Each node changes its beat once a second. An observer calls a node dead when its beat stood still for the whole lease on
+the observer's own clock, and only if Redis answered the observer without a break in that time. So clocks are never
+compared, and a Redis that is away, restarts or fails over makes nobody look dead: the time before is not counted.
+
+Being wrong costs a call, never a double answer: the fence (see `appends`) is what keeps two owners apart.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+BREAK_SECONDS: Final = 1.5
+"""Between two answers of Redis. A longer pause is a break: what was seen before it proves nothing."""
+
+SURE_SECONDS: Final = 3.0
+"""An owner whose last answered beat was sent longer ago does not send, dial or acknowledge: it may have been replaced."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    beat: int
+    since: float
+
+
+class Liveness:
+    """What one observer knows of the others."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease = lease_seconds
+        self._seen: dict[str, _Seen] = {}
+        self._answered_at: float | None = None
+        self._answered_since = 0.0
+
+    def broken(self) -> None:
+        """Redis did not answer: what was seen before proves nothing."""
+        self._answered_at = None
+
+    def answered(self, now: float, beats: Mapping[str, int]) -> None:
+        """Redis answered with every node's beat."""
+        if self._answered_at is None or now - self._answered_at > BREAK_SECONDS:
+            self._answered_since = now
+        self._answered_at = now
+        for node in set(self._seen) - set(beats):
+            del self._seen[node]
+        for node, beat in beats.items():
+            seen = self._seen.get(node)
+            if seen is None:
+                self._seen[node] = _Seen(beat, now)
+            elif seen.beat != beat:
+                seen.beat, seen.since = beat, now
+
+    def dead(self, now: float) -> list[str]:
+        """Return the nodes whose beat stood still for the lease while Redis answered throughout."""
+        if self._answered_at is None or now - self._answered_at > BREAK_SECONDS:
+            return []
+        return [
+            node
+            for node, seen in self._seen.items()
+            if now - max(seen.since, self._answered_since) >= self._lease
+        ]
+
+    def age(self, node: str, now: float) -> float | None:
+        """Return for how long a node's beat has stood still, None for an unknown node."""
+        seen = self._seen.get(node)
+        return None if seen is None else now - seen.since
+
+
+def ranked(session_id: str, nodes: Iterable[str]) -> list[str]:
+    """Order nodes for one session (rendezvous hashing): all observers of the same nodes agree, and each node comes first
+    for its share of the sessions."""
+    return sorted(nodes, key=lambda node: hashlib.blake2b(f"{session_id}\n{node}".encode()).digest())

@@ -1,0 +1,228 @@
+"""This node in the cluster: its connections, its beat, its journals, put together.
+
+`start` makes first contact with Redis and says what is wrong with it; from then on Redis may come and go. Once a second
+the node beats, drops connections that do not answer, and renews the expiry of its sessions' keys.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from gateway.cluster.appender import Address, Appender, AppenderTelemetry
+from gateway.cluster.beat import Beat, NodeSeen, Status
+from gateway.cluster.codec import Codec
+from gateway.cluster.connections import AwayError, Connections, DeniedError
+from gateway.cluster.directory import RedisDirectory
+from gateway.cluster.journal import RedisJournal
+from gateway.cluster.keys import EntryId, Keys
+from gateway.cluster.settings import ClusterSettings
+from gateway.cluster.wire import ReplyError
+from gateway.relay.records import VERSION
+
+EXPIRY_RENEWAL_SECONDS: Final = 300.0
+STALLED_SECONDS: Final = 1.0
+"""An append that is not answered for so long: what comes now would wait, so it is refused."""
+_RENEW_AT_ONCE: Final = 64
+_TICK_SECONDS: Final = 1.0
+
+
+class ClusterTelemetry(AppenderTelemetry, Protocol):
+    """What a node tells. Methods return at once and never raise."""
+
+    def journal_unsettled(self, size: int) -> None:
+        """So many bytes wait for Redis."""
+
+    def cluster_nodes(self, counts: dict[str, int]) -> None:
+        """So many nodes of each state are known: serving, draining, dead."""
+
+
+class ClusterNode:
+    """One node, from `start` to `close`. Implements `journal.Writing`."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        signing_keys: Sequence[bytes],
+        telemetry: ClusterTelemetry,
+        status: Callable[[], Status],
+        epoch: Callable[[], str],
+    ) -> None:
+        """`status` says how this node stands; `epoch` makes the epoch of a log that goes on here."""
+        self.settings = settings
+        self.id = f"n_{secrets.token_hex(8)}"
+        self.keys = Keys(settings.prefix)
+        self.codec = Codec(signing_keys, encrypt=settings.encrypt)
+        self.connections = Connections(settings)
+        self._telemetry = telemetry
+        self.beat = Beat(
+            self.id, self.keys, self.connections, status, settings.lease_seconds, self._beat_failed
+        )
+        self.directory = RedisDirectory(
+            settings, self.keys, self.codec, self.connections, self.beat, self, self._take, epoch
+        )
+        self._appenders: dict[Address | None, Appender] = {}
+        self._journals: set[RedisJournal] = set()
+        self._unsettled = 0
+        self._ticker: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshots = asyncio.Semaphore(4)
+
+    async def start(self) -> None:
+        """Beat for the first time and connect. Raises AwayError, DeniedError or ReplyError."""
+        await self.beat.once()
+        self.beat.start()
+        if not self.connections.clustered:
+            self._appender(None)
+        self._ticker = asyncio.create_task(self._tick_for_ever(), name="cluster-ticker")
+
+    async def close(self) -> None:
+        """Leave the cluster. Harmless when repeated."""
+        tasks = {task for task in (self._ticker, *self._tasks) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._ticker = None
+        await self.beat.close()
+        for appender in self._appenders.values():
+            await appender.close()
+        self._appenders.clear()
+        await self.connections.close()
+
+    async def leave(self) -> None:
+        """Take this node off the list, where it owns nothing any more."""
+        try:
+            if not await self.directory.owned_by(self.id):
+                await self.beat.close()
+                await self.beat.forget(self.id)
+        except (AwayError, DeniedError, ReplyError):
+            return  # The others will find it dead, and nothing to take over.
+
+    # --- journal.Writing ----------------------------------------------------------------------------------------------
+
+    @property
+    def sure(self) -> bool:
+        return self.beat.sure and all(
+            appender.up and appender.stalled_for < STALLED_SECONDS for appender in self._appenders.values()
+        )
+
+    @property
+    def patience_seconds(self) -> float:
+        return self.settings.patience_seconds
+
+    def dirty(self, journal: RedisJournal) -> None:
+        if journal in self._journals:
+            self._appender(journal.address).dirty(journal)
+
+    def unsettled(self, delta: int) -> None:
+        self._unsettled += delta
+        self._telemetry.journal_unsettled(self._unsettled)
+
+    def snapshot_due(self, journal: RedisJournal) -> None:
+        # Now, since the state and the journal agree at this moment.
+        entry, blob = journal.appends.last, journal.dump()
+        self._run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[NodeSeen]:
+        """All nodes that are known, this one included."""
+        return self.beat.nodes
+
+    def forget(self, journal: RedisJournal) -> None:
+        """Append this journal no more: its session is gone from here."""
+        self._journals.discard(journal)
+        appender = self._appenders.get(journal.address)
+        if appender is not None:
+            appender.leave(journal)
+
+    def take(self, journal: RedisJournal) -> None:
+        """Append a journal that was claimed."""
+        self._take(journal)
+
+    def _take(self, journal: RedisJournal) -> None:
+        journal.expire_at = asyncio.get_running_loop().time() + EXPIRY_RENEWAL_SECONDS
+        self._journals.add(journal)
+        if self.connections.clustered:
+            self._run(self._place(journal), "cluster-place")
+        else:
+            self._appender(None).take(journal)
+
+    def _appender(self, address: Address | None) -> Appender:
+        found = self._appenders.get(address)
+        if found is None:
+
+            async def find() -> Address:
+                return address if address is not None else await self.connections.address(self.keys.nodes)
+
+            found = self._appenders[address] = Appender(
+                find,
+                self.connections,
+                self._telemetry,
+                self._moved,
+                VERSION,
+                self.directory.expiry_ms,
+                self.id,
+                self.settings.wait_replicas,
+            )
+            found.start()
+        return found
+
+    def _moved(self, journal: RedisJournal) -> None:
+        """The keys of a journal are on another primary than was thought."""
+        self._appenders[journal.address].leave(journal)
+        self._run(self._place(journal, again=True), "cluster-place")
+
+    async def _place(self, journal: RedisJournal, *, again: bool = False) -> None:
+        """Find the primary that holds a journal's keys, and append it there."""
+        while True:
+            try:
+                if again:
+                    await self.connections.forget_slots()
+                journal.address = await self.connections.address(journal.keys[0])
+                break
+            except AwayError as error:
+                self._beat_failed(str(error))
+                again = True
+                await asyncio.sleep(0.2)
+        self._appender(journal.address).take(journal)
+
+    async def _keep_snapshot(self, journal: RedisJournal, entry: EntryId, blob: bytes) -> None:
+        async with self._snapshots:
+            try:
+                if await self.directory.keep_snapshot(journal, entry, blob):
+                    journal.appends.snapshot_kept(entry)
+            except (AwayError, DeniedError, ReplyError):
+                return  # The next one comes when as much has been added again.
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            for appender in self._appenders.values():
+                appender.watch()
+            counts = {"serving": 0, "draining": 0, "dead": 0}
+            for seen in self.beat.nodes:
+                counts["dead" if seen.dead else seen.status.state] += 1
+            self._telemetry.cluster_nodes(counts)
+            if self.sure:
+                await self._renew_expiry()
+
+    async def _renew_expiry(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [journal for journal in self._journals if journal.expire_at <= now][:_RENEW_AT_ONCE]
+        for journal in due:
+            journal.expire_at = now + EXPIRY_RENEWAL_SECONDS
+            try:
+                await self.directory.renew_expiry(journal)
+            except (AwayError, DeniedError, ReplyError):
+                journal.expire_at = now + _TICK_SECONDS
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _beat_failed(self, reason: str) -> None:
+        self._telemetry.redis_up(False, reason)

@@ -1,0 +1,98 @@
+"""Scripts that Redis runs as one step. Each touches the keys of one session (journal, meta, snapshot) or one key.
+
+None is on the way of an event: appends are plain commands that the stream's growing ids fence. A script checks that the
+caller still owns the session before it changes or removes anything.
+"""
+
+from typing import Final
+
+CREATE: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node, version, principal, created, expiry ms, border, blob, then the fields and
+-- values of the first records, which the blob covers. Returns 1, or 0 where the session exists.
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+redis.call('XADD', KEYS[1], '1-0', 'r', ARGV[6])
+local at = '1-0'
+if #ARGV > 7 then at = redis.call('XADD', KEYS[1], '1-1', unpack(ARGV, 8)) end
+redis.call('HSET', KEYS[2], 'v', ARGV[2], 'fence', 1, 'node', ARGV[1], 'principal', ARGV[3], 'created', ARGV[4],
+  'at', at)
+redis.call('SET', KEYS[3], ARGV[7])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
+return 1
+"""
+
+CLAIM: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node, expected owner, own highest fence, expiry ms, border.
+-- Returns {1, fence}; {0, owner} where somebody else owns it by now; {-1} where there is no such session.
+local owner = redis.call('HGET', KEYS[2], 'node')
+if not owner then return {-1} end
+local fence = tonumber(redis.call('HGET', KEYS[2], 'fence'))
+if owner ~= ARGV[2] and tonumber(ARGV[3]) <= fence then return {0, owner} end
+fence = math.max(fence, tonumber(ARGV[3])) + 1
+redis.call('HSET', KEYS[2], 'fence', fence, 'node', ARGV[1])
+redis.call('XADD', KEYS[1], fence .. '-0', 'r', ARGV[5])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
+return {1, fence}
+"""
+
+REPAIR: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node, own fence, version, principal, created, expiry ms, border, blob, entries.
+-- The owner writes its state again, from which `entries` appends of log events follow. Returns {1, fence}; {0, owner}.
+local owner = redis.call('HGET', KEYS[2], 'node')
+local fence = tonumber(redis.call('HGET', KEYS[2], 'fence') or 0)
+if owner and owner ~= ARGV[1] and fence >= tonumber(ARGV[2]) then return {0, owner} end
+fence = math.max(fence, tonumber(ARGV[2])) + 1
+redis.call('HSET', KEYS[2], 'v', ARGV[3], 'fence', fence, 'node', ARGV[1], 'principal', ARGV[4], 'created', ARGV[5],
+  'at', fence .. '-' .. ARGV[9])
+redis.call('SET', KEYS[3], ARGV[8])
+redis.call('XADD', KEYS[1], fence .. '-0', 'r', ARGV[7])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6]) end
+return {1, fence}
+"""
+
+SNAPSHOT: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node, fence, entry id, expiry ms, blob. Returns 1, or 0 where it is not the owner's.
+if redis.call('HGET', KEYS[2], 'node') ~= ARGV[1] or redis.call('HGET', KEYS[2], 'fence') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[2], 'at', ARGV[3])
+redis.call('SET', KEYS[3], ARGV[5])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
+return 1
+"""
+
+EXPIRE: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node, expiry ms. Returns 1, or 0 where another node owns the session.
+if redis.call('HGET', KEYS[2], 'node') ~= ARGV[1] then return 0 end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
+return 1
+"""
+
+REMOVE: Final = """
+-- KEYS: journal, meta, snapshot. ARGV: node. Returns 1, or 0 where another node owns the session.
+if redis.call('HGET', KEYS[2], 'node') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+return 1
+"""
+
+RESERVE: Final = """
+-- KEYS: the principal's sessions. ARGV: session, now, most. Returns 1, or 0 where all places are taken.
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+return 1
+"""
+
+EXCHANGE: Final = """
+-- KEYS: one string. ARGV: the value expected, the new one or '', expiry ms. Returns 1, or 0 where the value is another.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+return 1
+"""
+
+CHECK: Final = """
+-- KEYS: journal, meta, snapshot. Returns {owner, fence, last id of the journal}, each false where it is missing.
+local last = false
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
+end
+local snapshot = redis.call('EXISTS', KEYS[3]) == 1
+return {redis.call('HGET', KEYS[2], 'node'), redis.call('HGET', KEYS[2], 'fence'), snapshot and last}
+"""

@@ -1,0 +1,119 @@
+"""A node without a gateway, and a session without a call, for tests of the cluster room alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from gateway.cluster.beat import Status
+from gateway.cluster.journal import RedisJournal
+from gateway.cluster.node import ClusterNode
+from gateway.cluster.settings import ClusterSettings, Target
+from gateway.relay.ports import Principal
+from gateway.relay.records import Accepted, Record, ServerEvent
+
+SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
+
+
+class Told:
+    """Telemetry that remembers."""
+
+    def __init__(self) -> None:
+        self.repairs: list[str] = []
+        self.fenced_sessions: list[str] = []
+        self.reasons: list[str] = []
+
+    def journal_kept(self, seconds: float) -> None: ...
+    def journal_unsettled(self, size: int) -> None: ...
+    def cluster_nodes(self, counts: dict[str, int]) -> None: ...
+
+    def journal_repaired(self, kind: str) -> None:
+        self.repairs.append(kind)
+
+    def fenced(self, session: str) -> None:
+        self.fenced_sessions.append(session)
+
+    def redis_up(self, up: bool, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+class FakeSession:
+    """A session that says events and accepts batches; its dump is the count of what it accepted."""
+
+    def __init__(self, journal: RedisJournal, sequence: int = 0, accepted: int = 0) -> None:
+        self.journal = journal
+        self.log: list[ServerEvent] = []
+        self.sequence = sequence
+        self.accepted = accepted
+        self.was_fenced = False
+        self.shown = sequence
+        journal.bind(self)
+
+    def settled(self) -> None:
+        assert self.journal.settled >= self.shown, "what was shown is not taken back"
+        self.shown = self.journal.settled
+
+    def fenced(self) -> None:
+        self.was_fenced = True
+
+    def dump(self) -> bytes:
+        return b"%d %d" % (self.accepted, self.sequence)
+
+    def kept(self, after: int) -> Iterable[Record]:
+        return [event for event in self.log if event.sequence > after]
+
+    def say(self, text: str) -> None:
+        self.sequence += 1
+        event = ServerEvent(self.sequence, 0, "said", text)
+        self.log.append(event)
+        self.journal.add(event)
+
+    async def accept(self) -> None:
+        self.accepted += 1
+        self.journal.add(Accepted(self.accepted, ["{}"]))
+        await self.journal.flushed()
+
+
+@asynccontextmanager
+async def node(url: str, **settings: object) -> AsyncIterator[ClusterNode]:
+    """Run a node; its telemetry is a `Told`."""
+    told = Told()
+    made = ClusterNode(
+        ClusterSettings(Target.parse(url), **settings),  # type: ignore[arg-type]  # a test's keywords
+        [SIGNING_KEY],
+        told,
+        lambda: Status("http://127.0.0.1:1", "test", "serving", 0, 100, (1,)),
+        lambda: "ep0" + str(len(told.reasons) % 10),
+    )
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def told(of: ClusterNode) -> Told:
+    """Return a node's telemetry."""
+    found = of._telemetry
+    assert isinstance(found, Told)
+    return found
+
+
+async def opened(on: ClusterNode, session_id: str, principal: str = "one") -> FakeSession:
+    """Open a session on a node."""
+    await on.directory.reserve(session_id, Principal(principal))
+    journal = on.directory.journal(session_id, principal, "ep00")
+    assert isinstance(journal, RedisJournal)
+    session = FakeSession(journal)
+    session.say("greeting")
+    await on.directory.create(session_id, journal)
+    return session
+
+
+async def until(true: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = true()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,317 @@
+"""One journal's state machine, alone and against a model Redis that forgets."""
+
+from collections.abc import Sequence
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.cluster.appends import MAX_APPEND_BYTES, Append, Appends, Item, Outcome
+from gateway.cluster.keys import EntryId
+from tests.cluster.model_redis import Fenced, ModelRedis
+
+
+def item(sequence: int = 0, body: bytes = b"x") -> Item:
+    """Make a record."""
+    return Item(b"r", body, sequence)
+
+
+def ready(fence: int = 1) -> Appends:
+    """Make a journal that exists in Redis."""
+    appends = Appends()
+    appends.begin(fence)
+    return appends
+
+
+def test_nothing_is_sent_before_the_session_exists() -> None:
+    """Records wait for the session to be created."""
+    appends = Appends()
+    appends.add(item())
+
+    assert appends.next() is None
+
+
+def test_one_append_is_under_way_at_a_time() -> None:
+    """What is added meanwhile goes with the next one."""
+    appends = ready()
+    appends.add(item(1))
+    first = appends.next()
+    appends.add(item(2))
+    appends.add(item(3))
+
+    assert first == Append(1, None, [item(1)])
+    assert appends.next() is None
+    assert appends.answered(EntryId(1, 1)) is Outcome.KEPT
+    assert (appends.kept, appends.sequence_kept) == (1, 1)
+    second = appends.next()
+    assert second is not None
+    assert second.items == [item(2), item(3)]
+
+
+def test_append_is_bounded_in_bytes() -> None:
+    """Large records go one by one."""
+    appends = ready()
+    for sequence in (1, 2):
+        appends.add(item(sequence, bytes(MAX_APPEND_BYTES)))
+    append = appends.next()
+
+    assert append is not None
+    assert len(append.items) == 1
+
+
+def test_number_too_low_or_nil_means_that_redis_forgot() -> None:
+    """A lower number than expected, and no stream at all, both call for a rewrite."""
+    for answer, right in ((EntryId(1, 1), 0), (None, 0)):
+        appends, outcome = ready(), None
+        for sequence in (1, 2):
+            appends.add(item(sequence))
+            appends.next()
+            outcome = appends.answered(EntryId(1, 1) if sequence == 1 else answer)
+        assert outcome is Outcome.BEHIND
+        assert not appends.ready
+        assert appends.right_up_to(EntryId(1, 1)) == right
+
+
+def test_check_settles_what_was_applied_before_the_connection_broke() -> None:
+    """The append under way stands in Redis, so it is not sent again."""
+    appends = ready()
+    appends.add(item(1))
+    appends.next()
+    appends.unsettled()
+    assert appends.next() is None
+
+    assert appends.checked(mine=True, fence=1, last=EntryId(1, 1)) is Outcome.KEPT
+    assert appends.sequence_kept == 1
+
+
+def test_check_sends_again_what_was_not_applied() -> None:
+    """The append under way is not in Redis, so it comes first again."""
+    appends = ready()
+    appends.add(item(1))
+    appends.next()
+    appends.add(item(2))
+    appends.unsettled()
+
+    assert appends.checked(mine=True, fence=1, last=EntryId(1, 0)) is Outcome.AGAIN
+    append = appends.next()
+    assert append is not None
+    assert append.items == [item(1), item(2)]
+
+
+def test_check_by_a_replaced_owner_ends_it() -> None:
+    """A higher fence of another node: nothing more is taken."""
+    appends = ready()
+    appends.add(item(1))
+    appends.unsettled()
+
+    assert appends.checked(mine=False, fence=2, last=EntryId(2, 0)) is Outcome.FENCED
+    appends.add(item(2))
+    assert appends.idle
+    assert appends.next() is None
+
+
+def test_check_after_a_failover_that_forgot_the_claim_is_behind() -> None:
+    """The owner's fence is above the one in Redis: it claims anew."""
+    appends = ready(5)
+
+    assert appends.checked(mine=False, fence=4, last=EntryId(4, 3)) is Outcome.BEHIND
+    assert appends.checked(mine=True, fence=6, last=EntryId(6, 0)) is Outcome.BEHIND
+    assert appends.checked(mine=True, fence=5, last=EntryId(5, 9)) is Outcome.BEHIND
+    assert appends.checked(mine=False, fence=None, last=None) is Outcome.BEHIND
+
+
+def test_trimming_keeps_the_log_and_the_snapshot() -> None:
+    """The smaller of the log's first entry and the snapshot's is kept."""
+    appends = ready()
+    for sequence in range(1, 6):
+        appends.add(item(sequence))
+        appends.next()
+        appends.answered(EntryId(1, sequence))
+    appends.log_starts_at(4)
+    appends.add(item(6))
+    assert appends.next() == Append(1, None, [item(6)])
+    appends.answered(EntryId(1, 6))
+    appends.snapshot_kept(EntryId(1, 2))
+    appends.add(item(7))
+    before = appends.next()
+    appends.answered(EntryId(1, 7))
+    appends.snapshot_kept(EntryId(1, 7))
+    appends.add(item(8))
+    after = appends.next()
+
+    assert before is not None
+    assert before.keep_from == EntryId(1, 2)
+    assert after is not None
+    assert after.keep_from == EntryId(1, 4)
+
+
+def test_forgetting_what_waits_leaves_what_is_under_way() -> None:
+    """The size counts what may still be answered."""
+    appends = ready()
+    appends.add(item(1))
+    appends.next()
+    appends.add(item(2))
+    appends.forget_pending()
+
+    assert appends.size == 1
+    assert not appends.idle
+
+
+class Owner:
+    """A node that holds the session: its memory of the log, and its journal."""
+
+    def __init__(self, node: str, fence: int, log: dict[int, bytes]) -> None:
+        self.node = node
+        self.log = dict(log)
+        self.appends = Appends()
+        self.appends.begin(fence, 0, max(log, default=0))
+        self.shown = self.appends.sequence_kept
+        self.flying: Append | None = None
+        self.awake = True
+        self.gone = False
+
+
+class Takeovers(RuleBasedStateMachine):
+    """Two nodes, one session, and a Redis that may forget its last writes or all of them.
+
+    Law 1: what two nodes have shown under one sequence and one fence is one text. Law 2: what an owner has shown is in
+    Redis, or is put back by it as long as it lives and is not replaced. Law 3: of two owners with different fences only
+    the one with the higher fence gets anything kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis = ModelRedis()
+        self.redis.create("A")
+        self.past: list[ModelRedis] = [self.redis.copy()]
+        self.owners = [Owner("A", 1, {})]
+        self.words = 0
+        self.kept_by: dict[tuple[int, int], str] = {}
+
+    def living(self) -> list[Owner]:
+        return [owner for owner in self.owners if not owner.gone]
+
+    @rule(which=st.integers(0, 3), count=st.integers(1, 3))
+    def say(self, which: int, count: int) -> None:
+        for owner in self.living()[which : which + 1]:
+            for _ in range(count):
+                self.words += 1
+                sequence = max(owner.log, default=0) + 1
+                owner.log[sequence] = b"%d" % self.words
+                owner.appends.add(item(sequence, owner.log[sequence]))
+
+    @rule(which=st.integers(0, 3))
+    def send(self, which: int) -> None:
+        for owner in self.living()[which : which + 1]:
+            append = owner.appends.next()
+            if append is not None:
+                owner.flying = append
+
+    @rule(which=st.integers(0, 3), answered=st.booleans(), applied=st.booleans())
+    def apply(self, which: int, answered: bool, applied: bool) -> None:
+        """The append under way reaches Redis or not, and its answer comes back or not."""
+        for owner in self.living()[which : which + 1]:
+            append, owner.flying = owner.flying, None
+            if append is None:
+                continue
+            if not applied:
+                owner.appends.unsettled()
+                continue
+            try:
+                entry = self.redis.xadd(append)
+            except Fenced:
+                owner.appends.refused()
+                owner.gone = True
+                continue
+            self.remember()
+            if not answered:
+                owner.appends.unsettled()
+            elif owner.appends.answered(entry) is Outcome.KEPT:
+                self.show(owner)
+
+    @rule(which=st.integers(0, 3))
+    def check(self, which: int) -> None:
+        """The owner is connected again, and compares."""
+        for owner in self.living()[which : which + 1]:
+            if owner.flying is not None or owner.appends.ready:
+                continue
+            redis = self.redis
+            last = redis.last if redis.fence is not None else None
+            outcome = owner.appends.checked(redis.node == owner.node, redis.fence, last)
+            if outcome is Outcome.FENCED:
+                owner.gone = True
+            elif outcome is Outcome.BEHIND:
+                self.rewrite(owner, last)
+            else:
+                self.show(owner)
+
+    def rewrite(self, owner: Owner, last: EntryId | None) -> None:
+        right = 0 if last is None else owner.appends.right_up_to(last)
+        added = owner.appends.repair()
+        items: Sequence[Item] = [item(s, text) for s, text in owner.log.items() if s > right]
+        fence = self.redis.repair(owner.node, owner.appends.fence, right)
+        self.remember()
+        if fence is None:
+            owner.appends.refused()
+            owner.gone = True
+            return
+        if items:
+            self.redis.xadd(Append(fence, None, items))
+            self.remember()
+        head = items[-1].sequence if items else right
+        owner.appends.repaired(fence, 1 if items else 0, added, head)
+        self.show(owner)
+
+    @precondition(lambda self: len(self.owners) < 5)
+    @rule()
+    def take_over(self) -> None:
+        """Another node takes the last owner for dead, claims, and goes on from what Redis holds."""
+        former = self.redis.node
+        node = chr(ord("A") + len(self.owners))
+        fence = self.redis.claim(node, former, 0)
+        if fence is None:
+            return
+        self.remember()
+        self.owners.append(Owner(node, fence, self.redis.log()))
+
+    @precondition(lambda self: len(self.past) > 1)
+    @rule(back=st.integers(1, 6), everything=st.booleans())
+    def forget(self, back: int, everything: bool) -> None:
+        """A failover or a restart: the last writes are gone, or all; every connection is cut."""
+        self.redis = ModelRedis() if everything else self.past[-min(back, len(self.past))].copy()
+        self.remember()
+        for owner in self.living():
+            owner.flying = None
+            owner.appends.unsettled()
+
+    def remember(self) -> None:
+        self.past = [*self.past[-7:], self.redis.copy()]
+
+    def show(self, owner: Owner) -> None:
+        assert owner.appends.sequence_kept >= owner.shown, "what was shown is not taken back"
+        for sequence in range(owner.shown + 1, owner.appends.sequence_kept + 1):
+            teller = self.kept_by.setdefault((owner.appends.fence, sequence), owner.node)
+            assert teller == owner.node, "two nodes speak under one fence"
+        owner.shown = owner.appends.sequence_kept
+
+    @invariant()
+    def what_was_shown_is_in_redis_or_will_be(self) -> None:
+        for owner in self.living():
+            if (
+                owner.appends.ready
+                and self.redis.node == owner.node
+                and self.redis.fence == owner.appends.fence
+            ):
+                log = self.redis.log()
+                sequences = range(1, owner.shown + 1)
+                assert all(log.get(s) == owner.log.get(s) for s in sequences), "shown and not kept"
+
+    @invariant()
+    def owner_is_the_highest_fence(self) -> None:
+        ready_ones = [owner for owner in self.living() if owner.appends.ready]
+        fences = [owner.appends.fence for owner in ready_ones]
+        assert len(set(fences)) == len(fences) or len({o.node for o in ready_ones}) == len(ready_ones)
+
+
+Takeovers.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestTakeovers = Takeovers.TestCase

@@ -1,0 +1,249 @@
+"""The journal against a real Redis: fence, settle, check and repair."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from gateway.cluster.directory import TakenError
+from gateway.errors import OverloadError
+from gateway.relay.records import Accepted, ServerEvent
+from tests.cluster.kit import FakeSession, node, opened, told, until
+from tests.cluster.redis_server import Proxy, RedisServer
+
+StartRedis = Callable[..., RedisServer]
+
+
+def texts(records: object) -> list[str]:
+    """List what server events among records say."""
+    assert isinstance(records, (list, tuple))
+    return [record.text for record in records if isinstance(record, ServerEvent)]
+
+
+async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServer) -> None:
+    """A node that claims a session finds the snapshot, and every record behind it in order."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        session = await opened(a, "gws_1")
+        for number in range(5):
+            session.say(f"word {number}")
+        await session.accept()
+
+        stored = await b.directory.claim("gws_1", a.id)
+
+        assert stored.snapshot == b"0 1"
+        assert texts(stored.before) == ["greeting"]
+        assert texts(stored.after) == [f"word {number}" for number in range(5)]
+        assert stored.journal.settled == 6
+        assert stored.principal == "one"
+
+
+async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer) -> None:
+    """After a claim nothing of the former owner is kept or acknowledged, and it learns so."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        session = await opened(a, "gws_1")
+        await b.directory.claim("gws_1", a.id)
+        session.say("too late")
+
+        with pytest.raises(OverloadError):
+            await session.accept()
+
+        assert session.was_fenced
+        assert session.shown == 1
+        assert told(a).fenced_sessions == ["gws_1"]
+        assert not session.journal.sure
+
+
+async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
+    """Of two nodes that take the same session over, the second is told who was first."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b, node(redis_server.url) as c:
+        await opened(a, "gws_1")
+        await b.directory.claim("gws_1", a.id)
+
+        with pytest.raises(TakenError, match=b.id):
+            await c.directory.claim("gws_1", a.id)
+
+
+async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: StartRedis) -> None:
+    """Cuts at any moment: every event is in the journal once and in order, and nothing was written again."""
+    server = start_redis()
+    async with Proxy(server.port) as proxy, node(proxy.url) as a, node(server.url) as b:
+        session = await opened(a, "gws_1")
+        for number in range(300):
+            session.say(f"{number}")
+            if number % 60 == 30:
+                proxy.cut()
+            await asyncio.sleep(0.001)
+        await session.accept()
+
+        stored = await b.directory.claim("gws_1", a.id)
+
+        assert texts(stored.after) == [str(number) for number in range(300)]
+        assert told(a).repairs == []
+
+
+async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedis) -> None:
+    """Redis killed and started empty: the owner writes its state and its log again, and goes on."""
+    server = start_redis()
+    async with node(server.url) as a, node(server.url) as b:
+        session = await opened(a, "gws_1")
+        for number in range(10):
+            session.say(f"{number}")
+        await session.accept()
+        server.kill()
+        session.say("while away")
+        server.start()
+        await session.accept()
+
+        stored = await b.directory.claim("gws_1", a.id)
+
+        assert told(a).repairs == ["whole"]
+        assert texts([*stored.before, *stored.after]) == ["greeting", *map(str, range(10)), "while away"]
+        accepted = [record for record in stored.after if isinstance(record, Accepted)]
+        assert int(stored.snapshot.split()[0]) + len(accepted) == 2
+
+
+async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: StartRedis) -> None:
+    """A replica that lacks the last writes is promoted: the owner writes what is missing, under the same numbers."""
+    first, second = start_redis(), start_redis()
+    second.cli("REPLICAOF", "127.0.0.1", str(first.port))
+    await until(lambda: "master_link_status:up" in second.cli("INFO", "replication"))
+    async with Proxy(first.port) as proxy, node(proxy.url) as a:
+        session = await opened(a, "gws_1")
+        session.say("kept")
+        await session.accept()
+        await until(lambda: second.cli("XLEN", "rg:{gws_1}:j") == first.cli("XLEN", "rg:{gws_1}:j"))
+        second.cli("REPLICAOF", "NO", "ONE")
+        for number in range(3):
+            session.say(f"lost {number}")
+            await session.accept()
+        proxy._target_port = second.port
+        proxy.cut()
+        session.say("after")
+        await session.accept()
+        async with node(second.url) as b:
+            stored = await b.directory.claim("gws_1", a.id)
+
+        assert told(a).repairs == ["tail"]
+        found = {r.sequence: r.text for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}
+        assert list(found.values()) == ["greeting", "kept", "lost 0", "lost 1", "lost 2", "after"]
+        assert session.shown == 6
+
+
+async def test_nothing_is_shown_while_redis_is_away_and_all_afterwards(start_redis: StartRedis) -> None:
+    """Redis stopped: events wait unseen, a flush is refused after the patience, and everything is there on return."""
+    server = start_redis()
+    async with node(server.url, patience_seconds=0.3) as a:
+        session = await opened(a, "gws_1")
+        server.pause()
+        session.say("unseen")
+
+        with pytest.raises(OverloadError) as refused:
+            await session.journal.flushed()
+
+        assert refused.value.code == "recovering"
+        assert session.shown == 1
+        await until(lambda: not session.journal.sure)
+        server.go_on()
+        await until(lambda: session.shown == 2)
+        await until(lambda: session.journal.sure)
+
+
+async def test_more_than_fits_while_away_is_written_again_as_a_whole(
+    start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound of unsettled bytes records are dropped, and the state stands for them on return."""
+    monkeypatch.setattr("gateway.cluster.journal.MAX_UNSETTLED_BYTES", 5000)
+    server = start_redis()
+    async with node(server.url) as a, node(server.url) as b:
+        session = await opened(a, "gws_1")
+        server.kill()
+        for number in range(200):
+            session.say(f"{number:0100d}")
+        assert session.journal.appends.size <= 5200
+        server.start()
+        await until(lambda: session.shown == 201)
+
+        stored = await b.directory.claim("gws_1", a.id)
+
+        assert len({r.sequence for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}) == 201
+
+
+async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: RedisServer) -> None:
+    """What the log has dropped and the snapshot covers leaves the stream."""
+    async with node(redis_server.url, log_max_bytes=20_000) as a, node(redis_server.url) as b:
+        session = await opened(a, "gws_1")
+        for number in range(2000):
+            session.say(f"{number:0100d}")
+            if number % 100 == 99:
+                del session.log[:-50]
+                session.journal.oldest(session.log[0].sequence)
+                await session.journal.flushed()
+        length = int(redis_server.cli("XLEN", "rg:{gws_1}:j"))
+        stored = await b.directory.claim("gws_1", a.id)
+
+        assert length < 500
+        kept = {r.sequence for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}
+        assert set(range(session.log[0].sequence, 2002)) <= kept
+
+
+async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServer) -> None:
+    """With cluster.encrypt no text stands in Redis, and another node with the key reads it."""
+    async with node(redis_server.url, encrypt=True) as a, node(redis_server.url, encrypt=True) as b:
+        session = await opened(a, "gws_1")
+        session.say("a secret word")
+        await session.accept()
+
+        assert "secret" not in redis_server.cli("XRANGE", "rg:{gws_1}:j", "-", "+")
+        stored = await b.directory.claim("gws_1", a.id)
+        assert texts(stored.after) == ["a secret word"]
+
+
+async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis: StartRedis) -> None:
+    """With wait_replicas = 1 and no replica an append is not kept; with one it is."""
+    server = start_redis()
+    async with node(server.url, wait_replicas=1, patience_seconds=0.3) as a:
+        session = await opened(a, "gws_1")
+        session.say("one copy")
+        with pytest.raises(OverloadError):
+            await session.journal.flushed()
+        replica = start_redis()
+        replica.cli("REPLICAOF", "127.0.0.1", str(server.port))
+
+        await until(lambda: session.shown == 2)
+
+
+async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer) -> None:
+    """A key's sessions at once are counted in Redis, and places of sessions that are gone are given away."""
+    from gateway.relay.ports import Principal
+
+    key = Principal("one", max_sessions=2)
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        await opened(a, "gws_1")
+        await opened(b, "gws_2")
+        with pytest.raises(OverloadError) as refused:
+            await b.directory.reserve("gws_3", key)
+        assert refused.value.code == "session-limit"
+        redis_server.cli("DEL", "rg:{gws_1}:m")
+        b.directory._pruned_at.clear()
+
+        await b.directory.reserve("gws_3", key)
+
+
+async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) -> None:
+    """The first request with a key is told to go on, the second which session the first opens, another body is refused."""
+    from gateway.errors import CallerError
+
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        assert await a.directory.promise("one", "k", "f1", "gws_1") is None
+        assert await b.directory.promise("one", "k", "f1", "gws_2") == "gws_1"
+        with pytest.raises(CallerError):
+            await b.directory.promise("one", "k", "f2", "gws_2")
+        await a.directory.break_promise("one", "k", "f1", "gws_1")
+        assert await b.directory.promise("one", "k", "f1", "gws_2") is None
+
+
+def test_fake_session_is_an_owner() -> None:
+    """The fake has every method of the port, so that these tests speak of the real thing."""
+    from gateway.relay.journal import JournalOwner
+
+    assert {name for name in vars(JournalOwner) if not name.startswith("_")} <= set(dir(FakeSession))
