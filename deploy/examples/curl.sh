@@ -11,7 +11,7 @@ once() { call --retry 3 --retry-all-errors -H "Idempotency-Key: $1-$$-$(date +%s
 
 # One turn in one request is all that many need: curl -N http://127.0.0.1:8080/v1/turns -d 'Hello'
 # A session keeps its history:
-opened=$(once open /v1/sessions) || { printf '%s\n' "$opened" >&2; exit 1; }
+opened=$(once open /v1/sessions) || { printf 'No session from %s. %s\n' "$gateway" "$opened" >&2; exit 1; }
 session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 cursor=$(mktemp)
 trap 'rm -f "$cursor"; call -X DELETE "$gateway/v1/sessions/$session"' EXIT

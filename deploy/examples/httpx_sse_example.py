@@ -25,14 +25,15 @@ def post(http: httpx.Client, path: str, body: object) -> dict[str, Any]:
     for wait in (0.5, 1, 2, 4, None):
         try:
             answer = http.post(path, json=body, headers=headers)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
             if wait is None:
-                raise
+                raise SystemExit(f"{GATEWAY} does not answer: {error}") from None
             time.sleep(wait)
             continue
-        if wait is None or answer.status_code not in PASSING:
-            answer.raise_for_status()
+        if answer.is_success:
             return answer.json()  # type: ignore[no-any-return]  # an object, by the contract
+        if wait is None or answer.status_code not in PASSING:
+            raise SystemExit(answer.text)
         time.sleep(float(answer.headers.get("Retry-After", wait)))
     raise AssertionError
 
@@ -47,8 +48,8 @@ def events(http: httpx.Client, path: str, cursor: str) -> Iterator[dict[str, Any
             with connect_sse(http, "GET", path, headers=headers, timeout=timeout) as source:
                 if source.response.status_code == httpx.codes.NO_CONTENT:
                     return
-                if source.response.status_code not in PASSING:
-                    source.response.raise_for_status()
+                if source.response.is_error and source.response.status_code not in PASSING:
+                    raise SystemExit(source.response.read().decode())
                 for block in source.iter_sse():
                     retry = retry if block.retry is None else block.retry / 1000
                     if not block.data or block.event == "gateway.rotating":

@@ -8,7 +8,7 @@ gateway=${GATEWAY:-http://127.0.0.1:8080}
 call() { curl -sS --max-time 70 ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
-opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 5 --retry-all-errors)
+opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 5 --retry-all-errors) || { printf 'No session from %s\n' "$gateway" >&2; exit 1; }
 session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 events="$gateway/v1/sessions/$session/events"
 cursor=$(printf '%s' "$opened" | field head)

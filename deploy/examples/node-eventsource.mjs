@@ -9,16 +9,21 @@ const gateway = process.env.GATEWAY ?? "http://127.0.0.1:8080";
 const authorization = process.env.KEY ? { Authorization: `Bearer ${process.env.KEY}` } : {};
 const question = process.argv[2] ?? "What is 6 times 7?";
 
+function quit(message) {
+  console.error(message);
+  process.exit(1);
+}
+
 // Sends until it is answered. One key for all tries: the gateway does it once.
 async function post(path, body) {
   const headers = { ...authorization, "Content-Type": "application/json", "Idempotency-Key": randomUUID() };
   for (let wait = 500; ; wait *= 2) {
     const init = { method: "POST", headers, body: JSON.stringify(body), signal: AbortSignal.timeout(60_000) };
-    const answer = await fetch(gateway + path, init).catch((error) => (wait > 4000 ? Promise.reject(error) : null));
+    const answer = await fetch(gateway + path, init).catch((error) => {
+      if (wait > 4000) quit(`${gateway} does not answer: ${error.cause?.message ?? error.message}`);
+    });
     if (answer?.ok) return answer.json();
-    if (answer && (wait > 4000 || ![409, 429, 502, 503, 504].includes(answer.status))) {
-      throw new Error(await answer.text());
-    }
+    if (answer && (wait > 4000 || ![409, 429, 502, 503, 504].includes(answer.status))) quit(await answer.text());
     await sleep(answer ? 1000 * Number(answer.headers.get("Retry-After") ?? wait / 1000) : wait);
   }
 }
@@ -34,7 +39,7 @@ const done = new Promise((resolve, reject) => {
     if (message.type === "response.done") resolve();
   });
   source.addEventListener("gateway.gap", (event) => console.error(`${JSON.parse(event.data).missed} events are gone`));
-  source.addEventListener("gateway.closed", (event) => reject(new Error(event.data)));
+  source.addEventListener("gateway.closed", (event) => reject(new Error(`The session has ended: ${event.data}`)));
 });
 
 try {
@@ -44,7 +49,10 @@ try {
   ]);
   await done;
   process.stdout.write("\n");
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
 } finally {
   source.close();
-  await fetch(`${gateway}/v1/sessions/${session.id}`, { method: "DELETE", headers: authorization });
+  await fetch(`${gateway}/v1/sessions/${session.id}`, { method: "DELETE", headers: authorization }).catch(() => {});
 }

@@ -43,7 +43,7 @@ def post(path: str, body: object) -> dict[str, Any]:
             time.sleep(float(error.headers.get("Retry-After") or wait))
         except (OSError, HTTPException) as error:
             if wait is None:
-                raise SystemExit(f"{GATEWAY} cannot be reached: {error}") from None
+                raise SystemExit(f"{GATEWAY} does not answer: {error}") from None
             time.sleep(wait)
     raise AssertionError
 
@@ -80,7 +80,7 @@ def events(path: str, cursor: str) -> Iterator[dict[str, Any]]:
                             return
         except urllib.error.HTTPError as error:
             if error.code not in (429, 502, 503, 504):
-                raise
+                raise SystemExit(error.read().decode()) from None
         except (OSError, HTTPException):
             pass  # cut: the cursor knows where
         time.sleep(retry)

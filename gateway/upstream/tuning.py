@@ -28,7 +28,8 @@ from aiortc import (
 )
 from OpenSSL import SSL
 
-from gateway.upstream import dtls, ice, sctp
+from gateway.upstream import dtls, ice, inbound, sctp
+from gateway.upstream.loopturn import LoopTurn
 
 TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13.", "pyOpenSSL": "26."}
 
@@ -52,7 +53,8 @@ class Hook(StrEnum):
     PROMPT_CHECKS = "prompt-checks"
     NOMINATED_CONSENT = "nominated-consent"
     QUICK_RETRANSMISSION = "quick-retransmission"
-    LINEAR_REASSEMBLY = "linear-reassembly"
+    PACED_REASSEMBLY = "paced-reassembly"
+    COUNTED_SENDS = "counted-sends"
     TOLERANT_FRAMES = "tolerant-frames"
     DIRECT = "direct"
     RAW_RECORDS = "raw-records"
@@ -74,11 +76,12 @@ _DTLS: Mapping[Hook, type[RTCDtlsTransport]] = {
     Hook.DIRECT: dtls.DirectRecords,
 }
 _SCTP: Mapping[Hook, tuple[type[RTCSctpTransport], ...]] = {
-    Hook.TOLERANT_FRAMES: (sctp.TolerantFrames,),
-    Hook.DIRECT: (sctp.DirectSend, sctp.DirectReceive),
+    Hook.TOLERANT_FRAMES: (inbound.TolerantFrames,),
+    Hook.DIRECT: (sctp.DirectSend, inbound.DirectReceive),
     Hook.SPARSE_ACKS: (sctp.SparseAcks,),
     Hook.QUICK_RETRANSMISSION: (sctp.QuickRetransmission,),
-    Hook.LINEAR_REASSEMBLY: (sctp.LinearReassembly,),
+    Hook.COUNTED_SENDS: (sctp.CountedSends,),
+    Hook.PACED_REASSEMBLY: (inbound.PacedReassembly,),
 }
 
 
@@ -92,7 +95,9 @@ def usable(wanted: frozenset[Hook] = ALL_HOOKS) -> frozenset[Hook]:
     tested = {name for name, prefix in TESTED.items() if _version(name).startswith(prefix)}
     if not {"aiortc", "aioice"} <= tested:
         return frozenset()
-    # RAW_RECORDS builds on DIRECT and on pyOpenSSL's inside.
+    # DIRECT builds on PACED_REASSEMBLY, RAW_RECORDS on DIRECT and on pyOpenSSL's inside.
+    if Hook.PACED_REASSEMBLY not in wanted:
+        wanted -= {Hook.DIRECT}
     if "pyOpenSSL" not in tested or Hook.DIRECT not in wanted:
         return wanted - {Hook.RAW_RECORDS}
     return wanted
@@ -106,12 +111,13 @@ def _version(distribution: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the hooks are to do for one connection."""
+class ConnectionOptions:
+    """What the hooks are told about one connection."""
 
     addresses: tuple[str, ...]
     consent_timeout: float
     max_message_bytes: int
+    turn: LoopTurn
 
 
 class Certificates:
@@ -150,7 +156,7 @@ def new_peer_connection(
         module.RTCCertificate = stock
 
 
-def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], wishes: Wishes) -> None:
+def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptions) -> None:
     """Give the connection's parts the hooks. To be called when it has its channel and has not gathered yet."""
     association = pc.sctp
     assert association is not None
@@ -163,14 +169,16 @@ def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], wishes: Wishes) -> None:
         RTCSctpTransport, tuple(part for hook in _SCTP if hook in hooks for part in _SCTP[hook])
     )
     if isinstance(connection, ice.ChosenAddresses):
-        connection.addresses = wishes.addresses
+        connection.addresses = options.addresses
     if isinstance(connection, ice.NominatedConsent):
-        connection.consent_timeout = wishes.consent_timeout
+        connection.consent_timeout = options.consent_timeout
     if isinstance(association, sctp.QuickRetransmission):
         association._rto = sctp.RTO_INITIAL_SECONDS
-    if isinstance(association, sctp.LinearReassembly):
-        association.window = MESSAGES_IN_WINDOW * max(wishes.max_message_bytes, STOCK_MESSAGE_BYTES)
-        association._advertised_rwnd = association.window
+    if isinstance(association, sctp.CountedSends):
+        association.count_sends()
+    if isinstance(association, inbound.PacedReassembly):
+        window = MESSAGES_IN_WINDOW * max(options.max_message_bytes, STOCK_MESSAGE_BYTES)
+        association.prepare(window, options.turn)
 
 
 def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable[[str], None]) -> None:
@@ -185,11 +193,36 @@ def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable
     if (
         isinstance(connection, ice.DirectDatagrams)
         and isinstance(transport, dtls.DirectRecords)
-        and isinstance(association, sctp.DirectReceive)
+        and isinstance(association, inbound.DirectReceive)
     ):
         association.channel = channel
         association.received = received
         transport.go_direct(connection, association.receive_packet)
+
+
+def undelivered(pc: RTCPeerConnection) -> bool:
+    """Return whether chunks were acknowledged whose messages were not delivered. Without the hook: False."""
+    association = pc.sctp
+    return isinstance(association, inbound.PacedReassembly) and association.held > 0
+
+
+def delivering(pc: RTCPeerConnection) -> bool:
+    """Return whether complete messages wait for a turn of the loop."""
+    association = pc.sctp
+    return isinstance(association, inbound.PacedReassembly) and association.delivering
+
+
+def acknowledged(pc: RTCPeerConnection, sent: int) -> int:
+    """Return how many of the texts sent the far end's SCTP has acknowledged.
+
+    Without the hook that is known only when nothing is on its way: otherwise 0.
+    """
+    association = pc.sctp
+    assert association is not None
+    if isinstance(association, sctp.CountedSends):
+        return association.acknowledged
+    waiting = association._data_channel_queue or association._outbound_queue or association._sent_queue
+    return 0 if waiting else sent
 
 
 def consent_expired(pc: RTCPeerConnection) -> bool:
@@ -213,19 +246,9 @@ def farewell_heard(pc: RTCPeerConnection) -> bool:
     return transport.state == "connected" or bool(ended_by_peer)
 
 
-def outstanding(sctp: RTCSctpTransport) -> bool:
-    """Whether anything that was sent is not acknowledged end to end yet (RFC 9260 6.2)."""
-    return bool(sctp._data_channel_queue or sctp._outbound_queue or sctp._sent_queue)
-
-
-def undelivered(sctp: RTCSctpTransport) -> bool:
-    """Whether chunks were received and acknowledged whose message cannot be delivered yet."""
-    return any(stream.reassembly for stream in sctp._inbound_streams.values())
-
-
 def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
     """Give the size of server event that may be asked for: stock reassembly stalls the loop above a megabyte."""
-    return wanted if Hook.LINEAR_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)
+    return wanted if Hook.PACED_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)
 
 
 async def alive(pc: RTCPeerConnection) -> bool:

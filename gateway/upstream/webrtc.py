@@ -36,6 +36,7 @@ from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import sdp, signalling, tuning
 from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.loopturn import LoopTurn
 
 # Any label is taken; this one is in every example of the service.
 CHANNEL_LABEL = "oai-events"
@@ -59,6 +60,7 @@ class WebRTCDialer:
         self.hooks = tuning.usable(config.hooks)
         self.signaller = signalling.Signaller(config, clock)
         self.certificates = tuning.Certificates(clock.monotonic)
+        self.turn = LoopTurn()
         self._calls: set[WebRTCUpstream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -139,6 +141,7 @@ class WebRTCUpstream:
         self._max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
         self._frames = {"received": 0, "sent": 0, "unreadable": 0}
         self._acknowledged = 0
+        self._own_sends = 0
         self._open = False
         self._lost = False
         self._gathering: asyncio.Task[None] | None = None
@@ -208,6 +211,7 @@ class WebRTCUpstream:
         ):
             # An ephemeral key brought its own session; what the caller asked for here comes on top.
             self.send([update])
+            self._own_sends, self._frames["sent"] = 1, 0
 
     def _build(self) -> RTCPeerConnection:
         dialer = self._dialer
@@ -228,12 +232,13 @@ class WebRTCUpstream:
         pc.addTransceiver("audio")
         channel = pc.createDataChannel(CHANNEL_LABEL, ordered=True)
         self._channel = channel
-        wishes = tuning.Wishes(
+        options = tuning.ConnectionOptions(
             addresses=dialer.addresses(),
             consent_timeout=config.consent_timeout_seconds,
             max_message_bytes=config.max_server_event_bytes,
+            turn=dialer.turn,
         )
-        tuning.tune(pc, dialer.hooks, wishes)
+        tuning.tune(pc, dialer.hooks, options)
 
         channel.on("open", self._channel_opened)
         channel.on("message", self._received)
@@ -348,6 +353,10 @@ class WebRTCUpstream:
         """Tell the sink once that the call is lost, and why; begin to close."""
         if self._lost or self._closing is not None or self._pc is None:
             return
+        if tuning.delivering(self._pc):
+            # What was received before the end is delivered first.
+            asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+            return
         self._lost = True
         if tuning.consent_expired(self._pc):
             cause = LossCause.CONSENT_EXPIRED
@@ -372,14 +381,15 @@ class WebRTCUpstream:
         return self._channel.bufferedAmount if self._channel is not None else 0
 
     @property
-    def acknowledged(self) -> int:
-        if self._pc is not None and self._pc.sctp is not None and not tuning.outstanding(self._pc.sctp):
-            self._acknowledged = self._frames["sent"]
-        return self._acknowledged
+    def undelivered(self) -> bool:
+        return self._pc is not None and tuning.undelivered(self._pc)
 
     @property
-    def undelivered(self) -> bool:
-        return self._pc is not None and self._pc.sctp is not None and tuning.undelivered(self._pc.sctp)
+    def acknowledged(self) -> int:
+        if self._pc is not None:
+            count = tuning.acknowledged(self._pc, self._own_sends + self._frames["sent"])
+            self._acknowledged = max(self._acknowledged, count)
+        return max(0, self._acknowledged - self._own_sends)
 
     @property
     def diagnostics(self) -> Json:
@@ -447,6 +457,7 @@ class WebRTCUpstream:
             if pc is not None:
                 await self._close_connection(pc)
         finally:
+            _ = self.acknowledged  # kept: it is read after the end as well
             self._pc = self._channel = None
             self._dialer.forget(self)
 

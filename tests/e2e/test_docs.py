@@ -29,22 +29,25 @@ for word in "$@"; do case $word in -N|-sN|-N*) exec "{curl}" --max-time 3 "$@" ;
 exec "{curl}" "$@"
 """
 
-# What differs from run to run, and what it looks like.
-VARIES = (
-    (r"(gws|gwk|gwt|rtc|event|resp|item|call)_[\w.-]+", r"\1_[\\w.-]+"),
-    (r"\b[0-9a-z]{4}-\d+\b", r"[0-9a-z]+-\\d+"),
-    (r"(retry: |_at\":|_seconds\":)\d+", r"\1\\d+"),
+# What differs from run to run: IDs with a prefix, IDs in the log, times.
+_VARYING = re.compile(
+    r"…|\b(?P<prefix>gws|gwk|gwt|rtc|event|resp|item|call)_(?:\w+|…)|\b[0-9a-z]{4}-\d+\b|(?P<name>retry: |_(?:at|seconds)\":)\d+"
 )
 
 
 def pattern(line: str) -> re.Pattern[str]:
     """Return what a promised line of output must match."""
-    parts = [re.escape(part) for part in line.strip().split("…")]
-    text = ".*".join(parts)
-    for varying, form in VARIES:
-        # IDs hold no character that re.escape changes but the hyphen.
-        text = re.sub(varying, form, text.replace(r"\-", "-").replace(r"\ ", " "))
-    return re.compile(text)
+    found, end = [], 0
+    for varying in _VARYING.finditer(line := line.strip()):
+        found.append(re.escape(line[end : varying.start()]))
+        end = varying.end()
+        if varying[0] == "…":
+            found.append(".*")
+        elif varying["prefix"]:
+            found.append(rf"{varying['prefix']}_[\w-]+")
+        else:
+            found.append(rf"{re.escape(varying['name'])}\d+" if varying["name"] else r"[0-9a-z]+-\d+")
+    return re.compile("".join(found) + re.escape(line[end:]))
 
 
 def missing(promised: str, output: str) -> str | None:
@@ -87,8 +90,8 @@ async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tup
         else:
             found[-1] = (found[-1][0], f"{found[-1][1]}{line}\n")
             continue
-        status, _ = await output_of("bash", "-n", environ=environ, cwd=cwd, said=found[-1][0])
-        unfinished = status != 0 or found[-1][0].endswith("\\")
+        status, told = await output_of("bash", "-n", environ=environ, cwd=cwd, said=found[-1][0])
+        unfinished = status != 0 or "here-document" in told or found[-1][0].endswith("\\")
     assert not unfinished, f"no shell can parse {found[-1][0]}"
     return found
 

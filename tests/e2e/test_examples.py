@@ -5,14 +5,18 @@ word once, and the far end must have been asked once.
 """
 
 import asyncio
+import hashlib
 import json
 import os
+import socket
+import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -20,20 +24,25 @@ from gateway.app import Gateway
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Serve
+from tests.e2e.house import Caller, Serve, eventually
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 SECONDS = 60.0
 WORDS = " ".join(f"word{number}" for number in range(60))
 QUESTION = f"Please repeat after me: {WORDS}"
 
+NPM = Path(__file__).resolve().parents[1] / "npm"
+APPS_SCRIPT = ("node", str(Path(__file__).with_name("apps_script.mjs")), "apps-script.gs")
+
 STREAMS = {
     "curl": ["./curl.sh"],
     "stdlib": [sys.executable, "stdlib.py"],
     "httpx-sse": [sys.executable, "httpx_sse_example.py"],
     "eventsource": ["node", "node-eventsource.mjs"],
+    "php-curl": ["php", "php-curl.php"],
+    "php-streams": ["php", "php-streams.php"],
 }
-NEEDS = {"curl": "curl", "eventsource": "node"}
+NEEDS = {"curl": "curl", "eventsource": "node", "php-curl": "php", "php-streams": "php"}
 
 
 def examples() -> list[object]:
@@ -55,7 +64,14 @@ def require_packages(command: list[str]) -> None:
 
 
 async def run(*command: str, gateway: str, said: str = "") -> str:
-    """Run an example to its end and give what it printed; fail if it fails."""
+    """Run an example to its end and return what it printed; fail if it fails."""
+    status, output, complaints = await ended(*command, gateway=gateway, said=said)
+    assert status == 0, (output, complaints)
+    return output
+
+
+async def ended(*command: str, gateway: str, said: str = "") -> tuple[int | None, str, str]:
+    """Run an example to its end and return its status, what it printed, and its complaints."""
     environ = {"PATH": os.environ["PATH"], "GATEWAY": gateway, "NO_PROXY": "*"}
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environ, cwd=EXAMPLES
@@ -67,8 +83,35 @@ async def run(*command: str, gateway: str, said: str = "") -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0, (output.decode(), complaints.decode())
-    return output.decode()
+    return process.returncode, output.decode(), complaints.decode()
+
+
+@asynccontextmanager
+async def serving(*command: str, folder: Path, **environ: str) -> AsyncIterator[None]:
+    """Run an example that serves, and end it."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=PIPE, cwd=folder, env={"PATH": os.environ["PATH"], **environ}
+    )
+    reading = asyncio.create_task(process.communicate())
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await reading
+
+
+async def first_answer(http: aiohttp.ClientSession, url: str) -> None:
+    """Wait until a server answers."""
+
+    async def answers() -> bool:
+        try:
+            async with http.get(url) as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    await eventually(answers)
 
 
 class Breaking:
@@ -144,6 +187,201 @@ async def test_the_loop_answers_each_line_once(serve: Serve, emulate: Callable[.
     assert (await far_end.about())["opened"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.needs("curl")
+async def test_curl_holds_a_whole_function_call(gateway: Gateway) -> None:
+    """The model's call is run here, its result goes back, and the answer that follows is printed."""
+    _, output, complaints = await ended("./tools.sh", gateway=gateway.url)
+
+    assert output == "Here is what I found: city is Paris; celsius is 21.\n"
+    assert complaints == 'calling get_weather({"city": "Paris"})\n'
+
+
+@pytest.mark.slow
+@pytest.mark.needs("php")
+async def test_the_php_chat_page_keeps_a_conversation(gateway: Gateway) -> None:
+    """Its page is served, its answers remember what was said, and an ended session is replaced by a new one."""
+    url = f"http://127.0.0.1:{free_port()}/"
+    command = ("php", "-S", url.removeprefix("http://").rstrip("/"), "chat.php")
+    async with (
+        serving(*command, folder=EXAMPLES, GATEWAY=gateway.url),
+        aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as http,
+        Caller(gateway.url) as caller,
+    ):
+        await first_answer(http, url)
+        answers = []
+        for text in ("My name is Ada.", "What is my name?"):
+            async with http.post(url, data={"text": text}) as answer:
+                answers.append(await answer.text())
+        async with http.get(f"{gateway.admin_url}/sessions") as listed:
+            opened = [one["id"] for one in (await listed.json())["data"]]
+        await caller.ask("DELETE", f"/v1/sessions/{opened[0]}")
+        async with http.post(url, data={"text": "What is 6 times 7?"}) as answer:
+            answers.append(await answer.text())
+
+    assert len(opened) == 1
+    assert answers == ["Nice to meet you, Ada!", "Your name is Ada.", "That is 42."]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("node", "curl")
+async def test_the_apps_script_keeps_a_conversation(serve: Serve, emulate: Callable[..., FarEnd]) -> None:
+    """In a stand-in for Google's services: single questions, a conversation, and its events; a lost answer is fetched
+    again and not asked again."""
+    far_end = emulate("--tokens-per-second", "0")
+    gateway = await serve(far_end)
+    script = """[ASK("What is 6 times 7?"), chat("My name is Ada."), chat("What is my name?"),
+        eventsAfter(userId(), "").events.filter(({event}) => event.type === "response.done").length]"""
+    script = script.replace("userId()", 'PropertiesService.getUserProperties().getProperty("SESSION")')
+    losses = {"/v1/turns": [0], "/v1/sessions": [0], "/turns": [0]}
+
+    def network(line: str) -> int | None:
+        path = line.split(" ")[1].partition("?")[0]
+        kind = next((end for end in losses if path.endswith(end)), "")
+        return losses[kind].pop() if losses.get(kind) else None
+
+    async with cutting(gateway.url, network) as url:
+        output = await run(*APPS_SCRIPT, script, gateway=url)
+    created = (await far_end.about())["opened"]
+
+    assert json.loads(output) == ["That is 42.", "Nice to meet you, Ada!", "Your name is Ada.", 2]
+    assert not any(losses.values())
+    assert created == 2
+
+
+@pytest.mark.slow
+@pytest.mark.needs("node")
+async def test_the_apex_class_is_apex() -> None:
+    """No Salesforce runs here: the class is parsed by the grammar of an Apex parser."""
+    if not (NPM / "node_modules").is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"the packages of {NPM / 'package.json'} are not installed", pytrace=False)
+        pytest.skip(f"the packages of {NPM / 'package.json'} are not installed, and this test runs them")
+
+    assert await run("node", str(NPM / "apex.mjs"), "RealtimeGateway.cls", gateway="") == "parsed\n"
+
+
+@pytest.fixture(scope="module")
+def sketch(
+    part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], str]:
+    """Return what compiles the ESP32 sketch for this machine, with stand-ins for Arduino's classes."""
+    folder = tmp_path_factory.mktemp("sketch")
+
+    def compiled(host: str, port: int) -> str:
+        values = {"GATEWAY_HOST": f'"{host}"', "GATEWAY_PORT": str(port)}
+        values |= dict.fromkeys(("WIFI_NAME", "WIFI_PASSWORD", "KEY"), '""')
+        program = folder / f"esp32-{port}"
+        # The standard and the warnings of the ESP32's own build, and the checks that only a PC has.
+        flags = "-std=gnu++17 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover -x c++".split()
+        defined = [f"-D{name}={value}" for name, value in values.items()]
+        folders = ["-I", str(Path(__file__).with_name("arduino")), "-I", str(EXAMPLES / "esp32")]
+        source = str(EXAMPLES / "esp32/esp32.ino")
+        subprocess.run([part_path("g++"), *flags, *defined, *folders, source, "-o", str(program)], check=True)
+        return str(program)
+
+    return compiled
+
+
+@pytest.mark.slow
+@pytest.mark.needs("g++")
+async def test_the_sketch_reads_over_cuts(
+    serve: Serve, emulate: Callable[..., FarEnd], sketch: Callable[[str, int], str]
+) -> None:
+    """Compiled for this machine, it prints the answer once although its reads are cut in the middle of events."""
+    far_end = emulate("--tokens-per-second", "200")
+    gateway = await serve(far_end)
+    network = Breaking(700, 900)
+    network._left = {"read": network._left["read"]}
+    async with cutting(gateway.url, network) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        output = await run(sketch(host, int(port)), gateway="")
+
+    assert output == "That is 42.\n"
+    assert network.cuts == ["read", "read"]
+
+
+@pytest.mark.needs("g++")
+def test_the_reader_of_lines_resolves_escapes(part_path: Callable[[str], str], tmp_path: Path) -> None:
+    """Text of any language, lines that are too long, and heartbeats: each event's ID, type and text come out."""
+    texts = ["plain", 'a "quoted" \\ word\n', "ünïcode 語 😀"]
+    lines = [
+        json.dumps(
+            {"id": f"k3f9-{n}", "event": {"type": "response.output_text.delta", "delta": text}},
+            ensure_ascii=n % 2 == 0,
+        )
+        for n, text in enumerate(texts + texts)
+    ]
+    lines[1:1] = ["", json.dumps({"id": None, "event": {"type": "gateway.ping"}})]
+    lines.append(json.dumps({"id": "k3f9-99", "event": {"type": "response.done", "x": "y" * 9000}}))
+    program = tmp_path / "reader.cpp"
+    program.write_text(
+        '#include <cstdio>\n#include "events.h"\nint main() { EventReader reader; Event event; for (int c; (c = getchar()) >= 0;)'
+        ' if (reader.take(c, event)) printf("%s|%s|%s|%d%c", event.id, event.type, event.delta, event.cut, 1); }'
+    )
+    flags = [
+        "-std=gnu++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover",
+    ]
+    compiler = [
+        part_path("g++"),
+        *flags,
+        "-I",
+        str(EXAMPLES / "esp32"),
+        str(program),
+        "-o",
+        str(tmp_path / "reader"),
+    ]
+    subprocess.run(compiler, check=True)
+    read = subprocess.run(
+        [tmp_path / "reader"],
+        input="".join(f"{line}\n" for line in lines).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout.decode()
+    told = [one.split("|") for one in read.split("\x01")[:-1]]
+
+    assert [one[2] for one in told if one[1] == "response.output_text.delta"] == texts + texts
+    assert told[1] == ["", "gateway.ping", "", "0"]
+    assert told[-1] == ["k3f9-99", "response.done", "", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        *examples(),
+        pytest.param(["./loop.sh"], id="loop", marks=pytest.mark.needs("curl")),
+        pytest.param(["./tools.sh"], id="tools", marks=pytest.mark.needs("curl")),
+        pytest.param(
+            [*APPS_SCRIPT, "ASK('Hello')"], id="apps-script", marks=pytest.mark.needs("node", "curl")
+        ),
+    ],
+)
+async def test_an_example_says_that_no_gateway_answers(command: list[str]) -> None:
+    """It fails with one line that names the address, never with a traceback."""
+    require_packages(command)
+    address = f"http://127.0.0.1:{free_port()}"
+    status, _, complaints = await ended(*command, gateway=address)
+    told = [line for line in complaints.splitlines() if not line.startswith(("curl:", "Warning:"))]
+
+    assert status == 1
+    assert len(told) == 1
+    assert address in told[0]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +421,42 @@ async def test_the_page_talks_from_another_origin(serve: Serve, far_end: FarEnd,
             await page.press("Enter")
             text = await page.until("document.querySelector('[data-done=completed]')?.textContent")
             complaints = list(page.complaints)
+
+    assert text == "That is 42."
+    assert [one for one in complaints if "favicon" not in one] == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs("chromium", "node")
+async def test_the_site_gives_its_page_a_session(serve: Serve, far_end: FarEnd, chromium: Chromium) -> None:
+    """Its backend holds the key and opens the session; its page reads and sends with what is good for that session
+    alone, and ends it when it goes away."""
+    port = free_port()
+    origin = f"http://localhost:{port}"
+    key = "a-key-for-this-test-and-no-other"
+    keys = [{"name": "site", "sha256": [hashlib.sha256(key.encode()).hexdigest()]}]
+    gateway = await serve(far_end, access={"cors_origins": [origin], "keys": keys})
+    async with (
+        serving("node", "server.mjs", folder=EXAMPLES / "site", GATEWAY=gateway.url, KEY=key, PORT=str(port)),
+        aiohttp.ClientSession() as http,
+        Caller(gateway.url) as caller,
+    ):
+        await first_answer(http, f"{origin}/")
+        async with chromium.page(f"{origin}/") as page:
+            await page.until("!document.querySelector('button').disabled")
+            await page.type("What is 6 times 7?")
+            await page.press("Enter")
+            text = await page.until("document.querySelector('[data-done=completed]')?.textContent")
+            complaints = list(page.complaints)
+            await page.go("about:blank")
+
+            async def is_closed() -> bool:
+                _, listed = await caller.ask(
+                    "GET", "/v1/sessions", headers={"Authorization": f"Bearer {key}"}
+                )
+                return [one["state"] for one in listed["data"]] == ["closed"]
+
+            await eventually(is_closed)
 
     assert text == "That is 42."
     assert [one for one in complaints if "favicon" not in one] == []

@@ -5,6 +5,7 @@ data channel, one JSON object a message:
 
 * `{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time
 * `{"do": "text", "size": s}` sends one text of s characters
+* `{"do": "cross", "count": n, "size": s}` sends n texts, SSNs and TSNs crossing in pairs, as two writers make them
 * `{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one
 * `{"do": "close-channel"}`, `{"do": "close"}`, `{"do": "abort"}`, `{"do": "vanish"}` end it, each in another way
 * anything else comes back as it is
@@ -21,7 +22,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
-from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCPeerConnection,
+    RTCSctpTransport,
+    RTCSessionDescription,
+)
 
 TEXT = 51  # RFC 8831 8
 
@@ -100,6 +107,8 @@ class Farend:
                 await self.stream(channel, order)
             case "text":
                 channel.send("x" * order["size"])
+            case "cross":
+                await self.cross(sctp, channel.id or 0, order)
             case "garbled":
                 sctp._data_channel_queue.append((channel, TEXT, b'{"type":"\xff\xfe"}'))
                 await sctp._data_channel_flush()
@@ -115,6 +124,16 @@ class Farend:
                 os._exit(0)
             case _:
                 channel.send(message)
+
+    async def cross(self, sctp: RTCSctpTransport, stream_id: int, order: dict[str, Any]) -> None:
+        """Send texts whose SSNs and TSNs cross: of each pair of SSNs the later one goes first."""
+        base = sctp._outbound_stream_seq.get(stream_id, 0)
+        for pair in range(order["count"] // 2):
+            for number in (2 * pair + 1, 2 * pair):
+                sctp._outbound_stream_seq[stream_id] = (base + number) % 2**16
+                await sctp._send(stream_id, TEXT, (f"{number} " + "x" * order["size"]).encode())
+            sctp._outbound_stream_seq[stream_id] = (base + 2 * pair + 2) % 2**16
+            await asyncio.sleep(0)
 
     async def stream(self, channel: RTCDataChannel, order: dict[str, Any]) -> None:
         """Send many texts, a number and the time in front of each."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
 from itertools import pairwise
 from struct import pack
 from typing import Any
@@ -20,17 +19,20 @@ from aiortc import (
     rtcdtlstransport,
     rtcpeerconnection,
 )
-from aiortc.rtcsctptransport import DataChunk, InboundStream, SackChunk
+from aiortc.rtcsctptransport import SackChunk
 from google_crc32c import value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstream import dtls, ice, sctp, tuning, webrtc
+from gateway.upstream import dtls, ice, inbound, sctp, tuning, webrtc
+from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from tests.upstream.farend import Farend, answering
 from tests.upstream.kit import REQUEST, Remembering, dialling, eventually, order
 
-WISHES = tuning.Wishes(addresses=("127.0.0.1",), consent_timeout=9.0, max_message_bytes=4 * 1024 * 1024)
+OPTIONS = tuning.ConnectionOptions(
+    addresses=("127.0.0.1",), consent_timeout=9.0, max_message_bytes=4 * 1024 * 1024, turn=LoopTurn()
+)
 
 
 def _peer(hooks: frozenset[Hook]) -> RTCPeerConnection:
@@ -38,7 +40,7 @@ def _peer(hooks: frozenset[Hook]) -> RTCPeerConnection:
     pc = tuning.new_peer_connection(configuration, hooks, tuning.Certificates(lambda: 0.0))
     pc.addTransceiver("audio")
     pc.createDataChannel("oai-events")
-    tuning.tune(pc, hooks, WISHES)
+    tuning.tune(pc, hooks, OPTIONS)
     return pc
 
 
@@ -256,85 +258,7 @@ async def test_retransmission_time_outs_fit_interactive_use() -> None:
     await pc.close()
 
 
-# --- SCTP: reassembly
-
-
-def _fragments(first_tsn: int, messages: list[int]) -> list[DataChunk]:
-    chunks = []
-    tsn = first_tsn
-    for number, fragments in enumerate(messages):
-        for index in range(fragments):
-            chunk = DataChunk()
-            chunk.flags = (index == 0) * 2 + (index == fragments - 1)
-            chunk.tsn = tsn % 2**32
-            chunk.stream_id, chunk.stream_seq, chunk.protocol = 1, number, 51
-            chunk.user_data = b"%d.%d " % (number, index)
-            chunks.append(chunk)
-            tsn += 1
-    return chunks
-
-
-def _popped(stream: InboundStream, chunks: list[DataChunk]) -> Iterator[list[tuple[int, int, bytes]]]:
-    for chunk in chunks:
-        stream.add_chunk(chunk)
-        yield list(stream.pop_messages())
-
-
-@given(
-    messages=st.lists(st.integers(1, 6), min_size=1, max_size=8),
-    first_tsn=st.sampled_from([0, 1000, 2**31 - 3, 2**32 - 5]),
-    seed=st.integers(0, 2**16),
-    unordered=st.booleans(),
-)
-def test_reassembly_gives_what_stock_gives(
-    messages: list[int], first_tsn: int, seed: int, unordered: bool
-) -> None:
-    """For any order of arrival, also where serial numbers wrap, the same messages come out at the same step."""
-    chunks = _fragments(first_tsn, messages)
-    if unordered:
-        for chunk in chunks:
-            chunk.flags |= 4
-    random.Random(seed).shuffle(chunks)
-
-    assert list(_popped(sctp.LinearStream(), chunks)) == list(_popped(InboundStream(), chunks))
-
-
-@given(
-    messages=st.lists(st.integers(1, 6), min_size=2, max_size=8),
-    cut=st.integers(0, 40),
-    drop=st.integers(0, 40),
-)
-def test_pruning_gives_what_stock_gives(messages: list[int], cut: int, drop: int) -> None:
-    """A sender that gives up on messages (RFC 3758) leaves the same behind."""
-    streams = (sctp.LinearStream(), InboundStream())
-    chunks = [chunk for chunk in _fragments(1, messages) if chunk.tsn != drop]
-    outcomes = []
-    for stream in streams:
-        steps: list[Any] = list(_popped(stream, chunks[: len(chunks) // 2]))
-        steps.append(stream.prune_chunks(cut))
-        steps += list(_popped(stream, chunks[len(chunks) // 2 :]))
-        outcomes.append((steps, [chunk.tsn for chunk in stream.reassembly]))
-
-    assert outcomes[0] == outcomes[1]
-
-
-def test_reassembly_looks_at_each_fragment_once() -> None:
-    """The work for a message grows with its size, not with its square."""
-    looked = 0
-
-    class Counting(list[DataChunk]):
-        def __getitem__(self, index: Any) -> Any:
-            nonlocal looked
-            looked += 1
-            return super().__getitem__(index)
-
-    stream = sctp.LinearStream()
-    stream.reassembly = Counting()
-    for chunk in _fragments(1, [4000]):
-        stream.add_chunk(chunk)
-        list(stream.pop_messages())
-
-    assert looked < 10 * 4000
+# --- SCTP: receiving
 
 
 @given(arrivals=st.lists(st.integers(1, 60), min_size=1, max_size=80), start=st.sampled_from([0, 2**32 - 20]))
@@ -350,7 +274,7 @@ def test_marking_knows_what_is_new_whatever_the_order(arrivals: list[int], start
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-    association.__class__ = sctp.LinearReassembly
+    association.__class__ = inbound.PacedReassembly
     association._last_received_tsn = start
     came: set[int] = set()
     for arrival in arrivals:
@@ -361,7 +285,7 @@ def test_marking_knows_what_is_new_whatever_the_order(arrivals: list[int], start
         assert association._last_received_tsn == (start + whole) % 2**32
         assert association._sack_misordered == {(start + n) % 2**32 for n in came if n > whole}
 
-    assert len(association._sack_duplicates) <= sctp.MAX_DUPLICATES
+    assert len(association._sack_duplicates) <= inbound.MAX_DUPLICATES
 
 
 class _Transport:
@@ -376,8 +300,8 @@ async def test_peer_that_overruns_the_window_is_cut_off() -> None:
         call = await dialer.dial(REQUEST, sink)
         assert call._pc is not None
         association = call._pc.sctp
-        assert isinstance(association, sctp.LinearReassembly)
-        association.window = association._advertised_rwnd = 50_000
+        assert isinstance(association, inbound.PacedReassembly)
+        association.prepare(50_000, dialer.turn)
         call.send([order("text", size=300_000)])
         await sink.until(lambda sink: sink.losses or len(sink.texts) > 1)
 

@@ -23,6 +23,7 @@ from aiortc import RTCPeerConnection
 
 from gateway.errors import CallerError, UpstreamError
 from gateway.relay.ports import LossCause
+from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer, WebRTCUpstream
 from tests.upstream.farend import Farend, answering, farend, program, serving
@@ -135,7 +136,7 @@ async def test_offer_that_is_sent_is_what_the_service_takes() -> None:
 async def test_call_without_the_reassembly_hook_asks_for_a_megabyte() -> None:
     """Where large messages would stall the loop, none larger than 1 MiB is asked for."""
     far = Farend()
-    async with open_call(far, hooks=ALL_HOOKS - {Hook.LINEAR_REASSEMBLY}):
+    async with open_call(far, hooks=ALL_HOOKS - {Hook.PACED_REASSEMBLY}):
         assert "a=max-message-size:1048576\r\n" in far.offers[0]
 
 
@@ -717,3 +718,75 @@ async def test_far_end_sees_the_call_end() -> None:
         async with asyncio.timeout(5):
             while await peers():
                 await asyncio.sleep(0.02)
+
+
+async def test_acknowledged_counts_what_the_far_end_has() -> None:
+    """Each text counts once it is acknowledged, also a large one, and the count can be read after the end."""
+    async with open_call() as (call, _sink):
+        assert call.acknowledged == 0
+        call.send(["one", "two", "x" * 50_000])
+        call.send(["three"])
+        await eventually(lambda: call.acknowledged == 4)
+        await call.close(hang_up=False)
+
+    assert call.acknowledged == 4
+
+
+async def test_acknowledged_stands_still_while_the_far_end_hears_nothing() -> None:
+    """What is sent into a dead path is not counted."""
+    async with open_call() as (call, _sink):
+        call.send(["one"])
+        await eventually(lambda: call.acknowledged == 1)
+        connection: Any = call._pc.sctp.transport.transport._connection  # type: ignore[union-attr]
+        connection.put = lambda _: None
+        call.send(["two"])
+        await asyncio.sleep(0.2)
+
+        assert call.acknowledged == 1
+
+
+async def test_part_of_a_message_is_undelivered() -> None:
+    """While a message misses a fragment the call says so; without one it does not."""
+    async with open_call() as (call, sink):
+        assert not call.undelivered
+        connection: Any = call._pc.sctp.transport.transport._connection  # type: ignore[union-attr]
+        take = connection.direct
+        connection.direct = lambda datagram: None if len(datagram) < 1000 else take(datagram)
+        call.send([order("text", size=100_000)])
+        await eventually(lambda: call.undelivered)
+        connection.direct = take
+        await sink.until(lambda sink: any(len(text) == 100_000 for text in sink.texts))
+
+        assert not call.undelivered
+
+
+async def test_loss_is_told_after_what_was_received_before_it() -> None:
+    """Messages that wait for a turn of the loop when the far end ends the call are delivered first."""
+    async with open_call() as (call, sink):
+        await sink.until(lambda sink: sink.texts)
+        association: Any = call._pc.sctp  # type: ignore[union-attr]
+        turn, association.turn = association.turn, _NoTime()
+        told: list[int] = []
+        lost = sink.lost
+
+        def note(generation: int, cause: LossCause) -> None:
+            told.append(len(sink.texts))
+            lost(generation, cause)
+
+        sink.lost = note  # type: ignore[method-assign]
+        call.send([order("stream", count=50, size=30, burst=50, pause=0), order("abort")])
+        await eventually(lambda: call._transport_state("dtls") == "closed" or association.state == "closed")
+        assert len(sink.texts) == 1
+        association.turn = turn
+        turn.wait(association)
+        await sink.until(lambda sink: sink.losses)
+
+    assert told == [51]
+
+
+class _NoTime(LoopTurn):
+    def has_time(self) -> bool:
+        return False
+
+    def wait(self, backlog: Any) -> None:
+        return None

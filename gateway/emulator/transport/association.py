@@ -5,7 +5,8 @@ version the association is stock but for its guards:
 
 * Messages sent in one turn of the loop leave in as few packets as they fit in (RFC 9260 6.10), as Pion's do. aiortc makes
   one task a message and one packet a chunk, so both ends pay for each delta.
-* A large message is put together in linear time. aiortc looks at all its fragments again for each one that comes.
+* A message is put together in linear time, and messages are ordered by stream sequence number. aiortc looks at all
+  fragments again for each one that comes, and never delivers a message whose numbers cross with another's.
 * What a broken client sends (a text that is no UTF-8, a second OPEN, an INIT in company) does not end the call.
 """
 
@@ -19,12 +20,17 @@ from struct import pack
 from aiortc import RTCDataChannel, RTCSctpTransport
 from aiortc.rtcsctptransport import (
     SCTP_COMMON_HEADER_LENGTH,
+    SCTP_DATA_FIRST_FRAG,
     SCTP_DATA_LAST_FRAG,
+    SCTP_DATA_UNORDERED,
     SCTP_MAX_PACKET_LENGTH,
     USERDATA_MAX_LENGTH,
     DataChunk,
     InboundStream,
+    tsn_minus_one,
+    tsn_plus_one,
 )
+from aiortc.utils import uint16_add, uint16_gt, uint32_gt, uint32_gte
 from google_crc32c import value as crc32c
 
 _TUNED = version("aiortc").startswith("1.16.")
@@ -36,26 +42,73 @@ _PACKET_ROOM = SCTP_MAX_PACKET_LENGTH - SCTP_COMMON_HEADER_LENGTH
 
 
 class _Stream(InboundStream):
-    """An inbound stream that looks for messages only when the end of one is there."""
+    """An inbound stream that joins fragments in constant time each and orders messages by stream sequence number.
+
+    RFC 9260 6.6 orders messages by that number alone. A client with two writers may send a later one with an earlier TSN.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._ends = 0
+        self._expected = 0
+        # Unfinished messages: by the TSN before their first fragment present, and by the TSN after their last one.
+        self._before: dict[int, list[DataChunk]] = {}
+        self._after: dict[int, list[DataChunk]] = {}
+        self._whole: dict[int, list[DataChunk]] = {}
+        self._due: list[list[DataChunk]] = []
 
     def add_chunk(self, chunk: DataChunk) -> None:
-        super().add_chunk(chunk)
-        self._ends += bool(chunk.flags & SCTP_DATA_LAST_FRAG)
+        message = self._joined(chunk)
+        if message is None:
+            return
+        number = message[0].stream_seq
+        ordered = not message[0].flags & SCTP_DATA_UNORDERED
+        if ordered and not uint16_gt(self.sequence_number, number) and number not in self._whole:
+            self._whole[number] = message
+        else:
+            self._due.append(message)
 
     def pop_messages(self) -> Iterator[tuple[int, int, bytes]]:
-        if self._ends:
-            for message in super().pop_messages():
-                self._ends -= 1
-                yield message
+        if self._expected != self.sequence_number:  # a FORWARD TSN skipped some
+            skipped = [number for number in self._whole if uint16_gt(self.sequence_number, number)]
+            skipped.sort(key=lambda number: (number - self.sequence_number) % 2**16)
+            self._due += [self._whole.pop(number) for number in skipped]
+        while self.sequence_number in self._whole:
+            self._due.append(self._whole.pop(self.sequence_number))
+            self.sequence_number = uint16_add(self.sequence_number, 1)
+        self._expected = self.sequence_number
+        messages, self._due = self._due, []
+        for message in messages:
+            data = b"".join([fragment.user_data for fragment in message])
+            yield message[0].stream_id, message[0].protocol, data
 
     def prune_chunks(self, tsn: int) -> int:
-        size = super().prune_chunks(tsn)
-        self._ends = sum(bool(chunk.flags & SCTP_DATA_LAST_FRAG) for chunk in self.reassembly)
+        size = 0
+        for run in list({id(run): run for run in (*self._before.values(), *self._after.values())}.values()):
+            begins = bool(run[0].flags & SCTP_DATA_FIRST_FRAG)
+            missing = tsn if begins else tsn_plus_one(tsn)
+            if uint32_gt(run[0].tsn, missing) or (begins and uint32_gte(run[-1].tsn, tsn)):
+                continue  # nothing of it is missing yet
+            self._before.pop(tsn_minus_one(run[0].tsn), None)
+            self._after.pop(tsn_plus_one(run[-1].tsn), None)
+            size += sum(len(fragment.user_data) for fragment in run)
         return size
+
+    def _joined(self, chunk: DataChunk) -> list[DataChunk] | None:
+        """Add a chunk to the fragments around it; return them if that completes a message."""
+        first, last = chunk.flags & SCTP_DATA_FIRST_FRAG, chunk.flags & SCTP_DATA_LAST_FRAG
+        run = [] if first else self._after.pop(chunk.tsn, [])
+        run.append(chunk)
+        if not last:
+            run += self._before.pop(chunk.tsn, [])
+        begins = run[0].flags & SCTP_DATA_FIRST_FRAG
+        ends = run[-1].flags & SCTP_DATA_LAST_FRAG
+        if begins and ends:
+            return run
+        if not begins:
+            self._before[tsn_minus_one(run[0].tsn)] = run
+        if not ends:
+            self._after[tsn_plus_one(run[-1].tsn)] = run
+        return None
 
 
 class Association(RTCSctpTransport):

@@ -1,17 +1,25 @@
 """The far end's SCTP beside stock aiortc: bundled, linear, and stock again under another version."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiortc.rtcsctptransport import SCTP_DATA_FIRST_FRAG, SCTP_DATA_LAST_FRAG, DataChunk
+from aiortc.rtcsctptransport import (
+    SCTP_DATA_FIRST_FRAG,
+    SCTP_DATA_LAST_FRAG,
+    SCTP_DATA_UNORDERED,
+    DataChunk,
+)
+from hypothesis import given
 
 from gateway.emulator.transport import association
 from gateway.emulator.transport.association import _Stream
 from gateway.emulator.transport.ice import LiteAgent
 from tests.emulator.caller import Caller
+from tests.upstream.test_reassembly import text, transmissions
 
 
 def chunk(tsn: int, *, first: bool, last: bool, sequence: int = 0) -> DataChunk:
@@ -31,17 +39,58 @@ def test_fragments_become_messages_in_any_order_of_arrival() -> None:
         chunk(1, first=True, last=False),
         chunk(3, first=False, last=True),
     ]
-    given = []
+    out = []
     for fragment in fragments:
         stream.add_chunk(fragment)
-        given += [data for _, _, data in stream.pop_messages()]
+        out += [data for _, _, data in stream.pop_messages()]
 
-    assert given == [b"123", b"45"]
-    assert stream.reassembly == []
+    assert out == [b"123", b"45"]
+    assert not any((stream._before, stream._after, stream._whole))
+
+
+@given(transmissions())
+def test_messages_follow_their_sequence_numbers_in_any_interleaving(
+    transmission: tuple[list[int], list[Any], int],
+) -> None:
+    """After each chunk exactly those messages are out that are whole and have no unfinished message before them."""
+    counts, chunks, first = transmission
+    stream = _Stream()
+    stream.sequence_number = stream._expected = first
+    missing, out = list(counts), []
+    for fragment in chunks:
+        stream.add_chunk(fragment)
+        out += [data for _, _, data in stream.pop_messages()]
+        missing[(fragment.stream_seq - first) % 2**16] -= 1
+        complete = len(list(itertools.takewhile(lambda left: not left, missing)))
+
+        assert out == [text(number, counts[number]) for number in range(complete)]
+
+
+def test_unordered_and_skipped_messages_do_not_wait() -> None:
+    """An unordered message comes at once, and so does a whole one whose predecessors were given up (RFC 3758 3.6)."""
+    stream = _Stream()
+    unordered = chunk(9, first=True, last=True, sequence=4)
+    unordered.flags |= SCTP_DATA_UNORDERED
+    for fragment in (chunk(3, first=True, last=True, sequence=2), unordered):
+        stream.add_chunk(fragment)
+    assert [data for _, _, data in stream.pop_messages()] == [b"9"]
+    stream.sequence_number = 3
+
+    assert [data for _, _, data in stream.pop_messages()] == [b"3"]
+
+
+def test_fragments_of_an_unfinished_message_are_kept_while_none_was_given_up() -> None:
+    """A message that begins before the given number and reaches it can still be completed."""
+    stream = _Stream()
+    stream.add_chunk(chunk(1, first=True, last=False))
+    assert stream.prune_chunks(1) == 0
+    stream.add_chunk(chunk(2, first=False, last=True))
+
+    assert [data for _, _, data in stream.pop_messages()] == [b"12"]
 
 
 def test_fragments_that_were_given_up_are_forgotten() -> None:
-    """Pruning counts the ends again, so that what is left is still found."""
+    """What lacks its first fragment for ever is dropped, and what is left is still found."""
     stream = _Stream()
     for fragment in (chunk(1, first=False, last=True), chunk(2, first=True, last=True, sequence=1)):
         stream.add_chunk(fragment)

@@ -1,0 +1,81 @@
+"""What all calls of a process share in one turn of the event loop: time to deliver messages in, and its end.
+
+A far end may send faster than its messages can be relayed, and a repaired gap may release thousands at once. Without a bound
+the loop would stand still for everybody. So the messages of all calls together are delivered for at most `TURN_SECONDS` in
+one turn. A call that has more waits in a queue and is served in the next turns, a few messages at a time in rotation with
+the other calls that wait.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+TURN_SECONDS = 0.01
+"""Time for deliveries in one turn of the loop. A tenth of what the loop may be held by all its work together."""
+
+SLICE_MESSAGES = 16
+"""Messages of one call before the next call has its turn."""
+
+
+class Backlog(Protocol):
+    """A call whose messages wait."""
+
+    def deliver_slice(self, messages: int) -> bool:
+        """Deliver up to `messages` messages and return whether more wait. Does not raise."""
+
+
+class LoopTurn:
+    """The present turn of the loop. One object serves all calls of a dialer."""
+
+    def __init__(self, seconds: float = TURN_SECONDS, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._until = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scheduled = False
+        self._at_end: list[Callable[[], None]] = []
+        self._waiting: deque[Backlog] = deque()
+
+    def has_time(self) -> bool:
+        """Return whether this turn has time for one more message."""
+        if not self._until:
+            self._until = self._clock() + self._seconds
+            if not self._scheduled:
+                self._schedule()
+            return True
+        return self._clock() < self._until
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when this turn is over."""
+        self._at_end.append(callback)
+        if not self._scheduled:
+            self._schedule()
+
+    def wait(self, backlog: Backlog) -> None:
+        """Serve a backlog in the turns to come, until it is empty. To be called once while it is not."""
+        self._waiting.append(backlog)
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        # Asked for once: before Python 3.12 each asking is a system call.
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._scheduled = True
+        self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._scheduled = False
+        self._until = 0.0
+        callbacks, self._at_end = self._at_end, []
+        for callback in callbacks:
+            callback()
+        waiting = self._waiting
+        while waiting and self.has_time():
+            backlog = waiting.popleft()
+            if backlog.deliver_slice(SLICE_MESSAGES):
+                waiting.append(backlog)
+        if waiting and not self._scheduled:
+            self._schedule()

@@ -1,0 +1,70 @@
+"""One turn of the loop delivers for a bounded time, and calls that wait are served in rotation."""
+
+import asyncio
+
+from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
+
+
+class Ticking:
+    """A clock that moves by one second with each look."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class Waiting:
+    """A backlog of a number of messages."""
+
+    def __init__(self, turn: LoopTurn, name: str, messages: int, order: list[str]) -> None:
+        self._turn, self._name, self._left, self._order = turn, name, messages, order
+
+    def deliver_slice(self, messages: int) -> bool:
+        """Deliver, as a call would."""
+        while self._left and messages and self._turn.has_time():
+            self._left -= 1
+            messages -= 1
+            self._order.append(self._name)
+        return self._left > 0
+
+
+async def test_turn_has_time_until_its_seconds_are_over() -> None:
+    """The time begins with the first question and is given anew in the next turn."""
+    turn = LoopTurn(seconds=3.0, clock=Ticking())
+
+    assert [turn.has_time() for _ in range(5)] == [True, True, True, False, False]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert turn.has_time()
+
+
+async def test_callbacks_run_once_at_the_end_of_a_turn() -> None:
+    """They are called in order, after whatever runs in this turn, and not again."""
+    turn, told = LoopTurn(), []
+    turn.at_end(lambda: told.append("first"))
+    turn.at_end(lambda: told.append("second"))
+    assert told == []
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+    assert told == ["first", "second"]
+
+
+async def test_backlogs_are_served_in_rotation_over_several_turns() -> None:
+    """A call with much to deliver gives way to the next one after a slice, and all of it is delivered in the end."""
+    order: list[str] = []
+    turn = LoopTurn(seconds=10.0, clock=Ticking())
+    for name, messages in (("a", 3 * SLICE_MESSAGES), ("b", 3)):
+        turn.wait(Waiting(turn, name, messages, order))
+    turns = 0
+    while len(order) < 3 * SLICE_MESSAGES + 3:
+        before = len(order)
+        await asyncio.sleep(0)
+        turns += 1
+        assert len(order) - before <= 10
+        assert turns < 100
+
+    assert order.index("b") <= SLICE_MESSAGES
+    assert turns > 5
