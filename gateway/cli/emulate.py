@@ -41,6 +41,14 @@ def emulate(
         typer.Option(metavar="URL", help="Ask this chat completions server for the answers."),
     ] = None,
     brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
+    hear: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What input audio says; repeatable, in turn."),
+    ] = None,
+    mcp: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="The tools of an MCP server, as JSON; repeatable."),
+    ] = None,
     no_item_done_quirk: Annotated[
         bool,
         typer.Option(
@@ -52,6 +60,7 @@ def emulate(
     from gateway.cli.running import fail, why
     from gateway.emulator.__main__ import main, pair
     from gateway.emulator.faults import NONE, changed
+    from gateway.emulator.protocol.mcp import load as load_mcp_server
     from gateway.emulator.recording import load
 
     if consent not in ("strict", "lenient"):
@@ -83,7 +92,13 @@ def emulate(
         changed(NONE, dict(pair(text) for text in fault or []))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fault") from None
-    for flag, values in (("--fault", fault), ("--api-key", api_key)):
+    for file in mcp or []:
+        try:
+            load_mcp_server(file)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint="--mcp") from None
+        arguments.append(f"--mcp={file}")
+    for flag, values in (("--fault", fault), ("--api-key", api_key), ("--hear", hear)):
         for value in values or []:
             arguments.append(f"{flag}={value}")
     for flag, one in (("--brain-url", brain_url), ("--brain-model", brain_model)):

@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.faults import NONE, changed
 from gateway.emulator.http.server import Emulator
+from gateway.emulator.protocol import mcp
 from gateway.emulator.recording import load
 
 
@@ -35,10 +36,22 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     parser.add_argument("--brain-url", help="base URL of a chat completions server to ask for answers")
     parser.add_argument("--brain-model", default=default.brain_model)
     parser.add_argument("--no-item-done-quirk", action="store_true", help="give every true previous_item_id")
+    parser.add_argument(
+        "--hear",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what input audio says (repeatable, in turn)",
+    )
+    parser.add_argument(
+        "--mcp", type=Path, action="append", default=[], help="a file with an MCP server's tools"
+    )
     given = parser.parse_args(arguments)
     try:
         for path in given.record:
             load(path)
+        for path in given.mcp:
+            mcp.load(path)
         faults = changed(NONE, dict(pair(text) for text in given.fault))
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -56,6 +69,8 @@ def parse(arguments: list[str]) -> EmulatorConfig:
         brain_model=given.brain_model,
         brain_key=os.environ.get("EMULATOR_BRAIN_KEY"),
         item_done_quirk=not given.no_item_done_quirk,
+        hear=tuple(given.hear),
+        mcp_servers=tuple(given.mcp),
     )
 
 

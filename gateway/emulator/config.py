@@ -16,6 +16,7 @@ class EmulatorConfig:
 
     `tokens_per_second` 0 means as fast as the channel takes them. `api_keys` empty takes any key that is not an `ek_…`
     the emulator did not issue. `recordings` are JSON lines files served back in turn, one a call, instead of the brain.
+    `hear` is what input audio says, in turn; `mcp_servers` are files of tools (`protocol.mcp`).
     `brain_url` is the base URL of a chat completions server (`http://127.0.0.1:11434/v1`), asked instead of the brain.
     """
 
@@ -32,3 +33,5 @@ class EmulatorConfig:
     brain_model: str = "default"
     brain_key: str | None = None
     item_done_quirk: bool = True
+    hear: tuple[str, ...] = ()
+    mcp_servers: tuple[Path, ...] = ()

@@ -18,6 +18,8 @@ those of one call while it runs (see `control`). A name or value that is not lis
 | `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped without a word (default, as Pion does) or sent |
 | `response_error` | a code | responses end `failed` with it after their deltas so far (`fail_after_deltas`), at once by default |
 | `response_incomplete` | `content_filter`, `max_output_tokens` | responses end `incomplete` |
+| `transcription_error` | a code | input audio is not transcribed: `…input_audio_transcription.failed` with it |
+| `mcp_error` | `list`, `call` | MCP servers cannot list their tools; every MCP call fails |
 | `rate_limits` | `late`, `missing`, `doubled` | `rate_limits.updated` 0.5 s late, not at all, twice |
 | `first_delta_seconds` | seconds | time before a response's first delta |
 | `tokens_per_second` | number | instead of the run's; 0 = as fast as the channel takes them |
@@ -36,6 +38,7 @@ BadAnswer = Literal["broken", "no_audio", "empty"]
 Oversize = Literal["drop", "send"]
 RateLimits = Literal["late", "missing", "doubled"]
 Garbage = Literal["text", "utf8", "array", "huge"]
+McpError = Literal["list", "call"]
 Incomplete = Literal["content_filter", "max_output_tokens"]
 
 
@@ -55,6 +58,8 @@ class Faults:
     oversize: Oversize = "drop"
     response_error: str | None = None
     response_incomplete: Incomplete | None = None
+    transcription_error: str | None = None
+    mcp_error: McpError | None = None
     rate_limits: RateLimits | None = None
     first_delta_seconds: float = 0.0
     tokens_per_second: float | None = None
@@ -72,6 +77,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "rate_limits": get_args(RateLimits),
     "garbage": get_args(Garbage),
     "response_incomplete": get_args(Incomplete),
+    "mcp_error": get_args(McpError),
 }
 _NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "signal_status": (int, 400, 599),
@@ -83,6 +89,7 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "tokens_per_second": (float, 0, 1_000_000),
     "burst": (int, 1, 10_000),
 }
+_CODES = ("response_error", "transcription_error")
 _FLAGS = ("deaf", "consent", "unknown_event")
 _OPTIONAL = frozenset(f.name for f in dataclasses.fields(Faults) if f.default is None)
 
@@ -107,9 +114,9 @@ def _read(name: str, value: Any) -> Any:
         return value in (True, "true")
     if name in _NUMBERS:
         return _number(name, value)
-    if name == "response_error":
+    if name in _CODES:
         if not isinstance(value, str):
-            raise ValueError(f"fault 'response_error' is an error's code, not '{value}'")
+            raise ValueError(f"fault '{name}' is an error's code, not '{value}'")
         return value
     known = ", ".join(f.name for f in dataclasses.fields(Faults))
     raise ValueError(f"no fault is named '{name}'; known are {known}")

@@ -7,10 +7,12 @@ call's end: a call that ends by itself is closed by a task kept here, and `close
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import secrets
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gateway.emulator.brain.rules import RuleBrain
 from gateway.emulator.call import Call, CallTimes, Voice
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.faults import Faults
+from gateway.emulator.protocol import mcp
 from gateway.emulator.protocol import session as session_object
 from gateway.emulator.protocol.brain import Brain
 from gateway.emulator.protocol.client_secrets import ClientSecrets
@@ -56,6 +59,7 @@ class Service:
             else RuleBrain()
         )
         self._recordings = [load(Path(path)) for path in config.recordings]
+        self._mcp_servers = dict([*mcp.DEMO.items(), *(mcp.load(Path(path)) for path in config.mcp_servers)])
         self._certificate = SharedCertificate.generateCertificate()
         self._addresses = media_addresses(config.host)
         self._endings: set[asyncio.Task[None]] = set()
@@ -150,7 +154,12 @@ class Service:
                 tokens_per_second=config.tokens_per_second,
                 faults=self.faults,
             )
-        manner = Manner(config.tokens_per_second, config.item_done_quirk)
+        manner = Manner(
+            config.tokens_per_second,
+            config.item_done_quirk,
+            hear=_ear(config.hear),
+            mcp_servers=self._mcp_servers,
+        )
         return Realtime(
             session=session, ids=self.ids, line=line, brain=self._brain, manner=manner, faults=self.faults
         )
@@ -164,6 +173,14 @@ class Service:
         task = asyncio.create_task(call.close())
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
+
+
+def _ear(told: Sequence[str]) -> Callable[[float], str]:
+    """Return what hears input audio: the texts of `--hear` in turn, else a sentence about its length."""
+    if told:
+        words = itertools.cycle(told)
+        return lambda seconds: next(words)
+    return lambda seconds: f"I spoke for {seconds:.1f} seconds."
 
 
 def media_addresses(host: str) -> list[str]:

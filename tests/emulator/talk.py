@@ -1,6 +1,7 @@
 """A session of the emulator without a network: what it is sent and what it says, as lists."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,26 @@ from gateway.emulator.brain.rules import RuleBrain
 from gateway.emulator.faults import Faults
 from gateway.emulator.protocol.brain import Brain
 from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.mcp import DEMO, McpServers
 from gateway.emulator.protocol.realtime import Realtime
 from gateway.emulator.protocol.session import new_session
 from gateway.emulator.protocol.writing import Line, Manner
 
 Json = dict[str, Any]
+
+
+def pcm(*parts: tuple[int, int]) -> str:
+    """Write base64 PCM16 at 24 kHz of parts (milliseconds, amplitude): a square wave, or silence."""
+    wave = b"".join(
+        (amplitude.to_bytes(2, "little", signed=True) + (-amplitude).to_bytes(2, "little", signed=True))
+        * (12 * ms)
+        for ms, amplitude in parts
+    )
+    return base64.b64encode(wave).decode("ascii")
+
+
+# Half a second of sound between quiet.
+SPEECH = pcm((100, 0), (500, 8000), (600, 0))
 DEADLINE_SECONDS = 10.0
 
 
@@ -32,17 +48,22 @@ class Talk:
         rate: float = 0,
         session: Json | None = None,
         quirk: bool = True,
+        hear: Callable[[float], str] = lambda seconds: f"I spoke for {seconds:.1f} seconds.",
+        mcp_servers: McpServers = DEMO,
+        carries_audio: bool = False,
     ) -> None:
         self.frames: list[bytes] = []
         self.failures: list[str] = []
         self._news = asyncio.Event()
         given = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]} | (session or {})
+        if given["type"] == "transcription":
+            given = session or {}
         self.realtime = Realtime(
             session=new_session("sess_u1_test", 2_000_000_000, given),
             ids=IdSource(),
             line=Line(self._hear, self._hear_frame, _room, self.failures.append),
             brain=brain or RuleBrain(),
-            manner=Manner(rate, quirk),
+            manner=Manner(rate, quirk, hear, mcp_servers, carries_audio),
             faults=faults or Faults(),
         )
 

@@ -1,10 +1,12 @@
 """The official `openai` package beside the emulator: its models read every event, its client every answer."""
 
+import asyncio
 import importlib
 import json
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydantic import TypeAdapter
@@ -12,7 +14,7 @@ from pydantic import TypeAdapter
 from gateway.emulator.faults import Faults
 from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
-from tests.emulator.talk import Talk
+from tests.emulator.talk import SPEECH, Talk
 
 # Where all parts must be there a missing package is an error, elsewhere the tests are skipped saying so.
 if os.environ.get("CI"):
@@ -30,35 +32,87 @@ WEATHER = {
     "description": "Look up the weather.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-# Events that only audio and remote tools cause; the emulator has neither ears nor remote tools.
+# Two that no recording of the present service has, and one that only telephone calls cause.
 UNHEARD = {
     "conversation.created",
     "conversation.item.created",
-    "conversation.item.input_audio_transcription.completed",
-    "conversation.item.input_audio_transcription.delta",
-    "conversation.item.input_audio_transcription.failed",
-    "conversation.item.input_audio_transcription.segment",
-    "input_audio_buffer.speech_started",
-    "input_audio_buffer.speech_stopped",
-    "input_audio_buffer.timeout_triggered",
-    "mcp_list_tools.completed",
-    "mcp_list_tools.failed",
-    "mcp_list_tools.in_progress",
-    "response.mcp_call.completed",
-    "response.mcp_call.failed",
-    "response.mcp_call.in_progress",
-    "response.mcp_call_arguments.delta",
-    "response.mcp_call_arguments.done",
-    "response.output_audio.delta",
+    "input_audio_buffer.dtmf_event_received",
 }
+
+
+def at_once(delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+    """Let a timer strike without waiting."""
+    loop = asyncio.get_running_loop()
+    return loop.call_at(loop.time(), callback, *args)
 
 
 async def everything(talk: Callable[..., Talk]) -> list[Json]:
     """Have a few sessions say everything the emulator can say."""
+    return [*await conversing(talk), *await listening(talk), *await calling_servers(talk)]
+
+
+async def listening(talk: Callable[..., Talk]) -> list[Json]:
+    """Have sessions that hear, transcribe, fail to, and wait in vain for a user."""
+    said: list[Json] = []
+    transcription = {"model": "gpt-4o-transcribe-diarize"}
+    turns = {"type": "server_vad", "silence_duration_ms": 200, "idle_timeout_ms": 5000}
+    audio = {"input": {"transcription": transcription, "turn_detection": turns}}
+    logprobs = ["item.input_audio_transcription.logprobs"]
+    for faults in (Faults(), Faults(transcription_error="audio_unintelligible")):
+        one = talk(session={"audio": audio, "include": logprobs}, faults=faults, carries_audio=True)
+        with mock.patch.object(asyncio.get_running_loop(), "call_later", at_once):
+            one.send("input_audio_buffer.append", audio=SPEECH)
+            await one.until(lambda one=one: "input_audio_buffer.timeout_triggered" in one.types)  # type: ignore[misc] # bound at once
+        said += one.said
+    bare = talk(
+        session={"type": "transcription", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    )
+    bare.realtime.opened()
+    bare.send(
+        "session.update", session={"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+    )
+    bare.send("input_audio_buffer.append", audio=SPEECH)
+    bare.send("input_audio_buffer.commit")
+    return said + bare.said
+
+
+async def calling_servers(talk: Callable[..., Talk]) -> list[Json]:
+    """Have sessions import tools, fail to, call them, fail to, and ask before."""
+    said: list[Json] = []
+    for approval in ("never", "always"):
+        for fault in (None, "call"):
+            tools = [
+                {
+                    "type": "mcp",
+                    "server_label": label,
+                    "server_url": "https://x.example",
+                    "require_approval": approval,
+                }
+                for label in ("demo", "nowhere")
+            ]
+            one = talk(session={"tools": tools}, faults=Faults(mcp_error=fault))
+            one.realtime.opened()
+            one.user("Roll the dice")
+            asked = (await one.respond())["output"][-1]
+            if approval == "always":
+                answer = {
+                    "type": "mcp_approval_response",
+                    "approval_request_id": asked["id"],
+                    "approve": True,
+                }
+                one.send("conversation.item.create", item=answer)
+            await one.respond(tool_choice="none")
+            said += one.said
+    return said
+
+
+async def conversing(talk: Callable[..., Talk]) -> list[Json]:
+    """Have sessions talk, in text and in sound, over a call and over a WebSocket."""
     said: list[Json] = []
     for model in ("gpt-realtime", "gpt-realtime-2.1"):
-        for modality in ("text", "audio"):
-            one = talk(session={"model": model, "output_modalities": [modality], "tools": [WEATHER]})
+        for modality, carried in (("text", False), ("audio", False), ("audio", True)):
+            session = {"model": model, "output_modalities": [modality], "tools": [WEATHER]}
+            one = talk(session=session, carries_audio=carried)
             one.realtime.opened()
             one.send("session.update", session={"type": "realtime", "instructions": "Be brief."})
             one.user("Hello", id="item_hello")
@@ -71,7 +125,7 @@ async def everything(talk: Callable[..., Talk]) -> list[Json]:
             await one.respond(conversation="none", input=[], max_output_tokens=2)
             one.user("Count to 20")
             one.send("response.create")
-            if modality == "audio":
+            if modality == "audio" and not carried:
                 await one.until(lambda one=one: one.types[-1] == "output_audio_buffer.started")  # type: ignore[misc] # bound at once
             one.send("response.create")
             one.send("output_audio_buffer.clear")
@@ -105,11 +159,10 @@ async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
 
 async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..., Talk]) -> None:
     """What the package can read and the emulator never says is exactly the list of what it cannot know."""
+    read = TypeAdapter(realtime.RealtimeServerEvent).json_schema()
     known = {
-        name
-        for schema in TypeAdapter(realtime.RealtimeServerEvent).json_schema()["$defs"].values()
-        if isinstance(name := schema.get("properties", {}).get("type", {}).get("const"), str)
-        and "event_id" in schema["properties"]
+        read["$defs"][option["$ref"].rsplit("/", 1)[-1]]["properties"]["type"]["const"]
+        for option in read["anyOf"]
     }
     said = {event["type"] for event in await everything(talk)}
 

@@ -69,7 +69,7 @@ class ChatBrain:
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         messages = [{"role": "system", "content": prompt.instructions}]
-        messages += [message for item in prompt.items if (message := _message(item)) is not None]
+        messages += [message for item in prompt.items for message in _messages(item)]
         request: dict[str, Any] = {"model": self._model, "stream": True, "messages": messages}
         functions = [tool for tool in prompt.tools if tool.get("type") == "function"]
         if functions and prompt.tool_choice != "none":
@@ -89,17 +89,28 @@ class ChatBrain:
         return request
 
 
-def _message(item: Item) -> dict[str, Any] | None:
-    kind = item.get("type")
-    if kind == "message":
-        return {"role": item["role"], "content": text_of(item)}
-    if kind == "function_call":
-        function = {"name": item["name"], "arguments": item["arguments"]}
-        called = {"id": item["call_id"], "type": "function", "function": function}
-        return {"role": "assistant", "content": None, "tool_calls": [called]}
-    if kind == "function_call_output":
-        return {"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]}
-    return None
+def _messages(item: Item) -> list[dict[str, Any]]:
+    match item.get("type"):
+        case "message":
+            return [{"role": item["role"], "content": text_of(item)}]
+        case "function_call":
+            return [_called(item["call_id"], item)]
+        case "function_call_output":
+            return [{"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]}]
+        case "mcp_call":
+            content = item["output"] or json.dumps(item["error"])
+            return [
+                _called(item["id"], item),
+                {"role": "tool", "tool_call_id": item["id"], "content": content},
+            ]
+        case _:
+            return []
+
+
+def _called(call_id: str, item: Item) -> dict[str, Any]:
+    function = {"name": item["name"], "arguments": item["arguments"]}
+    called = {"id": call_id, "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [called]}
 
 
 def _delta(line: bytes) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from gateway.emulator.protocol.tokens import tokenize
 
 _COUNT_LIMIT = 10_000
 _HEAD = 500
+_RESULTS = ("function_call_output", "mcp_call")
 _CAPITALS = {
     "argentina": "Buenos Aires", "australia": "Canberra", "austria": "Vienna", "belgium": "Brussels",
     "brazil": "Brasília", "canada": "Ottawa", "china": "Beijing", "denmark": "Copenhagen", "egypt": "Cairo",
@@ -109,7 +110,9 @@ def reply(prompt: Prompt) -> str:
     asked = _last(prompt.items)
     if asked is None:
         return _styled(_opening(prompt.instructions), prompt.instructions)
-    if asked.get("type") == "function_call_output":
+    if asked.get("type") == "mcp_approval_response":
+        return "All right, I will not do that."
+    if asked.get("type") in _RESULTS:
         return _result(asked)
     question = _Question(text_of(asked), prompt.items, prompt.instructions)
     answer = next((r for r in (rule(question) for rule in _RULES) if r is not None), None)
@@ -121,14 +124,16 @@ def _last(items: Sequence[Item]) -> Item | None:
         (
             i
             for i in reversed(items)
-            if i.get("role") in ("user", "system") or i.get("type") == "function_call_output"
+            if i.get("role") in ("user", "system") or i.get("type") in (*_RESULTS, "mcp_approval_response")
         ),
         None,
     )
 
 
 def _result(item: Item) -> str:
-    output = str(item.get("output", "")).strip()
+    if item.get("error"):
+        return "Something went wrong, and I have no result."
+    output = str(item.get("output") or "").strip()
     try:
         value: Any = json.loads(output)
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 
 from gateway.emulator.faults import Faults
-from gateway.emulator.protocol.catalog import SESSION
+from gateway.emulator.protocol.catalog import REALTIME_SESSION
 from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.protocol.events import strict_json
 from gateway.emulator.transport.sdp import Offer, OfferError, parse_offer
@@ -117,7 +117,7 @@ def _offer(body: bytes) -> Offer:
 def _session(body: bytes) -> dict[str, Any]:
     session = _object(body, "session")
     try:
-        SESSION.check(session, "session")
+        REALTIME_SESSION.check(session, "session")
     except Refusal as refusal:
         raise http_refusal(400, refusal) from None
     return session

@@ -25,11 +25,19 @@ _NULLABLE_TEXT = Nullable(Text())
 _ID = Text(longest=32)
 # Reported: a `call_id` with a slash is refused, naming this pattern (livekit/agents#5652).
 _CALL_ID = Text(longest=32, pattern="[a-zA-Z0-9_-]+")
-_PCM = Record(
-    {"type": Word(("audio/pcm", "audio/pcmu", "audio/pcma")), "rate": Number(8000, 48000, whole=True)},
-    ("type",),
-)
-_INF = Either(Word(("inf",)), Number(1, 32768, whole=True))
+
+
+def _format(*required: str) -> Tagged:
+    rate = Number(24_000, 24_000, whole=True)
+    pcm = Record({"type": _ANY_TEXT, "rate": rate}, required)
+    bare = Record({"type": _ANY_TEXT})
+    return Tagged({"audio/pcm": pcm, "audio/pcmu": bare, "audio/pcma": bare})
+
+
+_INPUT_FORMAT = _format()
+# Reported: without a rate the service refuses `audio/pcm` as the output's format, though its schema has it optional.
+_OUTPUT_FORMAT = _format("rate")
+_INF = Either(Word(("inf",)), Number(1, 4096, whole=True))
 _MODALITIES = Series(Word(("text", "audio")), most=1, least=1)
 # Realtime: metadata, 16 pairs, keys of 64, values of 512 characters.
 _METADATA = Nullable(Table(Text(longest=512), most=16, longest_key=64))
@@ -39,14 +47,7 @@ _PROMPT = Nullable(
         ("id",),
     )
 )
-_REASONING = Nullable(
-    Record(
-        {
-            "effort": Nullable(Word(("none", "minimal", "low", "medium", "high", "xhigh"))),
-            "summary": Anything(),
-        }
-    )
-)
+_REASONING = Nullable(Record({"effort": Nullable(Word(("minimal", "low", "medium", "high", "xhigh")))}))
 _TRACING = Nullable(
     Either(
         Word(("auto",)),
@@ -70,9 +71,13 @@ _FUNCTION = Record(
         "name": Text(longest=128),
         "description": _NULLABLE_TEXT,
         "parameters": Nullable(Table(Anything(), 1000, 1000)),
-        "strict": Nullable(Flag()),
     },
     ("name",),
+)
+_WORDS = Series(_ANY_TEXT)
+_TOOL_FILTER = Record({"read_only": Flag(), "tool_names": _WORDS})
+_APPROVAL = Either(
+    Word(("always", "never")), Record({"always": Nullable(_TOOL_FILTER), "never": Nullable(_TOOL_FILTER)})
 )
 _MCP = Record(
     {
@@ -82,9 +87,10 @@ _MCP = Record(
         "connector_id": _NULLABLE_TEXT,
         "tunnel_id": _NULLABLE_TEXT,
         "authorization": _NULLABLE_TEXT,
-        "headers": Anything(),
-        "allowed_tools": Anything(),
-        "require_approval": Anything(),
+        "headers": Nullable(Table(_ANY_TEXT, 1000, 1000)),
+        "allowed_callers": Nullable(Series(Word(("direct", "programmatic")))),
+        "allowed_tools": Nullable(Either(_WORDS, _TOOL_FILTER)),
+        "require_approval": Nullable(_APPROVAL),
         "server_description": _NULLABLE_TEXT,
         "defer_loading": Nullable(Flag()),
     },
@@ -128,28 +134,35 @@ _TURN_DETECTION = Tagged(
     }
 )
 _TRANSCRIPTION = Record(
-    {"model": _ANY_TEXT, "language": _NULLABLE_TEXT, "prompt": _NULLABLE_TEXT, "delay": Anything()}
+    {
+        "model": _ANY_TEXT,
+        "language": _NULLABLE_TEXT,
+        "languages": Nullable(_WORDS),
+        "prompt": _NULLABLE_TEXT,
+        "keywords": Nullable(_WORDS),
+        "delay": Nullable(Word(("minimal", "low", "medium", "high", "xhigh"))),
+    }
 )
 _NOISE_REDUCTION = Record(
-    {"type": Word(("near_field", "far_field")), "strength": Nullable(Number(0, 1))}, ("type",)
+    {"type": Word(("near_field", "far_field")), "strength": Nullable(Number(0, 1))},
+)
+_INPUT = Record(
+    {
+        "format": _INPUT_FORMAT,
+        "transcription": Nullable(_TRANSCRIPTION),
+        "noise_reduction": Nullable(_NOISE_REDUCTION),
+        "turn_detection": Nullable(_TURN_DETECTION),
+    }
 )
 _AUDIO = Record(
     {
-        "input": Nullable(
-            Record(
-                {
-                    "format": _PCM,
-                    "transcription": Nullable(_TRANSCRIPTION),
-                    "noise_reduction": Nullable(_NOISE_REDUCTION),
-                    "turn_detection": Nullable(_TURN_DETECTION),
-                }
-            )
-        ),
-        "output": Nullable(Record({"format": _PCM, "voice": _VOICE, "speed": Number(0.25, 1.5)})),
+        "input": Nullable(_INPUT),
+        "output": Nullable(Record({"format": _OUTPUT_FORMAT, "voice": _VOICE, "speed": Number(0.25, 1.5)})),
     }
 )
+_INCLUDE = Nullable(Series(Word(("item.input_audio_transcription.logprobs",))))
 # GA: `type` is required; what the beta called modalities, voice, temperature … is unknown now.
-SESSION = Record(
+REALTIME_SESSION = Record(
     {
         "type": Word(("realtime",)),
         "model": _ANY_TEXT,
@@ -164,10 +177,14 @@ SESSION = Record(
         "prompt": _PROMPT,
         "reasoning": _REASONING,
         "audio": Nullable(_AUDIO),
-        "include": Nullable(Series(Word(("item.input_audio_transcription.logprobs",)))),
+        "include": _INCLUDE,
     },
     ("type",),
 )
+_TRANSCRIPTION_SESSION = Record(
+    {"type": _ANY_TEXT, "audio": Nullable(Record({"input": Nullable(_INPUT)})), "include": _INCLUDE}
+)
+SESSION = Tagged({"realtime": REALTIME_SESSION, "transcription": _TRANSCRIPTION_SESSION})
 
 _STATUS = Nullable(Word(("completed", "incomplete", "in_progress")))
 _OBJECT = Nullable(Word(("realtime.item",)))
@@ -204,6 +221,17 @@ def _message(role: str) -> Record:
     )
 
 
+_CODED = Record(
+    {"type": _ANY_TEXT, "code": Number(-(2**31), 2**31, whole=True), "message": _ANY_TEXT},
+    ("code", "message"),
+)
+_MCP_ERROR = Tagged(
+    {
+        "protocol_error": _CODED,
+        "http_error": _CODED,
+        "tool_execution_error": Record({"type": _ANY_TEXT, "message": _ANY_TEXT}, ("message",)),
+    }
+)
 _ITEMS: dict[str, Shape] = {
     "message": Tagged({role: _message(role) for role in _PART_KINDS}, tag="role"),
     "function_call": Record(
@@ -228,6 +256,49 @@ _ITEMS: dict[str, Shape] = {
             "output": _ANY_TEXT,
         },
         ("call_id", "output"),
+    ),
+    # A history that is seeded again has what a server's own tools did.
+    "mcp_list_tools": Record(
+        {
+            "id": _ID,
+            "type": _ANY_TEXT,
+            "server_label": _ANY_TEXT,
+            "tools": Series(
+                Record(
+                    {
+                        "name": _ANY_TEXT,
+                        "description": _NULLABLE_TEXT,
+                        "input_schema": Anything(),
+                        "annotations": Anything(),
+                    },
+                    ("name", "input_schema"),
+                )
+            ),
+        },
+        ("server_label", "tools"),
+    ),
+    "mcp_call": Record(
+        {
+            "id": _ID,
+            "type": _ANY_TEXT,
+            "server_label": _ANY_TEXT,
+            "name": _ANY_TEXT,
+            "arguments": _ANY_TEXT,
+            "approval_request_id": _NULLABLE_TEXT,
+            "output": _NULLABLE_TEXT,
+            "error": Nullable(_MCP_ERROR),
+        },
+        ("server_label", "name", "arguments"),
+    ),
+    "mcp_approval_request": Record(
+        {
+            "id": _ID,
+            "type": _ANY_TEXT,
+            "server_label": _ANY_TEXT,
+            "name": _ANY_TEXT,
+            "arguments": _ANY_TEXT,
+        },
+        ("server_label", "name", "arguments"),
     ),
     "mcp_approval_response": Record(
         {
@@ -257,11 +328,7 @@ _RESPONSE = Record(
         "parallel_tool_calls": Nullable(Flag()),
         "reasoning": _REASONING,
         "prompt": _PROMPT,
-        "audio": Nullable(
-            Record(
-                {"output": Nullable(Record({"format": _PCM, "voice": _VOICE, "speed": Number(0.25, 1.5)}))}
-            )
-        ),
+        "audio": Nullable(Record({"output": Nullable(Record({"format": _OUTPUT_FORMAT, "voice": _VOICE}))})),
     }
 )
 

@@ -6,13 +6,13 @@ those of that type.
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.emulator.protocol.catalog import EVENTS
 from gateway.emulator.protocol.errors import Refusal
 
 Json = dict[str, Any]
-_LISTED = ", ".join(f"'{name}'" for name in list(EVENTS)[:-1]) + f", and '{list(EVENTS)[-1]}'"
 
 
 def parse(frame: str | bytes) -> Json:
@@ -47,8 +47,8 @@ def event_id(event: Json) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def check(event: Json) -> str:
-    """Check an event against the catalog and give its type; raises Refusal."""
+def check(event: Json, unknown: Sequence[str] = ()) -> str:
+    """Check an event against the catalog, but for types `unknown` here, and return its type; raises Refusal."""
     kind = event.get("type")
     if kind is None:
         raise Refusal("missing_required_parameter", "Missing required parameter: 'type'.", param="type")
@@ -56,9 +56,11 @@ def check(event: Json) -> str:
         raise Refusal(
             None, "Passing a transcription session update event to a realtime session is not allowed."
         )
-    if not isinstance(kind, str) or kind not in EVENTS:
+    if not isinstance(kind, str) or kind not in EVENTS or kind in unknown:
+        *first, last = [f"'{name}'" for name in EVENTS if name not in unknown]
+        listed = f"{', '.join(first)}, and {last}"
         raise Refusal(
-            "invalid_value", f"Invalid value: '{kind}'. Supported values are: {_LISTED}.", param="type"
+            "invalid_value", f"Invalid value: '{kind}'. Supported values are: {listed}.", param="type"
         )
     EVENTS[kind].check(event, "")
     return kind

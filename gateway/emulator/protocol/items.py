@@ -3,6 +3,7 @@
 Refuses to know how items come to be; it keeps them, and says what stands before what.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,14 @@ Item = dict[str, Any]
 class Conversation:
     """An ordered list of items."""
 
-    __slots__ = ("_by_id", "_items", "id")
+    __slots__ = ("_by_id", "_items", "heard", "id", "sounds")
 
     def __init__(self, conversation_id: str) -> None:
         self.id = conversation_id
+        # What was said in audio items, by id: a model hears it, whether or not a transcript is asked for.
+        self.heard: dict[str, str] = {}
+        # Milliseconds of sound in spoken items, by id.
+        self.sounds: dict[str, int] = {}
         self._items: list[Item] = []
         self._by_id: dict[str, Item] = {}
 
@@ -70,6 +75,24 @@ class Conversation:
     def remove(self, item_id: str) -> None:
         del self._items[self._index(item_id, "item_id")]
         del self._by_id[item_id]
+        self.heard.pop(item_id, None)
+        self.sounds.pop(item_id, None)
+
+    def as_heard(self) -> list[Item]:
+        """Return the items as a model reads them: with the words of audio that has no transcript."""
+        return [self._as_heard(item) for item in self._items] if self.heard else list(self._items)
+
+    def _as_heard(self, item: Item) -> Item:
+        said = self.heard.get(item["id"])
+        if said is None:
+            return item
+        parts = [
+            part | {"transcript": said}
+            if part["type"] == "input_audio" and not part.get("transcript")
+            else part
+            for part in item["content"]
+        ]
+        return item | {"content": parts}
 
     def _index(self, item_id: str, param: str) -> int:
         for at, item in enumerate(self._items):
@@ -89,6 +112,10 @@ def text_of(item: Item) -> str:
         return f"{item.get('name', '')}{item.get('arguments', '')}"
     if kind == "function_call_output":
         return str(item.get("output", ""))
+    if kind in ("mcp_call", "mcp_approval_request"):
+        return f"{item['name']}{item['arguments']}{item.get('output') or ''}"
+    if kind == "mcp_list_tools":
+        return json.dumps(item["tools"], ensure_ascii=False)
     parts = item.get("content") or []
     return " ".join(
         str(part.get("text") or part.get("transcript") or "") for part in parts if isinstance(part, dict)

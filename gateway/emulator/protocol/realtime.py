@@ -11,16 +11,19 @@ from typing import Any
 from gateway.emulator.faults import Faults
 from gateway.emulator.protocol import events
 from gateway.emulator.protocol import session as session_object
-from gateway.emulator.protocol.audio import AudioBuffer
 from gateway.emulator.protocol.brain import Brain
 from gateway.emulator.protocol.catalog import EVENTS
 from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.ids import IdSource
-from gateway.emulator.protocol.items import Conversation, new_item
+from gateway.emulator.protocol.items import Conversation, Item, new_item
+from gateway.emulator.protocol.listening import Listener, Turns
+from gateway.emulator.protocol.remote import RemoteTools
 from gateway.emulator.protocol.writing import Line, Manner, Writer
 
 # A conversation longer than this is refused: items are kept in memory, and each response reads them all.
 MAX_ITEMS = 10_000
+# An item's audio is PCM16 at 24 kHz.
+_BYTES_A_SECOND = 48_000
 
 Json = dict[str, Any]
 
@@ -32,11 +35,34 @@ class Realtime:
         self, *, session: Json, ids: IdSource, line: Line, brain: Brain, manner: Manner, faults: Faults
     ) -> None:
         self.session = session
+        self.faults = faults
         self.conversation = Conversation(ids.conversation())
         self._ids = ids
         self._line = line
-        self._audio = AudioBuffer()
+        self._hear = manner.hear
+        # A WebSocket has no output buffer at the service's end, and the service does not list the event there.
+        self._unknown = ("output_audio_buffer.clear",) if manner.carries_audio else ()
         self._closed = False
+        self._remote = RemoteTools(
+            servers=manner.mcp_servers,
+            conversation=self.conversation,
+            ids=ids,
+            emit=self._emit,
+            faults=lambda: self.faults,
+        )
+        self._listener = Listener(
+            session=session,
+            conversation=self.conversation,
+            ids=ids,
+            emit=self._emit,
+            hear=manner.hear,
+            turns=Turns(
+                lambda: self._writer.begin({}),
+                lambda: self._writer.interrupt(),  # noqa: PLW0108 - made below
+                lambda: self._writer.busy,
+            ),
+            faults=lambda: self.faults,
+        )
         self._writer = Writer(
             session=session,
             conversation=self.conversation,
@@ -45,7 +71,9 @@ class Realtime:
             emit=self._emit,
             brain=brain,
             manner=manner,
-            faults=faults,
+            remote=self._remote,
+            ended=self._listener.rest,
+            faults=lambda: self.faults,
         )
         self._handlers: dict[str, Callable[[Json], None]] = {
             "session.update": self._session_update,
@@ -62,17 +90,10 @@ class Realtime:
         }
         assert self._handlers.keys() == EVENTS.keys()
 
-    @property
-    def faults(self) -> Faults:
-        return self._writer.faults
-
-    @faults.setter
-    def faults(self, faults: Faults) -> None:
-        self._writer.faults = faults
-
     def opened(self) -> None:
         """Speak first, as the service does when the channel opens."""
         self._emit({"type": "session.created", "session": self.session})
+        self._remote.load(self.session.get("tools", ()))
 
     def receive(self, frame: str | bytes) -> None:
         """Take one client event; whatever is wrong with it is answered with an `error` event."""
@@ -80,7 +101,7 @@ class Realtime:
         try:
             event = events.parse(frame)
             client_id = events.event_id(event)
-            self._handlers[events.check(event)](event)
+            self._handlers[events.check(event, self._unknown)](event)
         except Refusal as refusal:
             self.refuse(refusal, client_id)
 
@@ -98,6 +119,7 @@ class Realtime:
     async def close(self) -> None:
         """Stop every response, without a word."""
         self._closed = True
+        self._listener.wake()
         await self._writer.close()
 
     # -- session and items ----------------------------------------------------------------------------------------
@@ -106,6 +128,7 @@ class Realtime:
         session_object.check_update(self.session, event["session"], spoken=self._writer.spoken)
         session_object.update(self.session, event["session"])
         self._emit({"type": "session.updated", "session": self.session})
+        self._remote.load(self.session.get("tools", ()))
 
     def _item_create(self, event: Json) -> None:
         if len(self.conversation) >= MAX_ITEMS:
@@ -116,9 +139,20 @@ class Realtime:
             raise Refusal(
                 "invalid_tool_call_id", f"Tool call ID '{item['call_id']}' not found in conversation."
             )
+        if item["type"] == "mcp_approval_response":
+            self._remote.check_approval(item)
         before = self.conversation.place(item, event.get("previous_item_id"))
+        self._listen_to(item)
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._emit({"type": kind, "previous_item_id": before, "item": item})
+        if item["type"] == "mcp_approval_response":
+            self._remote.approved(item)
+
+    def _listen_to(self, item: Item) -> None:
+        """Hear what the audio of an item says, where it comes without a transcript."""
+        for part in item.get("content") or ():
+            if part["type"] == "input_audio" and part.get("audio") and not part.get("transcript"):
+                self.conversation.heard[item["id"]] = self._hear(len(part["audio"]) * 3 / 4 / _BYTES_A_SECOND)
 
     def _item_retrieve(self, event: Json) -> None:
         self._emit({"type": "conversation.item.retrieved", "item": self.conversation.get(event["item_id"])})
@@ -135,11 +169,20 @@ class Realtime:
             item.get("role") == "assistant" and at < len(content) and content[at]["type"] == "output_audio"
         )
         if not spoken:
+            # Reported, code and words (livekit/agents#6157).
             raise Refusal(
-                "invalid_value",
+                "unsupported_content_type",
                 "Only model output audio messages can be truncated.",
                 param="item_id" if item.get("role") != "assistant" else "content_index",
             )
+        sounds, end = self.conversation.sounds, event["audio_end_ms"]
+        if end > (length := sounds.get(event["item_id"], end)):
+            raise Refusal(
+                "invalid_value",
+                f"Audio content of {length}ms is already shorter than {end}ms",
+                param="audio_end_ms",
+            )
+        sounds[event["item_id"]] = end
         # The service drops the transcript with the audio: what was not heard was not said (conversation.item.truncate).
         content[at]["transcript"] = ""
         self._emit(
@@ -147,29 +190,20 @@ class Realtime:
                 "type": "conversation.item.truncated",
                 "item_id": event["item_id"],
                 "content_index": at,
-                "audio_end_ms": event["audio_end_ms"],
+                "audio_end_ms": end,
             }
         )
 
     # -- audio buffers: what can be answered without hearing ---------------------------------------------------------
 
     def _audio_append(self, event: Json) -> None:
-        self._audio.append(event["audio"])
+        self._listener.append(event["audio"])
 
     def _audio_clear(self, event: Json) -> None:
-        self._audio.clear()
-        self._emit({"type": "input_audio_buffer.cleared"})
+        self._listener.clear()
 
     def _audio_commit(self, event: Json) -> None:
-        self._audio.commit()
-        given = {"type": "message", "role": "user", "content": [{"type": "input_audio", "transcript": None}]}
-        item = new_item(given, self._ids)
-        before = self.conversation.place(item, None)
-        self._emit(
-            {"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item["id"]}
-        )
-        for kind in ("conversation.item.added", "conversation.item.done"):
-            self._emit({"type": kind, "previous_item_id": before, "item": item})
+        self._listener.commit()
 
     def _output_clear(self, event: Json) -> None:
         self._writer.hush()
@@ -177,7 +211,12 @@ class Realtime:
     # -- responses ------------------------------------------------------------------------------------------------
 
     def _response_create(self, event: Json) -> None:
-        self._writer.begin(event.get("response") or {})
+        if self.session["type"] == "transcription":
+            raise Refusal("invalid_value", "A transcription session has no responses.", param="type")
+        options = event.get("response") or {}
+        self._listener.wake()
+        self._remote.load(options.get("tools") or ())
+        self._writer.begin(options)
 
     def _response_cancel(self, event: Json) -> None:
         self._writer.cancel(event.get("response_id"))

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from gateway.emulator.protocol.ids import IdSource
 from gateway.emulator.protocol.items import Conversation, Item
+from gateway.emulator.protocol.sound import TOKEN_MS, tone
+from gateway.emulator.protocol.tokens import count
 from gateway.emulator.protocol.usage import Output as Written
 
 Json = dict[str, Any]
@@ -26,7 +28,8 @@ _HEARD_AFTER = 3
 class Shape:
     """What a response is asked to be, echoed in its object.
 
-    `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer.
+    `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer. `carries_audio`
+    puts sound into events (`response.output_audio.delta`, WebSocket), where a call has it on a track of its own.
     """
 
     modalities: list[str]
@@ -35,6 +38,7 @@ class Shape:
     metadata: Json | None
     phased: bool
     item_done_quirk: bool
+    carries_audio: bool
 
 
 @dataclass(slots=True)
@@ -85,6 +89,11 @@ class Response:
         return self._tokens["message"] + self._tokens["call"]
 
     @property
+    def seconds(self) -> float:
+        """How long the sound of its messages is."""
+        return self._tokens["message"] * TOKEN_MS / 1000 if self._spoken else 0.0
+
+    @property
     def written(self) -> Written:
         t = self._tokens
         return Written(t["message"], t["messages"], t["call"], t["calls"], self._spoken and t["messages"] > 0)
@@ -112,8 +121,8 @@ class Response:
         )
         self._tokens["message"] += 1
         self._delta(output, text)
-        if self._spoken and len(output.pieces) == _HEARD_AFTER:
-            self._speak()
+        if self._spoken:
+            self._sound(output)
 
     def begin_call(self, name: str) -> None:
         """Begin a function call; a message before it ends first, unless this model interleaves them."""
@@ -133,8 +142,46 @@ class Response:
         self._tokens["calls"] += 1
         self._tokens["call"] += 1
 
+    def begin_mcp_call(self, name: str, server_label: str) -> None:
+        """Begin a call of an MCP server's tool."""
+        if not self._shape.phased:
+            self._end_all("completed")
+        output = self._begin(new_mcp_call(self._ids, name, server_label, "", None))
+        output.frame = self._delta_frame("response.mcp_call_arguments.delta", output, '"delta":')
+        self._tokens["calls"] += 1
+        self._tokens["call"] += 1
+
+    def end_mcp_call(self, answer: tuple[str | None, Json | None]) -> None:
+        """End the open MCP call with its output and its error."""
+        output = self._open[-1]
+        item = output.item
+        item["arguments"] = "".join(output.pieces)
+        place = {"item_id": item["id"], "output_index": output.index}
+        self._emit(
+            {
+                "type": "response.mcp_call_arguments.done",
+                "response_id": self.id,
+                **place,
+                "arguments": item["arguments"],
+            }
+        )
+        emit_mcp_call(self._emit, item, output.index, answer)
+        self._end_all("completed")
+
+    def ask_approval(self, name: str, server_label: str, arguments: str) -> Item:
+        """Ask the client whether a tool may be called and return the item that asks; the arguments come whole."""
+        if not self._shape.phased:
+            self._end_all("completed")
+        item = {"id": self._ids.item(), "type": "mcp_approval_request", "server_label": server_label}
+        item |= {"name": name, "arguments": arguments}
+        self._begin(item)
+        self._tokens["calls"] += 1
+        self._tokens["call"] += count(arguments)
+        self._end_all("completed")
+        return item
+
     def argument(self, text: str) -> None:
-        """Write one token of the open function call's arguments."""
+        """Write one token of the open call's arguments."""
         self._tokens["call"] += 1
         self._delta(self._open[-1], text)
 
@@ -204,8 +251,15 @@ class Response:
         """Stop speaking: the client has cleared the output buffer."""
         self.speaking = False
 
+    def _sound(self, output: _Output) -> None:
+        if self._shape.carries_audio:
+            delta = tone(self._shape.audio["output"]["format"]["type"])
+            self._emit({"type": "response.output_audio.delta", **self._place(output), "delta": delta})
+        elif len(output.pieces) == _HEARD_AFTER:
+            self._speak()
+
     def _speak(self) -> None:
-        if not self._started:
+        if not self._started and not self._shape.carries_audio:
             self._started = self.speaking = True
             self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
 
@@ -219,7 +273,7 @@ class Response:
         item = output.item
         if item["type"] == "message":
             self._end_content(output, text)
-        else:
+        elif item["type"] == "function_call":
             item["arguments"] = text
             self._emit(
                 {
@@ -232,7 +286,8 @@ class Response:
                     "arguments": text,
                 }
             )
-        item["status"] = status
+        if "status" in item:
+            item["status"] = status
         self.output.append(item)
         if self._conversation is not None and self._conversation.find(item["id"]) is not None:
             before = self._conversation.before(item["id"])
@@ -253,6 +308,8 @@ class Response:
         place = self._place(output)
         if self._spoken:
             self._speak()
+            if self._conversation is not None:
+                self._conversation.sounds[output.item["id"]] = len(output.pieces) * TOKEN_MS
             self._emit({"type": "response.output_audio.done", **place})
             self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
             part = {"type": "audio", "transcript": text}
@@ -270,3 +327,26 @@ class Response:
             "output_index": output.index,
             "content_index": 0,
         }
+
+
+def new_mcp_call(ids: IdSource, name: str, server_label: str, arguments: str, request_id: str | None) -> Item:
+    """Make the item of an MCP call that has not run; `request_id` names the approval it was given."""
+    return {
+        "id": ids.item(),
+        "type": "mcp_call",
+        "server_label": server_label,
+        "name": name,
+        "arguments": arguments,
+        "approval_request_id": request_id,
+        "output": None,
+        "error": None,
+    }
+
+
+def emit_mcp_call(emit: Emit, item: Item, index: int, answer: tuple[str | None, Json | None]) -> None:
+    """Say that an MCP call runs and how it ended, and put its answer in the item."""
+    place = {"output_index": index, "item_id": item["id"]}
+    emit({"type": "response.mcp_call.in_progress", **place})
+    item["output"], item["error"] = answer
+    ended = "failed" if item["error"] is not None else "completed"
+    emit({"type": f"response.mcp_call.{ended}", **place})

@@ -29,6 +29,13 @@ def is_reasoning(model: str) -> bool:
 
 def check_update(session: Json, given: Json, *, spoken: bool) -> None:
     """Refuse what no session may change while it runs; `given` is otherwise checked."""
+    if given["type"] != session["type"]:
+        raise Refusal(
+            None,
+            f"Passing a {given['type']} session update event to a {session['type']} session is not allowed.",
+        )
+    if session["type"] == "transcription":
+        return
     if given.get("model", session["model"]) != session["model"]:
         raise Refusal(
             "invalid_value",
@@ -66,7 +73,9 @@ def within_context(session: Json, items: Sequence[Item]) -> list[Item]:
 
 
 def new_session(session_id: str, expires_at: int, given: Json) -> Json:
-    """Make the session object of a new call."""
+    """Make the session object of a new call or WebSocket session, of the type that `given` names."""
+    if given.get("type") == "transcription":
+        return _new_transcription_session(session_id, expires_at, given)
     model = str(given.get("model", DEFAULT_MODEL))
     newer = is_reasoning(model)
     session: Json = {
@@ -102,9 +111,29 @@ def new_session(session_id: str, expires_at: int, given: Json) -> Json:
     return session
 
 
+def _new_transcription_session(session_id: str, expires_at: int, given: Json) -> Json:
+    session: Json = {
+        "type": "transcription",
+        "object": "realtime.transcription_session",
+        "id": session_id,
+        "expires_at": expires_at,
+        "audio": {
+            "input": {
+                "format": {"type": "audio/pcm", "rate": 24000},
+                "transcription": None,
+                "noise_reduction": None,
+                "turn_detection": _turn_detection({"type": "server_vad"}, newer=False),
+            }
+        },
+        "include": None,
+    }
+    update(session, given)
+    return session
+
+
 def update(session: Json, given: Json) -> None:
     """Apply the present keys of `given`; it must have been checked."""
-    newer = is_reasoning(session["model"])
+    newer = is_reasoning(session.get("model", ""))
     for key, value in given.items():
         if key == "audio":
             _update_audio(session["audio"], cast(Json, value or {}), newer)
@@ -126,6 +155,11 @@ def _update_audio(audio: Json, given: Json, newer: bool) -> None:
                 audio[side][key] = _turn_detection(value, newer)
             elif key == "transcription" and value is not None:
                 audio[side][key] = {"model": None, "language": None, "prompt": None} | value
+            elif key == "noise_reduction" and value is not None:
+                # What is left out keeps its present value.
+                audio[side][key] = (audio[side][key] or {}) | value
+            elif key == "format" and value["type"] == "audio/pcm":
+                audio[side][key] = {"type": "audio/pcm", "rate": 24000}
             else:
                 audio[side][key] = value
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.emulator.protocol.items import Item, text_of
+from gateway.emulator.protocol.sound import TOKEN_MS
 from gateway.emulator.protocol.tokens import count
 
 # Recorded: an item costs its text and four tokens around it; an answer two more than its deltas, a function call about ten.
@@ -17,8 +18,8 @@ _AROUND_MESSAGE_OUTPUT = 2
 _AROUND_CALL_OUTPUT = 8
 # Recorded: 64 of 85 tokens seen before came from the cache. The unit matches the service's documented granularity.
 _CACHE_UNIT = 64
-# Recorded: "Hello there." came as 61 audio tokens beside nine of text.
-_AUDIO_PER_TEXT = 20
+# Realtime costs: a token of output audio is 50 ms. A recorded "Hello there." cost 61, three seconds with its pauses.
+_AUDIO_TOKEN_MS = 50
 
 Segment = tuple[str, int]
 
@@ -40,7 +41,7 @@ class Output:
 
     @property
     def audio_tokens(self) -> int:
-        return self.message_tokens * _AUDIO_PER_TEXT if self.spoken else 0
+        return self.message_tokens * TOKEN_MS // _AUDIO_TOKEN_MS if self.spoken else 0
 
 
 def segments(instructions: str, tools: Sequence[Any], items: Iterable[Item]) -> list[Segment]:

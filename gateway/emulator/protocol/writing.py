@@ -19,7 +19,9 @@ from gateway.emulator.protocol.brain import Brain, BrainError, Comment, Function
 from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.ids import IdSource
 from gateway.emulator.protocol.items import Conversation, Item, new_item
+from gateway.emulator.protocol.mcp import McpServers
 from gateway.emulator.protocol.pacing import Pacer
+from gateway.emulator.protocol.remote import RemoteTools
 from gateway.emulator.protocol.responses import Response, Shape
 from gateway.emulator.protocol.tokens import tokenize
 
@@ -47,10 +49,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a session behaves where the protocol leaves it open."""
+    """How a session behaves where the protocol leaves it open.
+
+    `hear(seconds)` returns the words in so much input audio, `mcp_servers` the tools of the servers it can reach.
+    `carries_audio` is a WebSocket session, whose sound comes in events; a call's is on its track.
+    """
 
     tokens_per_second: float
     item_done_quirk: bool
+    hear: Callable[[float], str]
+    mcp_servers: McpServers
+    carries_audio: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +68,7 @@ class _Active:
     segments: list[usage.Segment]
     default: bool
     limit: int | None
+    tools: list[Json]
     task: asyncio.Task[None] | None = None
 
 
@@ -67,9 +77,10 @@ class _Incomplete(Exception):
 
 
 class Writer:
-    """All responses of one session; `faults` may be replaced at any time.
+    """All responses of one session.
 
     `session` is the session's own object, read when a response begins. `spoken` tells whether any answer was audio.
+    `ended(seconds)` is called when a response of the conversation has ended whose sound takes so long.
     """
 
     def __init__(
@@ -82,9 +93,10 @@ class Writer:
         emit: Callable[[Json], None],
         brain: Brain,
         manner: Manner,
-        faults: Faults,
+        remote: RemoteTools,
+        ended: Callable[[float], None],
+        faults: Callable[[], Faults],
     ) -> None:
-        self.faults = faults
         self.spoken = False
         self._session = session
         self._conversation = conversation
@@ -93,6 +105,9 @@ class Writer:
         self._emit = emit
         self._brain = brain
         self._manner = manner
+        self._remote = remote
+        self._ended = ended
+        self._faults = faults
         self._active: dict[str, _Active] = {}
         self._seen: list[usage.Segment] = []
         self._deltas = 0
@@ -115,14 +130,28 @@ class Writer:
             raise Refusal("too_many_responses", f"At most {MAX_RESPONSES} responses can be active at once.")
         self._start(options, self._input(options), default)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a response is writing to the conversation."""
+        return self._running() is not None
+
     def cancel(self, response_id: str | None) -> None:
         """End a response, the one writing to the conversation unless another is named; raises Refusal."""
         active = self._active.get(response_id) if response_id is not None else self._running()
         if active is None:
             raise Refusal("response_cancel_not_active", "Cancellation failed: no active response found")
+        self._cut(active, "client_cancelled")
+
+    def interrupt(self) -> None:
+        """End the response that is running, because the user speaks: its sound stops, too."""
+        if (running := self._running()) is not None:
+            self.hush()
+            self._cut(running, "turn_detected")
+
+    def _cut(self, active: _Active, reason: str) -> None:
         if active.task is not None:
             active.task.cancel()
-        self._finish(active, "cancelled", {"type": "cancelled", "reason": "client_cancelled"})
+        self._finish(active, "cancelled", {"type": "cancelled", "reason": reason})
 
     def hush(self) -> None:
         """Stop the sound of the response that is speaking, if one is."""
@@ -146,7 +175,7 @@ class Writer:
 
     def _input(self, options: Json) -> list[Item]:
         if "input" not in options:
-            return list(self._conversation)
+            return self._conversation.as_heard()
         return [
             self._conversation.get(given["id"], "response.input")
             if given["type"] == "item_reference"
@@ -174,12 +203,15 @@ class Writer:
                 metadata=options.get("metadata"),
                 phased=session_object.is_reasoning(session["model"]),
                 item_done_quirk=self._manner.item_done_quirk,
+                carries_audio=self._manner.carries_audio,
             ),
         )
-        segments = usage.segments(instructions, asked["tools"], items)
-        active = _Active(response, segments, default, limit if isinstance(limit, int) else None)
+        tools = asked["tools"]
+        segments = usage.segments(instructions, tools, items)
+        active = _Active(response, segments, default, limit if isinstance(limit, int) else None, tools)
         self._active[response.id] = active
-        prompt = Prompt(instructions, items, asked["tools"], asked["tool_choice"], session["model"])
+        choice = self._remote.choice(asked["tool_choice"], tools)
+        prompt = Prompt(instructions, items, self._remote.offered(tools), choice, session["model"])
         active.task = asyncio.create_task(self._run(active, prompt))
         self._tasks.add(active.task)
         active.task.add_done_callback(self._tasks.discard)
@@ -200,7 +232,7 @@ class Writer:
             self._finish(active, "completed", None)
 
     async def _write(self, active: _Active, prompt: Prompt) -> None:
-        faults, response = self.faults, active.response
+        faults, response = self._faults(), active.response
         self._disturb()
         rate = (
             self._manner.tokens_per_second if faults.tokens_per_second is None else faults.tokens_per_second
@@ -210,12 +242,7 @@ class Writer:
             self._go_wrong()
         async for piece in self._brain.answer(prompt):
             if isinstance(piece, FunctionCall):
-                response.begin_call(piece.name)
-                for token in tokenize(piece.arguments):
-                    await self._room(active, pacer)
-                    response.argument(token)
-                    self._counted()
-                response.end_call()
+                await self._call(active, piece, pacer)
             else:
                 await self._room(active, pacer)
                 if isinstance(piece, Comment):
@@ -223,6 +250,26 @@ class Writer:
                 else:
                     response.token(piece)
                 self._counted()
+
+    async def _call(self, active: _Active, call: FunctionCall, pacer: Pacer) -> None:
+        response, remote = active.response, self._remote.find(call.name, active.tools)
+        if remote is not None and remote.needs_approval:
+            await self._room(active, pacer)
+            request = response.ask_approval(call.name, remote.server_label, call.arguments)
+            self._remote.await_approval(request)
+            return
+        if remote is None:
+            response.begin_call(call.name)
+        else:
+            response.begin_mcp_call(call.name, remote.server_label)
+        for token in tokenize(call.arguments):
+            await self._room(active, pacer)
+            response.argument(token)
+            self._counted()
+        if remote is None:
+            response.end_call()
+        else:
+            response.end_mcp_call(self._remote.call(remote.tool, call.arguments))
 
     async def _room(self, active: _Active, pacer: Pacer) -> None:
         if active.limit is not None and active.response.tokens >= active.limit:
@@ -232,7 +279,7 @@ class Writer:
 
     def _counted(self) -> None:
         self._deltas += 1
-        if self.faults.fail_after_deltas and self._deltas == self.faults.fail_after_deltas:
+        if self._deltas == (self._faults().fail_after_deltas or -1):
             self._go_wrong()
 
     def _fail(self, active: _Active, code: str | None, message: str) -> None:
@@ -253,12 +300,14 @@ class Writer:
             self._seen = active.segments
         response.finish(status, details, counted)
         self._rate_limits(counted["total_tokens"])
+        self.spoken = self.spoken or response.written.spoken
         if response.speaking:
-            self.spoken = True
             self._emit({"type": "output_audio_buffer.stopped", "response_id": response.id})
+        if active.default:
+            self._ended(response.seconds)
 
     def _rate_limits(self, spent: int) -> None:
-        mode = self.faults.rate_limits
+        mode = self._faults().rate_limits
         tokens = {
             "name": "tokens",
             "limit": _TOKEN_LIMIT,
@@ -277,7 +326,7 @@ class Writer:
     # -- faults ---------------------------------------------------------------------------------------------------
 
     def _disturb(self) -> None:
-        faults = self.faults
+        faults = self._faults()
         if faults.unknown_event:
             self._emit(
                 {"type": "response.premonition.updated", "premonition": {"of": None, "certainty": 0.5}}
@@ -292,7 +341,7 @@ class Writer:
             self._emit({"type": "response.padding.added", "padding": "x" * _HUGE_BYTES})
 
     def _go_wrong(self) -> None:
-        faults = self.faults
+        faults = self._faults()
         if faults.response_error is not None:
             raise BrainError(faults.response_error, f"The response failed: {faults.response_error}.")
         if faults.response_incomplete is not None:

@@ -1,5 +1,6 @@
 """The protocol of a session, without a network: client events in, server events out."""
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -169,7 +170,7 @@ async def test_items_stand_where_they_were_put(talk: MakeTalk) -> None:
         (
             "conversation.item.truncate",
             {"item_id": "a", "content_index": 0, "audio_end_ms": 0},
-            "invalid_value",
+            "unsupported_content_type",
         ),
         ("conversation.item.create", {"item": {"type": "message"}}, "missing_required_parameter"),
         ("conversation.item.create", {"item": {"type": "telegram"}}, "invalid_value"),
@@ -410,6 +411,117 @@ async def test_long_conversation_loses_its_beginning_for_the_model(talk: MakeTal
     one.send("response.create")
 
     assert error(one)["code"] == "context_length_exceeded"
+
+
+# -- what the service takes and what it does not -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("session", "code", "param"),
+    [
+        ({"audio": {"output": {"format": {"type": "audio/pcm"}}}}, "missing_required_parameter", "rate"),
+        ({"audio": {"output": {"format": {"type": "audio/pcm", "rate": 16000}}}}, "integer_below_min_value", "rate"),
+        ({"audio": {"output": {"format": {"type": "audio/pcmu", "rate": 8000}}}}, "unknown_parameter", "rate"),
+        ({"max_output_tokens": 4097}, "integer_above_max_value", "max_output_tokens"),
+        ({"reasoning": {"effort": "none"}}, "invalid_value", "effort"),
+        ({"reasoning": {"summary": "auto"}}, "unknown_parameter", "summary"),
+        ({"tools": [{"type": "function", "name": "f", "strict": True}]}, "unknown_parameter", "strict"),
+        ({"tools": [{"type": "mcp", "server_label": "x", "allowed_callers": ["me"]}]}, "invalid_value", "allowed_callers[0]"),
+        ({"audio": {"input": {"transcription": {"delay": "long"}}}}, "invalid_value", "delay"),
+    ],
+)  # fmt: skip
+async def test_session_member_is_refused(session: Any, code: str, param: str, talk: MakeTalk) -> None:
+    """What neither the package nor the service takes in a session is refused, naming the member."""
+    one = talk()
+    one.send("session.update", session={"type": "realtime", **session})
+
+    assert error(one)["code"] == code
+    assert error(one)["param"].endswith(param)
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 24000}}}},
+        {"audio": {"output": {"format": {"type": "audio/pcma"}}, "input": {"format": {"type": "audio/pcm"}}}},
+        {"max_output_tokens": 4096},
+        {"reasoning": {"effort": "minimal"}},
+        {"audio": {"input": {"transcription": {"model": "m", "keywords": ["a"], "languages": ["de"], "delay": "low"}}}},
+        {"tools": [{"type": "mcp", "server_label": "x", "allowed_callers": ["direct", "programmatic"]}]},
+        {"tools": [{"type": "mcp", "server_label": "x", "headers": {"a": "b"}, "allowed_tools": {"read_only": True}}]},
+        {"tools": [{"type": "mcp", "server_label": "x", "require_approval": {"never": {"tool_names": ["a"]}}}]},
+    ],
+)  # fmt: skip
+async def test_session_member_is_taken(session: Any, talk: MakeTalk) -> None:
+    """What the package's types have is taken."""
+    one = talk()
+    one.send("session.update", session={"type": "realtime", **session})
+
+    assert one.types[0] == "session.updated"
+
+
+async def test_noise_reduction_keeps_what_is_left_out(talk: MakeTalk) -> None:
+    """An update may name the type or the strength alone; the other keeps its value, and null ends both."""
+    one = talk()
+    seen = []
+    for given in ({"type": "near_field", "strength": 0.5}, {"type": "far_field"}, {"strength": 1}, None):
+        one.send(
+            "session.update", session={"type": "realtime", "audio": {"input": {"noise_reduction": given}}}
+        )
+        seen.append(one.last("session.updated")["session"]["audio"]["input"]["noise_reduction"])
+
+    assert seen[1:] == [{"type": "far_field", "strength": 0.5}, {"type": "far_field", "strength": 1}, None]
+
+
+async def test_response_has_no_speed(talk: MakeTalk) -> None:
+    """A response sets format and voice; the speed is the session's."""
+    one = talk()
+    one.send("response.create", response={"audio": {"output": {"voice": "ash", "speed": 1.0}}})
+
+    assert error(one)["param"] == "response.audio.output.speed"
+
+
+# -- sound in events: a WebSocket --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
+async def test_spoken_answer_carries_its_sound(kind: str, talk: MakeTalk) -> None:
+    """Over a WebSocket each token has 300 ms of sound in the session's format; six audio tokens of usage go with it."""
+    format_ = {"type": kind, "rate": 24000} if kind == "audio/pcm" else {"type": kind}
+    audio = {"output": {"format": format_}}
+    one = talk(session={"output_modalities": ["audio"], "audio": audio}, carries_audio=True)
+    one.user("Hello")
+    usage = (await one.respond())["usage"]["output_token_details"]
+    deltas = [e for e in one.said if e["type"] == "response.output_audio.delta"]
+    tokens = one.types.count("response.output_audio_transcript.delta")
+
+    assert len(deltas) == tokens
+    assert {len(base64.b64decode(e["delta"])) for e in deltas} == {300 * (48 if kind == "audio/pcm" else 8)}
+    assert usage["audio_tokens"] == 6 * tokens
+    assert not any(kind.startswith("output_audio_buffer.") for kind in one.types)
+
+
+async def test_websocket_has_no_output_buffer_to_clear(talk: MakeTalk) -> None:
+    """`output_audio_buffer.clear` is no event of a WebSocket, and is not listed among those that are."""
+    one = talk(carries_audio=True)
+    one.send("output_audio_buffer.clear")
+
+    assert error(one)["code"] == "invalid_value"
+    assert error(one)["message"].count("output_audio_buffer.clear") == 1
+
+
+async def test_truncation_beyond_the_sound_is_refused(talk: MakeTalk) -> None:
+    """A spoken item can be cut where it has sound, and not again beyond the cut."""
+    one = talk(session={"output_modalities": ["audio"]}, carries_audio=True)
+    one.user("Say hello.")
+    item = (await one.respond())["output"][0]["id"]
+    for end in (901, 600, 601):
+        one.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=end)
+
+    assert [e["error"]["message"] for e in one.said if e["type"] == "error"] == [
+        "Audio content of 900ms is already shorter than 901ms",
+        "Audio content of 600ms is already shorter than 601ms",
+    ]
 
 
 # -- functions ---------------------------------------------------------------------------------------------------------

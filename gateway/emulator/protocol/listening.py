@@ -1,0 +1,219 @@
+"""The input side of a session: appended audio, turn detection, transcription, and the idle timeout.
+
+Refuses to hear words: what was said is told to it (`--hear`), or described by its length. Loudness is all it measures
+(`audio`), and it keeps no audio. The order of events is the recorded one: `speech_started`, `speech_stopped`, `committed`,
+`item.added`, `item.done`, transcription, and then the response.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.emulator.faults import Faults
+from gateway.emulator.protocol.audio import AudioBuffer, Speech
+from gateway.emulator.protocol.ids import IdSource
+from gateway.emulator.protocol.items import Conversation, new_item
+from gateway.emulator.protocol.tokens import tokenize
+
+Json = dict[str, Any]
+# Realtime costs: input audio is one token for 100 ms.
+_TOKENS_PER_SECOND = 10
+# What a transcript's token is worth where a client asks for `logprobs`: the rules are sure of themselves.
+_LOGPROB = -0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What listening causes: `respond` begins a response, `interrupt` ends the one that is running."""
+
+    respond: Callable[[], None]
+    interrupt: Callable[[], None]
+    busy: Callable[[], bool]
+
+
+class Listener:
+    """One session's ears. `hear(seconds)` returns what was said in so much audio."""
+
+    def __init__(
+        self,
+        *,
+        session: Json,
+        conversation: Conversation,
+        ids: IdSource,
+        emit: Callable[[Json], None],
+        hear: Callable[[float], str],
+        turns: Turns,
+        faults: Callable[[], Faults],
+    ) -> None:
+        self._session = session
+        self._conversation = conversation
+        self._ids = ids
+        self._emit = emit
+        self._hear = hear
+        self._turns = turns
+        self._faults = faults
+        self._buffer = AudioBuffer()
+        self._item_id = ""
+        self._start_ms = 0
+        self._idle: asyncio.TimerHandle | None = None
+
+    def append(self, audio: str) -> None:
+        """Take audio; raises Refusal. With turn detection on, speech in it becomes items and responses."""
+        given = self._session["audio"]["input"]
+        for speech in self._buffer.append(audio, given["format"]["type"], given["turn_detection"]):
+            if speech.begins:
+                self._begin(speech)
+            else:
+                self._end(speech)
+
+    def clear(self) -> None:
+        """Forget what was appended."""
+        self._buffer.clear()
+        self._emit({"type": "input_audio_buffer.cleared"})
+
+    def commit(self) -> None:
+        """Make an item of what was appended; raises Refusal where it is too little."""
+        self._commit(self._ids.item(), self._buffer.commit())
+
+    def rest(self, seconds: float = 0.0) -> None:
+        """Begin to wait for the user: a response has ended, and its sound takes `seconds` more.
+
+        After `idle_timeout_ms` without speech a turn begins by itself (Realtime: turn_detection).
+        """
+        self.wake()
+        timeout = (self._session["audio"]["input"]["turn_detection"] or {}).get("idle_timeout_ms")
+        if timeout:
+            loop = asyncio.get_running_loop()
+            self._idle = loop.call_later(seconds + timeout / 1000, self._time_out, timeout)
+
+    def wake(self) -> None:
+        """Stop waiting for the user: they speak, or a response begins."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _begin(self, speech: Speech) -> None:
+        self.wake()
+        detection = self._session["audio"]["input"]["turn_detection"]
+        self._item_id = self._ids.item()
+        self._start_ms = max(0, speech.at_ms - (detection.get("prefix_padding_ms") or 0))
+        self._emit(
+            {
+                "type": "input_audio_buffer.speech_started",
+                "audio_start_ms": self._start_ms,
+                "item_id": self._item_id,
+            }
+        )
+        if detection["interrupt_response"]:
+            self._turns.interrupt()
+
+    def _end(self, speech: Speech) -> None:
+        self._emit(
+            {
+                "type": "input_audio_buffer.speech_stopped",
+                "audio_end_ms": speech.at_ms,
+                "item_id": self._item_id,
+            }
+        )
+        self._commit(self._item_id, self._buffer.commit(self._start_ms))
+        self._respond()
+
+    def _time_out(self, timeout: int) -> None:
+        self._idle = None
+        if self._buffer.speaking or self._turns.busy():
+            return
+        start, item_id = self._buffer.at_ms, self._ids.item()
+        self._emit(
+            {
+                "type": "input_audio_buffer.timeout_triggered",
+                "audio_start_ms": start,
+                "audio_end_ms": start + timeout,
+                "item_id": item_id,
+            }
+        )
+        self._buffer.clear()
+        self._place(item_id, "")
+        self._respond()
+
+    def _respond(self) -> None:
+        detection = self._session["audio"]["input"]["turn_detection"]
+        if detection["create_response"] and self._session["type"] == "realtime" and not self._turns.busy():
+            self._turns.respond()
+
+    def _commit(self, item_id: str, seconds: float) -> None:
+        self.wake()
+        said = self._hear(seconds)
+        part = self._place(item_id, said)
+        if self._session["audio"]["input"]["transcription"] is not None:
+            self._transcribe(item_id, part, said, seconds)
+
+    def _place(self, item_id: str, said: str) -> Json:
+        """Put the item in the conversation and return its one part of content."""
+        content = [{"type": "input_audio", "transcript": None}]
+        item = new_item({"id": item_id, "type": "message", "role": "user", "content": content}, self._ids)
+        self._conversation.heard[item_id] = said
+        before = self._conversation.place(item, None)
+        self._emit({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item_id})
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self._emit({"type": kind, "previous_item_id": before, "item": item})
+        part: Json = item["content"][0]
+        return part
+
+    # -- transcription --------------------------------------------------------------------------------------------
+
+    def _transcribe(self, item_id: str, part: Json, said: str, seconds: float) -> None:
+        place = {"item_id": item_id, "content_index": 0}
+        base = "conversation.item.input_audio_transcription"
+        code = self._faults().transcription_error
+        if code is not None:
+            error = {
+                "type": "transcription_error",
+                "code": code,
+                "message": "The audio could not be transcribed.",
+                "param": None,
+            }
+            self._emit({"type": f"{base}.failed", **place, "error": error})
+            return
+        model = self._session["audio"]["input"]["transcription"]["model"] or ""
+        tokens = tokenize(said)
+        if "diarize" in model:
+            segment = {
+                "id": f"seg_{self._ids.draw(21)}",
+                "text": said,
+                "speaker": "A",
+                "start": 0.0,
+                "end": seconds,
+            }
+            self._emit({"type": f"{base}.segment", **place, **segment})
+        for token in tokens:
+            self._emit({"type": f"{base}.delta", **place, "delta": token, **self._logprobs([token])})
+        part["transcript"] = said
+        self._emit(
+            {
+                "type": f"{base}.completed",
+                **place,
+                "transcript": said,
+                "usage": _usage(model, seconds, len(tokens)),
+                **self._logprobs(tokens),
+            }
+        )
+
+    def _logprobs(self, tokens: list[str]) -> Json:
+        if "item.input_audio_transcription.logprobs" not in (self._session["include"] or ()):
+            return {}
+        return {"logprobs": [{"token": t, "bytes": list(t.encode()), "logprob": _LOGPROB} for t in tokens]}
+
+
+def _usage(model: str, seconds: float, tokens: int) -> Json:
+    """Write what a transcription costs: by the minute for whisper and the live models, by tokens for the others."""
+    if "whisper" in model or "live" in model:
+        return {"type": "duration", "seconds": seconds}
+    audio = round(seconds * _TOKENS_PER_SECOND)
+    return {
+        "type": "tokens",
+        "total_tokens": audio + tokens,
+        "input_tokens": audio,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": audio},
+        "output_tokens": tokens,
+    }
