@@ -63,7 +63,7 @@ class Gateway:
             models=[str(config.upstream.session.get("model"))],
             access_log=config.log.access,
         )
-        self.collector = Collector(lambda: self._metrics.ended, lambda: self._metrics.live)
+        self.collector = Collector(lambda: self._metrics.sessions.ended, lambda: self._metrics.sessions.live)
         """Garbage collection is the whole process's: whoever owns the process starts and closes it."""
         upstream = upstream_config(config)
         try:
@@ -80,6 +80,14 @@ class Gateway:
             Budget(config.server.memory_budget_bytes),
         )
         self._metrics.watch(lambda: self._hub.draining)
+        relay = config.relay
+        self._metrics.limits(
+            {
+                "sessions": relay.max_sessions,
+                "log_bytes": relay.log_total_bytes,
+                "memory_bytes": config.server.memory_budget_bytes,
+            }
+        )
 
         def lagged(seconds: float) -> None:
             self._metrics.loop_lagged(seconds)
@@ -306,6 +314,8 @@ def _rule(key: Key) -> KeyRule:
         bytes_per_second=key.bytes_per_second,
         tokens_per_session=key.tokens_per_session,
         tokens_per_day=key.tokens_per_day,
+        dollars_per_session=key.dollars_per_session,
+        dollars_per_day=key.dollars_per_day,
     )
 
 

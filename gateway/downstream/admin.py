@@ -121,4 +121,5 @@ def _shown(view: View) -> dict[str, object]:
         "oldest": str(view.oldest),
         "receivers": view.receivers,
         "close_reason": view.close_reason,
+        "usage": view.usage.shown(),
     }

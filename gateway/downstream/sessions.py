@@ -216,6 +216,7 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
         "oldest": str(view.oldest),
         "receivers": view.receivers,
         "close_reason": view.close_reason,
+        "usage": view.usage.shown(),
         "events_url": f"/v1/sessions/{view.id}/events",
         "limits": {
             "max_event_bytes": relay.max_event_bytes,

@@ -78,7 +78,7 @@ class Hub:
         self._idempotency: dict[str, IdempotencyKeys] = {}
         self._clock = clock or Clock()
         self._telemetry = telemetry
-        self._world = World(dialer, telemetry, limits, self._clock, Allowance())
+        self._world = World(dialer, telemetry, limits, self._clock, Allowance(limits.prices))
         self._broker = Broker(
             framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry
         )

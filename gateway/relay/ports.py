@@ -15,6 +15,7 @@ from gateway.relay.eventlog import EventId, Page
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.state import CloseReason, State
 from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.usage import Usage
 
 SessionId = NewType("SessionId", str)
 
@@ -132,6 +133,19 @@ class Principal:
     """Sessions at once; None for no limit of its own."""
     tokens_per_session: int | None = None
     tokens_per_day: int | None = None
+    dollars_per_session: float | None = None
+    dollars_per_day: float | None = None
+
+    @property
+    def budgeted(self) -> bool:
+        """What it may spend is limited, in tokens or dollars, so nothing may be sent that hides a response.create."""
+        limits = (
+            self.tokens_per_session,
+            self.tokens_per_day,
+            self.dollars_per_session,
+            self.dollars_per_day,
+        )
+        return any(limit is not None for limit in limits)
 
 
 class Reader(Protocol):
@@ -188,6 +202,8 @@ class View:
     detach_grace_seconds: int
     secret_allows: tuple[str, ...]
     """Patterns of client events the session's client secret may send beyond the usual ones."""
+    usage: Usage = field(default_factory=Usage)
+    """What its responses have cost so far, over all its calls."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gateway.relay.ports import Json
 from gateway.relay.telemetry import RelayTelemetry
+from gateway.relay.usage import Charge, PriceList, charge
 
 MAX_ACTIVE = 256
 """Out-of-band responses run in parallel; above this the oldest is taken for lost, so that no far end fills memory."""
@@ -16,10 +17,11 @@ MAX_ACTIVE = 256
 class Responses:
     """Follows response.create, response.created, the deltas and response.done."""
 
-    def __init__(self, session: str, principal: str, telemetry: RelayTelemetry) -> None:
+    def __init__(self, session: str, principal: str, telemetry: RelayTelemetry, prices: PriceList) -> None:
         self._session = session
         self._principal = principal
         self._telemetry = telemetry
+        self._prices = prices
         self._asked_at: float | None = None
         self._started: dict[str, float] = {}
         self._mute: dict[str, float] = {}
@@ -28,6 +30,7 @@ class Responses:
         self.text_only = False
         """The session asked for text alone, so audio tokens are a surprise that costs money."""
         self.model: str | None = None
+        self.transcription_model: str | None = None
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -64,44 +67,53 @@ class Responses:
         if asked_at is not None:
             self._telemetry.first_delta(now - asked_at)
 
-    def done(self, value: Json, now: float) -> None:
+    def done(self, value: Json, now: float) -> Charge | None:
+        """A response is over. Returns what it cost, None if it does not say."""
         response_id, response = _response(value)
         started = self._started.get(response_id, now)
         self._forget(response_id)
         status = response.get("status")
         self._telemetry.response_done(status if isinstance(status, str) else "other", now - started)
         usage = response.get("usage")
-        if isinstance(usage, Mapping):
-            self._telemetry.tokens(self.model or "unknown", self._principal, usage)
-            self._watch_audio(usage)
-        else:
-            self._telemetry.usage_unrecorded()
         code = _error_code(response)
         if code is not None:
             self._telemetry.upstream_error(code)
+        if not isinstance(usage, Mapping):
+            self._telemetry.usage_unrecorded()
+            return None
+        cost = self._charge(usage, self.model)
+        self._watch_audio(cost)
+        return cost
 
-    def lost(self) -> None:
-        """The call is over: what was in flight will never say what it cost."""
+    def transcribed(self, value: Json) -> Charge | None:
+        """An audio item was transcribed, by a model of its own (Realtime: …input_audio_transcription.completed). Returns
+        what that cost, None if it does not say."""
+        usage = value.get("usage")
+        return self._charge(usage, self.transcription_model) if isinstance(usage, Mapping) else None
+
+    def lost(self) -> int:
+        """The call is over: what was in flight will never say what it cost. Returns how many responses that were."""
+        count = len(self._started)
         for _ in self._started:
             self._telemetry.usage_unrecorded()
         self._started.clear()
         self._mute.clear()
         self._default.clear()
+        return count
+
+    def _charge(self, usage: Json, model: str | None) -> Charge:
+        cost = charge(usage, model, self._prices)
+        self._telemetry.charged(self._principal, cost)
+        return cost
 
     def _forget(self, response_id: str) -> None:
         self._started.pop(response_id, None)
         self._mute.pop(response_id, None)
         self._default.discard(response_id)
 
-    def _watch_audio(self, usage: Json) -> None:
-        if not self.text_only or self._audio_told:
-            return
-        audio = 0
-        for name in ("input_token_details", "output_token_details"):
-            details = usage.get(name)
-            count = details.get("audio_tokens") if isinstance(details, Mapping) else None
-            audio += count if isinstance(count, int) else 0
-        if audio:
+    def _watch_audio(self, cost: Charge) -> None:
+        audio = cost.input.get("audio", 0) + cost.output.get("audio", 0)
+        if audio and self.text_only and not self._audio_told:
             self._audio_told = True
             self._telemetry.audio_tokens_in_text_session(self._session, audio)
 

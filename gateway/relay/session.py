@@ -23,6 +23,7 @@ from gateway.relay.sessionobject import check_locked
 from gateway.relay.state import CloseReason, Input, State, advance
 from gateway.relay.turn import Progress, Turn, TurnRequest
 from gateway.relay.turnqueue import TOKEN_LENGTH, TurnQueue
+from gateway.relay.usage import Charge, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ class Session:
         self._clock = world.clock
         self._telemetry = world.telemetry
         self._limits = world.limits
-        self._allowance = world.allowance
-        self._tokens = 0
+        self._account = world.allowance.open(opening.principal)
+        self._usage = Usage()
+        self._max_output_tokens = opening.session.get("max_output_tokens")
         self._idempotency = IdempotencyKeys()
         self._state = State.CONNECTING
         self._accepted = 0
@@ -68,7 +70,7 @@ class Session:
         self._turns = TurnQueue(
             self._send_own, world.limits.max_waiting_turns, world.limits.turn_timeout_seconds
         )
-        self._responses = Responses(session_id, opening.principal.name, world.telemetry)
+        self._responses = Responses(session_id, opening.principal.name, world.telemetry, world.limits.prices)
         self._responses.text_only = opening.session.get("output_modalities") == ["text"]
         self._expiring_told = False
         now = world.clock.monotonic()
@@ -111,6 +113,7 @@ class Session:
             close_reason=self._ending.result().reason if self._ending.done() else None,
             detach_grace_seconds=self.opening.detach_grace_seconds,
             secret_allows=self.opening.secret_allows,
+            usage=self._usage,
         )
 
     @property
@@ -151,7 +154,7 @@ class Session:
     async def turn(self, request: TurnRequest) -> Turn:
         self._require_live()
         check_locked(request.response, self._limits.session_locked, "")
-        self._allowance.check(self.opening.principal, self._clock.unix())
+        self._account.check(self._clock.unix())
         turn = self._turns.add(request, self._clock.token(TOKEN_LENGTH))
         self._advance_turns()
         return turn
@@ -193,7 +196,8 @@ class Session:
             "accepted": self._accepted,
             "log_events": len(self.log),
             "log_bytes": self.log.size,
-            "tokens": self._tokens,
+            "usage": self._usage.shown(),
+            "responses_reserved": self._account.reserved,
             "responses_active": len(self._responses.active),
             "last_error_code": refusal["code"] if refusal else None,
             "line": self._line.diagnostics,
@@ -269,7 +273,8 @@ class Session:
             progress = self._turns.look(type, value)
             tag = turn.number if progress in (Progress.OURS, Progress.DONE) else 0
         self.log.append(type, text, now, turn=tag)
-        self._telemetry.event_down(type, len(text))
+        # Most events are ASCII, of which this asks in no time.
+        self._telemetry.event_down(type, len(text) if text.isascii() else len(text.encode()))
         if self._responses.awaiting_delta and type.endswith(".delta"):
             self._responses.delta(value, now)
         if type not in _WATCHED:
@@ -309,7 +314,7 @@ class Session:
 
     def _interrupt(self, cause: str) -> None:
         """The call is over and with it whatever was being answered."""
-        self._responses.lost()
+        self._account.forfeit(self._responses.lost(), self._clock.unix())
         if not self.opening.retry_interrupted:
             detail = f"The call was lost in the middle of the turn: {cause}."
             self._turns.interrupt(UpstreamError("upstream-failed", detail), self.log.head)
@@ -344,7 +349,8 @@ class Session:
     def _seal(self) -> None:
         """Write the log's last event. Synchronous, so that nothing can come between it and the seal."""
         end = self._ending.result()
-        self._responses.lost()
+        self._account.forfeit(self._responses.lost(), self._clock.unix())
+        self._account.close()
         opened = self._state is not State.CONNECTING
         if opened:
             members = {"reason": end.reason, "retryable": end.reason.retryable, "upstream": end.upstream}
@@ -370,26 +376,36 @@ class Session:
         match type_:
             case "session.created" | "session.updated":
                 self._responses.text_only = member(value, "session", "output_modalities") == ["text"]
+                transcription = member(value, "session", "audio", "input", "transcription", "model")
+                self._responses.transcription_model = str(transcription) if transcription else None
+                self._max_output_tokens = member(value, "session", "max_output_tokens")
             case "response.created":
                 self._responses.model = self._line.model
                 self._responses.created(value, now)
             case "response.done":
-                self._responses.done(value, now)
-                self._spend(member(value, "response", "usage", "total_tokens"))
+                self._spend(self._responses.done(value, now))
                 if not self._responses.active:
                     self._paid.set()
+            case "conversation.item.input_audio_transcription.completed":
+                charge = self._responses.transcribed(value)
+                if charge is not None:
+                    self._spend(charge, response=False)
             case "error":
+                # It may be the refusal of a response that was asked for; which of them, only some errors say.
+                if self._account.reserved > len(self._responses.active):
+                    self._account.release(1)
                 code = member(value, "error", "code") or member(value, "error", "type")
                 self._telemetry.upstream_error(str(code))
 
-    def _spend(self, tokens: object) -> None:
+    def _spend(self, charge: Charge | None, *, response: bool = True) -> None:
         """Count what a response has cost, and end the session once its own limit is reached."""
-        if not isinstance(tokens, int):
-            return
-        principal = self.opening.principal
-        self._allowance.spend(principal.name, tokens, self._clock.unix())
-        self._tokens += tokens
-        if principal.tokens_per_session is not None and self._tokens >= principal.tokens_per_session:
+        unix = self._clock.unix()
+        if charge is None:
+            self._account.forfeit(1, unix)
+        else:
+            self._usage = self._usage.plus(charge)
+            self._account.spend(charge, unix, response=response)
+        if self._account.exhausted:
             self.end(CloseReason.LIMIT)
 
     def _tell_expiring(self) -> None:
@@ -413,8 +429,6 @@ class Session:
                     f"Event {index} has {event.size} bytes; at most {limits.max_event_bytes} are allowed."
                 )
                 raise CallerError("too-large", detail, members={"limit": limits.max_event_bytes})
-            if event.type == "response.create":
-                self._allowance.check(self.opening.principal, self._clock.unix())
             if limits.session_locked and event.type in _HOLDS_SESSION:
                 holder = _HOLDS_SESSION[event.type]
                 locked = [f"{holder}.{name}" for name in limits.session_locked]
@@ -422,7 +436,15 @@ class Session:
 
     def _send(self, batch: Sequence[Sent]) -> None:
         """Give a batch to the line whole, or raise."""
-        self._line.send(batch)
+        events = [sent.event for sent in batch]
+        reserved = self._account.reserve(
+            events, self._max_output_tokens, self._line.model, self._clock.unix()
+        )
+        try:
+            self._line.send(batch)
+        except GatewayError:
+            self._account.cancel(reserved)
+            raise
         self._event_at = self._clock.monotonic()
 
     def _send_own(self, events: Sequence[ClientEvent]) -> None:
@@ -441,7 +463,16 @@ class Session:
 _HOLDS_SESSION = {"session.update": "session", "response.create": "response"}
 """Client events that carry members of the session object, and where."""
 
-_WATCHED = frozenset({"session.created", "session.updated", "response.created", "response.done", "error"})
+_WATCHED = frozenset(
+    {
+        "session.created",
+        "session.updated",
+        "response.created",
+        "response.done",
+        "conversation.item.input_audio_transcription.completed",
+        "error",
+    }
+)
 """Server events that mean something to the session itself; all others only pass."""
 
 _UPSTREAM_REASONS = frozenset(

@@ -4,11 +4,12 @@ Methods return at once and never raise; those marked hot are called for every ev
 implements all of them, `NO_TELEMETRY` ignores them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, cast
 
 from gateway.relay.ports import Json, LossCause, View
 from gateway.relay.state import State
+from gateway.relay.usage import Charge
 
 Direction = Literal["up", "down"]
 
@@ -61,8 +62,8 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
     # responses
     def first_delta(self, seconds: float) -> None: ...
     def response_done(self, status: str, seconds: float) -> None: ...
-    def tokens(self, model: str, principal: str, usage: Json) -> None:
-        """Count `usage` of a `response.done`."""
+    def charged(self, principal: str, charge: Charge) -> None:
+        """A response or a transcription told what it cost."""
 
     def audio_tokens_in_text_session(self, session: str, count: int) -> None: ...
     def usage_unrecorded(self) -> None: ...
@@ -100,7 +101,39 @@ class DownstreamTelemetry(Protocol):
     def gap(self, reason: str, missed: int | None) -> None: ...
 
 
-class Telemetry(RelayTelemetry, DownstreamTelemetry, Protocol):
+class ClusterTelemetry(Protocol):
+    """Facts about several nodes, stated by cluster/."""
+
+    def cluster_nodes(self, counts: Mapping[str, int]) -> None:
+        """The nodes as this one sees them, by state: live, draining, unsure, lost."""
+
+    def journal_settled(self, seconds: float) -> None:
+        """Hot: Redis acknowledged a record this long after it was written."""
+
+    def journal_unsettled(self, size: int) -> None:
+        """Redis has not acknowledged this many bytes of records."""
+
+    def forwarded(self, kind: str, outcome: str, seconds: float) -> None:
+        """A request was passed on to the session's owner. `kind`: request, stream; `outcome`: answered, moved (the other
+        node does not own it any more), unreachable, timeout, client_left. `seconds`: until the answer's headers."""
+
+    def taken_over(self, outcome: str, seconds: float) -> None:
+        """A session of a lost node was claimed. `outcome`: taken, closed (it had ended), unreadable (by this version),
+        lost_race (another node was first), failed. `seconds`: from the lost node's last beat."""
+
+    def handed_over(self, outcome: str) -> None:
+        """A session was given to another node: taken, refused, failed."""
+
+    def fenced(self) -> None:
+        """A write of this node was refused: another one owns the session."""
+
+    def journal_repaired(self, kind: str) -> None:
+        """Redis had lost the journal's `tail`, or was `emptied`, and was told again."""
+
+    def redis_up(self, up: bool) -> None: ...
+
+
+class Telemetry(RelayTelemetry, DownstreamTelemetry, ClusterTelemetry, Protocol):
     """All facts of the gateway."""
 
 

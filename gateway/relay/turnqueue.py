@@ -143,9 +143,10 @@ class TurnQueue:
         """Send, and say whether there is no room for it now; what cannot be sent at all is the turn's answer."""
         try:
             self._send(events)
-        except OverloadError:
-            return True
         except GatewayError as error:
+            # A refusal that outlasts the turn, such as that of a budget that is spent, is its answer.
+            if isinstance(error, OverloadError) and (error.retry_after or 0) <= self._timeout_seconds:
+                return True
             self._running = None
             turn.finish(head, error)
         return False

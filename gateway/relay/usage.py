@@ -93,6 +93,9 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     details = usage.get("input_token_details")
     input_ = _by_kind(details, usage.get("input_tokens"))
     output = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
+    told_by_total_only = _count(usage.get("total_tokens")) - sum(input_.values()) - sum(output.values())
+    if told_by_total_only > 0:
+        output[OTHER] = output.get(OTHER, 0) + told_by_total_only  # Which direction they went is not known.
     cached = _cached(details, input_)
     price_of = prices.of(name).tokens
     cost = unpriced = assumed = 0

@@ -5,8 +5,17 @@ or worded. `configure_logging` sets up the lines.
 """
 
 from gateway.telemetry.garbage import Collector
-from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging
+from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging, flush_logs
 from gateway.telemetry.metrics import Metrics, exposition
 from gateway.telemetry.probes import Probes
 
-__all__ = ["Collector", "LogFormat", "LogLevel", "Metrics", "Probes", "configure_logging", "exposition"]
+__all__ = [
+    "Collector",
+    "LogFormat",
+    "LogLevel",
+    "Metrics",
+    "Probes",
+    "configure_logging",
+    "exposition",
+    "flush_logs",
+]

@@ -1,100 +1,135 @@
-"""How a log line looks, and what never stands in one.
+"""How a log line looks.
 
-structlog everywhere; the standard library's loggers (aiohttp, aiortc, aioice, asyncio) are routed through the same
-processors, from WARNING on. The format is configured, never guessed. Lines go to stderr.
+structlog everywhere; the standard library's loggers (aiohttp, aiortc, aioice, asyncio) are routed the same way, from
+WARNING on. The format is configured, never guessed. Lines go to stderr. The caller only notes what happened and when;
+the sink's thread adds the rest, so that neither rendering nor writing takes the event loop's time.
 """
 
+import atexit
 import logging
-import re
 import sys
+import time
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
 
+from gateway.telemetry.redaction import redact_event
+from gateway.telemetry.sink import Sink
+
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-REDACTED: Final = "[redacted]"
+FLUSH_SECONDS: Final = 1.0
+"""How long the end of the process waits for its last lines."""
 
-_SECRET_NAMES = frozenset(
-    {
-        "authorization",
-        "x-upstream-authorization",
-        "api_key",
-        "client_secret",
-        "token",
-        "secret",
-        "ticket",
-        "bearer",
-    }
-)
+_LINE_BYTES: Final = 512
+"""What a line holds beside its texts: a dictionary and its short values."""
 
-_SECRET = re.compile(
-    r"\b(?:sk|ek|rk)[-_][A-Za-z0-9_-]{8,}"  # OpenAI's keys and ephemeral keys
-    r"|\bgw[ktp]_[A-Za-z0-9_.\-=]{8,}"  # our client secrets, tickets and keys
-    r"|(?<=[Bb]earer )[^\s\"',;]+"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # a user and password in a URL
-)
+Event = MutableMapping[str, Any]  # Any: log fields are of any type
+_Line = tuple[float, Event | logging.LogRecord]
 
 
-def redact(text: str) -> str:
-    """Replace whatever looks like a credential."""
-    return _SECRET.sub(REDACTED, text)
+class _Logs:
+    """The process's log: one sink at a time."""
+
+    def __init__(self) -> None:
+        self.sink: Sink[_Line] | None = None
+        self.dropped_before = 0
 
 
-def _redacted(value: Any, depth: int = 0) -> Any:  # Any: log fields are of any type
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict) and depth < 4:
-        return {
-            name: REDACTED if str(name).lower() in _SECRET_NAMES else _redacted(member, depth + 1)
-            for name, member in value.items()
-        }
-    if isinstance(value, list | tuple) and depth < 4:
-        return [_redacted(member, depth + 1) for member in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return redact(str(value))
-
-
-def redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The processor: fields by name, and texts by what they look like."""
-    for name, value in event.items():
-        event[name] = REDACTED if name in _SECRET_NAMES else _redacted(value)
-    return event
+_logs = _Logs()
 
 
 def configure_logging(format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
     """Set up the process's logs. Harmless when repeated; the last call stands."""
     stream = stream or sys.stderr
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    if _logs.sink is not None:
+        _logs.dropped_before += _logs.sink.dropped
+        _logs.sink.close(FLUSH_SECONDS)
+    else:
+        atexit.register(flush_logs)
+    sink = _logs.sink = _sink(_renderer(format, stream), stream)
+
+    def note(_logger: object, _method: str, event: Event) -> Event:
+        """Queue the line; structlog has nothing more to do with it."""
+        exc_info = event.get("exc_info")
+        if exc_info is True:
+            event["exc_info"] = sys.exc_info()
+        sink.put((time.time(), event), _size(event))
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.StackInfoRenderer(),
+            note,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_Forwarding(sink)]
+    root.setLevel(logging.WARNING)
+    # Python writes both to stderr itself, where it would wait for the reader.
+    logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
+
+
+def flush_logs() -> None:
+    """Wait briefly until what was logged so far is written."""
+    if _logs.sink is not None:
+        _logs.sink.flush(FLUSH_SECONDS)
+
+
+def dropped_lines() -> int:
+    """Return how many lines were never written."""
+    return _logs.dropped_before + (_logs.sink.dropped if _logs.sink else 0)
+
+
+class _Forwarding(logging.Handler):
+    """Queues the records of the standard library's loggers."""
+
+    def __init__(self, sink: Sink[_Line]) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._sink.put((record.created, record), _LINE_BYTES + len(str(record.msg)))
+
+
+def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
+    finishing: list[Processor] = [
         # A traceback is text before it is redacted: an exception's message may quote a header.
-        structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         redact_event,
     ]
-    renderer = _renderer(format, stream)
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream),
-        cache_logger_on_first_use=False,
+    foreign = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_logger_name,
+            structlog.processors.add_log_level,
+            _add_record_time,
+            *finishing,
+        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
     )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+
+    def render(line: _Line) -> str:
+        at, event = line
+        if isinstance(event, logging.LogRecord):
+            return foreign.format(event) + "\n"
+        event["time"] = _iso(at)
+        for processor in (*finishing, renderer):
+            event = processor(None, "", event)  # type: ignore[assignment]  # the last one gives text
+        return f"{event}\n"
+
+    def tell_lost(count: int) -> str:
+        return render((time.time(), {"event": "log_lines_dropped", "level": "warning", "count": count}))
+
+    return Sink(stream, render, tell_lost)
 
 
 def _renderer(format: LogFormat, stream: TextIO) -> Processor:
@@ -106,3 +141,22 @@ def _renderer(format: LogFormat, stream: TextIO) -> Processor:
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=24,
     )
+
+
+def _add_record_time(_logger: object, _method: str, event: Event) -> Event:
+    event["time"] = _iso(event["_record"].created)
+    return event
+
+
+def _iso(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _size(event: Event) -> int:
+    return _LINE_BYTES + sum(len(value) for value in event.values() if type(value) is str)
+
+
+def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    log = logging.getLogger("python")
+    told = (type(unraisable.exc_value), unraisable.exc_value, unraisable.exc_traceback)
+    log.error("%s %r", unraisable.err_msg or "Exception ignored in", unraisable.object, exc_info=told)  # type: ignore[arg-type]  # value is an exception here

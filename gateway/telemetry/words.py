@@ -100,9 +100,15 @@ MODELS = frozenset(
         "gpt-realtime-mini",
         "gpt-realtime-mini-2025-10-06",
         "gpt-realtime-mini-2025-12-15",
+        # transcription, billed apart
+        "gpt-4o-mini-transcribe",
+        "gpt-4o-transcribe",
+        "gpt-live-transcribe",
+        "gpt-realtime-whisper",
+        "whisper-1",
     }
 )
-"""OpenAI's realtime models of November 2026; the configured one joins them."""
+"""OpenAI's realtime and transcription models of November 2026; the configured one joins them."""
 
 RESPONSE_STATUSES = frozenset({"completed", "cancelled", "incomplete", "failed"})
 PHASES = frozenset({"gather", "signalling", "ice", "dtls", "channel", "total"})
@@ -110,9 +116,25 @@ FORMATS = frozenset({"sse", "ndjson", "json"})
 STREAM_ENDS = frozenset({"client", "rotated", "superseded", "slow", "closed", "error", "shutdown"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GAP_REASONS = frozenset({"overrun", "foreign", "unknown"})
-RECOVERY_CAUSES = frozenset({"channel_closed", "consent_expired", "connection_failed", "rotation", "restart"})
+RECOVERY_CAUSES = frozenset(
+    {
+        "channel_closed",
+        "consent_expired",
+        "connection_failed",
+        "stalled",
+        "rotation",
+        "restart",
+        "node_lost",
+        "handover",
+    }
+)
 RECOVERY_OUTCOMES = frozenset({"recovered", "failed", "rejected", "ended"})
-KINDS = ("text", "audio", "image")
+NODE_STATES = ("live", "draining", "unsure", "lost")
+FORWARD_KINDS = frozenset({"request", "stream"})
+FORWARD_OUTCOMES = frozenset({"answered", "moved", "unreachable", "timeout", "client_left"})
+TAKEOVER_OUTCOMES = frozenset({"taken", "closed", "unreadable", "lost_race", "failed"})
+HANDOVER_OUTCOMES = frozenset({"taken", "refused", "failed"})
+REPAIR_KINDS = frozenset({"tail", "emptied"})
 
 
 def known(word: str, words: frozenset[str]) -> str:

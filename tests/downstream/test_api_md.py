@@ -14,7 +14,7 @@ from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.state import CloseReason
 from gateway.telemetry import Metrics
-from gateway.telemetry.metrics import PREFIX
+from gateway.telemetry.registry import PREFIX
 from tests.conftest import ROOT
 from tests.downstream.house import House
 

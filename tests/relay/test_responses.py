@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.relay.responses import MAX_ACTIVE, Responses
+from gateway.relay.usage import PriceList, charge
 from tests.relay.fakes import Notebook
 
 USAGE = {"total_tokens": 5, "input_token_details": {"text_tokens": 5, "audio_tokens": 0}}
@@ -15,7 +16,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.notebook = Notebook()
-        self.responses = Responses("gws_1", "somebody", self.notebook.port)
+        self.responses = Responses("gws_1", "somebody", self.notebook.port, PriceList())
 
     def create(self, id: str = "r1", now: float = 0.0, conversation: str | None = "c") -> None:
         self.responses.created({"response": {"id": id, "conversation_id": conversation}}, now)
@@ -77,7 +78,7 @@ def test_a_done_response_is_told_with_status_time_and_tokens() -> None:
 
     assert desk.notebook.facts == [
         ("response_done", ("completed", 2.5)),
-        ("tokens", ("gpt-realtime-2.1", "somebody", USAGE)),
+        ("charged", ("somebody", charge(USAGE, "gpt-realtime-2.1", PriceList()))),
     ]
 
 
@@ -89,7 +90,7 @@ def test_a_response_without_usage_is_counted_as_unrecorded(usage: object) -> Non
     desk.finish(usage=usage)
 
     assert desk.notebook.told("usage_unrecorded") == [()]
-    assert desk.notebook.told("tokens") == []
+    assert desk.notebook.told("charged") == []
 
 
 @pytest.mark.parametrize("value", [{}, {"response": None}, {"response": 7}])
@@ -127,8 +128,7 @@ def test_a_lost_call_leaves_its_responses_unrecorded() -> None:
     desk = Desk()
     desk.create("r1")
     desk.create("r2")
-    desk.responses.lost()
-    desk.responses.lost()
+    assert (desk.responses.lost(), desk.responses.lost()) == (2, 0)
 
     assert desk.notebook.told("usage_unrecorded") == [(), ()]
     assert (desk.responses.active, desk.responses.busy, desk.responses.awaiting_delta) == ((), False, False)
@@ -172,3 +172,18 @@ def test_no_audio_tokens_are_told_where_there_is_nothing_to_tell(text_only: bool
     desk.finish(usage=usage)
 
     assert desk.notebook.told("audio_tokens_in_text_session") == []
+
+
+def test_a_transcription_is_charged_to_its_own_model() -> None:
+    """It is billed apart from the responses, by tokens or by the minute."""
+    desk = Desk()
+    desk.responses.transcription_model = "gpt-realtime-whisper"
+    prices = PriceList()
+    for usage in ({"type": "duration", "seconds": 3}, {"type": "tokens", "input_tokens": 7}, None):
+        desk.responses.transcribed({"type": "…completed", "usage": usage})
+
+    told = [cost for _, cost in desk.notebook.told("charged")]
+    assert told == [
+        charge({"type": "duration", "seconds": 3}, "gpt-realtime-whisper", prices),
+        charge({"input_tokens": 7}, "gpt-realtime-whisper", prices),
+    ]

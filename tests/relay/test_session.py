@@ -247,7 +247,8 @@ async def test_responses_are_timed_and_metered(house: House) -> None:
 
     assert house.notebook.told("first_delta") == [(pytest.approx(0.5),)]
     assert house.notebook.told("response_done") == [("completed", pytest.approx(0.3))]
-    assert house.notebook.told("tokens") == [("m", "somebody", {"total_tokens": 3})]
+    ((principal, cost),) = house.notebook.told("charged")
+    assert (principal, cost.model, cost.tokens) == ("somebody", "m", 3)
 
 
 async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
@@ -460,7 +461,7 @@ async def test_what_is_being_answered_is_cancelled_and_pays_its_bill(house: Hous
     assert [event["response_id"] for event in call.events] == ["resp_1", "resp_2"]
     assert call.types() == ["response.cancel"] * 2
     assert types_of(session)[-3:] == ["response.done", "response.done", "gateway.closed"]
-    assert len(house.notebook.told("tokens")) == 3
+    assert len(house.notebook.told("charged")) == 3
     assert house.notebook.told("usage_unrecorded") == []
 
 

@@ -146,6 +146,8 @@ def test_a_budget_is_charged_the_highest_price_for_what_has_none() -> None:
     [
         ({}, {}, {}, {}),
         ({"input_tokens": 5, "output_tokens": 2}, {"other": 5}, {}, {"other": 2}),
+        ({"total_tokens": 3}, {}, {}, {"other": 3}),
+        ({"total_tokens": 9, "input_tokens": 5, "output_tokens": 2}, {"other": 5}, {}, {"other": 4}),
         (
             {"input_tokens": 9, "input_token_details": {"text_tokens": 5, "cached_tokens": 3}},
             {"text": 5, "other": 4},

@@ -10,8 +10,8 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.telemetry import LogFormat, LogLevel, Metrics, configure_logging
-from gateway.telemetry.logs import REDACTED, redact
+from gateway.telemetry import LogFormat, LogLevel, Metrics, configure_logging, flush_logs
+from gateway.telemetry.redaction import REDACTED, redact
 
 SECRETS = [
     "sk-proj-abcdefghijklmnop",
@@ -41,7 +41,12 @@ def written() -> Callable[..., Callable[[], str]]:
     def configure(format: LogFormat = "json", level: LogLevel = "info") -> Callable[[], str]:
         stream = io.StringIO()
         configure_logging(format, level, stream)
-        return stream.getvalue
+
+        def text() -> str:
+            flush_logs()
+            return stream.getvalue()
+
+        return text
 
     return configure
 

@@ -11,6 +11,7 @@ from gateway.relay.eventlog import EventId
 from gateway.relay.ports import LossCause, SessionId, View
 from gateway.relay.state import CloseReason, State
 from gateway.relay.telemetry import Telemetry
+from gateway.relay.usage import ModelPrices, PriceList, charge
 from gateway.telemetry import Metrics, exposition
 
 TABLE = {
@@ -27,6 +28,8 @@ TABLE = {
     "response_seconds": "histogram",
     "tokens_total": "counter",
     "cached_tokens_total": "counter",
+    "cost_dollars_total": "counter",
+    "unpriced_tokens_total": "counter",
     "usage_unrecorded_total": "counter",
     "upstream_errors_total": "counter",
     "http_requests_total": "counter",
@@ -47,6 +50,19 @@ TABLE = {
     "peer_connections": "gauge",
     "event_loop_lag_seconds": "histogram",
     "gc_pause_seconds": "histogram",
+    "limit": "gauge",
+    "log_lines_dropped_total": "counter",
+    "cluster_nodes": "gauge",
+    "journal_seconds": "histogram",
+    "journal_unsettled_bytes": "gauge",
+    "forwarded_requests_total": "counter",
+    "forward_seconds": "histogram",
+    "takeovers_total": "counter",
+    "takeover_seconds": "histogram",
+    "handovers_total": "counter",
+    "fenced_total": "counter",
+    "journal_repairs_total": "counter",
+    "redis_up": "gauge",
     "draining": "gauge",
     "build_info": "gauge",
 }
@@ -65,6 +81,13 @@ USAGE = {
     },
     "output_token_details": {"text_tokens": 50, "audio_tokens": 0},
 }
+
+
+PRICES = PriceList(
+    models={
+        "gpt-realtime": ModelPrices({("input", "text"): 4_000_000, ("cached", "text"): 400_000}),
+    }
+)
 
 
 class Scrape:
@@ -205,7 +228,7 @@ def test_words_of_others_become_other(scrape: Scrape, word: str) -> None:
     metrics.event_down(word, 1)
     metrics.upstream_error(word)
     metrics.session_refused(word, word)
-    metrics.tokens(word, word, USAGE)
+    metrics.charged(word, charge(USAGE, word, PRICES))
     metrics.response_done(word, 1)
     metrics.connect_phase(word, 1)
     metrics.http_request("other", word, 404, 0.1)
@@ -233,7 +256,7 @@ def test_routes_are_bounded(scrape: Scrape) -> None:
 
 def test_tokens_are_counted_by_kind(scrape: Scrape) -> None:
     """Each kind of each direction is counted; what no kind accounts for is counted as other; cached is a subset."""
-    scrape.metrics.tokens("gpt-realtime", "ada", USAGE)
+    scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime", PRICES))
 
     def tokens(direction: str, kind: str) -> float | None:
         return scrape.value("tokens_total", model="gpt-realtime", key="ada", direction=direction, kind=kind)
@@ -241,6 +264,55 @@ def test_tokens_are_counted_by_kind(scrape: Scrape) -> None:
     assert (tokens("input", "text"), tokens("input", "audio"), tokens("input", "image")) == (1200, 100, None)
     assert (tokens("output", "text"), tokens("output", "other")) == (50, 10)
     assert scrape.value("cached_tokens_total", model="gpt-realtime", key="ada", kind="text") == 1000
+
+
+def test_dollars_and_tokens_without_a_price_are_counted_apart(scrape: Scrape) -> None:
+    """200 fresh text tokens at 4 dollars a million, 1,000 cached ones at 0.4; audio, output and `other` have no price."""
+    scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime", PRICES))
+    scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime-2", PRICES))
+
+    cost = scrape.value("cost_dollars_total", model="gpt-realtime", key="ada")
+    assert cost == pytest.approx(200 * 4e-6 + 1000 * 0.4e-6)
+    assert scrape.value("unpriced_tokens_total", model="gpt-realtime") == 100 + 60
+    assert scrape.value("cost_dollars_total", model="gpt-realtime-2", key="ada") is None
+    assert scrape.value("unpriced_tokens_total", model="gpt-realtime-2") == 1360
+
+
+def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
+    """An alert compares with what is configured, not with a number of its own."""
+    scrape.metrics.limits({"sessions": 2000, "log_bytes": 1 << 30})
+
+    assert scrape.value("limit", kind="sessions") == 2000
+    assert scrape.value("limit", kind="log_bytes") == 1 << 30
+
+
+def test_facts_of_the_cluster_are_counted(scrape: Scrape) -> None:
+    """Each verb of the port reaches its metric; words of nobody are `other`."""
+    metrics = scrape.metrics
+    metrics.cluster_nodes({"live": 2, "lost": 1, "asleep": 4})
+    metrics.journal_settled(0.0003)
+    metrics.journal_unsettled(4096)
+    metrics.forwarded("stream", "answered", 0.002)
+    metrics.forwarded("pigeon", "unreachable", 0.002)
+    metrics.taken_over("taken", 4.2)
+    metrics.handed_over("refused")
+    metrics.fenced()
+    metrics.journal_repaired("tail")
+    metrics.redis_up(True)
+
+    nodes = {state: scrape.value("cluster_nodes", state=state) for state in ("live", "unsure", "lost")}
+    assert nodes == {"live": 2, "unsure": 0, "lost": 1}
+    assert scrape.value("cluster_nodes", state="asleep") is None
+    assert scrape.value("journal_seconds_count") == 1
+    assert scrape.value("journal_unsettled_bytes") == 4096
+    assert scrape.value("forwarded_requests_total", kind="stream", outcome="answered") == 1
+    assert scrape.value("forwarded_requests_total", kind="other", outcome="unreachable") == 1
+    assert scrape.value("forward_seconds_count") == 2
+    assert scrape.value("takeovers_total", outcome="taken") == 1
+    assert scrape.value("takeover_seconds_bucket", le="5.0") == 1
+    assert scrape.value("handovers_total", outcome="refused") == 1
+    assert (scrape.value("fenced_total"), scrape.value("redis_up")) == (1, 1)
+    assert scrape.value("journal_repairs_total", kind="tail") == 1
 
 
 @pytest.mark.parametrize(
@@ -255,16 +327,16 @@ def test_tokens_are_counted_by_kind(scrape: Scrape) -> None:
 )
 def test_strange_usage_counts_nothing_and_raises_nothing(scrape: Scrape, usage: dict[str, object]) -> None:
     """The far end's numbers are not trusted to be numbers."""
-    scrape.metrics.tokens("gpt-realtime", "ada", usage)
+    scrape.metrics.charged("ada", charge(usage, "gpt-realtime", PRICES))
 
     assert "tokens_total{" not in scrape.text()
 
 
 def test_configured_names_stand_in_labels(scrape: Scrape) -> None:
     """A key's name and the configured model do; a key that was added later does once it is learnt."""
-    scrape.metrics.tokens("gpt-configured", "bob", USAGE)
+    scrape.metrics.charged("bob", charge(USAGE, "gpt-configured", PRICES))
     scrape.metrics.learn_keys(["bob"])
-    scrape.metrics.tokens("gpt-configured", "bob", USAGE)
+    scrape.metrics.charged("bob", charge(USAGE, "gpt-configured", PRICES))
 
     labels = {"model": "gpt-configured", "direction": "input", "kind": "text"}
     assert scrape.value("tokens_total", key="other", **labels) == 1200

@@ -53,6 +53,8 @@ class KeyRule:
     bytes_per_second: float | None = None
     tokens_per_session: int | None = None
     tokens_per_day: int | None = None
+    dollars_per_session: float | None = None
+    dollars_per_day: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +267,8 @@ def _by_key(request: web.Request, word: str | None) -> Grant:
         rule = access.caller_by_key(word)
         if rule is None:
             raise CallerError("unauthorized", "The API key is not known here.")
-        return Grant(_principal(rule), "key", restricted=rules.members_locked)
+        principal = _principal(rule)
+        return Grant(principal, "key", restricted=rules.members_locked or principal.budgeted)
     if rules.keys and rules.anonymous is None:
         raise CallerError("unauthorized", "Send an API key as 'Authorization: Bearer'.")
     limit = rules.anonymous.max_sessions if rules.anonymous else None
@@ -280,6 +283,8 @@ def _principal(rule: KeyRule) -> Principal:
         max_sessions=rule.max_sessions,
         tokens_per_session=rule.tokens_per_session,
         tokens_per_day=rule.tokens_per_day,
+        dollars_per_session=rule.dollars_per_session,
+        dollars_per_day=rule.dollars_per_day,
     )
 
 
@@ -290,7 +295,10 @@ def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle:
     if kind == "ticket":
         return Grant(principal, kind, patterns=(), restricted=True)
     patterns = SECRET_ALLOWS + view.secret_allows
-    restricted = "*" not in patterns or request.app[ACCESS].rules.members_locked
+    access = request.app[ACCESS]
+    rule = access.rule(view.principal)
+    budgeted = rule is not None and _principal(rule).budgeted
+    restricted = "*" not in patterns or access.rules.members_locked or budgeted
     return Grant(principal, kind, patterns, restricted)
 
 

@@ -1,0 +1,77 @@
+"""Metrics of several nodes as one: the facts that cluster/ states. One process exports them at zero."""
+
+from collections.abc import Mapping
+
+from gateway.telemetry import words
+from gateway.telemetry.registry import Registry
+from gateway.telemetry.words import known
+
+_ROUND_TRIPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10)
+_TAKEOVERS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60)
+
+
+class NodeMetrics:
+    """Implements the relay's `ClusterTelemetry`."""
+
+    def __init__(self, define: Registry) -> None:
+        self._nodes = define.gauge(
+            "cluster_nodes", "Nodes of the cluster as this one sees them, by state.", "state"
+        )
+        self._journal = define.histogram(
+            "journal_seconds", "From a record's writing to Redis' acknowledgement.", _ROUND_TRIPS
+        )
+        self._unsettled = define.gauge(
+            "journal_unsettled_bytes", "Bytes of records that Redis has not acknowledged yet."
+        )
+        self._forwarded = define.counter(
+            "forwarded_requests", "Requests passed on to the node that has the session.", "kind", "outcome"
+        )
+        self._forward = define.histogram(
+            "forward_seconds", "Time to the other node's answer; for a stream, to its headers.", _ROUND_TRIPS
+        )
+        self._takeovers = define.counter(
+            "takeovers", "Sessions of lost nodes that this node claimed, by outcome.", "outcome"
+        )
+        self._takeover = define.histogram(
+            "takeover_seconds", "From a node's last beat to its session being readable again.", _TAKEOVERS
+        )
+        self._handovers = define.counter(
+            "handovers", "Sessions given to another node by this one, by outcome.", "outcome"
+        )
+        self._fenced = define.counter(
+            "fenced", "Sessions that this node gave up because another node owns them now."
+        )
+        self._repairs = define.counter(
+            "journal_repairs", "Journals put back after Redis had lost a part of them or all.", "kind"
+        )
+        self._redis = define.gauge("redis_up", "1 while Redis answers. 0 in one process.")
+
+    def cluster_nodes(self, counts: Mapping[str, int]) -> None:
+        for state in words.NODE_STATES:
+            self._nodes.labels(state).set(counts.get(state, 0))
+
+    def journal_settled(self, seconds: float) -> None:
+        self._journal.observe(seconds)
+
+    def journal_unsettled(self, size: int) -> None:
+        self._unsettled.set(size)
+
+    def forwarded(self, kind: str, outcome: str, seconds: float) -> None:
+        self._forwarded.labels(known(kind, words.FORWARD_KINDS), known(outcome, words.FORWARD_OUTCOMES)).inc()
+        self._forward.observe(seconds)
+
+    def taken_over(self, outcome: str, seconds: float) -> None:
+        self._takeovers.labels(known(outcome, words.TAKEOVER_OUTCOMES)).inc()
+        self._takeover.observe(seconds)
+
+    def handed_over(self, outcome: str) -> None:
+        self._handovers.labels(known(outcome, words.HANDOVER_OUTCOMES)).inc()
+
+    def fenced(self) -> None:
+        self._fenced.inc()
+
+    def journal_repaired(self, kind: str) -> None:
+        self._repairs.labels(known(kind, words.REPAIR_KINDS)).inc()
+
+    def redis_up(self, up: bool) -> None:
+        self._redis.set(float(up))

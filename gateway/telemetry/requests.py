@@ -1,0 +1,86 @@
+"""Metrics and log lines of requests and reads: the facts that downstream/ states."""
+
+import structlog
+
+from gateway.relay.ports import Json
+from gateway.telemetry import words
+from gateway.telemetry.registry import Registry
+from gateway.telemetry.words import OTHER, known
+
+_REQUESTS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+_MAX_ROUTES = 64
+"""Routes are the gateway's own templates, about twenty; the bound guards against a mistake that puts paths there."""
+
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked for every few seconds by machines: logged at debug only."""
+
+log = structlog.stdlib.get_logger()
+
+
+class RequestMetrics:
+    """Implements the relay's `DownstreamTelemetry`, less the hot verbs."""
+
+    def __init__(self, define: Registry, *, access_log: bool) -> None:
+        self._access_log = access_log
+        self._routes: set[str] = set()
+        self._requests = define.counter("http_requests", "HTTP requests answered.", "route", "method", "code")
+        self._seconds = define.histogram(
+            "http_request_seconds", "Time to an answer; for a stream, to its headers.", _REQUESTS, "route"
+        )
+        self._streams = define.gauge("streams", "Reads that are open, by format.", "format")
+        for format_ in sorted(words.FORMATS):
+            self._streams.labels(format_)
+        self._opened = define.counter(
+            "streams_opened", "Reads opened; `replay` tells whether a cursor was resumed.", "format", "replay"
+        )
+        self._closed = define.counter("streams_closed", "Reads ended, by reason.", "format", "reason")
+        self._replayed = define.counter(
+            "replayed_events", "Events read from the log after they had happened."
+        )
+        self._gaps = define.counter("gaps", "Readers told that events they asked for are gone.", "reason")
+        self._missed = define.counter("missed_events", "Events that those readers missed, where it is known.")
+        self._idempotent = define.counter(
+            "idempotent_replays", "Requests answered from the first one with the same Idempotency-Key."
+        )
+
+    def http_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        if route not in self._routes:
+            if len(self._routes) >= _MAX_ROUTES:
+                route = OTHER
+            self._routes.add(route)
+        self._requests.labels(route, known(method, words.METHODS), status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def http_answered(self, request_id: str, fields: Json) -> None:
+        if not self._access_log:
+            return
+        line = log.debug if fields.get("route") in _PROBES else log.info
+        seconds = fields.get("seconds")
+        if isinstance(seconds, float):
+            fields = {**fields, "seconds": round(seconds, 6)}
+        line("http_answered", request_id=request_id, **fields)
+
+    def http_failed(self, request_id: str, error: BaseException) -> None:
+        log.error("http_failed", request_id=request_id, exc_info=error)
+
+    def idempotent_replay(self) -> None:
+        self._idempotent.inc()
+
+    def stream_opened(self, format: str, replay: bool) -> None:
+        format = known(format, words.FORMATS)
+        self._streams.labels(format).inc()
+        self._opened.labels(format, str(replay).lower()).inc()
+
+    def stream_closed(self, format: str, reason: str) -> None:
+        format = known(format, words.FORMATS)
+        self._streams.labels(format).dec()
+        self._closed.labels(format, known(reason, words.STREAM_ENDS)).inc()
+
+    def replayed(self, events: int) -> None:
+        self._replayed.inc(events)
+
+    def gap(self, reason: str, missed: int | None) -> None:
+        self._gaps.labels(known(reason, words.GAP_REASONS)).inc()
+        if missed:
+            self._missed.inc(missed)

@@ -1,0 +1,159 @@
+"""Where log lines go: a bounded queue, and a thread that renders and writes them.
+
+Whoever logs must never wait for whoever reads the log: a pipe that nobody reads would hold the event loop, and with it
+every session and every signal. So a line is put into the queue and written later. When the queue is full, or writing
+fails, lines are dropped and counted. The first line that can be written again is preceded by one that says how many
+were lost.
+"""
+
+import os
+import select
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Final, Generic, Protocol, TypeVar
+
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""What waiting lines may hold, by estimate: some 10,000 lines, a few seconds of a busy gateway."""
+
+BATCH_BYTES: Final = 64 * 1024
+"""As much as a pipe holds, written with one call."""
+
+_WAIT_SECONDS: Final = 1.0
+
+T = TypeVar("T")
+
+
+class Writable(Protocol):
+    """A text stream."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+
+
+class Sink(Generic[T]):
+    """Takes lines from any thread. `render` turns a line into text; `tell_lost` makes the line about lost ones."""
+
+    def __init__(self, stream: Writable, render: Callable[[T], str], tell_lost: Callable[[int], str]) -> None:
+        self._render = render
+        self._tell_lost = tell_lost
+        self._write = _writer(stream)
+        self._queue: SimpleQueue[tuple[T, int] | threading.Event] = SimpleQueue()
+        # Reentrant: a collection within `put` may run a finalizer that logs.
+        self._lock = threading.RLock()
+        self._held = 0
+        self._dropped = 0
+        self._told = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="log-sink", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were never written."""
+        return self._dropped
+
+    def put(self, line: T, size: int) -> None:
+        """Queue a line that holds about `size` bytes. Never waits and never raises."""
+        with self._lock:
+            if self._held + size > MAX_BYTES:
+                self._dropped += 1
+                return
+            self._held += size
+        self._queue.put((line, size))
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until what was queued so far is written or dropped; return False if that took too long."""
+        done = threading.Event()
+        self._queue.put(done)
+        return done.wait(seconds)
+
+    def close(self, seconds: float) -> None:
+        """Write what is queued, for as long as `seconds`, and end the thread."""
+        self._closing = True
+        self.flush(seconds)
+
+    def _run(self) -> None:
+        while True:
+            batch, flushed = self._next()
+            if batch:
+                self._write_batch(batch)
+            if flushed is not None:
+                flushed.set()
+                if self._closing:
+                    return
+
+    def _next(self) -> tuple[list[str], threading.Event | None]:
+        """Wait for a line, and take what else is queued: up to a batch, or to somebody who waits for it."""
+        batch: list[str] = []
+        size = 0
+        item = self._queue.get()
+        while not isinstance(item, threading.Event):
+            line, held = item
+            with self._lock:
+                self._held -= held
+            text = self._rendered(line)
+            batch.append(text)
+            size += len(text)
+            if size >= BATCH_BYTES:
+                return batch, None
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                return batch, None
+        return batch, item
+
+    def _rendered(self, line: T) -> str:
+        try:
+            return self._render(line)
+        except Exception as error:  # noqa: BLE001  # a line that cannot be rendered must not end all lines
+            return f"log line not rendered: {type(error).__name__}\n"
+
+    def _write_batch(self, batch: list[str]) -> None:
+        lost = self._dropped - self._told
+        lines = [self._tell_lost(lost), *batch] if lost else batch
+        try:
+            self._write("".join(lines))
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            with self._lock:
+                self._dropped += len(batch)
+        else:
+            self._told += lost
+
+
+def _writer(stream: Writable) -> Callable[[str], None]:
+    """Return a function that writes text, without the stream's own buffer where it has a file descriptor.
+
+    A buffer keeps what it could not write, fails again at the next line, and once more when the process ends.
+    """
+    try:
+        descriptor = stream.fileno()  # type: ignore[attr-defined]  # what has none raises
+    except (AttributeError, OSError):
+
+        def write_text(text: str) -> None:
+            stream.write(text)
+            stream.flush()
+
+        return write_text
+    torn = False
+
+    def write(text: str) -> None:
+        nonlocal torn
+        rest = memoryview((("\n" if torn else "") + text).encode("utf-8", "replace"))
+        begun = False
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(descriptor, rest) :]
+                    begun = True
+                except BlockingIOError:
+                    with suppress(OSError):
+                        select.select([], [descriptor], [], _WAIT_SECONDS)
+        except OSError:
+            # A line that was cut is ended before the next one is written.
+            torn = torn or begun
+            raise
+        torn = False
+
+    return write
