@@ -50,8 +50,9 @@ async def serve_until_told(
     told, hurried = asyncio.Event(), asyncio.Event()
 
     def on_signal(name: str) -> None:
-        log.info("signal_received", signal=name)
+        # First what it asks for: nothing that tells of it may come in between.
         (hurried if told.is_set() else told).set()
+        log.info("signal_received", signal=name)
 
     loop = asyncio.get_running_loop()
     with config_errors_exit():

@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.downstream.http.answers import compact
 from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
+from gateway.relay.usage import Usage
 
 Schema = dict[str, Any]  # JSON Schema, whose values are of every kind
 
@@ -40,6 +41,16 @@ _SESSION: Final[Schema] = {
     "oldest": _EVENT_ID,
     "receivers": _COUNT,
     "close_reason": {"type": ["string", "null"]},
+    "usage": {
+        "type": "object",
+        "properties": {
+            name: {"type": ["number", "null"] if name == "cost_usd" else "integer"}
+            for name in Usage().shown()
+        },
+        "required": list(Usage().shown()),
+        "additionalProperties": False,
+        "description": "Tokens and dollars of all responses so far; the cost is null if something had no price.",
+    },
     "events_url": _TEXT,
     "limits": {"type": "object", "additionalProperties": {"type": "number"}},
 }

@@ -10,8 +10,11 @@ from tests.conformance.wire import Json, Session, Wire
 
 MEMBERS = {
     "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata", "head",
-    "oldest", "receivers", "close_reason", "events_url", "limits",
+    "oldest", "receivers", "close_reason", "events_url", "limits", "usage",
 }  # fmt: skip
+USAGE = (
+    "input_text", "input_audio", "input_image", "cached_input", "output_text", "output_audio", "cost_usd",
+)  # fmt: skip
 TOLD_ONCE = {"client_secret", "stream_url"}
 LIMITS = {
     "max_event_bytes", "max_body_bytes", "max_batch_events", "log_max_events", "log_max_bytes",
@@ -46,6 +49,7 @@ async def test_the_create_answer_has_the_members_of_the_contract(session: Sessio
     assert created["client_secret"]["value"].startswith("gwk_")
     assert created["stream_url"].startswith(f"{session.path}/events?ticket=gwt_")
     assert created["events_url"] == session.events
+    assert created["usage"] == dict.fromkeys(USAGE, 0)
     assert created["close_reason"] is None
     assert created["metadata"] == {}
     assert created["receivers"] == 0

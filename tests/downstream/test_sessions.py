@@ -50,6 +50,7 @@ async def test_session_object_has_the_members_of_the_contract(house: House) -> N
     assert set(seen) == {
         "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata",
         "head", "oldest", "receivers", "close_reason", "events_url", "limits",
+        "usage",
     }  # fmt: skip
     assert set(created) - set(seen) == {"client_secret", "stream_url"}
     assert set(seen["limits"]) == {

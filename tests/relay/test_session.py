@@ -155,7 +155,7 @@ async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
 
     assert entry.block[entry.start :].decode() == text
     assert (entry.type, entry.turn) == ("response.output_text.delta", 0)
-    assert house.notebook.told("event_down")[-1] == ("response.output_text.delta", len(text))
+    assert house.notebook.told("event_down")[-1] == ("response.output_text.delta", len(text.encode()))
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "7", '{"type":NaN}'])

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -448,6 +449,29 @@ async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
     principal = opened.opening.principal
 
     assert (principal.tokens_per_session, principal.tokens_per_day) == (5, 9)
+
+
+@pytest.mark.parametrize("tail", ["events", "turns?format=json"])
+@pytest.mark.parametrize("with_secret", [False, True])
+@pytest.mark.parametrize(
+    "limit", ["tokens_per_session", "tokens_per_day", "dollars_per_session", "dollars_per_day"]
+)
+async def test_an_event_of_two_types_does_not_pass_a_budget(
+    build: Build, limit: str, with_secret: bool, tail: str
+) -> None:
+    """Parsers differ in which of two members counts: what looks harmless here may be a response.create there."""
+    limits: dict[str, Any] = {limit: 1000}
+    house = await build(AccessRules(keys=(key_rule("ann", "k", **limits),)))
+    session = await house.open(headers=bearer("k"))
+    word = session["client_secret"]["value"] if with_secret else "k"
+    answer = await house.call(
+        "POST",
+        f"/v1/sessions/{session['id']}/{tail}",
+        data=b'{"type":"response.create","type":"conversation.item.create","input":"a","input":"b"}',
+        headers=bearer(word) | {"Content-Type": "application/json"},
+    )
+
+    assert (answer.status, answer.code) == (400, "invalid-json")
 
 
 # --- callers' own upstream credential
