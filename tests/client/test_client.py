@@ -9,8 +9,18 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway import client as client_module
-from gateway.client import NOW, Client, Event, ProblemError, Session, SupersededError
+from gateway.client import (
+    NOW,
+    Client,
+    Event,
+    InvalidRequestError,
+    ProblemError,
+    Session,
+    SessionGoneError,
+    SupersededError,
+    UnreachableError,
+    retrying,
+)
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,19 +51,19 @@ CREATED = {"id": "gws_a", "limits": {"heartbeat_seconds": 0.2}}
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back off for milliseconds; the order of what happens is what is tested."""
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(client_module, "_LONGEST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retrying, "LONGEST_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture
 def script() -> Script:
-    """Give a script to write."""
+    """Return a script to write."""
     return Script()
 
 
 @pytest.fixture
 async def session(script: Script) -> AsyncIterator[Session]:
-    """Give a session on the scripted server."""
+    """Return a session on the scripted server."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", script.handle)
     async with TestServer(app) as server, Client(str(server.make_url("")), key="secret") as client:
@@ -201,7 +211,7 @@ async def test_final_refusal_is_raised(script: Script, session: Session) -> None
     """404 does not."""
     script.then(EVENTS, problem(404, "session-unknown"))
 
-    with pytest.raises(ProblemError, match="404 session-unknown: why"):
+    with pytest.raises(SessionGoneError, match="404 session-unknown: why"):
         await collect(session)
 
 
@@ -244,7 +254,7 @@ async def test_send_that_can_never_succeed_is_not_repeated(script: Script, sessi
     """400 is the caller's to mend."""
     script.then(SEND, problem(400, "invalid-event"))
 
-    with pytest.raises(ProblemError) as refused:
+    with pytest.raises(InvalidRequestError) as refused:
         await session.send({})
 
     assert (refused.value.status, refused.value.code, len(script.asked)) == (400, "invalid-event", 1)
@@ -287,3 +297,83 @@ async def test_leaving_the_loop_closes_the_connection(script: Script, session: S
     await events.aclose()
 
     await asyncio.wait_for(left.wait(), 5)
+
+
+TURN = "POST /v1/sessions/gws_a/turns"
+DONE = {"id": "resp_1", "status": "completed", "output": [{"type": "message", "content": [{"text": "ab"}]}]}
+
+
+async def test_streamed_turn_joins_the_same_turn_after_a_cut(script: Script, session: Session) -> None:
+    """Cut in the middle, it is asked for again with its key and its cursor, and what is told twice is given once."""
+    begin = block(1, "response.output_text.delta", delta="a")
+    end = block(2, "response.output_text.delta", delta="b") + block(3, "response.done", response=DONE)
+    script.then(
+        TURN, stream(begin, broken=True), problem(503, "recovering", retryable=True), stream(begin, end)
+    )
+
+    turn = session.stream("Hi", max_output_tokens=5)
+    pieces = [piece async for piece in turn]
+
+    assert pieces == ["a", "b"]
+    assert (turn.answer.text, turn.answer.status) == ("ab", "completed")
+    assert {request.headers["Idempotency-Key"] for request in script.asked} == {
+        script.asked[0].headers["Idempotency-Key"]
+    }
+    assert script.asked[2].headers["Last-Event-ID"] == "k3f9-1"
+    assert script.bodies == [{"input": "Hi", "max_output_tokens": 5}] * 3
+
+
+async def test_streamed_turn_raises_what_the_gateway_tells_in_it(script: Script, session: Session) -> None:
+    """A failure after the first event comes as `gateway.error`."""
+    told = {"type": "gateway.error", "status": 502, "code": "upstream-rejected", "retryable": False}
+    script.then(TURN, stream(f"event: gateway.error\ndata: {json.dumps(told)}\n\n"))
+
+    with pytest.raises(ProblemError) as refused:
+        _ = [piece async for piece in session.stream("Hi")]
+
+    assert (refused.value.status, refused.value.code) == (502, "upstream-rejected")
+
+
+async def test_streamed_turn_gives_up_in_the_end(script: Script, session: Session) -> None:
+    """Where no connection lives, the error names the gateway."""
+    script.then(TURN, *[cut] * 5)
+
+    with pytest.raises(UnreachableError, match="http://127"):
+        _ = [piece async for piece in session.stream("Hi")]
+
+
+async def test_answer_is_not_there_before_its_end(script: Script, session: Session) -> None:
+    """Half an answer is never taken for a whole one."""
+    script.then(TURN, stream(block(1, "response.output_text.delta", delta="a"), block(2, "x"), block(3, "y")))
+    async with session.stream("Hi") as turn:
+        await anext(turn.__aiter__())
+
+        with pytest.raises(RuntimeError, match="to its end"):
+            _ = turn.answer
+
+
+async def test_attached_session_uses_its_own_credential(script: Script, session: Session) -> None:
+    """A client secret is sent for that session, in place of the client's key."""
+    script.then(SEND, data({"accepted": 1}))
+    script.then(EVENTS, stream(CLOSED))
+    attached = session._client.attach("gws_a", "gwk_secret")
+    await attached.send({"type": "a"})
+    await collect(attached)
+
+    assert {request.headers["Authorization"] for request in script.asked} == {"Bearer gwk_secret"}
+
+
+async def test_filters_are_the_gateways(script: Script, session: Session) -> None:
+    """Types are chosen where they are stored."""
+    script.then(EVENTS, stream(CLOSED))
+    _ = [event async for event in session.events(types=["response.*", "error"], exclude=["x"])]
+
+    assert script.asked[0].query["types"] == "response.*,error"
+    assert script.asked[0].query["exclude"] == "x"
+
+
+async def test_gateway_that_is_not_there_is_named() -> None:
+    """The error says which address does not answer."""
+    async with Client("http://127.0.0.1:1") as client:
+        with pytest.raises(UnreachableError, match=r"^http://127\.0\.0\.1:1 does not answer"):
+            await client.ask("Hi")

@@ -1,0 +1,124 @@
+"""The connections to one gateway, its requests with their retries, and what needs no session."""
+
+import asyncio
+import json
+import secrets
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from gateway.client.answer import Answer, Json
+from gateway.client.errors import ProblemError, UnreachableError, raise_for_problem
+from gateway.client.retrying import passing, waits
+from gateway.client.session import Session
+from gateway.client.turns import TURN_SECONDS, TurnStream, turn_body
+
+CONNECT_SECONDS: Final = 10.0
+REQUEST_SECONDS: Final = 60.0
+
+
+class Client:
+    """Talks to one gateway. Use it as `async with Client(url, key) as client`."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._key = key
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        # aiohttp's own limit is 100 connections, after which a request waits without a word.
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """The connections, for requests of the caller's own."""
+        if self._http is None:
+            raise RuntimeError("use `async with Client(…)`")
+        return self._http
+
+    async def reach(self) -> None:
+        """Check that something answers at the URL. Raises aiohttp.ClientError or TimeoutError at once, without retries."""
+        async with self.http.get(f"{self.url}/livez", timeout=aiohttp.ClientTimeout(total=CONNECT_SECONDS)):
+            pass
+
+    async def open(self, **body: object) -> Session:
+        """Open a session. `body` is that of a create: `session`, `metadata`, `detach_grace_seconds`, `call_id`."""
+        return Session(self, await self.request("POST", "/v1/sessions", json=body, repeatable=True))
+
+    def attach(self, session_id: str, credential: str | None = None) -> Session:
+        """Return a session that somebody else opened, without a request.
+
+        `credential` is the session's client secret (`gwk_…`), or a ticket (`gwt_…`), which only reads; without one the
+        client's key is used.
+        """
+        return Session(self, {"id": session_id}, credential)
+
+    async def sessions(self) -> list[Json]:
+        """Return the caller's session objects, newest first. Needs an API key."""
+        return list((await self.request("GET", "/v1/sessions"))["data"])
+
+    async def ask(
+        self, input: str | list[Json], *, session: Json | None = None, **response: object
+    ) -> Answer:
+        """Run one turn in a session made for it, and return the whole answer.
+
+        `session` is as in a create; the other keywords go into `response.create`.
+        """
+        body = turn_body(input, response, session)
+        return Answer.of(
+            await self.request("POST", "/v1/turns", json=body, repeatable=True, seconds=TURN_SECONDS)
+        )
+
+    def stream(
+        self, input: str | list[Json], *, session: Json | None = None, **response: object
+    ) -> TurnStream:
+        """Run one turn in a session made for it, and stream the answer: `async for piece in client.stream("Hello")`."""
+        return TurnStream(self, "/v1/turns", turn_body(input, response, session))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool = False,
+        seconds: float | None = None,
+        **options: Any,  # aiohttp's
+    ) -> Json:
+        """Send a request and return the JSON of its answer, `{}` where it has none.
+
+        A `repeatable` one carries an Idempotency-Key, and is tried again where the connection failed or the gateway asks to
+        come back. Raises ProblemError or UnreachableError.
+        """
+        headers = {"Accept": "application/json", **(options.pop("headers", None) or {})}
+        if repeatable:
+            headers["Idempotency-Key"] = secrets.token_hex(16)
+        if seconds is not None:
+            options["timeout"] = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        for wait in waits():
+            try:
+                async with self.http.request(method, self.url + path, headers=headers, **options) as answer:
+                    await raise_for_problem(answer)
+                    body = await answer.read()
+                    return dict(json.loads(body)) if body else {}
+            except ProblemError as error:
+                if not repeatable or wait is None or not passing(error):
+                    raise
+                await asyncio.sleep(max(wait, error.retry_after or 0))
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+                if not repeatable or wait is None:
+                    raise UnreachableError(self.url, error) from error
+                await asyncio.sleep(wait)
+        raise AssertionError("the last try returned or raised")
