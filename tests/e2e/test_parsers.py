@@ -58,7 +58,13 @@ async def record(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
         async with caller.http.get(url) as answer, asyncio.timeout(20):
             while LAST.encode() not in raw:
                 raw += await answer.content.readany()
-    return raw, [text.replace("\r\n", "\n").replace("\r", "\n") for text in (*TEXTS, LAST)]
+    return raw, list(map(as_data, (*TEXTS, LAST)))
+
+
+def as_data(text: str) -> str:
+    """Return an event's text as a reader must get it: line ends are LF, what else line readers cut at is escaped."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\x85", r"\u0085").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
 
 
 def written(stream: bytes, line_end: bytes, mark: bytes) -> bytes:
