@@ -29,7 +29,13 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     parser.add_argument("--setup", choices=("active", "passive"), default=default.setup)
     parser.add_argument("--max-session-seconds", type=float, default=default.max_session_seconds)
     parser.add_argument("--record", type=Path, action="append", default=[])
-    parser.add_argument("--api-key", action="append", default=[], help="accept this key only (repeatable)")
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY[@PROJECT]",
+        help="accept this key only (repeatable)",
+    )
     parser.add_argument(
         "--fault", action="append", default=[], metavar="NAME=VALUE", help="see gateway.emulator.faults"
     )

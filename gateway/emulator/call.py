@@ -1,4 +1,4 @@
-"""One call: a peer, what is spoken over it, and its end.
+"""One call, or one WebSocket session: its connection, what is spoken over it, and its end.
 
 Refuses to know HTTP. It keeps a record of what reached it, verbatim and bounded, so that a test can ask afterwards.
 """
@@ -13,13 +13,39 @@ from typing import Any, Protocol
 from gateway.emulator.faults import Faults
 from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.writing import Line
-from gateway.emulator.transport.peer import FarPeer
 
 # The record of a call: the oldest frames go first, and are counted.
 MAX_RECORD_FRAMES = 10_000
 MAX_RECORD_BYTES = 32 * 1024 * 1024
 # Between the last words (`session_expired`) and the end of the connection.
 _LAST_WORDS_SECONDS = 0.2
+
+
+class Connection(Protocol):
+    """What a call runs over: a peer connection (`transport.peer`), or a WebSocket (`http.websocket`)."""
+
+    on_open: Callable[[], None]
+    on_message: Callable[[str | bytes], None]
+    on_lost: Callable[[str], None]
+
+    def describe(self) -> dict[str, Any]: ...
+    def apply(self, faults: Faults) -> None: ...
+    def send(self, text: str) -> None: ...
+    def send_frame(self, frame: bytes) -> None: ...
+    async def writable(self) -> None: ...
+    def vanish(self) -> None: ...
+    def stop_consent(self) -> None: ...
+    def close_channel(self) -> None: ...
+    def finish(self, code: int, reason: str, how: str | None) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Sideband(Protocol):
+    """A second connection to a call."""
+
+    def send(self, text: str) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+    def cut(self) -> None: ...
 
 
 class Voice(Protocol):
@@ -35,10 +61,14 @@ class Voice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallTimes:
-    """When a call began and when it must end, in seconds since the epoch."""
+    """When a call began and when it must end, in seconds since the epoch; `created_at` is what the service shows."""
 
-    created_at: int
+    began: float
     expires_at: float
+
+    @property
+    def created_at(self) -> int:
+        return int(self.began)
 
 
 class Record:
@@ -65,7 +95,7 @@ class Record:
 
 
 class Call:
-    """A peer and its voice, closed together.
+    """A connection and its voice, closed together.
 
     `on_end(call)` is called when the far side is gone or the time is up; the owner then awaits `close`.
     """
@@ -73,7 +103,7 @@ class Call:
     def __init__(
         self,
         call_id: str,
-        peer: FarPeer,
+        peer: Connection,
         voice: Callable[[Line], Voice],
         times: CallTimes,
         on_end: Callable[["Call"], None],
@@ -85,9 +115,10 @@ class Call:
         self.end_reason: str | None = None
         self.opened_at: float | None = None
         self.silent = False
-        # Sidebands: called with every event, and with None at the end.
-        self.listeners: set[Callable[[str | None], None]] = set()
+        self.sidebands: set[Sideband] = set()
+        # The key that made it, and that key's project: others do not find the call.
         self.owner: str | None = None
+        self.project: str | None = None
         self._on_end = on_end
         self.voice = voice(Line(self._send, self._send_frame, peer.writable, self.fail))
         peer.on_open = self._opened
@@ -102,15 +133,18 @@ class Call:
             "id": self.id,
             "created_at": self.times.created_at,
             "expires_at": int(self.times.expires_at),
-            "ice": self.peer.agent.state,
             "open": self.opened_at is not None and self.end_reason is None,
             "end_reason": self.end_reason,
             "received": self.received.total,
-            "sent": self.peer.sent,
-            "oversized": self.peer.oversized,
-            "checks_ignored": self.peer.agent.checks_ignored,
-            "buffered": self.peer.buffered,
+            "sidebands": len(self.sidebands),
+            **self.peer.describe(),
         }
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether a sideband finds it: a WebSocket session is nobody's call, and a fault may hide a new one."""
+        age = time.time() - self.times.began
+        return self.id.startswith("rtc_") and age >= self.voice.faults.sideband_delay_seconds
 
     def hear(self, frame: str | bytes) -> None:
         """Take one client event, from the channel or a sideband."""
@@ -118,23 +152,31 @@ class Call:
         self.voice.receive(frame)
 
     def send_frames(self, frames: list[bytes]) -> None:
-        """Send frames as they are, as text messages, even where the call is told to be silent; the offered size holds."""
+        """Send frames as text messages, even where the call is told to be silent; the offered size holds.
+
+        Sidebands get them, too, with what is not UTF-8 in them replaced.
+        """
         for frame in frames:
             self.peer.send_frame(frame)
+            text = frame.decode("utf-8", "replace")
+            for sideband in tuple(self.sidebands):
+                sideband.send(text)
 
     def set_faults(self, faults: Faults) -> None:
         """Replace the call's faults."""
         self.voice.faults = faults
-        agent = self.peer.agent
-        agent.deaf, agent.consenting = faults.deaf, faults.consent
-        self.peer.enforce_size = faults.oversize == "drop"
+        self.peer.apply(faults)
 
     def fail(self, how: str) -> None:
         """Go wrong in one of the ways of `faults.Failure`, now."""
         if how == "silence":
             self.silent = True
         elif how == "vanish":
-            self.peer.agent.vanished = True
+            self.peer.vanish()
+        elif how == "cut_sockets":
+            self.peer.finish(0, "", "eof")
+            for sideband in tuple(self.sidebands):
+                sideband.cut()
         elif how == "close_channel":
             self.peer.close_channel()
         elif how == "hang_up":
@@ -142,10 +184,7 @@ class Call:
 
     def expire(self) -> None:
         """Say that the time is up, then end."""
-        minutes = max(1, round((self.times.expires_at - self.times.created_at) / 60))
-        self.voice.refuse(
-            Refusal("session_expired", f"Your session hit the maximum duration of {minutes} minutes.")
-        )
+        self.voice.refuse(Refusal("session_expired", self._too_long()))
         self._expiry.cancel()
         self._expiry = asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self.end, "expired")
 
@@ -153,8 +192,7 @@ class Call:
         """Report the end, once."""
         if self.end_reason is None:
             self.end_reason = reason
-            for listen in tuple(self.listeners):
-                listen(None)
+            self._close_sockets(reason)
             self._on_end(self)
 
     async def close(self) -> None:
@@ -165,6 +203,22 @@ class Call:
         await self.voice.close()
         await self.peer.close()
 
+    def _too_long(self) -> str:
+        minutes = max(1, round((self.times.expires_at - self.times.created_at) / 60))
+        return f"Your session hit the maximum duration of {minutes} minutes."
+
+    def _close_sockets(self, reason: str) -> None:
+        """Close the WebSockets of the call, as the service does: 1001 with words at the hour, 1000 otherwise."""
+        how = self.voice.faults.sockets_end
+        words = {"expired": self._too_long(), "stopped": "The server is shutting down."}.get(reason, "")
+        code = 1001 if words else 1000
+        self.peer.finish(code, words, how)
+        for sideband in tuple(self.sidebands):
+            if how == "eof":
+                sideband.cut()
+            elif how is None:
+                sideband.close(code, words)
+
     def _opened(self) -> None:
         self.opened_at = time.time()
         self.voice.opened()
@@ -173,9 +227,9 @@ class Call:
         if self.silent:
             return
         self.peer.send(text)
-        if self.listeners:
-            for listen in tuple(self.listeners):
-                listen(text)
+        if self.sidebands:
+            for sideband in tuple(self.sidebands):
+                sideband.send(text)
 
     def _send_frame(self, frame: bytes) -> None:
         if not self.silent:

@@ -15,7 +15,7 @@ class EmulatorConfig:
     """One emulator.
 
     `tokens_per_second` 0 means as fast as the channel takes them. `api_keys` empty takes any key that is not an `ek_…`
-    the emulator did not issue. `recordings` are JSON lines files served back in turn, one a call, instead of the brain.
+    the emulator did not issue; `KEY@PROJECT` puts keys into one project, whose calls they share. `recordings` are JSON lines files served back in turn, one a call, instead of the brain.
     `hear` is what input audio says, in turn; `mcp_servers` are files of tools (`protocol.mcp`).
     `brain_url` is the base URL of a chat completions server (`http://127.0.0.1:11434/v1`), asked instead of the brain.
     """

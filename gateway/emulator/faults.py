@@ -13,8 +13,10 @@ those of one call while it runs (see `control`). A name or value that is not lis
 | `answer` | `broken`, `no_audio`, `empty` | 201 with an answer that is no SDP, lacks the audio section, or is empty |
 | `deaf` | true | no ICE check is ever answered |
 | `consent` | false | once connected, no check is answered any more; data goes on |
-| `fail` | `silence`, `close_channel`, `hang_up`, `vanish` | say nothing more; close the channel; close the connection; drop every datagram |
+| `fail` | `silence`, `close_channel`, `hang_up`, `vanish`, `cut_sockets` | say nothing more; close the channel; close the connection; drop every datagram; cut the call's WebSockets without a close frame |
 | `fail_after_deltas` | count | `fail` happens after so many deltas of the call (default 0: when the first response begins) |
+| `sideband_delay_seconds` | seconds | a sideband is 404 until the call is so old |
+| `sockets_end` | `eof`, `never` | when a call ends, its WebSockets end without a close frame, or stay open in silence |
 | `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped without a word (default, as Pion does) or sent |
 | `response_error` | a code | responses end `failed` with it after their deltas so far (`fail_after_deltas`), at once by default |
 | `response_incomplete` | `content_filter`, `max_output_tokens` | responses end `incomplete` |
@@ -33,7 +35,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Failure = Literal["silence", "close_channel", "hang_up", "vanish"]
+Failure = Literal["silence", "close_channel", "hang_up", "vanish", "cut_sockets"]
+SocketsEnd = Literal["eof", "never"]
 BadAnswer = Literal["broken", "no_audio", "empty"]
 Oversize = Literal["drop", "send"]
 RateLimits = Literal["late", "missing", "doubled"]
@@ -55,6 +58,8 @@ class Faults:
     consent: bool = True
     fail: Failure | None = None
     fail_after_deltas: int = 0
+    sideband_delay_seconds: float = 0.0
+    sockets_end: SocketsEnd | None = None
     oversize: Oversize = "drop"
     response_error: str | None = None
     response_incomplete: Incomplete | None = None
@@ -73,6 +78,7 @@ NONE = Faults()
 _WORDS: dict[str, tuple[str, ...]] = {
     "answer": get_args(BadAnswer),
     "fail": get_args(Failure),
+    "sockets_end": get_args(SocketsEnd),
     "oversize": get_args(Oversize),
     "rate_limits": get_args(RateLimits),
     "garbage": get_args(Garbage),
@@ -84,6 +90,7 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "signal_retry_after": (float, 0, 86_400),
     "signal_delay_seconds": (float, 0, 3600),
     "signal_times": (int, 0, 1_000_000),
+    "sideband_delay_seconds": (float, 0, 3600),
     "fail_after_deltas": (int, 0, 1_000_000),
     "first_delta_seconds": (float, 0, 3600),
     "tokens_per_second": (float, 0, 1_000_000),

@@ -20,7 +20,7 @@ import ifaddr
 
 from gateway.emulator.brain.chat import ChatBrain
 from gateway.emulator.brain.rules import RuleBrain
-from gateway.emulator.call import Call, CallTimes, Voice
+from gateway.emulator.call import Call, CallTimes, Connection, Voice
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.faults import Faults
 from gateway.emulator.protocol import mcp
@@ -75,17 +75,16 @@ class Service:
         raise Refusal(None, "The server is shutting down.", kind="server_error")
 
     async def open(self, offer: Offer, given: dict[str, Any], dcid: int | None) -> tuple[Call, str]:
-        """Open a call for an offer and give it with its answer."""
+        """Open a call for an offer and return it with its answer."""
         if len(self.calls) >= MAX_CALLS:
             raise Refusal("rate_limit_exceeded", f"At most {MAX_CALLS} calls can be open at once.")
-        config, created = self.config, int(time.time())
+        config = self.config
         agent = LiteAgent(
             ufrag=f"{self.ids.draw(8)}/u1/3o{self.ids.draw(4)}",
             password=self.ids.draw(32),
             remote_ufrag=offer.ufrag,
             strict_consent=config.consent == "strict",
         )
-        agent.deaf, agent.consenting = self.faults.deaf, self.faults.consent
         try:
             addresses = await agent.open(self._addresses)
         except BaseException:
@@ -93,12 +92,9 @@ class Service:
             raise
         setup = answer_setup(offer.setup, config.setup)
         peer = FarPeer(offer, agent, self._certificate, client=setup == "active")
-        peer.enforce_size = self.faults.oversize == "drop"
-        times = CallTimes(created, created + config.max_session_seconds)
+        peer.apply(self.faults)
         call_id = self.ids.call()
-        session = session_object.new_session(session_of(call_id), int(times.expires_at), given)
-        call = Call(call_id, peer, lambda line: self._voice(session, line), times, self._ended)
-        self.calls[call_id] = call
+        call = self._add(call_id, session_of(call_id), given, peer, carries_audio=False)
         peer.start(dcid if offer.application is not None else None)
         endpoint = Endpoint(
             ufrag=agent.ufrag,
@@ -107,9 +103,24 @@ class Service:
             setup=setup,
             addresses=addresses,
             origin=secrets.randbits(63),
-            created=created,
+            created=call.times.created_at,
         )
         return call, write_answer(offer, endpoint)
+
+    def open_socket(self, given: dict[str, Any], peer: Connection) -> Call:
+        """Open a session that has a WebSocket only; its sound comes in events."""
+        session_id = f"sess_{self.ids.draw(21)}"
+        return self._add(session_id, session_id, given, peer, carries_audio=True)
+
+    def _add(
+        self, call_id: str, session_id: str, given: dict[str, Any], peer: Connection, *, carries_audio: bool
+    ) -> Call:
+        began = time.time()
+        times = CallTimes(began, int(began) + self.config.max_session_seconds)
+        session = session_object.new_session(session_id, int(times.expires_at), given)
+        call = Call(call_id, peer, lambda line: self._voice(session, line, carries_audio), times, self._ended)
+        self.calls[call_id] = call
+        return call
 
     def set_faults(self, faults: Faults) -> None:
         """Set the faults of later calls; `signal_times` counts from here."""
@@ -142,7 +153,7 @@ class Service:
             await asyncio.wait(set(self._endings))
         await self._brain.close()
 
-    def _voice(self, session: dict[str, Any], line: Line) -> Voice:
+    def _voice(self, session: dict[str, Any], line: Line, carries_audio: bool) -> Voice:
         config = self.config
         self.opened += 1
         if self._recordings:
@@ -159,6 +170,7 @@ class Service:
             config.item_done_quirk,
             hear=_ear(config.hear),
             mcp_servers=self._mcp_servers,
+            carries_audio=carries_audio,
         )
         return Realtime(
             session=session, ids=self.ids, line=line, brain=self._brain, manner=manner, faults=self.faults

@@ -198,7 +198,13 @@ def test_table_has_every_fault_there_is() -> None:
 
     assert {field.name for field in dataclasses.fields(faults.Faults)} - names == set()
     assert (words | statuses | {"do=stop_consent", "do=expire"}) - told_of == set()
-    assert get_args(faults.Failure) == ("silence", "close_channel", "hang_up", "vanish")
+    assert get_args(faults.Failure) == (
+        "silence",
+        "close_channel",
+        "hang_up",
+        "vanish",
+        "cut_sockets",
+    )
 
 
 def test_table_names_only_metrics_of_the_contract() -> None:

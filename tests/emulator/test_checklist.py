@@ -36,7 +36,11 @@
 | audio buffers | test_realtime.test_audio_buffer_is_kept_without_listening |
 | expires_at, session_expired, then the end | test_call.test_session_ends_with_its_last_words |
 | hang-up 200, then 404 | test_call.test_hang_up_ends_a_call_once |
-| sideband, without session.created | test_sideband.test_both_connections_hear_the_same |
+| sideband, without session.created | test_websocket.test_both_connections_hear_the_same |
+| sideband: no sound, several, 404, close codes | test_websocket.* |
+| WebSocket sessions, sub-protocols, transcription intent | test_websocket.test_standard_constructor_opens_a_session |
+| detected speech, transcription, idle timeout | test_listening.* |
+| MCP tools: list, call, approval | test_remote.* |
 | client secrets, 10 s to 2 h | test_server.test_client_secret_lives_between_ten_seconds_and_two_hours |
 | fault: the data channel closes | test_faults.test_channel_closes_in_mid_response |
 | fault: ICE is silent | test_faults.test_deaf_far_end_answers_no_check |

@@ -6,10 +6,10 @@ Refuses callers from other machines. All bodies are JSON.
 |---|---|
 | `GET /_emulator` | `{"calls":2,"opened":7,"cpu_seconds":1.25}` |
 | `GET /_emulator/faults` · `POST` · `DELETE` | show, change (given names only) and clear the faults of later calls (`faults`) |
-| `GET /_emulator/calls` · `GET /_emulator/calls/{id}` | running and lately ended calls: times, ICE state, counters, `end_reason` |
+| `GET /_emulator/calls` · `GET /_emulator/calls/{id}` | running and lately ended calls and WebSocket sessions: times, ICE state, counters, `end_reason` |
 | `GET /_emulator/calls/{id}/received` | `{"data":["…"],"dropped":0}`: the client's frames, verbatim; binary ones as `{"base64":"…"}` |
 | `POST /_emulator/calls/{id}/send` | `{"frames":["…",{"base64":"…"}]}`: sends each as a text message, as it is |
-| `POST /_emulator/calls/{id}/fault` | fault names and values for this call, and `"do"`: `silence`, `close_channel`, `hang_up`, `vanish`, `stop_consent`, `expire`, now |
+| `POST /_emulator/calls/{id}/fault` | fault names and values for this call, and `"do"`: `silence`, `close_channel`, `hang_up`, `vanish`, `cut_sockets`, `stop_consent`, `expire`, now |
 """
 
 import base64
@@ -17,7 +17,7 @@ import binascii
 import dataclasses
 import ipaddress
 import time
-from typing import Any
+from typing import Any, get_args
 
 from aiohttp import web
 
@@ -28,7 +28,7 @@ from gateway.emulator.http.signalling import read_json
 from gateway.emulator.protocol.errors import Refusal, http_refusal
 from gateway.emulator.service import Service
 
-_NOW = ("silence", "close_channel", "hang_up", "vanish")
+_NOW = get_args(faults_of.Failure)
 
 
 def add_routes(app: web.Application, service: Service) -> None:
@@ -101,7 +101,7 @@ class _Control:
         if what in _NOW:
             call.fail(what)
         elif what == "stop_consent":
-            call.peer.agent.consenting = False
+            call.peer.stop_consent()
         elif what == "expire":
             call.expire()
         return web.json_response(call.describe())

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from gateway.emulator.config import EmulatorConfig
 from gateway.emulator.http import control, signalling
-from gateway.emulator.http.sideband import Sideband
+from gateway.emulator.http.websocket import WebSockets
 from gateway.emulator.protocol import session as session_object
+from gateway.emulator.protocol.client_secrets import Identity
 from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.service import Service
 
@@ -84,7 +85,7 @@ class _Api:
         router.add_post("/v1/realtime/calls", self.create)
         router.add_post("/v1/realtime/calls/{call_id}/hangup", self.hangup)
         router.add_post("/v1/realtime/client_secrets", self.client_secret)
-        router.add_get("/v1/realtime", Sideband(self.service, self._authorize).attach)
+        router.add_get("/v1/realtime", WebSockets(self.service, self._identify).connect)
         for retired in ("/v1/realtime", "/v1/realtime/sessions"):
             router.add_post(retired, self.retired)
         router.add_route("OPTIONS", "/{anything:.*}", self.preflight)
@@ -100,19 +101,18 @@ class _Api:
                 raise http_refusal(503, refusal) from None
             if faults.signal_status is not None:
                 raise signalling.injected(faults)
-        key = signalling.bearer(request)
-        secret = self._authorize(key)
+        identity = self._identify(signalling.bearer(request))
         offer, given = await signalling.read_call(request)
         if given is None:
             # A secret brings its session; a request's own overrides it. `?model=` is no part of it any more.
-            given = secret or {}
-        elif secret:
-            given = secret | given
+            given = identity.session or {}
+        elif identity.session:
+            given = identity.session | given
         try:
             call, answer = await service.open(offer, given, signalling.channel_id(request))
         except Refusal as refusal:
             raise http_refusal(429, refusal) from None
-        call.owner = key
+        call.owner, call.project = identity.key, identity.project
         response = web.Response(status=201, body=_spoilt(answer, faults.answer).encode())
         response.headers["Content-Type"] = "text/plain; charset=utf-8"
         response.headers["Location"] = f"/v1/realtime/calls/{call.id}"
@@ -123,9 +123,8 @@ class _Api:
         """Realtime: hang up. The key that opened a call ends it, even when it has expired since."""
         key = signalling.bearer(request)
         call = self.service.calls.get(request.match_info["call_id"])
-        if call is None or call.owner != key:
-            self._authorize(key)
-        if call is None:
+        project = call.project if call is not None and call.owner == key else self._identify(key).project
+        if call is None or call.project != project:
             raise HttpRefusal(404, signalling.NO_SUCH_CALL)
         self.service.hang_up(call)
         return web.Response(status=200)
@@ -134,22 +133,23 @@ class _Api:
         """Realtime: create a client secret."""
         started = time.perf_counter()
         key = signalling.bearer(request)
-        self._authorize(key)
-        if key.startswith("ek_"):
+        identity = self._identify(key)
+        if identity.session is not None:
             raise signalling.wrong_key(key)
         try:
-            secret = self.service.secrets.create(await signalling.read_json(request), int(time.time()))
+            body = await signalling.read_json(request)
+            secret = self.service.secrets.create(body, int(time.time()), identity.project)
         except Refusal as refusal:
             raise http_refusal(400, refusal) from None
         session_id = "sess_" + self.service.ids.draw(21)
-        body = {
+        answer = {
             "value": secret.value,
             "expires_at": secret.expires_at,
             "session": session_object.new_session(session_id, 0, secret.session),
         }
         taken = str(max(1, round((time.perf_counter() - started) * 1000)))
         headers = {"openai-processing-ms": taken, "openai-version": "2020-10-01"}
-        return web.json_response(body, headers=headers)
+        return web.json_response(answer, headers=headers)
 
     async def retired(self, request: web.Request) -> web.Response:
         """The beta's addresses, closed in May 2026."""
@@ -168,19 +168,25 @@ class _Api:
     async def unknown(self, request: web.Request) -> web.Response:
         raise http_refusal(404, Refusal(None, f"Invalid URL ({request.method} {request.path})"))
 
-    def _authorize(self, key: str) -> dict[str, Any] | None:
-        """Check a key; give the session an ephemeral one carries, None for a standard one."""
+    def _identify(self, key: str) -> Identity:
+        """Return whose key it is; refuses one that is not accepted. A key is a project of its own unless one is named."""
         if key.startswith("ek_"):
             secret = self.service.secrets.find(key)
             if secret is None:
                 raise signalling.wrong_key(key)
             if secret.expires_at <= time.time():
                 raise http_refusal(401, Refusal("invalid_api_key", "Ephemeral token expired"))
-            return secret.session
-        accepted = self.service.config.api_keys
+            return Identity(key, secret.project, secret.session)
+        accepted = dict(_project(entry) for entry in self.service.config.api_keys)
         if accepted and key not in accepted:
             raise signalling.wrong_key(key)
-        return None
+        return Identity(key, accepted.get(key, key), None)
+
+
+def _project(entry: str) -> tuple[str, str]:
+    """Split `KEY@PROJECT` of the configuration."""
+    key, _, project = entry.partition("@")
+    return key, project or key
 
 
 def _spoilt(answer: str, fault: str | None) -> str:

@@ -24,12 +24,22 @@ REQUEST = Record(
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose key it is. `session` is what an ephemeral key brings, None for a standard one."""
+
+    key: str
+    project: str
+    session: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
-    """One ephemeral key."""
+    """One ephemeral key, and the project of the key it was made with."""
 
     value: str
     expires_at: int
     session: dict[str, Any]
+    project: str
 
 
 class ClientSecrets:
@@ -39,11 +49,11 @@ class ClientSecrets:
         self._ids = ids
         self._secrets: dict[str, Secret] = {}
 
-    def create(self, request: dict[str, Any], now: int) -> Secret:
+    def create(self, request: dict[str, Any], now: int, project: str) -> Secret:
         """Make a secret from a request body; raises Refusal where the body is wrong."""
         REQUEST.check(request, "")
         ttl = (request.get("expires_after") or {}).get("seconds", DEFAULT_TTL_SECONDS)
-        secret = Secret(self._ids.secret(), now + ttl, request.get("session") or {})
+        secret = Secret(self._ids.secret(), now + ttl, request.get("session") or {}, project)
         self._secrets[secret.value] = secret
         while len(self._secrets) > MAX_SECRETS:
             del self._secrets[next(iter(self._secrets))]

@@ -22,6 +22,7 @@ from aiortc.rtcicetransport import RTCIceTransport
 from aiortc.rtcsctptransport import RTCSctpCapabilities
 from OpenSSL import SSL
 
+from gateway.emulator.faults import Faults
 from gateway.emulator.transport.association import Association
 from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.sdp import Offer
@@ -145,6 +146,33 @@ class FarPeer:
             return
         self.sent += 1
         self._sctp.enqueue(channel, frame)
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the connection stands."""
+        return {
+            "transport": "webrtc",
+            "ice": self.agent.state,
+            "sent": self.sent,
+            "oversized": self.oversized,
+            "checks_ignored": self.agent.checks_ignored,
+            "buffered": self.buffered,
+        }
+
+    def apply(self, faults: Faults) -> None:
+        """Let the connection go wrong, or right again."""
+        self.agent.deaf, self.agent.consenting = faults.deaf, faults.consent
+        self.enforce_size = faults.oversize == "drop"
+
+    def vanish(self) -> None:
+        """Neither hear nor send anything any more."""
+        self.agent.vanished = True
+
+    def stop_consent(self) -> None:
+        """Answer no check any more; data goes on."""
+        self.agent.consenting = False
+
+    def finish(self, code: int, reason: str, how: str | None) -> None:
+        """A peer connection ends without words; `close` does it."""
 
     def close_channel(self) -> None:
         """Close the data channel and keep the connection."""

@@ -235,7 +235,7 @@ async def test_client_secret_cannot_make_another(caller: Caller) -> None:
 async def test_expired_client_secret_is_refused(emulate: Emulate) -> None:
     """After its time a secret opens nothing."""
     emulator = await emulate()
-    secret = emulator.service.secrets.create({"expires_after": {"seconds": 10}}, 1_000_000)
+    secret = emulator.service.secrets.create({"expires_after": {"seconds": 10}}, 1_000_000, "p")
     caller = Caller(emulator.base_url, secret.value)
     try:
         status, error = await refused(await caller.post(DATA_ONLY))
