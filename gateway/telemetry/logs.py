@@ -6,6 +6,7 @@ the sink's thread adds the rest, so that neither rendering nor writing takes the
 """
 
 import atexit
+import json
 import logging
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal, TextIO
 import structlog
 from structlog.typing import Processor
 
-from gateway.telemetry.redaction import redact_event
+from gateway.telemetry.redaction import redact, redact_event
 from gateway.telemetry.sink import Sink
 
 LogFormat = Literal["console", "json"]
@@ -102,11 +103,7 @@ class _Forwarding(logging.Handler):
 
 
 def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
-    finishing: list[Processor] = [
-        # A traceback is text before it is redacted: an exception's message may quote a header.
-        structlog.processors.format_exc_info,
-        redact_event,
-    ]
+    finishing: list[Processor] = [structlog.processors.format_exc_info, redact_event]
     foreign = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_logger_name,
@@ -120,11 +117,11 @@ def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
     def render(line: _Line) -> str:
         at, event = line
         if isinstance(event, logging.LogRecord):
-            return foreign.format(event) + "\n"
+            return redact(foreign.format(event)) + "\n"
         event["time"] = _iso(at)
         for processor in (*finishing, renderer):
             event = processor(None, "", event)  # type: ignore[assignment]  # the last one gives text
-        return f"{event}\n"
+        return redact(str(event)) + "\n"
 
     def tell_lost(count: int) -> str:
         return render((time.time(), {"event": "log_lines_dropped", "level": "warning", "count": count}))
@@ -134,13 +131,38 @@ def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
 
 def _renderer(format: LogFormat, stream: TextIO) -> Processor:
     if format == "json":
-        return structlog.processors.JSONRenderer(ensure_ascii=False)
+        return _json_line
+    if not stream.isatty():
+        return _plain_line
     return structlog.dev.ConsoleRenderer(
         colors=stream.isatty(),
         timestamp_key="time",
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=24,
     )
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, default=str)
+
+
+def _json_line(_logger: object, _method: str, event: Event) -> str:
+    """Write a line as structlog's JSONRenderer does, without making an encoder for each."""
+    return _ENCODER.encode(event)
+
+
+def _plain_line(_logger: object, _method: str, event: Event) -> str:
+    """Write a line as structlog's ConsoleRenderer does without colours, in a third of its time."""
+    time_, level, name = event.pop("time"), event.pop("level"), event.pop("event")
+    exception, stack = event.pop("exception", None), event.pop("stack", None)
+    fields = " ".join(f"{key}={_shown(value)}" for key, value in sorted(event.items()))
+    texts = (f"\n{text}" for text in (stack, exception) if text)
+    return f"{time_} [{level:<9}] {name:<24} {fields}".rstrip() + "".join(texts)
+
+
+def _shown(value: object) -> str:
+    """A text as it is, unless that could be read as something else."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if text.isprintable() and text and " " not in text and "=" not in text else repr(value)
 
 
 def _add_record_time(_logger: object, _method: str, event: Event) -> Event:

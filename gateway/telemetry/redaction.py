@@ -1,4 +1,8 @@
-"""What never stands in a log line: credentials, by the name of their field and by what they look like. No I/O."""
+"""What never stands in a log line: credentials, by the name of their field and by what they look like. No I/O.
+
+`redact_event` looks at the fields' names, `redact` at the text of the whole line. No pattern matches a quote or a
+backslash, so redacting a rendered line leaves JSON as JSON.
+"""
 
 import re
 from collections.abc import MutableMapping
@@ -23,8 +27,8 @@ _SECRET_NAMES = frozenset(
 _SECRET = re.compile(
     r"\b(?:sk|ek|rk)[-_][A-Za-z0-9_-]{8,}"  # OpenAI's keys and ephemeral keys
     r"|\bgw[ktp]_[A-Za-z0-9_.\-=]{8,}"  # our client secrets, tickets and keys
-    r"|(?<=[Bb]earer )[^\s\"',;]+"
-    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # a user and password in a URL
+    r"|(?<=[Bb]earer )[^\s\"',;\\]+"
+    r"|(?<=://)[^/\s:@\"'\\]*:[^/\s@\"'\\]+(?=@)"  # a user and password in a URL
 )
 
 
@@ -33,23 +37,30 @@ def redact(text: str) -> str:
     return _SECRET.sub(REDACTED, text)
 
 
-def _redacted(value: Any, depth: int = 0) -> Any:  # Any: log fields are of any type
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict) and depth < 4:
+def redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Redact fields by their names, in objects within them, too; a processor of structlog."""
+    for name, value in event.items():
+        if name in _SECRET_NAMES:
+            event[name] = REDACTED
+        elif type(value) not in _PLAIN:
+            event[name] = _plain(value, 0)
+    return event
+
+
+_PLAIN: Final = (str, int, float, bool, type(None))
+
+
+def _plain(value: Any, depth: int) -> Any:  # Any: log fields are of any type
+    """Return what a renderer can show, without what is secret by its name."""
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
         return {
-            name: REDACTED if str(name).lower() in _SECRET_NAMES else _redacted(member, depth + 1)
+            str(name): REDACTED if str(name).lower() in _SECRET_NAMES else _plain(member, depth + 1)
             for name, member in value.items()
         }
-    if isinstance(value, list | tuple) and depth < 4:
-        return [_redacted(member, depth + 1) for member in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return redact(str(value))
+    if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+        return [_plain(member, depth + 1) for member in value]
+    return value if type(value) in _PLAIN else str(value)
 
 
-def redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Redact a log line's fields; a processor of structlog."""
-    for name, value in event.items():
-        event[name] = REDACTED if name in _SECRET_NAMES else _redacted(value)
-    return event
+_MAX_DEPTH: Final = 4
+"""Deeper objects are shown as Python writes them."""

@@ -75,6 +75,18 @@ def test_console_is_plain_where_there_is_no_terminal(written: Callable[..., Call
     assert "\x1b" not in text()
 
 
+def test_console_writes_a_line_as_structlog_does(written: Callable[..., Callable[[], str]]) -> None:
+    """The plain form is written by a shorter way; only what the eye takes for something else is quoted."""
+    fields = {"a": "two words", "b": 1.5, "c": None, "d": "é", "e": ["x"], "f": "k=v", "g": "plain"}
+    text = written("console")
+    structlog.get_logger().info("seen", **fields)
+    _, _, line = text().partition(" ")
+
+    renderer = structlog.dev.ConsoleRenderer(colors=False, timestamp_key="time", pad_event_to=24)
+    expected = renderer(None, "", {"time": "T", "level": "info", "event": "seen", **fields})
+    assert line.rstrip("\n") == str(expected).removeprefix("T ")
+
+
 def test_level_is_kept(written: Callable[..., Callable[[], str]]) -> None:
     """What is below the configured level is not written."""
     text = written("json", "warning")

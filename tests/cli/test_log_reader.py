@@ -1,0 +1,117 @@
+"""`gateway serve` under a log that nobody reads, or that cannot be written: it serves, and ends when it is told."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import pytest
+
+from gateway.client import Client
+from tests.cli.conftest import clean_environment
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 20.0
+REQUESTS = 1500
+"""Each leaves a line of some 200 bytes; a pipe holds 64 KiB."""
+
+
+def free_port() -> int:
+    """A port that nobody has; where the log cannot be read, it cannot tell which one was taken."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(emulator: str, stderr: int) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
+    """Run a gateway with its log going there; gives the process and both addresses."""
+    ports = free_port(), free_port()
+    arguments = ["serve", "--port", str(ports[0]), "--admin-port", str(ports[1]), "--upstream-url", emulator]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        env=clean_environment(OPENAI_API_KEY="sk-test", GATEWAY_DRAIN__TIMEOUT_SECONDS="1"),
+    ) as process:
+        try:
+            yield process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+async def listening(url: str) -> None:
+    """Wait until it answers."""
+    async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as http:
+        while True:
+            try:
+                async with http.get(f"{url}/livez"):
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.05)
+
+
+async def converse(url: str) -> None:
+    """Open sessions and ask for what is not there, many times: every answer comes, and none is 500."""
+    async with asyncio.timeout(SECONDS), Client(url) as client:
+        for _ in range(3):
+            await (await client.open()).close()
+        for _ in range(REQUESTS):
+            async with client.http.get(f"{url}/v1/sessions/gws_none") as answer:
+                assert answer.status == 404
+
+
+def ends(process: "subprocess.Popen[bytes]") -> int:
+    """Tell it to end, and give its exit status."""
+    process.send_signal(signal.SIGTERM)
+    return process.wait(SECONDS)
+
+
+async def test_a_reader_that_leaves_after_two_lines(emulator: str) -> None:
+    """As in `gateway serve 2>&1 | head -2`."""
+    reading, writing = os.pipe()
+    with serving(emulator, writing) as (process, url, _):
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            assert all("listening on" in lines.readline() for _ in range(2))
+        await converse(url)
+
+        assert ends(process) == 0
+
+
+async def test_a_reader_that_stops_reading(emulator: str) -> None:
+    """Once the pipe is full the log waits, and nothing else does."""
+    reading, writing = os.pipe()
+    with serving(emulator, writing) as (process, url, _):
+        os.close(writing)
+        await listening(url)
+        await converse(url)
+
+        assert ends(process) == 0
+    os.close(reading)
+
+
+async def test_a_full_disk(emulator: str) -> None:
+    """Every line fails; the metric counts them."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    with serving(emulator, full) as (process, url, admin):
+        os.close(full)
+        await listening(url)
+        await converse(url)
+        async with aiohttp.ClientSession() as http, http.get(f"{admin}/metrics") as answer:
+            found = re.search(
+                r"^realtime_gateway_log_lines_dropped_total (\S+)", await answer.text(), re.MULTILINE
+            )
+
+        assert found is not None
+        assert float(found[1]) >= REQUESTS
+        assert ends(process) == 0
