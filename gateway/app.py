@@ -6,10 +6,13 @@ configuration. Rooms get frozen values of their own. Tests build this same type 
 
 import asyncio
 import hashlib
+import resource
 import secrets
 import ssl
+import sys
 from collections.abc import Callable
 from ipaddress import ip_network
+from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -24,10 +27,12 @@ from gateway.downstream.admin import Operator
 from gateway.downstream.auth.access import ANONYMOUS, Access, AccessRules, KeyRule
 from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_origin
+from gateway.downstream.http.connections import ConnectionLimits
 from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
-from gateway.downstream.server import Binding, Parts, Server
+from gateway.downstream.server import Parts, Server
 from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub, template
@@ -39,6 +44,10 @@ from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
 from gateway.upstream.signalling import proxy_for
 from gateway.upstream.webrtc import WebRTCDialer
+
+RESERVED_DESCRIPTORS: Final = 64
+"""For the operator's listener, log files, DNS and signalling. Of the rest, clients' connections may take half, so that
+sessions always find theirs."""
 
 log = structlog.stdlib.get_logger()
 
@@ -104,6 +113,7 @@ class Gateway:
                 operator=self._operator(exposition(registry)),
                 stream=stream_limits(config),
                 limits=server_limits(config),
+                connections=connection_limits(config, _descriptors()),
                 clock=clock,
             )
         )
@@ -258,8 +268,21 @@ def server_limits(config: Config) -> ServerLimits:
         header_seconds=server.header_timeout_seconds,
         body_seconds=server.body_timeout_seconds,
         keepalive_seconds=server.keepalive_seconds,
+        write_seconds=config.stream.write_timeout_seconds,
         max_header_bytes=server.max_header_bytes,
     )
+
+
+def connection_limits(config: Config, descriptors: int) -> ConnectionLimits:
+    """Map the limits of all connections together, within the process's limit on descriptors."""
+    share = (descriptors - RESERVED_DESCRIPTORS) // 2
+    return ConnectionLimits(max_connections=max(1, min(config.server.max_connections, share)))
+
+
+def _descriptors() -> int:
+    """Return how many descriptors the process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def stream_limits(config: Config) -> StreamLimits:

@@ -1,6 +1,7 @@
 """Runs a gateway for a command: its configuration, its signals, its end."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ async def serve_until_told(
         log.info("signal_received", signal=name)
 
     loop = asyncio.get_running_loop()
+    # A connection and a session take a descriptor each; the soft limit is often 1024.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with config_errors_exit():
         gateway = Gateway(config)
     for number in (signal.SIGTERM, signal.SIGINT):

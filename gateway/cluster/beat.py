@@ -127,10 +127,6 @@ class Beat:
         """Return what a node said of itself last, None for one that is not on the list."""
         return self._seen.get(node)
 
-    def lives(self, node: str) -> bool:
-        """Tell whether a node is on the list and not taken for dead."""
-        return node in self._seen and node not in self._liveness.dead(boottime())
-
     def dead(self) -> list[str]:
         """Return the nodes that are to be replaced."""
         return self._liveness.dead(boottime())

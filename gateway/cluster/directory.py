@@ -18,7 +18,7 @@ from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.settings import ClusterSettings
 from gateway.cluster.wire import ReplyError
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.journal import Journal, Location, Peer
+from gateway.relay.journal import Journal, Peer
 from gateway.relay.ports import Principal
 from gateway.relay.records import VERSION, Border, Record, UnreadableRecord, decode, encode, sequence_of
 
@@ -57,6 +57,15 @@ class Stored:
     """Records behind it."""
     journal: RedisJournal
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a session lives."""
+
+    node: str
+    url: str | None
+    """Where the node listens for others; None for one that is not on the list of nodes."""
 
 
 class RedisDirectory:
@@ -153,9 +162,14 @@ class RedisDirectory:
         except (AwayError, DeniedError, ReplyError):
             return  # The keys expire, and the indexes are pruned when somebody meets them.
 
+    async def owner(self, session_id: str) -> str | None:
+        found = await self.locate(session_id)
+        return None if found is None else found.node
+
     # --- for forwarding -----------------------------------------------------------------------------------------------
 
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
+        """Find who owns a session; `fresh` asks Redis whatever was known. Raises OverloadError `recovering`."""
         now = time.monotonic()
         known = None if fresh else self._owners.get(session_id)
         if known is None or now - known[0] > OWNER_SECONDS:
@@ -171,7 +185,7 @@ class RedisDirectory:
             while len(self._owners) > MAX_OWNERS:
                 self._owners.popitem(last=False)
         status = self._beat.status_of(known[1])
-        return Location(known[1], None if status is None else status.url, self._beat.lives(known[1]))
+        return Location(known[1], None if status is None else status.url)
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the ids of a principal's sessions, newest first; some may be gone."""

@@ -46,6 +46,7 @@ class Server(Section):
     keepalive_seconds: Seconds = 75.0
     max_event_bytes: Annotated[int, Field(ge=KIB)] = MIB
     max_batch_events: Count = 256
+    max_connections: Count = 10_000
     memory_budget_bytes: Annotated[int, Field(ge=64 * MIB)] = 2048 * MIB
 
     @model_validator(mode="after")

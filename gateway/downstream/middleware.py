@@ -33,6 +33,7 @@ from gateway.downstream.http.app_keys import (
     SESSION,
     TELEMETRY,
 )
+from gateway.downstream.http.protocol import Connection
 from gateway.errors import CallerError, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,6 +49,8 @@ CLIENT_LEFT: Final = 499
 
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by machines under whatever address they know; they show nothing that a rebinding page could use."""
+
+STREAMED: Final = frozenset({"text/event-stream", "application/x-ndjson"})
 
 API_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -116,9 +119,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn away what no page may do, and answer preflights."""
     rules = request.app[ACCESS].rules
-    _require_host(request, rules)
+    refusal = _refusal(request)
+    if refusal is None:
+        _require_host(request, rules)
     origins = request.headers.getall(hdrs.ORIGIN, [])
     if not origins:
+        if refusal is not None:
+            raise refusal
         return await handler(request)
     # No browser sends two; where one comes between that adds another, which of them is the page's cannot be told.
     origin = origins[0] if len(origins) == 1 else "null"
@@ -126,6 +133,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[_CORS] = cors_headers(origin, any_origin="*" in rules.cors_origins)
     elif not _is_own(request, origin, rules):
         raise CallerError("origin-not-allowed", "Pages of this origin may not call this gateway.")
+    if refusal is not None:
+        raise refusal
     if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         return web.Response(status=204, headers=preflight_headers())
     return await handler(request)
@@ -143,6 +152,12 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if request.path.startswith("/v1/"):
         for name, value in API_HEADERS.items():
             headers.setdefault(name, value)
+    else:
+        headers.setdefault(hdrs.VARY, hdrs.ORIGIN)
+    if type(response) is web.StreamResponse or response.content_type in STREAMED:
+        # The end of a stream is the end of its connection: readers below HTTP see no other end.
+        response.force_close()
+        headers[hdrs.CONNECTION] = "close"
     headers.update(request.get(_CORS, {}))
 
 
@@ -152,13 +167,22 @@ def route_of(request: web.Request) -> str:
     return resource.canonical if resource is not None else "other"
 
 
+def _refusal(request: web.Request) -> GatewayError | None:
+    """Return what the connection found wrong with the request before any handler saw it."""
+    protocol = request.protocol
+    return protocol.refusal(request) if isinstance(protocol, Connection) else None
+
+
 def _client_left(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     request[ERROR_CODE] = error.code
-    return problem.response(error, request.rel_url.raw_path)
+    answer = problem.response(error, request.rel_url.raw_path)
+    if error is _refusal(request):
+        answer.force_close()
+    return answer
 
 
 def _cut(request: web.Request, error: Exception) -> web.Response:

@@ -4,22 +4,17 @@
 It knows no configuration: it is given each room's limits as frozen values.
 """
 
-import asyncio
-import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
 from gateway.downstream.auth.access import ACCESS, Access
 from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, TELEMETRY
+from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
-from gateway.downstream.http.protocol import Connection
-from gateway.downstream.peers.elsewhere import ELSEWHERE, Elsewhere, elsewhere
-from gateway.downstream.peers.internal import PEERS, admit, identify
+from gateway.downstream.http.listener import Binding, Listener
 from gateway.downstream.reading import resource as reads
 from gateway.downstream.reading.stream import STREAM, StreamLimits
 from gateway.downstream.turns import resource as turns
@@ -27,17 +22,7 @@ from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.telemetry import DownstreamTelemetry
 
-BACKLOG: Final = 1024
-"""Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Where to listen. Port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
+OPERATOR_CONNECTIONS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +35,21 @@ class Parts:
     operator: admin.Operator
     stream: StreamLimits = field(default_factory=StreamLimits)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    """Of the client's listener."""
     clock: Clock = field(default_factory=Clock)
-    elsewhere: Elsewhere | None = None
-    """What passes requests on to other nodes; None for one process."""
 
 
 class Server:
     """Both listeners, from `start` to `close`."""
 
     def __init__(self, parts: Parts) -> None:
-        self._client_side = Listener(client_application(parts), parts.limits)
-        self._operator_side = Listener(operator_application(parts), parts.limits)
-        self._elsewhere = parts.elsewhere
-        self._peers_side = (
-            None
-            if parts.elsewhere is None
-            else Listener(internal_application(parts, parts.elsewhere), parts.limits)
+        self._client_side = Listener(client_application(parts), parts.limits, _connections(parts))
+        # Of its own, so that clients cannot take the operator's.
+        operators = replace(parts.connections, max_connections=OPERATOR_CONNECTIONS)
+        self._operator_side = Listener(
+            operator_application(parts), parts.limits, _connections(replace(parts, connections=operators))
         )
-
-    async def listen_to_peers(self, peers: Binding) -> None:
-        """Listen for the other nodes, before they are told that this one is there. Raises OSError."""
-        assert self._peers_side is not None, "only where there are several nodes"
-        await self._peers_side.start(peers)
 
     async def start(self, client: Binding, operator: Binding) -> None:
         """Listen on both. Raises OSError where an address cannot be had, after which neither listens."""
@@ -86,16 +64,6 @@ class Server:
         """Stop listening, end the streams, and give running requests a moment. Harmless when repeated."""
         await self._client_side.close()
         await self._operator_side.close()
-        if self._peers_side is not None:
-            await self._peers_side.close()
-        if self._elsewhere is not None:
-            self._elsewhere.close()
-
-    @property
-    def peers_url(self) -> str:
-        """The other nodes' side, with its real port."""
-        assert self._peers_side is not None, "only where there are several nodes"
-        return self._peers_side.url
 
     @property
     def url(self) -> str:
@@ -108,58 +76,13 @@ class Server:
         return self._operator_side.url
 
 
-class Listener:
-    """One application on one address."""
-
-    def __init__(self, app: web.Application, limits: ServerLimits) -> None:
-        self._limits = limits
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
-        self._server: asyncio.Server | None = None
-        self._scheme = "http"
-
-    async def start(self, binding: Binding) -> None:
-        loop = asyncio.get_running_loop()
-        await self._runner.setup()
-        http = self._runner.server
-        assert http is not None  # set up above
-        # Not aiohttp's own site, which knows no other connection class.
-        self._server = await loop.create_server(
-            lambda: Connection(http, self._limits, loop),
-            binding.host,
-            binding.port,
-            ssl=binding.tls,
-            backlog=BACKLOG,
-        )
-        self._scheme = "https" if binding.tls else "http"
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        await self._runner.cleanup()
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
-
-    @property
-    def url(self) -> str:
-        assert self._server is not None, "not listening"
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
+def _connections(parts: Parts) -> Connections:
+    return Connections(parts.connections, parts.telemetry, parts.hub.budget, parts.clock.monotonic)
 
 
 def client_application(parts: Parts) -> web.Application:
     """Build the client's side."""
-    return _with_client_routes(_application(parts, open_to_pages=True), parts)
-
-
-def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
-    """Build the other nodes' side."""
-    app = _application(parts, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
-    app[PEERS] = elsewhere.signatures
-    return _with_client_routes(app, parts)
-
-
-def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
+    app = _application(parts, open_to_pages=True)
     app[STREAM] = parts.stream
     probes.add_routes(app)
     for resource in (sessions, events, reads, turns, openapi, console):
@@ -179,23 +102,15 @@ def operator_application(parts: Parts) -> web.Application:
     return app
 
 
-def _application(
-    parts: Parts, *, open_to_pages: bool, middlewares: Sequence[Middleware] = ()
-) -> web.Application:
+def _application(parts: Parts, *, open_to_pages: bool) -> web.Application:
     app = web.Application(
-        middlewares=middlewares or _middlewares(parts), client_max_size=parts.limits.max_body_bytes
+        middlewares=[middleware.observe, middleware.answer_errors, middleware.guard],
+        client_max_size=parts.limits.max_body_bytes,
     )
-    if parts.elsewhere is not None:
-        app[ELSEWHERE] = parts.elsewhere
     app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
     app.on_response_prepare.append(middleware.add_headers)
     return app
-
-
-def _middlewares(parts: Parts) -> Sequence[Middleware]:
-    every = (middleware.observe, middleware.answer_errors, middleware.guard)
-    return every if parts.elsewhere is None else (*every, elsewhere)
 
 
 async def _expect_later(request: web.Request) -> None:

@@ -168,10 +168,6 @@ class Hub:
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
         return session
 
-    def has(self, session_id: str) -> bool:
-        """Tell whether the session lives in this process."""
-        return session_id in self._sessions
-
     def sessions(self, principal: Principal) -> list[View]:
         """The caller's own, newest first."""
         return [s.view() for s in reversed(self._sessions.values()) if _owns(principal, s)]

@@ -88,6 +88,10 @@ class DownstreamTelemetry(Protocol):
     def http_failed(self, request_id: str, error: BaseException) -> None:
         """A handler raised what it should not have: logged with the traceback, answered as `internal`."""
 
+    def connections_refused(self, count: int, reason: str) -> None:
+        """Connections were refused since the last call, which is made at most once a minute. `reason`: connections or
+        descriptors, whichever all are in use."""
+
     def relayed_up(self, seconds: float) -> None: ...
     def relayed_down(self, seconds: float) -> None:
         """Hot: from the data channel to the first socket write."""

@@ -83,6 +83,7 @@ class Metrics:
         self.http_request = requests.http_request
         self.http_answered = requests.http_answered
         self.http_failed = requests.http_failed
+        self.connections_refused = requests.connections_refused
         self.idempotent_replay = requests.idempotent_replay
         self.stream_opened = requests.stream_opened
         self.stream_closed = requests.stream_closed

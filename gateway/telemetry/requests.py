@@ -67,6 +67,12 @@ class RequestMetrics:
     def idempotent_replay(self) -> None:
         self._idempotent.inc()
 
+    def connections_refused(self, count: int, reason: str) -> None:
+        remedy = "raise the limit on open files (ulimit -n)"
+        if reason == "connections":
+            remedy = "raise server.max_connections, or find out who opens so many"
+        log.warning("connections_refused", count=count, reason=reason, remedy=remedy)
+
     def stream_opened(self, format: str, replay: bool) -> None:
         format = known(format, words.FORMATS)
         self._streams.labels(format).inc()

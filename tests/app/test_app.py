@@ -12,7 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.app import Gateway, access_rules, relay_limits, server_limits, stream_limits, upstream_config
+from gateway.app import (
+    Gateway,
+    access_rules,
+    connection_limits,
+    relay_limits,
+    server_limits,
+    stream_limits,
+    upstream_config,
+)
 from gateway.config import Config, ConfigError, load
 from gateway.config.reading import keys
 from gateway.downstream.auth.access import KeyRule
@@ -72,6 +80,7 @@ ELSEWHERE = {
     # seen in the tests below and in those of the command line
     "server.host",
     "server.port",
+    "server.max_connections",
     "server.memory_budget_bytes",
     "server.tls_certificate_file",
     "server.tls_key_file",
@@ -168,6 +177,13 @@ def test_the_memory_budget_reaches_the_relay() -> None:
     gateway = Gateway(changed("server.memory_budget_bytes", 64 << 20))
 
     assert gateway._hub.budget.total_bytes == 64 << 20
+
+
+def test_connections_leave_descriptors_for_sessions() -> None:
+    """Half of what the process may open, less a reserve, however many are configured."""
+    assert connection_limits(changed("server.max_connections", 50), 1024).max_connections == 50
+    assert connection_limits(Config(), 1024).max_connections == 480
+    assert connection_limits(Config(), 1 << 20).max_connections == 10_000
 
 
 def test_key_limits_reach_the_rules() -> None:

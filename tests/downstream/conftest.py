@@ -11,9 +11,10 @@ from gateway.downstream.admin import Operator
 from gateway.downstream.auth.access import Access, AccessRules
 from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
-from gateway.downstream.server import Binding, Parts, Server
+from gateway.downstream.server import Parts, Server
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
 from gateway.relay.telemetry import Telemetry
@@ -45,7 +46,9 @@ async def build() -> AsyncIterator[Build]:
             drain=lambda: drained.append(True),
             token_sha256=token,
         )
-        parts = Parts(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits or ServerLimits())
+        # A client that closes its side has left: tests of leaving need not wait. `test_protocol` has the other case.
+        limits = limits or ServerLimits(half_close_seconds=0)
+        parts = Parts(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits)
         server = Server(parts)
         await server.start(Binding(), Binding())
         # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.

@@ -5,15 +5,13 @@ Own code rather than `request.read()`, because that neither has a deadline nor s
 """
 
 import asyncio
-import hashlib
-import hmac
 import re
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.downstream.http.app_keys import BODY_SHA256, LIMITS
+from gateway.downstream.http.app_keys import LIMITS
 from gateway.errors import CallerError
 
 JSON: Final = "application/json"
@@ -50,14 +48,10 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
     await _continue(request)
     try:
         async with asyncio.timeout(limits.body_seconds):
-            body = await _collect(request, limit)
+            return await _collect(request, limit)
     except TimeoutError:
         detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
         raise CallerError("request-timeout", detail) from None
-    signed = request.get(BODY_SHA256)
-    if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
-        raise CallerError("forbidden", "The body is not the one that the other node signed.")
-    return body
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -73,7 +67,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 async def _continue(request: web.Request) -> None:
     # RFC 9110 10.1.1. Only now, so that who is refused need not send the body at all.
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+    if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

@@ -1,28 +1,81 @@
-"""One client connection: aiohttp's handler with the two things that it lacks.
+"""One client connection: aiohttp's handler with what it lacks.
 
-It cuts a connection whose request head does not arrive in time (aiohttp waits as long as a byte drips now and then),
-and it answers in the gateway's form where no application was reached: a bare 400 to bytes that are not HTTP, a
-problem object to the rest.
+* A request head must arrive within a time and a size, also one that is pipelined behind another request.
+* A client that closes its sending side after its request still gets the answer (RFC 9112 9.6, half-closed connections).
+* An answer that is not taken is cut off: little is buffered between it and the socket, and a client that takes nothing
+  for the write deadline loses its connection. This holds for every answer, not only for streams.
+* What never reached the application is answered in the gateway's form, see `parser`.
+
+A FIN does not tell a half-closed client from one that has left. It counts as half-closed when it comes right after the
+request, or when the request said `Connection: close`. Otherwise, and when the next write is answered by a reset, the
+client has left.
 """
 
 import asyncio
+import fcntl
+import secrets
+import socket
+import struct
+import termios
 from collections.abc import Callable
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final, cast
 
 from aiohttp import web
 
 from gateway.downstream.http import problem
 from gateway.downstream.http.answers import SERVER_NAME, compact
+from gateway.downstream.http.app_keys import PRINCIPAL
+from gateway.downstream.http.connections import Connections
 from gateway.downstream.http.limits import ServerLimits
-from gateway.errors import CallerError
+from gateway.downstream.http.parser import RequestParser
+from gateway.errors import CallerError, GatewayError, OverloadError
+from gateway.relay.budget import UNKNOWN
+
+WRITE_BUFFER_BYTES: Final = 8 * 1024
+"""What asyncio keeps of an answer before a write waits; its own default is 64 KiB."""
+
+CHARGED_BODY_BYTES: Final = 16 * 1024
+"""Answers up to this size are not charged to the memory budget: they are short-lived, and charging costs time."""
+
+RESET_POLL_SECONDS: Final = 1.0
+"""How often a half-closed connection is looked at: asyncio reads no more from it, so it reports no reset."""
+
+_INT: Final = struct.Struct("i")
+_TCP_CLOSE: Final = 7
+"""The state of a connection that was reset, the first byte of Linux' `struct tcp_info`."""
+
+RETRY_CAPACITY_SECONDS: Final = 5.0
 
 
 class Connection(web.RequestHandler):
     """Speaks HTTP with one client."""
 
-    __slots__ = ("_head_seconds", "_head_timer", "_on_lost")
+    __slots__ = (
+        "_answered",
+        "_connections",
+        "_half_closed",
+        "_head_late",
+        "_head_timer",
+        "_left",
+        "_limits",
+        "_on_lost",
+        "_received_at",
+        "_refused",
+        "_requests",
+        "_reset_timer",
+        "_sent_all",
+        "_wire",
+        "_write_timer",
+    )
 
-    def __init__(self, server: web.Server, limits: ServerLimits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        limits: ServerLimits,
+        loop: asyncio.AbstractEventLoop,
+        connections: Connections,
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -33,9 +86,27 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]  # aiohttp's own way to say "none", missing in its annotation
         )
-        self._head_seconds = limits.header_seconds
+        self._limits = limits
+        self._connections = connections
+        self._requests = RequestParser(
+            self._parser, max_line_bytes=limits.max_line_bytes, max_head_bytes=limits.max_head_bytes
+        )
+        self._parser = self._requests  # type: ignore[assignment]  # it has the methods that aiohttp calls
+        self._wire: asyncio.Transport | None = None
+        """The transport until it is lost; `transport` is None once it is closing."""
+        self._answered = 0
+        self._received_at = 0.0
+        self._half_closed = False
+        self._sent_all: asyncio.Future[None] | None = None
+        self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_late = False
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._left = 0
+        self._reset_timer: asyncio.TimerHandle | None = None
         self._on_lost: list[Callable[[], None]] = []
+
+    # --- what handlers ask --------------------------------------------------------------------------------------------
 
     def on_lost(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call when the connection is lost, until the returned function is called.
@@ -45,22 +116,207 @@ class Connection(web.RequestHandler):
         self._on_lost.append(call)
         return lambda: self._on_lost.remove(call) if call in self._on_lost else None
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._waits_for_head():
-            if self._head_timer is None:
-                self._head_timer = self._loop.call_later(self._head_seconds, self._cut)
-        elif self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def refusal(self, request: web.BaseRequest) -> GatewayError | None:
+        """Return the error that answers a request which must not be handled."""
+        if self._refused:
+            return OverloadError(
+                "capacity", "All connections are in use.", retry_after=RETRY_CAPACITY_SECONDS
+            )
+        return self._requests.refusal(request._message)  # noqa: SLF001  # the message is known by nothing else
+
+    # --- opening and losing -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # uvloop's transports are no instances of asyncio's classes.
+        self._wire = wire = cast("asyncio.Transport", transport)
+        wire.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._refused = not self._connections.opened(self)
+        self._head_timer = self._loop.call_later(self._limits.header_seconds, self._head_overdue)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._wire is not None:
+            self._wire = None
+            self._connections.lost(self)
+            self._connections.head_grew(-self._requests.unfinished)
+        for timer in (self._head_timer, self._write_timer, self._reset_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._write_timer = self._reset_timer = None
+        self._finish_lingering()
         super().connection_lost(exc)
         for call in list(self._on_lost):
             call()
+
+    async def start(self) -> None:
+        """Serve requests until the connection ends."""
+        try:
+            await super().start()
+        except Exception:
+            if self._manager is not None:
+                raise
+            # aiohttp trips over a connection that is lost between two of its steps. Nobody is left to answer.
+
+    def close_idle(self) -> None:
+        """Close a connection on which no request is under way."""
+        self.force_close()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._force_close or self._close:
+            return
+        requests, count = self._requests, self._request_count
+        before = requests.unfinished
+        super().data_received(data)
+        self._received_at = self._loop.time()
+        if self._request_count != count:
+            self._connections.busy(self)
+        grown = requests.unfinished - before
+        if grown and not self._connections.head_grew(grown):
+            self._end(
+                OverloadError(
+                    "capacity", "Too many requests are arriving.", retry_after=RETRY_CAPACITY_SECONDS
+                )
+            )
+            return
+        if requests.unfinished:
+            if not before or self._head_timer is None:
+                self._restart_head_timer()
+        elif self._head_timer is not None and self._request_count:
+            self._head_timer.cancel()
+            self._head_timer = None
+            self._head_late = False
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
+        """Keep a half-closed connection open for the answers that are owed. asyncio closes it on False."""
+        requests = self._requests
+        self._finish_lingering()
+        if not self._owed or requests.reads_body or requests.unfinished:
+            return False
+        since = self._loop.time() - self._received_at
+        if not (requests.says_close or since < self._limits.half_close_seconds):
+            return False
+        self._half_closed = True
+        self._reset_timer = self._loop.call_later(RESET_POLL_SECONDS, self._look_for_reset)
+        return True
+
+    @property
+    def _owed(self) -> int:
+        """Requests that have arrived and are not answered yet."""
+        return self._request_count - self._answered
+
+    def _look_for_reset(self) -> None:
+        self._reset_timer = None
+        wire = self._wire
+        connection = wire.get_extra_info("socket") if wire is not None else None
+        if wire is None or connection is None or not hasattr(socket, "TCP_INFO"):
+            return
+        try:
+            reset = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        except OSError:
+            return  # Not a TCP socket.
+        if reset:
+            wire.abort()
+        else:
+            self._reset_timer = self._loop.call_later(RESET_POLL_SECONDS, self._look_for_reset)
+
+    def _restart_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self._loop.call_later(self._limits.header_seconds, self._head_overdue)
+
+    def _head_overdue(self) -> None:
+        self._head_timer = None
+        if self._owed:
+            self._head_late = True  # What is owed before it is answered first.
+        elif self._requests.unfinished:
+            seconds = self._limits.header_seconds
+            detail = f"The request's head did not arrive within {seconds:g} seconds."
+            self._end(CallerError("request-timeout", detail))
+        else:
+            self.force_close()
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer, or the rest of it, and end the connection where nothing can follow."""
+        last = self._owed <= 1 and (self._half_closed or self._head_late)
+        if last and not getattr(resp, "prepared", True):
+            resp.force_close()
+        body = resp.body if isinstance(resp, web.Response) else None
+        try:
+            if not isinstance(body, bytes) or len(body) <= CHARGED_BODY_BYTES:
+                return await super().finish_response(request, resp, start_time)
+            with self._connections.budget.open(request.get(PRINCIPAL, UNKNOWN)) as held:
+                try:
+                    held.take(len(body))
+                except GatewayError as error:
+                    resp = problem.response(error, request.rel_url.raw_path)
+                return await super().finish_response(request, resp, start_time)
+        finally:
+            self._answered += 1
+            if self._requests.broken and not self._owed:
+                await self._linger()
+            if not self._owed:
+                if self._half_closed or self._head_late:
+                    self.close()
+                elif self._wire is not None:
+                    self._connections.idle(self)
+
+    async def _linger(self) -> None:
+        """Let the client finish sending what is not understood: closing now would reset the connection, and the client
+        would lose the answer (RFC 9112 9.6)."""
+        wire = self._wire
+        if wire is None or not wire.can_write_eof():
+            return
+        wire.write_eof()
+        self._sent_all = self._loop.create_future()
+        timer = self._loop.call_later(self._limits.linger_seconds, self._finish_lingering)
+        try:
+            await self._sent_all
+        finally:
+            timer.cancel()
+            self._sent_all = None
+
+    def _finish_lingering(self) -> None:
+        if self._sent_all is not None and not self._sent_all.done():
+            self._sent_all.set_result(None)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._left = self._unsent()
+        self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _writing_overdue(self) -> None:
+        """Cut off a client that takes nothing. One that took some has as long again for the rest."""
+        self._write_timer = None
+        left = self._unsent()
+        if left < self._left:
+            self._left = left
+            self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
+        elif self._wire is not None:
+            self._wire.abort()
+
+    def _unsent(self) -> int:
+        """Return the bytes that the client has not acknowledged: those in our buffer, and those in the kernel's."""
+        wire = self._wire
+        if wire is None:
+            return 0
+        connection = wire.get_extra_info("socket")
+        try:
+            (kernel,) = _INT.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:
+            kernel = 0  # Not a TCP socket.
+        return int(wire.get_write_buffer_size() + kernel)
 
     def handle_error(
         self,
@@ -78,25 +334,24 @@ class Connection(web.RequestHandler):
         answer.force_close()
         return answer
 
-    def _waits_for_head(self) -> bool:
-        """Tell whether bytes came that make no request yet: nothing is queued and nothing is being answered."""
-        waiter = self._waiter
-        return not self._messages and waiter is not None and not waiter.done()
-
-    def _cut(self) -> None:
-        self._head_timer = None
-        if not self._waits_for_head() or self.transport is None:
+    def _end(self, error: GatewayError) -> None:
+        """Answer a request of which only a part has arrived, and close."""
+        if self.transport is None:
             return
-        error = CallerError(
-            "request-timeout", f"The request's head did not arrive within {self._head_seconds:g} seconds."
-        )
+        request_id, status = secrets.token_hex(12), error.kind.status
         body = compact(problem.document(error, "/"))
         head = (
-            "HTTP/1.1 408 Request Timeout\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"Content-Type: {problem.MEDIA_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\n"
+            f"X-Request-Id: {request_id}\r\n"
+            f"Server: {SERVER_NAME}\r\n"
             "Cache-Control: no-store\r\n"
+            "Vary: Accept, Origin\r\n"
             "Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
         self.force_close()
+        telemetry = self._connections.telemetry
+        telemetry.http_request("other", "other", status, 0.0)
+        telemetry.http_answered(request_id, {"route": "other", "status": status, "code": error.code})

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 
 from aiohttp import hdrs, web
 
-from gateway.downstream.http.wire import UNBUFFERED, tune, watch_loss
+from gateway.downstream.http.wire import UNBUFFERED, watch_loss
 from gateway.downstream.reading.parameters import Reading
 from gateway.downstream.reading.rendering import Rendering
 from gateway.downstream.reading.sse import NEVER_RETRY_MS
@@ -191,7 +191,6 @@ class Stream:
         )
         await response.prepare(request)
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
-        tune(request.transport, self._around.limits.write_seconds)
         ignore_loss = watch_loss(request, self._leave)
         unsubscribe = self._reader.subscribe(self.wake)
         head = self._reader.head

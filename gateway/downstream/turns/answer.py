@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream.http.answers import json_answer
-from gateway.downstream.http.wire import UNBUFFERED, tune, watch_loss
+from gateway.downstream.http.wire import UNBUFFERED, watch_loss
 from gateway.downstream.reading.parameters import Reading
 from gateway.downstream.reading.rendering import EventStream
 from gateway.downstream.reading.resource import ERROR, error_members, expired, surroundings
@@ -189,7 +189,6 @@ class Answer:
     async def _prepared(self, content_type: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": content_type, **UNBUFFERED, **self._headers})
         await response.prepare(self._request)
-        tune(self._request.transport, self._request.app[STREAM].write_seconds)
         return response
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:

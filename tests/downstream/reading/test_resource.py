@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.client import BlockParser
+from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.resource import TICKER
 from gateway.downstream.reading.stream import PAGE_BYTES, StreamLimits
-from gateway.downstream.server import Binding, Server
+from gateway.downstream.server import Server
 from gateway.relay.limits import RelayLimits
 from gateway.relay.state import CloseReason
 from tests.downstream.house import Build, House

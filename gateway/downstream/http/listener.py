@@ -1,0 +1,246 @@
+"""One application on one address: accepting connections.
+
+Own code rather than `loop.create_server`, for two reasons. uvloop accepts one connection per turn of the loop, so that
+under a flood of requests a new connection waits for seconds (measured: 200 of them 6 to 21 s). And neither loop tells a
+client anything when the process is out of descriptors.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http import problem
+from gateway.downstream.http.answers import SERVER_NAME, compact
+from gateway.downstream.http.connections import Connections
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.protocol import RETRY_CAPACITY_SECONDS, Connection
+from gateway.errors import OverloadError
+
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
+
+ACCEPT_BATCH: Final = 64
+"""Connections accepted in one turn of the loop. More would hold up those that are being served."""
+
+SEND_BUFFER_BYTES: Final = 32 * 1024
+"""The kernel's buffer of an answer. Its own default grows to 4 MiB for a client that does not read. Each round trip carries
+about this much, so that a client 100 ms away gets 300 KB a second."""
+
+PAUSE_SECONDS: Final = 0.5
+"""How long accepting stops when the kernel is out of memory or descriptors and nothing can be freed."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+
+
+class Listener:
+    """Accepts connections for one application, from `start` to `close`."""
+
+    def __init__(self, app: web.Application, limits: ServerLimits, connections: Connections) -> None:
+        self._limits = limits
+        self._connections = connections
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
+        self._sockets: list[socket.socket] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._spare: int | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    async def start(self, binding: Binding) -> None:
+        """Listen. Raises OSError where the address cannot be had."""
+        await self._runner.setup()
+        self._tls = binding.tls
+        self._sockets = await _bound(binding, int(self._limits.write_seconds * 2000))
+        # Given up to accept one more connection when descriptors run out, so that it can be told.
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        for listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening.fileno(), self._accept, listening)
+
+    async def close(self) -> None:
+        """Stop accepting, and give running requests a moment. Harmless when repeated."""
+        loop = asyncio.get_running_loop()
+        sockets, self._sockets = self._sockets, []
+        for listening in sockets:
+            loop.remove_reader(listening.fileno())
+            listening.close()
+        for task in self._opening:
+            task.cancel()
+        if self._opening:
+            await asyncio.wait(set(self._opening))
+        await self._runner.cleanup()
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    @property
+    def url(self) -> str:
+        assert self._sockets, "not listening"
+        host, port = self._sockets[0].getsockname()[:2]
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                connection, _ = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._connections.refused("descriptors")
+                if not self._refuse_one(listening):
+                    self._pause(listening)
+                    return
+                continue
+            connection.setblocking(False)
+            if self._connections.room:
+                task = asyncio.get_running_loop().create_task(self._open(connection), name="accept")
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            else:
+                self._connections.refused("connections")
+                self._turn_away(connection)
+
+    async def _open(self, connection: socket.socket) -> None:
+        """Hand a connection to its protocol, TLS handshake included."""
+        loop, http = asyncio.get_running_loop(), self._runner.server
+        assert http is not None  # set up by `start`
+        try:
+            await loop.connect_accepted_socket(
+                lambda: Connection(http, self._limits, loop, self._connections),
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._limits.header_seconds if self._tls else None,
+            )
+        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    def _refuse_one(self, listening: socket.socket) -> bool:
+        """Accept one connection with the spare descriptor and tell it that there is no room."""
+        if self._spare is None:
+            return False
+        os.close(self._spare)
+        self._spare = None
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return False
+        else:
+            self._turn_away(connection)
+            return True
+        finally:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+            except OSError:
+                self._spare = None  # Somebody else took it; the next pause tries again.
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """Say 503 as far as one write goes, and close."""
+        try:
+            connection.setblocking(False)
+            if self._tls is None:
+                connection.send(_FULL)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+    def _pause(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening.fileno())
+
+        def resume() -> None:
+            if listening not in self._sockets:
+                return
+            if self._spare is None:
+                try:
+                    self._spare = os.open(os.devnull, os.O_RDONLY)
+                except OSError:
+                    self._pause(listening)
+                    return
+            loop.add_reader(listening.fileno(), self._accept, listening)
+
+        loop.call_later(PAUSE_SECONDS, resume)
+
+
+async def _bound(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
+    """Return a listening socket for each address of the host. Accepted connections inherit their options."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(
+        binding.host or None, binding.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    port = binding.port
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                listening = socket.socket(family, kind, protocol)
+                sockets.append(listening)
+                _set_options(listening, user_timeout_ms)
+                listening.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                sockets.pop().close()  # IPv6 may be switched off where a name has an address of it.
+                absent = error
+                continue
+            listening.listen(BACKLOG)
+            port = port or listening.getsockname()[1]  # One port for all addresses of the name.
+        if not sockets:
+            assert absent is not None  # getaddrinfo gives at least one address
+            raise absent
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def _set_options(listening: socket.socket, user_timeout_ms: int) -> None:
+    listening.setblocking(False)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if listening.family == socket.AF_INET6:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Bytes that nobody acknowledges end the connection, where keepalive would wait for hours (RFC 5482).
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+
+
+def _full() -> bytes:
+    error = OverloadError("capacity", "All connections are in use.", retry_after=RETRY_CAPACITY_SECONDS)
+    body = compact(problem.document(error, "/"))
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\n"
+        f"Content-Type: {problem.MEDIA_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"Retry-After: {RETRY_CAPACITY_SECONDS:g}\r\n"
+        f"Server: {SERVER_NAME}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+_FULL: Final = _full()

@@ -1,0 +1,246 @@
+"""aiohttp's request parser with what it lacks: errors that can be answered, and the size of an unfinished head.
+
+aiohttp answers every parse error with a bare 400. Most of them stand in a request whose first line is readable: a URL or
+a header that is too long, a method nobody knows, a missing Host. Such a request is passed on with a `refusal`, so that it
+gets a request id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for
+messages whose end cannot be known (RFC 9112 6.3), where anything that follows could be somebody else's request.
+
+The parser also reports how many bytes of an unfinished head it holds, which bounds them in size and time.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohttp import StreamReader, hdrs
+from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from gateway.errors import CallerError, Flaw, GatewayError
+
+Messages = Sequence[tuple[RawRequestMessage, StreamReader]]
+
+_HEAD_END: Final = b"\r\n\r\n"
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/(\d\.\d)\Z")
+_SAFE_PATH: Final = re.compile(r"/[A-Za-z0-9/._~%-]{0,255}\Z")
+_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([!-~][ -~]{0,255})?[ \t]*\Z")
+_LINE_MARGIN: Final = 64
+"""Of the first line beside its target: method, spaces and version."""
+_MAX_HEADERS_SHOWN: Final = 64
+
+
+class RequestParser:
+    """Wraps aiohttp's parser of one connection."""
+
+    __slots__ = (
+        "_head",
+        "_inner",
+        "_length",
+        "_max_head_bytes",
+        "_max_line_bytes",
+        "_payload",
+        "_refused",
+        "_says_close",
+        "broken",
+        "unfinished",
+    )
+
+    def __init__(
+        self, inner: Any, *, max_line_bytes: int, max_head_bytes: int
+    ) -> None:  # Any: C or Python, no type
+        self._inner = inner
+        self._max_line_bytes = max_line_bytes
+        self._max_head_bytes = max_head_bytes
+        self._payload: StreamReader = EMPTY_PAYLOAD
+        self._head = b""
+        self._length: int | None = None
+        self._says_close = False
+        self._refused: tuple[RawRequestMessage, GatewayError] | None = None
+        self.unfinished = 0
+        """Bytes received of a head that is not complete yet."""
+        self.broken = False
+        """Nothing more can be understood on this connection."""
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether the body of the last request has not arrived completely."""
+        return not self._payload.is_eof()
+
+    @property
+    def says_close(self) -> bool:
+        """Whether the last request said that its connection ends with it."""
+        return self._says_close
+
+    def refusal(self, message: RawRequestMessage) -> GatewayError | None:
+        """Return the error with which a message must be answered."""
+        return self._refused[1] if self._refused is not None and self._refused[0] is message else None
+
+    def feed_data(self, data: bytes) -> tuple[Messages, bool, bytes]:
+        """Parse what arrived. Raises HttpProcessingError for what gets a bare 400."""
+        if self.broken:
+            return (), False, b""
+        in_body, read_before = self.reads_body, self._payload.total_bytes
+        try:
+            messages, upgraded, tail = self._inner.feed_data(data)
+        except HttpProcessingError as error:
+            self.broken = True
+            self.unfinished = 0
+            return self._refuse_broken(b"" if in_body else self._head + data, error), False, b""
+        if messages:
+            messages = self._checked(messages, len(data))
+        self._measure(data, messages, in_body, read_before)
+        if self.unfinished > self._max_head_bytes:
+            self.broken = True
+            return [*messages, *self._refuse(self._head, self._head_too_large())], upgraded, b""
+        return messages, upgraded, tail
+
+    def message_consumed(self) -> None:
+        self._inner.message_consumed()
+
+    def pause_reading(self) -> None:
+        self._inner.pause_reading()
+
+    def set_upgraded(self, value: bool) -> None:
+        self._inner.set_upgraded(value)
+
+    # --- unfinished heads ---------------------------------------------------------------------------------------------
+
+    def _measure(self, data: bytes, messages: Messages, in_body: bool, read_before: int) -> None:
+        """Count the bytes behind the last complete message: they begin the next head."""
+        if messages:
+            message, self._payload = messages[-1]
+            self._says_close = message.should_close
+            length = message.headers.get(hdrs.CONTENT_LENGTH)
+            self._length = None if length is None else int(length)
+            # What came of the body before this data, of a message that begins in it.
+            read_before = 0
+        if self.reads_body or self.broken:
+            self.unfinished = 0
+        elif not messages and not in_body:
+            self.unfinished += len(data)
+            if len(self._head) <= self._max_line_bytes + _LINE_MARGIN:
+                self._head += data
+        else:
+            rest = self._rest(data, read_before, begins=bool(messages)).lstrip(b"\r\n")
+            self.unfinished, self._head = len(rest), rest
+        if not self.unfinished:
+            self._head = b""
+
+    def _rest(self, data: bytes, read_before: int, *, begins: bool) -> bytes:
+        """Return what follows the last message of `data`, which ends in it and may begin in it."""
+        length = self._length
+        if not length:  # A head without a body, or a chunked body: both end with an empty line.
+            return _after_empty_line(data)
+        if not begins:
+            return data[length - read_before :]
+        # The body may contain an empty line, too: the last one that leaves room for the body ends the head.
+        at = data.rfind(_HEAD_END, 0, len(data) - length)
+        return data[at + len(_HEAD_END) + length :] if at >= 0 else b""
+
+    # --- refusals -----------------------------------------------------------------------------------------------------
+
+    def _checked(self, messages: Messages, size: int) -> Messages:
+        """Refuse what aiohttp takes and this server does not."""
+        for index, (message, _) in enumerate(messages):
+            refusal = self._objection(message, size)
+            if refusal is not None:
+                self.broken = True
+                # Always answered in HTTP/1.1: in another version's name the client would not understand it.
+                refused = message._replace(should_close=True, version=_spoken(message.version))
+                self._refused = refused, refusal
+                return [*messages[:index], (refused, EMPTY_PAYLOAD)]
+        return messages
+
+    def _objection(self, message: RawRequestMessage, size: int) -> GatewayError | None:
+        if message.version not in (HttpVersion11, HttpVersion10):
+            return _wrong_version(f"{message.version.major}.{message.version.minor}")
+        if message.chunked and message.headers.get(hdrs.TRANSFER_ENCODING, "").strip().lower() != "chunked":
+            coding = message.headers[hdrs.TRANSFER_ENCODING]
+            return CallerError(
+                "not-implemented", f"Transfer-Encoding '{coding}' is not supported; 'chunked' alone is."
+            )
+        if self.unfinished + size > self._max_head_bytes:
+            head = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if head > self._max_head_bytes:
+                return self._head_too_large()
+        return None
+
+    def _refuse_broken(self, head: bytes, error: HttpProcessingError) -> Messages:
+        line, ended, _ = head.partition(b"\r\n")
+        found = _REQUEST_LINE.match(line)
+        if isinstance(error, LineTooLong):
+            if not ended or len(line) > self._max_line_bytes:
+                detail = f"The URL is longer than {self._max_line_bytes} bytes."
+                return self._refuse(
+                    head, CallerError("uri-too-long", detail, members={"limit": self._max_line_bytes})
+                )
+            limit = error.args[1]
+            detail = f"A header is longer than {limit} bytes, the limit of server.max_header_bytes."
+            return self._refuse(head, CallerError("header-too-large", detail, members={"limit": limit}))
+        if found is None:
+            raise error
+        said = error.message
+        if said.startswith("Too many headers"):
+            return self._refuse(head, CallerError("header-too-large", "The request has too many headers."))
+        if said.startswith("Missing 'Host'"):
+            return self._refuse(head, _missing_host())
+        if isinstance(error, BadHttpMethod):
+            return self._refuse(head, None)  # The router answers a method that it does not know.
+        if isinstance(error, BadStatusLine) or found[3] not in (b"1.0", b"1.1"):
+            return self._refuse(head, _wrong_version(found[3].decode()))
+        raise error
+
+    def _refuse(self, head: bytes, refusal: GatewayError | None) -> Messages:
+        """Make the message of a request that could not be parsed, from as much of its head as can be read."""
+        line, *lines = head.split(b"\r\n")
+        method, _, rest = line.partition(b" ")
+        target = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
+        path = target if _SAFE_PATH.match(target) else "/"
+        headers = CIMultiDict[str]()
+        for found in map(_HEADER.match, lines[:_MAX_HEADERS_SHOWN]):
+            if found is not None:
+                headers.add(found[1].decode(), (found[2] or b"").decode().rstrip())
+        message = RawRequestMessage(
+            method[:32].decode("latin-1"),
+            path,
+            HttpVersion11,
+            CIMultiDictProxy(headers),
+            (),
+            True,  # should close
+            None,
+            False,
+            False,
+            URL(path, encoded=True),
+        )
+        if refusal is not None:
+            self._refused = message, refusal
+        return [(message, EMPTY_PAYLOAD)]
+
+    def _head_too_large(self) -> CallerError:
+        detail = f"The headers are larger than {self._max_head_bytes} bytes together."
+        return CallerError("header-too-large", detail, members={"limit": self._max_head_bytes})
+
+
+def _after_empty_line(data: bytes) -> bytes:
+    at = data.rfind(_HEAD_END)
+    if at >= 0:
+        return data[at + len(_HEAD_END) :]
+    # The line ends were cut apart between two reads.
+    return next((data[len(end) :] for end in (b"\n\r\n", b"\r\n", b"\n") if data.startswith(end)), b"")
+
+
+def _spoken(version: HttpVersion) -> HttpVersion:
+    """Return the version to answer in: this server's own where the client's is another (RFC 9110 2.5)."""
+    return version if version == HttpVersion10 else HttpVersion11
+
+
+def _wrong_version(version: str) -> CallerError:
+    return CallerError("http-version-not-supported", f"HTTP/{version} is not spoken here; use HTTP/1.1.")
+
+
+def _missing_host() -> CallerError:
+    flaw = Flaw("is missing", pointer="/Host")
+    return CallerError("invalid-parameter", "A request in HTTP/1.1 needs a Host header.", flaws=(flaw,))

@@ -1,0 +1,155 @@
+"""gateway/downstream/http/listener.py: accepting connections."""
+
+import asyncio
+import errno
+import importlib
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+
+from gateway.downstream.http.connections import ConnectionLimits, Connections
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.listener import Binding, Listener
+from gateway.downstream.server import Server
+from gateway.relay.budget import Budget
+from gateway.relay.telemetry import NO_TELEMETRY
+from tests.downstream.house import House
+from tests.downstream.raw import ask, connect, read_all
+
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+async def small(house: House) -> AsyncIterator[Server]:
+    """Return a second server over the same hub, for two connections at once."""
+    server = Server(replace(house.parts, connections=ConnectionLimits(max_connections=2)))
+    await server.start(Binding(), Binding())
+    yield server
+    await server.close()
+
+
+async def test_full_listener_says_so(house: House, small: Server) -> None:
+    """503 with a time to come back, while requests under way hold all connections; the log is told."""
+    session = await house.open()
+    readers = [
+        asyncio.create_task(
+            ask(
+                small.url,
+                f"GET /v1/sessions/{session['id']}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+            )
+        )
+        for _ in range(2)
+    ]
+    async with asyncio.timeout(5):
+        while house.hub.find(session["id"], None).view().receivers < 2:
+            await asyncio.sleep(0.005)
+    answer = await ask(small.url, GET)
+    operator = await ask(small.admin_url, GET)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+
+    assert (answer.status, answer.json["code"]) == (503, "capacity")
+    assert answer.headers["retry-after"] == "5"
+    assert operator.status == 200
+    assert house.facts.of("connections_refused") == [(1, "connections")]
+
+
+async def test_idle_connections_make_room(small: Server) -> None:
+    """Silent ones cannot keep others out."""
+    silent = [await connect(small.url) for _ in range(4)]
+    answer = await ask(small.url, GET)
+
+    assert answer.status == 200
+    assert await asyncio.wait_for(silent[0][0].read(), 5) == b""
+    for _, writer in silent:
+        writer.close()
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """Let this process open only so many more descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
+        while True:
+            try:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                break
+        for filler in fillers[-spare:]:
+            os.close(filler)
+        del fillers[-spare:]
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+
+
+async def test_without_descriptors_clients_are_told(house: House) -> None:
+    """The one descriptor kept for it serves to say 503, rather than to let clients wait unanswered."""
+    with few_descriptors(1):
+        reader, writer = await connect(house.url)  # The client's end takes the last one.
+        writer.write(GET)
+        said = await asyncio.wait_for(read_all(reader), 5)
+        writer.close()
+    after = await ask(house.url, GET)
+
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"capacity"' in said
+    assert after.status == 200
+    assert house.facts.of("connections_refused")[0] == (1, "descriptors")
+
+
+@pytest.mark.parametrize("loop_module", ["asyncio", "uvloop"])
+def test_connections_are_accepted_in_batches(loop_module: str) -> None:
+    """A loop whose every turn is long still takes many new connections in one: uvloop's own server takes one."""
+
+    async def serve() -> int:
+        async def hello(request: web.Request) -> web.Response:
+            return web.Response(text="hello")
+
+        app = web.Application()
+        app.router.add_get("/", hello)
+        connections = Connections(ConnectionLimits(), NO_TELEMETRY, Budget(), lambda: 0.0)
+        listener = Listener(app, ServerLimits(), connections)
+        await listener.start(Binding())
+        port = int(listener.url.rpartition(":")[2])
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        turns = 0
+        while len(connections) < len(clients):
+            turns += 1
+            await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+        await listener.close()
+        return turns
+
+    loop_factory = importlib.import_module(loop_module).new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        turns = runner.run(serve())
+
+    assert turns < 20
+
+
+async def test_one_port_for_all_addresses_of_a_name() -> None:
+    """`localhost` may have two addresses; a free port is the same for both."""
+    connections = Connections(ConnectionLimits(), NO_TELEMETRY, Budget(), lambda: 0.0)
+    listener = Listener(web.Application(), ServerLimits(), connections)
+    await listener.start(Binding("localhost"))
+    ports = {listening.getsockname()[1] for listening in listener._sockets}
+    await listener.close()
+    await listener.close()
+
+    assert len(ports) == 1

@@ -1,0 +1,386 @@
+"""gateway/downstream/http/protocol.py and parser.py: one connection, from its first byte to its end."""
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from gateway.downstream.auth.access import AccessRules
+from gateway.downstream.http.limits import ServerLimits
+from tests.downstream.house import Build, House
+from tests.downstream.raw import ask, connect, parsed, read_all, reset
+from tests.downstream.streams import Session, event, opened, until
+
+EVENT = b'{"type":"session.update"}'
+
+
+def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
+    """Return a request in bytes."""
+    lines = [f"POST {path} HTTP/{version}", "Host: localhost", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def get(path: str, *headers: str, version: str = "1.1") -> bytes:
+    """Return a request in bytes."""
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: localhost", *headers, "", ""]).encode()
+
+
+@pytest.fixture
+async def patient(build: Build) -> House:
+    """Return an HTTP side that takes a FIN right after a request for a half-closed connection, as by default."""
+    return await build(limits=ServerLimits())
+
+
+# --- half-closed connections ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [(), ("Connection: close",), ("Connection: keep-alive",)])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_half_closing_client_gets_its_answer(
+    patient: House, headers: tuple[str, ...], version: str
+) -> None:
+    """As `socat` and `nc -N` do; what it sent has been done, and the connection ends with the answer."""
+    session = await opened(patient)
+    answer = await ask(patient.url, post(session.path, EVENT, *headers, version=version), half_close=True)
+
+    assert (answer.status, answer.json["accepted"]) == (202, 1)
+    assert patient.far_end.sent == [EVENT.decode()]
+
+
+async def test_half_closing_client_may_have_to_wait_for_its_answer(patient: House) -> None:
+    """A create takes as long as the call takes to open."""
+    patient.far_end.gate = lambda: asyncio.sleep(0.2)
+    answer = await ask(patient.url, post("/v1/sessions", b""), half_close=True)
+
+    assert answer.status == 201
+
+
+async def test_half_closing_client_gets_every_pipelined_answer(patient: House) -> None:
+    """The connection ends after the last of them."""
+    answer = await ask(patient.url, get("/livez") + get("/readyz") + get("/livez"), half_close=True)
+
+    assert answer.all.count(b"HTTP/1.1 200") == 3
+
+
+async def test_fin_after_connection_close_is_no_leaving(build: Build) -> None:
+    """A client that said that nothing follows may close its side whenever it likes."""
+    house = await build(limits=ServerLimits(half_close_seconds=0))
+    release = asyncio.Event()
+    house.far_end.gate = release.wait
+    reader, writer = await connect(house.url)
+    writer.write(post("/v1/sessions", b"", "Connection: close"))
+    await until(lambda: len(house.far_end.requests) == 1)
+    writer.write_eof()
+    await house.call("GET", "/livez")  # The server has seen the FIN once this is answered.
+    release.set()
+    answer = parsed(await asyncio.wait_for(read_all(reader), 5))
+    writer.close()
+
+    assert answer.status == 201
+
+
+async def test_half_closing_client_reads_a_stream(patient: House) -> None:
+    """Events that come after its FIN reach it, and the stream's end ends the connection."""
+    session = await opened(patient)
+    reader, writer = await connect(patient.url)
+    writer.write(get(f"{session.path}?max_age=1", "Accept: text/event-stream"))
+    writer.write_eof()
+    await until(lambda: session.handle.view().receivers == 1)
+    session.say(*[event("session.updated")] * 3)
+    said = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+
+    assert said.count(b'"session.updated"') == 3
+    assert b"gateway.rotating" in said
+
+
+async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
+    """Also where nothing is being written to it."""
+    session = await opened(patient)
+    _, writer = await connect(patient.url)
+    writer.write(get(session.path))
+    writer.write_eof()
+    await until(lambda: session.handle.view().receivers == 1)
+    reset(writer)
+
+    await until(lambda: session.handle.view().receivers == 0)
+
+
+async def test_fin_in_the_middle_of_a_body_is_leaving(patient: House) -> None:
+    """Nothing of a request that is not whole is done."""
+    session = await opened(patient)
+    whole = post(session.path, EVENT)
+    answer = await ask(patient.url, whole[:-3], half_close=True)
+
+    assert answer.all == b""
+    assert patient.far_end.sent == []
+
+
+async def test_idle_connection_ends_with_its_client(patient: House) -> None:
+    """A FIN between two requests ends the connection at once."""
+    reader, writer = await connect(patient.url)
+    writer.write(get("/livez"))
+    await reader.readuntil(b"ok\n")
+    writer.write_eof()
+
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+# --- the end of a stream ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "headers"),
+    [
+        ("1.1", ()),
+        ("1.1", ("Connection: keep-alive",)),
+        ("1.0", ()),
+        ("1.0", ("Connection: keep-alive",)),
+    ],
+)
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
+async def test_end_of_a_stream_ends_its_connection(
+    session: Session, version: str, headers: tuple[str, ...], accept: str
+) -> None:
+    """Whatever the client offered: a reader below the chunks sees no other end."""
+    request = get(f"{session.path}?max_age=1", f"Accept: {accept}", *headers, version=version)
+    answer = await ask(session.house.url, request)
+
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
+
+
+async def test_other_answers_keep_the_connection(house: House) -> None:
+    """It is the stream's end that ends it."""
+    reader, writer = await connect(house.url)
+    for _ in range(2):
+        writer.write(get("/livez"))
+        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+@pytest.mark.parametrize(("version", "asked"), [("1.1", True), ("1.0", False)])
+async def test_only_http_1_1_is_told_to_continue(house: House, version: str, asked: bool) -> None:
+    """An HTTP/1.0 client does not know interim answers (RFC 9110 10.1.1)."""
+    session = await opened(house)
+    request = post(session.path, EVENT, "Expect: 100-continue", "Connection: close", version=version)
+    answer = await ask(house.url, request)
+
+    assert answer.all.startswith(b"HTTP/1.1 100 Continue") is asked
+    assert b" 202 Accepted" in answer.all
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+LONG = "x" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (get(f"/v1/sessions/x?a={LONG}"), 414, "uri-too-long"),
+        (get(f"/{LONG}"), 414, "uri-too-long"),
+        (get("/livez", f"Cookie: a={LONG}"), 431, "header-too-large"),
+        (post("/v1/turns", b"hi", f"X-Token: {LONG}"), 431, "header-too-large"),
+        (get("/livez", *(f"X-{number}: y" for number in range(200))), 431, "header-too-large"),
+        (get("/livez", *(f"X-{number}: {'y' * 9000}" for number in range(12))), 431, "header-too-large"),
+        (b"GET /livez HTTP/1.1\r\n\r\n", 400, "invalid-parameter"),
+        (get("/livez", version="2.0"), 505, "http-version-not-supported"),
+        (get("/livez", version="0.9"), 505, "http-version-not-supported"),
+        (get("/livez", version="3.7"), 505, "http-version-not-supported"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http-version-not-supported"),
+        (b"BREW /v1/sessions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "method-not-allowed"),
+        (b"BREW /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "not-found"),
+        (
+            b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "not-implemented",
+        ),
+        (post("/v1/sessions", b"{}", "Content-Encoding: gzip"), 415, "unsupported-media-type"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, bytes) else None,
+)
+async def test_refused_head_gets_a_problem_object(
+    house: House, request_: bytes, status: int, code: str
+) -> None:
+    """With a request id, a line in the log and the end of the connection, as any other request."""
+    answer = await ask(house.url, request_)
+
+    assert answer.all.startswith(b"HTTP/1.1 ")
+    assert (answer.status, answer.json["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["connection"] == "close"
+    ((request_id, fields),) = house.facts.of("http_answered")
+    assert answer.headers["x-request-id"] == request_id
+    assert (fields["status"], fields["code"]) == (status, code)
+    assert house.far_end.requests == []
+
+
+@pytest.mark.parametrize("size", [1000, 8190, 8300, 19_000])
+async def test_long_url_is_told_however_it_is_cut(house: House, size: int) -> None:
+    """A head may arrive in pieces, and go on after it was refused: the answer is not lost in a reset."""
+    request = get(f"/v1/turns?a={LONG}")
+    reader, writer = await connect(house.url)
+    for start in range(0, len(request), size):
+        writer.write(request[start : start + size])
+        await house.call("GET", "/livez")  # It has been read once this is answered.
+    answer = parsed(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+
+    assert (answer.status, answer.json["code"]) == (414, "uri-too-long")
+
+
+async def test_refused_head_keeps_the_rules_on_origins(build: Build) -> None:
+    """A listed page can read what is wrong; another page's request is refused for its origin."""
+    house = await build(AccessRules(cors_origins=frozenset({"https://page.example"})))
+    listed, other = [
+        await ask(house.url, get("/v1/sessions", f"Origin: https://{name}", f"Cookie: {LONG}"))
+        for name in ("page.example", "other.example")
+    ]
+
+    assert (listed.status, listed.headers["access-control-allow-origin"]) == (431, "https://page.example")
+    assert other.json["code"] == "origin-not-allowed"
+
+
+async def test_unfinished_heads_have_a_size(house: House) -> None:
+    """All headers together, not only each of them."""
+    lines = b"".join(b"X-%d: %b\r\n" % (number, b"y" * 15_000) for number in range(6))
+    answer = await ask(house.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + lines)
+
+    assert (answer.status, answer.json["code"]) == (431, "header-too-large")
+
+
+async def test_connection_without_a_request_is_closed(build: Build) -> None:
+    """It has as long for its first byte as for its head."""
+    house = await build(limits=ServerLimits(header_seconds=0.1))
+    reader, writer = await connect(house.url)
+
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_partial_pipelined_head_is_cut(build: Build) -> None:
+    """The deadline counts from its first byte, also behind a request that was answered meanwhile."""
+    house = await build(limits=ServerLimits(header_seconds=0.2))
+    reader, writer = await connect(house.url)
+    writer.write(get("/livez") + b"GET /livez HTTP/1.1\r\nHost: lo")
+    said = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in said
+
+
+async def test_partial_pipelined_head_does_not_cut_the_answer_before_it(build: Build) -> None:
+    """What is owed is answered; then the connection ends."""
+    house = await build(limits=ServerLimits(header_seconds=0.1))
+    session = await opened(house)
+    reader, writer = await connect(house.url)
+    writer.write(get(f"{session.path}?wait=1&after=now&format=json") + b"GET /livez HT")
+    said = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b'"events":[]' in said
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [post("/v1/sessions", b'{"metadata":{"a":"\\r\\n\\r\\n"}}')],
+        [post("/v1/sessions", b"{}\r\n\r\n{}"), get("/livez")],
+        [
+            b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        ],
+        [get("/livez"), b"\r\n", get("/livez")],
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+async def test_whole_requests_leave_no_unfinished_head(
+    build: Build, requests: list[bytes], size: int
+) -> None:
+    """However they are cut: the connection stays open for the next one, beyond the head's deadline."""
+    house = await build(limits=ServerLimits(header_seconds=0.3))
+    reader, writer = await connect(house.url)
+    sent = b"".join(requests)
+    for start in range(0, len(sent), size):
+        writer.write(sent[start : start + size])
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.4)
+    writer.write(get("/readyz", "Connection: close"))
+    said = await asyncio.wait_for(read_all(reader), 5)
+    writer.close()
+
+    assert said.endswith(b"ok\n")
+    assert b"HTTP/1.1 408" not in said
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> None:
+    """Whatever the answer is: not only a stream holds memory while nobody reads it."""
+    house = await build(limits=ServerLimits(write_seconds=0.2))
+    connections = house.server._client_side._connections
+    connection = socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2])))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await asyncio.to_thread(connection.sendall, get("/openapi.json") * 30)
+    await until(lambda: house.facts.of("http_answered") != [])
+    await until(lambda: len(connections) == 0)
+
+    connection.close()
+    assert len(house.facts.of("http_answered")) < 30
+
+
+async def test_slow_client_keeps_its_connection(build: Build) -> None:
+    """It takes some within each deadline, however long the whole takes."""
+    house = await build(limits=ServerLimits(write_seconds=1))
+    connection = socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2])))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(get("/openapi.json") * 8 + get("/livez", "Connection: close"))
+
+    def read_slowly() -> bytes:
+        said = bytearray()
+        connection.settimeout(5)
+        while chunk := connection.recv(48 * 1024):
+            said += chunk
+            time.sleep(0.05)
+        return bytes(said)
+
+    said = await asyncio.to_thread(read_slowly)
+    connection.close()
+
+    assert said.count(b"HTTP/1.1 200") == 9
+
+
+async def test_answer_beyond_the_memory_budget_is_refused(build: Build) -> None:
+    """What cannot be kept until its client takes it is not made."""
+    house = await build()
+    house.hub.budget.total_bytes = 10_000
+    answer = await house.call("GET", "/relay.js")
+
+    assert (answer.status, answer.code) == (503, "capacity")
+    assert answer.headers["Retry-After"] == "5"
+
+
+# --- losing -----------------------------------------------------------------------------------------------------------
+
+
+async def test_connections_lost_at_odd_moments_leave_no_failed_task(house: House) -> None:
+    """A reset may come between any two steps of a request; nothing of it is a failure to be logged."""
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    for _ in range(50):
+        writers = [(await connect(house.url))[1] for _ in range(4)]
+        for number, writer in enumerate(writers):
+            if number:
+                writer.write(get("/livez") * number)
+            reset(writer)
+        await house.call("GET", "/livez")
+    await asyncio.sleep(0)
+
+    assert json.dumps(failures, default=str) == "[]"
