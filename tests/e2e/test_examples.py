@@ -18,20 +18,20 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from gateway.app import Gateway
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, eventually
+from tests.e2e.npm import NPM, require_npm
+from tests.e2e.site import site
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 SECONDS = 60.0
 WORDS = " ".join(f"word{number}" for number in range(60))
 QUESTION = f"Please repeat after me: {WORDS}"
 
-NPM = Path(__file__).resolve().parents[1] / "npm"
 APPS_SCRIPT = ("node", str(Path(__file__).with_name("apps_script.mjs")), "apps-script.gs")
 
 STREAMS = {
@@ -253,10 +253,7 @@ async def test_the_apps_script_keeps_a_conversation(serve: Serve, emulate: Calla
 @pytest.mark.needs("node")
 async def test_the_apex_class_is_apex() -> None:
     """No Salesforce runs here: the class is parsed by the grammar of an Apex parser."""
-    if not (NPM / "node_modules").is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"the packages of {NPM / 'package.json'} are not installed", pytrace=False)
-        pytest.skip(f"the packages of {NPM / 'package.json'} are not installed, and this test runs them")
+    require_npm()
 
     assert await run("node", str(NPM / "apex.mjs"), "RealtimeGateway.cls", gateway="") == "parsed\n"
 
@@ -393,20 +390,6 @@ def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromi
         yield browser
     finally:
         browser.stop()
-
-
-@asynccontextmanager
-async def site(folder: Path) -> AsyncIterator[str]:
-    """Serve a folder's files, as whoever owns the page does, from an origin that is not the gateway's."""
-    app = web.Application()
-    app.router.add_static("/", folder)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.slow
