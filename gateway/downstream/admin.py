@@ -18,6 +18,8 @@ from gateway.downstream.auth.origins import host_name, is_loopback_name
 from gateway.downstream.auth.peer import loopback_peer
 from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import HUB, SESSION
+from gateway.downstream.http.negotiation import preferred
+from gateway.downstream.http.wire import accepted
 from gateway.errors import CallerError
 from gateway.relay.ports import View
 from gateway.relay.state import CloseReason
@@ -35,6 +37,8 @@ class Operator:
     """Digests of the admin tokens; none means loopback only."""
 
 
+_EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
+
 OPERATOR: Final = web.AppKey("operator", Operator)
 
 
@@ -51,7 +55,14 @@ def add_routes(app: web.Application) -> None:
 
 async def metrics(request: web.Request) -> web.Response:
     """Give the metrics, as Prometheus text or, by `Accept`, as OpenMetrics."""
-    body, content_type = request.app[OPERATOR].metrics(request.headers.get(hdrs.ACCEPT, ""))
+    accept = accepted(request) or ""
+    best = preferred(accept, _EXPOSITIONS)
+    if best is None:
+        raise CallerError("not-acceptable", f"Metrics are given as {' or '.join(_EXPOSITIONS)}.")
+    # The library takes the first range it knows, whatever the weights. It gets those of the best type alone, which name
+    # the version and the escaping that the client can read.
+    ranges = ",".join(part for part in accept.split(",") if part.partition(";")[0].strip().lower() == best)
+    body, content_type = request.app[OPERATOR].metrics(ranges.lower() or best)
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
 

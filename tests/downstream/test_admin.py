@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import pytest
+from multidict import CIMultiDict
 
 from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.relay.limits import RelayLimits
@@ -152,3 +153,34 @@ async def test_without_token_it_exists_for_local_peers_only(
 
     assert (answer.status, answer.code) == (404, "not-found")
     assert house.drained == []
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ([], "text/plain"),
+        (["*/*"], "text/plain"),
+        (["application/openmetrics-text"], "application/openmetrics-text"),
+        (["application/openmetrics-text;q=0, */*"], "text/plain"),
+        (["application/openmetrics-text;q=.1, text/plain;q=.2"], "text/plain"),
+        (["text/html", "application/openmetrics-text;version=1.0.0"], "application/openmetrics-text"),
+        (["text/html, *; q=.2"], "text/plain"),
+    ],
+)
+async def test_metrics_come_in_the_form_that_is_liked_best(
+    house: House, accept: list[str], media_type: str
+) -> None:
+    """By the weights of the Accept headers, which the metrics' library does not read."""
+    headers = CIMultiDict([("Accept", line) for line in accept])
+    answer = await house.call("GET", f"{house.server.admin_url}/metrics", headers=headers)
+
+    assert answer.headers["Content-Type"].startswith(media_type)
+
+
+async def test_metrics_in_a_form_that_is_not_there_are_refused(house: House) -> None:
+    """The error names those that are."""
+    answer = await house.call(
+        "GET", f"{house.server.admin_url}/metrics", headers={"Accept": "application/json"}
+    )
+
+    assert (answer.status, answer.code) == (406, "not-acceptable")

@@ -3,12 +3,18 @@
 from collections.abc import Callable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.downstream.http.protocol import Connection
 
 UNBUFFERED: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 """Ask proxies to pass every byte on as it comes; nginx listens to the second."""
+
+
+def accepted(request: web.BaseRequest) -> str | None:
+    """Return the client's Accept header. Several lines are one list (RFC 9110 5.3)."""
+    lines = request.headers.getall(hdrs.ACCEPT, ())
+    return ",".join(lines) if lines else None
 
 
 def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
+from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.reading.sse import CURSOR_PARAMETERS, last_event_id
 from gateway.errors import CallerError, Flaw
 from gateway.relay.eventlog import EventId
@@ -133,28 +134,7 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
 
 def parse_format(named: str | None, accept: str | None) -> Format:
     """Choose the rendering: `?format=` first, then Accept, then an event stream."""
-    if named is not None:
-        if named in MEDIA_TYPES:
-            return named  # type: ignore[return-value]  # a key of MEDIA_TYPES is a Format
-        _refuse("format", f"must be one of {', '.join(MEDIA_TYPES)}")
-    best = preferred(accept, tuple(MEDIA_TYPES.values()))
-    for format_, media_type in MEDIA_TYPES.items():
-        if media_type == best:
-            return format_
-    raise CallerError("not-acceptable", f"Events are given as {', '.join(MEDIA_TYPES.values())}.")
-
-
-def preferred(accept: str | None, offered: Sequence[str]) -> str | None:
-    """Give the offered media type that an Accept header likes best (RFC 9110 12.5.1), the earlier of two equals; the
-    first where there is no header, None where none will do."""
-    if accept is None or not accept.strip():
-        return offered[0]
-    best, best_quality = None, 0.0
-    for media_type in offered:
-        quality = _quality(accept, media_type)
-        if quality > best_quality:
-            best, best_quality = media_type, quality
-    return best
+    return negotiate(named, accept, MEDIA_TYPES)
 
 
 def start(cursor: str, reader: Reader) -> EventId:
@@ -167,26 +147,6 @@ def start(cursor: str, reader: Reader) -> EventId:
         return EventId.parse(cursor)
     except ValueError as error:
         raise CallerError("invalid-cursor", f"The cursor is no event id: {error}.") from None
-
-
-def _quality(accept: str, media_type: str) -> float:
-    """Give what the most specific matching range says."""
-    family = media_type.partition("/")[0]
-    found: dict[int, float] = {}
-    for part in accept.split(","):
-        range_, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        specificity = {media_type: 2, f"{family}/*": 1, "*/*": 0}.get(range_)
-        if specificity is not None:
-            found[specificity] = _weight(parameters)
-    return found[max(found)] if found else 0.0
-
-
-def _weight(parameters: Sequence[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            return float(value) if _NUMBER.match(value.strip()) else 0.0
-    return 1.0
 
 
 def _patterns(query: Mapping[str, str], name: str) -> list[str]:

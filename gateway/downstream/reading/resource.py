@@ -15,7 +15,7 @@ from gateway.downstream.auth.access import session_grant
 from gateway.downstream.http import problem
 from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.http.wire import UNBUFFERED, watch_loss
+from gateway.downstream.http.wire import UNBUFFERED, accepted, watch_loss
 from gateway.downstream.reading import parameters as reading
 from gateway.downstream.reading import sse
 from gateway.downstream.reading.parameters import MEDIA_TYPES, Reading
@@ -196,11 +196,11 @@ async def _long_poll(
 
 
 def _parse(request: web.Request, query: Mapping[str, str]) -> Reading:
-    return reading.parse(query, request.headers.get("Accept"), request.headers.get("Last-Event-ID"))
+    return reading.parse(query, accepted(request), request.headers.get("Last-Event-ID"))
 
 
 def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
-    return reading.parse_format(query.get("format"), request.headers.get("Accept")) == "sse"
+    return reading.parse_format(query.get("format"), accepted(request)) == "sse"
 
 
 def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:

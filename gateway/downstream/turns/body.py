@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
-from gateway.downstream.reading.parameters import preferred
+from gateway.downstream.http.negotiation import negotiate
 from gateway.errors import CallerError, Flaw
 from gateway.relay.envelope import parse_object
 from gateway.relay.turn import TurnRequest
@@ -46,17 +46,8 @@ def parse(body: bytes, media_type: str | None, *, own_session: bool) -> TurnWant
 
 def choose(named: str | None, accept: str | None, *, plain: bool) -> Form:
     """Decide the answer's form: the parameter `format`, else Accept, else what the body was."""
-    if named is not None:
-        for form in MEDIA_TYPES:
-            if form == named:
-                return form
-        _refuse("format", f"must be one of {', '.join(MEDIA_TYPES)}")
     forms: tuple[Form, ...] = ("text", "json", "sse") if plain else ("json", "text", "sse")
-    best = preferred(accept, [MEDIA_TYPES[form] for form in forms])
-    for form in forms:
-        if MEDIA_TYPES[form] == best:
-            return form
-    raise CallerError("not-acceptable", f"A turn is answered as one of: {', '.join(MEDIA_TYPES.values())}.")
+    return negotiate(named, accept, {form: MEDIA_TYPES[form] for form in forms})
 
 
 def wait(text: str | None, *, form: Form, keyed: bool) -> float | None:

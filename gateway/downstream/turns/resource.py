@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.http.wire import watch_loss
+from gateway.downstream.http.wire import accepted, watch_loss
 from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.turns import body as turnbody
@@ -98,7 +98,7 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     if len(wanted.request.items) + 1 > limit:
         detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
         raise CallerError("too-large", detail, members={"limit": limit})
-    form = turnbody.choose(request.query.get("format"), request.headers.get(hdrs.ACCEPT), plain=wanted.plain)
+    form = turnbody.choose(request.query.get("format"), accepted(request), plain=wanted.plain)
     key = scoped_key(request, caller)
     wait = turnbody.wait(request.query.get("wait"), form=form, keyed=key is not None)
     if form == "text":
