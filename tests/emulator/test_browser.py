@@ -16,6 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from tests.emulator.caller import TEXT_SESSION, Caller
+from tests.emulator.npm import INTEROP, require_packages
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 DEADLINE_SECONDS = 45.0
@@ -53,12 +54,42 @@ const testCounter = {current: %(text)s};
 })().catch((error) => report({error: String(error)}));
 </script>"""
 
+# The official agents' client as its guide has it; a stream without a microphone, so that no permission is needed.
+AGENTS = """<!doctype html><title>agents</title><script type="module">
+import { OpenAIRealtimeWebRTC, RealtimeAgent, RealtimeSession, tool } from '/modules/openai-realtime-agents.mjs';
+const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
+try {
+  const called = [], said = [];
+  const parameters = {type: 'object', properties: {city: {type: 'string'}}, required: ['city'], additionalProperties: false};
+  const weather = tool({
+    name: 'get_weather', description: 'Look up the weather for a city.', parameters, strict: false,
+    execute: async (given) => { called.push(given); return '{"sky":"clear"}'; } });
+  const agent = new RealtimeAgent({ name: 'Clerk', instructions: 'Be brief.', tools: [weather] });
+  const transport = new OpenAIRealtimeWebRTC({
+    baseUrl: %(url)s, audioElement: document.createElement('audio'),
+    mediaStream: new AudioContext().createMediaStreamDestination().stream });
+  const session = new RealtimeSession(agent, {
+    transport, model: 'gpt-realtime', config: { outputModalities: ['text'] } });
+  session.on('error', (error) => report({error: JSON.stringify(error)}));
+  transport.on('*', (event) => {
+    const message = event.type === 'response.done' && event.response.output.find((item) => item.type === 'message');
+    if (!message) return;
+    said.push(message.content[0].text);
+    if (said.length === 1) session.sendMessage('What is the weather in Oslo?');
+    else report({said, called});
+  });
+  await session.connect({ apiKey: %(key)s });
+  session.sendMessage('Repeat after me: hello');
+} catch (error) { report({error: String(error)}); }
+</script>"""
+
 
 class Browser:
     """Serves one page to a Chromium of its own and waits for what the page reports."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, modules: Path | None = None) -> None:
         self.program = program
+        self.modules = modules
         self.reported: asyncio.Queue[Any] = asyncio.Queue(maxsize=100)
 
     async def run(self, page: str) -> Any:
@@ -73,6 +104,8 @@ class Browser:
 
         app.router.add_get("/", show)
         app.router.add_post("/report", report)
+        if self.modules is not None:
+            app.router.add_static("/modules", self.modules)
         runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -116,12 +149,17 @@ async def caller(emulate: Callable[..., Any]) -> AsyncIterator[Caller]:
     await one.close()
 
 
-async def page_for(caller: Caller, text: str, transceiver: str) -> str:
-    """Fill the thread's code in: an ephemeral key for a text session, and what to say."""
+async def key_for(caller: Caller) -> str:
+    """Make an ephemeral key for a text session."""
     async with caller.http.post(
         f"{caller.base_url}/realtime/client_secrets", json={"session": TEXT_SESSION}
     ) as response:
-        key = (await response.json())["value"]
+        return str((await response.json())["value"])
+
+
+async def page_for(caller: Caller, text: str, transceiver: str) -> str:
+    """Fill the thread's code in: an ephemeral key for a text session, and what to say."""
+    key = await key_for(caller)
     url = f"{caller.base_url}/realtime/calls"
     return PAGE % {
         "url": json.dumps(url),
@@ -150,4 +188,21 @@ async def test_thread_code_as_posted_gets_the_threads_error(browser: Browser, ca
                 "code": "invalid_offer",
             }
         },
+    }
+
+
+async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
+    part_path: Callable[[str], str], caller: Caller
+) -> None:
+    """`@openai/agents-realtime` in a page holds a text turn, and runs its own tool when the service calls for it."""
+    require_packages()
+    browser = Browser(part_path("chromium"), INTEROP / "node_modules/@openai/agents-realtime/dist/bundle")
+    page = AGENTS % {
+        "url": json.dumps(f"{caller.base_url}/realtime/calls"),
+        "key": json.dumps(await key_for(caller)),
+    }
+
+    assert await browser.run(page) == {
+        "said": ["hello", "Here is what I found: sky is clear."],
+        "called": [{"city": "Oslo"}],
     }

@@ -50,6 +50,7 @@
 | fault: late and bursty deltas | test_faults.test_deltas_come_slowly_and_in_bursts |
 | browsers | test_browser.* |
 | libwebrtc, libdatachannel | test_node.test_binary_stack_holds_a_turn |
+| the official JavaScript client and agents | test_node.test_official_agent_speaks_and_runs_its_tool |
 | the official package's models and client | test_openai_package.* |
 """
 

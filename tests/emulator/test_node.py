@@ -1,4 +1,4 @@
-"""Two binary stacks from npm, libwebrtc and libdatachannel, as clients of the emulator.
+"""Clients from npm that run in Node: libwebrtc and libdatachannel, and the official ones over a WebSocket.
 
 Their packages are listed in `interop/package.json`; `npm install --no-package-lock --prefix tests/emulator/interop` brings
 them.
@@ -6,14 +6,13 @@ them.
 
 import asyncio
 import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-INTEROP = Path(__file__).parent / "interop"
+from tests.emulator.npm import INTEROP, require_packages
+
 DEADLINE_SECONDS = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
@@ -21,27 +20,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
 
 @pytest.fixture(autouse=True)
 def _packages() -> None:
-    """Skip where the packages are missing, fail where all parts must be there."""
-    if (INTEROP / "node_modules").is_dir():
-        return
-    reason = f"the npm packages of {INTEROP / 'package.json'} are not installed, and this test runs them"
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    require_packages()
 
 
-@pytest.mark.parametrize("setup", ["active", "passive"])
-@pytest.mark.parametrize("stack", ["libwebrtc", "libdatachannel"])
-async def test_binary_stack_holds_a_turn(
-    stack: str, setup: str, emulate: Callable[..., Any], part_path: Callable[[str], str]
-) -> None:
-    """Each stack connects, speaks and is answered, whichever side begins DTLS."""
-    emulator = await emulate(setup=setup)
+async def run(program: str, script: str, *arguments: str) -> Any:
+    """Run a script of `interop/` and return the object it prints."""
     process = await asyncio.create_subprocess_exec(
-        part_path("node"),
-        str(INTEROP / f"{stack}.mjs"),
-        emulator.base_url,
-        "Repeat after me: grüß dich",
+        program,
+        str(INTEROP / script),
+        *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -51,8 +38,42 @@ async def test_binary_stack_holds_a_turn(
         if process.returncode is None:
             process.kill()
             await process.wait()
-
     assert process.returncode == 0, out + err
-    heard = json.loads(out)
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("setup", ["active", "passive"])
+@pytest.mark.parametrize("stack", ["libwebrtc", "libdatachannel"])
+async def test_binary_stack_holds_a_turn(
+    stack: str, setup: str, emulate: Callable[..., Any], part_path: Callable[[str], str]
+) -> None:
+    """Each stack connects, speaks and is answered, whichever side begins DTLS."""
+    emulator = await emulate(setup=setup)
+    heard = await run(part_path("node"), f"{stack}.mjs", emulator.base_url, "Repeat after me: grüß dich")
+
     assert heard["text"] == "grüß dich"
     assert heard["types"][0] == "session.created"
+
+
+@pytest.mark.parametrize("attached", [False, True])
+async def test_official_client_speaks_and_calls_a_function(
+    attached: bool, emulate: Callable[..., Any], call: Callable[..., Any], part_path: Callable[[str], str]
+) -> None:
+    """The `openai` package holds a text turn and a tool turn, in a session of its own and on another's call."""
+    emulator = await emulate()
+    arguments = [(await call(emulator)).call_id] if attached else []
+    heard = await run(part_path("node"), "openai-ws.mjs", emulator.base_url, *arguments)
+
+    assert heard["done"] == ["hello", {"city": "Oslo"}, "Here is what I found: sky is clear."]
+    assert heard["types"][0] == ("session.updated" if attached else "session.created")
+
+
+async def test_official_agent_speaks_and_runs_its_tool(
+    emulate: Callable[..., Any], part_path: Callable[[str], str]
+) -> None:
+    """`@openai/agents-realtime` holds a text turn, and runs its own tool when the service calls for it."""
+    emulator = await emulate()
+    heard = await run(part_path("node"), "agents-ws.mjs", emulator.base_url)
+
+    assert heard["said"] == ["hello", "Here is what I found: sky is clear."]
+    assert heard["called"] == [{"city": "Oslo"}]

@@ -212,3 +212,37 @@ async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> N
     finally:
         await client.close()
         await caller.close()
+
+
+@pytest.mark.parametrize("attached", [False, True])
+async def test_client_speaks_and_calls_a_function_over_a_websocket(
+    attached: bool, emulate: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    """`realtime.connect` holds a text turn and a tool turn, in a session of its own and on another's call."""
+    emulator = await emulate()
+    client = openai.AsyncOpenAI(base_url=emulator.base_url, api_key="sk-test", max_retries=0)
+    to = {"call_id": (await call(emulator)).call_id} if attached else {"model": "gpt-realtime"}
+    said: list[Any] = []
+    try:
+        async with client.realtime.connect(**to) as connection:
+            session = {"type": "realtime", "output_modalities": ["text"], "tools": [WEATHER]}
+            await connection.session.update(session=session)
+            for item in (_user("Repeat after me: hello"), _user("What is the weather in Oslo?"), None):
+                if item is None:
+                    item = {"type": "function_call_output", "call_id": said[-1].call_id, "output": "Rain."}
+                await connection.conversation.item.create(item=item)
+                await connection.response.create()
+                async for event in connection:
+                    if event.type == "response.done":
+                        said.append(event.response.output[0])
+                        break
+    finally:
+        await client.close()
+
+    assert said[0].content[0].text == "hello"
+    assert json.loads(said[1].arguments) == {"city": "Oslo"}
+    assert said[2].content[0].text == "Rain."
+
+
+def _user(text: str) -> Json:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
