@@ -26,7 +26,7 @@ from gateway.config.sections import Key
 from gateway.downstream.admin import Operator
 from gateway.downstream.auth.access import ANONYMOUS, Access, AccessRules, KeyRule
 from gateway.downstream.auth.credentials import Signatures
-from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_origin
+from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_origin, unmatchable
 from gateway.downstream.http.connections import ConnectionLimits
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
@@ -162,12 +162,18 @@ class Gateway:
                 "webrtc_hooks_left_out", hooks=list(hooks), remedy="install the tested versions of aiortc"
             )
 
-    def reload(self) -> None:
-        """Read the keys file again. What is wrong with it is logged, and the rules in force stay."""
+    async def reload(self) -> None:
+        """Read the keys file again. What is wrong with it is logged as an error, and the rules in force stay."""
         try:
-            rules = access_rules(self._config)
+            # In a thread: the file may lie on a network that does not answer.
+            rules = await asyncio.to_thread(access_rules, self._config)
+            if self._access.rules.keys and not rules.keys:
+                raise ConfigError(
+                    [f"access.keys_file: {self._config.access.keys_file} holds no key any more"]
+                )
         except ConfigError as error:
-            log.error("keys_not_reloaded", problems=error.problems)
+            remedy = "correct the file and send SIGHUP again; until then the keys that were known are taken"
+            log.error("keys_not_reloaded", problems=error.problems, remedy=remedy)
             return
         self._access.replace(rules)
         self._metrics.learn_keys(rule.name for rule in rules.keys)
@@ -299,6 +305,16 @@ def access_rules(config: Config) -> AccessRules:
     """Map who may do what, reading the keys file. Raises ConfigError, also for a gateway open to strangers unasked."""
     access, server = config.access, config.server
     keys = access_keys(access)
+    if access.keys_file is not None and not (keys or access.anonymous):
+        # Whoever empties the file means nobody, or made a mistake. Behind a proxy on loopback everybody would be let in.
+        remedy = (
+            "add one (`gateway keygen NAME` prints it), or set access.anonymous = true to let everybody in"
+        )
+        raise ConfigError(
+            [
+                f"access.keys_file: {access.keys_file} holds no key, so nobody could call this gateway; {remedy}"
+            ]
+        )
     if not (keys or access.anonymous or is_loopback_name(server.host)):
         remedy = (
             "set access.keys (`gateway keygen` makes one), or access.anonymous = true to let everybody in"
@@ -306,6 +322,18 @@ def access_rules(config: Config) -> AccessRules:
         raise ConfigError(
             [f"server.host: {server.host} is reachable from elsewhere and no key is configured; {remedy}"]
         )
+    unusable = [
+        f"server.allowed_hosts: {name!r} can never match; expected a host name as in the Host header, without a scheme"
+        for name in server.allowed_hosts
+        if host_name(name) is None or "*" in name
+    ]
+    unusable += [
+        f"access.cors_origins: {origin!r} can never match: {why}"
+        for origin in access.cors_origins
+        if origin != "*" and (why := unmatchable(origin))
+    ]
+    if unusable:
+        raise ConfigError(unusable)
     hosts = {name for name in map(host_name, server.allowed_hosts) if name}
     own_origins = set()
     if server.public_url:
@@ -317,6 +345,7 @@ def access_rules(config: Config) -> AccessRules:
         raise ConfigError([f"server.trusted_proxies: {error}; expected addresses or networks"]) from error
     return AccessRules(
         keys=tuple(map(_rule, keys)),
+        keys_expected=access.keys_file is not None,
         anonymous=KeyRule(ANONYMOUS) if access.anonymous else None,
         hosts=frozenset(hosts),
         own_origins=frozenset(own_origins),

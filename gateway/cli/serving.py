@@ -63,7 +63,8 @@ async def serve_until_told(
         gateway = Gateway(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
-    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    reload_asked = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
     try:
         await gateway.start()
     except OSError as error:
@@ -72,7 +73,10 @@ async def serve_until_told(
         return EXIT_FAILED
     gateway.collector.start()
     notify_supervisor("READY=1")
-    beating = asyncio.create_task(beat(), name="supervisor-beat")
+    beside_serving = {
+        asyncio.create_task(beat(), name="supervisor-beat"),
+        asyncio.create_task(_reload_when_asked(gateway, reload_asked), name="reload"),
+    }
     beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
     try:
         await _first(told.wait(), gateway.asked_to_drain.wait(), _watch(beside))
@@ -85,9 +89,18 @@ async def serve_until_told(
         await asyncio.wait({beside})
         await gateway.collector.close()
         await gateway.close()
-        beating.cancel()
-        await asyncio.wait({beating})
+        for task in beside_serving:
+            task.cancel()
+        await asyncio.wait(beside_serving)
     return 0
+
+
+async def _reload_when_asked(gateway: Gateway, asked: asyncio.Event) -> None:
+    """Reload at each SIGHUP; several that come during one reload are one."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await gateway.reload()
 
 
 async def _watch(task: "asyncio.Future[Any]") -> None:  # Any: its result is nobody's concern

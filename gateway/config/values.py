@@ -51,7 +51,7 @@ def _proxy_url(value: str) -> str:
 
 
 def _origin(value: str) -> str:
-    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", value):
+    if value != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+", value):
         raise ValueError('must be "*" or scheme://host[:port] without a path, as a browser sends it')
     return value
 

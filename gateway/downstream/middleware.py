@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.downstream.auth.access import ACCESS, AccessRules
+from gateway.downstream.auth.access import ACCESS, AccessRules, bearer_word
 from gateway.downstream.auth.origins import (
     cors_headers,
     host_name,
@@ -43,6 +43,9 @@ _CORS: Final = web.RequestKey("cors", dict)
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_MAX_SHOWN: Final = 200
+"""Characters of a header that are repeated in a refusal."""
 
 CLIENT_LEFT: Final = 499
 """The status told of a request whose client left, or whose server was closed, before the answer; nginx's word for it."""
@@ -132,11 +135,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.app[OPEN_TO_PAGES] and _is_listed(origin, rules):
         request[_CORS] = cors_headers(origin, any_origin="*" in rules.cors_origins)
     elif not _is_own(request, origin, rules):
-        raise CallerError("origin-not-allowed", "Pages of this origin may not call this gateway.")
+        raise CallerError("origin-not-allowed", _origin_refusal(request, origin))
     if refusal is not None:
         raise refusal
     if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-        return web.Response(status=204, headers=preflight_headers())
+        return web.Response(status=204, headers=_preflight(request))
     return await handler(request)
 
 
@@ -197,15 +200,40 @@ def _cut(request: web.Request, error: Exception) -> web.Response:
 
 
 def _require_host(request: web.Request, rules: AccessRules) -> None:
-    if rules.keys or request.path in PROBES:
+    """Refuse what a page may have sent that had its own name pointed at this machine (DNS rebinding).
+
+    Such a page has no key. So the name counts where callers without a key are let in, and only for them.
+    """
+    if not rules.serves_anonymous or request.path in PROBES:
+        return
+    if rules.keyed and bearer_word(request) is not None:
         return
     name = host_name(request.headers.get(hdrs.HOST, ""))
     if name is None or not (is_loopback_name(name) or name in rules.hosts):
         raise CallerError(
             "forbidden",
-            "Without API keys the gateway answers to loopback names only; "
-            "other names it goes by must be configured.",
+            f"Callers without an API key must call this gateway by a loopback name, and not as {name or 'this'!r}. "
+            "Its operator can allow the name in server.allowed_hosts, or as server.public_url.",
         )
+
+
+def _origin_refusal(request: web.Request, origin: str) -> str:
+    if not request.app[OPEN_TO_PAGES]:
+        return "Pages of other origins may call the operator's listener only where an admin token is set."
+    if normal_origin(origin) is None:
+        return (
+            f"Pages of the origin {origin[:_MAX_SHOWN]!r} may not call this gateway, and cannot be allowed to: "
+            "serve the page over HTTP."
+        )
+    return (
+        f"Pages of the origin {origin[:_MAX_SHOWN]!r} may not call this gateway. "
+        "Its operator can allow them in access.cors_origins."
+    )
+
+
+def _preflight(request: web.Request) -> dict[str, str]:
+    asked = request.headers.getall(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, [])
+    return preflight_headers(",".join(asked))
 
 
 def _is_listed(origin: str, rules: AccessRules) -> bool:

@@ -27,7 +27,7 @@ _SECRET_NAMES = frozenset(
 _SECRET = re.compile(
     r"\b(?:sk|ek|rk)[-_][A-Za-z0-9_-]{8,}"  # OpenAI's keys and ephemeral keys
     r"|\bgw[ktp]_[A-Za-z0-9_.\-=]{8,}"  # our client secrets, tickets and keys
-    r"|(?<=[Bb]earer )[^\s\"',;\\]+"
+    r"|(?<=(?i:bearer) )[^\s\"',;\\]+"
     r"|(?<=://)[^/\s:@\"'\\]*:[^/\s@\"'\\]+(?=@)"  # a user and password in a URL
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 
 from gateway.app import (
     Gateway,
@@ -356,11 +357,76 @@ async def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
         url = f"{gateway.url}/v1/sessions"
         before = [await status(url, key=KEY), await status(url, key="other")]
         file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{other}"\n')
-        gateway.reload()
+        await gateway.reload()
         after = [await status(url, key=KEY), await status(url, key="other")]
         file.write_text("[[keys")
-        gateway.reload()
+        await gateway.reload()
         still = [await status(url, key=KEY), await status(url, key="other")]
 
     assert before == [200, 401]
     assert after == still == [401, 200]
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "keys = []\n"])
+def test_keys_file_without_keys_refuses_to_start(tmp_path: Path, text: str) -> None:
+    """Where keys are configured no key means nobody: letting everybody in was not asked for."""
+    file = tmp_path / "keys.toml"
+    file.write_text(text)
+    config = load(environ={}, flags={"access": {"keys_file": str(file)}})
+    with pytest.raises(ConfigError, match=r"access\.keys_file: .* holds no key.*access\.anonymous = true"):
+        access_rules(config)
+
+
+async def test_keys_file_without_keys_lets_in_whoever_was_asked_for(tmp_path: Path) -> None:
+    """With `access.anonymous = true` the operator has said so. A key is still one that must be known."""
+    file = tmp_path / "keys.toml"
+    file.write_text("")
+    async with running(access={"keys_file": str(file), "anonymous": True}) as gateway:
+        url = f"{gateway.url}/v1/sessions/gws_none"
+        answers = [await status(url), await status(url, key="unknown")]
+
+    assert answers == [404, 401]
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+async def test_emptied_keys_file_changes_nothing(tmp_path: Path, anonymous: bool) -> None:
+    """The keys that were known are still taken, nobody else is let in, and the log says so as an error."""
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n')
+    async with running(access={"keys_file": str(file), "anonymous": anonymous}) as gateway:
+        file.write_text("")
+        with structlog.testing.capture_logs() as lines:
+            await gateway.reload()
+        url = f"{gateway.url}/v1/sessions/gws_none"
+        answers = [await status(url, key=KEY), await status(url, key="other"), await status(url)]
+
+    assert answers == [404, 401, 404 if anonymous else 401]
+    assert [(line["event"], line["log_level"]) for line in lines] == [("keys_not_reloaded", "error")]
+    assert "holds no key" in str(lines[0]["problems"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("http://127.1:8080", "is no address"),
+        ("http://[0:0:0:0:0:0:0:1]", "the address ::1"),
+        ("https://a.example:99999", "is no origin"),
+        ("https://a.example:", "is no origin"),
+        ("https://a,b", "is no origin"),
+        ("data://x", "origin null"),
+    ],
+)
+def test_origin_that_can_never_match_refuses_to_start(origin: str, said: str) -> None:
+    """The page would be refused for ever, and its operator would look for the mistake elsewhere."""
+    with pytest.raises(ConfigError, match=r"access\.cors_origins: .* can never match") as refused:
+        access_rules(load(environ={}, flags={"access": {"cors_origins": [origin]}}))
+
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["https://a.example", "a/b", "*.example", "a:b"])
+def test_host_that_can_never_match_refuses_to_start(name: str) -> None:
+    """As an origin does."""
+    with pytest.raises(ConfigError, match=r"server\.allowed_hosts: .* can never match"):
+        access_rules(load(environ={}, flags={"server": {"allowed_hosts": [name]}}))

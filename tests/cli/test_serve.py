@@ -1,6 +1,7 @@
 """`gateway serve` as its operator meets it: lines, signals, exit status."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -154,19 +155,31 @@ async def test_flags_go_before_the_environment(start: Start, tmp_path: Path) -> 
 
 
 async def test_keys_file_is_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
-    """A new key is let in without a restart."""
+    """A new key is let in without a restart; emptying the file takes none away, and is an error."""
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{"1" * 64}"\n')
+    running = await start(*SERVE, "http://127.0.0.1:1/v1", GATEWAY_ACCESS__KEYS_FILE=str(file))
+    url, _ = await addresses(running)
+    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{hashlib.sha256(b"key").hexdigest()}"\n')
+    await running.tell(signal.SIGHUP)
+    await running.says("keys_reloaded +count=1")
+    file.write_text("")
+    await running.tell(signal.SIGHUP)
+    await running.says(r"\[error +\] keys_not_reloaded")
+    async with Client(url, key="key") as client, client.http.get(f"{url}/v1/sessions") as known:
+        stranger = await fetch(f"{url}/v1/sessions")
+
+    assert (known.status, stranger[0]) == (200, 401)
+
+
+async def test_keys_file_without_keys_is_exit_status_2(start: Start, tmp_path: Path) -> None:
+    """Nobody could call the gateway; that everybody may is for the operator to say."""
     file = tmp_path / "keys.toml"
     file.write_text("")
     running = await start(*SERVE, "http://127.0.0.1:1/v1", GATEWAY_ACCESS__KEYS_FILE=str(file))
-    url, _ = await addresses(running)
-    before = await fetch(f"{url}/v1/sessions")
-    file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{"0" * 64}"\n')
-    await running.tell(signal.SIGHUP)
-    await running.says("keys_reloaded +count=1")
-    after = await fetch(f"{url}/v1/sessions")
 
-    assert before[0] != 401
-    assert after[0] == 401
+    assert await running.ended() == 2
+    assert "access.keys_file" in running.output
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ SECRET_ALLOWS: Final = (
 BURST_SECONDS: Final = 2.0
 """What a rate limit lets a quiet caller save up."""
 
-_BEARER: Final = re.compile(r"[Bb]earer +([!-~]+) *\Z")
+_BEARER: Final = re.compile(r"bearer +([!-~]+) *\Z", re.IGNORECASE)
+"""RFC 9110 11.1: the scheme's name is in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,10 @@ class AccessRules:
     """Everything the operator says about access. Frozen: a reload replaces it whole."""
 
     keys: tuple[KeyRule, ...] = ()
+    keys_expected: bool = False
+    """Keys are configured, even if there is none at the moment. Then no key lets nobody in."""
     anonymous: KeyRule | None = None
-    """Callers without a credential, beside keys. Without any key they are let in whether or not this is set."""
+    """Callers without a credential, beside keys. Where no keys are configured they are let in without this, too."""
     hosts: frozenset[str] = frozenset()
     """Host names beside loopback's that are taken where there is no key."""
     own_origins: frozenset[str] = frozenset()
@@ -76,6 +79,16 @@ class AccessRules:
     """The operator has locked members of the session object."""
     client_upstream: bool = False
     """Each caller brings its own upstream credential (`upstream.auth = "client"`)."""
+
+    @property
+    def keyed(self) -> bool:
+        """Whoever shows a key must show a known one."""
+        return bool(self.keys) or self.keys_expected
+
+    @property
+    def serves_anonymous(self) -> bool:
+        """Callers without a credential are let in."""
+        return self.anonymous is not None or not self.keyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,13 +276,13 @@ def _signed(request: web.Request, word: str) -> tuple[Literal["secret", "ticket"
 def _by_key(request: web.Request, word: str | None) -> Grant:
     access = request.app[ACCESS]
     rules = access.rules
-    if rules.keys and word is not None:
+    if rules.keyed and word is not None:
         rule = access.caller_by_key(word)
         if rule is None:
             raise CallerError("unauthorized", "The API key is not known here.")
         principal = _principal(rule)
         return Grant(principal, "key", restricted=rules.members_locked or principal.budgeted)
-    if rules.keys and rules.anonymous is None:
+    if not rules.serves_anonymous:
         raise CallerError("unauthorized", "Send an API key as 'Authorization: Bearer'.")
     limit = rules.anonymous.max_sessions if rules.anonymous else None
     return Grant(
@@ -305,8 +318,8 @@ def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle:
 def _require_known(request: web.Request, principal: str) -> None:
     """What a key has opened, and handed secrets and tickets out for, it can open no more once it is taken away."""
     access = request.app[ACCESS]
-    gone = bool(access.rules.keys) if principal == ANONYMOUS else True
-    if gone and access.rule(principal) is None:
+    known = access.rules.serves_anonymous if principal == ANONYMOUS else access.rule(principal) is not None
+    if not known:
         raise CallerError("unauthorized", "The key that opened this session is not known here any more.")
 
 

@@ -5,8 +5,10 @@ rebinding can even be same-origin with it. The `Origin` header betrays the first
 only; knows no server.
 """
 
-import ipaddress
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,30 +16,72 @@ ALLOWED_METHODS: Final = "GET, POST, DELETE"
 ALLOWED_HEADERS: Final = (
     "Authorization, Content-Type, Last-Event-ID, Idempotency-Key, X-Request-Id, X-Upstream-Authorization"
 )
+"""Named to a preflight that asks for none."""
 EXPOSED_HEADERS: Final = "Location, Link, Retry-After, X-Request-Id, Idempotency-Replayed"
 PREFLIGHT_SECONDS: Final = 7200
 """Chromium's own limit; more is cut to it."""
+
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+_NO_HOST: Final = re.compile(r"[@\s*,\\^|<>\"`{}%]")
+"""What no host of an origin holds: it would be of another part of a URL, or of a pattern."""
+_NUMERIC_END: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)$")
+"""A host with such an end is an IPv4 address (WHATWG URL 3.5)."""
+_NOT_SENT: Final = frozenset({"about", "blob", "data", "file", "javascript"})
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110 5.6.2."""
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 
 
 def normal_origin(text: str) -> str | None:
-    """Give an origin in one spelling (RFC 6454 6.2), None for what is none, such as `null`."""
+    """Return an origin in one spelling (RFC 6454 6.2); None for what is no origin, such as `null`.
+
+    Apps and extensions have origins of schemes of their own: `capacitor://localhost`, `chrome-extension://ID`.
+    """
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
         return None
-    if parts.scheme not in _DEFAULT_PORTS or not host or parts.path or parts.query or "@" in parts.netloc:
+    scheme = parts.scheme
+    if not _SCHEME.fullmatch(scheme) or not host or parts.path or parts.query or parts.fragment:
+        return None
+    if parts.netloc.endswith(":") or _NO_HOST.search(parts.netloc):
         return None
     shown = f"[{host}]" if ":" in host else host
-    if port is None or port == _DEFAULT_PORTS[parts.scheme]:
-        return f"{parts.scheme}://{shown}"
-    return f"{parts.scheme}://{shown}:{port}"
+    if port is None or port == _DEFAULT_PORTS.get(scheme):
+        return f"{scheme}://{shown}"
+    return f"{scheme}://{shown}:{port}"
+
+
+def unmatchable(text: str) -> str | None:
+    """Say why no browser ever sends this as an origin, or how it writes it instead; None if it may."""
+    normal = normal_origin(text)
+    if normal is None:
+        return "is no origin; expected scheme://host[:port], as a browser sends it"
+    scheme, _, rest = normal.partition("://")
+    host = urlsplit(normal).hostname or ""
+    if scheme in _NOT_SENT:
+        return f"pages of {scheme}: have the origin null, which cannot be let in"
+    if scheme not in _DEFAULT_PORTS:
+        return None
+    if not host.isascii():
+        with suppress(UnicodeError):
+            return f"a browser writes it {scheme}://{rest.replace(host, host.encode('idna').decode())}"
+        return f"{host!r} is no host name"
+    if ":" in host or _NUMERIC_END.search(host):
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return f"{host!r} is no address"
+        if str(address) != host:
+            return f"a browser writes the address {address}"
+    return None
 
 
 def host_name(host: str) -> str | None:
-    """Give the name in a Host header, without port and in small letters; None where it is malformed."""
+    """Return the name in a Host header, without port and in small letters; None where it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port
@@ -49,16 +93,16 @@ def host_name(host: str) -> str | None:
 
 
 def is_loopback_name(name: str) -> bool:
-    """Tell whether a name can only mean this machine (RFC 6761 6.3)."""
+    """Whether a name can only mean this machine (RFC 6761 6.3)."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return is_loopback_address(name)
 
 
 def is_loopback_address(text: str) -> bool:
-    """Tell whether a text is a loopback address, an IPv4 one in IPv6 clothes included."""
+    """Whether a text is a loopback address, IPv4-mapped IPv6 addresses included."""
     try:
-        address = ipaddress.ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -66,17 +110,24 @@ def is_loopback_address(text: str) -> bool:
 
 
 def cors_headers(origin: str, *, any_origin: bool) -> dict[str, str]:
-    """Give what every answer to a listed origin carries. Never with credentials: there are no cookies."""
+    """Return what every answer to a listed origin carries. Never with credentials: there are no cookies."""
     return {
         "Access-Control-Allow-Origin": "*" if any_origin else origin,
         "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     }
 
 
-def preflight_headers() -> dict[str, str]:
-    """Give what the answer to a preflight adds (WHATWG Fetch 3.2.2)."""
+def preflight_headers(asked: str | None) -> dict[str, str]:
+    """Return what the answer to a preflight adds (WHATWG Fetch 3.2.2).
+
+    `asked` is its Access-Control-Request-Headers. All of them are allowed, since pages carry the headers of tracing tools,
+    and a header by itself lets nobody in.
+    """
+    names = [name.strip() for name in (asked or "").split(",") if name.strip()]
+    allowed = ", ".join(names) if all(map(_TOKEN.fullmatch, names)) else ""
     return {
         "Access-Control-Allow-Methods": ALLOWED_METHODS,
-        "Access-Control-Allow-Headers": ALLOWED_HEADERS,
+        "Access-Control-Allow-Headers": allowed or ALLOWED_HEADERS,
         "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+        "Vary": "Origin, Access-Control-Request-Headers",
     }

@@ -589,6 +589,30 @@ async def test_keyed_gateway_answers_to_any_name(keyed: House) -> None:
     assert answer.status == 201
 
 
+@pytest.mark.parametrize("origin", [None, "http://evil.example"])
+async def test_gateway_of_anonymous_callers_refuses_other_names_beside_keys(
+    build: Build, origin: str | None
+) -> None:
+    """A page that took a name of its own needs no key here; who shows one is asked for that instead."""
+    house = await build(AccessRules(keys=KEYS.keys, anonymous=KeyRule("anonymous")))
+    headers = {"Host": "evil.example", **({"Origin": origin} if origin else {})}
+    page = await house.call("POST", "/v1/sessions", headers=headers)
+    guessing = await house.call("POST", "/v1/sessions", headers=headers | bearer("guessed"))
+    known = await house.call("POST", "/v1/sessions", headers=headers | bearer("key-ann"))
+
+    assert (page.status, page.code) == (403, "forbidden")
+    assert (guessing.status, known.status) == (401, 201)
+
+
+async def test_refused_name_is_told_how_it_is_allowed(house: House) -> None:
+    """Both settings that would do are named."""
+    answer = await house.call("POST", "/v1/sessions", headers={"Host": "gw.example"})
+
+    assert "'gw.example'" in answer.json["detail"]
+    assert "server.allowed_hosts" in answer.json["detail"]
+    assert "server.public_url" in answer.json["detail"]
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 async def test_probes_answer_to_any_name(house: House, path: str) -> None:
     """Kubernetes asks by the pod's address."""
@@ -654,6 +678,73 @@ async def test_preflight_is_answered_before_authentication(build: Build) -> None
     )
     assert answer.headers["Access-Control-Max-Age"] == "7200"
     assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+async def test_preflight_allows_what_a_listed_page_asks_for(build: Build) -> None:
+    """Tracing headers, on one line or on several."""
+    house = await build(CORS)
+    headers = [
+        ("Origin", "https://app.example"),
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", "content-type,sentry-trace"),
+        ("Access-Control-Request-Headers", "traceparent"),
+    ]
+    answer = await house.call("OPTIONS", "/v1/sessions", headers=headers)
+
+    assert answer.headers["Access-Control-Allow-Headers"] == "content-type, sentry-trace, traceparent"
+    assert "Access-Control-Request-Headers" in answer.headers["Vary"]
+
+
+async def test_preflight_of_another_origin_is_refused(build: Build) -> None:
+    """Whatever it asks for."""
+    house = await build(CORS)
+    headers = {
+        "Origin": "https://evil.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-a",
+    }
+    answer = await house.call("OPTIONS", "/v1/sessions", headers=headers)
+
+    assert answer.status == 403
+    assert "Access-Control-Allow-Headers" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["capacitor://localhost", "chrome-extension://abcdefgh", "tauri://localhost"]
+)
+async def test_apps_and_extensions_can_be_listed(build: Build, origin: str) -> None:
+    """Their origins have schemes of their own."""
+    house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({origin})))
+    answer = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": origin})
+    other = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": f"{origin}x"})
+
+    assert (answer.status, other.status) == (201, 403)
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [("https://evil.example", "access.cors_origins"), ("null", "over HTTP"), ("x" * 999, "over HTTP")],
+)
+async def test_refused_origin_is_told_how_it_is_allowed(build: Build, origin: str, said: str) -> None:
+    """By the setting's name; an origin that no setting can allow, by what to do instead."""
+    house = await build(CORS)
+    answer = await house.call("POST", "/v1/sessions", headers={"Origin": origin})
+
+    assert origin[:200] in answer.json["detail"]
+    assert said in answer.json["detail"]
+    assert len(answer.json["detail"]) < 500
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
+async def test_schemes_name_is_in_any_case(build: Build, scheme: str) -> None:
+    """RFC 9110 11.1, for the gateway's keys and for callers' own."""
+    house = await build(AccessRules(keys=KEYS.keys, client_upstream=True))
+    headers = {"Authorization": f"{scheme} key-ann", "X-Upstream-Authorization": f"{scheme} ek_mine"}
+    answer = await house.call("POST", "/v1/sessions", headers=headers)
+
+    assert answer.status == 201
+    assert house.far_end.requests[0].bearer == "ek_mine"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,15 @@
 
 import pytest
 
-from gateway.downstream.auth.origins import host_name, is_loopback_address, is_loopback_name, normal_origin
+from gateway.downstream.auth.origins import (
+    ALLOWED_HEADERS,
+    host_name,
+    is_loopback_address,
+    is_loopback_name,
+    normal_origin,
+    preflight_headers,
+    unmatchable,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,7 +20,27 @@ from gateway.downstream.auth.origins import host_name, is_loopback_address, is_l
         ("HTTP://LocalHost:80", "http://localhost"),
         ("https://a.example:443", "https://a.example"),
         ("http://[::1]:8080", "http://[::1]:8080"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("ionic://localhost", "ionic://localhost"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("app://Obsidian.md", "app://obsidian.md"),
+        ("app://localhost:8080", "app://localhost:8080"),
+        (
+            "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+            "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        ),
+        (
+            "moz-extension://0a1b2c3d-0a1b-2c3d-0a1b-0a1b2c3d4e5f",
+            "moz-extension://0a1b2c3d-0a1b-2c3d-0a1b-0a1b2c3d4e5f",
+        ),
         ("null", None),
+        ("//a.example", None),
+        ("a.example", None),
+        ("https://", None),
+        ("https://a.example?q", None),
+        ("https://a.example#f", None),
+        ("https://a.example https://b.example", None),
+        ("https://*.example", None),
         ("", None),
         ("file://", None),
         ("http://a.example/path", None),
@@ -24,6 +52,62 @@ from gateway.downstream.auth.origins import host_name, is_loopback_address, is_l
 def test_origin_has_one_spelling(text: str, normal: str | None) -> None:
     """Default ports and capitals do not make another origin; what is none is None."""
     assert normal_origin(text) == normal
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://app.example",
+        "HTTPS://App.Example:443",
+        "http://10.0.0.1:3000",
+        "http://[::1]:3000",
+        "https://xn--bcher-kva.example",
+        "capacitor://localhost",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        "vscode-webview://0a1b2c",
+    ],
+)
+def test_origins_that_are_sent_can_be_listed(text: str) -> None:
+    """Those of pages, apps and extensions."""
+    assert unmatchable(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("null", "is no origin"),
+        ("https://a.example/", "is no origin"),
+        ("file://host", "null"),
+        ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
+        ("https://a..é.example", "no host name"),
+        ("http://1.2.3", "no address"),
+        ("http://0x7f.1", "no address"),
+        ("http://[::0:1]", "::1"),
+    ],
+)
+def test_origins_that_are_never_sent_are_told_from_them(text: str, why: str) -> None:
+    """With the spelling that a browser uses, where there is one."""
+    assert why in str(unmatchable(text))
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        ("content-type,sentry-trace, baggage", "content-type, sentry-trace, baggage"),
+        (
+            "traceparent,tracestate,x-datadog-trace-id,newrelic",
+            "traceparent, tracestate, x-datadog-trace-id, newrelic",
+        ),
+        (",x-a,,", "x-a"),
+        ("", ALLOWED_HEADERS),
+        (None, ALLOWED_HEADERS),
+        ("x a", ALLOWED_HEADERS),
+        ("x\r\nSet-Cookie: a", ALLOWED_HEADERS),
+    ],
+)
+def test_preflight_allows_the_headers_it_is_asked_for(asked: str | None, allowed: str) -> None:
+    """Where they are names; the gateway's own otherwise."""
+    assert preflight_headers(asked)["Access-Control-Allow-Headers"] == allowed
 
 
 @pytest.mark.parametrize(
