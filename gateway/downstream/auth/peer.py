@@ -1,54 +1,98 @@
-"""What a connection tells of the far side: where it comes from, and how it was spoken to there."""
+"""What is known of a client's connection: where it comes from, and whether it was encrypted there.
 
+Behind a proxy the connection is the proxy's, and a header tells about the client's. Anybody may send such a header, so
+it is believed as far as trusted proxies wrote it (`server.trusted_proxies`). Each proxy appends an element for the hop
+that it received; counted from the right, the first element that was not written by a trusted proxy's client ends the
+search. `X-Forwarded-For` and `X-Forwarded-Proto` are read if present, else `Forwarded` (RFC 7239): most proxies write the
+first two and pass the other on as the client sent it.
+"""
+
+import re
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, Literal
 
 from aiohttp import web
 
 from gateway.downstream.auth.access import ACCESS
 from gateway.downstream.auth.origins import is_loopback_address
 
+Address = IPv4Address | IPv6Address
+
+_NODE: Final = re.compile(r"\[([^\]]+)\](?::\d+)?\Z|([0-9.]+)(?::\d+)?\Z")
+"""An address with or without a port: `192.0.2.1:80`, `[2001:db8::1]:80`. IPv6 without brackets has none."""
+
 
 def loopback_peer(request: web.Request) -> bool:
-    """Tell whether the connection comes from this machine."""
+    """Return whether the connection comes from this machine."""
     address = _peer(request)
     return address is not None and is_loopback_address(str(address))
 
 
 def scheme(request: web.Request) -> str:
-    """Give the scheme the client used, as a trusted proxy tells it."""
-    forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
-    if forwarded in ("http", "https") and _from_trusted_proxy(request):
-        return forwarded
-    return request.scheme
+    """Return the scheme that the client used, as trusted proxies tell it."""
+    _, hops = _walk(request)
+    if not hops:
+        return request.scheme
+    told = _listed(request, "X-Forwarded-Proto")
+    if not told:
+        told = [element.get("proto", "") for element in request.forwarded]
+    if not told:
+        return request.scheme
+    # One element for each hop. A proxy that replaces the list leaves one, which is about the client.
+    word = told[max(0, len(told) - hops)].lower()
+    return word if word in ("http", "https") else request.scheme
 
 
 def client_address(request: web.Request) -> str | None:
-    """Give where the request came from: the connection's far side or, behind trusted proxies, the last address in
-    `X-Forwarded-For` that is none of theirs. What stands before it, the client may have made up."""
-    address = _peer(request)
-    networks = request.app[ACCESS].rules.trusted_proxies
-    words = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
-    while address is not None and words and any(address in network for network in networks):
-        try:
-            address = _plain(ip_address(words.pop().strip()))
-        except ValueError:
-            break
+    """Return the address of the client: of the connection's far side or, behind trusted proxies, the last one that they
+    tell of and that is none of theirs."""
+    address, _ = _walk(request)
     return None if address is None else str(address)
 
 
-def _from_trusted_proxy(request: web.Request) -> bool:
+def _walk(request: web.Request) -> tuple[Address | None, int]:
+    """Return the client's address, and how many trusted proxies stand before it."""
     address = _peer(request)
     networks = request.app[ACCESS].rules.trusted_proxies
-    return address is not None and any(address in network for network in networks)
+    if not networks or address is None or not any(address in network for network in networks):
+        return address, 0
+    told = _listed(request, "X-Forwarded-For")
+    if not told:
+        told = [element.get("for", "") for element in request.forwarded]
+    hops = 1
+    for node in reversed(told):
+        found = _address(node)
+        if found is None:
+            break  # `unknown`, or a name that hides an address (RFC 7239 6.3)
+        address = found
+        if not any(address in network for network in networks):
+            break
+        hops += 1
+    return address, hops
 
 
-def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
+def _listed(request: web.Request, header: Literal["X-Forwarded-For", "X-Forwarded-Proto"]) -> Sequence[str]:
+    """Return the elements of a header that may have several lines."""
+    joined = ",".join(request.headers.getall(header, ()))
+    return [word.strip() for word in joined.split(",")] if joined else []
+
+
+def _address(node: str) -> Address | None:
+    found = _NODE.match(node)
+    try:
+        return _unmapped(ip_address((found[1] or found[2]) if found else node))
+    except ValueError:
+        return None
+
+
+def _peer(request: web.Request) -> Address | None:
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not isinstance(peer, tuple):
         return None
-    return _plain(ip_address(str(peer[0])))
+    return _unmapped(ip_address(str(peer[0])))
 
 
-def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    # A listener for both families sees IPv4 peers in IPv6 clothes, which no configured IPv4 network would match.
+def _unmapped(address: Address) -> Address:
+    # A listener for both families sees IPv4-mapped IPv6 addresses, which no configured IPv4 network would match.
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
