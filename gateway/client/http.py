@@ -68,7 +68,14 @@ class Client:
 
     async def sessions(self) -> list[Json]:
         """Return the caller's session objects, newest first. Needs an API key."""
-        return list((await self.request("GET", "/v1/sessions"))["data"])
+        listed: list[Json] = []
+        query = {"limit": 100}
+        while True:
+            page = await self.request("GET", "/v1/sessions", params=query)
+            listed += page["data"]
+            if not page.get("has_more"):
+                return listed
+            query["after"] = listed[-1]["id"]
 
     async def ask(
         self, input: str | list[Json], *, session: Json | None = None, **response: object

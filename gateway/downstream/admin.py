@@ -20,6 +20,7 @@ from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import HUB, SESSION
 from gateway.downstream.http.negotiation import preferred
 from gateway.downstream.http.wire import accepted
+from gateway.downstream.sessions import listing, requested_page
 from gateway.errors import CallerError
 from gateway.relay.ports import View
 from gateway.relay.state import CloseReason
@@ -67,9 +68,10 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def list_all(request: web.Request) -> web.Response:
-    """Give every session, newest first."""
+    """List all sessions, newest first."""
     _require_operator(request)
-    return json_answer({"object": "list", "data": [_shown(v) for v in request.app[HUB].all_sessions()]})
+    views, more = request.app[HUB].page(None, *requested_page(request))
+    return listing([_shown(view) for view in views], more)
 
 
 async def look(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.downstream.http.answers import compact
-from gateway.downstream.sessions import SessionWanted
+from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED, SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
 
@@ -152,7 +152,11 @@ def _paths() -> Schema:
                 parameters=key,
                 body=_body({"application/json": _ref("SessionWanted")}),
             ),
-            "get": _operation("List the caller's sessions", {"200": _answer("Newest first", "SessionList")}),
+            "get": _operation(
+                "List the caller's sessions",
+                {"200": _answer("Newest first", "SessionList")},
+                parameters=[_parameter("ListLimit"), _parameter("ListAfter")],
+            ),
         },
         "/v1/sessions/{id}": session
         | {
@@ -239,6 +243,18 @@ def _parameters() -> Schema:
         },
         "LastEventId": {"name": "Last-Event-ID", "in": "header", "schema": _TEXT},
         "Format": {"name": "format", "in": "query", "description": "Overrides Accept.", "schema": _TEXT},
+        "ListLimit": {
+            "name": "limit",
+            "in": "query",
+            "description": "Sessions of a page.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": DEFAULT_LISTED},
+        },
+        "ListAfter": {
+            "name": "after",
+            "in": "query",
+            "description": "The last session of the page before.",
+            "schema": _TEXT,
+        },
     }
     queries = {
         name: {"name": name, "in": "query", "description": said, "schema": schema}
@@ -255,7 +271,11 @@ def _schemas() -> Schema:
         "Session": _closed(_SESSION),
         "CreatedSession": _closed(_SESSION | _CREDENTIALS),
         "SessionList": _closed(
-            {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Session")}}
+            {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": _ref("Session")},
+                "has_more": {"type": "boolean"},
+            }
         ),
         "Ticket": _closed(
             {"ticket": {"type": "string", "pattern": "^gwt_"}, "url": _TEXT, "expires_at": _TIME}

@@ -22,6 +22,10 @@ from gateway.relay.state import CloseReason
 _SECRET_BODY_BYTES: Final = 4096
 """A body that is to be a client secret and nothing else."""
 
+DEFAULT_LISTED: Final = 20
+MAX_LISTED: Final = 100
+"""Sessions of one page: with 16 KiB of metadata each, 1.6 MiB."""
+
 Object = dict[str, Any]  # Any JSON object: what is in it is OpenAI's or the caller's own business.
 
 
@@ -101,12 +105,27 @@ async def create(request: web.Request) -> web.Response:
 
 
 async def list_own(request: web.Request) -> web.Response:
-    """Give the caller's sessions, newest first. Not to anonymous callers: to them an id is the capability."""
+    """List the caller's sessions, newest first. Not for anonymous callers: to them an id is the capability."""
     caller = grant(request)
     if caller.credential == "anonymous":
         raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
-    views = request.app[HUB].sessions(caller.principal)
-    return json_answer({"object": "list", "data": [session_object(request, view) for view in views]})
+    views, more = request.app[HUB].page(caller.principal, *requested_page(request))
+    return listing([session_object(request, view) for view in views], more)
+
+
+def requested_page(request: web.Request) -> tuple[int, str | None]:
+    """Return the parameters `limit` and `after` of a list. Raises `invalid-parameter`."""
+    text = request.query.get("limit", str(DEFAULT_LISTED))
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+    if not 1 <= limit <= MAX_LISTED:
+        what = f"must be a whole number from 1 to {MAX_LISTED}"
+        raise CallerError("invalid-parameter", f"'limit' {what}.", flaws=(Flaw(what, pointer="/limit"),))
+    return limit, request.query.get("after") or None
+
+
+def listing(objects: list[dict[str, object]], more: bool) -> web.Response:
+    """Answer with a page of a list."""
+    return json_answer({"object": "list", "data": objects, "has_more": more})
 
 
 async def look(request: web.Request) -> web.Response:

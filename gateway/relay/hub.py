@@ -168,9 +168,25 @@ class Hub:
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
         return session
 
-    def sessions(self, principal: Principal) -> list[View]:
-        """The caller's own, newest first."""
-        return [s.view() for s in reversed(self._sessions.values()) if _owns(principal, s)]
+    def page(
+        self, principal: Principal | None, limit: int, after: str | None = None
+    ) -> tuple[list[View], bool]:
+        """Return up to `limit` of a principal's sessions, or of all where it is None, newest first, and whether more
+        follow. They begin behind the session `after`; raises `session-unknown` if that is not among them."""
+        listed: list[View] = []
+        begun = after is None
+        for session in reversed(self._sessions.values()):
+            if not (principal is None or _owns(principal, session)):
+                continue
+            if not begun:
+                begun = session.id == after
+            elif len(listed) == limit:
+                return listed, True
+            else:
+                listed.append(session.view())
+        if not begun:
+            raise CallerError("session-unknown", "'after' names no session of this list.")
+        return listed, False
 
     def all_sessions(self) -> list[View]:
         """Every session, newest first; for the operator."""

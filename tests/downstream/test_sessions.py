@@ -1,10 +1,12 @@
 """Sessions as a resource."""
 
 import asyncio
+import hashlib
 import json
 
 import pytest
 
+from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.errors import UpstreamError
 from gateway.relay.limits import RelayLimits
 from tests.downstream.house import Build, House
@@ -313,6 +315,53 @@ async def test_anonymous_callers_get_no_list(house: House) -> None:
     answer = await house.call("GET", "/v1/sessions")
 
     assert (answer.status, answer.code) == (403, "forbidden")
+
+
+ADA = {"Authorization": "Bearer ada-key"}
+KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))
+
+
+@pytest.mark.parametrize("operator", [False, True])
+async def test_lists_are_paged(build: Build, operator: bool) -> None:
+    """Newest first; a page names what follows it, and the last one says that nothing does."""
+    house = await build(KEYED)
+    ids = [(await house.open(headers=ADA))["id"] for _ in range(5)][::-1]
+    url = f"{house.server.admin_url}/sessions" if operator else "/v1/sessions"
+    pages, after = [], ""
+    for _ in range(3):
+        page = (await house.call("GET", f"{url}?limit=2&after={after}", headers=ADA)).json
+        pages.append(([session["id"] for session in page["data"]], page["has_more"]))
+        after = pages[-1][0][-1]
+
+    assert pages == [(ids[:2], True), (ids[2:4], True), (ids[4:], False)]
+
+
+async def test_a_page_is_bounded_where_nothing_is_asked(build: Build) -> None:
+    """Somebody with a thousand sessions does not get megabytes by mistake."""
+    house = await build(KEYED)
+    for _ in range(21):
+        await house.open(headers=ADA)
+    page = (await house.call("GET", "/v1/sessions", headers=ADA)).json
+
+    assert (len(page["data"]), page["has_more"]) == (20, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "1.5", "", "²", "9999999999"])
+async def test_limit_of_a_list_is_checked(build: Build, limit: str) -> None:
+    """By name."""
+    house = await build(KEYED)
+    answer = await house.call("GET", f"/v1/sessions?limit={limit}", headers=ADA)
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert answer.json["errors"][0]["pointer"] == "/limit"
+
+
+async def test_a_list_begins_behind_a_session_of_its_own(build: Build) -> None:
+    """An id that is not in the list is told, rather than taken for the beginning or the end."""
+    house = await build(KEYED)
+    answer = await house.call("GET", "/v1/sessions?after=gws_other", headers=ADA)
+
+    assert (answer.status, answer.code) == (404, "session-unknown")
 
 
 async def test_ticket_comes_with_its_url(house: House) -> None:
