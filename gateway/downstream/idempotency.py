@@ -5,17 +5,20 @@ For requests that are answered when they are done. Turns, to which a repeat atta
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aiohttp import web
 
-from gateway.downstream.auth.access import Grant
-from gateway.downstream.http.app_keys import TELEMETRY
+from gateway.downstream.auth.access import ACCESS, Grant
+from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import idempotency_key
-from gateway.errors import OverloadError
+from gateway.errors import CallerError, OverloadError
 from gateway.relay.idempotency import IdempotencyKeys
 
 Answer = TypeVar("Answer")
+
+UNGUESSABLE: Final = 22
+"""Characters: 128 random bits in base64."""
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 
@@ -24,6 +27,23 @@ def scoped_key(request: web.Request, grant: Grant) -> str | None:
     """Give the request's key as the table knows it: another caller or path may use the same word."""
     key = idempotency_key(request)
     return None if key is None else f"{grant.principal.name}\n{request.rel_url.raw_path}\n{key}"
+
+
+def require_unguessable(request: web.Request, grant: Grant) -> None:
+    """Check the key of a request that opens a session, whose repeat is answered with that session.
+
+    Anonymous callers share one principal, so to them the key is what proves whose session it is. Where strangers may be
+    among them it must be too long to guess. Raises `invalid-parameter`.
+    """
+    key = idempotency_key(request)
+    rules = request.app[ACCESS].rules
+    served_beyond_loopback = rules.anonymous is not None or rules.hosts or rules.trusted_proxies
+    if key is not None and len(key) < UNGUESSABLE and grant.principal.anonymous and served_beyond_loopback:
+        raise CallerError(
+            "invalid-parameter",
+            f"Without an API key the Idempotency-Key must have at least {UNGUESSABLE} random characters here, since a "
+            "repeat is answered with the session's credentials.",
+        )
 
 
 def fingerprint(request: web.Request, body: bytes) -> bytes:
@@ -38,14 +58,15 @@ async def once(
     body: bytes,
     act: Callable[[], Awaitable[Answer]],
     answer_type: type[Answer],
+    size: Callable[[Answer], int] = lambda _: 0,
 ) -> tuple[Answer, bool]:
-    """Act, or give the answer of the first time and True. What raises had no effect, and may be tried again.
+    """Act, or return the answer of the first time and True. What raises had no effect, and may be tried again.
 
-    Raises `idempotency-in-progress` while the first is still running, `idempotency-key-reused` for another body.
+    `size` tells what an answer takes to keep. Raises `idempotency-in-progress` while the first is still running, `idempotency-key-reused` for another body.
     """
     if key is None:
         return await act(), False
-    slot, new = table.claim(key, fingerprint(request, body))
+    slot, new = table.claim(key, fingerprint(request, body), request.app[CLOCK].monotonic())
     if not new:
         if not isinstance(slot.answer, answer_type):
             raise OverloadError(
@@ -60,5 +81,5 @@ async def once(
     except BaseException:
         table.release(key)
         raise
-    table.keep(key, answer)
+    table.keep(key, answer, size(answer))
     return answer, False

@@ -8,10 +8,11 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant, upstream_bearer
+from gateway.downstream.auth.credentials import looks_signed
 from gateway.downstream.http.answers import compact, json_answer
 from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.idempotency import REPLAYED, once, scoped_key
+from gateway.downstream.idempotency import REPLAYED, once, require_unguessable, scoped_key
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
 from gateway.relay.envelope import parse_object
@@ -63,6 +64,10 @@ class _Created:
     body: bytes = field(repr=False)  # holds the client secret
 
 
+def _size(created: _Created) -> int:
+    return len(created.body)
+
+
 def add_routes(app: web.Application) -> None:
     """Put this file's handlers in place."""
     app.router.add_post("/v1/sessions", create)
@@ -77,6 +82,7 @@ async def create(request: web.Request) -> web.Response:
     """Open a session: 201 when its data channel is open."""
     caller = grant(request)
     bearer = required_upstream_bearer(request)
+    require_unguessable(request, caller)
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(caller, len(body))
     if body:
@@ -91,11 +97,11 @@ async def create(request: web.Request) -> web.Response:
     hub = request.app[HUB]
     table = hub.idempotency(caller.principal)
     key = scoped_key(request, caller)
-    created, replayed = await once(request, table, key, body, open_session, _Created)
+    created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     if replayed and not _still_known(request, created.session_id):
         # A key lives as long as its session; this is a first try again.
         table.release(str(key))
-        created, replayed = await once(request, table, key, body, open_session, _Created)
+        created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     request[SESSION] = created.session_id
     if key is None and _client_left(request):
         await hub.find(created.session_id, None).close(CloseReason.CLIENT)  # Nobody will ever learn its id.
@@ -145,7 +151,8 @@ async def close(request: web.Request) -> web.Response:
     """Close the session, for clients that can only post: `navigator.sendBeacon` sends the client secret as the body."""
     body = await read_body(request, _SECRET_BODY_BYTES)
     word = body.decode("ascii", "replace").strip() if request.content_type == TEXT else ""
-    _, handle = session_grant(request, "send", word=word or None)
+    # An API key in a body would be kept wherever bodies are kept; a client secret is for one session alone.
+    _, handle = session_grant(request, "send", word=word if looks_signed(word) else None)
     await handle.close(CloseReason.CLIENT)
     return web.Response(status=204)
 

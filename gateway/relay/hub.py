@@ -78,7 +78,7 @@ class Hub:
         self._idempotency: dict[str, IdempotencyKeys] = {}
         self._clock = clock or Clock()
         self._telemetry = telemetry
-        self._world = World(dialer, telemetry, limits, self._clock, Allowance(limits.prices))
+        self._world = World(dialer, telemetry, limits, self._clock, Allowance(limits.prices), self.budget)
         self._broker = Broker(
             framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry
         )
@@ -157,8 +157,11 @@ class Hub:
         return session
 
     def idempotency(self, principal: Principal) -> IdempotencyKeys:
-        """Give the caller's keys of requests that open sessions."""
-        return self._idempotency.setdefault(principal.name, IdempotencyKeys())
+        """Return the caller's keys of requests that open sessions."""
+        table = self._idempotency.get(principal.name)
+        if table is None:
+            table = self._idempotency[principal.name] = IdempotencyKeys(self.budget.open(principal.name))
+        return table
 
     def find(self, session_id: str, principal: Principal | None) -> Handle:
         """Give a session, raising `session-unknown` for other people's, too. With principal None the id itself, or a
@@ -255,6 +258,7 @@ class Hub:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         session = self._tasks.pop(task)
         if self._opening.pop(session.id, None) is not None:
+            session.release()
             self._broker.drop(session.log)  # It never opened: nobody knows it, so nobody will read its log.
 
     async def _tick_for_ever(self) -> None:
@@ -271,6 +275,7 @@ class Hub:
                 self._telemetry.relay_failed(session.id, error)
             if session.closed_at is not None and session.closed_at <= kept:
                 del self._sessions[session.id]
+                session.release()
                 self._broker.drop(session.log)
         events, size = self._broker.events, self._broker.size
         self._telemetry.log_grew(events - self._counted[0], size - self._counted[1])

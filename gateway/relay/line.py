@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
 from gateway.relay.allowance import Allowance
+from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.conversation import MAX_UNCONFIRMED, Conversation, Sent
 from gateway.relay.envelope import member, peek
@@ -53,6 +54,7 @@ class World:
     limits: RelayLimits
     clock: Clock
     allowance: Allowance
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class Session:
         self._account = world.allowance.open(opening.principal)
         self._usage = Usage()
         self._max_output_tokens = opening.session.get("max_output_tokens")
-        self._idempotency = IdempotencyKeys()
+        self._idempotency = IdempotencyKeys(world.budget.open(opening.principal.name))
         self._state = State.CONNECTING
         self._accepted = 0
         self._receivers: list[Receiver] = []
@@ -123,6 +123,10 @@ class Session:
     @property
     def idempotency(self) -> IdempotencyKeys:
         return self._idempotency
+
+    def release(self) -> None:
+        """Give back what is still held of a session that nobody can ask for any more."""
+        self._idempotency.close()
 
     def touch(self) -> None:
         self._touched_at = self._clock.monotonic()

@@ -74,6 +74,10 @@ class Turn:
             wake()
         return lambda: (self._waiting.pop(waiter, None), None)[1]
 
+    def forget_request(self) -> None:
+        """Give the request's items back to memory: the turn is finished, and only its result is still asked for."""
+        self._request = TurnRequest([])
+
     def opening(self) -> list[ClientEvent]:
         """Give the events that start the turn: its items, then its response."""
         events = []

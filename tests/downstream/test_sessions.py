@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from ipaddress import ip_network
 
 import pytest
 
@@ -10,6 +11,9 @@ from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.errors import UpstreamError
 from gateway.relay.limits import RelayLimits
 from tests.downstream.house import Build, House
+
+ADA = {"Authorization": "Bearer ada-key"}
+KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))
 
 
 async def test_create_without_a_body_gives_a_connected_session(house: House) -> None:
@@ -296,6 +300,85 @@ async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
     assert answer.status == 204
 
 
+async def test_close_takes_no_api_key_in_its_body(build: Build) -> None:
+    """Bodies are logged and kept where headers are not."""
+    house = await build(KEYED)
+    session = await house.open(headers=ADA)
+    path = f"/v1/sessions/{session['id']}/close"
+    answer = await house.call("POST", path, data="ada-key", headers={"Content-Type": "text/plain"})
+
+    assert (answer.status, answer.code) == (401, "unauthorized")
+
+
+async def test_a_create_is_repeated_for_its_own_caller_only(build: Build) -> None:
+    """The same key of another caller is another request: it sees nothing of the first one's session."""
+    rules = AccessRules(
+        keys=tuple(
+            KeyRule(name, (hashlib.sha256(f"{name}-key".encode()).digest(),)) for name in ("ada", "bob")
+        )
+    )
+    house = await build(rules)
+    first, other = [
+        await house.call(
+            "POST", "/v1/sessions", headers={"Authorization": f"Bearer {name}-key", "Idempotency-Key": "k"}
+        )
+        for name in ("ada", "bob")
+    ]
+
+    assert (first.status, other.status) == (201, 201)
+    assert first.json["id"] != other.json["id"]
+    assert "Idempotency-Replayed" not in other.headers
+
+
+STRANGERS = [
+    AccessRules(anonymous=KeyRule("anonymous")),
+    AccessRules(hosts=frozenset({"gateway.example"})),
+    AccessRules(trusted_proxies=(ip_network("10.0.0.0/8"),)),
+]
+
+
+@pytest.mark.parametrize("rules", STRANGERS)
+@pytest.mark.parametrize("path", ["/v1/sessions", "/v1/turns"])
+async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: AccessRules, path: str) -> None:
+    """Whoever repeats it is answered with the session and its credentials."""
+    house = await build(rules)
+    short = await house.call(
+        "POST",
+        path,
+        data=b'{"input":"x"}' if "turns" in path else b"{}",
+        headers={"Idempotency-Key": "a" * 21},
+    )
+
+    assert (short.status, short.code) == (400, "invalid-parameter")
+    assert house.far_end.requests == []
+
+
+@pytest.mark.parametrize("rules", [AccessRules(), KEYED, STRANGERS[0]])
+async def test_other_keys_may_be_short(build: Build, rules: AccessRules) -> None:
+    """On loopback, with an API key, or for what opens no session."""
+    house = await build(rules)
+    long = {"Idempotency-Key": "k" * 22, **ADA}
+    session = await house.open(headers=long)
+    short = {"Idempotency-Key": "k", **ADA}
+    sent = await house.call(
+        "POST", f"/v1/sessions/{session['id']}/events", data=b'{"type":"a"}', headers=short
+    )
+
+    assert sent.status == 202
+    if rules is not STRANGERS[0]:
+        await house.open(headers=short)
+
+
+async def test_stored_answers_are_charged_to_the_memory_budget(house: House) -> None:
+    """Those of a session go with it."""
+    budget = house.hub.budget
+    await house.call(
+        "POST", "/v1/sessions", json={"metadata": {"a": "x" * 10_000}}, headers={"Idempotency-Key": "k"}
+    )
+
+    assert budget.held_by("anonymous") > 10_000
+
+
 async def test_unknown_session_is_404(house: House) -> None:
     """Every call on an id that is nobody's says the same."""
     for method, tail in (
@@ -315,10 +398,6 @@ async def test_anonymous_callers_get_no_list(house: House) -> None:
     answer = await house.call("GET", "/v1/sessions")
 
     assert (answer.status, answer.code) == (403, "forbidden")
-
-
-ADA = {"Authorization": "Bearer ada-key"}
-KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))
 
 
 @pytest.mark.parametrize("operator", [False, True])

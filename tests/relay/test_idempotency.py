@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.budget import Budget
+from gateway.relay.idempotency import SLOT_BYTES, IdempotencyKeys
 
 
 def test_a_new_key_is_the_claimers() -> None:
     """The first request with a key runs."""
-    slot, new = IdempotencyKeys().claim("k", b"body")
+    slot, new = IdempotencyKeys().claim("k", b"body", 0.0)
 
     assert new
     assert slot.answer is None
@@ -19,9 +20,9 @@ def test_a_new_key_is_the_claimers() -> None:
 def test_a_repeat_while_running_finds_what_it_may_attach_to() -> None:
     """A second request with the key is given the first one's slot."""
     keys = IdempotencyKeys()
-    first, _ = keys.claim("k", b"body")
+    first, _ = keys.claim("k", b"body", 0.0)
     first.running = "the turn"
-    second, new = keys.claim("k", b"body")
+    second, new = keys.claim("k", b"body", 0.0)
 
     assert (second, new) == (first, False)
     assert second.running == "the turn"
@@ -30,10 +31,10 @@ def test_a_repeat_while_running_finds_what_it_may_attach_to() -> None:
 def test_a_repeat_afterwards_finds_the_answer() -> None:
     """A kept answer stands for every repeat, and what ran is let go."""
     keys = IdempotencyKeys()
-    slot, _ = keys.claim("k", b"body")
+    slot, _ = keys.claim("k", b"body", 0.0)
     slot.running = object()
-    keys.keep("k", "answer")
-    again, new = keys.claim("k", b"body")
+    keys.keep("k", "answer", 10)
+    again, new = keys.claim("k", b"body", 0.0)
 
     assert (again.answer, again.running, new) == ("answer", None, False)
 
@@ -41,43 +42,43 @@ def test_a_repeat_afterwards_finds_the_answer() -> None:
 def test_the_same_key_for_another_request_is_refused() -> None:
     """One key, one request: contract 1.2."""
     keys = IdempotencyKeys()
-    keys.claim("k", b"body")
+    keys.claim("k", b"body", 0.0)
 
     with pytest.raises(GatewayError) as caught:
-        keys.claim("k", b"other")
+        keys.claim("k", b"other", 0.0)
     assert caught.value.code == "idempotency-key-reused"
 
 
 def test_a_released_key_is_new_again() -> None:
     """A request without effect leaves nothing, also when it is released twice."""
     keys = IdempotencyKeys()
-    keys.claim("k", b"body")
+    keys.claim("k", b"body", 0.0)
     keys.release("k")
     keys.release("k")
 
-    assert keys.claim("k", b"other")[1]
+    assert keys.claim("k", b"other", 0.0)[1]
 
 
 def test_at_the_bound_the_oldest_answer_is_forgotten() -> None:
     """Answers leave in the order in which their requests came; running ones stay."""
     keys = IdempotencyKeys(max_keys=3)
     for key in "abc":
-        keys.claim(key, b"")
-    keys.keep("b", "answer")
-    keys.keep("c", "answer")
-    keys.claim("d", b"")
+        keys.claim(key, b"", 0.0)
+    keys.keep("b", "answer", 10)
+    keys.keep("c", "answer", 10)
+    keys.claim("d", b"", 0.0)
 
-    assert [keys.claim(key, b"")[1] for key in "ac"] == [False, False]
-    assert keys.claim("b", b"")[1]
+    assert [keys.claim(key, b"", 0.0)[1] for key in "ac"] == [False, False]
+    assert keys.claim("b", b"", 0.0)[1]
 
 
 def test_where_all_are_running_one_more_is_refused() -> None:
     """Running requests are never forgotten, so there is no room."""
     keys = IdempotencyKeys(max_keys=1)
-    keys.claim("a", b"")
+    keys.claim("a", b"", 0.0)
 
     with pytest.raises(GatewayError) as caught:
-        keys.claim("b", b"")
+        keys.claim("b", b"", 0.0)
     assert (caught.value.code, caught.value.retry_after) == ("capacity", 1)
 
 
@@ -88,7 +89,7 @@ def test_a_running_request_is_never_run_twice(steps: list[tuple[str, str]]) -> N
     for key, step in steps:
         if step == "claim":
             try:
-                _, new = keys.claim(key, b"")
+                _, new = keys.claim(key, b"", 0.0)
             except GatewayError:
                 assert len(running) == 3
                 continue
@@ -97,5 +98,62 @@ def test_a_running_request_is_never_run_twice(steps: list[tuple[str, str]]) -> N
                 running.add(key)
         elif key in running:
             running.remove(key)
-            keys.keep(key, "answer") if step == "keep" else keys.release(key)
+            keys.keep(key, "answer", 10) if step == "keep" else keys.release(key)
         assert len(keys._slots) <= 3
+
+
+def test_an_answer_is_kept_for_a_day() -> None:
+    """After that its key is new; a request that still runs is not forgotten."""
+    keys = IdempotencyKeys()
+    for key in "ab":
+        keys.claim(key, b"", 0.0)
+    keys.keep("a", "answer", 10)
+
+    assert not keys.claim("a", b"", 86_399.0)[1]
+    assert keys.claim("a", b"", 86_400.0)[1]
+    assert not keys.claim("b", b"", 86_400.0)[1]
+
+
+def test_answers_are_bounded_in_bytes() -> None:
+    """The oldest leave, also for one that is larger than the bound by itself."""
+    keys = IdempotencyKeys(max_bytes=10_000)
+    for key in "abc":
+        keys.claim(key, b"", 0.0)
+        keys.keep(key, "answer", 4_000)
+
+    assert keys.claim("a", b"", 0.0)[1]
+    assert keys.size <= 10_000 + SLOT_BYTES
+
+    keys.claim("huge", b"", 0.0)
+    keys.keep("huge", "answer", 20_000)
+
+    assert keys.size == SLOT_BYTES
+
+
+def test_answers_are_charged_to_the_memory_budget() -> None:
+    """Everything is given back with the table."""
+    budget = Budget(10_000)
+    keys = IdempotencyKeys(budget.open("ada"))
+    keys.claim("a", b"", 0.0)
+    keys.keep("a", "answer", 3_000)
+    assert budget.held_by("ada") == keys.size == 3_000 + SLOT_BYTES
+
+    keys.release("a")
+    assert budget.held == 0
+
+    keys.claim("b", b"", 0.0)
+    keys.close()
+    keys.close()
+    assert budget.held == 0
+
+
+def test_without_room_in_the_budget_a_key_is_refused() -> None:
+    """Before the request has had an effect: its promise could not be kept."""
+    budget = Budget(1_000)
+    budget.open("bob").grow(900)
+    keys = IdempotencyKeys(budget.open("ada"))
+
+    with pytest.raises(GatewayError) as caught:
+        keys.claim("a", b"", 0.0)
+    assert caught.value.code == "capacity"
+    assert keys.size == 0

@@ -86,11 +86,11 @@ async def test_callers_keep_their_keys_apart(build: Build) -> None:
     """However many Idempotency-Keys one caller uses, another's are kept."""
     house = build()
     ann, bob = Principal("ann"), Principal("bob")
-    house.hub.idempotency(bob).claim("k", b"")
-    house.hub.idempotency(bob).keep("k", "answer")
+    house.hub.idempotency(bob).claim("k", b"", 0.0)
+    house.hub.idempotency(bob).keep("k", "answer", 10)
     for count in range(2000):
-        house.hub.idempotency(ann).claim(f"k{count}", b"")
-        house.hub.idempotency(ann).keep(f"k{count}", "other")
+        house.hub.idempotency(ann).claim(f"k{count}", b"", 0.0)
+        house.hub.idempotency(ann).keep(f"k{count}", "other", 10)
 
-    slot, new = house.hub.idempotency(bob).claim("k", b"")
+    slot, new = house.hub.idempotency(bob).claim("k", b"", 0.0)
     assert (slot.answer, new) == ("answer", False)

@@ -6,15 +6,16 @@ Here a turn is taken once, however often it is asked for; `turnanswer` gives wha
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
-from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION, TELEMETRY
+from gateway.downstream.http.answers import compact
+from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.wire import accepted, watch_loss
-from gateway.downstream.idempotency import REPLAYED, fingerprint, scoped_key
+from gateway.downstream.idempotency import REPLAYED, fingerprint, require_unguessable, scoped_key
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
@@ -24,6 +25,9 @@ from gateway.errors import CallerError, GatewayError
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn, check_text
+
+PARSED_FACTOR: Final = 4
+"""How many times its text a parsed JSON value takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     caller = grant(request)
     bearer = required_upstream_bearer(request)
     asked = await _ask(request, caller, own_session=True)
+    require_unguessable(request, caller)
     session = parse_wanted(request, {} if asked.wanted.session is None else {"session": asked.wanted.session})
     hub = request.app[HUB]
 
@@ -126,7 +131,7 @@ async def _answer(
             errand.abandon()
     before = _claim(request, table, asked.key, asked.body)
     if before is None:
-        errand = _begin(table, asked.key, fingerprint(request, asked.body))
+        errand = _begin(table, asked.key)
         await _take(errand, take)
         return await _attend(request, asked, errand)
     request.app[TELEMETRY].idempotent_replay()
@@ -138,14 +143,15 @@ async def _answer(
 
 def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> Errand | _Done | None:
     """Give what a key stands for already, None where this is the first try. Raises `idempotency-key-reused`."""
-    slot, new = table.claim(key, fingerprint(request, body))
+    now = request.app[CLOCK].monotonic()
+    slot, new = table.claim(key, fingerprint(request, body), now)
     if new:
         return None
     if isinstance(slot.answer, _Done):
         if _still_known(request, slot.answer.session_id):
             return slot.answer
         table.release(key)  # A key lives as long as its session.
-        table.claim(key, fingerprint(request, body))
+        table.claim(key, fingerprint(request, body), now)
         return None
     assert isinstance(slot.running, Errand)  # set before anything waits, see `_begin`
     return slot.running
@@ -165,11 +171,10 @@ async def _give(
     return await Answer(request, handle, turn, form=asked.form, wait=asked.wait, headers=headers).run()
 
 
-def _begin(table: IdempotencyKeys, key: str, request_fingerprint: bytes) -> Errand:
+def _begin(table: IdempotencyKeys, key: str) -> Errand:
     """Make the errand to which repeats of the request attach."""
     errand = Errand()
-    slot, _ = table.claim(key, request_fingerprint)
-    slot.running = errand
+    table.attach(key, errand)
     errand.begun.add_done_callback(_settle(table, key))
     return errand
 
@@ -220,7 +225,9 @@ def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple
             if turnresult.retryable(turn):
                 table.release(key)
             else:
-                table.keep(key, _Done(handle.id, turn))
+                turn.forget_request()
+                size = PARSED_FACTOR * len(compact(turn.result or {}))
+                table.keep(key, _Done(handle.id, turn), size)
 
         turn.subscribe(finished)
 
