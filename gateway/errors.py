@@ -93,7 +93,7 @@ KINDS: Mapping[Code, Kind] = {
     "internal": Kind(500, "The gateway failed"),
     "not-implemented": Kind(501, "The request needs what is not implemented here"),
     "http-version-not-supported": Kind(505, "This version of HTTP is not supported"),
-    "upstream-rejected": Kind(502, "OpenAI refused the request"),
+    "upstream-rejected": Kind(502, "OpenAI does not serve this request"),
     "upstream-failed": Kind(502, "The connection to OpenAI failed", retryable=True),
     "draining": Kind(503, "The gateway is shutting down", retryable=True),
     "capacity": Kind(503, "The gateway is full", retryable=True),

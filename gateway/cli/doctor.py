@@ -4,6 +4,7 @@ Every remedy is a sentence for the person who runs the gateway.
 """
 
 import asyncio
+import errno
 import importlib.util
 import os
 import platform
@@ -55,15 +56,16 @@ async def examine(config: Config, stun: str) -> AsyncIterator[Finding]:
         yield finding
     resolved = await names(config)
     yield resolved
-    if resolved.result == "failed":
-        yield Finding("skipped", "HTTPS", "its name does not resolve")
-    else:
-        yield await https(config)
+    reachable = resolved.result != "failed"
+    yield await https(config) if reachable else Finding("skipped", "HTTPS", _NO_NAME)
     yield await udp(config, stun)
     for server in upstream_config(config).ice_servers:
         for url in server.urls:
             yield await ice_server(replace(server, urls=(url,)))
-    yield await call(config)
+    yield await call(config) if reachable else Finding("skipped", "a real call", _NO_NAME)
+
+
+_NO_NAME: Final = "the upstream's name does not resolve, see the DNS line"
 
 
 def libraries() -> list[Finding]:
@@ -122,9 +124,23 @@ def _listener(section: str, host: str, port: int) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        remedy = f"Set {section}.host or {section}.port, or end what listens there; if that is the gateway, all is well."
-        return Finding("warning", what, f"{host}:{port} cannot be had: {error.strerror or error}", remedy)
+        return Finding(
+            "warning",
+            what,
+            f"{host}:{port} cannot be had: {error.strerror or error}",
+            _listener_remedy(section, port, error),
+        )
     return Finding("ok", what, f"{host}:{port} is free")
+
+
+def _listener_remedy(section: str, port: int, error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"Set {section}.host to an address of this machine."
+    if error.errno == errno.EACCES:
+        return f"Set {section}.port to 1024 or more: ports below belong to root."
+    if error.errno == errno.EADDRINUSE:
+        return f"If the gateway runs already, all is well; else end what listens on port {port}, or set {section}.port."
+    return f"Set {section}.host and {section}.port to an address that can be had."
 
 
 async def names(config: Config) -> Finding:
@@ -286,7 +302,7 @@ async def call(config: Config) -> Finding:
         finally:
             await upstream.close(hang_up=True)
     except GatewayError as error:
-        return Finding("failed", what, f"{error.code}: {error.detail}", _remedy(error))
+        return Finding("failed", what, f"{error.code}: {error.detail}", _remedy(error, config))
     except TimeoutError:
         remedy = "The channel is open and silent: is upstream.base_url the Realtime API?"
         return Finding("failed", what, "no session.created came", remedy)
@@ -295,27 +311,61 @@ async def call(config: Config) -> Finding:
     return Finding("ok", what, f"opened in {seconds * 1e3:.0f} ms, greeted, hung up")
 
 
-_UDP_REMEDY = "Packets do not get through: let UDP out to OpenAI, or set upstream.ice_servers to a TURN server (tcp or tls)."
+_UDP_REMEDY: Final = "Packets do not get through: let UDP out to OpenAI, or set upstream.ice_servers to a TURN server (tcp or tls)."
 
-_BY_PHASE = {
-    "signalling": "OpenAI did not answer the HTTP request: see the HTTPS line above.",
+_BY_PHASE: Final = {
+    "signalling": "The HTTP request was not answered: see the line about HTTPS above.",
     "ice": _UDP_REMEDY,
     "dtls": _UDP_REMEDY,
     "channel": "The call stands, but its data channel did not open: try again, then look at OpenAI's status page.",
 }
 
+_BY_CODE: Final = {
+    "insufficient_quota": "The account has no credit left: look at its billing page.",
+    "billing_hard_limit_reached": "The account's spending limit is reached: raise it on its billing page.",
+    "billing_not_active": "The account's billing is not active: see its billing page.",
+    "model_not_found": "Set upstream.session.model to a Realtime model that the key's project may use.",
+    "missing_scope": "The key is restricted: give it write access to Realtime, or use another.",
+    "insufficient_permissions": "The key is restricted: give it write access to Realtime, or use another.",
+}
 
-def _remedy(error: GatewayError) -> str:
-    upstream = error.members.get("upstream")
-    status = upstream.get("status") if isinstance(upstream, dict) else None
-    phase = str(error.members.get("phase"))
-    if status == 401:
-        return "The key is not accepted: look at OPENAI_API_KEY or upstream.api_key_file."
-    if error.code == "upstream-rejected":
-        return "Look at [upstream.session], upstream.organization and upstream.project, and at what the key may do."
-    if error.code == "upstream-rate-limited":
-        return "Wait, or raise the account's limits."
-    return _BY_PHASE.get(phase, "Try again; then look at OpenAI's status page.")
+
+def _remedy(error: GatewayError, config: Config) -> str:
+    """Name the one thing to do about a call that did not come about."""
+    if isinstance(error.__cause__, aiohttp.ClientConnectorDNSError):
+        return "The upstream's name does not resolve: see the line about DNS above."
+    if isinstance(error.__cause__, aiohttp.ClientError):
+        return _BY_PHASE["signalling"]
+    if (phase := error.members.get("phase")) in _BY_PHASE:
+        return _BY_PHASE[str(phase)]
+    found = error.members.get("upstream")
+    upstream = found if isinstance(found, dict) else {}
+    if (code := upstream.get("code")) in _BY_CODE:
+        return _BY_CODE[str(code)]
+    param = str(upstream.get("param", ""))
+    match upstream.get("status"):
+        case 401:
+            return f"The key is not accepted: look at {_key_source(config)}."
+        case 403:
+            return f"The key may not do this: look at the rights of the key in {_key_source(config)}."
+        case 429:
+            return "Wait, or raise the account's limits."
+        case 404:
+            return "There is no Realtime API at this address: look at upstream.base_url."
+        case int(status) if 400 <= status < 500:
+            member = param if param.startswith("session.") else "session"
+            return f"Look at the session template, upstream.{member}."
+        case int(status) if 300 <= status < 400:
+            return "The address points elsewhere: set upstream.base_url to where it points."
+    return "Try again; then look at OpenAI's status page."
+
+
+def _key_source(config: Config) -> str:
+    """Return the setting that the key came from."""
+    if config.upstream.api_key is None:
+        return f"upstream.api_key_file ({config.upstream.api_key_file})"
+    name = "GATEWAY_UPSTREAM__API_KEY"
+    return f"the environment's {name if name in os.environ else 'OPENAI_API_KEY'}"
 
 
 def worst(findings: Sequence[Finding]) -> int:

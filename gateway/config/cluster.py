@@ -6,7 +6,16 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from gateway.config.values import OptionalPath, OptionalText, OptionalUrl, Port, Section, secret
+from gateway.config.values import (
+    OptionalPath,
+    OptionalText,
+    OptionalUrl,
+    Port,
+    Section,
+    refusal,
+    require_pair,
+    secret,
+)
 
 _HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _HOSTS: Final = rf"{_HOST}(?:,{_HOST})*"
@@ -69,10 +78,8 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _files_are_whole(self) -> "Cluster":
-        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_certificate_file and tls_key_file must be set together")
-        if (self.redis_certificate_file is None) != (self.redis_key_file is None):
-            raise ValueError("redis_certificate_file and redis_key_file must be set together")
+        require_pair(self, "tls_certificate_file", "tls_key_file")
+        require_pair(self, "redis_certificate_file", "redis_key_file")
         return self
 
     @model_validator(mode="after")
@@ -81,16 +88,16 @@ class Cluster(Section):
             self.tls_certificate_file is None and not self.trust_network and not _is_loopback(self.host)
         )
         if self.url and open_port:
-            raise ValueError(
-                f"host {self.host!r} can be reached from other machines: set tls_certificate_file and tls_key_file, "
-                "or trust_network = true where nobody else is on that network"
+            said = (
+                f"{self.host!r} can be reached from other machines: set cluster.tls_certificate_file and "
+                "cluster.tls_key_file, or cluster.trust_network = true where nobody else is on that network"
             )
+            raise refusal("host", said)
         return self
 
     @model_validator(mode="after")
     def _peers_can_connect(self) -> "Cluster":
         if self.url and self.host in UNSPECIFIED and self.advertise_url is None:
-            raise ValueError(
-                f"advertise_url must be set where host is {self.host!r}: the other nodes cannot connect to that address"
-            )
+            said = f"{self.host!r} is no address that other nodes can connect to; set cluster.advertise_url"
+            raise refusal("host", said)
         return self

@@ -177,6 +177,9 @@ def _merge(below: Tree, above: Tree) -> Tree:
 def _explain(details: ErrorDetails, sources: Mapping[str, Tree]) -> str:
     """Say where a value stands, what was expected there, and for an unknown key which one is nearest."""
     path = [part for part in details["loc"] if not (isinstance(part, str) and part in _UNION_STEPS)]
+    field = details.get("ctx", {}).get("field")
+    if isinstance(field, str):
+        path += field.split(".")
     where = ".".join(map(str, path))
     origin = _origin(path, sources)
     if details["type"] == "extra_forbidden":

@@ -25,6 +25,8 @@ from gateway.config.values import (
     Section,
     Sha256,
     http_url,
+    refusal,
+    require_pair,
     secret,
 )
 
@@ -51,8 +53,7 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Server":
-        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_certificate_file and tls_key_file must be set together")
+        require_pair(self, "tls_certificate_file", "tls_key_file")
         return self
 
 
@@ -109,9 +110,8 @@ class Access(Section):
         names = [key.name for key in self.keys]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(
-                f"keys must have different names; {twice[0]!r} stands twice (rotation: two sha256 in one)"
-            )
+            said = f"must have different names; {twice[0]!r} stands twice (rotation: two sha256 in one)"
+            raise refusal("keys", said)
         return self
 
 
@@ -187,7 +187,7 @@ class Upstream(Section):
     def _relay_needs_a_relay(self) -> "Upstream":
         urls = [url for server in self.ice_servers for url in server.urls]
         if self.ice_transport_policy == "relay" and not any(url.startswith("turn") for url in urls):
-            raise ValueError("ice_transport_policy 'relay' needs a TURN server in ice_servers")
+            raise refusal("ice_transport_policy", "'relay' needs a TURN server in upstream.ice_servers")
         return self
 
 
@@ -251,8 +251,9 @@ class Config(Section):
     def _nodes_sign_alike(self) -> "Config":
         signed = self.access.signing_key or self.access.signing_key_file
         if self.cluster.url and not signed:
-            raise ValueError(
-                "cluster.url needs access.signing_key_file with the same content on every node: client secrets and "
-                "tickets are made by one node and read by the others"
+            said = (
+                "needs access.signing_key_file with the same content on every node: client secrets and tickets are "
+                "made by one node and read by the others"
             )
+            raise refusal("cluster.url", said)
         return self

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -21,6 +22,18 @@ SECRET = "secret"
 def secret() -> Any:  # Any, as pydantic's Field gives it: the field's own annotation is its type
     """Declare a field for a secret: environment only, never printed."""
     return Field(default=None, json_schema_extra={SECRET: True}, repr=False)
+
+
+def refusal(field: str, said: str) -> PydanticCustomError:
+    """Make the error of a rule that concerns several fields. It names one of them, so that its source can be told."""
+    return PydanticCustomError("setting", "{said}", {"said": said, "field": field})
+
+
+def require_pair(section: "Section", first: str, second: str) -> None:
+    """Refuse one of two fields without the other."""
+    for one, other in ((first, second), (second, first)):
+        if getattr(section, one) is not None and getattr(section, other) is None:
+            raise refusal(one, f"is set without {other}; set both or neither")
 
 
 def _none_if_empty(value: object) -> object:

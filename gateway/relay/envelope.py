@@ -7,6 +7,7 @@ The JSON is RFC 8259 in strict UTF-8: no byte order mark, no NaN or Infinity, at
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NESTING = re.compile(_STRING + r"|([\[{])|([\]}])", re.DOTALL)
 _CONSTANT = re.compile(_STRING + r"|(NaN|-?Infinity)", re.DOTALL)
+_NUMBER = re.compile(_STRING + r"|(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)", re.DOTALL)
+# An escaped backslash, a pair, or one half.
+_SURROGATE = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 # int() refuses more than 4300 digits and is quadratic below that; a number that long is kept as a float, since the
 # parsed value only serves to look at an event, never to send it.
 _LONG_NUMBER = 300
@@ -102,8 +108,10 @@ def parse_object(body: bytes) -> dict[str, object]:
         )
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        _refuse_json("half of a surrogate pair", text, _lone_surrogate_at(text, begin))
     except ValueError:
-        _refuse_json("a number beyond all range or half of a surrogate pair is in it", text, begin)
+        _refuse_json("a number beyond all range", text, _endless_number_at(text, begin))
     return value
 
 
@@ -232,6 +240,17 @@ def _refuse_constant(word: str) -> NoReturn:
 def _constant_at(text: str, index: int) -> int:
     """Find the first NaN or Infinity that is not inside a string: the parser's hook is not told where it is."""
     return next((found.start() for found in _CONSTANT.finditer(text, index) if found[1]), index)
+
+
+def _endless_number_at(text: str, index: int) -> int:
+    """Find the first number that no float can hold, outside strings."""
+    numbers = (found for found in _NUMBER.finditer(text, index) if found[1])
+    return next((found.start() for found in numbers if math.isinf(float(found[1]))), index)
+
+
+def _lone_surrogate_at(text: str, index: int) -> int:
+    """Find the first escape that is half of a surrogate pair."""
+    return next((found.start() for found in _SURROGATE.finditer(text, index) if found[1]), index)
 
 
 def _integer(digits: str) -> int | float:

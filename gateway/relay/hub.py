@@ -129,7 +129,7 @@ class Hub:
         try:
             opening = self._admit(request)
         except GatewayError as error:
-            self._telemetry.session_refused(request.principal.name, error.code)
+            self._telemetry.session_refused(request.principal.name, error)
             raise
         session_id = SessionId(f"gws_{self._clock.token(_ID_LENGTH)}")
         session = Session(session_id, opening, self._broker.create(self._clock.epoch()), self._world)
@@ -146,7 +146,7 @@ class Hub:
                 raise UpstreamError("upstream-failed", "The call ended as soon as it was open.")
         except GatewayError as error:
             refusal = _draining() if error.code == "session-closed" and self.draining else error
-            self._telemetry.session_refused(request.principal.name, refusal.code)
+            self._telemetry.session_refused(request.principal.name, refusal)
             if refusal is error:
                 raise
             raise refusal from error

@@ -7,6 +7,7 @@ implements all of them, `NO_TELEMETRY` ignores them.
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, cast
 
+from gateway.errors import GatewayError
 from gateway.relay.ports import Json, LossCause, View
 from gateway.relay.state import State
 from gateway.relay.usage import Charge
@@ -38,7 +39,7 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
 
     # sessions
     def session_opened(self, view: View, seconds: float) -> None: ...
-    def session_refused(self, principal: str, code: str) -> None: ...
+    def session_refused(self, principal: str, error: GatewayError) -> None: ...
     def session_state(self, before: State | None, after: State | None) -> None:
         """A session moved between states; None means that it did not exist, or is gone."""
 

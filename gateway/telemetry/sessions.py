@@ -1,8 +1,11 @@
 """Metrics and log lines of sessions, their responses and their logs: the facts that relay/ states."""
 
+from collections.abc import Mapping
+
 import structlog
 
 from gateway.errors import KINDS as ERROR_KINDS
+from gateway.errors import GatewayError
 from gateway.relay.ports import LossCause, View
 from gateway.relay.state import CloseReason, State
 from gateway.telemetry import words
@@ -76,10 +79,17 @@ class SessionMetrics:
             seconds=round(seconds, 4),
         )
 
-    def session_refused(self, principal: str, code: str) -> None:
+    def session_refused(self, principal: str, error: GatewayError) -> None:
         self.ended += 1
-        self._created.labels(known(code, _CODES), self._key(principal)).inc()
-        log.warning("session_refused", principal=principal, code=code)
+        self._created.labels(known(error.code, _CODES), self._key(principal)).inc()
+        fields = {"principal": principal, "code": error.code}
+        upstream = error.members.get("upstream")
+        if isinstance(upstream, Mapping):
+            # OpenAI's own words for it. Its message is left out: it may quote what the caller sent.
+            fields |= {f"upstream_{name}": upstream[name] for name in ("status", "code") if name in upstream}
+        if "phase" in error.members:
+            fields["phase"] = str(error.members["phase"])
+        log.warning("session_refused", **fields)
 
     def session_state(self, before: State | None, after: State | None) -> None:
         # A closed session is only its log; log_events and log_bytes tell of those.

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Literal
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
@@ -181,10 +180,12 @@ class Signaller:
         config = self._config
         credential = bearer if config.auth == "client" else config.api_key
         if not credential:
-            missing: Literal["caller's", "gateway's"] = "caller's" if config.auth == "client" else "gateway's"
-            raise UpstreamError(
-                "upstream-rejected", f"There is no credential for OpenAI: the {missing} is missing."
+            detail = (
+                "The caller's OpenAI key is missing: send it as 'X-Upstream-Authorization: Bearer'."
+                if config.auth == "client"
+                else "This gateway has no OpenAI key: its operator sets OPENAI_API_KEY or upstream.api_key_file."
             )
+            raise UpstreamError("upstream-rejected", f"{detail} OpenAI was not asked.")
         headers = {"Authorization": f"Bearer {credential}", "Accept": "application/sdp"}
         if config.organization:
             headers["OpenAI-Organization"] = config.organization

@@ -89,8 +89,71 @@ async def test_refused_key_is_explained() -> None:
         finding = await doctor.call(pointed_at(str(server.make_url("/v1")), api_key="sk-wrong"))
 
     assert finding.result == "failed"
-    assert "The key is not accepted" in finding.remedy
+    assert finding.remedy == "The key is not accepted: look at the environment's OPENAI_API_KEY."
     assert "sk-wrong" not in finding.detail + finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "remedy"),
+    [
+        (403, {}, "The key may not do this"),
+        (404, {}, "upstream.base_url"),
+        (307, {}, "upstream.base_url"),
+        (429, {"code": "insufficient_quota"}, "no credit"),
+        (429, {"code": "rate_limit_exceeded"}, "raise the account's limits"),
+        (400, {"param": "session.audio.input"}, "upstream.session.audio.input."),
+        (400, {"param": "sdp"}, "the session template"),
+        (404, {"code": "model_not_found"}, "upstream.session.model"),
+        (500, {}, "status page"),
+    ],
+)
+async def test_refusal_names_the_one_thing_to_do(status: int, error: dict[str, str], remedy: str) -> None:
+    """Each by what OpenAI said, and only what it cannot be blamed on here sends to the status page."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        headers = {"Location": "/elsewhere"} if status == 307 else None
+        return web.json_response({"error": error}, status=status, headers=headers)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        finding = await doctor.call(pointed_at(str(server.make_url("/v1")), api_key="sk-wrong"))
+
+    assert remedy in finding.remedy
+    assert ("status page" in finding.remedy) is (status == 500)
+
+
+async def test_name_that_does_not_resolve_is_told_once() -> None:
+    """What would fail for it is skipped, and nobody is sent to OpenAI's status page for it."""
+    config = pointed_at("https://api.example.invalid/v1", api_key="sk-test")
+    found = {finding.what: finding async for finding in doctor.examine(config, "127.0.0.1:1")}
+
+    assert [found[what].result for what in ("DNS", "HTTPS", "a real call")] == [
+        "failed",
+        "skipped",
+        "skipped",
+    ]
+    assert "status page" not in "".join(finding.remedy for finding in found.values())
+
+
+async def test_upstream_without_a_listener_is_not_openais_fault() -> None:
+    """The line above tells what is wrong."""
+    finding = await doctor.call(pointed_at(NOWHERE, api_key="sk-test"))
+
+    assert finding.remedy == "The HTTP request was not answered: see the line about HTTPS above."
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"), [("192.0.2.1", "server.host"), ("no-such-name.invalid", "server.host")]
+)
+def test_address_of_another_machine_is_seen(host: str, remedy: str) -> None:
+    """Only the setting that is wrong is named."""
+    config = load(environ={}, flags={"server": {"host": host, "port": 0}, "admin": {"port": 0}})
+    client, _ = doctor.listeners(config)
+
+    assert client.result == "warning"
+    assert remedy in client.remedy
+    assert "server.port" not in client.remedy
 
 
 async def test_unknown_name_fails() -> None:

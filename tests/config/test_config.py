@@ -210,7 +210,23 @@ def test_file_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 def test_half_of_tls_is_refused(written: Any) -> None:
     """A certificate without its key would serve plain HTTP unnoticed."""
-    assert "together" in problems(written("[server]\ntls_certificate_file = 'c.pem'\n"))[0]
+    file = written("[server]\ntls_certificate_file = 'c.pem'\n")
+
+    said = "is set without tls_key_file; set both or neither"
+    assert problems(file) == [f"server.tls_certificate_file (file {file}): {said}"]
+
+
+def test_half_of_tls_is_refused_where_it_was_set(written: Any) -> None:
+    """By the name of its variable, whatever else of the section came from elsewhere."""
+    with pytest.raises(ConfigError) as refused:
+        load(
+            written("[server]\nport = 1\n"),
+            environ={"GATEWAY_SERVER__TLS_KEY_FILE": "k.pem"},
+            flags={"server": {"port": 2}},
+        )
+
+    where = "server.tls_key_file (environment GATEWAY_SERVER__TLS_KEY_FILE)"
+    assert refused.value.problems == [f"{where}: is set without tls_certificate_file; set both or neither"]
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,23 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     assert caught.value.code == "invalid-json"
 
 
+@pytest.mark.parametrize(
+    ("part", "what", "column"),
+    [
+        ('"1e999",1e999', "a number beyond all range", 15),
+        ("-1.5E+400", "a number beyond all range", 7),
+        ('"\\\\ud800 \\ud83d\\ude00 \\udc00"', "half of a surrogate pair", 29),
+        ('"\\uD800x"', "half of a surrogate pair", 8),
+    ],
+)
+def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: str, column: int) -> None:
+    """One cause, and the line and column where it stands."""
+    with pytest.raises(CallerError) as refused:
+        parse_object(('{\n "a":[' + part + "]}").encode())
+
+    assert refused.value.detail == f"Not JSON: {what} (line 2 column {column})."
+
+
 @pytest.mark.parametrize("part", ["1e999", "-1e999", "1" * 400, '"\\ud800"', '{"\\udfff":1}'])
 def test_what_could_not_be_written_again_is_refused(part: str) -> None:
     """A create or a turn is written anew, and no JSON in UTF-8 could say this."""

@@ -30,6 +30,11 @@ async def refused(house: House, **members: Any) -> GatewayError:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
+def refusals(house: House) -> list[tuple[str, str]]:
+    """What telemetry was told of refused sessions: by whom they were asked for, and the error's code."""
+    return [(principal, error.code) for principal, error in house.notebook.told("session_refused")]
+
+
 async def test_an_opened_session_has_been_greeted(house: House) -> None:
     """It is connected, knows its model, and session.created is its first event."""
     session = await house.open(session={"model": "gpt-x"}, metadata={"a": 1})
@@ -84,7 +89,7 @@ async def test_a_failed_dial_is_told_and_leaves_nothing(house: House, code: Any)
 
     assert error is house.dialer.refusal
     assert house.hub._broker.size == 0
-    assert house.notebook.told("session_refused") == [("somebody", code)]
+    assert refusals(house) == [("somebody", code)]
     assert house.notebook.told("session_opened") == []
     assert house.notebook.told("session_closed") == []
 
@@ -412,7 +417,7 @@ async def test_an_opening_that_meets_a_drain_is_refused(house: House) -> None:
     await house.hub.drain(25)
 
     assert isinstance(opening.exception(), GatewayError)
-    assert house.notebook.told("session_refused") == [("somebody", "draining")]
+    assert refusals(house) == [("somebody", "draining")]
     assert house.call.closings == [True]
     assert len(house.hub.all_sessions()) == 1
 
@@ -427,7 +432,7 @@ async def test_an_opening_still_dialling_when_the_drain_is_over_is_refused(house
         await opening
 
     assert (caught.value.code, caught.value.retryable) == ("draining", True)
-    assert house.notebook.told("session_refused") == [("somebody", "draining")]
+    assert refusals(house) == [("somebody", "draining")]
     assert not house.hub._tasks
 
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from gateway.errors import UpstreamError
 from gateway.telemetry import LogFormat, LogLevel, Metrics, configure_logging, flush_logs
 from gateway.telemetry.redaction import REDACTED, redact
 
@@ -178,3 +179,21 @@ def test_access_log_can_be_switched_off(written: Callable[..., Callable[[], str]
     Metrics(CollectorRegistry(), version="0", access_log=False).http_answered("r1", {"route": "/v1/turns"})
 
     assert text() == ""
+
+
+def test_refused_session_is_logged_with_upstreams_code(written: Callable[..., Callable[[], str]]) -> None:
+    """What OpenAI said, without its message, which may quote the caller; a time-out with its phase."""
+    text = written()
+    metrics = Metrics(CollectorRegistry(), version="0")
+    upstream = {"status": 429, "code": "insufficient_quota", "message": "You said: hello"}
+    metrics.session_refused("ada", UpstreamError("upstream-rejected", "", members={"upstream": upstream}))
+    metrics.session_refused("ada", UpstreamError("upstream-timeout", "", members={"phase": "ice"}))
+
+    refused, late = lines(text())
+    assert (refused["code"], refused["upstream_status"], refused["upstream_code"]) == (
+        "upstream-rejected",
+        429,
+        "insufficient_quota",
+    )
+    assert "hello" not in text()
+    assert (late["code"], late["phase"]) == ("upstream-timeout", "ice")

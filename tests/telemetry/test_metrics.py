@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.errors import GatewayError, OverloadError
 from gateway.relay.eventlog import EventId
 from gateway.relay.ports import LossCause, SessionId, View
 from gateway.relay.state import CloseReason, State
@@ -227,7 +228,7 @@ def test_words_of_others_become_other(scrape: Scrape, word: str) -> None:
     metrics.event_up(word, 1)
     metrics.event_down(word, 1)
     metrics.upstream_error(word)
-    metrics.session_refused(word, word)
+    metrics.session_refused(word, GatewayError(word, ""))  # type: ignore[arg-type]  # no code of ours
     metrics.charged(word, charge(USAGE, word, PRICES))
     metrics.response_done(word, 1)
     metrics.connect_phase(word, 1)
@@ -361,7 +362,7 @@ def test_sessions_are_counted_by_state_until_they_close(scrape: Scrape) -> None:
 def test_created_and_closed_tell_outcome_and_reason(scrape: Scrape) -> None:
     """Opened, refused and ended sessions are told apart."""
     scrape.metrics.session_opened(view(), 0.02)
-    scrape.metrics.session_refused("anonymous", "capacity")
+    scrape.metrics.session_refused("anonymous", OverloadError("capacity", ""))
     scrape.metrics.session_closed(view(close_reason=CloseReason.DETACHED), 700)
 
     assert scrape.value("sessions_created_total", outcome="opened", key="ada") == 1

@@ -102,7 +102,8 @@ async def test_create_with_an_ephemeral_key_sends_the_bare_offer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("auth", "missing"), [("client", "caller's is missing"), ("gateway", "gateway's is missing")]
+    ("auth", "missing"),
+    [("client", "X-Upstream-Authorization"), ("gateway", "OPENAI_API_KEY or upstream.api_key_file")],
 )
 async def test_create_without_a_credential_is_refused_here(auth: str, missing: str) -> None:
     """Nothing is sent for nobody, and the detail says whose credential is missing."""
