@@ -42,8 +42,8 @@ from gateway.relay.usage import PICODOLLARS, Direction, ModelPrices, PriceList
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.config import IceServer, UpstreamConfig
+from gateway.upstream.dialer import CallDialer
 from gateway.upstream.signalling import proxy_for
-from gateway.upstream.webrtc import WebRTCDialer
 
 RESERVED_DESCRIPTORS: Final = 64
 """For the operator's listener, log files, DNS and signalling. Of the rest, clients' connections may take half, so that
@@ -79,7 +79,7 @@ class Gateway:
             proxy_for(upstream)
         except ValueError as error:
             raise ConfigError([str(error)]) from error
-        self._dialer = WebRTCDialer(upstream, self._metrics, clock)
+        self._dialer = CallDialer(upstream, self._metrics, clock)
         self._hub = Hub(
             self._dialer,
             frame,

@@ -142,6 +142,36 @@ class Signaller:
         if upstream.get("code") != "call_id_not_found":
             raise _refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
 
+    async def attach(self, call_id: str, bearer: str | None) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket to a call (Realtime: server controls). The caller enforces a deadline; raises UpstreamError.
+
+        Pings are the caller's to send and to answer. A larger frame than the operator allows ends the connection.
+        """
+        assert self._client is not None
+        headers = self._headers(bearer)
+        # What signalling asks for is SDP; a WebSocket asks for nothing.
+        del headers["Accept"]
+        try:
+            return await self._client.ws_connect(
+                f"{self._base}/realtime",
+                params={"call_id": call_id},
+                headers=headers,
+                proxy=self._proxy,
+                autoping=False,
+                max_msg_size=self._config.max_server_event_bytes,
+                timeout=aiohttp.ClientWSTimeout(ws_close=self._config.close_timeout_seconds),
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            # The body is lost with the handshake, and the service often sends none.
+            upstream: Json = {"status": error.status}
+            if error.status == 404:
+                detail = "OpenAI knows no such call, it has ended, or it belongs to another project."
+                raise UpstreamError("call-unknown", detail, members={"upstream": upstream}) from error
+            retry_after = error.headers.get("Retry-After") if error.headers else None
+            raise _refusal(upstream, retry_after, self._clock.unix()) from error
+        except aiohttp.ClientError as error:
+            raise _unreachable(error) from error
+
     async def _create_once(self, offer: str, request: CallRequest) -> CreatedCall:
         assert self._client is not None
         headers = self._headers(request.bearer)

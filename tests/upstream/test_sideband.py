@@ -1,0 +1,470 @@
+"""Attaching to a call: against the emulator, and against far ends that do what it never does."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from gateway.emulator import Emulator, EmulatorConfig, Faults
+from gateway.errors import OverloadError, UpstreamError
+from gateway.relay.clock import Clock
+from gateway.relay.ports import CallRequest, LossCause
+from gateway.relay.telemetry import Telemetry
+from gateway.upstream import sideband
+from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.dialer import CallDialer
+from gateway.upstream.sideband import SidebandUpstream
+from tests.emulator.caller import Caller
+from tests.upstream.kit import Facts, Remembering, eventually
+
+UPDATE = json.dumps({"type": "session.update", "session": {"type": "realtime", "instructions": "Rhyme."}})
+
+
+@asynccontextmanager
+async def dialling(base_url: str, facts: Facts | None = None, **options: Any) -> AsyncIterator[CallDialer]:
+    """Yield a started dialer."""
+    given: dict[str, Any] = {"base_url": base_url, "api_key": "sk-test", "close_timeout_seconds": 1.0}
+    config = UpstreamConfig(**given | options)
+    dialer = CallDialer(config, cast(Telemetry, facts or Facts()), Clock())
+    await dialer.start()
+    try:
+        yield dialer
+    finally:
+        await dialer.close()
+
+
+async def attach(dialer: CallDialer, call_id: str, sink: Remembering, **options: Any) -> SidebandUpstream:
+    """Attach to a call."""
+    call = await dialer.dial(CallRequest(session={}, attach_to=call_id, **options), sink)
+    assert isinstance(call, SidebandUpstream)
+    return call
+
+
+@pytest_asyncio.fixture
+async def open_call() -> AsyncIterator[Callable[..., Any]]:
+    """Return what starts an emulator and opens a call there, both closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**options: Any) -> Caller:
+            connect = options.pop("connect", True)
+            emulator = Emulator(EmulatorConfig(**{"port": 0, "tokens_per_second": 0.0} | options))
+            await emulator.start()
+            stack.push_async_callback(emulator.close)
+            caller = Caller(emulator.base_url)
+            stack.push_async_callback(caller.close)
+            await caller.open(connect=connect)
+            return caller
+
+        yield start
+
+
+def types(sink: Remembering) -> list[str]:
+    """Return the types of what came."""
+    return [json.loads(text)["type"] for text in sink.texts]
+
+
+OpenCall = Callable[..., Any]
+
+
+# --- talking
+
+
+async def test_events_pass_both_ways(open_call: OpenCall) -> None:
+    """What is sent reaches the call in order, what the call says comes from now on, and every text is acknowledged."""
+    caller: Caller = await open_call()
+    sink, facts = Remembering(), Facts()
+    async with dialling(caller.base_url, facts) as dialer:
+        call = await attach(dialer, caller.call_id, sink)
+        call.send([UPDATE, '{"type":"response.create"}'])
+        await sink.until(lambda sink: "rate_limits.updated" in types(sink))
+        await eventually(lambda: call.acknowledged == 2)
+
+        assert types(sink)[:2] == ["session.updated", "response.created"]
+        assert (await caller.look("/received"))["data"] == [UPDATE, '{"type":"response.create"}']
+        assert (call.call_id, call.buffered, call.undelivered) == (caller.call_id, 0, False)
+        assert call.diagnostics["frames"] == {"received": len(sink.texts), "sent": 2, "unreadable": 0}
+    # No peer connection is made for it.
+    assert facts.of("peer_connections") == []
+    assert sink.losses == []
+
+
+async def test_megabytes_pass_both_ways(open_call: OpenCall) -> None:
+    """An event of 3 MB is taken whole, its bytes are buffered meanwhile, and so is one that comes back."""
+    caller: Caller = await open_call()
+    text = "x" * 3_000_000
+    item = {"id": "i", "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+    create = json.dumps({"type": "conversation.item.create", "item": item})
+    sink = Remembering()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, sink)
+        call.send([create])
+        assert call.buffered == len(create)
+        call.send(['{"type":"conversation.item.retrieve","item_id":"i"}'])
+        await sink.until(lambda sink: "conversation.item.retrieved" in types(sink))
+
+    assert json.loads(sink.texts[-1])["item"]["content"][0]["text"] == text
+
+
+async def test_frame_above_the_limit_ends_the_connection_not_the_call(open_call: OpenCall) -> None:
+    """What the operator does not allow is not kept; the loss is told as one of the connection."""
+    caller: Caller = await open_call()
+    sink = Remembering()
+    async with dialling(caller.base_url, max_server_event_bytes=1_000_000) as dialer:
+        await attach(dialer, caller.call_id, sink)
+        await caller.tell("send", {"frames": ["x" * 1_500_000]})
+        await sink.until(lambda sink: sink.losses)
+
+    assert sink.losses == [(0, LossCause.CONNECTION_FAILED)]
+
+
+async def test_what_was_sent_before_the_close_arrives(open_call: OpenCall) -> None:
+    """A client that sends and leaves at once has sent, and the call goes on."""
+    caller: Caller = await open_call()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, Remembering())
+        call.send([UPDATE])
+        await call.close(hang_up=False)
+        with pytest.raises(UpstreamError):
+            call.send([UPDATE])
+
+    await caller.until("session.updated")
+    assert await caller.ask("ping") == "PONG!" or caller.types.count("response.done") == 1
+
+
+async def test_close_hangs_up_where_asked(open_call: OpenCall) -> None:
+    """`hang_up` ends the call for everybody, after what was sent; closing again changes nothing."""
+    caller: Caller = await open_call()
+    sink = Remembering()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, sink)
+        call.send([UPDATE])
+        await call.close(hang_up=True)
+        await call.close(hang_up=True)
+
+    described = await caller.look()
+    assert (described["end_reason"], described["received"]) == ("hung up", 1)
+    assert sink.losses == []
+
+
+async def test_close_completes_when_cancelled(open_call: OpenCall) -> None:
+    """Whoever waits for the close may be cancelled; the work goes on."""
+    caller: Caller = await open_call()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, Remembering())
+        waiting = asyncio.create_task(call.close(hang_up=True))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+    assert (await caller.look())["end_reason"] == "hung up"
+
+
+async def test_queue_is_bounded(open_call: OpenCall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch beyond the bound is refused whole; a single one is taken whatever its size."""
+    monkeypatch.setattr(sideband, "MAX_QUEUED_BYTES", 100)
+    caller: Caller = await open_call()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, Remembering())
+        call.send(["x" * 200])
+        with pytest.raises(OverloadError) as refused:
+            call.send(["y"])
+        assert call.buffered == 200
+        await eventually(lambda: call.buffered == 0)
+        call.send(["é" * 50, "z"])
+        assert call.buffered == 101
+
+    assert refused.value.code == "upstream-backpressure"
+
+
+# --- attaching
+
+
+async def test_call_of_a_moment_ago_is_waited_for(open_call: OpenCall) -> None:
+    """A call that the service does not know yet is looked for again."""
+    caller: Caller = await open_call(faults=Faults(sideband_delay_seconds=0.8), connect=False)
+    async with dialling(caller.base_url) as dialer:
+        await attach(dialer, caller.call_id, Remembering())
+
+
+@pytest.mark.parametrize("why", ["unknown", "ended", "another project's"])
+async def test_call_that_is_not_there_is_unknown(
+    why: str, open_call: OpenCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some seconds it is 404, and no retry will help."""
+    monkeypatch.setattr(sideband, "NEW_CALL_SECONDS", 0.3)
+    caller: Caller = await open_call()
+    if why == "ended":
+        await caller.hang_up()
+    facts = Facts()
+    key = "sk-other" if why == "another project's" else "sk-test"
+    call_id = "rtc_u1_nobody" if why == "unknown" else caller.call_id
+    async with dialling(caller.base_url, facts, api_key=key) as dialer:
+        with pytest.raises(UpstreamError) as refused:
+            await attach(dialer, call_id, Remembering())
+
+    assert (refused.value.code, refused.value.kind.status, refused.value.kind.retryable) == (
+        "call-unknown",
+        404,
+        False,
+    )
+    assert facts.of("upstream_error") == [("call_id_not_found",)]
+
+
+async def test_attaching_again_does_not_wait(open_call: OpenCall) -> None:
+    """A call that was there before is not new: its 404 is believed at once."""
+    caller: Caller = await open_call()
+    await caller.hang_up()
+    async with dialling(caller.base_url) as dialer:
+        with pytest.raises(UpstreamError):
+            async with asyncio.timeout(0.5):
+                await attach(dialer, caller.call_id, Remembering(), generation=1)
+
+
+async def test_ephemeral_key_attaches(open_call: OpenCall) -> None:
+    """The caller's own `ek_…` is the credential where the operator says so."""
+    caller: Caller = await open_call()
+    async with caller.http.post(f"{caller.base_url}/realtime/client_secrets", json={}) as answer:
+        key = (await answer.json())["value"]
+    async with dialling(caller.base_url, auth="client", api_key=None) as dialer:
+        await attach(dialer, caller.call_id, Remembering(), bearer=key)
+        with pytest.raises(UpstreamError, match="the caller's is missing"):
+            await attach(dialer, caller.call_id, Remembering())
+
+
+class Socket:
+    """A far end of one WebSocket: `serve(socket)` is its part; `requests` are what asked for it."""
+
+    def __init__(self, serve: Any, status: int = 101, retry_after: str | None = None) -> None:
+        self.serve = serve
+        self.status = status
+        self.headers = {"Retry-After": retry_after} if retry_after else {}
+        self.requests: list[web.Request] = []
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        if self.status != 101:
+            return web.Response(status=self.status, headers=self.headers)
+        socket = web.WebSocketResponse(autoping=False, timeout=0.2)
+        await socket.prepare(request)
+        await self.serve(socket)
+        return socket
+
+
+@asynccontextmanager
+async def serving(far: Socket, path: str = "/v1") -> AsyncIterator[str]:
+    """Serve a far end; yield the base URL."""
+    app = web.Application()
+    app.router.add_get(f"{path}/realtime", far.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
+    finally:
+        await runner.cleanup()
+
+
+async def silent(socket: web.WebSocketResponse) -> None:
+    """Read, and answer nothing, not even a ping."""
+    while (await socket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+        pass
+
+
+async def test_request_has_the_form_of_the_reference() -> None:
+    """Credential, organization and project go as for calls; Azure differs by its base URL alone."""
+    far = Socket(silent)
+    async with (
+        serving(far, "/openai/v1") as url,
+        dialling(url, organization="org-1", project="proj-1") as dialer,
+    ):
+        await attach(dialer, "rtc_a&b", Remembering())
+        [request] = far.requests
+        headers = request.headers
+
+        assert (request.path, dict(request.query)) == ("/openai/v1/realtime", {"call_id": "rtc_a&b"})
+        assert headers["Authorization"] == "Bearer sk-test"
+        assert (headers["OpenAI-Organization"], headers["OpenAI-Project"]) == ("org-1", "proj-1")
+        assert headers["Accept"] == "*/*"
+        assert not {"OpenAI-Beta", "Origin"} & set(headers)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (401, "upstream-rejected"),
+        (403, "upstream-rejected"),
+        (429, "upstream-rate-limited"),
+        (503, "upstream-failed"),
+    ],
+)
+async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None:
+    """What is no 404 means what it means for calls, the wait included."""
+    async with serving(Socket(silent, status, "7")) as url, dialling(url) as dialer:
+        with pytest.raises(UpstreamError) as refused:
+            await attach(dialer, "rtc_1", Remembering())
+
+    assert refused.value.code == code
+    assert refused.value.members["upstream"] == {"status": status}
+
+
+async def test_far_end_that_cannot_be_reached_is_told() -> None:
+    """No connection is a failure that may pass."""
+    async with dialling("http://127.0.0.1:9/v1") as dialer:
+        with pytest.raises(UpstreamError, match="refused") as refused:
+            await attach(dialer, "rtc_1", Remembering())
+
+    assert refused.value.code == "upstream-failed"
+
+
+async def test_handshake_has_a_deadline() -> None:
+    """A far end that never answers is left after the time for a call."""
+    over = asyncio.Event()
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await over.wait()
+        return web.Response()
+
+    far = Socket(silent)
+    far.handle = never  # type: ignore[method-assign] # the one thing that differs
+    async with serving(far) as url, dialling(url, connect_timeout_seconds=0.2) as dialer:
+        with pytest.raises(UpstreamError) as refused:
+            await attach(dialer, "rtc_1", Remembering())
+        over.set()
+
+    assert (refused.value.code, refused.value.members["phase"]) == ("upstream-timeout", "signalling")
+
+
+# --- the end
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ({"do": "hang_up"}, LossCause.CHANNEL_CLOSED),
+        ({"do": "expire"}, LossCause.CHANNEL_CLOSED),
+        ({"do": "cut_sockets"}, LossCause.CONNECTION_FAILED),
+        ({"sockets_end": "eof", "do": "hang_up"}, LossCause.CONNECTION_FAILED),
+    ],
+    ids=["hang-up", "hour", "cut", "EOF at the end"],
+)
+async def test_end_of_the_connection_means_what_its_form_says(
+    fault: dict[str, str], cause: LossCause, open_call: OpenCall
+) -> None:
+    """1000 with the call gone and 1001 are the call's end; an end without a close frame may not be."""
+    caller: Caller = await open_call()
+    sink = Remembering()
+    async with dialling(caller.base_url) as dialer:
+        call = await attach(dialer, caller.call_id, sink, generation=3)
+        await caller.tell("fault", fault)
+        await sink.until(lambda sink: sink.losses)
+        with pytest.raises(UpstreamError):
+            call.send([UPDATE])
+        assert await call.probe(0.1) is False
+        await call.close(hang_up=False)
+
+    assert sink.losses == [(3, cause)]
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (1000, LossCause.CONNECTION_FAILED),
+        (1001, LossCause.CHANNEL_CLOSED),
+        (1011, LossCause.CONNECTION_FAILED),
+        (1012, LossCause.CONNECTION_FAILED),
+    ],
+)
+async def test_close_code_decides(code: int, cause: LossCause) -> None:
+    """A clean 1000 of a call that is still there is a proxy's rotation; 1001 is the end, and errors are errors."""
+    far = Socket(lambda socket: socket.close(code=code))
+    sink = Remembering()
+    async with serving(far) as url, dialling(url) as dialer:
+        await attach(dialer, "rtc_1", sink)
+        await sink.until(lambda sink: sink.losses)
+
+    assert sink.losses == [(0, cause)]
+    assert len(far.requests) == (2 if code == 1000 else 1)
+
+
+async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A far end that answers no ping is lost after a while, and nothing was acknowledged."""
+    monkeypatch.setattr(sideband, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(sideband, "SILENCE_SECONDS", 0.2)
+    sink = Remembering()
+    async with serving(Socket(silent)) as url, dialling(url) as dialer:
+        call = await attach(dialer, "rtc_1", sink)
+        call.send([UPDATE])
+        await sink.until(lambda sink: sink.losses)
+
+        assert call.acknowledged == 0
+    assert sink.losses == [(0, LossCause.CONNECTION_FAILED)]
+
+
+async def test_probe_is_answered_by_anything(open_call: OpenCall) -> None:
+    """A living call answers a probe; a silent far end does not."""
+    caller: Caller = await open_call()
+    async with dialling(caller.base_url) as dialer:
+        assert await (await attach(dialer, caller.call_id, Remembering())).probe(5) is True
+    async with serving(Socket(silent)) as url, dialling(url) as dialer:
+        assert await (await attach(dialer, "rtc_1", Remembering())).probe(0.2) is False
+
+
+async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
+    """A binary frame is unreadable, a ping gets its pong, and a pong that nobody asked for acknowledges nothing."""
+    answers: list[bytes] = []
+
+    async def odd(socket: web.WebSocketResponse) -> None:
+        await socket.send_bytes(b"\x00\x01")
+        await socket.pong(b"\xff" * 8)
+        await socket.pong(b"?")
+        await socket.ping(b"still there?")
+        await socket.send_str("{}")
+        while (message := await socket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+            if message.type is aiohttp.WSMsgType.PONG:
+                answers.append(message.data)
+
+    sink = Remembering()
+    async with serving(Socket(odd)) as url, dialling(url) as dialer:
+        call = await attach(dialer, "rtc_1", sink)
+        await sink.until(lambda sink: sink.texts)
+        await eventually(lambda: answers)
+
+        assert call.acknowledged == 0
+    assert (sink.sizes, sink.texts, answers) == ([2], ["{}"], [b"still there?"])
+
+
+async def test_sink_that_raises_does_not_end_the_call(open_call: OpenCall) -> None:
+    """A mistake above is reported, and the connection goes on."""
+
+    class Raising(Remembering):
+        def received(self, generation: int, text: str) -> None:
+            super().received(generation, text)
+            raise RuntimeError("a mistake")
+
+    caller: Caller = await open_call()
+    sink, facts = Raising(), Facts()
+    async with dialling(caller.base_url, facts) as dialer:
+        call = await attach(dialer, caller.call_id, sink)
+        call.send([UPDATE, UPDATE])
+        await sink.until(lambda sink: len(sink.texts) == 2)
+
+    assert len(facts.of("relay_failed")) == 2
+
+
+async def test_other_requests_make_calls(open_call: OpenCall) -> None:
+    """Without a call to attach to, the same dialer creates one over WebRTC, and ends calls of others by name."""
+    caller: Caller = await open_call()
+    async with dialling(caller.base_url) as dialer:
+        request = CallRequest(session={"type": "realtime", "output_modalities": ["text"]})
+        call = await dialer.dial(replace(request), Remembering())
+        await dialer.hang_up(caller.call_id, None)
+
+        assert call.call_id != caller.call_id
+        assert (await caller.look())["end_reason"] == "hung up"
