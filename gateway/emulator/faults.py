@@ -17,7 +17,7 @@ those of one call while it runs (see `control`). A name or value that is not lis
 | `fail_after_deltas` | count | `fail` happens after so many deltas of the call (default 0: when the first response begins) |
 | `sideband_delay_seconds` | seconds | a sideband is 404 until the call is so old |
 | `sockets_end` | `eof`, `never` | when a call ends, its WebSockets end without a close frame, or stay open in silence |
-| `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped without a word (default, as Pion does) or sent |
+| `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped silently (default, as Pion does) or sent |
 | `response_error` | a code | responses end `failed` with it after their deltas so far (`fail_after_deltas`), at once by default |
 | `response_incomplete` | `content_filter`, `max_output_tokens` | responses end `incomplete` |
 | `transcription_error` | a code | input audio is not transcribed: `…input_audio_transcription.failed` with it |
@@ -26,7 +26,7 @@ those of one call while it runs (see `control`). A name or value that is not lis
 | `first_delta_seconds` | seconds | time before a response's first delta |
 | `tokens_per_second` | number | instead of the run's; 0 = as fast as the channel takes them |
 | `burst` | count | deltas come in groups of so many, at the same mean pace |
-| `unknown_event` | true | each response has an event of a type nobody knows |
+| `unknown_event` | true | each response has an event of a type that does not exist |
 | `garbage` | `text`, `utf8`, `array`, `huge` | before a response's deltas: a frame that is no JSON, no UTF-8, no object, or a good event of 3 MB |
 """
 

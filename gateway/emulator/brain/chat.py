@@ -38,7 +38,7 @@ class ChatBrain:
                     why = _complaint(await response.content.read(_MAX_COMPLAINT))
                     raise BrainError(None, f"The model server answered {response.status}{why}.")
                 if response.content_type == "application/json":
-                    # Read as a stream it would be an answer without a word, which nobody could explain.
+                    # Read as a stream it would look like an empty answer.
                     raise BrainError(None, "The model server does not stream its answers.")
                 async for line in response.content:
                     delta = _delta(line)
@@ -135,7 +135,7 @@ def _delta(line: bytes) -> dict[str, Any] | None:
 
 
 def _complaint(body: str | bytes) -> str:
-    """Give what a server says of its failure, in the form `: words`; nothing where it says none."""
+    """Return what a server says of its failure, in the form `: words`; nothing where it says none."""
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):

@@ -14,6 +14,7 @@ from typing import Any
 from gateway.emulator.brain import memory, tools
 from gateway.emulator.brain.arithmetic import number_word, solve
 from gateway.emulator.brain.prose import write
+from gateway.emulator.brain.style import Reply, opening, styled
 from gateway.emulator.protocol.brain import Comment, Piece, Prompt
 from gateway.emulator.protocol.items import Item, text_of
 from gateway.emulator.protocol.session import is_reasoning
@@ -53,14 +54,6 @@ _GIVEN_TIME = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    """An answer; `short` is the bare fact in it, for those who asked for few words."""
-
-    text: str
-    short: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Question:
     text: str
     items: Sequence[Item]
@@ -76,11 +69,11 @@ class _Question:
         return [text_of(i) for i in self.items if i.get("role") in ("user", "system")]
 
 
-Rule = Callable[[_Question], _Reply | None]
+Rule = Callable[[_Question], Reply | None]
 
 
 class RuleBrain:
-    """The brain that needs nothing and nobody."""
+    """The brain that follows rules and needs no server."""
 
     async def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Answer the newest item: a function's result, or what the user said last."""
@@ -102,21 +95,21 @@ class RuleBrain:
             yield token
 
     async def close(self) -> None:
-        """Hold nothing, let go of nothing."""
+        """Do nothing: it holds no connection."""
 
 
 def reply(prompt: Prompt) -> str:
     """Answer in text."""
     asked = _last(prompt.items)
     if asked is None:
-        return _styled(_opening(prompt.instructions), prompt.instructions)
+        return styled(opening(prompt.instructions), prompt.instructions)
     if asked.get("type") == "mcp_approval_response":
         return "All right, I will not do that."
     if asked.get("type") in _RESULTS:
         return _result(asked)
     question = _Question(text_of(asked), prompt.items, prompt.instructions)
     answer = next((r for r in (rule(question) for rule in _RULES) if r is not None), None)
-    return _styled(answer or _unknown(question), prompt.instructions)
+    return styled(answer or _unknown(question), prompt.instructions)
 
 
 def _last(items: Sequence[Item]) -> Item | None:
@@ -152,7 +145,7 @@ def _plain(value: Any) -> str:
 # -- rules, in the order in which they are tried -----------------------------------------------------------------------
 
 
-def _repeat(question: _Question) -> _Reply | None:
+def _repeat(question: _Question) -> Reply | None:
     match = re.match(
         r"\s*(?:please\s+)?(?:(repeat after me(?: exactly)?|(?:repeat|say) exactly|echo)|repeat|say)\s*([:,]\s*|\s)(.+)\s*$",
         question.text,
@@ -169,13 +162,13 @@ def _repeat(question: _Question) -> _Reply | None:
         said = said[:-1]
     if len(said) > 1 and said[0] in "\"'“" and said[-1] in "\"'”":
         said = said[1:-1]
-    return _Reply(said)
+    return Reply(said)
 
 
-def _greeting(question: _Question) -> _Reply | None:
+def _greeting(question: _Question) -> Reply | None:
     text = question.head.strip().lower()
     if re.match(r"(?:please )?say (?:hello|hi)\b", text):
-        return _Reply("Hello there!", "Hello there")
+        return Reply("Hello there!", "Hello there")
     match = re.fullmatch(
         r"(?:hello|hi|hey|good (?:morning|evening|afternoon)|greetings)(?: there| again)?[\s,!.]*(\w*)[\s!.]*",
         text,
@@ -183,36 +176,36 @@ def _greeting(question: _Question) -> _Reply | None:
     if match is None:
         return None
     name = memory.facts_in(question.told).get("name")
-    return _Reply(
+    return Reply(
         f"Hello {name[1]}! How can I help you?" if name else "Hello! How can I help you?", "Hello there"
     )
 
 
-def _told_now(question: _Question) -> _Reply | None:
+def _told_now(question: _Question) -> Reply | None:
     if question.text.rstrip().endswith("?"):
         return None
     facts = memory.facts_in([question.text])
     if "name" in facts and facts["name"][0] == "my":
         others = [k for k in facts if k != "name"]
-        return _Reply(f"Nice to meet you, {facts['name'][1]}!" + (" I will remember that." if others else ""))
+        return Reply(f"Nice to meet you, {facts['name'][1]}!" + (" I will remember that." if others else ""))
     if memory.remembered([question.text]):
-        return _Reply("I will remember that.", "Noted")
+        return Reply("I will remember that.", "Noted")
     mine = [k for k, (whose, _) in facts.items() if whose == "my"]
-    return _Reply(f"Good to know. I will remember your {mine[0]}.", "Noted") if mine else None
+    return Reply(f"Good to know. I will remember your {mine[0]}.", "Noted") if mine else None
 
 
-def _recall(question: _Question) -> _Reply | None:
+def _recall(question: _Question) -> Reply | None:
     if re.search(
         r"\bwhat (?:did|have) i (?:tell|told|ask(?:ed)?) you(?: to remember)?\b", question.head, re.I
     ):
         kept = memory.remembered(question.told)
         if kept:
-            return _Reply("You asked me to remember this: " + " ".join(kept))
+            return Reply("You asked me to remember this: " + " ".join(kept))
     found = memory.answer(question.head, memory.facts_in(question.told))
-    return _Reply(*found) if found else None
+    return Reply(*found) if found else None
 
 
-def _clock(question: _Question) -> _Reply | None:
+def _clock(question: _Question) -> Reply | None:
     match = re.search(r"\b(?:what|which|tell)\b.*\b(date|time|day|today)\b", question.head, re.I)
     if match is None:
         return None
@@ -220,11 +213,11 @@ def _clock(question: _Question) -> _Reply | None:
     wanted = match[1].lower()
     for key in (wanted, "date and time", "today", "date", "time", "day"):
         if key in given:
-            return _Reply(f"It is {given[key]}.", given[key])
-    return _Reply("Nobody has told me the date or the time.", "No idea")
+            return Reply(f"It is {given[key]}.", given[key])
+    return Reply("Nobody has told me the date or the time.", "No idea")
 
 
-def _counting(question: _Question) -> _Reply | None:
+def _counting(question: _Question) -> Reply | None:
     match = re.search(
         r"\bcount\s+(down\s+)?(?:from\s+([\w-]+)\s*)?(?:up\s+)?(?:(?:to|until)\s+([\w-]+))?(?:\s+(?:by|in)\s+(\w+))?",
         question.head,
@@ -240,29 +233,29 @@ def _counting(question: _Question) -> _Reply | None:
         return None
     down = down or end < start
     numbers = range(start, end - 1, -step) if down else range(start, end + 1, step)
-    return _Reply(", ".join(str(n) for n in numbers[:_COUNT_LIMIT]) + ".")
+    return Reply(", ".join(str(n) for n in numbers[:_COUNT_LIMIT]) + ".")
 
 
-def _sum(question: _Question) -> _Reply | None:
+def _sum(question: _Question) -> Reply | None:
     solved = solve(question.head)
-    return _Reply(f"That is {solved}.", solved) if solved is not None else None
+    return Reply(f"That is {solved}.", solved) if solved is not None else None
 
 
-def _letters(question: _Question) -> _Reply | None:
+def _letters(question: _Question) -> Reply | None:
     text = question.head.strip().rstrip("?.!")
     if match := re.search(r"\bspell\s+(?:the word\s+|out\s+)?[\"']?([\w-]+)[\"']?$", text, re.I):
         spelled = "-".join(match[1].upper())
-        return _Reply(f"{spelled}.", spelled)
+        return Reply(f"{spelled}.", spelled)
     if match := re.search(r"\b(?:reverse|spell backwards)\s+(?:the word\s+)?[\"']?(.+?)[\"']?$", text, re.I):
-        return _Reply(match[1][::-1])
+        return Reply(match[1][::-1])
     if match := re.search(
         r"\bhow many letters (?:are |does )?(?:in )?(?:the word )?[\"']?([\w-]+)[\"']?", text, re.I
     ):
-        return _Reply(f"The word {match[1]} has {len(match[1])} letters.", str(len(match[1])))
+        return Reply(f"The word {match[1]} has {len(match[1])} letters.", str(len(match[1])))
     return None
 
 
-def _long_text(question: _Question) -> _Reply | None:
+def _long_text(question: _Question) -> Reply | None:
     match = re.search(
         r"\b(?:write|tell|give|compose|explain|describe)\b.*?(?:([\d,]+|\w+)[\s-]+words?)?"
         r".*?\b(?:about|on|of)\s+(.+)$",
@@ -279,16 +272,16 @@ def _long_text(question: _Question) -> _Reply | None:
         int(counted[1].replace(",", "")[:6]) if counted else 60 if kind and kind[1] == "paragraph" else 200
     )
     subject = re.sub(r"\s+in\s+[\d,]+\s+words\b", "", match[2]).strip(" .?!\"'")
-    return _Reply(write(words, subject))
+    return Reply(write(words, subject))
 
 
-def _knowledge(question: _Question) -> _Reply | None:
+def _knowledge(question: _Question) -> Reply | None:
     text = question.head.lower()
     if match := re.search(r"\bcapital (?:city )?of (?:the )?([a-z ]+)", text):
         country = match[1].strip()
         capital = next((city for name, city in _CAPITALS.items() if country.startswith(name)), None)
         if capital:
-            return _Reply(f"The capital of {country.title()} is {capital}.", capital)
+            return Reply(f"The capital of {country.title()} is {capital}.", capital)
     if match := re.search(
         r"\b(?:name|list|tell me|give me)\s+(?:me\s+)?(?:the\s+)?(?:(\w+)\s+)?(\w+?)s?\b", text
     ):
@@ -298,17 +291,17 @@ def _knowledge(question: _Question) -> _Reply | None:
             wanted = next(
                 (n for n in (number_word(w) for w in re.findall(r"\w+", text)) if n), len(_LISTS[kind])
             )
-            return _Reply(", ".join(_LISTS[kind][: max(1, wanted)]) + ".")
+            return Reply(", ".join(_LISTS[kind][: max(1, wanted)]) + ".")
     return None
 
 
-def _small_talk(question: _Question) -> _Reply | None:
+def _small_talk(question: _Question) -> Reply | None:
     text = question.head.lower()
     for pattern, answer, short in _TALK:
         if re.search(pattern, text):
-            return _Reply(answer, short)
+            return Reply(answer, short)
     if re.search(r"\bjoke\b", text):
-        return _Reply(_JOKES[sum(i.get("role") == "user" for i in question.items) % len(_JOKES)])
+        return Reply(_JOKES[sum(i.get("role") == "user" for i in question.items) % len(_JOKES)])
     return None
 
 
@@ -342,14 +335,14 @@ _TALK = (
 )
 
 
-def _unknown(question: _Question) -> _Reply:
+def _unknown(question: _Question) -> Reply:
     text = " ".join(question.text.split())
     shown = text if len(text) <= 120 else text[:117].rstrip() + "..."
     if not text:
-        return _Reply("I heard nothing. Could you say that again?", "Pardon?")
+        return Reply("I heard nothing. Could you say that again?", "Pardon?")
     if text.endswith("?"):
-        return _Reply(f'I am only a set of rules and do not know the answer to "{shown}"', "No idea")
-    return _Reply(f'You said: "{shown}"', "I see")
+        return Reply(f'I am only a set of rules and do not know the answer to "{shown}"', "No idea")
+    return Reply(f'You said: "{shown}"', "I see")
 
 
 _RULES: tuple[Rule, ...] = (
@@ -365,46 +358,3 @@ _RULES: tuple[Rule, ...] = (
     _knowledge,
     _small_talk,
 )
-
-
-# -- instructions ------------------------------------------------------------------------------------------------------
-
-
-def _opening(instructions: str) -> _Reply:
-    name = re.search(r"\byour name is (\w+)", instructions, re.I)
-    return _Reply(
-        f"Hello! I am {name[1]}. How can I help you?" if name else "Hello! How can I help you?", "Hello there"
-    )
-
-
-def _styled(answer: _Reply, instructions: str) -> str:
-    text = answer.text
-    if match := re.search(
-        r"(?:^|[.!]\s|\balways )(?:answer|reply|respond)(?: only)? with [\"“](.+?)[\"”]", instructions, re.I
-    ):
-        return match[1]
-    if match := re.search(
-        r"\b(?:answer|reply|respond|speak)\w* (?:only )?(?:in|with) (?:exactly |at most )?([\w-]+) words?\b",
-        instructions,
-        re.I,
-    ):
-        limit = number_word(match[1])
-        if limit:
-            text = _in_words(answer, limit)
-    elif re.search(r"\bin (?:one|a single) (?:short )?sentence\b", instructions, re.I):
-        text = re.split(r"(?<=[.!?])\s", text)[0]
-    if re.search(r"\b(?:upper ?case|capital letters|all caps)\b", instructions, re.I):
-        text = text.upper()
-    elif re.search(r"\blower ?case\b", instructions, re.I):
-        text = text.lower()
-    if match := re.search(r"\b(?:end|finish)\b[^.]*?\bwith [\"“](.+?)[\"”]", instructions, re.I):
-        text = f"{text} {match[1]}"
-    return text
-
-
-def _in_words(answer: _Reply, limit: int) -> str:
-    if len(answer.text.split()) <= limit:
-        return answer.text
-    source = answer.short if answer.short and len(answer.short.split()) <= limit else answer.text
-    words = " ".join(source.split()[:limit]).rstrip(".,;:!?")
-    return words + ("!" if answer.text.startswith("Hello") else ".")

@@ -53,7 +53,7 @@ _SAMPLES = (
 
 
 def choose(text: str, tools: Sequence[Schema], choice: str | Schema) -> list[FunctionCall]:
-    """Give the calls that `text` asks for, under `tool_choice`; none is a common answer."""
+    """Return the calls that `text` asks for, under `tool_choice`; none is a common answer."""
     functions = [t for t in tools if t.get("type") == "function" and isinstance(t.get("name"), str)]
     if choice == "none" or not functions:
         return []

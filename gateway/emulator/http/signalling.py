@@ -14,7 +14,7 @@ from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.protocol.events import strict_json
 from gateway.emulator.transport.sdp import Offer, OfferError, parse_offer
 
-# SDP and a session with many tools; nobody needs more.
+# SDP and a session with many tools stay far below it.
 _MAX_PART = 2 * 1024 * 1024
 NO_SUCH_CALL = {
     "message": "No session found for the provided call_id",
@@ -55,12 +55,12 @@ def injected(faults: Faults) -> HttpRefusal:
 
 
 def asks_for_beta(request: web.Request) -> bool:
-    """Tell whether a request names the beta that ended in May 2026."""
+    """Return whether a request names the beta that ended in May 2026."""
     return "realtime=v1" in request.headers.get("OpenAI-Beta", "")
 
 
 def bearer(request: web.Request) -> str:
-    """Give the key a request came with; refuses a request without."""
+    """Return the key a request came with; refuses a request without."""
     if asks_for_beta(request):
         raise HttpRefusal(400, BETA_IS_OVER)
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
@@ -76,7 +76,7 @@ def wrong_key(key: str) -> HttpRefusal:
 
 
 def channel_id(request: web.Request) -> int | None:
-    """Give the data channel id of `?dcid=`, agreed on outside the connection."""
+    """Return the data channel id of `?dcid=`, agreed on outside the connection."""
     given = request.query.get("dcid")
     if given is None:
         return None

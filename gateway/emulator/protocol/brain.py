@@ -30,7 +30,7 @@ class Comment:
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """A brain's wish to call a function; `arguments` is JSON text."""
+    """A function that the brain wants called; `arguments` is JSON text."""
 
     name: str
     arguments: str
@@ -51,9 +51,9 @@ class Brain(Protocol):
     """Anything that answers."""
 
     def answer(self, prompt: Prompt) -> AsyncIterator[Piece]:
-        """Give the answer's tokens in order (a bare string is one), function calls among them; raises BrainError."""
+        """Return the answer's tokens in order (a bare string is one), function calls among them; raises BrainError."""
         ...
 
     async def close(self) -> None:
-        """Let go of what it holds."""
+        """Release connections."""
         ...

@@ -42,7 +42,7 @@ def _number(text: str) -> float:
 
 
 def event_id(event: Json) -> str | None:
-    """Give the client's own id of an event, the only thing of it that ever comes back, and only in an error."""
+    """Return the client's own id of an event, the only thing of it that ever comes back, and only in an error."""
     given = event.get("event_id")
     return given if isinstance(given, str) else None
 

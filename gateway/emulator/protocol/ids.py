@@ -2,7 +2,7 @@
 
 Refuses to know what they name. Every id is a prefix and characters of `[0-9A-Za-z]`, drawn from a block of random bytes
 that is refilled when used up: a response of a thousand tokens needs a thousand event ids, and asking the random
-generator character by character was the dearest step of making a delta.
+generator character by character was the most expensive step of making a delta.
 """
 
 import base64
@@ -23,7 +23,7 @@ class IdSource:
         self._at = 0
 
     def draw(self, length: int) -> str:
-        """Give `length` random alphanumeric characters."""
+        """Return `length` random alphanumeric characters."""
         end = self._at + length
         if end > len(self._block):
             block = base64.b64encode(os.urandom(_BLOCK))

@@ -37,7 +37,7 @@ class Conversation:
         return self._by_id.get(item_id)
 
     def place(self, item: Item, after: str | None) -> str | None:
-        """Insert `item` after the item `after` (None appends, `root` puts it first); give the id now before it."""
+        """Insert `item` after the item `after` (None appends, `root` puts it first); return the id now before it."""
         if item["id"] in self._by_id:
             raise Refusal(
                 "item_create_duplicate_item_id",
@@ -55,11 +55,11 @@ class Conversation:
         return self._items[at - 1]["id"] if at else None
 
     def has_call(self, call_id: str) -> bool:
-        """Say whether an item of the conversation is the function call `call_id`."""
+        """Return whether an item of the conversation is the function call `call_id`."""
         return any(i["type"] == "function_call" and i["call_id"] == call_id for i in reversed(self._items))
 
     def before(self, item_id: str) -> str | None:
-        """Give the id before an item, or None where it is the first or gone."""
+        """Return the id before an item, or None where it is the first or gone."""
         # From the end: what is asked about is nearly always the newest.
         for at in range(len(self._items) - 1, 0, -1):
             if self._items[at]["id"] == item_id:
@@ -106,7 +106,7 @@ class Conversation:
 
 
 def text_of(item: Item) -> str:
-    """Give everything in an item that reads as text."""
+    """Return everything in an item that reads as text."""
     kind = item.get("type")
     if kind == "function_call":
         return f"{item.get('name', '')}{item.get('arguments', '')}"

@@ -90,7 +90,7 @@ def allowed(config: Json, tools: Sequence[McpTool]) -> list[McpTool]:
 
 
 def needs_approval(config: Json, tool: McpTool) -> bool:
-    """Say whether a call of `tool` waits for the client's approval: `require_approval`, "always" where it is absent."""
+    """Return whether a call of `tool` waits for the client's approval: `require_approval`, "always" where it is absent."""
     required = config.get("require_approval") or "always"
     if isinstance(required, str):
         return required == "always"
@@ -100,7 +100,7 @@ def needs_approval(config: Json, tool: McpTool) -> bool:
 
 
 def _matches(wanted: Any, tool: McpTool) -> bool:
-    """Say whether a list of names, or a filter of names and read-only tools, takes a tool."""
+    """Return whether a list of names, or a filter of names and read-only tools, takes a tool."""
     if isinstance(wanted, list):
         return tool.name in wanted
     names, read_only = wanted.get("tool_names"), wanted.get("read_only")

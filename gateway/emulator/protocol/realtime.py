@@ -117,7 +117,7 @@ class Realtime:
         self._emit({"type": "error", "error": error})
 
     async def close(self) -> None:
-        """Stop every response, without a word."""
+        """Stop every response without sending anything."""
         self._closed = True
         self._listener.wake()
         await self._writer.close()

@@ -55,7 +55,7 @@ class _Output:
 class Response:
     """A response being written.
 
-    `conversation` is None for one out of band: its items are then nobody's and cause no `conversation.*` event.
+    `conversation` is None for one out of band: its items belong to no conversation and cause no `conversation.*` event.
     """
 
     def __init__(

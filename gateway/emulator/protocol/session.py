@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def is_reasoning(model: str) -> bool:
-    """Say whether a model is gpt-realtime-2 or later: phases, interleaving, reasoning options."""
+    """Return whether a model is gpt-realtime-2 or later: phases, interleaving, reasoning options."""
     return model.startswith("gpt-realtime-2") and not model.startswith("gpt-realtime-20")
 
 

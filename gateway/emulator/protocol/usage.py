@@ -45,7 +45,7 @@ class Output:
 
 
 def segments(instructions: str, tools: Sequence[Any], items: Iterable[Item]) -> list[Segment]:
-    """Give the input as (key, tokens): equal beginnings of two inputs are what a cache can serve."""
+    """Return the input as (key, tokens): equal beginnings of two inputs are what a cache can serve."""
     tool_text = " ".join(str(tool) for tool in tools)
     head = count(instructions) + count(tool_text)
     return [(f"{instructions}\n{tool_text}", head)] + [

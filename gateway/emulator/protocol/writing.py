@@ -161,7 +161,7 @@ class Writer:
             self._emit({"type": "output_audio_buffer.cleared", "response_id": running.response.id})
 
     async def close(self) -> None:
-        """Stop every response, without a word."""
+        """Stop every response without sending anything."""
         for timer in self._late:
             timer.cancel()
         self._active.clear()

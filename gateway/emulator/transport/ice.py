@@ -79,7 +79,7 @@ class LiteAgent:
         self._reader: asyncio.Future[None] | None = None
 
     async def open(self, addresses: list[str]) -> tuple[Address, ...]:
-        """Bind one socket for each address and give where they listen."""
+        """Bind one socket for each address and return where they listen."""
         listening = []
         for address in addresses:
             transport, port = await self._loop.create_datagram_endpoint(
@@ -165,7 +165,7 @@ class LiteAgent:
             port.transport.sendto(data, address)
 
     async def _recv(self) -> bytes:
-        """Give the next datagram for DTLS (called by RTCDtlsTransport); raises ConnectionError once closed."""
+        """Return the next datagram for DTLS (called by RTCDtlsTransport); raises ConnectionError once closed."""
         while not self._waiting:
             if self.state == "closed":
                 raise ConnectionError("closed")

@@ -2,7 +2,7 @@
 
 Refuses to know what is said on the channel. It is built of aiortc's transports without its `RTCPeerConnection`: the
 answer is written by `sdp`, audio is answered and then ignored (no RTP task, no decoder thread), so a call costs one
-socket and one task. Messages above the offer's `max-message-size` are dropped without a word and counted, as Pion does.
+socket and one task. Messages above the offer's `max-message-size` are dropped silently and counted, as Pion does.
 """
 
 import asyncio
@@ -203,7 +203,7 @@ class FarPeer:
             self._lose(reason)
 
     async def _live(self) -> str:
-        """Connect, then watch; give the reason of the end."""
+        """Connect, then watch; return the reason of the end."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self.agent.connected.wait()

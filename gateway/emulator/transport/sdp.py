@@ -204,7 +204,7 @@ def _sctp_port(application: Section | None) -> int:
 
 
 def _codecs(audio: Section) -> list[tuple[str, str]]:
-    """Give (payload type, encoding) of what is kept: opus, PCMU and PCMA, in the offer's order."""
+    """Return (payload type, encoding) of what is kept: opus, PCMU and PCMA, in the offer's order."""
     named = dict(value.split(" ", 1) for value in audio.every("rtpmap") if " " in value)
     named.setdefault("0", "PCMU/8000")
     named.setdefault("8", "PCMA/8000")

@@ -1,0 +1,46 @@
+"""docs/emulator.md names every flag and every fault there is, and no others."""
+
+import argparse
+import dataclasses
+import re
+from typing import Any
+from unittest import mock
+
+from gateway.emulator import Faults
+from gateway.emulator.__main__ import parse
+from gateway.emulator.faults import _WORDS
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
+
+
+def cells(head: str) -> list[list[str]]:
+    """Return the rows of the table whose first column has this head."""
+    table = PAGE.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_page_has_every_flag() -> None:
+    """The table of flags is that of the parser."""
+    flags: set[str] = set()
+    add = argparse.ArgumentParser.add_argument
+
+    def note(parser: argparse.ArgumentParser, *names: str, **options: Any) -> Any:
+        flags.update(name for name in names if name.startswith("--"))
+        return add(parser, *names, **options)
+
+    with mock.patch.object(argparse.ArgumentParser, "add_argument", note):
+        parse([])
+    told = {flag for row in cells("flag") for flag in re.findall(r"--[a-z-]+", row[0])}
+
+    assert told == flags - {"--help"}
+
+
+def test_page_has_every_fault_and_its_words() -> None:
+    """The table of faults is that of the code, with the words each takes."""
+    told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in cells("fault")}
+
+    assert told.keys() == {field.name for field in dataclasses.fields(Faults)}
+    assert {name: words for name, words in told.items() if name in _WORDS} == {
+        name: set(words) for name, words in _WORDS.items()
+    }
