@@ -297,7 +297,6 @@ def stream_limits(config: Config) -> StreamLimits:
     return StreamLimits(
         heartbeat_seconds=stream.heartbeat_seconds,
         max_age_seconds=stream.max_age_seconds,
-        write_seconds=stream.write_timeout_seconds,
     )
 
 

@@ -127,6 +127,7 @@ def _paths() -> Schema:
             "content": {
                 "text/plain": {"schema": _TEXT},
                 "text/event-stream": {},
+                "application/x-ndjson": {"schema": _TEXT},
                 "application/json": {"schema": _ref("Turn")},
             },
         },
@@ -143,7 +144,7 @@ def _paths() -> Schema:
         required=True,
     )
     reading = [_parameter(name) for name in _READING] + [_parameter("LastEventId"), _parameter("Format")]
-    turning = [*key, _parameter("Format"), _parameter("wait")]
+    turning = [*key, _parameter("LastEventId"), _parameter("Format"), _parameter("wait")]
     return {
         "/v1/sessions": {
             "post": _operation(
@@ -227,6 +228,10 @@ _READING: Final[Mapping[str, tuple[Schema, str]]] = {
     "on_gap": ({"enum": ["continue", "fail"]}, "Whether a lost cursor is told in the stream or is 410."),
     "errors": ({"const": "status"}, "Real statuses also for a read that was opened with a ticket."),
     "wait": ({"type": "number", "minimum": 0, "maximum": 55}, "Seconds to wait for an answer."),
+    "linger": (
+        {"type": "integer", "minimum": 0, "maximum": 2000},
+        "Milliseconds that a long-poll gathers after the first event.",
+    ),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000}, "Most events of one long-poll."),
     "max_bytes": ({"type": "integer", "minimum": 1}, "Most bytes of one long-poll, but at least one event."),
 }
@@ -311,6 +316,7 @@ def _schemas() -> Schema:
                 "output": {"type": "array", "items": _OBJECT},
                 "usage": {"type": ["object", "null"]},
                 "error": {"type": ["object", "null"]},
+                "incomplete_details": {"type": "object"},
                 "session_id": _TEXT,
                 "head": _EVENT_ID,
             },

@@ -124,6 +124,8 @@ class Page(NamedTuple):
     gap: Gap | None
     sealed: bool
     """The log is sealed and this page reaches its end."""
+    more: bool = False
+    """Events follow that did not fit this page."""
 
 
 class EventLog:
@@ -198,7 +200,7 @@ class EventLog:
             entries = _within(entries, max_bytes)
         cursor = sequence + len(entries)
         position = EventId(_epoch_of(self._epochs, cursor), cursor)
-        return Page(entries, position, gap, self._sealed and cursor == self.appended)
+        return Page(entries, position, gap, self._sealed and cursor == self.appended, cursor < settled)
 
     # --- for the owner ------------------------------------------------------------------------------------------------
 

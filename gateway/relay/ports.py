@@ -232,6 +232,10 @@ class Handle(Protocol):
     def reader(self) -> Reader: ...
 
     @property
+    def busy(self) -> bool:
+        """A response is in flight."""
+
+    @property
     def idempotency(self) -> IdempotencyKeys: ...
 
     def touch(self) -> None:

@@ -112,7 +112,7 @@ MODELS = frozenset(
 
 RESPONSE_STATUSES = frozenset({"completed", "cancelled", "incomplete", "failed"})
 PHASES = frozenset({"gather", "signalling", "ice", "dtls", "channel", "total"})
-FORMATS = frozenset({"sse", "ndjson", "json"})
+FORMATS = frozenset({"sse", "ndjson", "json", "text"})
 STREAM_ENDS = frozenset({"client", "rotated", "superseded", "slow", "closed", "error", "shutdown"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GAP_REASONS = frozenset({"overrun", "foreign", "unknown"})

@@ -206,6 +206,7 @@ class EpochMachine(RuleBasedStateMachine):
         while page.entries:
             assert {model.name(entry.sequence) for entry in page.entries} == {page.cursor.epoch}
             assert page.cursor.sequence == page.entries[-1].sequence
+            assert page.more == (page.cursor.sequence < model.settled)
             read += [entry.block.decode() for entry in page.entries]
             page = self.log.read(page.cursor, 1000, 1000)
             assert page.gap is None or model.dropped > model.settled
@@ -314,7 +315,7 @@ def test_an_empty_log_has_nothing_and_no_gap() -> None:
     page = log.read(at(0), 10, 10)
 
     assert (log.head, log.oldest, len(log), log.spare) == (at(0), at(1), 0, 0)
-    assert page == ([], at(0), None, False)
+    assert page == Page([], at(0), None, sealed=False)
 
 
 def test_the_newest_event_is_kept_however_large() -> None:
@@ -398,7 +399,7 @@ def test_an_epoch_without_events_leaves_the_head_where_it_was() -> None:
     log.begin("third")
 
     assert log.head == EventId("next", 3)
-    assert log.read(EventId("third", 3), 10, 1000) == ([], EventId("next", 3), None, False)
+    assert log.read(EventId("third", 3), 10, 1000) == Page([], EventId("next", 3), None, sealed=False)
 
 
 def test_a_cursor_above_its_epochs_end_is_unknown() -> None:
@@ -490,7 +491,7 @@ def test_events_dropped_before_they_settled_are_a_gap_afterwards() -> None:
     log.settle(5)
     after = log.read(at(0), 10, 1000)
 
-    assert before == ([], at(0), None, False)
+    assert before == Page([], at(0), None, sealed=False)
     assert (after.gap, len(after.entries)) == ((at(0), at(4), 3, GapReason.OVERRUN), 2)
 
 

@@ -18,6 +18,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -67,6 +68,7 @@ class Connection(web.RequestHandler):
         "_sent_all",
         "_wire",
         "_write_timer",
+        "cut_off",
     )
 
     def __init__(
@@ -104,6 +106,8 @@ class Connection(web.RequestHandler):
         self._write_timer: asyncio.TimerHandle | None = None
         self._left = 0
         self._reset_timer: asyncio.TimerHandle | None = None
+        self.cut_off = False
+        """The client took nothing for the write deadline."""
         self._on_lost: list[Callable[[], None]] = []
 
     # --- what handlers ask --------------------------------------------------------------------------------------------
@@ -288,10 +292,14 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._left = self._unsent()
+        # Linux counts the user timeout from the first probe of a closed window, and goes on counting while a slow client
+        # takes some now and then. From here on this deadline is stricter and knows the difference.
+        self._set_user_timeout(0)
         self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._set_user_timeout(int(self._limits.write_seconds * 2000))
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -304,7 +312,14 @@ class Connection(web.RequestHandler):
             self._left = left
             self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
         elif self._wire is not None:
+            self.cut_off = True
             self._wire.abort()
+
+    def _set_user_timeout(self, milliseconds: int) -> None:
+        connection = self._wire.get_extra_info("socket") if self._wire is not None else None
+        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            with suppress(OSError):  # Not a TCP socket, or lost already.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def _unsent(self) -> int:
         """Return the bytes that the client has not acknowledged: those in our buffer, and those in the kernel's."""

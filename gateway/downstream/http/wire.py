@@ -23,3 +23,9 @@ def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[
     if isinstance(protocol, Connection):
         return protocol.on_lost(call)
     return lambda: None
+
+
+def cut_off(request: web.BaseRequest) -> bool:
+    """Return whether the client lost its connection because it took nothing for the write deadline."""
+    protocol = request.protocol
+    return isinstance(protocol, Connection) and protocol.cut_off

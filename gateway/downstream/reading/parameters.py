@@ -1,7 +1,7 @@
 """What a read asks for: format, cursor, filter and timing, from headers, query or a JSON body (api.md, 3 Receiving).
 
-Pure but for the request it looks at. A parameter that is wrong is refused by name; one that is unknown is passed over
-in a query, where proxies and libraries add their own, and refused in a body, where only the caller writes.
+A wrong parameter is refused by name. An unknown one is ignored in a query, where proxies and libraries add their
+own, and refused in a body, where only the caller writes.
 """
 
 import re
@@ -15,18 +15,22 @@ from gateway.errors import CallerError, Flaw
 from gateway.relay.eventlog import EventId
 from gateway.relay.ports import Reader
 
-Format = Literal["sse", "ndjson", "json"]
+Format = Literal["sse", "ndjson", "json", "text"]
+"""How a read or a turn can be answered; text is for turns alone."""
 
 MEDIA_TYPES: Final[Mapping[Format, str]] = {
     "sse": "text/event-stream",
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
+"""The formats of a read, in the order of preference."""
 
 MAX_HEARTBEAT_SECONDS: Final = 60
 MAX_WAIT_SECONDS: Final = 55
-"""Below the 60 s after which most proxies give an unanswered request up."""
+"""Below the 60 s after which most proxies give up on an unanswered request."""
 DEFAULT_WAIT_SECONDS: Final = 25
+MAX_LINGER_MS: Final = 2000
+"""Added to the wait it is still below what proxies allow."""
 DEFAULT_LIMIT: Final = 200
 MAX_LIMIT: Final = 1000
 DEFAULT_PAGE_BYTES: Final = 256 * 1024
@@ -38,7 +42,7 @@ _NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?\Z")
 
 
 class Filter:
-    """Which events pass: those of `types`, if any are named, less those of `exclude`; the gateway's own always."""
+    """Which events pass: those of `types`, if any are named, except those of `exclude`; the gateway's own always."""
 
     def __init__(self, types: Sequence[str], exclude: Sequence[str]) -> None:
         self._types = tuple(types)
@@ -62,7 +66,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadRequest:
     """One read as asked for. Times are seconds, sizes bytes; None where the server's own value holds."""
 
     format: Format
@@ -75,6 +79,7 @@ class Reading:
     fail_on_gap: bool = False
     errors_as_status: bool = False
     wait: float = DEFAULT_WAIT_SECONDS
+    linger: float = 0
     limit: int = DEFAULT_LIMIT
     max_bytes: int = DEFAULT_PAGE_BYTES
 
@@ -92,17 +97,18 @@ _NAMES: Final = frozenset(
         "on_gap",
         "errors",
         "wait",
+        "linger",
         "limit",
         "max_bytes",
     }
 )
 
 
-def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> Reading:
+def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> ReadRequest:
     """Read the parameters; `header` is Last-Event-ID. Raises `invalid-parameter`, `invalid-cursor` or `not-acceptable`."""
     types, exclude = _patterns(query, "types"), _patterns(query, "exclude")
-    return Reading(
-        format=parse_format(query.get("format"), accept),
+    return ReadRequest(
+        format=parse_format(query, accept),
         cursor=last_event_id(header, query) or "earliest",
         filter=Filter(types, exclude) if types or exclude else None,
         heartbeat=_number(query, "heartbeat", 5, MAX_HEARTBEAT_SECONDS),
@@ -112,13 +118,14 @@ def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> R
         fail_on_gap=_choice(query, "on_gap", "continue", "fail") == "fail",
         errors_as_status=_choice(query, "errors", "stream", "status") == "status",
         wait=_or(_number(query, "wait", 0, MAX_WAIT_SECONDS), DEFAULT_WAIT_SECONDS),
+        linger=_whole(query, "linger", 0, MAX_LINGER_MS, 0) / 1000,
         limit=_whole(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT),
         max_bytes=_whole(query, "max_bytes", 1, MAX_PAGE_BYTES, DEFAULT_PAGE_BYTES),
     )
 
 
 def from_body(body: Mapping[str, object]) -> dict[str, str]:
-    """Give a JSON body's members as a query's. Raises `invalid-parameter` for unknown names and odd values."""
+    """Return a JSON body's members as a query's. Raises `invalid-parameter` for unknown names and odd values."""
     query = {}
     for name, value in body.items():
         if name not in _NAMES:
@@ -132,13 +139,13 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
     return query
 
 
-def parse_format(named: str | None, accept: str | None) -> Format:
+def parse_format(query: Mapping[str, str], accept: str | None) -> Format:
     """Choose the rendering: `?format=` first, then Accept, then an event stream."""
-    return negotiate(named, accept, MEDIA_TYPES)
+    return negotiate(query.get("format"), accept, MEDIA_TYPES)
 
 
 def start(cursor: str, reader: Reader) -> EventId:
-    """Give the place in a log that a cursor names. Raises `invalid-cursor`."""
+    """Return the position in a log that a cursor names. Raises `invalid-cursor`."""
     if cursor == "earliest":
         return reader.oldest.before
     if cursor == "now":
@@ -146,7 +153,7 @@ def start(cursor: str, reader: Reader) -> EventId:
     try:
         return EventId.parse(cursor)
     except ValueError as error:
-        raise CallerError("invalid-cursor", f"The cursor is no event id: {error}.") from None
+        raise CallerError("invalid-cursor", f"The cursor is not an event id: {error}.") from None
 
 
 def _patterns(query: Mapping[str, str], name: str) -> list[str]:

@@ -1,15 +1,17 @@
-"""How a stream's events look on the wire: Server-Sent Events or JSON lines. No I/O.
+"""How events look on the wire: Server-Sent Events, JSON lines, or one JSON page. No I/O.
 
-Both are made from the same log entries. The event stream writes the buffers that the log keeps as they are; JSON lines
-cut the JSON out of them.
+All are made from the same log entries. The event stream writes the buffers that the log keeps as they are; the other two
+take the JSON out of them by position.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Protocol
 
 from gateway.downstream.reading import sse
 from gateway.relay.eventlog import Entry
+
+_PAGE_BEGIN: Final = b'{"events":['
 
 
 class Rendering(Protocol):
@@ -18,19 +20,19 @@ class Rendering(Protocol):
     media_type: str
 
     def opening(self, retry_ms: int, cursor: str | None, members: Mapping[str, object], pad: int) -> bytes:
-        """The first bytes: `gateway.open`."""
+        """Return the first bytes: `gateway.open`."""
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:
-        """Events of the log."""
+        """Return events of the log; there is at least one."""
 
     def own(self, name: str, members: Mapping[str, object], cursor: str | None = None) -> bytes:
-        """One of the gateway's own events that stands in no log; `cursor` moves the client's."""
+        """Return one of the gateway's own events that is not in the log; `cursor` moves the client's."""
 
     def heartbeat(self, pad: int) -> bytes:
-        """Something that means nothing."""
+        """Return bytes that a client ignores."""
 
     def ending(self, name: str, members: Mapping[str, object], retry_ms: int) -> bytes:
-        """The last event, and when to come back."""
+        """Return the last event, and when to come back."""
 
 
 class EventStream:
@@ -43,6 +45,8 @@ class EventStream:
         return sse.padding(pad) + sse.notice("gateway.open", text, id=cursor, retry=retry_ms)
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:
+        if len(entries) == 1:
+            return entries[0].block
         return b"".join([entry.block for entry in entries])
 
     def own(self, name: str, members: Mapping[str, object], cursor: str | None = None) -> bytes:
@@ -56,7 +60,7 @@ class EventStream:
 
 
 class JsonLines:
-    """One `{"id":…,"event":{…}}` a line; `"id":null` for what stands in no log. The heartbeat is an empty line."""
+    """One `{"id":…,"event":{…}}` a line; `"id":null` for what is not in the log. The heartbeat is an empty line."""
 
     media_type = "application/x-ndjson"
 
@@ -64,7 +68,7 @@ class JsonLines:
         return b" " * pad + self.own("gateway.open", members)
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:
-        return b"".join([wrapped(epoch, entry) + b"\n" for entry in entries])
+        return b"".join([_entry(epoch, entry, b"\n") for entry in entries])
 
     def own(self, name: str, members: Mapping[str, object], cursor: str | None = None) -> bytes:
         if cursor is not None:
@@ -78,15 +82,48 @@ class JsonLines:
         return self.own(name, members)
 
 
+class JsonPage:
+    """One object with a list of events and the next cursor. It is encoded piece by piece: a page may have megabytes, and
+    its reader may be slow."""
+
+    media_type = "application/json"
+
+    def __init__(self, parts: Sequence[tuple[str, Sequence[Entry]]], cursor: str) -> None:
+        """`parts`: the entries and their epoch, in order; no part is empty."""
+        self._parts = parts
+        self._end = b'],"cursor":"%s"}' % cursor.encode()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pieces."""
+        size = len(_PAGE_BEGIN) + len(self._end) - bool(self._parts)
+        for epoch, entries in self._parts:
+            frame = len(_wrapped(epoch, 0, b"{}", b",")) - len("0") - len("{}")
+            size += sum(
+                frame + len(str(entry.sequence)) + sse.unframed_size(entry.block, entry.start)
+                for entry in entries
+            )
+        return size
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the page, one event a piece."""
+        yield _PAGE_BEGIN
+        last = len(self._parts) - 1
+        for index, (epoch, entries) in enumerate(self._parts):
+            yield from (_entry(epoch, entry, b",") for entry in entries[:-1])
+            yield _entry(epoch, entries[-1], b"," if index < last else b"")
+        yield self._end
+
+
 def own_json(name: str, members: Mapping[str, object]) -> str:
-    """Give the JSON of one of the gateway's own events, whose `type` is its name."""
+    """Return the JSON of one of the gateway's own events, whose `type` is its name."""
     return json.dumps({"type": name, **members}, separators=(",", ":"))
 
 
-def wrapped(epoch: str, entry: Entry) -> bytes:
-    """Give an entry as an object with its id, as JSON lines and long-polls show it."""
-    return b'{"id":"%s-%d","event":%s}' % (
-        epoch.encode(),
-        entry.sequence,
-        sse.unframe(entry.block, entry.start),
-    )
+def _entry(epoch: str, entry: Entry, end: bytes) -> bytes:
+    """Return an entry as an object with its ID."""
+    return _wrapped(epoch, entry.sequence, sse.unframe(entry.block, entry.start), end)
+
+
+def _wrapped(epoch: str, sequence: int, event: bytes, end: bytes) -> bytes:
+    return b'{"id":"%b-%d","event":%b}%b' % (epoch.encode(), sequence, event, end)

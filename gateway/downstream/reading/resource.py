@@ -1,12 +1,12 @@
 """`GET /v1/sessions/{id}/events` and its POST twin: a session's events on their way down (api.md, 3 Receiving).
 
-Three renderings of one read: an event stream, JSON lines, or one page after a wait. Which it is, and from where, says
-`reading`; how a stream is kept going, `stream`.
+Three renderings of one read: an event stream, JSON lines, or one page after a wait. `parameters` says which it is and
+from where; `stream` and `longpoll` serve it.
 """
 
-import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Final
 
 from aiohttp import web
@@ -15,19 +15,23 @@ from gateway.downstream.auth.access import session_grant
 from gateway.downstream.http import problem
 from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.http.wire import UNBUFFERED, accepted, watch_loss
-from gateway.downstream.reading import parameters as reading
-from gateway.downstream.reading import sse
-from gateway.downstream.reading.parameters import MEDIA_TYPES, Reading
-from gateway.downstream.reading.rendering import EventStream, JsonLines, own_json, wrapped
-from gateway.downstream.reading.stream import RETRY_MS, STREAM, Stream, Surroundings, gap_members
+from gateway.downstream.http.wire import UNBUFFERED, accepted
+from gateway.downstream.reading import parameters, sse
+from gateway.downstream.reading.cursor import Cursor
+from gateway.downstream.reading.delivery import Deliveries
+from gateway.downstream.reading.longpoll import LongPoll, expired
+from gateway.downstream.reading.parameters import MEDIA_TYPES, ReadRequest
+from gateway.downstream.reading.rendering import EventStream, JsonLines, own_json
+from gateway.downstream.reading.stream import RETRY_MS, STREAM, OpenReads, Stream, Terms, drawn_age
 from gateway.downstream.reading.ticker import Ticker
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.envelope import parse_object
-from gateway.relay.eventlog import EventId, Page
+from gateway.relay.eventlog import Entry
 from gateway.relay.ports import Handle
 
-TICKER: Final = web.AppKey("ticker", Ticker)
+READS: Final = web.AppKey("reads", OpenReads)
+
+RENDERINGS: Final[Mapping[str, type[EventStream | JsonLines]]] = {"sse": EventStream, "ndjson": JsonLines}
 
 _MAX_PARAMETER_BYTES: Final = 16 * 1024
 ERROR: Final = "gateway.error"
@@ -41,51 +45,56 @@ _TOLD_IN_STREAM: Final = _CURSOR_ERRORS | {"draining", "capacity", "recovering",
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handlers in place, and the ticker that all streams share."""
+    """Add the routes, and the ticker that all reads share."""
     path = "/v1/sessions/{id}/events"
     app.router.add_get(path, get_events, allow_head=False)
     app.router.add_head(path, head_events)
     app.router.add_post(f"{path}/stream", post_stream)
-    app[TICKER] = Ticker(app[CLOCK].monotonic)
+    app[READS] = OpenReads(
+        app[STREAM],
+        app[TELEMETRY],
+        app[CLOCK].monotonic,
+        Ticker(app[CLOCK].monotonic),
+        Deliveries(app[TELEMETRY]),
+    )
     app.on_startup.append(_start)
     app.on_shutdown.append(_close)
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
-    """Give what follows the cursor, in the format asked for."""
+    """Answer with what follows the cursor, in the format asked for."""
     return await _read(request, request.query)
 
 
 async def post_stream(request: web.Request) -> web.StreamResponse:
-    """The same with its parameters in a JSON body, for clients and tunnels that hold a GET back."""
+    """The same with the parameters in a JSON body, for clients and tunnels that buffer a GET."""
     body = await read_body(request, _MAX_PARAMETER_BYTES)
     wanted: Mapping[str, str] = {}
     if body.strip():
         media_type(request, (JSON, TEXT, FORM))
-        wanted = reading.from_body(parse_object(body))
+        wanted = parameters.from_body(parse_object(body))
     return await _read(request, {**request.query, **wanted})
 
 
 async def head_events(request: web.Request) -> web.StreamResponse:
-    """Give a stream's headers and open no receiver."""
+    """Answer with a stream's headers and open no receiver."""
     session_grant(request, "read")
     format_ = _parse(request, request.query).format
     if format_ == "json":
         return web.Response(content_type=MEDIA_TYPES[format_])
-    rendering = EventStream() if format_ == "sse" else JsonLines()
-    return web.StreamResponse(headers={"Content-Type": rendering.media_type, **UNBUFFERED})
+    return web.StreamResponse(headers={"Content-Type": RENDERINGS[format_].media_type, **UNBUFFERED})
 
 
 async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamResponse:
     caller, handle = session_grant(request, "read")
     by_ticket = caller.credential == "ticket" and query.get("errors") != "status"
     try:
-        if request.app[TICKER].closing:
+        if request.app[READS].ticker.closing:
             raise OverloadError(
                 "draining", "The gateway is shutting down.", retry_after=DRAINING_RETRY_SECONDS
             )
         wanted = _parse(request, query)
-        after = reading.start(wanted.cursor, handle.reader)
+        after = parameters.start(wanted.cursor, handle.reader)
         page = handle.reader.read(after, 1, 1)
         if page.gap is not None and (wanted.fail_on_gap or wanted.format == "json"):
             raise expired(page)
@@ -100,130 +109,64 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
         raise CallerError(
             "session-closed", "The session is closed and read to its end.", members={"reason": reason}
         )
-    if wanted.format == "json":
-        return await _long_poll(request, handle, wanted, after)
-    rendering = EventStream() if wanted.format == "sse" else JsonLines()
-    return await Stream(request, handle, rendering, wanted, surroundings(request)).run(after, wanted.cursor)
+    reads = request.app[READS]
+    with closing(Cursor(handle.reader, after, selects=_selects(wanted))) as cursor:
+        if wanted.format == "json":
+            return await LongPoll(request, handle, cursor, wanted, reads).run()
+        rendering = RENDERINGS[wanted.format]()
+        terms = _terms(wanted, reads)
+        stream = Stream(request, handle, cursor, rendering, terms, reads, wanted.format)
+        return await stream.run(wanted.cursor)
 
 
-def surroundings(request: web.Request) -> Surroundings:
-    """Give what every stream of this server shares."""
-    app = request.app
-    return Surroundings(app[TICKER], app[STREAM], app[TELEMETRY], app[CLOCK].monotonic)
+def _selects(wanted: ReadRequest) -> Callable[[Entry], bool] | None:
+    if wanted.filter is None:
+        return None
+    passes = wanted.filter.passes
+    return lambda entry: passes(entry.type)
 
 
-def expired(page: Page) -> CallerError:
-    """Make the 410 for a cursor whose events are gone, with the numbers that a stream would have told."""
-    return CallerError(
-        "cursor-expired", "Events after this cursor are no longer kept.", members=gap_members(page)
+def _terms(wanted: ReadRequest, reads: OpenReads) -> Terms:
+    return Terms(
+        heartbeat=wanted.heartbeat or reads.limits.heartbeat_seconds,
+        max_age=drawn_age(wanted.max_age or reads.limits.max_age_seconds),
+        heartbeat_as_event=wanted.heartbeat_as_event,
+        pad=wanted.pad,
+        fail_on_gap=wanted.fail_on_gap,
     )
 
 
-class _Poll:
-    """One waiting long-poll: a `Receiver` for its session, `Ticking` for the server."""
-
-    def __init__(self, now: float, deadline: float) -> None:
-        self.silent_since = now
-        self.over = False
-        self._deadline = deadline
-        self._woken = asyncio.Event()
-
-    def supersede(self) -> None:
-        self.shut()
-
-    def shut(self) -> None:
-        self.over = True
-        self._woken.set()
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    def tick(self, now: float) -> None:
-        if now >= self._deadline:
-            self.shut()
-
-    async def wait(self) -> None:
-        await self._woken.wait()
-        self._woken.clear()
-
-
-async def _long_poll(
-    request: web.Request, handle: Handle, wanted: Reading, after: EventId
-) -> web.StreamResponse:
-    """Wait until there is something, or until the wait is over, and give it as one page."""
-    app, reader = request.app, handle.reader
-    now = app[CLOCK].monotonic()
-    poll = _Poll(now, now + wanted.wait)
-    lost = False
-
-    def lose() -> None:
-        nonlocal lost
-        lost = True
-        poll.shut()
-
-    # The ticker's grain is too coarse for the last moments of a wait, and for waits that are short.
-    timer = asyncio.get_running_loop().call_later(wanted.wait, poll.shut)
-    unsubscribe, ignore_loss = reader.subscribe(poll.wake), watch_loss(request, lose)
-    app[TELEMETRY].stream_opened("json", after != reader.head)
-    app[TICKER].add(poll)
-    handle.attach(poll)
-    try:
-        while True:
-            page = reader.read(after, wanted.limit, wanted.max_bytes)
-            if page.gap is not None:
-                raise expired(page)
-            events = [
-                wrapped(page.cursor.epoch, entry)
-                for entry in page.entries
-                if wanted.filter is None or wanted.filter.passes(entry.type)
-            ]
-            after = page.cursor
-            if events or page.sealed or poll.over:
-                break
-            if (
-                not page.entries
-            ):  # A page that holds only what is filtered out may have another one behind it.
-                await poll.wait()
-    finally:
-        timer.cancel()
-        unsubscribe()
-        ignore_loss()
-        app[TICKER].remove(poll)
-        handle.detach(poll)
-        app[TELEMETRY].stream_closed("json", "client" if lost else "closed")
-    body = b'{"events":[%s],"cursor":"%s"}' % (b",".join(events), str(after).encode())
-    return web.Response(body=body, content_type="application/json")
-
-
-def _parse(request: web.Request, query: Mapping[str, str]) -> Reading:
-    return reading.parse(query, accepted(request), request.headers.get("Last-Event-ID"))
+def _parse(request: web.Request, query: Mapping[str, str]) -> ReadRequest:
+    return parameters.parse(query, accepted(request), request.headers.get("Last-Event-ID"))
 
 
 def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
-    return reading.parse_format(query.get("format"), accepted(request)) == "sse"
+    return parameters.parse_format(query, accepted(request)) == "sse"
 
 
 def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:
-    """Answer 200 with the error as an event, and an end. After a cursor that cannot be read from, its id is one that
-    can, for the next try; any other error leaves the client where it is."""
+    """Answer 200 with the error as an event, and end. After a cursor that cannot be read from, the event's ID is one that
+    can, for the next try; any other error leaves the client's cursor as it is."""
     cursor = str(handle.reader.oldest.before) if error.code in _CURSOR_ERRORS else None
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000
     text = own_json(ERROR, error_members(error, request.rel_url.raw_path))
     block = sse.notice(ERROR, text, id=cursor, retry=retry)
-    return web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=UNBUFFERED)
+    answer = web.Response(body=block, content_type=sse.MEDIA_TYPE, charset="utf-8", headers=UNBUFFERED)
+    answer.force_close()
+    return answer
 
 
 def error_members(error: GatewayError, path: str) -> dict[str, object]:
-    """Give a problem object as the members of an event, whose own `type` takes the place of the problem's: the code
-    says as much."""
+    """Return a problem object as the members of an event, whose own `type` replaces the problem's: the code says the
+    same."""
     return {name: value for name, value in problem.document(error, path).items() if name != "type"}
 
 
 async def _start(app: web.Application) -> None:
-    app[TICKER].start()
+    app[READS].ticker.start()
 
 
 async def _close(app: web.Application) -> None:
-    await app[TICKER].close()
+    await app[READS].ticker.close()

@@ -48,6 +48,11 @@ def unframe(block: bytes, start: int) -> bytes:
     return block[start:-2].replace(_NEXT_LINE, b" ")
 
 
+def unframed_size(block: bytes, start: int) -> int:
+    """Return the size of the JSON of a block, without making it."""
+    return len(block) - start - len(_END) - block.count(_NEXT_LINE, start) * (len(_NEXT_LINE) - 1)
+
+
 def notice(name: str, text: str, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return the block of an event that is on one stream only. `id` moves the reader's cursor, `retry` is in ms."""
     fields = [] if retry is None else [f"retry: {retry}"]

@@ -28,14 +28,12 @@ class Ticker:
         self._open: set[Ticking] = set()
         self._task: asyncio.Task[None] | None = None
         self.closing = False
-        self.delivered: dict[str, tuple[int, int]] = {}
-        """For each session with open streams: how many, and the last sequence that any of them wrote."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="stream-ticker")
 
     async def close(self) -> None:
-        """End every open read; none may begin any more. Harmless when repeated."""
+        """End every open read; no other may begin. Harmless when repeated."""
         self.closing = True
         for ticking in list(self._open):
             ticking.shut()

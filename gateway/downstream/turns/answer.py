@@ -1,46 +1,41 @@
 """A turn's answer in the form its client asked for (api.md, 4 Turns).
 
-A turn is one more read of the log: of the entries that carry its number. As text they are the deltas, as an event
-stream their blocks, as JSON the response they end with.
+A turn is one more read of the log, of the entries that carry its number. As text these are the deltas, as an event
+stream or JSON lines all of them. As JSON it is the response they end with.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Final
 
 from aiohttp import web
 
 from gateway.downstream.http.answers import json_answer
-from gateway.downstream.http.wire import UNBUFFERED, watch_loss
-from gateway.downstream.reading.parameters import Reading
-from gateway.downstream.reading.rendering import EventStream
-from gateway.downstream.reading.resource import ERROR, error_members, expired, surroundings
-from gateway.downstream.reading.sse import unframe
-from gateway.downstream.reading.stream import STREAM, Stream
+from gateway.downstream.http.wire import watch_loss
+from gateway.downstream.reading.cursor import Cursor
+from gateway.downstream.reading.longpoll import expired
+from gateway.downstream.reading.parameters import Format
+from gateway.downstream.reading.rendering import Rendering
+from gateway.downstream.reading.resource import ERROR, READS, RENDERINGS, error_members
+from gateway.downstream.reading.stream import Stream, Terms
 from gateway.downstream.turns import result as turnresult
-from gateway.downstream.turns.body import Form
+from gateway.downstream.turns.text import DELTA, TextDeltas
 from gateway.errors import GatewayError
-from gateway.relay.eventlog import Entry, EventId
+from gateway.relay.eventlog import Entry, EventId, Page
 from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn
-
-PAGE_EVENTS: Final = 1000
-PAGE_BYTES: Final = 128 * 1024
 
 RETRY_SECONDS: Final = "1"
 """When to ask again for a turn that is not done: `wait` does the waiting."""
 
 FIRST_EVENT_SECONDS: Final = 10.0
-"""How long an event stream waits for the turn's first event, and with it for the chance of a real error status, before
-it answers 200: while a turn is queued nothing else would keep the connection alive."""
-
-_DELTA: Final = "response.output_text.delta"
+"""How long a stream waits for the turn's first event, and with it for the chance of a real error status, before it
+answers 200: while a turn is queued nothing else would keep the connection alive."""
 
 
 class Answer:
-    """Gives one client one turn in the form it asked for."""
+    """Answers one client with one turn, in the form it asked for."""
 
     def __init__(
         self,
@@ -48,172 +43,147 @@ class Answer:
         handle: Handle,
         turn: Turn,
         *,
-        form: Form,
+        format: Format,
         wait: float | None,
+        after: EventId | None,
         headers: Mapping[str, str],
     ) -> None:
-        """`wait` is how long a JSON answer may be waited for, in seconds; `headers` go with whatever is answered."""
+        """`wait`: how many seconds a JSON answer may take; `after`: the last event that the client has of this turn;
+        `headers` are added to whatever is answered."""
         self._request = request
-        self._form = form
+        self._format = format
         self._wait = wait
         self._handle = handle
         self._reader = handle.reader
         self._turn = turn
         self._headers = headers
-        # A turn that waits has no place in the log yet, but all of it will stand behind this one.
-        self._after = turn.after or handle.reader.head
-        self._waiter: asyncio.Future[None] | None = None
+        # A waiting turn has no place in the log yet, but all of it will be behind the head.
+        begin = turn.after or handle.reader.head
+        self._after = after if after is not None and _beyond(after, begin) else begin
 
     async def run(self) -> web.StreamResponse:
         """Answer. Raises what the turn failed with, and ConnectionResetError when the client left."""
-        cancels = [
-            self._turn.subscribe(self._wake),
-            self._reader.subscribe(self._wake),
-            watch_loss(self._request, self._wake),
-        ]
-        try:
-            match self._form:
-                case "json":
-                    return await self._json()
-                case "text":
-                    return await self._text()
-                case "sse":
-                    return await self._stream()
-        finally:
-            for cancel in cancels:
-                cancel()
+        if self._format == "json":
+            return await self._json()
+        if self._format == "text":
+            return await self._text()
+        return await self._events(RENDERINGS[self._format]())
 
     async def _json(self) -> web.Response:
-        turn = self._turn
-        if not await self._until(lambda: turn.finished, self._wait):
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._finished()
+        except TimeoutError:
             headers = {**self._headers, "Retry-After": RETRY_SECONDS}
             return json_answer({"status": "in_progress"}, status=202, headers=headers)
+        turn = self._turn
         document = turnresult.document(turn, self._handle.id, str(turn.last or self._reader.head))
         return json_answer(document, headers=self._headers)
 
     async def _text(self) -> web.StreamResponse:
         """Stream the deltas. The status waits for the first of them, so that until then any error can be told."""
-        if self._turn.finished:
-            return web.Response(text=turnresult.text_of(self._turn), headers=self._headers)
-        response: web.StreamResponse | None = None
-        async with aclosing(self._pages()) as pages:
-            async for entries in pages:
-                text = "".join([_delta(entry) for entry in entries if entry.type == _DELTA])
-                if not text:
-                    continue
-                if response is None:
-                    response = await self._prepared("text/plain; charset=utf-8")
-                await self._write(response, text.encode())
-        failure = turnresult.failure_of(self._turn)
-        if response is None:
-            if failure is not None:
-                raise failure
-            return web.Response(text=turnresult.text_of(self._turn), headers=self._headers)
-        if failure is not None and failure.code != "no-text-output":
-            self._cut()
-        return response
+        number = self._turn.number
+        with closing(self._cursor(lambda entry: entry.turn == number and entry.type == DELTA)) as cursor:
+            first = None if self._turn.finished else await self._first_page(cursor, None)
+            if first is None or not first.entries:
+                if first is not None and first.gap is not None:
+                    raise expired(first)
+                return web.Response(text=turnresult.text_of(self._turn), headers=self._headers)
+            rendering = TextDeltas()
+            stream = self._stream(cursor, rendering)
+            response = await self._run(stream)
+            if stream.ended == "closed" and turnresult.shortcoming(self._turn) is None:
+                await stream.add(rendering.rest())
+            else:
+                stream.cut()
+            return response
 
-    async def _stream(self) -> web.StreamResponse:
+    async def _events(self, rendering: Rendering) -> web.StreamResponse:
         turn = self._turn
-        await self._until(lambda: turn.finished or self._has_begun(), FIRST_EVENT_SECONDS)
-        if turn.failure is not None:
-            raise turn.failure
-        reading = Reading(format="sse", cursor=str(self._after))
-        stream = Stream(
-            self._request, self._handle, EventStream(), reading, surroundings(self._request), turn
+        with closing(self._cursor(lambda entry: entry.turn == turn.number)) as cursor:
+            await self._first_page(cursor, FIRST_EVENT_SECONDS)
+            if turn.failure is not None:
+                raise turn.failure
+            stream = self._stream(cursor, rendering)
+            response = await self._run(stream)
+            failure: GatewayError | None = turn.failure  # it may have come meanwhile, which mypy cannot know
+            if failure is not None and stream.ended == "closed":
+                await stream.add(rendering.own(ERROR, error_members(failure, self._request.path)))
+            return response
+
+    # --- the read -----------------------------------------------------------------------------------------------------
+
+    def _cursor(self, selects: Callable[[Entry], bool]) -> Cursor:
+        return Cursor(self._reader, self._after, selects=selects, done=self._done)
+
+    def _done(self, position: EventId) -> bool:
+        """Whether all of the turn's events are before this position."""
+        turn = self._turn
+        return turn.finished and (turn.last is None or position.sequence >= turn.last.sequence)
+
+    def _stream(self, cursor: Cursor, rendering: Rendering) -> Stream:
+        reads = self._request.app[READS]
+        limits = reads.limits
+        # A gap in a text cannot be told, so there it ends the stream.
+        terms = Terms(
+            heartbeat=limits.heartbeat_seconds,
+            max_age=limits.max_age_seconds,
+            rotates=False,
+            fail_on_gap=self._format == "text",
         )
-        response = await stream.run(self._after, str(self._after), self._headers)
-        failure: GatewayError | None = turn.failure  # it may have come meanwhile, which mypy cannot know
-        if failure is not None and self._connected():
-            told = error_members(failure, self._request.path)
-            await self._write(response, EventStream().own(ERROR, told))
-        return response
+        return Stream(self._request, self._handle, cursor, rendering, terms, reads, self._format)
 
-    def _has_begun(self) -> bool:
-        page = self._reader.read(self._after, PAGE_EVENTS, PAGE_BYTES)
-        return any(entry.turn == self._turn.number for entry in page.entries)
-
-    async def _pages(self) -> AsyncGenerator[Sequence[Entry], None]:
-        """Yield the turn's entries as they come, up to its last. What the log dropped before it was read ends it, as a
-        failure of the turn would."""
-        cursor = self._after
-        while True:
-            finished, last = self._turn.finished, self._turn.last
-            page = self._reader.read(cursor, PAGE_EVENTS, PAGE_BYTES)
-            if page.gap is not None:
-                raise expired(page)
-            cursor = page.cursor
-            mine = [entry for entry in page.entries if entry.turn == self._turn.number]
-            if mine:
-                yield mine
-            if finished and _reached(cursor, last):
-                return
-            if not page.entries:
-                await self._sleep(None)
-
-    async def _until(self, holds: Callable[[], bool], seconds: float | None) -> bool:
-        """Wait until it holds, at most so long. Raises ConnectionResetError when the client leaves."""
-        loop = asyncio.get_running_loop()
-        deadline = None if seconds is None else loop.time() + seconds
-        while not holds():
-            left = None if deadline is None else deadline - loop.time()
-            if left is not None and left <= 0:
-                return False
-            await self._sleep(left)
-        return True
-
-    async def _sleep(self, seconds: float | None) -> None:
-        if not self._connected():
-            raise ConnectionResetError("the client left")
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = None if seconds is None else loop.call_later(seconds, self._wake)
+    async def _run(self, stream: Stream) -> web.StreamResponse:
+        cancel = self._turn.subscribe(stream.wake)
         try:
-            await self._waiter
+            return await stream.run(str(self._after), self._headers, receives=False)
         finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-        if not self._connected():
+            cancel()
+
+    async def _first_page(self, cursor: Cursor, seconds: float | None) -> Page | None:
+        """Wait for the turn's first events, at most so long, and leave the cursor before them. Return their page, or the
+        last one if there are none or a gap comes first; None when the time is over."""
+        cancels = [self._turn.subscribe(cursor.wake), watch_loss(self._request, cursor.wake)]
+        before, page = cursor.position, None
+        try:
+            async with asyncio.timeout(seconds):
+                async for page in cursor:
+                    if page.entries or page.gap is not None:
+                        break
+                    before = page.cursor
+                    self._check_connected()
+        except TimeoutError:
+            return None
+        finally:
+            for cancel in cancels:
+                cancel()
+        cursor.rewind(before)
+        return page
+
+    async def _finished(self) -> None:
+        """Wait until the turn is finished and its last event may be shown."""
+        woken = asyncio.Event()
+        cancels = [self._turn.subscribe(woken.set), watch_loss(self._request, woken.set)]
+        try:
+            await woken.wait()
+        finally:
+            for cancel in cancels:
+                cancel()
+        self._check_connected()
+        last = self._turn.last
+        if last is None:
+            return
+        with closing(Cursor(self._reader, last.before, done=self._done)) as cursor:
+            async for _ in cursor:
+                self._check_connected()
+
+    def _check_connected(self) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("the client left")
 
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
-    def _connected(self) -> bool:
-        transport = self._request.transport
-        return transport is not None and not transport.is_closing()
-
-    async def _prepared(self, content_type: str) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": content_type, **UNBUFFERED, **self._headers})
-        await response.prepare(self._request)
-        return response
-
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
-        """Write some of the body; a client that takes nothing for the deadline loses its connection."""
-        try:
-            async with asyncio.timeout(self._request.app[STREAM].write_seconds):
-                await response.write(data)
-                await self._request.writer.drain()
-        except TimeoutError:
-            transport = self._request.transport
-            if transport is not None:
-                transport.abort()
-            raise ConnectionResetError("the client takes nothing") from None
-
-    def _cut(self) -> None:
-        """End the connection short of the body's end, after what was written: no client takes that for the whole."""
-        transport = self._request.transport
-        if transport is not None:
-            transport.close()
-
-
-def _delta(entry: Entry) -> str:
-    delta = json.loads(unframe(entry.block, entry.start)).get("delta")
-    return delta if isinstance(delta, str) else ""
-
-
-def _reached(cursor: EventId, last: EventId | None) -> bool:
-    return last is None or cursor.sequence >= last.sequence
+def _beyond(after: EventId, begin: EventId) -> bool:
+    """Whether a client's cursor is behind a turn's beginning. One that names no event of ours is left to the read, which
+    tells of a gap."""
+    return after.sequence < 0 or after.sequence > begin.sequence

@@ -1,25 +1,33 @@
 """What a turn's request says: its body, its items, and how it wants to be answered (api.md, 4 Turns). No I/O."""
 
-import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, NoReturn
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn
+from urllib.parse import parse_qsl
 
-from gateway.downstream.http.negotiation import negotiate
+from gateway.downstream.reading.parameters import Format
 from gateway.errors import CallerError, Flaw
 from gateway.relay.envelope import parse_object
 from gateway.relay.turn import TurnRequest
 
-Form = Literal["text", "sse", "json"]
-
-MEDIA_TYPES: Final[Mapping[Form, str]] = {
+MEDIA_TYPES_FOR_TEXT: Final[Mapping[Format, str]] = {
     "text": "text/plain",
-    "sse": "text/event-stream",
     "json": "application/json",
+    "sse": "text/event-stream",
+    "ndjson": "application/x-ndjson",
 }
+MEDIA_TYPES_FOR_JSON: Final[Mapping[Format, str]] = {"json": "application/json", **MEDIA_TYPES_FOR_TEXT}
+"""How a turn can be answered, the default first: text for a question in text, JSON for one in JSON."""
+
+MAX_FORM_FIELDS: Final = 100
 
 MAX_WAIT_SECONDS: Final = 55.0
-"""Below the 60 s after which most proxies give an unanswered request up."""
+"""Below the 60 s after which most proxies give up on an unanswered request."""
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_INPUT_FIELD: Final = re.compile(rb"(?:^|&)input=")
+"""Tells a form from a text without parsing megabytes of text as fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +39,27 @@ class TurnWanted:
     """The body was text, so text is the natural answer."""
     session: object = None
 
+    @property
+    def formats(self) -> Mapping[Format, str]:
+        """How it can be answered, the default first."""
+        return MEDIA_TYPES_FOR_TEXT if self.plain else MEDIA_TYPES_FOR_JSON
+
 
 def parse(body: bytes, media_type: str | None, *, own_session: bool) -> TurnWanted:
-    """Read a body by its media type: JSON by its own, text by its own; for the rest, which is what curl says when not
-    told otherwise, JSON if it is an object, else the text itself. Raises `invalid-json` or `invalid-parameter`."""
-    if media_type == "application/json" or (media_type != "text/plain" and _is_object(body)):
+    """Read a body by its media type. `media_type` is None where the request names none. JSON and text are read as what
+    they are called. Curl's default type says nothing about the body, so it is looked at: JSON if it begins like JSON, a
+    form if it has a field `input`, else text. Raises `invalid-json` or `invalid-parameter`."""
+    if media_type == "application/json":
         return _from_object(parse_object(body), own_session=own_session)
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        _refuse("input", "must be UTF-8")
-    return TurnWanted(TurnRequest(_items(text)), plain=True)
+    if media_type != "text/plain":
+        if body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
+            return _from_object(_parse_guessed(body), own_session=own_session)
+        if _INPUT_FIELD.search(body):
+            return _from_form(body, own_session=own_session)
+    return TurnWanted(TurnRequest(_items(_decoded(body.removeprefix(_BYTE_ORDER_MARK)))), plain=True)
 
 
-def choose(named: str | None, accept: str | None, *, plain: bool) -> Form:
-    """Decide the answer's form: the parameter `format`, else Accept, else what the body was."""
-    forms: tuple[Form, ...] = ("text", "json", "sse") if plain else ("json", "text", "sse")
-    return negotiate(named, accept, {form: MEDIA_TYPES[form] for form in forms})
-
-
-def wait(text: str | None, *, form: Form, keyed: bool) -> float | None:
+def wait(text: str | None, *, format: Format, keyed: bool) -> float | None:
     """Read the parameter `wait`: how long to hold the request at most, None for as long as it takes."""
     if text is None:
         return None
@@ -60,10 +69,10 @@ def wait(text: str | None, *, form: Form, keyed: bool) -> float | None:
         seconds = 0.0
     if not 1 <= seconds <= MAX_WAIT_SECONDS:
         _refuse("wait", f"must be a number of seconds from 1 to {MAX_WAIT_SECONDS:g}")
-    if form != "json":
-        _refuse("wait", "is for JSON answers; a stream shows by itself how far it is")
+    if format != "json":
+        _refuse("wait", "is for JSON answers; a stream shows how far it is")
     if not keyed:
-        _refuse("wait", "needs an Idempotency-Key, by which the answer is asked for again")
+        _refuse("wait", "needs an Idempotency-Key, with which the answer is asked for again")
     return seconds
 
 
@@ -97,11 +106,35 @@ def _items(given: object) -> list[Mapping[str, object]]:
     return items
 
 
-def _is_object(body: bytes) -> bool:
+def _parse_guessed(body: bytes) -> Mapping[str, object]:
+    """Parse what begins like JSON and was not called anything."""
     try:
-        return isinstance(json.loads(body), dict)
-    except (ValueError, RecursionError):
-        return False
+        return parse_object(body)
+    except CallerError as error:
+        detail = f"{error.detail} To send it as text, set Content-Type: text/plain."
+        raise CallerError(error.code, detail, flaws=error.flaws) from None
+
+
+def _from_form(body: bytes, *, own_session: bool) -> TurnWanted:
+    """Read fields of a form: `input` is the text, the others are members of the response.create, as in JSON."""
+    try:
+        fields = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS
+        )
+    except UnicodeDecodeError:
+        _refuse("input", "must be UTF-8")
+    except ValueError:
+        _refuse("input", f"must be in a form of at most {MAX_FORM_FIELDS} fields")
+    if len({name for name, _ in fields}) < len(fields):
+        _refuse("input", "must be in a form that has each field once")
+    return replace(_from_object(dict(fields), own_session=own_session), plain=True)
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        _refuse("input", "must be UTF-8")
 
 
 def _refuse(name: str, what: str) -> NoReturn:

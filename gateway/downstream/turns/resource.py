@@ -1,10 +1,10 @@
 """`POST /v1/sessions/{id}/turns` and `POST /v1/turns`: one text turn in one request (api.md, 4 Turns).
 
-Here a turn is taken once, however often it is asked for; `turnanswer` gives what becomes of it.
+Here a turn is taken once, however often it is asked for; `answer` answers with its result.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,14 +14,20 @@ from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.http.answers import compact
 from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.http.wire import accepted, watch_loss
 from gateway.downstream.idempotency import REPLAYED, fingerprint, require_unguessable, scoped_key
+from gateway.downstream.reading import parameters
+from gateway.downstream.reading.parameters import Format
+from gateway.downstream.reading.sse import last_event_id
+from gateway.downstream.reading.stream import NO_HEADERS
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
 from gateway.downstream.turns.errand import ERRANDS, Errand, Errands
 from gateway.errors import CallerError, GatewayError
+from gateway.relay.eventlog import EventId
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn, check_text
@@ -88,7 +94,7 @@ class _Asked:
     """A request as understood."""
 
     wanted: turnbody.TurnWanted
-    form: turnbody.Form
+    format: Format
     wait: float | None
     key: str | None
     body: bytes
@@ -103,12 +109,12 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     if len(wanted.request.items) + 1 > limit:
         detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
         raise CallerError("too-large", detail, members={"limit": limit})
-    form = turnbody.choose(request.query.get("format"), accepted(request), plain=wanted.plain)
+    format_ = negotiate(request.query.get("format"), accepted(request), wanted.formats)
     key = scoped_key(request, caller)
-    wait = turnbody.wait(request.query.get("wait"), form=form, keyed=key is not None)
-    if form == "text":
+    wait = turnbody.wait(request.query.get("wait"), format=format_, keyed=key is not None)
+    if format_ == "text":
         check_text(wanted.request)
-    return _Asked(wanted, form, wait, key, body)
+    return _Asked(wanted, format_, wait, key, body)
 
 
 def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
@@ -136,9 +142,9 @@ async def _answer(
         return await _attend(request, asked, errand)
     request.app[TELEMETRY].idempotent_replay()
     if isinstance(before, Errand):
-        return await _attend(request, asked, before, REPLAYED)
+        return await _attend(request, asked, before, replayed=True)
     handle = request.app[HUB].find(before.session_id, None)
-    return await _give(request, asked, handle, before.turn, REPLAYED)
+    return await _give(request, asked, handle, before.turn, replayed=True)
 
 
 def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> Errand | _Done | None:
@@ -158,17 +164,27 @@ def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) 
 
 
 async def _attend(
-    request: web.Request, asked: _Asked, errand: Errand, headers: Mapping[str, str] | None = None
+    request: web.Request, asked: _Asked, errand: Errand, *, replayed: bool = False
 ) -> web.StreamResponse:
     handle, turn = await _unless_left(request, errand)
-    return await _give(request, asked, handle, turn, headers or {})
+    return await _give(request, asked, handle, turn, replayed=replayed)
 
 
 async def _give(
-    request: web.Request, asked: _Asked, handle: Handle, turn: Turn, headers: Mapping[str, str]
+    request: web.Request, asked: _Asked, handle: Handle, turn: Turn, *, replayed: bool
 ) -> web.StreamResponse:
     request[SESSION] = handle.id
-    return await Answer(request, handle, turn, form=asked.form, wait=asked.wait, headers=headers).run()
+    # Only a repeat can have seen events of this turn. A first request may carry a stale cursor of another turn.
+    after = _cursor(request, handle) if replayed else None
+    headers = REPLAYED if replayed else NO_HEADERS
+    answer = Answer(request, handle, turn, format=asked.format, wait=asked.wait, after=after, headers=headers)
+    return await answer.run()
+
+
+def _cursor(request: web.Request, handle: Handle) -> EventId | None:
+    """Return the position after the last event that the client says it has. Raises `invalid-cursor`."""
+    cursor = last_event_id(request.headers.get("Last-Event-ID"), request.query)
+    return None if cursor is None else parameters.start(cursor, handle.reader)
 
 
 def _begin(table: IdempotencyKeys, key: str) -> Errand:

@@ -1,13 +1,14 @@
-"""What became of a turn, in the words of its answer (api.md, 4 Turns). No I/O.
+"""The result of a turn, as its answer tells it (api.md, 4 Turns). No I/O.
 
 A response that failed is an answer all the same, as in OpenAI's Responses; only its rate limit is an error, because
-there the same request succeeds later. Whoever wanted text and nothing else cannot be told of a failure but by an error.
+there the same request succeeds later. Text alone cannot tell of a failure, so there it is an error.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from gateway.downstream.turns.text import well_formed
 from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.ports import Json
 from gateway.relay.refusals import RATE_LIMITS
@@ -20,10 +21,10 @@ _TRY_AGAIN: Final = re.compile(r"try again in (?:(\d+)m(?!s))?(?:([\d.]+)(ms|s))
 
 
 def document(turn: Turn, session_id: str, head: str) -> dict[str, object]:
-    """Give a finished turn as a JSON answer. Raises what the turn failed with."""
+    """Return a finished turn as a JSON answer. Raises what the turn failed with."""
     result = result_of(turn)
     output = result.get("output")
-    return {
+    document = {
         "id": result.get("id"),
         "status": result.get("status"),
         "output_text": output_text(result),
@@ -33,10 +34,13 @@ def document(turn: Turn, session_id: str, head: str) -> dict[str, object]:
         "session_id": session_id,
         "head": head,
     }
+    if result.get("status") == "incomplete":
+        document["incomplete_details"] = {"reason": _reason(result)}
+    return document
 
 
 def result_of(turn: Turn) -> Json:
-    """Give the `response` of the turn's response.done. Raises what came instead, a rate limit included."""
+    """Return the `response` of the turn's response.done. Raises what came instead, a rate limit included."""
     if turn.failure is not None:
         raise turn.failure
     result = turn.result or {}
@@ -53,24 +57,41 @@ def result_of(turn: Turn) -> Json:
 
 
 def text_of(turn: Turn) -> str:
-    """Give the whole text of a finished turn. Raises `no-text-output` where there is none, `upstream-failed` where the
-    response failed or was cancelled, since text alone cannot say so."""
-    result = result_of(turn)
-    status = result.get("status")
-    if status in ("failed", "cancelled"):
-        error = response_error(result)
-        detail = f"The response was not completed: {(error or {}).get('message') or status}"
-        raise UpstreamError("upstream-failed", detail, members={"upstream": error} if error else {})
-    text = output_text(result)
+    """Return the whole text of a finished turn, in characters that UTF-8 can carry. Raises `shortcoming`, or
+    `no-text-output` where there is no text."""
+    error = shortcoming(turn)
+    if error is not None:
+        raise error
+    text = output_text(turn.result or {})
     if not text:
         raise CallerError(
             "no-text-output", "The response has no text; ask for it as JSON to see what it has."
         )
-    return text
+    return well_formed(text)
+
+
+def shortcoming(turn: Turn) -> GatewayError | None:
+    """Return why the text of a finished turn, if it has any, is not its whole answer, since text alone cannot say so: the
+    turn failed, or its response did, was cancelled, is incomplete or asks for a function call."""
+    try:
+        result = result_of(turn)
+    except GatewayError as error:
+        return error
+    status = result.get("status")
+    if status in ("failed", "cancelled", "incomplete"):
+        reason = _reason(result)
+        upstream = response_error(result) or {"status": status, "reason": reason}
+        detail = f"The response is {status}: {upstream.get('message') or reason or 'OpenAI gives no reason'}"
+        return UpstreamError("upstream-failed", detail, members={"upstream": upstream})
+    call = next((item for item in _items(result) if item.get("type") == "function_call"), None)
+    if call is not None:
+        detail = f"The response calls the function '{call.get('name')}'; ask for it as JSON to get the call."
+        return CallerError("no-text-output", detail)
+    return None
 
 
 def failure_of(turn: Turn) -> GatewayError | None:
-    """Give what a turn's answer as text would have been refused with."""
+    """Return what a turn's answer as text would have been refused with."""
     try:
         text_of(turn)
     except GatewayError as error:
@@ -85,14 +106,14 @@ def output_text(result: Json) -> str | None:
 
 
 def response_error(result: Json) -> Json | None:
-    """Give the error of a failed response."""
+    """Return the error of a failed response."""
     details = result.get("status_details")
     error = details.get("error") if isinstance(details, Mapping) else None
     return error if isinstance(error, Mapping) else None
 
 
 def retryable(turn: Turn) -> bool:
-    """Tell whether a finished turn left nothing worth keeping, so that a repeat should try anew."""
+    """Return whether a finished turn left nothing worth keeping, so that a repeat should try again."""
     failure = failure_of(turn)
     return (failure is not None and failure.retryable and turn.result is None) or _rate_limited(failure)
 
@@ -101,10 +122,19 @@ def _rate_limited(failure: GatewayError | None) -> bool:
     return failure is not None and failure.code == "upstream-rate-limited"
 
 
-def _texts(result: Json) -> Iterator[str]:
+def _reason(result: Json) -> object:
+    details = result.get("status_details")
+    return details.get("reason") if isinstance(details, Mapping) else None
+
+
+def _items(result: Json) -> Iterator[Json]:
     output = result.get("output")
-    for item in output if isinstance(output, list) else ():
-        content = item.get("content") if isinstance(item, Mapping) else None
+    return (item for item in (output if isinstance(output, list) else ()) if isinstance(item, Mapping))
+
+
+def _texts(result: Json) -> Iterator[str]:
+    for item in _items(result):
+        content = item.get("content")
         for part in content if isinstance(content, list) else ():
             if isinstance(part, Mapping) and part.get("type") in ("output_text", "text"):
                 text = part.get("text")

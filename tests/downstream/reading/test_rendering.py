@@ -2,7 +2,10 @@
 
 import json
 
-from gateway.downstream.reading.rendering import EventStream, JsonLines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.downstream.reading.rendering import EventStream, JsonLines, JsonPage
 from gateway.downstream.reading.sse import frame
 from gateway.relay.eventlog import Entry
 
@@ -62,3 +65,45 @@ def test_padding_fills_what_a_proxy_holds() -> None:
         assert len(padded) - len(plain) == 500
         assert len(rendering.heartbeat(500)) - len(rendering.heartbeat(0)) == 500
     assert JsonLines().heartbeat(0) == b"\n"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["k", "other"]),
+            st.lists(
+                st.tuples(st.integers(1, 10**6), st.text(st.sampled_from('a\n\r "é'), max_size=6)), min_size=1
+            ),
+        ),
+        max_size=3,
+    )
+)
+def test_page_is_one_object_of_the_size_it_says(told: list[tuple[str, list[tuple[int, str]]]]) -> None:
+    """Its pieces joined are the events with their IDs, and the cursor; the size is known before they are made."""
+    parts = [
+        (
+            epoch,
+            [
+                Entry(sequence, "a", *frame(f"{epoch}-{sequence}", None, spaced(text)), 0, 0.0)
+                for sequence, text in events
+            ],
+        )
+        for epoch, events in told
+    ]
+    page = JsonPage(parts, "k-9")
+    body = b"".join(page.pieces())
+
+    assert page.size == len(body)
+    assert json.loads(body) == {
+        "events": [
+            {"id": f"{epoch}-{sequence}", "event": json.loads(spaced(text))}
+            for epoch, events in told
+            for sequence, text in events
+        ],
+        "cursor": "k-9",
+    }
+
+
+def spaced(text: str) -> str:
+    """Return JSON with line ends between its members."""
+    return '{\r\n"type":"a",\n"text":' + json.dumps(text, ensure_ascii=False) + "\r}"

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from gateway.client import BlockParser
+from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
-from gateway.downstream.reading.resource import TICKER
-from gateway.downstream.reading.stream import PAGE_BYTES, StreamLimits
+from gateway.downstream.reading.cursor import PAGE_BYTES
+from gateway.downstream.reading.resource import READS
+from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server
 from gateway.relay.limits import RelayLimits
 from gateway.relay.state import CloseReason
@@ -412,6 +414,86 @@ async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
     assert answer.json == {"events": [], "cursor": session.id_after(6)}
 
 
+async def test_poll_lingers_for_more(session: Session) -> None:
+    """After the first event it gathers for as long as it was told, and answers with all of it."""
+    asked = asyncio.create_task(
+        session.house.call("GET", f"{session.path}?format=json&after=now&linger=300&wait=10")
+    )
+    await until(lambda: session.handle.view().receivers == 1)
+    began = asyncio.get_running_loop().time()
+    for number in range(5):
+        session.count(range(number, number + 1))
+        await asyncio.sleep(0.01)
+    answer = await asked
+
+    assert [one["event"]["delta"] for one in answer.json["events"]] == ["0", "1", "2", "3", "4"]
+    assert answer.json["cursor"] == session.id_after(6)
+    assert 0.25 <= asyncio.get_running_loop().time() - began < 2
+
+
+async def test_poll_does_not_linger_before_the_first_event(session: Session) -> None:
+    """A wait that ends without any ends at once."""
+    async with asyncio.timeout(1):
+        answer = await session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&wait=0")
+
+    assert answer.json["events"] == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "count"), [("limit=3", 3), ("max_bytes=250", 3), ("max_bytes=1", 1), ("limit=3&types=x,*", 3)]
+)
+async def test_full_poll_does_not_linger(session: Session, bound: str, count: int) -> None:
+    """It answers when it has what it may have, and the next one begins there."""
+    session.count(range(2))
+    path = f"{session.path}?format=json&wait=10&linger=2000&{bound}"
+    async with asyncio.timeout(1.5):
+        asked = asyncio.create_task(session.house.call("GET", f"{path}&after={session.id_after(1)}"))
+        await until(lambda: session.handle.view().receivers == 1 or asked.done())
+        session.count(range(2, 5))
+        first = (await asked).json
+        second = (await session.house.call("GET", f"{session.path}?format=json&after={first['cursor']}")).json
+    counted = [int(one["event"]["delta"]) for one in first["events"] + second["events"]]
+
+    assert len(first["events"]) == count
+    assert counted == list(range(5))
+
+
+async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> None:
+    """The log ran over while it gathered: the next poll is told, and what was read is not lost."""
+    session = await opened(await build(relay=RelayLimits(log_max_events=3)))
+    asked = asyncio.create_task(
+        session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&limit=5")
+    )
+    await until(lambda: session.handle.view().receivers == 1)
+    session.count(range(1))
+    await until(lambda: session.house.facts.of("relayed_down") != [])
+    session.count(range(1, 9))
+    async with asyncio.timeout(1):
+        answer = await asked
+    following = await session.house.call("GET", f"{session.path}?format=json&after={answer.json['cursor']}")
+
+    assert [one["event"]["delta"] for one in answer.json["events"]] == ["0"]
+    assert (following.status, following.json["missed"]) == (410, 5)
+
+
+@pytest.mark.parametrize("linger", ["-1", "2001", "0.5", "x"])
+async def test_linger_is_milliseconds(session: Session, linger: str) -> None:
+    """Up to two seconds."""
+    answer = await session.house.call("GET", f"{session.path}?format=json&linger={linger}")
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+async def test_large_poll_arrives_whole(session: Session) -> None:
+    """It is written in pieces, with its length told before."""
+    large(session, 20)
+    answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=4000000&limit=1000")
+
+    assert len(answer.json["events"]) == 21
+    assert int(answer.headers["Content-Length"]) == len(answer.body)
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -456,11 +538,11 @@ async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
 @pytest.mark.slow
 async def test_rotation_waits_for_a_pause_between_responses(session: Session) -> None:
     """A connection that is due goes on until the response is done."""
-    session.say(event("response.created"))
+    session.say(event("response.created", response={"id": "resp_1"}))
     async with session.read(max_age=1) as stream:
         await stream.take(3)
         await asyncio.sleep(1.6)
-        session.say(event(delta="1"), event("response.done"))
+        session.say(event(delta="1"), event("response.done", response={"id": "resp_1"}))
         blocks = await stream.rest()
 
     assert [said(block)["type"] for block in blocks] == [DELTA, "response.done", "gateway.rotating"]
@@ -524,7 +606,7 @@ async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
 async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
     """When to come back, and nothing that would move its cursor."""
     runner = session.house.server._client_side._runner
-    await runner.app[TICKER].close()
+    await runner.app[READS].ticker.close()
     told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}")
     refused = await session.house.call("GET", session.path)
 
@@ -551,8 +633,13 @@ async def test_others_get_the_status(session: Session, query: str) -> None:
 class Second:
     """A second client's side over the same hub, by other limits of streams."""
 
-    def __init__(self, house: House, limits: StreamLimits) -> None:
-        self._server = Server(replace(house.parts, stream=limits))
+    def __init__(self, house: House, *limits: StreamLimits | ServerLimits) -> None:
+        parts = house.parts
+        for one in limits:
+            parts = (
+                replace(parts, stream=one) if isinstance(one, StreamLimits) else replace(parts, limits=one)
+            )
+        self._server = Server(parts)
 
     async def __aenter__(self) -> str:
         await self._server.start(Binding(), Binding())
@@ -560,6 +647,11 @@ class Second:
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.close()
+
+    @property
+    def reads(self) -> list[Any]:
+        """The streams and long-polls that are open here."""
+        return list(self._server._client_side._runner.app[READS].ticker._open)
 
 
 @pytest.mark.slow
@@ -624,7 +716,7 @@ def large(session: Session, count: int = 1) -> None:
 @pytest.mark.slow
 async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
     """Nobody else waits for it, and the session goes on."""
-    async with Second(session.house, StreamLimits(write_seconds=1)) as url:
+    async with Second(session.house, ServerLimits(write_seconds=1)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
         async with reading(session.house.http, f"{url}{session.path}", after="now") as stream:
@@ -642,22 +734,37 @@ async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
 @pytest.mark.slow
 async def test_reader_that_never_reads_holds_little(session: Session) -> None:
     """One page and the narrow buffers of its socket, however much the log holds."""
-    async with Second(session.house, StreamLimits(write_seconds=30)) as url:
+    async with Second(session.house, ServerLimits(write_seconds=30)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
         (stream,) = session.handle._receivers
         large(session, 60)
-        await until(lambda: stream._writing_since is not None)
+        await until(lambda: stream._writer.waiting)
 
-        assert stream._unsent() <= PAGE_BYTES + 200_000
+        assert stream._request.transport.get_write_buffer_size() <= PAGE_BYTES + 200_000
         deaf.close()
+
+
+@pytest.mark.slow
+async def test_poll_that_is_never_read_is_cut_off(session: Session) -> None:
+    """At the write deadline, and until then it holds a piece, not its page."""
+    large(session, 40)
+    second = Second(session.house, ServerLimits(write_seconds=1))
+    async with second as url:
+        deaf = Deaf(url, f"{session.path}?format=json&max_bytes=4194304&limit=1000")
+        await until(lambda: any(one._request.protocol.writing_paused for one in second.reads))
+        held = second.reads[0]._request.transport.get_write_buffer_size()
+        await until(lambda: not second.reads)
+        deaf.close()
+
+    assert held <= 300_000
 
 
 @pytest.mark.slow
 async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
     """Who takes a little before each deadline is not cut off, though one write waits longer than that."""
     large(session, 10)
-    async with Second(session.house, StreamLimits(write_seconds=1)) as url:
+    async with Second(session.house, ServerLimits(write_seconds=1)) as url:
         # A window of more than a moment's reading: with a smaller one TCP itself waits for it to open.
         slow = Deaf(url, session.path, buffer=32768)
         await until(lambda: session.handle.view().receivers == 1)
@@ -666,7 +773,7 @@ async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
             await slow.take(16384)
             await asyncio.sleep(0.25)
 
-        assert stream._writing_since is not None
+        assert stream._writer.waiting
         assert session.house.facts.of("stream_closed") == []
         slow.close()
 
@@ -678,7 +785,7 @@ async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Bui
     await until(lambda: session.handle.view().receivers == 1)
     (stuck,) = session.handle._receivers
     large(session, 20)
-    await until(lambda: stuck._writing_since is not None)
+    await until(lambda: stuck._writer.waiting)
     async with session.read(after="now") as stream:
         await stream.next()
         await until(lambda: session.house.facts.of("stream_closed") == [("sse", "superseded")])

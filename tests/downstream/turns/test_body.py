@@ -2,11 +2,20 @@
 
 import pytest
 
-from gateway.downstream.turns.body import Form, choose, parse, wait
+from gateway.downstream.reading.parameters import Format
+from gateway.downstream.turns.body import TurnWanted, parse, wait
 from gateway.errors import CallerError
 
 JSON = "application/json"
 CURL = "application/x-www-form-urlencoded"
+
+
+def text_of(wanted: TurnWanted) -> object:
+    """Return the text of the one message that a turn has."""
+    (item,) = wanted.request.items
+    content = item["content"]
+    assert isinstance(content, list)
+    return content[0]["text"]
 
 
 def test_text_is_a_users_message() -> None:
@@ -26,10 +35,79 @@ def test_object_is_read_unless_it_is_named_text(media_type: str | None, plain: b
     assert parse(b'{"input":"x"}', media_type, own_session=False).plain is plain
 
 
-@pytest.mark.parametrize("body", [b"hello", b"[1]", b"{", b"[" * 100_000])
-def test_what_is_no_object_is_text_for_curl(body: bytes) -> None:
+@pytest.mark.parametrize("media_type", [CURL, None])
+@pytest.mark.parametrize(
+    "body", [b"hello", b" \n hello", b"a=b&c=d", b"xinput=1", b"(1)", b"&" * 1_000_000 + b"a"]
+)
+def test_what_does_not_look_like_anything_is_text(body: bytes, media_type: str | None) -> None:
+    """Curl names one type for whatever it is given, and others name none."""
+    wanted = parse(body, media_type, own_session=False)
+
+    assert wanted.plain
+    assert text_of(wanted) == body.decode()
+
+
+@pytest.mark.parametrize("media_type", [CURL, None])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input":"x",}',
+        b"{'input':'x'}",
+        b"{input:x}",
+        b" \n{",
+        b"[",
+        b"[1]",
+        b"[" * 100_000,
+        b'\xef\xbb\xbf{"input":"x"}',
+    ],
+)
+def test_broken_json_is_not_taken_for_text(body: bytes, media_type: str | None) -> None:
+    """It would be billed and answered as a question; the error says how to send such a text."""
+    with pytest.raises(CallerError) as refused:
+        parse(body, media_type, own_session=False)
+
+    assert refused.value.code == "invalid-json"
+    assert refused.value.detail.endswith("To send it as text, set Content-Type: text/plain.")
+
+
+def test_what_is_called_text_is_text() -> None:
     """Whatever it looks like."""
-    assert parse(body, CURL, own_session=False).plain
+    assert text_of(parse(b"{input:x}", "text/plain", own_session=False)) == "{input:x}"
+    assert text_of(parse(b"input=x", "text/plain", own_session=False)) == "input=x"
+
+
+@pytest.mark.parametrize("media_type", [CURL, None, "text/plain"])
+def test_a_byte_order_mark_is_not_part_of_a_text(media_type: str | None) -> None:
+    """Editors on Windows write one."""
+    assert text_of(parse(b"\xef\xbb\xbfHi", media_type, own_session=False)) == "Hi"
+
+
+def test_a_form_with_an_input_is_read_as_a_form() -> None:
+    """Other fields are members of the response, as in JSON; the natural answer is text."""
+    wanted = parse(b"instructions=Be+brief.&input=6+times+7%3F", CURL, own_session=False)
+
+    assert (text_of(wanted), wanted.plain) == ("6 times 7?", True)
+    assert wanted.request.response == {"instructions": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"input=",
+        b"input=%ff",
+        b"input=\xff",
+        b"input=a&input=b",
+        b"input=a&metadata=b",
+        b"input=a&session=b",
+        b"input=a" + b"&x=1" * 100,
+    ],
+)
+def test_a_wrong_form_is_refused(body: bytes) -> None:
+    """As the same in JSON would be."""
+    with pytest.raises(CallerError) as refused:
+        parse(body, CURL, own_session=False)
+
+    assert refused.value.code == "invalid-parameter"
 
 
 def test_list_is_taken_as_items() -> None:
@@ -68,49 +146,32 @@ def test_wrong_member_is_pointed_at(body: bytes, pointer: str) -> None:
     assert (refused.value.code, refused.value.flaws[0].pointer) == ("invalid-parameter", pointer)
 
 
-@pytest.mark.parametrize(("body", "media_type"), [(b"\xff", "text/plain"), (b"", None), (b"\xff{}", CURL)])
+@pytest.mark.parametrize(("body", "media_type"), [(b"\xff", "text/plain"), (b"", None), (b"x\xff{}", CURL)])
 def test_text_is_utf8_and_not_empty(body: bytes, media_type: str | None) -> None:
     """There is nothing to say otherwise."""
     with pytest.raises(CallerError, match="input"):
         parse(body, media_type, own_session=False)
 
 
-@pytest.mark.parametrize(
-    ("named", "accept", "plain", "form"),
-    [
-        (None, None, True, "text"),
-        (None, "*/*", True, "text"),
-        (None, None, False, "json"),
-        (None, "*/*", False, "json"),
-        (None, "text/plain", False, "text"),
-        (None, "text/event-stream", True, "sse"),
-        (None, "application/json, text/plain;q=0.5", True, "json"),
-        ("sse", "application/json", True, "sse"),
-    ],
-)
-def test_form_follows_the_wish(named: str | None, accept: str | None, plain: bool, form: Form) -> None:
-    """The parameter, else Accept, else the form of the question."""
-    assert choose(named, accept, plain=plain) == form
+def test_a_question_in_text_is_answered_in_text() -> None:
+    """The first format is what a client gets that asks for none."""
+    text, json = (
+        parse(b"x", "text/plain", own_session=False),
+        parse(b'{"input":"x"}', JSON, own_session=False),
+    )
 
-
-def test_form_that_there_is_not_is_refused() -> None:
-    """By the code that fits where it was asked for."""
-    with pytest.raises(CallerError) as parameter:
-        choose("xml", None, plain=True)
-    with pytest.raises(CallerError) as header:
-        choose(None, "image/png", plain=True)
-
-    assert (parameter.value.code, header.value.code) == ("invalid-parameter", "not-acceptable")
+    assert tuple(text.formats) == ("text", "json", "sse", "ndjson")
+    assert tuple(json.formats) == ("json", "text", "sse", "ndjson")
 
 
 def test_wait_is_seconds() -> None:
     """None for as long as it takes."""
-    assert wait(None, form="text", keyed=False) is None
-    assert wait("2.5", form="json", keyed=True) == 2.5
+    assert wait(None, format="text", keyed=False) is None
+    assert wait("2.5", format="json", keyed=True) == 2.5
 
 
 @pytest.mark.parametrize(
-    ("text", "form", "keyed"),
+    ("text", "format", "keyed"),
     [
         ("0", "json", True),
         ("56", "json", True),
@@ -120,7 +181,7 @@ def test_wait_is_seconds() -> None:
         ("5", "json", False),
     ],
 )
-def test_wait_that_makes_no_sense_is_refused(text: str, form: Form, keyed: bool) -> None:
+def test_wait_that_makes_no_sense_is_refused(text: str, format: Format, keyed: bool) -> None:
     """Out of range, for a stream, or without a key to come back with."""
     with pytest.raises(CallerError, match="wait"):
-        wait(text, form=form, keyed=keyed)
+        wait(text, format=format, keyed=keyed)

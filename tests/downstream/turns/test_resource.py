@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -53,11 +54,17 @@ class Model:
             self.say("response.output_text.delta", response_id=id_, item_id="item_a", delta=word)
 
     def end(
-        self, id_: str, text: str | None = None, status: str = "completed", error: Json | None = None
+        self,
+        id_: str,
+        text: str | None = None,
+        status: str = "completed",
+        error: Json | None = None,
+        also: Sequence[Json] = (),
     ) -> None:
-        """Finish a response, with its text if it has any."""
+        """Finish a response, with its text if it has any, and other items."""
         content = [{"type": "output_text", "text": text}]
         output = [{"id": "item_a", "type": "message", "content": content}] if text is not None else []
+        output += also
         details = {"type": status, "error": error} if error else None
         response = {
             "id": id_,
@@ -154,7 +161,7 @@ async def test_text_becomes_a_message_and_a_response(
     assert response["response"]["metadata"]["gateway_turn"].startswith("turn_")
 
 
-@pytest.mark.parametrize("body", ['{"a":1', "[1]", '"x"', "a=b&c=d"])
+@pytest.mark.parametrize("body", ['"x"', "a=b&c=d", "42"])
 async def test_what_is_no_object_is_the_text_itself(session: Session, model: Model, body: str) -> None:
     """Curl says `form` of whatever it is given."""
     asked = turn(session, body)
@@ -229,11 +236,11 @@ async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> N
         assert await answer.content.read() == b""
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_failure_after_the_first_words_cuts_the_connection(
+@pytest.mark.parametrize("status", ["failed", "cancelled", "incomplete", "call"])
+async def test_an_answer_that_is_not_whole_cuts_the_connection(
     session: Session, model: Model, status: str
 ) -> None:
-    """What was said arrives, and nobody takes it for the whole."""
+    """What was said arrives, and nobody takes it for the whole; nor the words before a function call."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
     asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
@@ -242,19 +249,44 @@ async def test_failure_after_the_first_words_cuts_the_connection(
     async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
         assert answer.status == 200
         assert await answer.content.readany() == b"Half "
-        model.end(id_, "Half ", status)
+        if status == "call":
+            model.end(id_, "Half ", also=[{"type": "function_call", "name": "f", "call_id": "call_1"}])
+        else:
+            model.end(id_, "Half ", status)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.content.read()
 
 
-async def test_answer_cut_off_by_its_limit_is_whole(session: Session, model: Model) -> None:
-    """`incomplete` is what the caller's own limit asked for, and no failure."""
-    asked = turn(session)
-    id_ = model.begin(await model.asked())
-    model.speak(id_, "As much as ")
-    model.end(id_, "As much as ", "incomplete")
+async def test_a_function_call_is_not_an_answer_in_text(session: Session, model: Model) -> None:
+    """Nothing was said, so the error can be told; as JSON the same response is an answer."""
+    asked = turn(session, headers=KEY)
+    call = {"type": "function_call", "name": "f", "call_id": "call_1"}
+    model.end(model.begin(await model.asked()), also=[call])
+    answer = await got(asked)
+    again = await got(turn(session, headers=KEY, params={"format": "json"}))
 
-    assert (await got(asked)).body == b"As much as "
+    assert (answer.status, answer.code) == (406, "no-text-output")
+    assert again.json["output"] == [call]
+
+
+async def test_halves_of_a_pair_are_joined(session: Session, model: Model) -> None:
+    """A far end that counts in UTF-16 cuts a character in two; a half that stays alone is a replacement character."""
+    words = ("Hi ", "\ud83d", "\ude00", " end ", "\ud83d")
+    asked = turn(session, headers=KEY)
+    await model.answer(*words)
+    answer = await got(asked)
+    again = await got(turn(session, headers=KEY))
+
+    assert answer.body.decode() == again.body.decode() == "Hi 😀 end \ufffd"
+
+
+@pytest.mark.parametrize("form", ["text", "sse", "ndjson"])
+async def test_a_streamed_answer_ends_its_connection(session: Session, model: Model, form: str) -> None:
+    """A reader below the chunks sees its end."""
+    asked = turn(session, params={"format": form})
+    await model.answer("Hi")
+
+    assert (await got(asked)).headers["Connection"] == "close"
 
 
 @pytest.mark.parametrize(
@@ -267,6 +299,7 @@ async def test_answer_cut_off_by_its_limit_is_whole(session: Session, model: Mod
             (429, "upstream-rate-limited"),
         ),
         ("cancelled", None, (502, "upstream-failed")),
+        ("incomplete", None, (502, "upstream-failed")),
         ("completed", None, (406, "no-text-output")),
     ],
 )
@@ -422,6 +455,22 @@ async def test_stream_gives_the_turns_own_events(session: Session, model: Model)
     assert b"rate_limits" not in body
 
 
+async def test_lines_give_the_turns_own_events(session: Session, model: Model) -> None:
+    """The same as JSON lines, each with its ID."""
+    asked = turn(session, headers={"Accept": "application/x-ndjson"})
+    await model.answer("1")
+    answer = await got(asked)
+    opening, *lines = map(json.loads, answer.body.splitlines())
+
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert (opening["id"], opening["event"]["type"]) == (None, "gateway.open")
+    assert [(line["id"], line["event"]["type"]) for line in lines] == [
+        (session.id_after(2), "response.created"),
+        (session.id_after(3), "response.output_text.delta"),
+        (session.id_after(4), "response.done"),
+    ]
+
+
 # --- queueing ---------------------------------------------------------------------------------------------------------
 
 
@@ -491,6 +540,59 @@ async def test_repeat_of_a_finished_turn_gives_its_answer(session: Session, mode
     assert again.headers["Idempotency-Replayed"] == "true"
     assert (b"Hi there" if form != "sse" else b"response.done") in again.body
     assert len(model.of("response.create")) == 1
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("form", ["sse", "ndjson"])
+async def test_repeat_goes_on_behind_what_was_seen(
+    session: Session, model: Model, form: str, done: bool
+) -> None:
+    """After `Last-Event-ID`, in the turn that runs and in the stored answer."""
+    first = turn(session, {"input": "Hello"}, headers=KEY, params={"format": form})
+    id_ = model.begin(await model.asked())
+    model.speak(id_, "1", "2", "3")
+    if done:
+        model.end(id_, "1234")
+        await got(first)
+    seen = {**KEY, "Last-Event-ID": session.id_after(4)}
+    second = turn(session, {"input": "Hello"}, headers=seen, params={"format": form})
+    await until(lambda: session.house.facts.of("idempotent_replay") == [()])
+    if not done:
+        model.speak(id_, "4")
+        model.end(id_, "1234")
+    answer = await got(second)
+    words = [word for word in "1234" if f'"delta": "{word}"'.encode() in answer.body]
+
+    assert words == (["3"] if done else ["3", "4"])
+    assert b"gateway.gap" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("cursor", "status", "gap"), [("earliest", 200, False), ("zzzz-3", 200, True), ("NONE", 400, False)]
+)
+async def test_repeat_with_another_cursor(
+    session: Session, model: Model, cursor: str, status: int, gap: bool
+) -> None:
+    """One before the turn begins with the turn; one that names no event is a gap; one of other characters is refused."""
+    asked = turn(session, {"input": "Hello"}, headers=KEY, params={"format": "sse"})
+    await model.answer("1")
+    await got(asked)
+    headers = {**KEY, "Last-Event-ID": cursor}
+    answer = await got(turn(session, {"input": "Hello"}, headers=headers, params={"format": "sse"}))
+
+    assert (answer.status, b"gateway.gap" in answer.body) == (status, gap)
+    assert (b'"delta": "1"' in answer.body) == (status == 200)
+    assert b"session.created" not in answer.body
+
+
+async def test_first_request_ignores_a_stale_cursor(session: Session, model: Model) -> None:
+    """A client that posts turns in a loop may still send the cursor of the turn before."""
+    headers = {**KEY, "Last-Event-ID": "zzzz-3"}
+    asked = turn(session, {"input": "Hello"}, headers=headers, params={"format": "sse"})
+    await model.answer("1")
+    answer = await got(asked)
+
+    assert (answer.status, b"gateway.gap" in answer.body) == (200, False)
 
 
 async def test_key_of_another_body_is_refused(session: Session, model: Model) -> None:

@@ -7,10 +7,14 @@ from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.turn import Turn, TurnRequest
 
 
-def done(status: str = "completed", output: object = None, error: object = None) -> Turn:
-    """Give a turn whose response is done."""
+def done(
+    status: str = "completed", output: object = None, error: object = None, reason: str | None = None
+) -> Turn:
+    """Return a turn whose response is done."""
     turn = Turn(1, "t", TurnRequest([]))
-    details = {"type": status, "error": error} if error is not None else None
+    details: dict[str, object] | None = {"type": status, "error": error} if error is not None else None
+    if reason is not None:
+        details = {"type": status, "reason": reason}
     turn.result = {
         "id": "resp_1",
         "status": status,
@@ -41,8 +45,8 @@ def text(words: str, type_: str = "output_text") -> dict[str, object]:
 
 def test_text_is_joined_over_parts_and_messages() -> None:
     """In order, whatever stands between."""
-    call = {"type": "function_call", "name": "f"}
-    output = [message(text("a"), text("b", "text")), call, message({"type": "refusal"}, text("c"))]
+    other = {"type": "mcp_call", "name": "f"}
+    output = [message(text("a"), text("b", "text")), other, message({"type": "refusal"}, text("c"))]
 
     assert turnresult.output_text({"output": output}) == "abc"
     assert turnresult.text_of(done(output=output)) == "abc"
@@ -117,6 +121,48 @@ def test_rate_limit_says_when_to_come_back(said: str, seconds: float) -> None:
 def test_only_what_left_nothing_behind_is_tried_again(turn: Turn, again: bool) -> None:
     """A response that is done was billed, whatever is in it."""
     assert turnresult.retryable(turn) is again
+
+
+@pytest.mark.parametrize(
+    ("turn", "code", "words"),
+    [
+        (done("cancelled", [message(text("a"))]), "upstream-failed", "cancelled"),
+        (done("failed", [message(text("a"))]), "upstream-failed", "failed"),
+        (
+            done("incomplete", [message(text("a"))], reason="content_filter"),
+            "upstream-failed",
+            "content_filter",
+        ),
+        (done(output=[message(text("a")), {"type": "function_call", "name": "f"}]), "no-text-output", "'f'"),
+    ],
+)
+def test_a_text_that_is_not_the_whole_answer_is_an_error(turn: Turn, code: str, words: str) -> None:
+    """Nobody takes half an answer, or the words before a function call, for the answer."""
+    error = turnresult.shortcoming(turn)
+
+    assert error is not None
+    assert (error.code, words in error.detail) == (code, True)
+    assert turnresult.failure_of(turn) is not None
+
+
+def test_a_whole_text_falls_short_of_nothing() -> None:
+    """Also without any text: what was streamed is all there is."""
+    assert turnresult.shortcoming(done(output=[message(text("a"))])) is None
+    assert turnresult.shortcoming(done(output=[message()])) is None
+
+
+def test_an_incomplete_response_tells_its_reason() -> None:
+    """As OpenAI's Responses do; other answers have no such member."""
+    incomplete = turnresult.document(done("incomplete", reason="max_output_tokens"), "gws_1", "k-1")
+
+    assert incomplete["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert turnresult.document(done("incomplete"), "gws_1", "k-1")["incomplete_details"] == {"reason": None}
+    assert "incomplete_details" not in turnresult.document(done(), "gws_1", "k-1")
+
+
+def test_the_whole_text_is_well_formed() -> None:
+    """UTF-8 carries no half of a surrogate pair."""
+    assert turnresult.text_of(done(output=[message(text("a\ud83d"), text("\ude00\udc00"))])) == "a😀\ufffd"
 
 
 def test_text_cannot_tell_of_a_failure() -> None:

@@ -1,0 +1,132 @@
+"""One long-poll: what a cursor gathers within a wait, answered as one JSON page.
+
+It answers when there is something, or when the wait is over. With `linger` it gathers for that long after the first
+event, so that a client that can only poll makes one request for many words.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http.wire import watch_loss
+from gateway.downstream.reading.cursor import Cursor
+from gateway.downstream.reading.parameters import ReadRequest
+from gateway.downstream.reading.rendering import JsonPage
+from gateway.downstream.reading.stream import OpenReads, gap_members
+from gateway.downstream.reading.writer import PIECE_BYTES, Writer
+from gateway.errors import CallerError
+from gateway.relay.eventlog import Entry, Page
+from gateway.relay.ports import Handle
+
+_JSON: Final = JsonPage.media_type
+
+
+class LongPoll:
+    """One waiting long-poll: a `Receiver` for its session, `Ticking` for the server."""
+
+    def __init__(
+        self, request: web.Request, handle: Handle, cursor: Cursor, wanted: ReadRequest, reads: OpenReads
+    ) -> None:
+        self._request = request
+        self._handle = handle
+        self._cursor = cursor
+        self._wanted = wanted
+        self._reads = reads
+        self._parts: list[tuple[str, Sequence[Entry]]] = []
+        self._over = False
+        self._lost = False
+        self.silent_since = reads.monotonic()
+
+    # --- what others call ---------------------------------------------------------------------------------------------
+
+    def supersede(self) -> None:
+        """Answer with what there is."""
+        self._stop()
+
+    def shut(self) -> None:
+        self._stop()
+
+    def tick(self, now: float) -> None:
+        """Its wait has a timer of its own: the ticker's grain is too coarse for the last moments of a wait."""
+
+    def _stop(self) -> None:
+        self._over = True
+        self._cursor.wake()
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._stop()
+
+    # --- the read -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> web.StreamResponse:
+        """Gather and answer. Raises `cursor-expired` where the log dropped what should have come first."""
+        reads, handle = self._reads, self._handle
+        ignore_loss = watch_loss(self._request, self._lose)
+        reads.telemetry.stream_opened("json", self._cursor.position != handle.reader.head)
+        reads.ticker.add(self)
+        handle.attach(self)
+        try:
+            await self._gather()
+            handle.detach(self)
+            return await self._answer()
+        finally:
+            ignore_loss()
+            reads.ticker.remove(self)
+            handle.detach(self)
+            reads.telemetry.stream_closed("json", "client" if self._lost else "closed")
+
+    async def _gather(self) -> None:
+        loop, cursor, wanted = asyncio.get_running_loop(), self._cursor, self._wanted
+        cursor.max_events, cursor.max_bytes = wanted.limit, wanted.max_bytes
+        delivery = self._reads.deliveries.open(self._handle.id, self._handle.reader.head.sequence)
+        timer = loop.call_later(wanted.wait, self._stop)
+        before = cursor.position
+        try:
+            async for page in cursor:
+                if self._parts and (page.gap is not None or _size(page) > cursor.max_bytes):
+                    cursor.rewind(
+                        before
+                    )  # For the next poll, which is told of the gap or has room for the event.
+                    break
+                if page.gap is not None:
+                    raise expired(page)
+                before = page.cursor
+                if page.entries:
+                    delivery.wrote(page.entries, self._reads.monotonic())
+                    if not self._parts:
+                        timer.cancel()
+                        timer = loop.call_later(wanted.linger, self._stop)
+                    self._parts.append((page.cursor.epoch, page.entries))
+                    cursor.max_events -= len(page.entries)
+                    cursor.max_bytes -= _size(page)
+                if self._over or (self._parts and not wanted.linger):
+                    break
+                if cursor.max_events <= 0 or cursor.max_bytes <= 0:
+                    break
+        finally:
+            timer.cancel()
+            delivery.close()
+
+    async def _answer(self) -> web.StreamResponse:
+        page = JsonPage(self._parts, str(self._cursor.position))
+        if page.size <= PIECE_BYTES:
+            return web.Response(body=b"".join(page.pieces()), content_type=_JSON)
+        response = web.StreamResponse(headers={"Content-Type": _JSON})
+        response.content_length = page.size
+        await response.prepare(self._request)
+        await Writer(self._request, response, self._reads.monotonic).write_all(page.pieces())
+        return response
+
+
+def expired(page: Page) -> CallerError:
+    """Return the 410 for a cursor whose events are gone, with the numbers that a stream would have told."""
+    return CallerError(
+        "cursor-expired", "Events after this cursor are no longer kept.", members=gap_members(page)
+    )
+
+
+def _size(page: Page) -> int:
+    return sum(len(entry.block) for entry in page.entries)

@@ -1,0 +1,172 @@
+"""One reader's place in a log, over a real log."""
+
+import asyncio
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.downstream.reading.cursor import Cursor
+from gateway.downstream.reading.sse import frame
+from gateway.relay.broker import Broker, LocalLog
+from gateway.relay.eventlog import EventId, GapReason, Page
+from gateway.relay.telemetry import NO_TELEMETRY
+
+
+def make(max_events: int = 100) -> LocalLog:
+    """Make a log."""
+    return Broker(frame, max_events, 1 << 20, 1 << 30, NO_TELEMETRY).create("k")
+
+
+def say(log: LocalLog, *texts: str) -> None:
+    """Append events whose type is their text."""
+    for text in texts:
+        log.append(text, f'"{text}"', 0.0)
+
+
+def types(page: Page) -> str:
+    """Return what a page says."""
+    return "".join(entry.type for entry in page.entries)
+
+
+async def soon(cursor: Cursor) -> Page:
+    """Return the next page; fail if none comes."""
+    async with asyncio.timeout(1):
+        return await anext(cursor)
+
+
+async def test_history_and_live_are_one_iteration() -> None:
+    """What was there comes first, then what is appended, one page for all of one turn of the loop."""
+    log = make()
+    say(log, *"ab")
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        first = await soon(cursor)
+        waiting = asyncio.create_task(soon(cursor))
+        await asyncio.sleep(0)
+        say(log, *"cde")
+        second = await waiting
+
+    assert (types(first), types(second)) == ("ab", "cde")
+    assert cursor.position == EventId("k", 5)
+
+
+@given(
+    steps=st.lists(st.integers(0, 5), max_size=20),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+)
+def test_every_event_is_read_once_in_order(steps: list[int], sizes: list[int]) -> None:
+    """However appends and reads interleave, and whatever a page holds."""
+
+    async def scenario() -> str:
+        log = make()
+        read = ""
+        with closing(Cursor(log, EventId("k", 0))) as cursor:
+            for index, count in enumerate(steps):
+                cursor.max_events = sizes[index % len(sizes)]
+                say(log, *"x" * count)
+                cursor.wake()
+                read += types(await soon(cursor))
+            log.seal()
+            async for page in cursor:
+                read += types(page)
+        return read
+
+    assert asyncio.run(scenario()) == "x" * sum(steps)
+
+
+async def test_a_sealed_log_ends_the_iteration() -> None:
+    """After the page with the last event."""
+    log = make()
+    say(log, "a")
+    log.seal()
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        pages = [types(page) async for page in cursor]
+        again = [types(page) async for page in cursor]
+
+    assert (pages, again) == (["a"], [])
+
+
+async def test_a_read_ends_where_it_is_done() -> None:
+    """At the page whose cursor is said to be the last one."""
+    log = make()
+    say(log, *"abc")
+    with closing(Cursor(log, EventId("k", 0), done=lambda position: position.sequence >= 2)) as cursor:
+        cursor.max_events = 1
+        pages = [types(page) async for page in cursor]
+
+    assert pages == ["a", "b"]
+
+
+async def test_a_filter_leaves_entries_out_and_moves_the_position() -> None:
+    """So that what was left out need not be read again."""
+    log = make()
+    say(log, *"abab")
+    with closing(Cursor(log, EventId("k", 0), selects=lambda entry: entry.type == "a")) as cursor:
+        page = await soon(cursor)
+
+    assert (types(page), page.cursor, cursor.position, cursor.filtered) == (
+        "aa",
+        EventId("k", 4),
+        EventId("k", 4),
+        True,
+    )
+
+
+async def test_a_wake_without_news_is_an_empty_page() -> None:
+    """Whoever else than the log wakes a reader wants it to look around."""
+    log = make()
+    with closing(Cursor(log, log.head)) as cursor:
+        await soon(cursor)
+        waiting = asyncio.create_task(soon(cursor))
+        await asyncio.sleep(0)
+        cursor.wake()
+        cursor.wake()
+
+        assert types(await waiting) == ""
+
+
+async def test_a_rewound_cursor_reads_again() -> None:
+    """Nothing is taken out of the log by reading it, its end included."""
+    log = make()
+    say(log, "a")
+    log.seal()
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        first = [types(page) async for page in cursor]
+        cursor.rewind(EventId("k", 0))
+        second = [types(page) async for page in cursor]
+
+    assert first == second == ["a"]
+
+
+async def test_a_gap_comes_with_the_page() -> None:
+    """A position that is not in the log any more is told, and the page goes on with the oldest event."""
+    log = make(max_events=2)
+    say(log, *"abcd")
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        page = await soon(cursor)
+
+    assert page.gap is not None
+    assert (page.gap.reason, page.gap.missed, types(page)) == (GapReason.OVERRUN, 2, "cd")
+
+
+async def test_a_closed_cursor_is_not_woken() -> None:
+    """The log forgets it."""
+    log = make()
+    with closing(Cursor(log, log.head)):
+        pass
+
+    assert log._wakes == {}
+
+
+async def test_a_cancelled_wait_leaves_the_cursor_usable() -> None:
+    """A deadline on one page is not the end of the read."""
+    log = make()
+    with closing(Cursor(log, log.head)) as cursor:
+        await soon(cursor)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await anext(cursor)
+        say(log, "a")
+
+        assert types(await soon(cursor)) == "a"
