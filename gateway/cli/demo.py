@@ -7,7 +7,7 @@ processes.
 import asyncio
 import codecs
 import json
-import socket
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -28,75 +28,64 @@ ANSWER_SECONDS: Final = 30.0
 
 def demo(
     port: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="P", min=0, max=65535, help="Clients' port; a free one is taken where it is in use."
+            metavar="P",
+            min=0,
+            max=65535,
+            help="Clients' port; a free one is taken where it is in use.  \\[8080]",
         ),
-    ] = 8080,
+    ] = None,
 ) -> None:
-    """Hold a conversation through a gateway, offline, then keep serving."""
+    """Hold a conversation through a gateway, offline, then keep serving. GATEWAY_… settings count, too."""
     from gateway.cli.running import run
 
     sys.exit(run(_demo(port)))
 
 
-async def _demo(wanted: int) -> int:
-    from gateway.cli.child import ChildError, emulator, offline_environment
-    from gateway.cli.serving import serve_until_told
-    from gateway.config import load
+async def _demo(wanted: int | None) -> int:
+    from gateway.cli.child import ChildError, emulator
+    from gateway.cli.demo_settings import asked_for, free_port, settings
+    from gateway.cli.serving import config_errors_exit, serve_until_told
     from gateway.telemetry import configure_logging
 
     console = Console(highlight=False)
-    configure_logging("console", "warning")
-    port = _free(wanted)
-    if port != wanted:
+    with config_errors_exit():
+        asked = asked_for(os.environ)
+    level = asked.log.level if "level" in asked.log.model_fields_set else "warning"
+    configure_logging(asked.log.format, level)
+    wanted = asked.server.port if wanted is None else wanted
+    port = free_port(asked.server.host, wanted)
+    if wanted not in (port, 0):
         console.print(f"Port {wanted} is in use; taking {port} instead.")
+    admin_port = free_port(asked.admin.host, asked.admin.port)
     try:
         async with emulator() as far_end:
-            config = load(
-                environ={"OPENAI_API_KEY": offline_environment()["OPENAI_API_KEY"]},
-                flags={
-                    "server": {"port": port},
-                    "admin": {"port": _free(8081)},
-                    "upstream": {"base_url": far_end.found[0]},
-                    "drain": {"timeout_seconds": 3},
-                },
-            )
+            with config_errors_exit():
+                made = settings(os.environ, port, admin_port, far_end.found[0])
 
             async def beside(gateway: "Gateway") -> None:
-                await _show(console, gateway, far_end)
+                await _show(console, gateway, far_end, made.key)
 
-            return await serve_until_told(config, beside)
+            return await serve_until_told(made.config, beside)
     except ChildError as error:
         console.print(f"[red]The demo has ended:[/] {escape(str(error))}")
         return 1
 
 
-def _free(port: int) -> int:
-    """Give the port if it can be had, else one that can."""
-    for candidate in (port, 0):
-        with socket.socket() as probe:
-            # As the gateway's own listener does, so that a port in TIME_WAIT counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no port is free")
-
-
-async def _show(console: Console, gateway: "Gateway", far_end: "Child") -> None:
+async def _show(console: Console, gateway: "Gateway", far_end: "Child", key: str | None) -> None:
     """Hold the conversation, say how to go on, and wait: serving goes on beside this."""
+    from gateway.cli.demo_settings import local_url
     from gateway.client import Client
 
+    url = local_url(gateway.url)
     console.print(f"upstream  {far_end.found[0]}  [dim](the emulator, offline, in process {far_end.pid})[/]")
     console.print(f"gateway   listening on {gateway.url}")
     console.print(f"operator  admin listening on {gateway.admin_url}\n")
-    async with Client(gateway.url) as client:
+    async with Client(url, key=key) as client:
         await _converse(console, client)
         await _turn(console, client)
-    _explain(console, gateway)
+    _explain(console, url, local_url(gateway.admin_url), key)
     await far_end.wait()
 
 
@@ -180,17 +169,18 @@ async def _turn(console: Console, client: "Client") -> None:
     console.print("\n")
 
 
-def _explain(console: Console, gateway: "Gateway") -> None:
-    url, admin = gateway.url, gateway.admin_url
+def _explain(console: Console, url: str, admin: str, key: str | None) -> None:
+    curl = "curl" if key is None else 'curl -H "Authorization: Bearer $KEY"'
     item = '{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"Hello"}]}}'
     lines = [
+        *([] if key is None else ["# a key of the demo's own, for as long as it runs", f"KEY={key}", ""]),
         "# one turn in one request",
-        f"curl -N {url}/v1/turns -d 'What can you do?'",
+        f"{curl} -N {url}/v1/turns -d 'What can you do?'",
         "",
         "# a session: read its events in one terminal, send in another",
-        f"S=$(curl -s -X POST {url}/v1/sessions | grep -o 'gws_[A-Za-z0-9]*' | head -n1); echo $S",
-        f"curl -N {url}/v1/sessions/$S/events",
-        f'curl {url}/v1/sessions/$S/events -d \'[{item},{{"type":"response.create"}}]\'',
+        f"S=$({curl} -s -X POST {url}/v1/sessions | grep -o 'gws_[A-Za-z0-9]*' | head -n1); echo $S",
+        f"{curl} -N {url}/v1/sessions/$S/events",
+        f'{curl} {url}/v1/sessions/$S/events -d \'[{item},{{"type":"response.create"}}]\'',
         "",
         "# what the operator sees",
         f"curl -s {admin}/metrics | grep ^realtime_gateway",

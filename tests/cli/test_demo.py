@@ -57,6 +57,34 @@ async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
 
 
 @pytest.mark.slow
+async def test_demo_honours_settings(start: Start) -> None:
+    """Keys are asked for, and the demo shows one of its own; the address, the log and the rest are the operator's."""
+    environ = {
+        "GATEWAY_ACCESS__KEYS": '[{"name": "ada", "sha256": "%s"}]' % ("0" * 64),
+        "GATEWAY_SERVER__HOST": "0.0.0.0",
+        "GATEWAY_SERVER__PORT": "0",
+        "GATEWAY_ADMIN__PORT": "0",
+        "GATEWAY_LOG__FORMAT": "json",
+        "GATEWAY_LOG__LEVEL": "info",
+        "OPENAI_API_KEY": "sk-real",
+    }
+    demo = await start("demo", **environ)
+    await demo.says("Serving until Ctrl-C")
+    port = (await demo.says(r"listening on http://0\.0\.0\.0:(\d+)"))[1]
+    key = (await demo.says(r"KEY=(gwp_\S+)"))[1]
+    async with Client(f"http://127.0.0.1:{port}", key=key) as client:
+        served = (await (await client.open()).look())["state"]
+        async with client.http.get(f"{client.url}/v1/sessions", headers={"Authorization": "x"}) as stranger:
+            refused = stranger.status
+    await demo.tell(signal.SIGTERM)
+    status = await demo.ended()
+
+    assert (served, refused, status) == ("connected", 401, 0)
+    assert '"event": "session_opened"' in demo.output
+    assert "sk-real" not in demo.output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_emulator_never_outlives_the_demo(start: Start, number: signal.Signals) -> None:
     """Even a demo that is killed takes its child with it."""
