@@ -17,6 +17,7 @@ from gateway.cluster.appends import Item, Outcome
 from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.journal import RedisJournal, Rewrite
 from gateway.cluster.keys import EntryId
+from gateway.cluster.tasks import end
 from gateway.cluster.wire import Reply, ReplyError, Wire, command
 
 UNANSWERED_SECONDS: Final = 3.0
@@ -32,17 +33,20 @@ _FENCED: Final = "ERR The ID specified in XADD is equal or smaller"
 Address = tuple[str, int] | str
 
 
-class AppenderTelemetry(Protocol):
-    """What an appender tells. Methods return at once and never raise."""
+class Events(Protocol):
+    """What an appender tells its node. Methods return at once and never raise."""
 
-    def journal_kept(self, seconds: float) -> None:
-        """An append was answered so long after it was sent."""
+    def journal_settled(self, seconds: float) -> None:
+        """An append was answered this long after it was sent."""
 
-    def journal_repaired(self, kind: str) -> None:
-        """A session was written again; `kind` is `tail` or `whole`."""
+    def journal_repaired(self, journal: RedisJournal, kind: str) -> None:
+        """A session was written again; `kind` is `tail` or `emptied`."""
 
-    def fenced(self, session: str) -> None:
+    def fenced(self, journal: RedisJournal) -> None:
         """Another node owns a session that this one held."""
+
+    def moved(self, journal: RedisJournal) -> None:
+        """The keys of a journal are on another primary by now."""
 
     def redis_up(self, up: bool, reason: str) -> None:
         """The connection for appends was made or lost."""
@@ -55,19 +59,16 @@ class Appender:
         self,
         find: Callable[[], Awaitable[Address]],
         connections: Connections,
-        telemetry: AppenderTelemetry,
-        moved: Callable[[RedisJournal], None],
+        events: Events,
         version: int,
         expiry_ms: int,
         node: str,
         wait_replicas: int = 0,
     ) -> None:
-        """`find` is a coroutine function that returns where the primary is now. `moved` is called with a journal whose
-        keys are on another primary by now."""
+        """`find` is a coroutine function that returns where the primary is now."""
         self._find = find
         self._connections = connections
-        self._telemetry = telemetry
-        self._moved = moved
+        self._events = events
         self._version, self._expiry_ms, self._node = version, expiry_ms, node
         self._wait_replicas = wait_replicas
         self._wire: Wire | None = None
@@ -87,11 +88,7 @@ class Appender:
 
     async def close(self) -> None:
         """Give up the connection and whatever was not appended."""
-        tasks = {task for task in (self._keeper, *self._tasks) if task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end((self._keeper, *self._tasks))
         if self._wire is not None:
             self._wire.drop()
 
@@ -180,7 +177,7 @@ class Appender:
         if isinstance(reply, ReplyError):
             self._failed(journal, reply)
             return
-        self._telemetry.journal_kept(self._loop.time() - sent_at)
+        self._events.journal_settled(self._loop.time() - sent_at)
         outcome = journal.answered(EntryId.parse(reply) if isinstance(reply, bytes) else None)
         if outcome is Outcome.BEHIND or journal.must_rewrite:
             self._look_into(journal)
@@ -194,15 +191,15 @@ class Appender:
             return
         journal.appends.unsettled()
         if text.startswith(("MOVED", "ASK")):
-            self._moved(journal)
+            self._events.moved(journal)
         elif self._wire is not None:
             # Away, or something that should not happen: look again where the primary is and how it stands.
-            self._telemetry.redis_up(False, text)
+            self._events.redis_up(False, text)
             self._wire.drop()
 
     def _fenced(self, journal: RedisJournal) -> None:
         self.leave(journal)
-        self._telemetry.fenced(journal.identity.session_id)
+        self._events.fenced(journal)
         journal.refused()
 
     # --- connecting, comparing, writing again -------------------------------------------------------------------------
@@ -213,11 +210,11 @@ class Appender:
                 self._gone.clear()
                 wire = await self._connections.wire(await self._find(), self._lost)
             except (AwayError, DeniedError) as error:
-                self._telemetry.redis_up(False, str(error))
+                self._events.redis_up(False, str(error))
                 await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311  # spread, not secrecy
                 continue
             self._wire = wire
-            self._telemetry.redis_up(True, "")
+            self._events.redis_up(True, "")
             self._answers.clear()
             for journal in self._journals:
                 journal.appends.unsettled()
@@ -231,7 +228,7 @@ class Appender:
     def _lost(self) -> None:
         self._wire = None
         self._gone.set()
-        self._telemetry.redis_up(False, "the connection was lost")
+        self._events.redis_up(False, "the connection was lost")
 
     async def _check(self, journals: Iterable[RedisJournal]) -> None:
         todo = [journal for journal in journals if journal.appends.fence and not journal.appends.fenced]
@@ -245,7 +242,7 @@ class Appender:
         """Take the answer of a check; False where the state has to be written again, or the check repeated."""
         if isinstance(reply, ReplyError):
             if str(reply).startswith(("MOVED", "ASK")):
-                self._moved(journal)
+                self._events.moved(journal)
                 return True
             return False
         mine, fence, last = self._standing(reply)
@@ -286,16 +283,17 @@ class Appender:
                 if isinstance(reply, ReplyError):
                     raise AwayError(str(reply))
                 mine, fence, last = self._standing(reply)
-                if fence is not None and not mine and fence >= journal.appends.fence:
+                if fence is not None and not mine and fence > journal.appends.fence:
                     self._fenced(journal)
                 elif not journal.appends.fenced:
-                    await self._write_again(journal, last)
+                    right = journal.appends.right_up_to(mine, fence, last)
+                    await self._write_again(journal, right, "emptied" if last is None else "tail")
             return
         if self._wire is not None:
             self._wire.drop()
 
-    async def _write_again(self, journal: RedisJournal, last: EntryId | None) -> None:
-        written = journal.rewrite(last)
+    async def _write_again(self, journal: RedisJournal, right: int, kind: str) -> None:
+        written = journal.rewrite(right)
         identity = journal.identity
         arguments = (
             *(self._node, journal.appends.fence, self._version, identity.principal, identity.created),
@@ -309,7 +307,7 @@ class Appender:
             self._fenced(journal)
             return
         await self._append_log(journal, int(answer[1]), written)
-        self._telemetry.journal_repaired("whole" if last is None else "tail")
+        self._events.journal_repaired(journal, kind)
 
     async def _append_log(self, journal: RedisJournal, fence: int, written: Rewrite) -> None:
         key = journal.keys[0].encode()

@@ -148,13 +148,13 @@ class Appends:
     def checked(self, mine: bool, fence: int | None, last: EntryId | None) -> Outcome:
         """Compare with what Redis says: whether this node is the owner there, the fence, and the stream's last id; both
         None where there is no such session."""
-        if fence is not None and not mine and fence >= self.fence:
+        if fence is not None and not mine and fence > self.fence:
             self.refused()
             return Outcome.FENCED
         if fence != self.fence or last is None or not mine:
-            return (
-                Outcome.BEHIND
-            )  # Nothing, an older owner's writes, or a repair of ours whose answer was lost.
+            # Nothing, an older owner's writes, a repair of ours whose answer was lost, or a node that was given the same
+            # fence by a Redis that had forgotten ours.
+            return Outcome.BEHIND
         if self._flying and last == EntryId(self.fence, self._number + 1):
             self._settle()
         elif last == self.last:
@@ -165,8 +165,11 @@ class Appends:
         self.ready = True
         return Outcome.KEPT if self.idle else Outcome.AGAIN
 
-    def right_up_to(self, last: EntryId) -> int:
-        """Return the last log event that a stream ending with `last` holds for certain."""
+    def right_up_to(self, mine: bool, fence: int | None, last: EntryId | None) -> int:
+        """Return the last log event that the stream which a check found holds for certain. Only entries under this node's
+        present fence can be compared: others are of another owner, or of a repair whose end is not known."""
+        if not mine or fence != self.fence or last is None:
+            return 0
         certain = min(last, self.last, self._certain or self.last)
         return min(self._marks.sequence_at(certain) or 0, self.sequence_kept)
 

@@ -1,6 +1,6 @@
-"""A node's sign of life, once a second, and what it sees of the others'.
+"""A node's sign of life, four times in a lease, and what it sees of the others'.
 
-One hash holds a field for each node. Writing the own field and reading all of them is two commands a second, however many
+One hash holds a field for each node. Writing the own field and reading all of them is two commands a beat, however many
 sessions there are. Time is CLOCK_BOOTTIME, which also counts while the machine is suspended (PEP 418): a node that slept
 must know that its lease is over.
 """
@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.keys import Keys
-from gateway.cluster.liveness import SURE_SECONDS, Liveness
+from gateway.cluster.liveness import BEAT_SHARE, SURE_SHARE, Liveness
+from gateway.cluster.tasks import end
 from gateway.cluster.wire import ReplyError
 
-BEAT_SECONDS: Final = 1.0
-_SHORT_BEAT_SECONDS: Final = 0.5
-"""After a beat that was not answered: two of them fit into a break that proves nothing (`liveness.BREAK_SECONDS`)."""
+LATE_BEATS: Final = 2.5
 
 
 def boottime() -> float:
@@ -48,7 +47,17 @@ class NodeSeen:
     node: str
     status: Status
     age: float
+    late: bool
     dead: bool
+
+    @property
+    def state(self) -> str:
+        """`live`, `draining`, `unsure` (its beat is late) or `lost`."""
+        if self.dead:
+            return "lost"
+        if self.status.state == "draining":
+            return "draining"
+        return "unsure" if self.late else "live"
 
 
 class Beat:
@@ -70,6 +79,7 @@ class Beat:
         self._status = status
         self._problem = problem
         self._lease = lease_seconds
+        self._interval = lease_seconds * BEAT_SHARE
         self._liveness = Liveness(lease_seconds)
         self._count = 0
         self._answered_sent_at = float("-inf")
@@ -103,15 +113,13 @@ class Beat:
 
     async def close(self) -> None:
         """Stop beating, and take the node off the list, so that nobody waits for it."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
+        await end([self._task])
+        self._task = None
 
     @property
     def sure(self) -> bool:
         """No other node can have taken this one for dead."""
-        return boottime() - self._answered_sent_at <= min(SURE_SECONDS, self._lease * 0.75)
+        return boottime() - self._answered_sent_at <= self._lease * SURE_SHARE
 
     @property
     def nodes(self) -> list[NodeSeen]:
@@ -119,13 +127,22 @@ class Beat:
         now = boottime()
         dead = set(self._liveness.dead(now))
         return [
-            NodeSeen(node, status, self._liveness.age(node, now) or 0.0, node in dead)
+            NodeSeen(node, status, age, age > self._interval * LATE_BEATS, node in dead)
             for node, status in sorted(self._seen.items())
+            for age in (self._liveness.age(node, now) or 0.0,)
         ]
 
     def status_of(self, node: str) -> Status | None:
         """Return what a node said of itself last, None for one that is not on the list."""
         return self._seen.get(node)
+
+    def age(self, node: str) -> float | None:
+        """Return for how long a node's beat has stood still, None for an unknown node."""
+        return self._liveness.age(node, boottime())
+
+    def lives(self, node: str) -> bool:
+        """Tell whether a node is on the list and not taken for dead."""
+        return node in self._seen and node not in self._liveness.dead(boottime())
 
     def dead(self) -> list[str]:
         """Return the nodes that are to be replaced."""
@@ -142,13 +159,13 @@ class Beat:
     async def _beat_for_ever(self) -> None:
         while True:
             began = boottime()
-            pause = BEAT_SECONDS
+            pause = self._interval
             try:
                 await self.once()
             except (AwayError, DeniedError, ReplyError) as error:
                 self._liveness.broken()
                 self._problem(str(error))
-                pause = _SHORT_BEAT_SECONDS
+                pause = self._interval / 2
             await asyncio.sleep(max(0.05, pause - (boottime() - began)))
 
 

@@ -18,9 +18,9 @@ from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.settings import ClusterSettings
 from gateway.cluster.wire import ReplyError
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.journal import Journal, Peer
+from gateway.relay.journal import Journal, Location, Peer
 from gateway.relay.ports import Principal
-from gateway.relay.records import VERSION, Border, Record, UnreadableRecord, decode, encode, sequence_of
+from gateway.relay.records import VERSION, Border, encode
 
 SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 """Of a session's keys; renewed every five minutes. Long enough for an operator to bring a cluster back."""
@@ -51,21 +51,15 @@ class Stored:
     principal: str
     created: int
     snapshot: bytes
-    before: Sequence[Record]
-    """Records up to the snapshot's: only the log's events among them matter."""
-    after: Sequence[Record]
-    """Records behind it."""
+    before: Sequence[bytes]
+    """Encoded records up to the snapshot's: only the log's events among them matter."""
+    after: Sequence[bytes]
+    """Encoded records behind it, without the border of this claim."""
     journal: RedisJournal
+    """It takes records once `journal.claimed` was told how far the log goes."""
+    fence: int
+    snapshot_at: EntryId
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a session lives."""
-
-    node: str
-    url: str | None
-    """Where the node listens for others; None for one that is not on the list of nodes."""
 
 
 class RedisDirectory:
@@ -136,7 +130,7 @@ class RedisDirectory:
         try:
             # First, so that no session exists that a takeover would not find.
             await self._connections.command("SADD", self._keys.owned(self.node), session_id)
-            written = journal.rewrite(None)
+            written = journal.rewrite(0)
             arguments: tuple[Value, ...] = (
                 *(self.node, VERSION, identity.principal, identity.created, self.expiry_ms),
                 *(journal.first_border(), written.blob),
@@ -162,14 +156,9 @@ class RedisDirectory:
         except (AwayError, DeniedError, ReplyError):
             return  # The keys expire, and the indexes are pruned when somebody meets them.
 
-    async def owner(self, session_id: str) -> str | None:
-        found = await self.locate(session_id)
-        return None if found is None else found.node
-
     # --- for forwarding -----------------------------------------------------------------------------------------------
 
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
-        """Find who owns a session; `fresh` asks Redis whatever was known. Raises OverloadError `recovering`."""
         now = time.monotonic()
         known = None if fresh else self._owners.get(session_id)
         if known is None or now - known[0] > OWNER_SECONDS:
@@ -185,7 +174,7 @@ class RedisDirectory:
             while len(self._owners) > MAX_OWNERS:
                 self._owners.popitem(last=False)
         status = self._beat.status_of(known[1])
-        return Location(known[1], None if status is None else status.url)
+        return Location(known[1], None if status is None else status.url, self._beat.lives(known[1]))
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the ids of a principal's sessions, newest first; some may be gone."""
@@ -276,8 +265,8 @@ class RedisDirectory:
         ):
             raise GoneError(session_id)
         at = EntryId.parse(meta[2])
-        before: list[Record] = []
-        after: list[Record] = []
+        before: list[bytes] = []
+        after: list[bytes] = []
         size, start = len(snapshot), "-"
         try:
             while True:
@@ -285,21 +274,32 @@ class RedisDirectory:
                     "XRANGE", journal_key, start, "+", "COUNT", _PAGE, bulk=True
                 )
                 for entry, fields in page:
-                    records = before if EntryId.parse(entry) <= at else after
+                    entry_id = EntryId.parse(entry)
+                    if entry_id.fence >= fence:
+                        continue
+                    records = before if entry_id <= at else after
                     for value in _values(fields):
                         size += len(value)
-                        records.append(decode(self._codec.decode(value, session_id)))
+                        records.append(self._codec.decode(value, session_id))
                 if len(page) < _PAGE:
                     break
                 start = f"({page[-1][0].decode()}"
             snapshot = self._codec.decode(snapshot, session_id)
-        except (UnreadableError, UnreadableRecord) as error:
+        except UnreadableError as error:
             raise TakenError(str(error)) from error
         identity = Identity(session_id, meta[0].decode(), int(meta[1]), epoch)
         journal = self._journal(identity)
-        journal.claimed(fence, at, max(map(sequence_of, (*before, *after)), default=0))
         return Stored(
-            session_id, identity.principal, identity.created, snapshot, before, after, journal, size
+            session_id,
+            identity.principal,
+            identity.created,
+            snapshot,
+            before,
+            after,
+            journal,
+            fence,
+            at,
+            size,
         )
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -173,10 +173,9 @@ class RedisJournal:
         self.appends.refused()
         self.after(Outcome.FENCED, before)
 
-    def rewrite(self, last: EntryId | None) -> Rewrite:
-        """Take the whole state as of now, to be written again behind what is right of a journal that ends with `last`."""
+    def rewrite(self, right: int) -> Rewrite:
+        """Take the whole state as of now, to be written again behind a journal that holds the log up to `right`."""
         before = self.appends.size
-        right = 0 if last is None else self.appends.right_up_to(last)
         added = self.appends.repair()
         self.must_rewrite = False
         self._writing.unsettled(-before)

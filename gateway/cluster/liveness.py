@@ -1,6 +1,6 @@
 """Which nodes live, judged by one observer. No I/O, no clock.
 
-Each node changes its beat once a second. An observer calls a node dead when its beat stood still for the whole lease on
+Each node changes its beat four times in a lease. An observer calls a node dead when its beat stood still for the whole lease on
 the observer's own clock, and only if Redis answered the observer without a break in that time. So clocks are never
 compared, and a Redis that is away, restarts or fails over makes nobody look dead: the time before is not counted.
 
@@ -12,11 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-BREAK_SECONDS: Final = 1.5
-"""Between two answers of Redis. A longer pause is a break: what was seen before it proves nothing."""
+BEAT_SHARE: Final = 0.25
+"""Of the lease: how often a node beats."""
 
-SURE_SECONDS: Final = 3.0
-"""An owner whose last answered beat was sent longer ago does not send, dial or acknowledge: it may have been replaced."""
+BREAK_SHARE: Final = 0.375
+"""Of the lease: a longer pause between two answers of Redis is a break. What was seen before it proves nothing."""
+
+SURE_SHARE: Final = 0.75
+"""Of the lease: an owner whose last answered beat was sent longer ago does not send, dial or acknowledge, because it may
+be replaced soon."""
 
 
 @dataclass(slots=True)
@@ -30,6 +34,7 @@ class Liveness:
 
     def __init__(self, lease_seconds: float) -> None:
         self._lease = lease_seconds
+        self._break = lease_seconds * BREAK_SHARE
         self._seen: dict[str, _Seen] = {}
         self._answered_at: float | None = None
         self._answered_since = 0.0
@@ -40,7 +45,7 @@ class Liveness:
 
     def answered(self, now: float, beats: Mapping[str, int]) -> None:
         """Redis answered with every node's beat."""
-        if self._answered_at is None or now - self._answered_at > BREAK_SECONDS:
+        if self._answered_at is None or now - self._answered_at > self._break:
             self._answered_since = now
         self._answered_at = now
         for node in set(self._seen) - set(beats):
@@ -54,7 +59,7 @@ class Liveness:
 
     def dead(self, now: float) -> list[str]:
         """Return the nodes whose beat stood still for the lease while Redis answered throughout."""
-        if self._answered_at is None or now - self._answered_at > BREAK_SECONDS:
+        if self._answered_at is None or now - self._answered_at > self._break:
             return []
         return [
             node

@@ -6,10 +6,11 @@ the node beats, drops connections that do not answer, and renews the expiry of i
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from gateway.cluster.appender import Address, Appender, AppenderTelemetry
+from gateway.cluster.appender import Address, Appender
 from gateway.cluster.beat import Beat, NodeSeen, Status
 from gateway.cluster.codec import Codec
 from gateway.cluster.connections import AwayError, Connections, DeniedError
@@ -17,8 +18,10 @@ from gateway.cluster.directory import RedisDirectory
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.settings import ClusterSettings
+from gateway.cluster.tasks import end
 from gateway.cluster.wire import ReplyError
 from gateway.relay.records import VERSION
+from gateway.relay.telemetry import ClusterTelemetry
 
 EXPIRY_RENEWAL_SECONDS: Final = 300.0
 STALLED_SECONDS: Final = 1.0
@@ -27,18 +30,8 @@ _RENEW_AT_ONCE: Final = 64
 _TICK_SECONDS: Final = 1.0
 
 
-class ClusterTelemetry(AppenderTelemetry, Protocol):
-    """What a node tells. Methods return at once and never raise."""
-
-    def journal_unsettled(self, size: int) -> None:
-        """So many bytes wait for Redis."""
-
-    def cluster_nodes(self, counts: dict[str, int]) -> None:
-        """So many nodes of each state are known: serving, draining, dead."""
-
-
 class ClusterNode:
-    """One node, from `start` to `close`. Implements `journal.Writing`."""
+    """One node, from `start` to `close`. Implements `journal.Writing` and `appender.Events`."""
 
     def __init__(
         self,
@@ -64,6 +57,7 @@ class ClusterNode:
         self._appenders: dict[Address | None, Appender] = {}
         self._journals: set[RedisJournal] = set()
         self._unsettled = 0
+        self._up: bool | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots = asyncio.Semaphore(4)
@@ -78,11 +72,7 @@ class ClusterNode:
 
     async def close(self) -> None:
         """Leave the cluster. Harmless when repeated."""
-        tasks = {task for task in (self._ticker, *self._tasks) if task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end((self._ticker, *self._tasks))
         self._ticker = None
         await self.beat.close()
         for appender in self._appenders.values():
@@ -124,6 +114,23 @@ class ClusterNode:
         entry, blob = journal.appends.last, journal.dump()
         self._run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
 
+    # --- appender.Events ----------------------------------------------------------------------------------------------
+
+    def journal_settled(self, seconds: float) -> None:
+        self._telemetry.journal_settled(seconds)
+
+    def journal_repaired(self, journal: RedisJournal, kind: str) -> None:
+        self._telemetry.journal_repaired(journal.identity.session_id, kind)
+
+    def fenced(self, journal: RedisJournal) -> None:
+        self._journals.discard(journal)
+        self._telemetry.fenced(journal.identity.session_id)
+
+    def redis_up(self, up: bool, reason: str) -> None:
+        if up is not self._up:
+            self._up = up
+            self._telemetry.redis_up(up, reason)
+
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     @property
@@ -160,8 +167,7 @@ class ClusterNode:
             found = self._appenders[address] = Appender(
                 find,
                 self.connections,
-                self._telemetry,
-                self._moved,
+                self,
                 VERSION,
                 self.directory.expiry_ms,
                 self.id,
@@ -170,8 +176,7 @@ class ClusterNode:
             found.start()
         return found
 
-    def _moved(self, journal: RedisJournal) -> None:
-        """The keys of a journal are on another primary than was thought."""
+    def moved(self, journal: RedisJournal) -> None:
         self._appenders[journal.address].leave(journal)
         self._run(self._place(journal, again=True), "cluster-place")
 
@@ -202,10 +207,7 @@ class ClusterNode:
             await asyncio.sleep(_TICK_SECONDS)
             for appender in self._appenders.values():
                 appender.watch()
-            counts = {"serving": 0, "draining": 0, "dead": 0}
-            for seen in self.beat.nodes:
-                counts["dead" if seen.dead else seen.status.state] += 1
-            self._telemetry.cluster_nodes(counts)
+            self._telemetry.cluster_nodes(Counter(seen.state for seen in self.beat.nodes))
             if self.sure:
                 await self._renew_expiry()
 
@@ -225,4 +227,4 @@ class ClusterNode:
         task.add_done_callback(self._tasks.discard)
 
     def _beat_failed(self, reason: str) -> None:
-        self._telemetry.redis_up(False, reason)
+        self.redis_up(False, reason)

@@ -4,10 +4,12 @@
 It knows no configuration: it is given each room's limits as frozen values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
 from gateway.downstream.auth.access import ACCESS, Access
@@ -15,6 +17,8 @@ from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, 
 from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
+from gateway.downstream.peers.elsewhere import ELSEWHERE, Elsewhere, elsewhere
+from gateway.downstream.peers.internal import PEERS, admit, identify
 from gateway.downstream.reading import resource as reads
 from gateway.downstream.reading.stream import STREAM, StreamLimits
 from gateway.downstream.turns import resource as turns
@@ -38,6 +42,8 @@ class Parts:
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     """Of the client's listener."""
     clock: Clock = field(default_factory=Clock)
+    elsewhere: Elsewhere | None = None
+    """What passes requests on to other nodes; None for one process."""
 
 
 class Server:
@@ -50,6 +56,17 @@ class Server:
         self._operator_side = Listener(
             operator_application(parts), parts.limits, _connections(replace(parts, connections=operators))
         )
+        self._elsewhere = parts.elsewhere
+        self._peers_side = (
+            None
+            if parts.elsewhere is None
+            else Listener(internal_application(parts, parts.elsewhere), parts.limits, _connections(parts))
+        )
+
+    async def listen_to_peers(self, peers: Binding) -> None:
+        """Listen for the other nodes, before they are told that this one is there. Raises OSError."""
+        assert self._peers_side is not None, "only where there are several nodes"
+        await self._peers_side.start(peers)
 
     async def start(self, client: Binding, operator: Binding) -> None:
         """Listen on both. Raises OSError where an address cannot be had, after which neither listens."""
@@ -64,6 +81,16 @@ class Server:
         """Stop listening, end the streams, and give running requests a moment. Harmless when repeated."""
         await self._client_side.close()
         await self._operator_side.close()
+        if self._peers_side is not None:
+            await self._peers_side.close()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
+
+    @property
+    def peers_url(self) -> str:
+        """The other nodes' side, with its real port."""
+        assert self._peers_side is not None, "only where there are several nodes"
+        return self._peers_side.url
 
     @property
     def url(self) -> str:
@@ -82,7 +109,17 @@ def _connections(parts: Parts) -> Connections:
 
 def client_application(parts: Parts) -> web.Application:
     """Build the client's side."""
-    app = _application(parts, open_to_pages=True)
+    return _with_client_routes(_application(parts, open_to_pages=True), parts)
+
+
+def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
+    """Build the other nodes' side."""
+    app = _application(parts, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
+    app[PEERS] = elsewhere.signatures
+    return _with_client_routes(app, parts)
+
+
+def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
     app[STREAM] = parts.stream
     probes.add_routes(app)
     for resource in (sessions, events, reads, turns, openapi, console):
@@ -102,15 +139,23 @@ def operator_application(parts: Parts) -> web.Application:
     return app
 
 
-def _application(parts: Parts, *, open_to_pages: bool) -> web.Application:
+def _application(
+    parts: Parts, *, open_to_pages: bool, middlewares: Sequence[Middleware] = ()
+) -> web.Application:
     app = web.Application(
-        middlewares=[middleware.observe, middleware.answer_errors, middleware.guard],
-        client_max_size=parts.limits.max_body_bytes,
+        middlewares=middlewares or _middlewares(parts), client_max_size=parts.limits.max_body_bytes
     )
+    if parts.elsewhere is not None:
+        app[ELSEWHERE] = parts.elsewhere
     app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
     app.on_response_prepare.append(middleware.add_headers)
     return app
+
+
+def _middlewares(parts: Parts) -> Sequence[Middleware]:
+    every = (middleware.observe, middleware.answer_errors, middleware.guard)
+    return every if parts.elsewhere is None else (*every, elsewhere)
 
 
 async def _expect_later(request: web.Request) -> None:

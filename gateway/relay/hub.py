@@ -171,6 +171,10 @@ class Hub:
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
         return session
 
+    def has(self, session_id: str) -> bool:
+        """Tell whether the session lives in this process."""
+        return session_id in self._sessions
+
     def page(
         self, principal: Principal | None, limit: int, after: str | None = None
     ) -> tuple[list[View], bool]:

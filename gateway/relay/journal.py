@@ -112,6 +112,17 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """Where a session lives."""
+
+    node: str
+    url: str | None
+    """Where the node listens for its peers; None for a node that is not known any more."""
+    live: bool
+    """The node is not taken for dead."""
+
+
+@dataclass(frozen=True, slots=True)
 class Promise:
     """What makes a repeated request harmless: kept together with what the request did.
 
@@ -134,8 +145,9 @@ class Directory(Protocol):
     @property
     def peers(self) -> Sequence[Peer]: ...
 
-    def journal(self, session_id: str) -> Journal:
-        """Return the journal of a session that is being opened here. What is added waits for `create`."""
+    def journal(self, session_id: str, principal: str, epoch: str) -> Journal:
+        """Return the journal of a session that is being opened here, and whose log begins with `epoch`. What is added
+        waits for `create`."""
 
     async def reserve(self, session_id: str, principal: "Principal") -> None:
         """Count a session against its principal's limit. Raises OverloadError `session-limit`."""
@@ -146,5 +158,18 @@ class Directory(Protocol):
     async def release(self, session_id: str, principal: str) -> None:
         """Drop all of a session that was never opened, or whose retention is over."""
 
-    async def owner(self, session_id: str) -> str | None:
-        """Return the node that owns a session; None where there is no such session."""
+    async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
+        """Find the node that owns a session; None where there is no such session. `fresh` trusts no earlier look-up.
+        Raises OverloadError `recovering`."""
+
+    async def sessions_of(self, principal: str) -> list[str]:
+        """Return the IDs of a principal's sessions on all nodes, newest first; some may be gone. Raises OverloadError
+        `recovering`."""
+
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> str | None:
+        """Claim an Idempotency-Key of a request that opens a session. Return None if it is this request's now, else the
+        ID of the session that the first request opens. Raises CallerError `idempotency-key-reused` or OverloadError
+        `recovering`."""
+
+    async def break_promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> None:
+        """Forget a promise whose request had no effect, or whose session is gone. Never raises."""

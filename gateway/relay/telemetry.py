@@ -122,20 +122,24 @@ class ClusterTelemetry(Protocol):
         """A request was passed on to the session's owner. `kind`: request, stream; `outcome`: answered, moved (the other
         node does not own it any more), unreachable, timeout, client_left. `seconds`: until the answer's headers."""
 
-    def taken_over(self, outcome: str, seconds: float) -> None:
+    def taken_over(self, session: str, outcome: str, seconds: float) -> None:
         """A session of a lost node was claimed. `outcome`: taken, closed (it had ended), unreadable (by this version),
         lost_race (another node was first), failed. `seconds`: from the lost node's last beat."""
 
-    def handed_over(self, outcome: str) -> None:
+    def handed_over(self, session: str, outcome: str) -> None:
         """A session was given to another node: taken, refused, failed."""
 
-    def fenced(self) -> None:
+    def fenced(self, session: str) -> None:
         """A write of this node was refused: another one owns the session."""
 
-    def journal_repaired(self, kind: str) -> None:
+    def journal_repaired(self, session: str, kind: str) -> None:
         """Redis had lost the journal's `tail`, or was `emptied`, and was told again."""
 
-    def redis_up(self, up: bool) -> None: ...
+    def redis_up(self, up: bool, reason: str) -> None:
+        """Redis answers, or does not for this reason. Told when it changes."""
+
+    def node_lost(self, node: str, sessions: int) -> None:
+        """Another node is taken for dead, and so many sessions of it are to be taken over by this one and others."""
 
 
 class Telemetry(RelayTelemetry, DownstreamTelemetry, ClusterTelemetry, Protocol):

@@ -96,6 +96,7 @@ class Metrics:
         self.forwarded = nodes.forwarded
         self.taken_over = nodes.taken_over
         self.handed_over = nodes.handed_over
+        self.node_lost = nodes.node_lost
         self.fenced = nodes.fenced
         self.journal_repaired = nodes.journal_repaired
         self.redis_up = nodes.redis_up

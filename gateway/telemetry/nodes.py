@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+import structlog
+
 from gateway.telemetry import words
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.words import known
+
+log = structlog.stdlib.get_logger()
 
 _ROUND_TRIPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10)
 _TAKEOVERS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60)
@@ -60,18 +64,31 @@ class NodeMetrics:
         self._forwarded.labels(known(kind, words.FORWARD_KINDS), known(outcome, words.FORWARD_OUTCOMES)).inc()
         self._forward.observe(seconds)
 
-    def taken_over(self, outcome: str, seconds: float) -> None:
+    def taken_over(self, session: str, outcome: str, seconds: float) -> None:
+        log.info("session_taken_over", session=session, outcome=outcome, seconds=round(seconds, 3))
         self._takeovers.labels(known(outcome, words.TAKEOVER_OUTCOMES)).inc()
         self._takeover.observe(seconds)
 
-    def handed_over(self, outcome: str) -> None:
+    def handed_over(self, session: str, outcome: str) -> None:
+        log.info("session_handed_over", session=session, outcome=outcome)
         self._handovers.labels(known(outcome, words.HANDOVER_OUTCOMES)).inc()
 
-    def fenced(self) -> None:
+    def fenced(self, session: str) -> None:
+        log.warning("session_fenced", session=session)
         self._fenced.inc()
 
-    def journal_repaired(self, kind: str) -> None:
+    def journal_repaired(self, session: str, kind: str) -> None:
+        log.warning("journal_repaired", session=session, kind=kind)
         self._repairs.labels(known(kind, words.REPAIR_KINDS)).inc()
 
-    def redis_up(self, up: bool) -> None:
+    def node_lost(self, node: str, sessions: int) -> None:
+        log.warning("node_lost", node=node, sessions=sessions)
+
+    def redis_up(self, up: bool, reason: str) -> None:
+        if up:
+            log.info("redis_connected")
+        else:
+            log.error(
+                "redis_lost", reason=reason, remedy="sessions wait until it is back; see docs/cluster.md"
+            )
         self._redis.set(float(up))

@@ -1,7 +1,7 @@
 """A node without a gateway, and a session without a call, for tests of the cluster room alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from gateway.cluster.beat import Status
@@ -19,21 +19,28 @@ class Told:
 
     def __init__(self) -> None:
         self.repairs: list[str] = []
-        self.fenced_sessions: list[str] = []
-        self.reasons: list[str] = []
+        self.takeovers: list[str] = []
+        self.fences = 0
+        self.ups: list[bool] = []
 
-    def journal_kept(self, seconds: float) -> None: ...
+    def journal_settled(self, seconds: float) -> None: ...
     def journal_unsettled(self, size: int) -> None: ...
-    def cluster_nodes(self, counts: dict[str, int]) -> None: ...
+    def cluster_nodes(self, counts: Mapping[str, int]) -> None: ...
+    def forwarded(self, kind: str, outcome: str, seconds: float) -> None: ...
+    def handed_over(self, session: str, outcome: str) -> None: ...
+    def node_lost(self, node: str, sessions: int) -> None: ...
 
-    def journal_repaired(self, kind: str) -> None:
+    def taken_over(self, session: str, outcome: str, seconds: float) -> None:
+        self.takeovers.append(outcome)
+
+    def journal_repaired(self, session: str, kind: str) -> None:
         self.repairs.append(kind)
 
     def fenced(self, session: str) -> None:
-        self.fenced_sessions.append(session)
+        self.fences += 1
 
     def redis_up(self, up: bool, reason: str) -> None:
-        self.reasons.append(reason)
+        self.ups.append(up)
 
 
 class FakeSession:
@@ -82,7 +89,7 @@ async def node(url: str, **settings: object) -> AsyncIterator[ClusterNode]:
         [SIGNING_KEY],
         told,
         lambda: Status("http://127.0.0.1:1", "test", "serving", 0, 100, (1,)),
-        lambda: "ep0" + str(len(told.reasons) % 10),
+        lambda: "ep0" + str(len(told.ups) % 10),
     )
     await made.start()
     try:

@@ -57,7 +57,7 @@ class ModelRedis:
 
     def repair(self, node: str, fence: int, start: int) -> int | None:
         """The repair's script; None where it is refused."""
-        if self.fence is not None and self.node != node and self.fence >= fence:
+        if self.fence is not None and self.node != node and self.fence > fence:
             return None
         if self.fence is None:
             self.entries, self.last = [], EntryId(0, 0)

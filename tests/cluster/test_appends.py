@@ -69,7 +69,7 @@ def test_number_too_low_or_nil_means_that_redis_forgot() -> None:
             outcome = appends.answered(EntryId(1, 1) if sequence == 1 else answer)
         assert outcome is Outcome.BEHIND
         assert not appends.ready
-        assert appends.right_up_to(EntryId(1, 1)) == right
+        assert appends.right_up_to(True, 1, EntryId(1, 1)) == right
 
 
 def test_check_settles_what_was_applied_before_the_connection_broke() -> None:
@@ -174,9 +174,8 @@ class Owner:
 class Takeovers(RuleBasedStateMachine):
     """Two nodes, one session, and a Redis that may forget its last writes or all of them.
 
-    Law 1: what two nodes have shown under one sequence and one fence is one text. Law 2: what an owner has shown is in
-    Redis, or is put back by it as long as it lives and is not replaced. Law 3: of two owners with different fences only
-    the one with the higher fence gets anything kept.
+    Law 1: a node shows something new only while Redis names it and its fence. Law 2: what an owner has shown is not taken
+    back, and is in Redis, or is put back by it as long as it lives and is not replaced.
     """
 
     def __init__(self) -> None:
@@ -186,7 +185,6 @@ class Takeovers(RuleBasedStateMachine):
         self.past: list[ModelRedis] = [self.redis.copy()]
         self.owners = [Owner("A", 1, {})]
         self.words = 0
-        self.kept_by: dict[tuple[int, int], str] = {}
 
     def living(self) -> list[Owner]:
         return [owner for owner in self.owners if not owner.gone]
@@ -229,9 +227,9 @@ class Takeovers(RuleBasedStateMachine):
             elif owner.appends.answered(entry) is Outcome.KEPT:
                 self.show(owner)
 
-    @rule(which=st.integers(0, 3))
-    def check(self, which: int) -> None:
-        """The owner is connected again, and compares."""
+    @rule(which=st.integers(0, 3), answered=st.booleans())
+    def check(self, which: int, answered: bool) -> None:
+        """The owner is connected again, and compares; what it writes again may be cut off in the middle."""
         for owner in self.living()[which : which + 1]:
             if owner.flying is not None or owner.appends.ready:
                 continue
@@ -241,12 +239,12 @@ class Takeovers(RuleBasedStateMachine):
             if outcome is Outcome.FENCED:
                 owner.gone = True
             elif outcome is Outcome.BEHIND:
-                self.rewrite(owner, last)
+                self.rewrite(owner, last, answered=answered)
             else:
                 self.show(owner)
 
-    def rewrite(self, owner: Owner, last: EntryId | None) -> None:
-        right = 0 if last is None else owner.appends.right_up_to(last)
+    def rewrite(self, owner: Owner, last: EntryId | None, *, answered: bool) -> None:
+        right = owner.appends.right_up_to(self.redis.node == owner.node, self.redis.fence, last)
         added = owner.appends.repair()
         items: Sequence[Item] = [item(s, text) for s, text in owner.log.items() if s > right]
         fence = self.redis.repair(owner.node, owner.appends.fence, right)
@@ -254,6 +252,8 @@ class Takeovers(RuleBasedStateMachine):
         if fence is None:
             owner.appends.refused()
             owner.gone = True
+            return
+        if not answered:
             return
         if items:
             self.redis.xadd(Append(fence, None, items))
@@ -289,9 +289,9 @@ class Takeovers(RuleBasedStateMachine):
 
     def show(self, owner: Owner) -> None:
         assert owner.appends.sequence_kept >= owner.shown, "what was shown is not taken back"
-        for sequence in range(owner.shown + 1, owner.appends.sequence_kept + 1):
-            teller = self.kept_by.setdefault((owner.appends.fence, sequence), owner.node)
-            assert teller == owner.node, "two nodes speak under one fence"
+        if owner.appends.sequence_kept > owner.shown:
+            named = (self.redis.node, self.redis.fence)
+            assert named == (owner.node, owner.appends.fence), "a node speaks that does not own the session"
         owner.shown = owner.appends.sequence_kept
 
     @invariant()
@@ -306,12 +306,6 @@ class Takeovers(RuleBasedStateMachine):
                 sequences = range(1, owner.shown + 1)
                 assert all(log.get(s) == owner.log.get(s) for s in sequences), "shown and not kept"
 
-    @invariant()
-    def owner_is_the_highest_fence(self) -> None:
-        ready_ones = [owner for owner in self.living() if owner.appends.ready]
-        fences = [owner.appends.fence for owner in ready_ones]
-        assert len(set(fences)) == len(fences) or len({o.node for o in ready_ones}) == len(ready_ones)
 
-
-Takeovers.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+Takeovers.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestTakeovers = Takeovers.TestCase

@@ -1,23 +1,27 @@
 """The journal against a real Redis: fence, settle, check and repair."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from gateway.cluster.directory import TakenError
 from gateway.errors import OverloadError
-from gateway.relay.records import Accepted, ServerEvent
+from gateway.relay.records import Accepted, ServerEvent, decode
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
 
 StartRedis = Callable[..., RedisServer]
 
 
-def texts(records: object) -> list[str]:
-    """List what server events among records say."""
-    assert isinstance(records, (list, tuple))
-    return [record.text for record in records if isinstance(record, ServerEvent)]
+def events(records: Iterable[bytes]) -> list[ServerEvent]:
+    """List the server events among encoded records."""
+    return [record for record in map(decode, records) if isinstance(record, ServerEvent)]
+
+
+def texts(records: Iterable[bytes]) -> list[str]:
+    """List what server events among encoded records say."""
+    return [event.text for event in events(records)]
 
 
 async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServer) -> None:
@@ -33,7 +37,6 @@ async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServe
         assert stored.snapshot == b"0 1"
         assert texts(stored.before) == ["greeting"]
         assert texts(stored.after) == [f"word {number}" for number in range(5)]
-        assert stored.journal.settled == 6
         assert stored.principal == "one"
 
 
@@ -49,7 +52,7 @@ async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer)
 
         assert session.was_fenced
         assert session.shown == 1
-        assert told(a).fenced_sessions == ["gws_1"]
+        assert told(a).fences == 1
         assert not session.journal.sure
 
 
@@ -96,9 +99,9 @@ async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedi
 
         stored = await b.directory.claim("gws_1", a.id)
 
-        assert told(a).repairs == ["whole"]
+        assert told(a).repairs == ["emptied"]
         assert texts([*stored.before, *stored.after]) == ["greeting", *map(str, range(10)), "while away"]
-        accepted = [record for record in stored.after if isinstance(record, Accepted)]
+        accepted = [record for record in map(decode, stored.after) if isinstance(record, Accepted)]
         assert int(stored.snapshot.split()[0]) + len(accepted) == 2
 
 
@@ -124,7 +127,7 @@ async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: St
             stored = await b.directory.claim("gws_1", a.id)
 
         assert told(a).repairs == ["tail"]
-        found = {r.sequence: r.text for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}
+        found = {event.sequence: event.text for event in events((*stored.before, *stored.after))}
         assert list(found.values()) == ["greeting", "kept", "lost 0", "lost 1", "lost 2", "after"]
         assert session.shown == 6
 
@@ -165,7 +168,7 @@ async def test_more_than_fits_while_away_is_written_again_as_a_whole(
 
         stored = await b.directory.claim("gws_1", a.id)
 
-        assert len({r.sequence for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}) == 201
+        assert len({event.sequence for event in events((*stored.before, *stored.after))}) == 201
 
 
 async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: RedisServer) -> None:
@@ -182,7 +185,7 @@ async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: Re
         stored = await b.directory.claim("gws_1", a.id)
 
         assert length < 500
-        kept = {r.sequence for r in (*stored.before, *stored.after) if isinstance(r, ServerEvent)}
+        kept = {event.sequence for event in events((*stored.before, *stored.after))}
         assert set(range(session.log[0].sequence, 2002)) <= kept
 
 

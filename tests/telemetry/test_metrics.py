@@ -295,11 +295,11 @@ def test_facts_of_the_cluster_are_counted(scrape: Scrape) -> None:
     metrics.journal_unsettled(4096)
     metrics.forwarded("stream", "answered", 0.002)
     metrics.forwarded("pigeon", "unreachable", 0.002)
-    metrics.taken_over("taken", 4.2)
-    metrics.handed_over("refused")
-    metrics.fenced()
-    metrics.journal_repaired("tail")
-    metrics.redis_up(True)
+    metrics.taken_over("gws_1", "taken", 4.2)
+    metrics.handed_over("gws_1", "refused")
+    metrics.fenced("gws_1")
+    metrics.journal_repaired("gws_1", "tail")
+    metrics.redis_up(True, "")
 
     nodes = {state: scrape.value("cluster_nodes", state=state) for state in ("live", "unsure", "lost")}
     assert nodes == {"live": 2, "unsure": 0, "lost": 1}

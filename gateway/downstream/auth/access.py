@@ -233,6 +233,16 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
     return found, handle
 
 
+def require_credential(request: web.Request) -> None:
+    """Turn away a caller whose credential is missing or not genuine, before anything is done for it. Whether it is good
+    for the session is for the session's node to say. Raises `unauthorized`."""
+    word, _ = _shown(request)
+    if word is not None and looks_signed(word):
+        _signed(request, word)
+    elif word is not None or not request.path.endswith("/close"):  # whose body may be the client secret
+        _by_key(request, word)
+
+
 def upstream_bearer(request: web.Request) -> str | None:
     """Give the caller's own upstream credential, where the gateway is set up to use those."""
     header = request.headers.get("X-Upstream-Authorization")

@@ -20,6 +20,10 @@ OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 CLOCK: Final = web.AppKey("clock", Clock)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
+PEER_REQUEST: Final = web.RequestKey("peer_request", str)
+"""Set where another node passed the request on: an id that stays the same if it does so again."""
+BODY_SHA256: Final = web.RequestKey("body_sha256", str)
+"""Set where another node passed the request on: what it signed of the body."""
 SESSION: Final = web.RequestKey("session", str)
 PRINCIPAL: Final = web.RequestKey("principal", str)
 ERROR_CODE: Final = web.RequestKey("error_code", str)

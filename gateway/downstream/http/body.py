@@ -5,13 +5,15 @@ Own code rather than `request.read()`, because that neither has a deadline nor s
 """
 
 import asyncio
+import hashlib
+import hmac
 import re
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.downstream.http.app_keys import LIMITS
+from gateway.downstream.http.app_keys import BODY_SHA256, LIMITS
 from gateway.errors import CallerError
 
 JSON: Final = "application/json"
@@ -48,10 +50,14 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
     await _continue(request)
     try:
         async with asyncio.timeout(limits.body_seconds):
-            return await _collect(request, limit)
+            body = await _collect(request, limit)
     except TimeoutError:
         detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
         raise CallerError("request-timeout", detail) from None
+    signed = request.get(BODY_SHA256)
+    if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
+        raise CallerError("forbidden", "The body is not the one that the other node signed.")
+    return body
 
 
 def idempotency_key(request: web.Request) -> str | None:

@@ -1,0 +1,151 @@
+"""Taking over the sessions of a node that is gone.
+
+Each observer reads the lost node's list and takes the sessions for which it ranks first among the nodes that serve; the
+one that ranks next waits, and takes what is still unclaimed then. Claims are safe whoever makes them: the fence lets one
+through. A session is readable as soon as it is adopted; its call comes later, through the gate.
+
+Work goes in steps of a bounded size, so that the sessions that live here are not held up.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gateway.cluster.beat import boottime
+from gateway.cluster.connections import AwayError, DeniedError
+from gateway.cluster.directory import GoneError, Stored, TakenError
+from gateway.cluster.liveness import ranked
+from gateway.cluster.node import ClusterNode
+from gateway.cluster.tasks import end
+from gateway.cluster.wire import ReplyError
+from gateway.relay.telemetry import ClusterTelemetry
+
+RANK_SECONDS: Final = 3.0
+"""How long each node leaves a session to the one that ranks before it."""
+AT_ONCE: Final = 16
+_WATCH_SECONDS: Final = 0.25
+
+
+class UnreadableError(Exception):
+    """The session was written by a version that this one cannot read."""
+
+
+class Adopt(Protocol):
+    """Brings a claimed session to life."""
+
+    def __call__(self, stored: Stored) -> str:
+        """Make the session readable here. Returns `taken`, or `closed` for one that had ended. Raises UnreadableError."""
+
+
+class Takeover:
+    """Watches for lost nodes from `start` to `close`."""
+
+    def __init__(
+        self, node: ClusterNode, telemetry: ClusterTelemetry, adopt: Adopt, may_take: Callable[[], bool]
+    ) -> None:
+        """`may_take` says whether this node takes sessions at the moment: one that drains does not."""
+        self._node = node
+        self._telemetry = telemetry
+        self._adopt = adopt
+        self._may_take = may_take
+        self._task: asyncio.Task[None] | None = None
+        self._working: dict[str, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._task = asyncio.create_task(self._watch(), name="cluster-takeover")
+
+    async def close(self) -> None:
+        """Stop watching; what was claimed stays claimed."""
+        await end((self._task, *self._working.values()))
+        self._task = None
+
+    def replace(self, lost: str) -> None:
+        """Begin to take over a node's sessions; harmless when repeated."""
+        if lost not in self._working and lost != self._node.id:
+            task = asyncio.create_task(self._replace(lost), name=f"cluster-replace-{lost}")
+            self._working[lost] = task
+            task.add_done_callback(lambda _: self._working.pop(lost, None))
+
+    async def take(self, session_id: str, owner: str, since: float) -> str:
+        """Claim one session and adopt it; returns the outcome. Raises AwayError."""
+        directory = self._node.directory
+        try:
+            stored = await directory.claim(session_id, owner)
+        except GoneError:
+            return "closed"
+        except TakenError as error:
+            return "unreadable" if str(error).startswith("written by") else "lost_race"
+        outcome = self._adopted(stored)
+        self._telemetry.taken_over(session_id, outcome, boottime() - since)
+        return outcome
+
+    def _adopted(self, stored: Stored) -> str:
+        try:
+            return self._adopt(stored)
+        except UnreadableError:
+            return "unreadable"
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if not self._may_take() or not self._node.beat.sure:
+                continue
+            for lost in self._node.beat.dead():
+                self.replace(lost)
+
+    async def _replace(self, lost: str) -> None:
+        """Take what is this node's to take, rank by rank, until nothing is left."""
+        node = self._node
+        since = boottime() - (node.beat.age(lost) or 0.0)
+        began = boottime()
+        try:
+            ids = await node.directory.owned_by(lost)
+            self._telemetry.node_lost(lost, len(ids))
+            waiting = {one: self._rank(one) for one in ids}
+            while waiting:
+                if not self._still(lost):
+                    return
+                turn = (boottime() - began) / RANK_SECONDS
+                mine = [one for one, rank in waiting.items() if rank <= turn]
+                await self._take_all(mine, lost, since)
+                for one in mine:
+                    del waiting[one]
+                await asyncio.sleep(_WATCH_SECONDS)
+                waiting = await self._unclaimed(waiting, lost)
+            if not await node.directory.owned_by(lost):
+                await node.beat.forget(lost)
+        except (AwayError, DeniedError, ReplyError):
+            return  # The node is looked at again as long as it is on the list.
+
+    def _still(self, lost: str) -> bool:
+        return lost in self._node.beat.dead() and self._may_take()
+
+    def _rank(self, session_id: str) -> int:
+        order = ranked(session_id, self._node.beat.serving())
+        return order.index(self._node.id) if self._node.id in order else len(order)
+
+    async def _unclaimed(self, waiting: dict[str, int], lost: str) -> dict[str, int]:
+        """Drop the sessions that another node has taken by now."""
+        if not waiting:
+            return waiting
+        left = set(await self._node.directory.owned_by(lost))
+        return {one: rank for one, rank in waiting.items() if one in left}
+
+    async def _take_all(self, ids: list[str], lost: str, since: float) -> None:
+        """Take sessions, several at once, and give the loop to others after each step."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(session_id: str) -> str | None:
+            async with gate:
+                try:
+                    outcome = await self.take(session_id, lost, since)
+                except (AwayError, DeniedError, ReplyError):
+                    return None
+                await asyncio.sleep(0)
+                return session_id if outcome != "unreadable" else None
+
+        done = await asyncio.gather(*map(one, ids))
+        await self._node.directory.dismiss(
+            lost, [session_id for session_id in done if session_id is not None]
+        )

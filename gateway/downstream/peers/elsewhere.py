@@ -1,0 +1,247 @@
+"""A request for a session that lives on another node: found, passed on, and answered as if it lived here.
+
+A middleware, in place only where there are several nodes. Handlers run where the session lives, so nothing behind this
+file knows of other nodes. A session that is on its way from one node to another is waited for, up to the patience: the
+client then sees a slow answer instead of an error.
+"""
+
+import asyncio
+import secrets
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from aiohttp import hdrs, web
+
+from gateway.downstream.auth.access import require_credential
+from gateway.downstream.http.app_keys import HUB, REQUEST_ID, SESSION
+from gateway.downstream.http.body import read_body
+from gateway.downstream.peers import signatures
+from gateway.downstream.peers.signatures import PeerSignatures
+from gateway.downstream.peers.splice import (
+    BrokenError,
+    Head,
+    Line,
+    Outgoing,
+    UnreachableError,
+    ask,
+    connect,
+    splice,
+    whole_body,
+)
+from gateway.errors import OverloadError
+from gateway.relay.journal import Directory, Location, Peer
+
+Outcome = Literal["answered", "local", "recovering", "broken"]
+
+MOVED: Final = 421
+"""What a node answers for a session that it does not own (RFC 9110 15.5.20)."""
+
+POLL_SECONDS: Final = 0.1
+"""Between look-ups while a session has no living owner."""
+KEPT_LINES: Final = 32
+"""Idle connections to one node."""
+IDLE_SECONDS: Final = 30.0
+"""Less than a listener keeps an idle connection."""
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("content-length", "expect", "date", "server"),
+    }
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class PeerTelemetry(Protocol):
+    """What forwarding tells. Methods return at once and never raise."""
+
+    def forwarded(self, kind: str, outcome: Outcome, seconds: float) -> None:
+        """A request was passed on; `kind` is `stream` or `request`, the time is that to the head of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    url: str
+    line: Line
+    head: Head
+
+
+class Elsewhere:
+    """Passes requests on, over kept connections."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        signatures: PeerSignatures,
+        telemetry: PeerTelemetry,
+        patience_seconds: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.directory = directory
+        self.signatures = signatures
+        self._telemetry = telemetry
+        self._patience = patience_seconds
+        self._tls = tls
+        self._kept: dict[str, list[tuple[float, Line]]] = {}
+
+    def close(self) -> None:
+        """Cut the idle connections."""
+        for lines in self._kept.values():
+            for _, line in lines:
+                line.close()
+        self._kept.clear()
+
+    # --- passing on ---------------------------------------------------------------------------------------------------
+
+    async def pass_on(self, request: web.Request, session_id: str, handler: Handler) -> web.StreamResponse:
+        """Have the session's owner answer; the handler here answers for sessions that nobody knows or that are here by
+        now."""
+        require_credential(request)
+        hub = request.app[HUB]
+        began = time.monotonic()
+        location = await self.directory.locate(session_id)
+        if location is None:
+            location = await self.directory.locate(session_id, fresh=True)
+        if location is None or hub.has(session_id):
+            return await handler(request)
+        request[SESSION] = session_id
+        body = await read_body(request)
+        outgoing = self._outgoing(request, body)
+        while True:
+            answer = await self._try(location, outgoing)
+            if answer is not None:
+                break
+            if time.monotonic() - began >= self._patience:
+                self._telemetry.forwarded("request", "recovering", time.monotonic() - began)
+                detail = "The node that holds the session is being replaced, or cannot be reached from here."
+                raise OverloadError("recovering", detail, retry_after=1)
+            location = await self._next(session_id, location)
+            if location is None:
+                return await handler(request)  # It is gone, so the handler refuses it before it reads a body.
+        kind = "request" if hdrs.CONTENT_LENGTH in answer.head.headers else "stream"
+        self._telemetry.forwarded(kind, "answered", time.monotonic() - began)
+        return await self._answer(request, answer)
+
+    async def pass_to(self, request: web.Request, peer: Peer, body: bytes) -> web.StreamResponse | None:
+        """Have one node answer a request that concerns no session yet; None if it cannot be reached."""
+        answer = await self._try(Location(peer.node, peer.url, live=True), self._outgoing(request, body))
+        return None if answer is None else await self._answer(request, answer)
+
+    async def fetch(self, peer: Peer, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Send a request of this node's own. Raises UnreachableError or BrokenError."""
+        request_id = secrets.token_hex(12)
+        head = (("Host", "node"), *self._signed(method, path, request_id, body))
+        answer = await self._send(peer.url, Outgoing(method, path, "1.1", head, body))
+        found = await whole_body(answer.line, answer.head)
+        self._keep(answer)
+        return answer.head.status, found
+
+    async def _next(self, session_id: str, location: Location) -> Location | None:
+        """Look again where the session lives; wait a moment if that is where it was."""
+        found = await self.directory.locate(session_id, fresh=True)
+        if found is not None and found.node == location.node:
+            await asyncio.sleep(POLL_SECONDS)
+            found = await self.directory.locate(session_id, fresh=True)
+        return found
+
+    async def _try(self, location: Location, outgoing: Outgoing) -> _Answer | None:
+        """Ask one node; None if it cannot answer or does not own the session (any more)."""
+        if location.url is None:
+            return None
+        try:
+            answer = await self._send(location.url, outgoing)
+        except (UnreachableError, BrokenError):
+            return None
+        if answer.head.status != MOVED:
+            return answer
+        try:
+            await whole_body(answer.line, answer.head)
+            self._keep(answer)
+        except BrokenError:
+            answer.line.close()
+        return None
+
+    async def _send(self, url: str, outgoing: Outgoing) -> _Answer:
+        """Send over a kept connection or, if that broke meanwhile, a new one. A request that may have arrived twice is
+        harmless: it carries an id that the owner keeps with what it did."""
+        while (line := self._take(url)) is not None:
+            try:
+                return _Answer(url, line, await ask(line, outgoing))
+            except BrokenError:
+                line.close()
+        line = await connect(url, self._tls)
+        try:
+            return _Answer(url, line, await ask(line, outgoing))
+        except BaseException:
+            line.close()
+            raise
+
+    async def _answer(self, request: web.Request, answer: _Answer) -> web.StreamResponse:
+        head = answer.head
+        headers = {name: value for name, value in head.headers.items() if name.lower() not in _HOP_BY_HOP}
+        if request.method == hdrs.METH_HEAD or head.status == 204:
+            self._keep(answer)
+            return web.StreamResponse(status=head.status, headers=headers)
+        if hdrs.CONTENT_LENGTH not in head.headers:
+            return await splice(request, answer.line, head, headers)
+        try:
+            body = await whole_body(answer.line, head)
+        except BrokenError as error:
+            detail = "The node that holds the session went away in the middle of its answer."
+            raise OverloadError("recovering", detail, retry_after=1) from error
+        self._keep(answer)
+        return web.Response(status=head.status, body=body, headers=headers)
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def _take(self, url: str) -> Line | None:
+        lines = self._kept.get(url)
+        while lines:
+            since, line = lines.pop()
+            if line.fresh and time.monotonic() - since < IDLE_SECONDS:
+                return line
+            line.close()
+        return None
+
+    def _keep(self, answer: _Answer) -> None:
+        lines = self._kept.setdefault(answer.url, [])
+        if answer.head.keeps and answer.line.fresh and len(lines) < KEPT_LINES:
+            lines.append((time.monotonic(), answer.line))
+        else:
+            answer.line.close()
+
+    def _outgoing(self, request: web.Request, body: bytes) -> Outgoing:
+        headers = [
+            (name, value)
+            for name, value in request.headers.items()
+            if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("x-gateway-")
+        ]
+        headers = [(name, value) for name, value in headers if name.lower() != "x-request-id"]
+        path = request.raw_path
+        request_id = secrets.token_hex(12)
+        headers += [
+            ("X-Request-Id", request[REQUEST_ID]),
+            *self._signed(request.method, path, request_id, body),
+        ]
+        version = f"{request.version.major}.{request.version.minor}"
+        return Outgoing(request.method, path, version, headers, body)
+
+    def _signed(self, method: str, path: str, request_id: str, body: bytes) -> Sequence[tuple[str, str]]:
+        word = self.signatures.sign(method, path, request_id, body, time.time())
+        return ((signatures.HEADER, word), (signatures.REQUEST, request_id))
+
+
+ELSEWHERE: Final = web.AppKey("elsewhere", Elsewhere)
+
+
+@web.middleware
+async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Pass on what concerns a session that is not here."""
+    session_id = request.match_info.get("id")
+    if session_id is None or request.app[HUB].has(session_id):
+        return await handler(request)
+    return await request.app[ELSEWHERE].pass_on(request, session_id, handler)

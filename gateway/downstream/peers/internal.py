@@ -1,0 +1,49 @@
+"""The listener for the other nodes: the client's side behind a signature instead of the guard against web pages.
+
+A node answers only for sessions that it owns. For others it says 421 (RFC 9110 15.5.20), and the one that asked looks
+again where the session lives; it never passes a request on itself, so no request goes round in circles.
+"""
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http.app_keys import BODY_SHA256, CLOCK, HUB, PEER_REQUEST, REQUEST_ID
+from gateway.downstream.peers import signatures
+from gateway.downstream.peers.elsewhere import MOVED
+from gateway.downstream.peers.signatures import PeerSignatures
+from gateway.errors import CallerError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PEERS: Final = web.AppKey("peers", PeerSignatures)
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Take over the request's id. Metrics and the access log are the business of the node that the client asked."""
+    wanted = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
+    return await handler(request)
+
+
+@web.middleware
+async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let nodes in and nobody else, for sessions of this node."""
+    app, headers = request.app, request.headers
+    request_id = headers.get(signatures.REQUEST, "")
+    digest = app[PEERS].body_digest(
+        headers.get(signatures.HEADER, ""), request.method, request.raw_path, request_id, app[CLOCK].unix()
+    )
+    if digest is None:
+        raise CallerError("forbidden", "This listener is for the other nodes of the cluster.")
+    request[BODY_SHA256], request[PEER_REQUEST] = digest, request_id
+    session_id = request.match_info.get("id")
+    if session_id is not None and not app[HUB].has(session_id):
+        return web.Response(status=MOVED)
+    return await handler(request)

@@ -1,0 +1,234 @@
+"""A stream of another node's, passed on: bytes from the owner's connection to the client's, without a look at them.
+
+The owner's answer is framed as the client's HTTP version wants it, so its body is copied as it is. Nothing is queued: a
+client that takes nothing stops the reading from the owner, whose own rule for slow readers then ends both.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+
+from gateway.downstream.http.wire import watch_loss
+
+CONNECT_SECONDS: Final = 2.0
+HEAD_SECONDS: Final = 90.0
+"""To the head of the answer: a long-poll takes up to 55 s."""
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_WAITING_BYTES: Final = 64 * 1024
+"""Read from the owner and not yet taken by the client; beyond it the owner is read no more."""
+
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class UnreachableError(Exception):
+    """The node could not be reached. Nothing was sent."""
+
+
+class BrokenError(Exception):
+    """The connection broke after the request was sent and before the answer was whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request to another node."""
+
+    method: str
+    path: str
+    version: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+    def encoded(self) -> bytes:
+        """Return the request's bytes."""
+        lines = [f"{self.method} {self.path} HTTP/{self.version}"]
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        lines.append(f"Content-Length: {len(self.body)}")
+        return "\r\n".join(lines).encode("utf-8", "surrogateescape") + b"\r\n\r\n" + self.body
+
+
+class Line(asyncio.Protocol):
+    """One connection to another node, for one request at a time. Received bytes wait here within a bound."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.ended = False
+        """No byte will follow."""
+        self.broken = False
+        """The connection was reset."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._transport is not None and not self._paused and len(self._buffer) > MAX_WAITING_BYTES:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self.ended = True
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.broken = self.broken or exc is not None
+        self.ended = True
+        self._wake()
+
+    @property
+    def fresh(self) -> bool:
+        """Open, with nothing received that nobody asked for."""
+        return not (self.ended or self._buffer)
+
+    def write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Cut the connection; harmless when repeated."""
+        if self._transport is not None:
+            self._transport.abort()
+        self.ended = True
+        self._wake()
+
+    async def more(self) -> bytes:
+        """Wait for bytes and take them; empty at the end."""
+        while not self._buffer and not self.ended:
+            if self._paused and self._transport is not None:
+                self._paused = False
+                self._transport.resume_reading()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+async def connect(url: str, tls: ssl.SSLContext | None) -> Line:
+    """Connect to a node: `http://`, `https://`, or `unix:` and a path. Raises UnreachableError."""
+    loop = asyncio.get_running_loop()
+    line = Line()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if url.startswith("unix:"):
+                await loop.create_unix_connection(lambda: line, url.removeprefix("unix:"))
+            else:
+                parts = urlsplit(url)
+                secure = tls if parts.scheme == "https" else None
+                await loop.create_connection(lambda: line, parts.hostname or "", parts.port or 80, ssl=secure)
+    except (OSError, TimeoutError) as error:
+        raise UnreachableError(str(error) or "time-out") from error
+    return line
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer, and what of its body came with it."""
+
+    status: int
+    headers: CIMultiDict[str]
+    rest: bytes
+
+    @property
+    def keeps(self) -> bool:
+        """The connection serves another request."""
+        return self.headers.get(hdrs.CONNECTION, "").lower() != "close"
+
+
+async def ask(line: Line, outgoing: Outgoing) -> Head:
+    """Send a request and wait for the head of its answer. Raises BrokenError."""
+    line.write(outgoing.encoded())
+    data = b""
+    try:
+        async with asyncio.timeout(HEAD_SECONDS):
+            while (end := data.find(b"\r\n\r\n")) < 0:
+                more = await line.more()
+                if not more or len(data) > MAX_HEAD_BYTES:
+                    raise BrokenError("no answer")
+                data += more
+    except TimeoutError as error:
+        raise BrokenError("time-out") from error
+    first, _, lines = data[:end].partition(b"\r\n")
+    found = _STATUS.match(first)
+    if found is None:
+        raise BrokenError("not HTTP")
+    headers: CIMultiDict[str] = CIMultiDict()
+    for one in lines.decode("utf-8", "surrogateescape").split("\r\n"):
+        name, _, value = one.partition(":")
+        headers.add(name, value.strip())
+    return Head(int(found[1]), headers, data[end + 4 :])
+
+
+async def whole_body(line: Line, head: Head) -> bytes:
+    """Read the body of an answer that has a length. Raises BrokenError."""
+    length, data = int(head.headers.get(hdrs.CONTENT_LENGTH, "0")), head.rest
+    while len(data) < length:
+        more = await line.more()
+        if not more:
+            raise BrokenError("the answer was cut short")
+        data += more
+    return data[:length]
+
+
+class Spliced(web.StreamResponse):
+    """An answer whose body, framing included, another node writes."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write nothing: the other node has written the end."""
+        self._eof_sent = True
+
+
+async def splice(
+    request: web.Request, line: Line, head: Head, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Pass an answer on until it ends. A body that was cut short cuts the client's connection short."""
+    response = Spliced(status=head.status, headers=headers)
+    response.force_close()
+    await response.prepare(request)
+    await request.writer.drain()
+    transport = request.transport
+    chunked = hdrs.TRANSFER_ENCODING in head.headers
+    ignore_loss: Callable[[], None] = watch_loss(request, line.close)
+    tail, left = b"", transport is None
+    try:
+        data = head.rest
+        while not left:
+            if data:
+                if transport is None or transport.is_closing():
+                    left = True
+                    break
+                transport.write(data)
+                tail = (tail + data)[-len(_LAST_CHUNK) :]
+                if request.protocol.writing_paused:
+                    await request.writer.drain()
+            elif line.ended:
+                break
+            data = await line.more()
+    except ConnectionError:
+        left = True
+    finally:
+        ignore_loss()
+        line.close()
+    whole = tail == _LAST_CHUNK if chunked else not line.broken
+    if not left and not whole and transport is not None:
+        transport.abort()
+    return response

@@ -1,0 +1,79 @@
+"""The gate before dials: how many, how fast, who first."""
+
+import asyncio
+
+import pytest
+
+from gateway.cluster.gate import DialGate
+from gateway.errors import UpstreamError
+
+
+async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holding: asyncio.Event) -> None:
+    """Dial until told that it is done."""
+    async with gate.dial(lambda: urgent):
+        order.append(name)
+        await holding.wait()
+
+
+async def test_so_many_at_once_and_the_urgent_first() -> None:
+    """Who has clients waiting passes those that came before."""
+    gate, order, done = DialGate(at_once=2, per_second=1000), list[str](), asyncio.Event()
+    tasks = [
+        asyncio.create_task(dial(gate, urgent, order, name, done))
+        for urgent, name in ((False, "a"), (False, "b"), (False, "c"), (True, "d"))
+    ]
+    await asyncio.sleep(0.1)
+    assert len(order) == 2
+    done.set()
+    await asyncio.gather(*tasks)
+
+    assert order.index("d") < order.index("c")
+
+
+async def test_refusal_for_the_rate_halves_it_and_success_brings_it_back() -> None:
+    """Other errors change nothing."""
+    gate = DialGate(per_second=1000)
+    for code, rate in (
+        ("upstream-failed", 1000),
+        ("upstream-rate-limited", 500),
+        ("upstream-rate-limited", 250),
+    ):
+        with pytest.raises(UpstreamError):
+            async with gate.dial(lambda: True):
+                raise UpstreamError(code, "no")  # type: ignore[arg-type]  # a word of the table
+        assert gate.per_second == rate
+    for _ in range(20):
+        async with gate.dial(lambda: True):
+            pass
+    assert gate.per_second == 1000
+
+
+async def test_dials_are_spread_over_time() -> None:
+    """Twenty at 100 a second take about a fifth of a second."""
+    gate = DialGate(at_once=100, per_second=100)
+    began = asyncio.get_running_loop().time()
+
+    async def one() -> None:
+        async with gate.dial(lambda: True):
+            pass
+
+    await asyncio.gather(*(one() for _ in range(20)))
+
+    assert asyncio.get_running_loop().time() - began > 0.15
+
+
+async def test_who_gives_up_waiting_leaves_no_trace() -> None:
+    """A session that ends meanwhile holds nobody up."""
+    gate, order, done = DialGate(at_once=1, per_second=1000), list[str](), asyncio.Event()
+    first = asyncio.create_task(dial(gate, True, order, "a", done))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(dial(gate, True, order, "b", done))
+    await asyncio.sleep(0.02)
+    second.cancel()
+    await asyncio.wait({second})
+    done.set()
+    await first
+    async with gate.dial(lambda: False):
+        pass
+
+    assert order == ["a"]

@@ -1,0 +1,107 @@
+"""Lost nodes: who takes their sessions, when, and that a paused one comes back to nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gateway.cluster.directory import Stored
+from gateway.cluster.node import ClusterNode
+from gateway.cluster.takeover import Takeover
+from tests.cluster.kit import FakeSession, node, opened, told, until
+from tests.cluster.redis_server import Proxy, RedisServer
+
+StartRedis = Callable[..., RedisServer]
+
+
+class Taking:
+    """A node that adopts what it claims."""
+
+    def __init__(self, of: ClusterNode) -> None:
+        self.node = of
+        self.sessions: dict[str, FakeSession] = {}
+        self.draining = False
+        self.takeover = Takeover(of, told(of), self.adopt, lambda: not self.draining)
+
+    def adopt(self, stored: Stored) -> str:
+        accepted, head = map(int, stored.snapshot.split())
+        stored.journal.claimed(stored.fence, stored.snapshot_at, head)
+        self.sessions[stored.session_id] = FakeSession(stored.journal, head, accepted)
+        self.node.take(stored.journal)
+        return "taken"
+
+
+@asynccontextmanager
+async def taking(url: str) -> AsyncIterator[Taking]:
+    """Run a node that takes over, with a lease of a second."""
+    async with node(url, lease_seconds=1.0) as made:
+        one = Taking(made)
+        one.takeover.start()
+        try:
+            yield one
+        finally:
+            await one.takeover.close()
+
+
+async def test_sessions_of_a_node_that_stops_beating_are_shared_by_the_others(
+    redis_server: RedisServer,
+) -> None:
+    """Each session gets exactly one new owner soon after the lease, and the node leaves the list."""
+    async with taking(redis_server.url) as b, taking(redis_server.url) as c:
+        async with node(redis_server.url, lease_seconds=1.0) as a:
+            for number in range(20):
+                await opened(a, f"gws_{number}")
+            await a.beat.close()
+            async with asyncio.timeout(6):
+                await until(lambda: len(b.sessions) + len(c.sessions) == 20)
+            assert not b.sessions.keys() & c.sessions.keys()
+            assert b.sessions
+            assert c.sessions
+        await until(lambda: a.id not in redis_server.cli("HKEYS", "rg:{nodes}"))
+        next(iter(b.sessions.values())).say("goes on")
+
+
+async def test_paused_owner_finds_itself_replaced(start_redis: StartRedis) -> None:
+    """A node cut off for longer than the lease is unsure, is replaced, and shows nothing of what it held."""
+    server = start_redis()
+    async with (
+        Proxy(server.port) as proxy,
+        taking(server.url) as b,
+        node(proxy.url, lease_seconds=1.0, patience_seconds=0.2) as a,
+    ):
+        session = await opened(a, "gws_1")
+        proxy.stop()
+        session.say("never shown")
+        await until(lambda: not session.journal.sure)
+        await until(lambda: "gws_1" in b.sessions)
+        assert not session.was_fenced
+        proxy.go_on()
+        await until(lambda: session.was_fenced)
+
+        assert session.shown == 1
+        assert not session.journal.sure
+
+
+async def test_redis_that_was_away_makes_nobody_look_dead(start_redis: StartRedis) -> None:
+    """Redis stopped for three leases: nothing is taken over afterwards."""
+    server = start_redis()
+    async with taking(server.url) as b, node(server.url, lease_seconds=1.0) as a:
+        await opened(a, "gws_1")
+        server.pause()
+        await asyncio.sleep(3.0)
+        server.go_on()
+        await until(lambda: a.beat.sure and b.node.beat.sure)
+        await asyncio.sleep(1.2)
+
+        assert b.sessions == {}
+
+
+async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
+    """The one that is left takes all of it, though it ranks second."""
+    async with taking(redis_server.url) as b, taking(redis_server.url) as c:
+        c.draining = True
+        async with node(redis_server.url, lease_seconds=1.0) as a:
+            await opened(a, "gws_1")
+            await opened(a, "gws_2")
+            await a.beat.close()
+            await until(lambda: len(b.sessions) == 2)
+            assert c.sessions == {}

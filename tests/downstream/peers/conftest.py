@@ -1,0 +1,87 @@
+"""Two nodes of one cluster over a directory that a test holds in its hand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import aiohttp
+import pytest
+
+from gateway.downstream.admin import Operator
+from gateway.downstream.auth.access import Access, AccessRules
+from gateway.downstream.auth.credentials import Signatures
+from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.listener import Binding
+from gateway.downstream.peers.elsewhere import Elsewhere
+from gateway.downstream.peers.signatures import PeerSignatures
+from gateway.downstream.reading.sse import frame
+from gateway.downstream.server import Parts, Server
+from gateway.relay.hub import Hub
+from gateway.relay.journal import Directory, Location
+from gateway.relay.limits import RelayLimits
+from gateway.relay.telemetry import Telemetry
+from tests.downstream.house import SIGNING_KEY, Facts, FarEnd, House
+
+
+class Table:
+    """A directory that says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, str] = {}
+        self.urls: dict[str, str] = {}
+        self.asked = asyncio.Event()
+        self.node = "n_here"
+        self.peers: tuple[()] = ()
+
+    async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
+        self.asked.set()
+        owner = self.owners.get(session_id)
+        return None if owner is None else Location(owner, self.urls.get(owner), live=True)
+
+
+@dataclass
+class Pair:
+    """`owner` has the sessions; requests go to `edge`."""
+
+    owner: House
+    edge: House
+    table: Table
+
+    async def open(self) -> str:
+        """Open a session on the owner, known to both."""
+        created = await self.owner.open()
+        session_id = str(created["id"])
+        self.table.owners[session_id] = "owner"
+        return session_id
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    """Return two nodes without keys."""
+    table = Table()
+    houses = [await _node(table), await _node(table)]
+    table.urls = {"owner": houses[0].server.peers_url, "edge": houses[1].server.peers_url}
+    yield Pair(houses[0], houses[1], table)
+    for house in houses:
+        await house.http.close()
+        await house.server.close()
+        await house.hub.close()
+
+
+async def _node(table: Table) -> House:
+    facts, far_end = Facts(), FarEnd()
+    telemetry = cast("Telemetry", facts)
+    hub = Hub(far_end, frame, telemetry, replace(RelayLimits(), parting_seconds=0.05))
+    access = Access(AccessRules(), Signatures([SIGNING_KEY]), hub._clock.monotonic)
+    peers = PeerSignatures([SIGNING_KEY])
+    elsewhere = Elsewhere(cast("Directory", table), peers, facts, patience_seconds=1.0)
+    operator = Operator(metrics=lambda _: (b"", "text/plain"), drain=lambda: None)
+    # A client that closes its side has left: tests of leaving need not wait.
+    limits = ServerLimits(half_close_seconds=0)
+    parts = Parts(hub, telemetry, access, operator, limits=limits, elsewhere=elsewhere)
+    server = Server(parts)
+    await server.listen_to_peers(Binding())
+    await server.start(Binding(), Binding())
+    http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
+    return House(parts, server, hub, access, far_end, facts, http)

@@ -1,0 +1,170 @@
+"""Requests for a session of another node: the same answers as from its owner."""
+
+import asyncio
+import json
+from urllib.parse import urlsplit
+
+from tests.downstream.peers.conftest import Pair
+from tests.downstream.streams import event, reading
+
+SAY = {"type": "response.create"}
+
+
+async def test_post_is_answered_by_the_owner(pair: Pair) -> None:
+    """The receipt is the owner's, and its far end got the bytes as they came."""
+    session_id = await pair.open()
+
+    answer = await pair.edge.call("POST", f"/v1/sessions/{session_id}/events", data=b'{"type": "x",  "a": 1}')
+
+    assert answer.status == 202
+    assert answer.json["accepted"] == 1
+    assert pair.owner.far_end.sent == ['{"type": "x",  "a": 1}']
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_connections_to_the_owner_are_kept(pair: Pair) -> None:
+    """Requests one after the other share a connection, which is looked at before it is used again."""
+    session_id = await pair.open()
+    for _ in range(5):
+        assert (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).status == 200
+
+    elsewhere = pair.edge.parts.elsewhere
+    assert elsewhere is not None
+    assert [len(lines) for lines in elsewhere._kept.values()] == [1]
+    [[(_, line)]] = elsewhere._kept.values()
+    line.close()
+    assert (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).status == 200
+
+
+async def test_stream_is_spliced_byte_for_byte(pair: Pair) -> None:
+    """A stream through another node gives the same blocks as one at the owner, as they come, and ends with it."""
+    session_id = await pair.open()
+    url = f"{pair.edge.url}/v1/sessions/{session_id}/events"
+    async with reading(pair.edge.http, url) as read:
+        assert (await read.next()).name == "gateway.open"
+        assert json.loads((await read.next()).data or "")["type"] == "session.created"
+        sink = pair.owner.far_end.sink
+        assert sink is not None
+        for number in range(3):
+            text = event(delta=str(number))
+            sink.received(0, text)
+            assert (await read.next()).data == text
+        assert (await pair.edge.call("DELETE", f"/v1/sessions/{session_id}")).status == 204
+        assert (await read.next()).name == "gateway.closed"
+        assert await read.answer.content.read() == b""
+        assert read.answer.headers["Connection"] == "close"
+
+
+async def test_client_that_leaves_ends_the_owners_stream(pair: Pair) -> None:
+    """The owner counts no receiver any more."""
+    session_id = await pair.open()
+    async with reading(pair.edge.http, f"{pair.edge.url}/v1/sessions/{session_id}/events") as read:
+        await read.next()
+        assert (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).json["receivers"] == 1
+
+    async with asyncio.timeout(3):
+        while (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).json["receivers"]:
+            await asyncio.sleep(0.02)
+
+
+async def test_http_1_0_reader_gets_no_chunks(pair: Pair) -> None:
+    """The framing is that of the client's version, end to end."""
+    session_id = await pair.open()
+    at = urlsplit(pair.edge.url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    writer.write(f"GET /v1/sessions/{session_id}/events HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+    async with asyncio.timeout(3):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"chunked" not in head
+        assert (await reader.readline()).startswith((b"retry:", b":"))
+    writer.close()
+
+
+async def test_long_poll_head_and_ticket_pass(pair: Pair) -> None:
+    """Answers with a length, without a body, and those asked for with a ticket of the owner's."""
+    session_id = await pair.open()
+    path = f"/v1/sessions/{session_id}/events"
+
+    poll = await pair.edge.call("GET", path + "?wait=0", headers={"Accept": "application/json"})
+    head = await pair.edge.call("HEAD", path)
+    ticket = (await pair.edge.call("POST", f"/v1/sessions/{session_id}/tickets")).json["ticket"]
+    by_ticket = await pair.edge.call("GET", f"{path}?format=json&wait=0&ticket={ticket}")
+
+    assert [one["event"]["type"] for one in poll.json["events"]] == ["session.created"]
+    assert head.status == 200
+    assert head.headers["Content-Type"].startswith("text/event-stream")
+    assert by_ticket.json["cursor"] == poll.json["cursor"]
+
+
+async def test_problem_of_the_owner_passes_as_it_is(pair: Pair) -> None:
+    """An error names the path that the client asked for, and the request's id is the one that the client gave."""
+    session_id = await pair.open()
+    path = f"/v1/sessions/{session_id}/events"
+
+    answer = await pair.edge.call("POST", path, data=b"{", headers={"X-Request-Id": "mine"})
+
+    assert answer.code == "invalid-json"
+    assert answer.json["instance"] == path
+    assert answer.headers["X-Request-Id"] == "mine"
+
+
+async def test_session_that_nobody_knows_is_404(pair: Pair) -> None:
+    """The answer is that of one process."""
+    answer = await pair.edge.call("POST", "/v1/sessions/gws_nobody/events", data=b"{}")
+
+    assert answer.code == "session-unknown"
+
+
+async def test_owner_that_cannot_be_reached_is_waited_for_and_then_503(pair: Pair) -> None:
+    """After the patience the client is told to try again; nothing was done."""
+    session_id = await pair.open()
+    pair.table.owners[session_id] = "gone"
+
+    answer = await pair.edge.call("POST", f"/v1/sessions/{session_id}/events", json=SAY)
+
+    assert answer.code == "recovering"
+    assert answer.headers["Retry-After"] == "1"
+    assert pair.owner.far_end.sent == []
+
+
+async def test_request_waits_for_the_next_owner(pair: Pair) -> None:
+    """A session that another node takes over meanwhile is found there: the client sees one slow answer."""
+    session_id = await pair.open()
+    pair.table.owners[session_id] = "gone"
+    asked = asyncio.create_task(pair.edge.call("POST", f"/v1/sessions/{session_id}/events", json=SAY))
+    await pair.table.asked.wait()
+    await asyncio.sleep(0.2)
+    pair.table.owners[session_id] = "owner"
+
+    assert (await asked).status == 202
+
+
+async def test_node_that_is_not_the_owner_says_so(pair: Pair) -> None:
+    """A stale look-up costs another look-up, and never a wrong answer."""
+    session_id = await pair.open()
+    pair.table.owners[session_id] = "edge"
+    asked = asyncio.create_task(pair.edge.call("GET", f"/v1/sessions/{session_id}"))
+    await pair.table.asked.wait()
+    await asyncio.sleep(0.1)
+    pair.table.owners[session_id] = "owner"
+
+    assert (await asked).json["id"] == session_id
+
+
+async def test_stranger_is_refused_by_the_internal_listener(pair: Pair) -> None:
+    """Without a signature, or with one for something else, nothing is answered there."""
+    session_id = await pair.open()
+    url = f"{pair.owner.server.peers_url}/v1/sessions/{session_id}"
+    elsewhere = pair.edge.parts.elsewhere
+    assert elsewhere is not None
+    signed = dict(elsewhere._signed("GET", f"/v1/sessions/{session_id}", "1", b""))
+    posted = dict(elsewhere._signed("POST", f"/v1/sessions/{session_id}/events", "1", b'{"type":"a"}'))
+
+    assert (await pair.edge.call("GET", url)).code == "forbidden"
+    assert (await pair.edge.call("GET", url, headers={"X-Gateway-Peer": "1 2 3"})).code == "forbidden"
+    assert (await pair.edge.call("GET", url, headers=signed)).status == 200
+    assert (await pair.edge.call("DELETE", url, headers=signed)).code == "forbidden"
+    assert (
+        await pair.edge.call("POST", url + "/events", headers=posted, data=b'{"type":"b"}')
+    ).code == "forbidden"
+    assert pair.owner.far_end.sent == []
