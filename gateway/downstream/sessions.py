@@ -245,7 +245,7 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
         "usage": view.usage.shown(),
         "events_url": f"/v1/sessions/{view.id}/events",
         "limits": {
-            "max_event_bytes": relay.max_event_bytes,
+            "max_event_bytes": min(relay.max_event_bytes, view.max_event_bytes or relay.max_event_bytes),
             "max_body_bytes": server.max_body_bytes,
             "max_batch_events": server.max_batch_events,
             "log_max_events": relay.log_max_events,

@@ -151,6 +151,11 @@ class Line:
         return self._upstream.call_id if self._upstream else None
 
     @property
+    def max_message_bytes(self) -> int | None:
+        """What the present call takes at most; None without a call, or where it names no limit."""
+        return self._upstream.max_message_bytes if self._upstream else None
+
+    @property
     def holding(self) -> bool:
         """Events are held back at the moment."""
         return self._held is not None

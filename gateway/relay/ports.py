@@ -80,6 +80,10 @@ class Upstream(Protocol):
         """Bytes handed over and not yet taken by the transport (W3C WebRTC `bufferedAmount`)."""
 
     @property
+    def max_message_bytes(self) -> int | None:
+        """The largest text that the far end takes on this call; None if it names no limit."""
+
+    @property
     def acknowledged(self) -> int:
         """How many messages given to `send`, from the first, the far end's transport has acknowledged end to end. Never
         falls; 0 where the transport cannot tell."""
@@ -202,6 +206,8 @@ class View:
     detach_grace_seconds: int
     secret_allows: tuple[str, ...]
     """Patterns of client events the session's client secret may send beyond the usual ones."""
+    max_event_bytes: int | None = None
+    """The largest client event that the present call takes; None if that is no less than the gateway does."""
     usage: Usage = field(default_factory=Usage)
     """What its responses have cost so far, over all its calls."""
 

@@ -113,6 +113,7 @@ class Session:
             close_reason=self._ending.result().reason if self._ending.done() else None,
             detach_grace_seconds=self.opening.detach_grace_seconds,
             secret_allows=self.opening.secret_allows,
+            max_event_bytes=self._line.max_message_bytes,
             usage=self._usage,
         )
 

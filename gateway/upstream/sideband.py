@@ -147,6 +147,7 @@ class SidebandUpstream:
     ) -> None:
         self.call_id: str | None = request.attach_to
         self.acknowledged = 0
+        self.max_message_bytes: int | None = None
         self._dialer = dialer
         self._request = request
         self._sink = sink

@@ -138,7 +138,7 @@ class WebRTCUpstream:
         self._phase: Phase = "ice"
         self._phases: dict[str, float] = {}
         self._candidates: dict[str, object] = {}
-        self._max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
+        self.max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
         self._frames = {"received": 0, "sent": 0, "unreadable": 0}
         self._acknowledged = 0
         self._own_sends = 0
@@ -260,7 +260,7 @@ class WebRTCUpstream:
                 f"OpenAI's answer makes no call: {error}.",
                 members={"upstream": {"status": created.status}},
             ) from error
-        self._max_message_bytes = answer.max_message_bytes
+        self.max_message_bytes = answer.max_message_bytes
         self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
         try:
             await pc.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
@@ -407,7 +407,7 @@ class WebRTCUpstream:
         channel = self._channel
         if channel is None or self._closing is not None or channel.readyState != "open":
             raise UpstreamError("upstream-failed", "The data channel to OpenAI is not open.")
-        limit = self._max_message_bytes
+        limit = self.max_message_bytes
         if limit is not None:
             for text in batch:
                 # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to be judged.

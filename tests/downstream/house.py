@@ -24,6 +24,7 @@ class FarEnd:
         self.requests: list[CallRequest] = []
         self.sent: list[str] = []
         self.closed = 0
+        self.takes_bytes: int | None = None
         self.refusal: GatewayError | None = None
         self.gate: Callable[[], Awaitable[object]] | None = None
         self.sink: Sink | None = None
@@ -47,6 +48,10 @@ class FarEnd:
     @property
     def buffered(self) -> int:
         return 0
+
+    @property
+    def max_message_bytes(self) -> int | None:
+        return self.takes_bytes
 
     @property
     def acknowledged(self) -> int:

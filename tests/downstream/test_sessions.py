@@ -73,6 +73,15 @@ async def test_limits_are_plain_numbers(house: House) -> None:
     assert b'"stream_max_age_seconds":300}' in answer.body
 
 
+@pytest.mark.parametrize(("takes", "told"), [(None, 1 << 20), (65536, 65536), (1 << 30, 1 << 20)])
+async def test_event_limit_is_that_of_the_call(house: House, takes: int | None, told: int) -> None:
+    """The smaller of what the gateway takes and what the far end takes."""
+    house.far_end.takes_bytes = takes
+    created = await house.open()
+
+    assert created["limits"]["max_event_bytes"] == told
+
+
 async def test_create_merges_the_session_over_the_template(build: Build) -> None:
     """What a caller wants is laid over what the operator configured."""
     house = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
