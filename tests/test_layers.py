@@ -59,7 +59,7 @@ NOT_PURE = {
 }
 
 # Libraries that turn values into values: they wait for nothing and ask for nothing.
-COMPUTING = {"python_mimeparse"}
+COMPUTING = {"msgspec", "python_mimeparse"}
 
 # Whatever else may come to promise it, these must.
 PURE_BY_DESIGN = {
@@ -67,6 +67,7 @@ PURE_BY_DESIGN = {
     "gateway.relay.budget",
     "gateway.relay.conversation",
     "gateway.relay.envelope",
+    "gateway.relay.jsontext",
     "gateway.relay.eventlog",
     "gateway.relay.idempotency",
     "gateway.relay.state",

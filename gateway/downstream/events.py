@@ -12,9 +12,10 @@ from gateway.downstream.auth.access import ACCESS, Grant, session_grant
 from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import CLOCK, LIMITS, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
+from gateway.downstream.http.steps import in_steps
 from gateway.downstream.idempotency import REPLAYED, once, scoped_key
 from gateway.errors import CallerError, Flaw
-from gateway.relay.envelope import ClientEvent, parse_json, parse_ndjson
+from gateway.relay.envelope import ClientEvent, read_json, read_ndjson
 from gateway.relay.ports import Receipt
 
 _TAKEN: Final = (JSON, NDJSON, TEXT, FORM)
@@ -32,9 +33,10 @@ async def post_events(request: web.Request) -> web.Response:
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(grant, len(body))
     read_at = request.app[CLOCK].monotonic()
-    parse = parse_ndjson if kind == NDJSON else parse_json
+    read = read_ndjson if kind == NDJSON else read_json
     max_events = request.app[LIMITS].max_batch_events
-    batch = parse(body, max_events=max_events, strict_members=grant.restricted)
+    steps = read(body, max_events=max_events, strict_members=grant.restricted)
+    batch = await in_steps(request, steps)
     _require_allowed(grant, batch)
 
     async def send() -> Receipt:

@@ -4,6 +4,7 @@
 It knows no configuration: it is given each room's limits as frozen values.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -13,7 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
 from gateway.downstream.auth.access import ACCESS, Access
-from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, TELEMETRY
+from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STEPS_LOCK, TELEMETRY
 from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
@@ -149,6 +150,7 @@ def _application(
         app[ELSEWHERE] = parts.elsewhere
     app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
+    app[STEPS_LOCK] = asyncio.Lock()
     app.on_response_prepare.append(middleware.add_headers)
     return app
 

@@ -12,10 +12,11 @@ from gateway.downstream.auth.credentials import looks_signed
 from gateway.downstream.http.answers import compact, json_answer
 from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.http.steps import in_steps
 from gateway.downstream.idempotency import REPLAYED, once, require_unguessable, scoped_key
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
-from gateway.relay.envelope import parse_object
+from gateway.relay.envelope import read_object
 from gateway.relay.hub import OpenRequest
 from gateway.relay.ports import View
 from gateway.relay.state import CloseReason
@@ -88,7 +89,8 @@ async def create(request: web.Request) -> web.Response:
     if body:
         # Only then: some libraries name a type for no body at all.
         media_type(request, (JSON, TEXT, FORM))
-    wanted = parse_wanted(request, parse_object(body) if body.strip() else {})
+    value = await in_steps(request, read_object(body)) if body.strip() else {}
+    wanted = parse_wanted(request, value)
 
     async def open_session() -> _Created:
         view = await open_wanted(request, caller, wanted, bearer)

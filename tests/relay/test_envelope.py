@@ -1,16 +1,34 @@
 """gateway/relay/envelope.py: what comes in is checked whole and goes out as it came."""
 
+import contextlib
 import json
 import math
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import CallerError
-from gateway.relay.envelope import MAX_DEPTH, compose, member, parse_json, parse_ndjson, parse_object, peek
+from gateway.relay import jsontext
+from gateway.relay.envelope import (
+    ClientEvent,
+    ServerHead,
+    compose,
+    head,
+    member,
+    parse_json,
+    parse_ndjson,
+    parse_object,
+    peek,
+    read_json,
+    read_object,
+)
+from gateway.relay.jsontext import MAX_DEPTH, Steps
+
+T = TypeVar("T")
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -230,6 +248,14 @@ def test_a_flaw_in_lines_is_named_by_line(body: bytes, pointer: str | None, line
     assert (error.code, error.flaws[0].pointer, error.flaws[0].line) == (code, pointer, line)
 
 
+def test_a_flaw_inside_an_element_is_found_where_the_element_begins() -> None:
+    """What is wrong with an element as a whole is told by its pointer and by the line on which it begins."""
+    deep = nested(MAX_DEPTH).decode()
+    flaw = refused(f'[{{"type":"x"}},\n\n{deep}]'.encode()).flaws[0]
+
+    assert (flaw.pointer, flaw.line) == ("/1", 3)
+
+
 def test_the_place_is_said_in_words_too() -> None:
     """The detail alone is enough to find the mistake."""
     assert "byte 2 is 0xff" in refused(b'{"\xff').detail
@@ -277,6 +303,167 @@ def test_depth_is_found_quickly_in_a_megabyte() -> None:
     parse_json(body, max_events=1)
 
     assert time.process_time() - begun < 0.05
+
+
+# --- the standard library as the reference ----------------------------------------------------------------------------
+
+
+def _constant(word: str) -> None:
+    raise ValueError(word)
+
+
+def reference(body: bytes) -> Any:
+    """Return what the standard library's parser reads from a body under this module's rules; raises ValueError."""
+    value = json.loads(body.decode(), parse_constant=_constant)
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError("depth")
+    return value
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+
+
+def is_event(value: Any) -> bool:
+    """Return whether a value is a client event."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("type"), str)
+        and (value.get("event_id") is None or isinstance(value["event_id"], str))
+    )
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """An event, or an array of events, with a few characters replaced, repeated or dropped."""
+    parts = draw(st.lists(texts(), min_size=1, max_size=3))
+    text = draw(st.sampled_from(parts) | st.just("[" + ",".join(parts) + "]"))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        cut = draw(st.integers(0, 2))
+        piece = draw(st.text('{}[]":,\\ue0d18D-+.\t\n nul\x00\x1f\u00a0', max_size=3))
+        text = text[:at] + piece + text[at + cut :]
+    return text.encode()
+
+
+@given(damaged(), st.booleans())
+@settings(max_examples=500)
+def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool) -> None:
+    """A body passes exactly if the reference parser reads it and every value is an event; the values are the same."""
+    try:
+        value = reference(body)
+        events = value if isinstance(value, list) else [value]
+        expected = events if events and all(map(is_event, events)) else None
+        code = "invalid-event"
+    except (ValueError, RecursionError):
+        expected, code = None, "invalid-json"
+    got: tuple[ClientEvent, ...] = ()
+    refusal = None
+    with dense_from(0 if dense else jsontext.DENSE):
+        try:
+            got = parse_json(body, max_events=10)
+        except CallerError as error:
+            refusal = error.code
+
+    assert refusal == (None if expected is not None else code)
+    expected = expected or []
+    assert [(event.type, event.event_id) for event in got] == [
+        (each["type"], each.get("event_id")) for each in expected
+    ]
+    assert all(same(json.loads(event.text), each) for event, each in zip(got, expected, strict=True))
+    assert all(same(event.value, each) for event, each in zip(got, expected, strict=True))
+
+
+@contextlib.contextmanager
+def dense_from(commas: int) -> Iterator[None]:
+    """Have texts count as dense from a number of commas on, and work be cut into many steps."""
+    before = jsontext.DENSE, jsontext.STEP_TOKENS
+    jsontext.DENSE, jsontext.STEP_TOKENS = commas, 2 if commas < 10 else before[1]
+    try:
+        yield
+    finally:
+        jsontext.DENSE, jsontext.STEP_TOKENS = before
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Compare values; a long integer may be a float here."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name]) for name in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(theirs, int) and not isinstance(theirs, bool) and abs(theirs) > 10**290:
+        return isinstance(ours, int | float)
+    return bool(ours == theirs and type(ours) is type(theirs))
+
+
+@given(st.lists(JSON, min_size=2, max_size=6))
+def test_a_value_built_by_token_is_the_standard_librarys(values: list[Any]) -> None:
+    """The way for texts with very many values reads them as the other way does."""
+    data = json.dumps(values).encode()
+    with dense_from(0):
+        value = jsontext.finish(jsontext.built(data))
+
+    assert same(value, json.loads(data))
+
+
+@given(st.lists(st.tuples(SPACE, texts(), SPACE), min_size=2, max_size=5), st.integers(1, 4))
+def test_a_dense_arrays_elements_are_the_same_slices(
+    parts: list[tuple[str, str, str]], max_events: int
+) -> None:
+    """Cut by token or by msgspec: the same slices, and the same bound."""
+    body = ("[" + ",".join(before + text + after for before, text, after in parts) + "]").encode()
+    outcomes = []
+    for commas in (0, jsontext.DENSE):
+        with dense_from(commas):
+            try:
+                outcomes.append([event.text for event in parse_json(body, max_events=max_events)])
+            except CallerError as error:
+                outcomes.append([error.code])
+
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("filler", ["[],", "{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,"])
+@pytest.mark.parametrize("form", ['{"type":"x","a":[%s0]}', '[{"type":"x","a":[%s0]},{"type":"y"}]'])
+def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) -> None:
+    """A body of very many values gives way again and again: after some thousand tokens, and after each pass of msgspec."""
+    body = (form % (filler * ((1 << 20) // len(filler) - 40))).encode()
+    count, events = steps_of(read_json(body, max_events=256, strict_members=True))
+
+    assert events[0].type == "x"
+    assert count >= 2 * body.count(b",") // jsontext.STEP_TOKENS
+
+
+def test_a_megabyte_of_events_beyond_the_bound_is_refused_in_one_pass() -> None:
+    """Elements are not collected only to be counted."""
+    body = b"[" + b"[]," * 300_000 + b"0]"
+    begun = time.process_time()
+    error = refused(body)
+
+    assert error.code == "too-large"
+    assert time.process_time() - begun < 0.1
+
+
+def steps_of(steps: Steps[T]) -> tuple[int, T]:
+    """Return how often work gave way, and its result."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return count, result
+        count += 1
+
+
+def test_an_object_of_very_many_values_is_read_in_steps() -> None:
+    """A create's body is built in steps, too, and is what the standard library reads."""
+    body = json.dumps({"a": [[1, "x", None, {"b": True}]] * 10_000}).encode()
+    count, value = steps_of(read_object(body))
+
+    assert value == json.loads(body)
+    assert count > 5
 
 
 # --- strict members ---------------------------------------------------------------------------------------------------
@@ -334,6 +521,7 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         ("-1.5E+400", "a number beyond all range", 7),
         ('"\\\\ud800 \\ud83d\\ude00 \\udc00"', "half of a surrogate pair", 29),
         ('"\\uD800x"', "half of a surrogate pair", 8),
+        ('"é",1e999', "a number beyond all range", 11),
     ],
 )
 def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: str, column: int) -> None:
@@ -360,9 +548,41 @@ def test_what_the_gateway_writes_can_be_sent_and_read(value: dict[str, object]) 
     assert json.loads(text.encode()) == value
 
 
+def test_half_a_surrogate_pair_is_written_as_its_escape() -> None:
+    """UTF-8 has no way to say it."""
+    assert compose({"a": "\ud800", "b": "é"}) == '{"a":"\\ud800","b":"\\u00e9"}'
+
+
 def test_what_the_gateway_writes_is_short() -> None:
     """No spaces, and no escapes where none are needed."""
     assert compose({"a": "é", "b": [1]}) == '{"a":"é","b":[1]}'
+
+
+@pytest.mark.parametrize("number", ["1" * 280 + "e99", "-" + "9" * 280 + "E+99", "12e400"])
+def test_a_number_is_judged_by_its_value_not_by_its_look(number: str) -> None:
+    """What is beyond the range of a float is refused however it is written, and text that looks alike is not."""
+    with pytest.raises(CallerError):
+        parse_object(f'{{"a":{number}}}'.encode())
+
+    assert parse_object(f'{{"a":"{number}","b":1e12}}'.encode()) == {"a": number, "b": 1e12}
+
+
+@pytest.mark.parametrize("part", ["1e999", '"\\ud800","\\ud801","\\ud802"'])
+def test_an_object_is_judged_in_steps_as_at_once(part: str) -> None:
+    """However the work is cut, what cannot be written again is found, and an ordinary large exponent is not."""
+    with dense_from(0):
+        with pytest.raises(CallerError):
+            parse_object(f'{{"a":[1,2,3,4,{part}]}}'.encode())
+
+        assert parse_object(b'{"a":[1,2,3,4,1e20]}') == {"a": [1, 2, 3, 4, 1e20]}
+
+
+def test_an_objects_flaw_is_found_behind_white_space() -> None:
+    """The place of a mistake is its place in the body as it was sent."""
+    with pytest.raises(CallerError) as caught:
+        parse_object(b' \n{"a":!}')
+
+    assert caught.value.flaws[0].line == 2
 
 
 # --- on the way down --------------------------------------------------------------------------------------------------
@@ -402,6 +622,59 @@ def test_a_frame_that_is_no_object_is_none(text: str) -> None:
 def test_a_frame_with_a_number_of_any_length_is_read() -> None:
     """int() refuses more than 4300 digits; an event must not get lost for that."""
     assert peek('{"type":"x","a":' + "7" * 5000 + "}") == {"type": "x", "a": math.inf}
+
+
+@given(texts(), SPACE, SPACE)
+def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, after: str) -> None:
+    """Typed reading and building the value agree on the members that decide a frame's way."""
+    value = json.loads(text)
+    found = head(before + text + after)
+
+    assert found is not None
+    for name in ("type", "response_id", "item_id"):
+        expected = value.get(name)
+        assert getattr(found, name) == (expected if isinstance(expected, str) else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"type":"x","response_id":"r","item_id":"i"}', ServerHead("x", "r", "i")),
+        ('{"type":7,"response_id":[],"item_id":"i"}', ServerHead(None, None, "i")),
+        ('{"type":"x","a":"\\ud800"}', ServerHead("x")),
+        ("{}", ServerHead()),
+        ("[]", None),
+        ("7", None),
+        ('{"type":"x"', None),
+        ('{"type":NaN}', None),
+        ('{"a":' * 200_000, None),
+    ],
+)
+def test_the_head_of_an_odd_frame(text: str, expected: ServerHead | None) -> None:
+    """Members of another type count as missing; what is no object has no head."""
+    assert head(text) == expected
+
+
+def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
+    """What would hold the loop is not built; everything around it is."""
+    many = "[" + "[]," * 30_000 + "0]"
+    text = f'{{"type":"x","a":[1,2],"item":{{"id":"i","content":{many}}},"b":{many}}}'
+
+    assert peek(text) == {"type": "x", "a": [1, 2], "item": {"id": "i", "content": None}, "b": None}
+    assert peek(many) is None
+
+
+def test_half_a_surrogate_pair_in_a_frame_of_very_many_values_is_read() -> None:
+    """Such a frame is for looking at only, so the half may be shown as U+FFFD."""
+    text = f'{{"type":"x","a":"\\ud800","b":[{"0," * 30_000}0]}}'
+
+    assert peek(text) == {"type": "x", "a": "\ufffd", "b": None}
+
+
+def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
+    """Nothing is kept beside the text unless it was built already."""
+    assert ClientEvent('{"type":"x","a":1}', "x", None).value == {"type": "x", "a": 1}
+    assert ClientEvent("", "x", None, {"a": 2}).value == {"a": 2}
 
 
 @pytest.mark.parametrize(

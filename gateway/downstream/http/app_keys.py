@@ -3,6 +3,7 @@
 Nothing is global: `server` puts these in place, tests put others there. `ACCESS` and `STREAM` lie beside the classes they give.
 """
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
@@ -18,6 +19,8 @@ LIMITS: Final = web.AppKey("limits", ServerLimits)
 OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 """Whether the origins in `access.cors_origins` may call this listener."""
 CLOCK: Final = web.AppKey("clock", Clock)
+STEPS_LOCK: Final = web.AppKey("steps_lock", asyncio.Lock)
+"""Held by the one body that is read in steps."""
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 PEER_REQUEST: Final = web.RequestKey("peer_request", str)

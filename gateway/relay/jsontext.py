@@ -1,0 +1,301 @@
+"""JSON text: what it holds, where it is wrong, and values built from it without holding the event loop. No I/O.
+
+The JSON is RFC 8259: no byte order mark, no NaN or Infinity, at most `MAX_DEPTH` levels. msgspec checks the grammar and reads
+members by type, which costs a fraction of building the values. It is stricter than RFC 8259 in two points that are mended
+here: it refuses the escape of half a surrogate pair (8.2), and numbers that no float can hold (6).
+
+Work that may take longer than a few milliseconds is a generator. It yields wherever something else may run, and returns its
+result. `finish` runs one to its end at once.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Generator
+from typing import Final, NoReturn, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+Steps = Generator[None, None, T]
+"""Work in steps."""
+
+MAX_DEPTH = 64
+"""Deeper JSON has no use in this protocol, and parsers of clients and servers break on it at various depths."""
+
+STEP_TOKENS = 4096
+"""Tokens looked at between two yields: 1 to 3 ms."""
+
+DENSE = 20_000
+"""Values in a text, counted by its commas, that msgspec builds in about 5 ms. More are built token by token, in steps."""
+
+LARGE_BYTES = 256 * 1024
+"""A text that msgspec checks in about 2 ms. After a larger one something else may run."""
+
+# int() refuses more than 4300 digits and is quadratic below that. A number that long is read as a float.
+LONG_NUMBER: Final = 300
+
+# Possessive: a string is passed over in one step, without a way back noted for each of its characters.
+_STRING = r'"((?:[^"\\]|\\.)*+)"'
+_STRUCTURE = re.compile(_STRING + r'([ \t\n\r]*:)?|([\[{])|([\]}])|(,)|"', re.DOTALL)
+_TOKENS = re.compile(_STRING + r"|([\[{])|([\]}])|([-0-9.eE+]+|true|false|null)", re.DOTALL)
+
+# Half of a surrogate pair, as an escape, where escaped backslashes are out of the way.
+_HALVES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+
+# What may be a number beyond the range of a float: an exponent of several digits, or very many digits.
+_LARGE_NUMBER = re.compile(rb"[0-9.][eE]\+?[0-9]{2}|[0-9]{%d}" % LONG_NUMBER)
+_INFINITE = (float("inf"), float("-inf"))
+
+_PLACE = re.compile(r"(?:JSON is malformed: )?(.*) \(byte (\d+)\)\Z")
+
+_any = msgspec.json.Decoder()
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_elements = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class NotJsonError(ValueError):
+    """A text is no JSON, or nests too deep, or is ambiguous. `at` is the byte where that shows."""
+
+    def __init__(self, what: str, at: int = 0) -> None:
+        super().__init__(what)
+        self.at = at
+
+
+def finish(steps: Steps[T]) -> T:
+    """Run work to its end without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def checked(data: bytes) -> Steps[None]:
+    """Check that `data` is one JSON value. Raises NotJsonError."""
+    try:
+        _raw.decode(data)
+    except RecursionError:
+        refuse_depth()
+    except msgspec.DecodeError as error:
+        first = error
+    else:
+        if len(data) > LARGE_BYTES:
+            yield
+        return
+    mended = yield from _mended(data)
+    if mended is not None:
+        try:
+            _raw.decode(mended)
+        except msgspec.DecodeError as error:
+            first = error
+        else:
+            return
+    raise _located(first, data) from None
+
+
+def is_deep(data: bytes, levels: int) -> bool:
+    """Return whether `data` may nest deeper than `levels`: a quick look that settles it for all but odd texts."""
+    return data.count(b"[") + data.count(b"{") > levels
+
+
+def scanned(text: str, levels: int, strict: bool) -> Steps[None]:
+    """Check the depth of a checked text and, where `strict`, that no object has members that repeat or differ only in case.
+
+    Raises NotJsonError.
+    """
+    open_: list[set[str]] = []
+    for count, found in enumerate(_STRUCTURE.finditer(text), start=1):
+        string, colon, opening, closing, _ = found.groups()
+        if opening:
+            open_.append(set())
+            if len(open_) > levels:
+                refuse_depth()
+        elif closing:
+            open_.pop()
+        elif colon and strict:
+            name = (json.loads(f'"{string}"') if "\\" in string else string).casefold()
+            if name in open_[-1]:
+                raise NotJsonError("an object has members that repeat or differ only in case")
+            open_[-1].add(name)
+        if not count % STEP_TOKENS:
+            yield
+
+
+def built(data: bytes) -> Steps[object]:
+    """Build the value of a checked text. Numbers that are too long or too large are floats, infinity included."""
+    if data.count(b",") <= DENSE:
+        return plain(data)
+    return (yield from _built_by_token(data.decode()))
+
+
+def plain(data: bytes) -> object:
+    """Build the value of a checked text in one step."""
+    try:
+        return _any.decode(data)
+    except (
+        msgspec.DecodeError,
+        RecursionError,
+    ):  # half of a surrogate pair, or a number beyond msgspec's range
+        return _ODD.decode(data.decode())
+
+
+def thinned(data: bytes) -> object:
+    """Build the value of a checked text without the lists in it that hold very many values."""
+    if data.count(b",") <= DENSE:
+        return plain(data)
+    if not data.lstrip(b" \t\n\r").startswith(b"{"):
+        return None
+    try:
+        members = _members.decode(data)
+    except msgspec.DecodeError:  # half of a surrogate pair is in it
+        members = _members.decode(finish(_mended(data)) or data)
+    return {name: thinned(bytes(raw)) for name, raw in members.items()}
+
+
+def elements(data: bytes, most: int) -> Steps[list[bytes]]:
+    """Return the elements of a checked array as slices of its text; at most one more than `most`."""
+    if data.count(b",") <= DENSE:
+        with contextlib.suppress(msgspec.DecodeError):  # half of a surrogate pair is in it
+            return [bytes(raw) for raw in _elements.decode(data)[: most + 1]]
+    text = data.decode()
+    begin, depth, slices = text.index("[") + 1, 0, list[bytes]()
+    structure = enumerate(_STRUCTURE.finditer(text), start=1)
+    while True:
+        count, found = next(structure)  # the closing bracket ends it
+        _, _, opening, closing, comma = found.groups()
+        depth += (opening is not None) - (closing is not None)
+        if (comma and depth == 1) or not depth:
+            slices.append(text[begin : found.start()].strip(" \t\n\r").encode())
+            begin = found.end()
+            if not depth or len(slices) > most:
+                return slices
+        if not count % STEP_TOKENS:
+            yield
+
+
+def element_at(data: bytes, at: int) -> Steps[int | None]:
+    """Return the number of the element that holds byte `at` of an array; None behind the array.
+
+    The text is checked up to `at` only.
+    """
+    depth = number = 0
+    for count, found in enumerate(_STRUCTURE.finditer(data[:at].decode(errors="replace")), start=1):
+        string, _, opening, closing, comma = found.groups()
+        if string is None and not (opening or closing or comma):
+            break  # a string that the cut leaves open
+        depth += (opening is not None) - (closing is not None)
+        if closing and depth < 1:
+            return None
+        number += comma is not None and depth == 1
+        if not count % STEP_TOKENS:
+            yield
+    return number
+
+
+def unwritable(data: bytes) -> Steps[NotJsonError | None]:
+    """Return what a parser that reads the checked text and writes it again cannot say in UTF-8; None if it can say all.
+
+    That is half of a surrogate pair, or a number beyond the range of a float.
+    """
+    half = _HALVES.search(_without_backslashes(data)) if b"\\u" in data else None
+    if half is not None:
+        return NotJsonError("half of a surrogate pair", half.start())
+    if _LARGE_NUMBER.search(data) is None:
+        return None
+    text = data.decode()
+    for count, found in enumerate(_TOKENS.finditer(text), start=1):
+        word = found[4]
+        if word and word not in _WORDS and _number(word) in _INFINITE:
+            return NotJsonError("a number beyond all range", len(text[: found.start()].encode()))
+        if not count % STEP_TOKENS:
+            yield
+    return None
+
+
+def refuse_depth() -> NoReturn:
+    """Raise the error for a text that nests too deep."""
+    raise NotJsonError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _mended(data: bytes) -> Steps[bytes | None]:
+    """Replace halves of surrogate pairs by U+FFFD, of the same length; None where there are none."""
+    if b"\\u" not in data or b"\0" in data:
+        return None
+    clear = _without_backslashes(data)
+    text, found = bytearray(clear), None
+    for count, found in enumerate(_HALVES.finditer(clear), start=1):
+        text[found.start() : found.end()] = rb"\ufffd"
+        if not count % STEP_TOKENS:
+            yield
+    return None if found is None else bytes(text.replace(b"\0\0", rb"\\"))
+
+
+def _without_backslashes(data: bytes) -> bytes:
+    """Put escaped backslashes out of the way, as zeros, which JSON cannot contain."""
+    return data.replace(rb"\\", b"\0\0")
+
+
+def _located(error: Exception, data: bytes) -> NotJsonError:
+    found = _PLACE.match(str(error))
+    if found is None:
+        return NotJsonError("it ends too early", len(data))
+    what, at = found[1], int(found[2])
+    for word in (b"NaN", b"Infinity"):
+        if data.startswith(word, at):
+            sign = "-" if data[at - 1 : at] == b"-" else ""
+            return NotJsonError(f"{sign}{word.decode()} is not JSON", at)
+    return NotJsonError(what, at)
+
+
+def _built_by_token(text: str) -> Steps[object]:
+    root: list[object] = []
+    open_: list[dict[str, object] | list[object]] = [root]
+    name: str | None = None
+    for count, found in enumerate(_TOKENS.finditer(text), start=1):
+        string, opening, closing, word = found.groups()
+        inside = open_[-1]
+        if closing:
+            open_.pop()
+        elif string is not None and name is None and isinstance(inside, dict):
+            name = _unescaped(string)
+        else:
+            value: object
+            if string is not None:
+                value = _unescaped(string)
+            elif opening:
+                value = {} if opening == "{" else []
+            else:
+                value = _WORDS[word] if word in _WORDS else _number(word)
+            if isinstance(inside, dict):
+                inside[name or ""] = value
+                name = None
+            else:
+                inside.append(value)
+            if isinstance(value, dict | list) and opening:
+                open_.append(value)
+        if not count % STEP_TOKENS:
+            yield
+    return root[0]
+
+
+def _unescaped(string: str) -> str:
+    return str(json.loads(f'"{string}"')) if "\\" in string else string
+
+
+def _number(word: str) -> int | float:
+    return _integer(word) if word.lstrip("-").isdecimal() else float(word)
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < LONG_NUMBER else float(digits)
+
+
+_WORDS: Final = {"true": True, "false": False, "null": None}
+_ODD = json.JSONDecoder(parse_int=_integer)

@@ -1,0 +1,71 @@
+"""Large bodies give way to other work, and to one another's steps."""
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from gateway.downstream.http.app_keys import STEPS_LOCK
+from gateway.downstream.http.steps import in_steps
+
+
+class _Request:
+    def __init__(self) -> None:
+        self.app = {STEPS_LOCK: asyncio.Lock()}
+
+
+def work(steps: int, told: list[str], name: str = "step") -> Generator[None, None, str]:
+    """Work of a number of steps."""
+    for number in range(steps):
+        told.append(name)
+        if number < steps - 1:
+            yield
+    return f"{name} done"
+
+
+async def test_work_of_one_step_runs_at_once() -> None:
+    """Nothing else runs in between."""
+    told: list[str] = []
+    asyncio.get_running_loop().call_soon(told.append, "other")
+    request: Any = _Request()
+
+    assert await in_steps(request, work(1, told)) == "step done"
+    assert told == ["step"]
+
+
+async def test_other_work_runs_between_steps() -> None:
+    """A body of several steps gives way after each."""
+    told: list[str] = []
+    request: Any = _Request()
+    running = asyncio.create_task(in_steps(request, work(3, told)))
+    for _ in range(6):
+        told.append("other")
+        await asyncio.sleep(0)
+
+    assert await running == "step done"
+    assert [told[i] for i in range(6)] == ["other", "step", "other", "step", "other", "step"]
+
+
+async def test_large_bodies_take_turns() -> None:
+    """Past its first step only one body is worked on, so that a turn of the loop has one large step at most."""
+    told: list[str] = []
+    request: Any = _Request()
+    results = await asyncio.gather(*(in_steps(request, work(4, told, name)) for name in "ab"))
+
+    assert results == ["a done", "b done"]
+    assert "".join(told) == "abaaabbb"
+
+
+async def test_a_failure_frees_the_lock() -> None:
+    """The next large body is read after one that is refused midway."""
+
+    def failing() -> Generator[None, None, str]:
+        yield
+        raise ValueError("no")
+
+    request: Any = _Request()
+    with pytest.raises(ValueError, match="no"):
+        await in_steps(request, failing())
+
+    assert await in_steps(request, work(2, [])) == "step done"
