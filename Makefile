@@ -24,7 +24,7 @@ INSTALL_SELF = $(INSTALL) --no-build-isolation --no-deps --editable .
 IS_RECENT = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format lock clean
+.PHONY: help demo test test-fast coverage lint format lock screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: $(SUITE) ## check format, rules, types and layers
 format: $(SUITE) ## put the sources into their format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+screenshots: $(SUITE) ## make the pictures in docs/images again
+	SCREENSHOTS=write $(BIN)/pytest -q tests/e2e/test_screenshots.py
 
 clean: ## remove everything that was made here, the virtual environment included
 	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -195,6 +195,7 @@ class Page:
         """Click into the middle of an element, which must be there and in sight."""
         where = await self.until(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;"
+            " e.scrollIntoView({block: 'nearest', inline: 'nearest', behavior: 'instant'});"
             " const b = e.getBoundingClientRect(); if (!b.width) return null;"
             " return {x: b.x + b.width / 2, y: b.y + b.height / 2} })()"
         )

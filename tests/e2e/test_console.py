@@ -12,6 +12,8 @@ import pytest_asyncio
 from tests.e2e.browser import Chromium, Page
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve, eventually
+from tests.e2e.house import say as say_events
+from tests.e2e.npm import require_npm
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 FILES = Path(__file__).parents[2] / "gateway" / "downstream" / "console"
@@ -155,7 +157,7 @@ async def test_key_is_asked_for_only_where_one_is_needed(
 async def test_keyboard_alone_is_enough(page: Page) -> None:
     """From the page's beginning Tab leads over the views to the form, Enter starts, types and sends."""
     reached = []
-    for _ in range(12):
+    for _ in range(16):
         await page.press("Tab")
         reached.append(
             await page.evaluate("document.activeElement.id || document.activeElement.dataset.show")
@@ -167,7 +169,7 @@ async def test_keyboard_alone_is_enough(page: Page) -> None:
     await say(page, "Count to 5")
 
     assert await answers(page) == ["1, 2, 3, 4, 5."]
-    assert reached[-3:] == ["model", "instructions", "begin"]
+    assert reached[-4:] == ["model", "instructions", "with-tool", "begin"]
 
 
 async def test_fields_and_buttons_have_names(page: Page) -> None:
@@ -187,18 +189,21 @@ async def test_fields_and_buttons_have_names(page: Page) -> None:
     assert nameless == []
 
 
-@pytest.mark.parametrize("view", ["talk", "events", "curl", "sessions"])
+@pytest.mark.parametrize("view", ["talk", "events", "raw", "curl", "sessions", "help"])
 async def test_phone_needs_no_sideways_scrolling(page: Page, view: str) -> None:
-    """At 360 px every view fits, its long words included."""
-    await page.look(360, 640, phone=True)
+    """At 320 px every view fits, its long words included, while the session lives and after it."""
+    await page.look(320, 640, phone=True)
     await start(page)
     await say(page, "Repeat after me: " + "x" * 200)
     await answers(page)
     await page.click(f"[data-show={view}]")
-    wide = await page.evaluate("document.documentElement.scrollWidth")
+    wide = [await page.evaluate("document.documentElement.scrollWidth")]
     shown = await page.evaluate(f"document.querySelector('#{view}').getBoundingClientRect().height")
+    await page.click("#end")
+    await page.until(f"{STATE} === 'Session ended'")
+    wide.append(await page.evaluate("document.documentElement.scrollWidth"))
 
-    assert wide == 360
+    assert wide == [320, 320]
     assert shown > 100
 
 
@@ -253,18 +258,15 @@ async def test_filters_show_what_they_say(page: Page) -> None:
     assert lifted == everything
 
 
-async def test_session_is_joined_again_after_a_reload(page: Page, served: str) -> None:
-    """A reloaded page lists its session, joins it, shows what was said, and goes on."""
+async def test_reload_returns_to_the_session(page: Page, served: str) -> None:
+    """A reloaded page is in its session again, shows what was said, and goes on."""
     await start(page)
     await say(page, "Count to 5")
     await answers(page)
     await page.go(f"{served}/")
-    await page.until("Number(document.querySelector('#session-count').textContent) === 1")
-    await page.click("[data-show=sessions]")
-    await page.click("#session-list button")
     first = await answers(page)
     said = await page.evaluate("document.querySelector('#messages .user').textContent")
-    await page.click("#say")
+    await page.until("document.activeElement.id === 'say'")
     await say(page, "What is 6 times 7?")
     told = await answers(page, 2)
 
@@ -272,10 +274,35 @@ async def test_session_is_joined_again_after_a_reload(page: Page, served: str) -
     assert told == ["1, 2, 3, 4, 5.", "That is 42."]
 
 
-async def test_session_ends_from_the_page(page: Page, served: str) -> None:
-    """The button ends the session for good and offers a new one."""
+async def test_session_of_another_client_is_joined_by_its_id(page: Page, served: str) -> None:
+    """The form takes an ID, says what is wrong with a bad one, and shows what was said before."""
+    async with Caller(served) as caller:
+        session = await caller.open()
+        await caller.send(session["id"], *say_events("What is 6 times 7?"))
+        await caller.until(session["id"], "response.done")
+        await page.click("[data-show=sessions]")
+        await page.click("#join-id")
+        await page.type("gws_nobody")
+        await page.press("Enter")
+        wrong = await page.until("document.querySelector('#join-error').textContent")
+        await page.evaluate("document.querySelector('#join-id').select()")
+        await page.type(session["id"])
+        await page.press("Enter")
+        told = await answers(page)
+        page.complaints[:] = [one for one in page.complaints if "404" not in one]
+
+    assert "session" in wrong.lower()
+    assert told == ["That is 42."]
+    assert await page.evaluate("document.body.dataset.view") == "talk"
+
+
+async def test_ended_session_looks_ended_and_keeps_its_view(page: Page, served: str) -> None:
+    """The conversation and the chosen view stay, the state says so, and the focus is on what can be done next."""
     await start(page)
+    await say(page, "Count to 5")
+    told = await answers(page)
     session_id = await page.evaluate("JSON.parse(sessionStorage.getItem('gateway.sessions'))[0].id")
+    await page.click("[data-show=help]")
     await page.click("#end")
     await page.until(f"{STATE} === 'Session ended'")
     async with Caller(served) as caller:
@@ -285,10 +312,177 @@ async def test_session_ends_from_the_page(page: Page, served: str) -> None:
             return bool(session["state"] == "closed")
 
         await eventually(is_closed)
-    await page.click("#end")
+    left = await page.evaluate(
+        "({view: document.body.dataset.view, composer: document.querySelector('#composer').hidden,"
+        " ended: document.querySelector('#ended').textContent, focus: document.activeElement.id})"
+    )
+    kept = await page.evaluate(ANSWERS)
+    await page.until("document.querySelector('#call-now').textContent === 'ended'")
+    await page.click("#again")
+    form = await page.evaluate("document.activeElement.id")
     await start(page)
 
+    assert kept == told
+    assert (left["view"], left["composer"], left["focus"]) == ("help", True, "again")
+    assert "This session has ended. It was closed by a client." in " ".join(left["ended"].split())
+    assert form == "instructions"
     assert await page.evaluate("document.querySelectorAll('#messages .user').length") == 0
+
+
+async def test_session_that_ends_elsewhere_takes_no_focus(page: Page, served: str) -> None:
+    """Somebody who reads on in another part of the page stays there."""
+    await start(page)
+    session_id = await page.evaluate("JSON.parse(sessionStorage.getItem('gateway.sessions'))[0].id")
+    await page.click("#filter-text")
+    async with Caller(served) as caller:
+        await caller.ask("DELETE", f"/v1/sessions/{session_id}")
+    await page.until(f"{STATE} === 'Session ended'")
+
+    assert await page.evaluate("document.activeElement.id") == "filter-text"
+
+
+async def test_stop_moves_nothing(emulate: Emulate, serve: Serve, chromium: Chromium) -> None:
+    """The composer is where it was, in size and place, before, during and after an answer; Stop ends that."""
+    gateway = await serve(emulate("--tokens-per-second", "20"))
+    place = (
+        "JSON.stringify(['#say', '#send'].map((id) => document.querySelector(id).getBoundingClientRect()))"
+    )
+    async with chromium.page(f"{gateway.url}/") as page:
+        await start(page)
+        places = [await page.evaluate(place)]
+        await say(page, "Count to 500")
+        await page.until("!document.querySelector('#cancel').hidden")
+        await page.until(f"{ANSWERS}.join('').includes('5')")
+        places.append(await page.evaluate(place))
+        await page.click("#cancel")
+        await answers(page)
+        places.append(await page.evaluate(place))
+        focus = await page.evaluate("document.activeElement.id")
+
+    assert len(set(places)) == 1
+    assert focus == "say"
+
+
+async def test_event_id_is_shown_and_copied(page: Page) -> None:
+    """Each event of the log has its ID in sight, and an open one a button that copies it."""
+    await start(page)
+    row = "[...document.querySelectorAll('#event-list li')].find((e) => e.textContent.includes('session.created'))"
+    await page.until(f"!!{row}")
+    shown = await page.evaluate(f"{row}.querySelector('.id').textContent")
+    await page.evaluate(f"{row}.querySelector('summary').click()")
+    await page.until(f"!!{row}.querySelector('.event-tools button')")
+    await page.evaluate(f"{row}.querySelector('.event-tools button').click()")
+    await page.until(f"{row}.querySelector('.event-tools button').textContent === 'Copied'")
+
+    await page.click("#filter-text")
+    await page.ask(
+        "Input.dispatchKeyEvent", type="keyDown", key="v", code="KeyV", modifiers=2, commands=["paste"]
+    )
+    pasted = await page.until("document.querySelector('#filter-text').value")
+
+    assert re.fullmatch(r"[0-9a-z]+-1", shown)
+    assert pasted == shown
+
+
+async def test_raw_events_are_sent_as_they_are_written(page: Page) -> None:
+    """A template is sent, mistakes are told before anything is sent, and a sent event can be edited and sent again."""
+    await start(page)
+    await page.click("[data-show=raw]")
+    await page.click("#raw-send")
+    await answers(page)
+    note = "document.querySelector('#raw-note').textContent"
+    sent = await page.evaluate(note)
+    complaints = []
+    for text in ("{", "[]", '[{"type":"a"},{"no":1}]'):
+        await page.evaluate(f"document.querySelector('#raw-text').value = {json.dumps(text)}")
+        await page.click("#raw-send")
+        complaints.append(await page.evaluate(note))
+    await page.click("[data-show=events]")
+    await page.evaluate("document.querySelector('#event-list .up summary').click()")
+    await page.until("document.querySelectorAll('.event-tools button').length === 2")
+    await page.evaluate("document.querySelectorAll('.event-tools button')[1].click()")
+    edited = await page.evaluate("document.querySelector('#raw-text').value")
+
+    assert sent == "Sent 2 events."
+    assert complaints[0].startswith("This is no JSON")
+    assert complaints[1:] == ["Event 0 has no “type”.", "Event 2 has no “type”."]
+    assert json.loads(edited)["type"] == "conversation.item.create"
+
+
+async def test_tool_round_is_played(page: Page) -> None:
+    """A call of the example tool waits for a result, which goes up and leads to the answer; a reload shows it all."""
+    await page.click("#with-tool")
+    await start(page)
+    await say(page, "What is the weather in Paris?")
+    called = await page.until("document.querySelector('.call code')?.textContent")
+    await page.evaluate("document.querySelector('.call textarea').value = '{\"celsius\": 7}'")
+    await page.click(".call button")
+    told = await answers(page, 2)
+    focus = await page.evaluate("document.activeElement.id")
+    await page.evaluate("location.reload()")
+    await page.until("!!document.querySelector('.call.done')")
+    again = await answers(page, 2)
+
+    assert called == 'get_weather({"city": "Paris"})'
+    assert told == ["Let me check.", "Here is what I found: celsius is 7."]
+    assert focus == "say"
+    assert again == told
+
+
+async def test_cost_and_call_are_in_sight(page: Page) -> None:
+    """After an answer the page says what the session has cost, and what its call is."""
+    await start(page)
+    await say(page, "Count to 5")
+    await answers(page)
+    cost = await page.until(
+        "/^[$]0[.]0*[1-9]/.test(document.querySelector('#cost-now').textContent) && document.querySelector('#cost-now').textContent"
+    )
+    call = await page.evaluate(
+        "['#call-now', '#call-note'].map((id) => document.querySelector(id).textContent)"
+    )
+
+    assert float(cost[1:]) < 0.01
+    assert call[0] == "open"
+    assert re.fullmatch(r"until \d{1,2}:\d\d.*gpt-realtime-2\.1", call[1])
+
+
+VIEWS = ("talk", "events", "raw", "curl", "sessions", "help")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 320])
+async def test_axe_finds_nothing(served: str, chromium: Chromium, width: int, dark: bool) -> None:
+    """Before, during and after a session, in every view: no rule of axe-core is broken."""
+    axe = (require_npm() / "axe-core" / "axe.min.js").read_text()
+    found: list[tuple[object, ...]] = []
+
+    async def look(page: Page, where: str) -> None:
+        broken = await page.evaluate(
+            "axe.run({resultTypes: ['violations']}).then((told) => told.violations.map("
+            "(one) => [one.id, one.nodes.map((node) => node.target.join(' ')).slice(0, 3)]))"
+        )
+        found.extend((where, *one) for one in broken)
+
+    async with chromium.page(f"{served}/") as page:
+        await page.look(width, 800, dark=dark, phone=width == 320)
+        await page.evaluate(axe)
+        await look(page, "start")
+        await page.click("#with-tool")
+        await start(page)
+        await say(page, "What is the weather in Paris?")
+        await page.until("!!document.querySelector('.call')")
+        for view in VIEWS:
+            await page.evaluate(f"document.querySelector('[data-show={view}]').click()")
+            if view == "events":
+                await page.evaluate("document.querySelector('#event-list summary').click()")
+                await page.until("!!document.querySelector('.event-tools')")
+            await look(page, view)
+        await page.click("#end")
+        await page.until(f"{STATE} === 'Session ended'")
+        await page.evaluate("document.querySelector('[data-show=talk]').click()")
+        await look(page, "ended")
+
+    assert [str(one) for one in found] == []
 
 
 def test_files_hold_to_the_policy() -> None:

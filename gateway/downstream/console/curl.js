@@ -1,6 +1,20 @@
 /** What was done, as curl lines for a POSIX shell. Knows requests, and never writes a key: that is `$GATEWAY_KEY`. */
 
-/** Give a request as one curl command. `stream` shows what comes as it comes. */
+import { $, copyButton, make } from "./page.js";
+
+const SHOWN = 50;
+
+/** Show a request at the top of the list. */
+export function showCurl(title, url, options) {
+  const line = curlLine(url, options);
+  const block = make("pre", { text: line });
+  const item = make("li", {}, make("h2", { text: title }), copyButton("Copy", line, block, `Copy: ${title}`), block);
+  $("curl-list").prepend(item);
+  while ($("curl-list").childElementCount > SHOWN) $("curl-list").lastElementChild.remove();
+  $("curl-empty").hidden = true;
+}
+
+/** Return a request as one curl command. `stream` shows what comes as it comes. */
 export function curlLine(url, { method = "GET", body, keyed = false, stream = false } = {}) {
   const words = ["curl", stream ? "-sN" : "-s"];
   if (method !== "GET" && !(method === "POST" && body !== undefined)) words.push("-X", method);

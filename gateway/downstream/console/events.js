@@ -4,8 +4,11 @@
 const KEPT = 2000;
 const SHOWN = 400;
 
+import { copyButton, make, makeButton } from "./page.js";
+
 export class EventList {
   #list;
+  #onEdit;
   #empty;
   #types;
   #text;
@@ -16,8 +19,10 @@ export class EventList {
   #began = null;
   total = 0;
 
-  constructor({ list, empty, form, types, text }) {
+  /** `onEdit(text)` is told of an event that is to be sent again. */
+  constructor({ list, empty, form, types, text, onEdit }) {
     this.#list = list;
+    this.#onEdit = onEdit;
     this.#empty = empty;
     this.#types = types;
     this.#text = text;
@@ -26,12 +31,12 @@ export class EventList {
     form.addEventListener("submit", (event) => event.preventDefault());
   }
 
-  /** Add one event: `way` is "up" or "down", `text` its JSON. */
-  add(way, text) {
+  /** Add one event: `way` is "up" or "down", `text` its JSON, `id` its ID in the log. */
+  add(way, text, id = "") {
     const at = performance.now();
     this.#began ??= at;
     const type = typeOf(text);
-    const kept = { way, text, type, at: at - this.#began, folded: text.toLowerCase() };
+    const kept = { way, text, type, id, at: at - this.#began, folded: `${id} ${text.toLowerCase()}` };
     this.total += 1;
     this.#kept.push(kept);
     if (this.#kept.length > KEPT) this.#kept.shift();
@@ -83,7 +88,7 @@ export class EventList {
   #draw() {
     const list = this.#list;
     const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    list.append(...this.#fresh.slice(-SHOWN).map(row));
+    list.append(...this.#fresh.slice(-SHOWN).map((kept) => row(kept, this.#onEdit)));
     this.#fresh = [];
     while (list.childElementCount > SHOWN) list.firstElementChild.remove();
     this.#empty.hidden = list.childElementCount > 0;
@@ -94,37 +99,39 @@ export class EventList {
   }
 }
 
-function row({ way, text, type, at }) {
-  const item = document.createElement("li");
-  item.className = way;
+function row({ way, text, type, id, at }, onEdit) {
+  const item = make("li", { className: way });
   item.classList.toggle("own", type.startsWith("gateway."));
   item.classList.toggle("error", type === "error" || type === "gateway.error" || type === "gateway.gap");
-  const details = document.createElement("details");
-  const summary = document.createElement("summary");
-  summary.append(
-    part("at", `${(at / 1000).toFixed(2)}`), part("way", way === "up" ? "↑" : "↓"), part("type", type), part("peek", peek(text)));
-  details.append(summary);
+  const summary = make("summary", {},
+    part("at", `${(at / 1000).toFixed(2)}`), part("way", way === "up" ? "↑" : "↓"), part("type", type), part("peek", peek(text)),
+    part("id", id));
+  const details = make("details", {}, summary);
   details.addEventListener("toggle", () => {
-    if (details.open && details.childElementCount === 1) details.append(pretty(text));
+    if (details.open && details.childElementCount === 1) details.append(...opened({ way, text, type, id }, onEdit));
   });
   item.append(details);
   return item;
 }
 
+/** Return what an open event shows: its ID, its JSON, and what can be done with them. */
+function opened({ way, text, type, id }, onEdit) {
+  const block = make("pre", { text: JSON.stringify(JSON.parse(text), null, 2), tabIndex: 0 });
+  block.setAttribute("aria-label", `JSON of ${type}`);
+  block.setAttribute("role", "region");
+  const shown = make("code", { text: id || (way === "up" ? "sent from this page" : "not in the log") });
+  const tools = make("div", { className: "event-tools" }, shown);
+  if (id) tools.append(copyButton("Copy ID", id, shown));
+  tools.append(copyButton("Copy JSON", text, block));
+  if (way === "up") tools.append(makeButton("Edit and send", () => onEdit(text)));
+  return [tools, block];
+}
+
 function part(name, text) {
-  const span = document.createElement("span");
-  span.className = name;
-  span.textContent = text;
-  return span;
+  return make("span", { className: name, text });
 }
 
-function pretty(text) {
-  const block = document.createElement("pre");
-  block.textContent = JSON.stringify(JSON.parse(text), null, 2);
-  return block;
-}
-
-/** Give the few characters that tell one event from its neighbours. */
+/** Return the few characters that tell one event from its neighbours. */
 function peek(text) {
   const event = JSON.parse(text);
   const said = event.delta ?? event.text ?? event.item?.content?.[0]?.text ?? event.error?.message ?? event.reason;
