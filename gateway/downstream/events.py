@@ -13,10 +13,9 @@ from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import CLOCK, LIMITS, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, NDJSON, TEXT, media_type, read_body
 from gateway.downstream.http.steps import in_steps
-from gateway.downstream.idempotency import REPLAYED, once, scoped_key
+from gateway.downstream.idempotency import REPLAYED, promise_of
 from gateway.errors import CallerError, Flaw
 from gateway.relay.envelope import ClientEvent, read_json, read_ndjson
-from gateway.relay.ports import Receipt
 
 _TAKEN: Final = (JSON, NDJSON, TEXT, FORM)
 
@@ -39,14 +38,15 @@ async def post_events(request: web.Request) -> web.Response:
     batch = await in_steps(request, steps)
     _require_allowed(grant, batch)
 
-    async def send() -> Receipt:
+    promise = promise_of(request, grant, body)
+    replayed = handle.promised(promise) is not None
+    if not replayed:
         request.app[ACCESS].spend_events(grant, len(batch))
-        receipt = await handle.submit(batch)
+    receipt = await handle.submit(batch, promise)
+    if replayed:
+        request.app[TELEMETRY].idempotent_replay()
+    else:
         request.app[TELEMETRY].relayed_up(request.app[CLOCK].monotonic() - read_at)
-        return receipt
-
-    key = scoped_key(request, grant)
-    receipt, replayed = await once(request, handle.idempotency, key, body, send, Receipt)
     return json_answer(
         {
             "accepted": receipt.accepted,

@@ -14,6 +14,7 @@ from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import idempotency_key
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.promise import NO_PROMISE, Promise
 
 Answer = TypeVar("Answer")
 
@@ -49,6 +50,12 @@ def require_unguessable(request: web.Request, grant: Grant) -> None:
 def fingerprint(request: web.Request, body: bytes) -> bytes:
     """Give what a repeat must equal."""
     return hashlib.sha256(request.rel_url.raw_path.encode() + b"\n" + body).digest()
+
+
+def promise_of(request: web.Request, grant: Grant, body: bytes) -> Promise:
+    """Return what the session is to keep together with what the request does."""
+    key = scoped_key(request, grant)
+    return NO_PROMISE if key is None else Promise(key, fingerprint(request, body).hex())
 
 
 async def once(

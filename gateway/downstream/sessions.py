@@ -17,8 +17,7 @@ from gateway.downstream.idempotency import REPLAYED, once, require_unguessable, 
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
 from gateway.relay.envelope import read_object
-from gateway.relay.hub import OpenRequest
-from gateway.relay.ports import View
+from gateway.relay.ports import OpenRequest, View
 from gateway.relay.state import CloseReason
 
 _SECRET_BODY_BYTES: Final = 4096

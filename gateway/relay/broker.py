@@ -7,10 +7,11 @@ A `LocalLog` shows an event as soon as it is appended. A `JournalledLog` shows i
 appends the event, adds it to the journal, and calls `settle` when the journal confirms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gateway.relay.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded
+from gateway.relay.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded, Unframing
+from gateway.relay.records import GatewayEvent, ServerEvent
 from gateway.relay.telemetry import RelayTelemetry
 
 _TRIM_BYTES = 64 * 1024
@@ -89,6 +90,10 @@ class LocalLog:
             wake()
         return events.appended
 
+    def records(self, after: int) -> Iterator[ServerEvent | GatewayEvent]:
+        """Yield the events kept behind a sequence as a journal has them."""
+        return self._events.records(after, self._broker.unframing)
+
     def seal(self) -> None:
         """Say that nothing follows, and wake the readers."""
         self._events.seal()
@@ -145,12 +150,25 @@ class JournalledLog(LocalLog):
         self._broker.account(self._events.size, 0)
 
 
+def _unframed(block: bytes, start: int) -> str:
+    """Read a framing that leaves the JSON as it is."""
+    return block[start:].decode()
+
+
 class Broker:
     """Makes logs and keeps their total within its bound."""
 
     def __init__(
-        self, framing: Framing, max_events: int, max_bytes: int, total_bytes: int, telemetry: RelayTelemetry
+        self,
+        framing: Framing,
+        max_events: int,
+        max_bytes: int,
+        total_bytes: int,
+        telemetry: RelayTelemetry,
+        unframing: Unframing | None = None,
     ) -> None:
+        """`unframing` is needed where a journal may ask for the events again."""
+        self.unframing = unframing or _unframed
         self._framing = framing
         self._max_events = max_events
         self._max_bytes = max_bytes

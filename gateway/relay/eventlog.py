@@ -20,9 +20,11 @@ renderings.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from gateway.relay.records import GatewayEvent, ServerEvent
 
 _WORD = re.compile(r"[0-9a-z-]{1,64}\Z")
 
@@ -93,6 +95,10 @@ class Recorded(NamedTuple):
 
 Framing = Callable[[str, str | None, str], tuple[bytes, int]]
 """(id, event name or None for the default, JSON text) to (block, where the JSON begins in it)."""
+
+
+Unframing = Callable[[bytes, int], str]
+"""(block, where the JSON begins in it) to the JSON text: the reverse of `Framing`."""
 
 
 class GapReason(StrEnum):
@@ -269,6 +275,17 @@ class EventLog:
             return False
         self._settled = sequence
         return True
+
+    def records(self, after: int, unframing: Unframing) -> Iterator[ServerEvent | GatewayEvent]:
+        """Yield the events kept behind a sequence as a journal has them."""
+        begin = max(self._first, len(self._entries) - (self.appended - after))
+        for entry in self._entries[begin:]:
+            assert entry is not None  # entries from _first on are kept
+            text = unframing(entry.block, entry.start)
+            if entry.type.startswith("gateway."):
+                yield GatewayEvent(entry.sequence, entry.type, text)
+            else:
+                yield ServerEvent(entry.sequence, entry.turn, entry.type, text)
 
     def seal(self) -> None:
         """Say that nothing follows."""

@@ -7,9 +7,9 @@ spread out and with whole answers.
 """
 
 import asyncio
+import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
@@ -17,15 +17,21 @@ from gateway.relay.allowance import Allowance
 from gateway.relay.broker import Broker
 from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
-from gateway.relay.eventlog import Framing
+from gateway.relay.eventlog import Framing, Unframing
+from gateway.relay.fold import Opening, SessionState
 from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.journal import Directory, Journal, NullJournal
+from gateway.relay.lifecycle import Phase
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
-from gateway.relay.line import World
-from gateway.relay.ports import Dialer, Handle, Json, Principal, SessionId, View
-from gateway.relay.session import Opening, Session
+from gateway.relay.line import HANDOVER, NODE_LOST
+from gateway.relay.ports import CallRequest, Dialer, Handle, Json, OpenRequest, Principal, SessionId, View
+from gateway.relay.saved import Saved
+from gateway.relay.services import Gate, Services
+from gateway.relay.session import Session
 from gateway.relay.sessionobject import check_locked, merge
 from gateway.relay.state import CloseReason
 from gateway.relay.strain import Strain
+from gateway.relay.succession import Prepared
 from gateway.relay.telemetry import RelayTelemetry
 
 TICK_SECONDS: Final = 1.0
@@ -44,19 +50,6 @@ _DRAIN_JITTER: Final = 0.6
 _DRAIN_POLL_SECONDS: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """What a caller wants opened (docs/api.md, 1 Sessions)."""
-
-    principal: Principal
-    session: Json = field(default_factory=dict)
-    metadata: Json = field(default_factory=dict)
-    detach_grace_seconds: int | None = None
-    bearer: str | None = field(default=None, repr=False)
-    secret_allows: tuple[str, ...] = ()
-    retry_interrupted: bool = False
-
-
 class Hub:
     """Opens sessions and finds them again."""
 
@@ -68,7 +61,12 @@ class Hub:
         limits: RelayLimits,
         clock: Clock | None = None,
         budget: Budget | None = None,
+        *,
+        unframing: Unframing | None = None,
+        directory: Directory | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        """`directory`, and with it `unframing` and `gate`, where several nodes share the sessions."""
         self.limits = limits
         self.budget = budget or Budget()
         self.draining = False
@@ -78,9 +76,12 @@ class Hub:
         self._idempotency: dict[str, IdempotencyKeys] = {}
         self._clock = clock or Clock()
         self._telemetry = telemetry
-        self._world = World(dialer, telemetry, limits, self._clock, Allowance(limits.prices), self.budget)
+        self._directory = directory
+        self._services = Services(
+            dialer, telemetry, limits, self._clock, Allowance(limits.prices), self.budget, gate
+        )
         self._broker = Broker(
-            framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry
+            framing, limits.log_max_events, limits.log_max_bytes, limits.log_total_bytes, telemetry, unframing
         )
         self._sessions: dict[SessionId, Session] = {}
         self._opening: dict[SessionId, Session] = {}
@@ -126,35 +127,115 @@ class Hub:
 
     async def open(self, request: OpenRequest) -> Handle:
         """Open a session: returns when its channel is open. Raises GatewayError, after which nothing of it is left."""
+        session_id = request.session_id or f"gws_{self._clock.token(_ID_LENGTH)}"
         try:
-            opening = self._admit(request)
+            self._admit(request)
+            if self._directory is not None:
+                await self._directory.reserve(session_id, request.principal)
         except GatewayError as error:
             self._telemetry.session_refused(request.principal.name, error)
             raise
-        session_id = SessionId(f"gws_{self._clock.token(_ID_LENGTH)}")
-        session = Session(session_id, opening, self._broker.create(self._clock.epoch()), self._world)
-        self._opening[session_id] = session
-        task = asyncio.create_task(session.run(), name=f"session-{session_id}")
-        self._tasks[task] = session
-        task.add_done_callback(self._ended)
+        session = self._new(session_id, request)
+        self._opening[session.id] = session
+        self._run(session)
         try:
             await session.connected()
+            if self._directory is not None:
+                await self._directory.create(session.id, session.journal)
+                await session.journal.flushed()
             if self.draining:
                 session.end(CloseReason.DRAINED)
                 raise _draining()
             if not session.live:
                 raise UpstreamError("upstream-failed", "The call ended as soon as it was open.")
         except GatewayError as error:
+            session.end(CloseReason.UPSTREAM_LOST)
+            if self._directory is not None:
+                await self._directory.release(session.id, request.principal.name)
             refusal = _draining() if error.code == "session-closed" and self.draining else error
             self._telemetry.session_refused(request.principal.name, refusal)
             if refusal is error:
                 raise
             raise refusal from error
         except asyncio.CancelledError:
-            session.end(CloseReason.CLIENT)  # Nobody will ever learn the session's id.
+            session.end(CloseReason.CLIENT)  # Nobody will ever learn the session's ID.
             raise
-        self._sessions[session_id] = self._opening.pop(session_id)
+        self._sessions[session.id] = self._opening.pop(session.id)
         return session
+
+    def adopt(self, saved: Saved, journal: Journal, prepared: Prepared | None = None) -> Handle:
+        """Go on with a session that another node held, and that `journal` belongs to now. It can be found and read at
+        once, and is without a call until one is made, unless one was `prepared`."""
+        state = saved.state
+        log = self._broker.create_journalled(state.epochs[0][0])
+        log.load(saved.epochs, saved.first, saved.events)
+        if state.closed is not None:
+            session = Session(state, log, journal, self._services, phase=Phase.ENDED)
+            session.rest()
+        else:
+            phase = Phase.DOWN if prepared is None else Phase.SWITCHING
+            bearer = None if prepared is None else prepared.request.bearer
+            session = Session(state, log, journal, self._services, bearer, phase)
+            node = self._directory.node if self._directory is not None else ""
+            session.adopt(NODE_LOST if prepared is None else HANDOVER, node, self._clock.epoch(), prepared)
+            self._run(session)
+        self._sessions[session.id] = session
+        return session
+
+    async def prepare(self, opening: Opening, session: Json, bearer: str | None) -> Prepared:
+        """Dial a call for a session that another node is about to hand over. Raises GatewayError; whoever prepared it must
+        adopt it or abandon it."""
+        if self.draining:
+            raise _draining()
+        request = CallRequest(
+            session=session,
+            bearer=bearer,
+            safety_identifier=None if opening.principal.anonymous else opening.principal.name,
+            attach_to=opening.attach_to,
+        )
+        prepared = Prepared(request, self._services.dialer)
+        await prepared.open()
+        return prepared
+
+    def has(self, session_id: str) -> bool:
+        """Whether the session lives in this process."""
+        return session_id in self._sessions
+
+    def drop(self, session_id: str) -> None:
+        """Forget a session that another node has now."""
+        session = self._sessions.pop(SessionId(session_id), None)
+        if session is not None:
+            session.fenced()
+            self._broker.drop(session.log)
+
+    def _new(self, session_id: str, request: OpenRequest) -> Session:
+        grace = request.detach_grace_seconds
+        opening = Opening(
+            id=session_id,
+            principal=request.principal,
+            metadata=request.metadata,
+            detach_grace_seconds=self.limits.detach_grace_seconds if grace is None else grace,
+            created_at=self._clock.unix(),
+            secret_allows=request.secret_allows,
+            retry_interrupted=request.retry_interrupted,
+            attach_to=request.call_id,
+            mirrored=self.limits.continuity and request.call_id is None,
+            own_credential=request.bearer is not None,
+        )
+        merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
+        session = json.dumps(merged, ensure_ascii=False, separators=(",", ":"))
+        epoch = self._clock.epoch()
+        state = SessionState(opening, session, epoch, self.limits.prices)
+        if self._directory is None:
+            return Session(state, self._broker.create(epoch), NullJournal(), self._services, request.bearer)
+        journal = self._directory.journal(opening.id, request.principal.name, epoch)
+        log = self._broker.create_journalled(epoch)
+        return Session(state, log, journal, self._services, request.bearer)
+
+    def _run(self, session: Session) -> None:
+        task = asyncio.create_task(session.run(), name=f"session-{session.id}")
+        self._tasks[task] = session
+        task.add_done_callback(self._ended)
 
     def idempotency(self, principal: Principal) -> IdempotencyKeys:
         """Return the caller's keys of requests that open sessions."""
@@ -170,10 +251,6 @@ class Hub:
         if session is None or not (principal is None or _owns(principal, session)):
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
         return session
-
-    def has(self, session_id: str) -> bool:
-        """Tell whether the session lives in this process."""
-        return session_id in self._sessions
 
     def page(
         self, principal: Principal | None, limit: int, after: str | None = None
@@ -213,28 +290,17 @@ class Hub:
             raise CallerError("session-unknown", "There is no such session.")
         session.restart()
 
-    def _admit(self, request: OpenRequest) -> Opening:
-        """Check a create against the limits and merge it over the template."""
+    def _admit(self, request: OpenRequest) -> None:
+        """Check a create against the limits."""
         if self.draining:
             raise _draining()
         check_locked(request.session, self.limits.session_locked, "/session")
         grace = request.detach_grace_seconds
-        if grace is None:
-            grace = self.limits.detach_grace_seconds
-        elif not MIN_DETACH_GRACE_SECONDS <= grace <= MAX_DETACH_GRACE_SECONDS:
+        if grace is not None and not MIN_DETACH_GRACE_SECONDS <= grace <= MAX_DETACH_GRACE_SECONDS:
             what = f"must be from {MIN_DETACH_GRACE_SECONDS} to {MAX_DETACH_GRACE_SECONDS}"
             flaw = Flaw(what, pointer="/detach_grace_seconds")
             raise CallerError("invalid-parameter", f"'detach_grace_seconds' {what}.", flaws=(flaw,))
         self._reserve(request.principal)
-        return Opening(
-            principal=request.principal,
-            session=merge(self.limits.template, request.session),
-            metadata=request.metadata,
-            detach_grace_seconds=grace,
-            bearer=request.bearer,
-            secret_allows=request.secret_allows,
-            retry_interrupted=request.retry_interrupted,
-        )
 
     def _reserve(self, principal: Principal) -> None:
         if self.strain.high:
@@ -246,11 +312,11 @@ class Hub:
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
         if self._broker.full and not self._broker.relieve():
             raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
-        self._world.allowance.check(principal, self._clock.unix())
+        self._services.allowance.check(principal, self._clock.unix())
         if principal.max_sessions is None:
             return
         if (
-            sum(session.opening.principal.name == principal.name for session in live)
+            sum(session.state.opening.principal.name == principal.name for session in live)
             >= principal.max_sessions
         ):
             detail = f"This key may hold {principal.max_sessions} sessions at once."
@@ -262,7 +328,6 @@ class Hub:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         session = self._tasks.pop(task)
         if self._opening.pop(session.id, None) is not None:
-            session.release()
             self._broker.drop(session.log)  # It never opened: nobody knows it, so nobody will read its log.
 
     async def _tick_for_ever(self) -> None:
@@ -279,7 +344,6 @@ class Hub:
                 self._telemetry.relay_failed(session.id, error)
             if session.closed_at is not None and session.closed_at <= kept:
                 del self._sessions[session.id]
-                session.release()
                 self._broker.drop(session.log)
         events, size = self._broker.events, self._broker.size
         self._telemetry.log_grew(events - self._counted[0], size - self._counted[1])
@@ -291,7 +355,7 @@ def _draining() -> OverloadError:
 
 
 def _owns(principal: Principal, session: Session) -> bool:
-    return session.opening.principal.name == principal.name
+    return session.state.opening.principal.name == principal.name
 
 
 def template(configured: Mapping[str, object]) -> Json:

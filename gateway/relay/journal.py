@@ -122,19 +122,6 @@ class Location:
     """The node is not taken for dead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """What makes a repeated request harmless: kept together with what the request did.
-
-    `key` is the Idempotency-Key in its scope, `fingerprint` what a repeat must equal. `request_id` is that of a request
-    that another node passed on, and may pass on again.
-    """
-
-    key: str | None = None
-    fingerprint: str | None = None
-    request_id: str | None = None
-
-
 class Directory(Protocol):
     """Who owns which session. Takeover and the promises of creates are the directory's own affair."""
 

@@ -48,6 +48,8 @@ class RelayLimits:
     """Replace a call that is lost or about to end, and go on."""
     recovery_timeout_seconds: float = 60
     """How long a session without a call tries for another one."""
+    stall_timeout_seconds: float = 30
+    """A call that owes an answer, acknowledges what is sent, and delivers nothing for so long is replaced."""
     seeding_seconds: float = 15
     """How long one attempt to bring a new call to where the old one was may take."""
     held_max_events: int = 1000

@@ -12,7 +12,7 @@ from typing import NewType, Protocol
 
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId, Page
-from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.state import CloseReason, State
 from gateway.relay.turn import Turn, TurnRequest
 from gateway.relay.usage import Usage
@@ -152,6 +152,23 @@ class Principal:
         return any(limit is not None for limit in limits)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """What a caller wants opened (docs/api.md, 1 Sessions)."""
+
+    principal: Principal
+    session: Json = field(default_factory=dict)
+    metadata: Json = field(default_factory=dict)
+    detach_grace_seconds: int | None = None
+    bearer: str | None = field(default=None, repr=False)
+    secret_allows: tuple[str, ...] = ()
+    retry_interrupted: bool = False
+    call_id: str | None = None
+    """Attach to this call instead of making one; `session` is then empty."""
+    session_id: str | None = None
+    """The ID to use, where it was promised to somebody already."""
+
+
 class Reader(Protocol):
     """Reads one session's log from any cursor. Reading changes nothing."""
 
@@ -185,6 +202,10 @@ class Receiver(Protocol):
     def supersede(self) -> None:
         """Make room for another one: tell the client and end. Does not raise, does not wait."""
 
+    def rotate(self) -> None:
+        """End as at a rotation, because the session goes to another node: the client comes back at once. Does not raise,
+        does not wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -208,6 +229,8 @@ class View:
     """Patterns of client events the session's client secret may send beyond the usual ones."""
     max_event_bytes: int | None = None
     """The largest client event that the present call takes; None if that is no less than the gateway does."""
+    attached: bool = False
+    """The call is somebody else's."""
     usage: Usage = field(default_factory=Usage)
     """What its responses have cost so far, over all its calls."""
 
@@ -221,13 +244,12 @@ class Receipt:
     first: int
     last: int
     head: EventId
+    replayed: bool = False
+    """It is the receipt of an earlier request with the same Idempotency-Key."""
 
 
 class Handle(Protocol):
-    """A session as handlers see it, wherever it lives.
-
-    The coroutines complete without suspending where the session lives in this process.
-    """
+    """A session as handlers see it. The coroutines wait for the journal at most; without one they do not suspend."""
 
     @property
     def id(self) -> SessionId: ...
@@ -241,9 +263,6 @@ class Handle(Protocol):
     def busy(self) -> bool:
         """A response is in flight."""
 
-    @property
-    def idempotency(self) -> IdempotencyKeys: ...
-
     def touch(self) -> None:
         """An authenticated call came: the detach deadline starts anew."""
 
@@ -256,15 +275,21 @@ class Handle(Protocol):
     def detach(self, receiver: Receiver) -> None:
         """Count it out; harmless when repeated."""
 
-    async def submit(self, batch: Sequence[ClientEvent]) -> Receipt:
+    async def submit(self, batch: Sequence[ClientEvent], promise: Promise = NO_PROMISE) -> Receipt:
         """Accept a checked batch whole, or raise: `session-closed`, `recovering`, `upstream-backpressure`, `too-large`,
-        `member-locked`."""
+        `member-locked`, `capacity`. A repeated `promise` returns the first receipt; with another body it raises
+        `idempotency-key-reused`."""
 
-    async def turn(self, request: TurnRequest) -> Turn:
-        """Queue a turn. Raises `turn-queue-full`, `session-closed`, `member-locked`."""
+    async def turn(self, request: TurnRequest, promise: Promise = NO_PROMISE) -> Turn:
+        """Queue a turn, or return the one that a repeated `promise` stands for. Raises `turn-queue-full`,
+        `session-closed`, `member-locked`, `idempotency-key-reused`."""
+
+    def promised(self, promise: Promise) -> "Receipt | Turn | None":
+        """Return what a repeated request is answered with, None for a first try. Raises `idempotency-key-reused`."""
 
     async def withdraw(self, turn: Turn) -> None:
         """Nobody waits for this turn any more: cancel its response, or forget it unsent."""
 
-    async def close(self, reason: CloseReason) -> None:
-        """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated."""
+    async def close(self, reason: CloseReason, *, hang_up: bool = True) -> None:
+        """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated.
+        `hang_up` False leaves the call alone, as for one that somebody else made."""

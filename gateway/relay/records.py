@@ -59,6 +59,8 @@ class Handed(NamedTuple):
     """Deliveries that were held were handed to the channel, up to this number."""
 
     upto: int
+    refused: Sequence[int] = ()
+    """Those among them that are larger than the call takes."""
 
 
 class Acknowledged(NamedTuple):
@@ -79,6 +81,8 @@ class TurnQueued(NamedTuple):
     key: str | None = None
     fingerprint: str | None = None
     request_id: str | None = None
+    at: float = 0.0
+    """When it was accepted, in Unix seconds."""
 
 
 class TurnFinished(NamedTuple):

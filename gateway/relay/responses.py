@@ -1,124 +1,133 @@
-"""The responses in flight of one session: which are active, how fast they began, what they cost. No I/O, no clock.
+"""The responses in flight of one session: which are active, how fast they began. No I/O, no clock.
 
-Fed with server events, it tells telemetry the facts of each response once: the time to its first delta, its status and
-duration, its tokens. Whatever ends without a response.done is counted as unrecorded usage.
+Each knows the request that asked for it, so that a response that a lost call cut off can be asked for again. Out-of-band
+responses run in parallel. Above `MAX_ACTIVE` the oldest is taken for lost, so that no far end fills memory.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from gateway.relay.ports import Json
-from gateway.relay.telemetry import RelayTelemetry
-from gateway.relay.usage import Charge, PriceList, charge
+from gateway.relay.deliveries import Delivery
+from gateway.relay.effects import Effect, FirstDelta, ResponseDone, Unrecorded
+from gateway.relay.usage import Charge
 
-MAX_ACTIVE = 256
-"""Out-of-band responses run in parallel; above this the oldest is taken for lost, so that no far end fills memory."""
+Json = Mapping[str, object]
+
+MAX_ACTIVE: Final = 256
+
+
+@dataclass(slots=True)
+class InFlight:
+    """One response that was created and is not done."""
+
+    request: Delivery | None
+    """None for one that the service began by itself, or whose request is not known."""
+    default: bool
+    """It is in the default conversation, which has one at a time."""
+    started: float
+    mute_since: float | None
+    """When it was asked for; None once it has begun to speak."""
 
 
 class Responses:
-    """Follows response.create, response.created, the deltas and response.done."""
+    """Follows response.created, the deltas and response.done."""
 
-    def __init__(self, session: str, principal: str, telemetry: RelayTelemetry, prices: PriceList) -> None:
-        self._session = session
-        self._principal = principal
-        self._telemetry = telemetry
-        self._prices = prices
+    def __init__(self) -> None:
+        self._active: dict[str, InFlight] = {}
         self._asked_at: float | None = None
-        self._started: dict[str, float] = {}
-        self._mute: dict[str, float] = {}
-        self._default: set[str] = set()
-        self._audio_told = False
-        self.text_only = False
-        """The session asked for text alone, so audio tokens are a surprise that costs money."""
-        self.model: str | None = None
-        self.transcription_model: str | None = None
+        self.mute = 0
+        """Responses that have not begun to speak; deltas are of interest only while there are any."""
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Ids of all responses in flight."""
-        return tuple(self._started)
+        """IDs of all responses in flight."""
+        return tuple(self._active)
 
     @property
     def busy(self) -> bool:
         """The default conversation has a response in flight: no other may be created in it."""
-        return bool(self._default)
+        return any(one.default for one in self._active.values())
 
     @property
-    def awaiting_delta(self) -> bool:
-        """Some response has not begun to speak; deltas are of interest only then."""
-        return bool(self._mute)
+    def requests(self) -> list[Delivery]:
+        """The requests for those in flight."""
+        return [one.request for one in self._active.values() if one.request is not None]
 
     def asked(self, now: float) -> None:
         """A response.create was handed to the channel."""
         self._asked_at = now
 
-    def created(self, value: Json, now: float) -> None:
-        response_id, response = _response(value)
-        if len(self._started) >= MAX_ACTIVE:
-            self._forget(next(iter(self._started)))
-            self._telemetry.usage_unrecorded()
-        self._started[response_id] = now
-        self._mute[response_id] = now if self._asked_at is None else self._asked_at
+    def created(self, value: Json, request: Delivery | None, now: float) -> list[Effect]:
+        """A response began, asked for by `request`."""
+        response_id, response = response_of(value)
+        effects: list[Effect] = []
+        if len(self._active) >= MAX_ACTIVE:
+            self._forget(next(iter(self._active)))
+            effects.append(Unrecorded(1))
+        since = now if self._asked_at is None else self._asked_at
+        self._forget(response_id)
+        self._active[response_id] = InFlight(request, response.get("conversation_id") is not None, now, since)
         self._asked_at = None
-        if response.get("conversation_id") is not None:
-            self._default.add(response_id)
+        self.mute += 1
+        return effects
 
-    def delta(self, value: Json, now: float) -> None:
-        asked_at = self._mute.pop(str(value.get("response_id")), None)
-        if asked_at is not None:
-            self._telemetry.first_delta(now - asked_at)
+    def delta(self, value: Json, now: float) -> list[Effect]:
+        """A response said something."""
+        one = self._active.get(str(value.get("response_id")))
+        if one is None or one.mute_since is None:
+            return []
+        since, one.mute_since = one.mute_since, None
+        self.mute -= 1
+        return [FirstDelta(now - since)]
 
-    def done(self, value: Json, now: float) -> Charge | None:
-        """A response is over. Returns what it cost, None if it does not say."""
-        response_id, response = _response(value)
-        started = self._started.get(response_id, now)
+    def done(self, value: Json, charge: Charge | None, now: float) -> list[Effect]:
+        """A response ended, and cost so much; None where it did not say."""
+        response_id, response = response_of(value)
+        one = self._active.get(response_id)
         self._forget(response_id)
         status = response.get("status")
-        self._telemetry.response_done(status if isinstance(status, str) else "other", now - started)
-        usage = response.get("usage")
-        code = _error_code(response)
-        if code is not None:
-            self._telemetry.upstream_error(code)
-        if not isinstance(usage, Mapping):
-            self._telemetry.usage_unrecorded()
-            return None
-        cost = self._charge(usage, self.model)
-        self._watch_audio(cost)
-        return cost
+        return [
+            ResponseDone(
+                status if isinstance(status, str) else "other",
+                now - one.started if one is not None else 0.0,
+                charge,
+                _error_code(response),
+            )
+        ]
 
-    def transcribed(self, value: Json) -> Charge | None:
-        """An audio item was transcribed, by a model of its own (Realtime: …input_audio_transcription.completed). Returns
-        what that cost, None if it does not say."""
-        usage = value.get("usage")
-        return self._charge(usage, self.transcription_model) if isinstance(usage, Mapping) else None
+    def lost(self, asking: int) -> list[Effect]:
+        """The call is over: what was in flight, or asked for and not begun, will never say what it cost."""
+        count = len(self._active) + asking
+        self._active.clear()
+        self._asked_at, self.mute = None, 0
+        return [Unrecorded(count)] if count else []
 
-    def lost(self) -> int:
-        """The call is over: what was in flight will never say what it cost. Returns how many responses that were."""
-        count = len(self._started)
-        for _ in self._started:
-            self._telemetry.usage_unrecorded()
-        self._started.clear()
-        self._mute.clear()
-        self._default.clear()
-        return count
+    def dump(self) -> list[object]:
+        """Return the responses as JSON."""
+        return [
+            [
+                response_id,
+                one.default,
+                None
+                if one.request is None
+                else [one.request.id, one.request.number, one.request.turn, one.request.text],
+            ]
+            for response_id, one in self._active.items()
+        ]
 
-    def _charge(self, usage: Json, model: str | None) -> Charge:
-        cost = charge(usage, model, self._prices)
-        self._telemetry.charged(self._principal, cost)
-        return cost
+    def load(self, response_id: str, default: bool, request: Delivery | None) -> None:
+        """Add a response that was dumped."""
+        self._active[response_id] = InFlight(request, default, 0.0, None)
 
     def _forget(self, response_id: str) -> None:
-        self._started.pop(response_id, None)
-        self._mute.pop(response_id, None)
-        self._default.discard(response_id)
-
-    def _watch_audio(self, cost: Charge) -> None:
-        audio = cost.input.get("audio", 0) + cost.output.get("audio", 0)
-        if audio and self.text_only and not self._audio_told:
-            self._audio_told = True
-            self._telemetry.audio_tokens_in_text_session(self._session, audio)
+        one = self._active.pop(response_id, None)
+        if one is not None and one.mute_since is not None:
+            self.mute -= 1
 
 
-def _response(value: Json) -> tuple[str, Json]:
+def response_of(value: Json) -> tuple[str, Json]:
+    """Return the ID and the object of a response's event."""
     response = value.get("response")
     if not isinstance(response, Mapping):
         return "", {}

@@ -8,8 +8,8 @@ What the call says meanwhile is read here and nowhere else: its clients did not 
 
 from collections.abc import Mapping
 
-from gateway.relay.conversation import Json, Seed
 from gateway.relay.envelope import compose, member
+from gateway.relay.mirror import Json, Seed
 
 _EVENT_ID = "evt_seed_"
 

@@ -1,19 +1,19 @@
-"""The call that is to replace the present one, and what waits for it.
+"""The call that is to replace the present one.
 
 OpenAI has no resume and aiortc no ICE restart, so a session that outlives its call gets a new one, created with the
-session's configuration and seeded with the mirrored conversation (see `conversation` and `seeding`). Events that
-clients send meanwhile are accepted, held within bounds, and follow on the new call.
+session's configuration and seeded with the mirrored conversation (see `mirror` and `seeding`). A connection to somebody
+else's call is made again and given nothing: the conversation belongs to the call.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from gateway.errors import GatewayError, OverloadError, UpstreamError
-from gateway.relay.conversation import Seed, Sent
+from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.envelope import peek
+from gateway.relay.mirror import Seed
 from gateway.relay.ports import CallRequest, Dialer, LossCause, Sink, Upstream
 from gateway.relay.seeding import Seeding
 
@@ -25,8 +25,8 @@ _MAX_EARLY: Final = 16
 
 
 def delays() -> Iterator[float]:
-    """Seconds to wait before each attempt: none, then doubling, each drawn from its upper half so that sessions which
-    lost their calls together do not come back together."""
+    """Yield the seconds to wait before each attempt: none, then doubling, each drawn from its upper half so that sessions
+    which lost their calls together do not come back together."""
     yield 0.0
     delay = _FIRST_DELAY_SECONDS
     while True:
@@ -34,38 +34,17 @@ def delays() -> Iterator[float]:
         delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
 
 
-class Held:
-    """Events accepted while there is no call to send them on."""
-
-    def __init__(self, max_events: int, max_bytes: int) -> None:
-        self._max_events = max_events
-        self._max_bytes = max_bytes
-        self._size = 0
-        self.events: list[Sent] = []
-
-    def add(self, batch: Sequence[Sent]) -> None:
-        """Hold a batch whole, or raise `recovering`."""
-        size = sum(sent.event.size for sent in batch)
-        if len(self.events) + len(batch) > self._max_events or self._size + size > self._max_bytes:
-            detail = "The session is being recovered and no more events can wait for it."
-            raise OverloadError("recovering", detail, retry_after=1)
-        self.events += batch
-        self._size += size
-
-    def put_back(self, batch: Sequence[Sent]) -> None:
-        """Hold again, before all others and whatever the bounds, what was released too early."""
-        self.events[:0] = batch
-        self._size += sum(sent.event.size for sent in batch)
-
-
 class Successor:
-    """A new call on its way up. The session passes on what the call's generation says."""
+    """A new call on its way up. The line passes on what the call's generation says."""
 
-    def __init__(self, request: CallRequest, dialer: Dialer) -> None:
+    def __init__(self, request: CallRequest, dialer: Dialer, upstream: Upstream | None = None) -> None:
+        """`upstream`: the call, where it is open already."""
         self.generation = request.generation
+        self.messages = 0
+        """Messages handed to the call."""
         self._request = request
         self._dialer = dialer
-        self._upstream: Upstream | None = None
+        self._upstream = upstream
         self._seeding: Seeding | None = None
         self._early: list[str] = []
         self._changed = asyncio.Event()
@@ -80,27 +59,20 @@ class Successor:
 
         A call that has nothing to take may greet a moment later; that is waited for, since it says when the call ends.
         """
-        upstream = self.upstream
         self._seeding = seeding = Seeding(seed)
         early, self._early = self._early, []
         for text in early:
             self._read(text)
-        upstream.send(seeding.opening())
+        self._send(seeding.opening())
         await self._until(lambda: seeding.done)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(greeting_seconds):
-                await self._until(lambda: bool(seeding.session))
+        if self._request.attach_to is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(greeting_seconds):
+                    await self._until(lambda: bool(seeding.session))
         if self._loss is not None:
-            raise UpstreamError(
-                "upstream-failed", f"The new call was lost while it was seeded: {self._loss}."
-            )
+            detail = f"The new call was lost while it was seeded: {self._loss}."
+            raise UpstreamError("upstream-failed", detail)
         return seeding
-
-    async def _until(self, reached: Callable[[], bool]) -> None:
-        """Wait until the new call has come so far, or is lost."""
-        while not reached() and self._loss is None:
-            self._changed.clear()
-            await self._changed.wait()
 
     @property
     def upstream(self) -> Upstream:
@@ -130,7 +102,18 @@ class Successor:
     async def abandon(self) -> None:
         """Give the call up, whatever it had come to."""
         if self._upstream is not None:
-            await self._upstream.close(hang_up=self._loss is None)
+            hang_up = self._loss is None and self._request.attach_to is None
+            await self._upstream.close(hang_up=hang_up)
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Wait until the new call has come so far, or is lost."""
+        while not reached() and self._loss is None:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _send(self, texts: list[str]) -> None:
+        self.upstream.send(texts)
+        self.messages += len(texts)
 
     def _read(self, text: str) -> None:
         value = peek(text)
@@ -139,6 +122,69 @@ class Successor:
         answer = self._seeding.received(str(value.get("type")), value)
         if answer:
             try:
-                self.upstream.send(answer)
+                self._send(answer)
             except GatewayError:
                 self.lost(LossCause.CONNECTION_FAILED)
+
+
+class EarlySink:
+    """Receives what a call says before it has a line: one that another node asked to prepare."""
+
+    def __init__(self) -> None:
+        self._sink: Sink | None = None
+        self._generation = 0
+        self._early: list[str] = []
+        self._loss: LossCause | None = None
+
+    def pass_on(self, sink: Sink, generation: int) -> None:
+        """Give everything to this sink from now on, under a generation of its line's."""
+        self._sink, self._generation = sink, generation
+        for text in self._early:
+            sink.received(generation, text)
+        if self._loss is not None:
+            sink.lost(generation, self._loss)
+
+    def received(self, generation: int, text: str) -> None:
+        """See ports.Sink."""
+        if self._sink is not None:
+            self._sink.received(self._generation, text)
+        elif len(self._early) < _MAX_EARLY:
+            self._early.append(text)
+
+    def unreadable(self, generation: int, size: int) -> None:
+        """See ports.Sink."""
+        if self._sink is not None:
+            self._sink.unreadable(self._generation, size)
+
+    def lost(self, generation: int, cause: LossCause) -> None:
+        """See ports.Sink."""
+        self._loss = cause
+        if self._sink is not None:
+            self._sink.lost(self._generation, cause)
+
+
+class Prepared:
+    """A call that was dialled for a session which another node is about to hand over."""
+
+    def __init__(self, request: CallRequest, dialer: Dialer) -> None:
+        self.request = request
+        self._dialer = dialer
+        self._sink = EarlySink()
+        self._upstream: Upstream | None = None
+
+    async def open(self) -> None:
+        """Dial. Raises UpstreamError."""
+        self._upstream = await self._dialer.dial(self.request, self._sink)
+
+    def successor(self, request: CallRequest) -> Successor:
+        """Return the call as a line takes it."""
+        return Successor(request, self._dialer, self._upstream)
+
+    def pass_on(self, sink: Sink, generation: int) -> None:
+        """Give everything that the call says to this sink from now on, under a generation of its line's."""
+        self._sink.pass_on(sink, generation)
+
+    async def abandon(self) -> None:
+        """Give the call up."""
+        if self._upstream is not None:
+            await self._upstream.close(hang_up=True)

@@ -47,6 +47,9 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
 
     # calls
     def upstream_lost(self, session: str, cause: LossCause) -> None: ...
+    def call_expiry_ignored(self, session: str, expires_at: int) -> None:
+        """The service told an end of a call that makes no sense by this machine's clock; told once a session."""
+
     def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
         """A call was replaced, or was to be. `cause`: a LossCause, `rotation`, `restart`, `node_lost` or `handover`;
         `outcome`: recovered, failed, rejected, or ended when the session ended meanwhile."""

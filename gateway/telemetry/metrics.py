@@ -62,6 +62,7 @@ class Metrics:
         self.session_closed = sessions.session_closed
         self.upstream_lost = sessions.upstream_lost
         self.recovered = sessions.recovered
+        self.call_expiry_ignored = sessions.call_expiry_ignored
         self.frame_unrelayed = sessions.frame_unrelayed
         self.first_delta = sessions.first_delta
         self.response_done = sessions.response_done

@@ -119,6 +119,9 @@ class SessionMetrics:
     def upstream_lost(self, session: str, cause: LossCause) -> None:
         log.warning("upstream_lost", session=session, cause=str(cause))
 
+    def call_expiry_ignored(self, session: str, expires_at: int) -> None:
+        log.warning("call_expiry_ignored", session=session, expires_at=expires_at)
+
     def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
         cause, outcome = known(cause, words.RECOVERY_CAUSES), known(outcome, words.RECOVERY_OUTCOMES)
         self._recoveries.labels(cause, outcome).inc()

@@ -16,9 +16,9 @@ from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId
-from gateway.relay.hub import Hub, OpenRequest
+from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import CallRequest, Handle, Json, LossCause, Principal, Reader, Sink
+from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenRequest, Principal, Reader, Sink
 from gateway.relay.session import Session
 from gateway.relay.state import CloseReason
 from gateway.relay.telemetry import Telemetry
@@ -237,9 +237,13 @@ class FakeReceiver:
     def __init__(self, silent_since: float) -> None:
         self.silent_since = silent_since
         self.superseded = 0
+        self.rotated = 0
 
     def supersede(self) -> None:
         self.superseded += 1
+
+    def rotate(self) -> None:
+        self.rotated += 1
 
 
 def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:

@@ -14,7 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.relay.conversation import Conversation, Seed
+from gateway.relay.envelope import ClientEvent
+from gateway.relay.fold import Opening, SessionState
+from gateway.relay.mirror import Seed
+from gateway.relay.ports import Principal
+from gateway.relay.records import Accepted
 from gateway.relay.seeding import Seeding
 from tests.emulator.talk import Talk
 from tests.relay.fakes import client_event
@@ -24,6 +28,16 @@ RECORDINGS = Path(__file__).parents[3] / "shared" / "recordings"
 TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}}
 OWN = ("id", "object", "expires_at")
 SESSION: Json = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
+
+
+def fresh_state() -> SessionState:
+    """Return the state of a session that was just opened."""
+    return SessionState(Opening("gws_1", Principal("ann"), {}, 600, 0.0), json.dumps(SESSION), "e1")
+
+
+def sent(state: SessionState, number: int, event: ClientEvent) -> None:
+    """Note a client's event."""
+    state.accept(Accepted(number, [event.text]), [event], 0.0)
 
 
 def plain(item: Json) -> Json:
@@ -42,30 +56,28 @@ class Followed(Talk):
 
     def __init__(self) -> None:
         super().__init__(session={"tools": []})
-        self.mirror = Conversation(SESSION)
+        self.state = fresh_state()
         self.prefixes: list[tuple[Seed, list[Json], Json]] = []
         self._number = 0
         self._added: set[str] = set()
 
     def send(self, kind: str, **members: Any) -> None:
         self._number += 1
-        self.mirror.sent(self._number, client_event(kind, **members))
+        sent(self.state, self._number, client_event(kind, **members))
         super().send(kind, **members)
 
     def _hear(self, text: str) -> None:
         super()._hear(text)
         event = json.loads(text)
         kind = event["type"]
-        if kind not in Conversation.WATCHED:
-            return
-        self.mirror.received(kind, event)
+        self.state.arrived(kind, event, self.state.head + 1, 0.0)
         if kind in ("conversation.item.added", "conversation.item.done"):
             (self._added.discard if event["item"].get("status") == "in_progress" else self._added.add)(
                 event["item"]["id"]
             )
         whole = [plain(item) for item in self.realtime.conversation if item["id"] in self._added]
         told = [item for item in whole if item.get("texts") != []]
-        seed = self.mirror.seed()
+        seed = self.state.mirror.seed()
         if not self.prefixes or self.prefixes[-1][0] != seed:
             session = {name: value for name, value in self.realtime.session.items() if name not in OWN}
             self.prefixes.append((seed, told, json.loads(json.dumps(session))))
@@ -256,15 +268,15 @@ async def test_any_prefix_of_a_recorded_session_is_restored(name: str, turns: in
     path = RECORDINGS / f"{name}.jsonl"
     if not path.exists():
         pytest.skip("the recorded sessions lie outside the repository, and not here")
-    mirror, begun, finished, responses = Conversation(SESSION), list[str](), dict[str, Json](), 0
+    state, begun, finished, responses = fresh_state(), list[str](), dict[str, Json](), 0
     for number, line in enumerate(path.read_text("utf-8").splitlines()):
         one = json.loads(line)
         event = one["event"]
         kind = event["type"]
         if one["direction"] == "sent":
-            mirror.sent(number, client_event(**event))
+            sent(state, number, client_event(**event))
             continue
-        mirror.received(kind, event)
+        state.arrived(kind, event, state.head + 1, 0.0)
         if kind == "conversation.item.added":
             begun.append(event["item"]["id"])
         if (
@@ -273,8 +285,8 @@ async def test_any_prefix_of_a_recorded_session_is_restored(name: str, turns: in
         ):
             finished[event["item"]["id"]] = plain(event["item"])
         responses += kind == "response.done"
-        _, fresh = replayed(mirror.seed())
+        _, fresh = replayed(state.mirror.seed())
 
         assert conversation(fresh) == [finished[item_id] for item_id in begun if item_id in finished]
 
-    assert (responses, mirror.unconfirmed, mirror.cut) == (turns, [], False)
+    assert (responses, state.ledger.in_flight, state.cut) == (turns, [], False)

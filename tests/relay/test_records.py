@@ -43,9 +43,11 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         _NUMBERS,
         st.just(0.5),
     ),
-    st.builds(Handed, _NUMBERS),
+    st.builds(Handed, _NUMBERS, st.just([])),
     st.builds(Acknowledged, _NUMBERS),
-    st.builds(TurnQueued, _NUMBERS, st.just("t1"), _EVENTS, st.floats(0, 1e10), _WORDS, _WORDS, _WORDS),
+    st.builds(
+        TurnQueued, _NUMBERS, st.just("t1"), _EVENTS, st.floats(0, 1e10), _WORDS, _WORDS, _WORDS, st.just(0.5)
+    ),
     st.builds(TurnFinished, _NUMBERS, _NUMBERS, st.none() | st.just({"code": "upstream-failed"})),
     st.builds(
         LineState,
@@ -81,7 +83,9 @@ def test_only_events_of_the_log_have_a_sequence() -> None:
     assert sequence_of(Handed(9)) == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"?[]", b"h[", b"h[1,2]", b"e1 2 x", b"e1\n{}", b"gx y\n{}", b"h\xff"])
+@pytest.mark.parametrize(
+    "data", [b"", b"?[]", b"h[", b"h[1,2,3]", b"e1 2 x", b"e1\n{}", b"gx y\n{}", b"h\xff"]
+)
 def test_what_is_no_record_is_refused(data: bytes) -> None:
     """A session whose records cannot be read must not be taken over."""
     with pytest.raises(UnreadableRecord):

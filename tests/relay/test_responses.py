@@ -1,29 +1,32 @@
-"""gateway/relay/responses.py: what each response cost, and when it began to speak."""
+"""gateway/relay/responses.py: which responses are in flight, and when each began to speak."""
 
 from typing import Any
 
 import pytest
 
+from gateway.relay.deliveries import delivery
+from gateway.relay.effects import Effect, FirstDelta, ResponseDone, Unrecorded
 from gateway.relay.responses import MAX_ACTIVE, Responses
-from gateway.relay.usage import PriceList, charge
-from tests.relay.fakes import Notebook
+from gateway.relay.usage import Charge
+from tests.relay.fakes import client_event
 
-USAGE = {"total_tokens": 5, "input_token_details": {"text_tokens": 5, "audio_tokens": 0}}
+CHARGE = Charge("m")
 
 
 class Desk:
-    """The responses of one session, and what was told of them."""
+    """The responses of one session, and what followed."""
 
     def __init__(self) -> None:
-        self.notebook = Notebook()
-        self.responses = Responses("gws_1", "somebody", self.notebook.port, PriceList())
+        self.effects: list[Effect] = []
+        self.responses = Responses()
 
     def create(self, id: str = "r1", now: float = 0.0, conversation: str | None = "c") -> None:
-        self.responses.created({"response": {"id": id, "conversation_id": conversation}}, now)
+        value = {"response": {"id": id, "conversation_id": conversation}}
+        self.effects += self.responses.created(value, None, now)
 
     def finish(self, id: str = "r1", now: float = 0.0, **members: Any) -> None:
-        response = {"id": id, "status": "completed", "usage": USAGE, **members}
-        self.responses.done({"response": response}, now)
+        response = {"id": id, "status": "completed", **members}
+        self.effects += self.responses.done({"response": response}, CHARGE, now)
 
 
 def test_a_response_is_active_until_it_is_done() -> None:
@@ -49,13 +52,13 @@ def test_the_first_delta_is_timed_from_the_question() -> None:
     desk = Desk()
     desk.responses.asked(10.0)
     desk.create(now=10.2)
-    assert desk.responses.awaiting_delta
+    assert desk.responses.mute == 1
     for now in (10.5, 11.0):
-        desk.responses.delta({"response_id": "r1"}, now)
-    desk.responses.delta({}, 12.0)
+        desk.effects += desk.responses.delta({"response_id": "r1"}, now)
+    desk.effects += desk.responses.delta({}, 12.0)
 
-    assert desk.notebook.told("first_delta") == [(0.5,)]
-    assert not desk.responses.awaiting_delta
+    assert desk.effects == [FirstDelta(0.5)]
+    assert desk.responses.mute == 0
 
 
 def test_a_response_nobody_asked_for_is_timed_from_its_creation() -> None:
@@ -64,74 +67,57 @@ def test_a_response_nobody_asked_for_is_timed_from_its_creation() -> None:
     desk.responses.asked(1.0)
     desk.create("r1", now=2.0)
     desk.create("r2", now=50.0)
-    desk.responses.delta({"response_id": "r2"}, 50.25)
+    desk.effects += desk.responses.delta({"response_id": "r2"}, 50.25)
 
-    assert desk.notebook.told("first_delta") == [(0.25,)]
+    assert desk.effects == [FirstDelta(0.25)]
 
 
-def test_a_done_response_is_told_with_status_time_and_tokens() -> None:
-    """Under the model of the session and the name of its owner."""
+def test_a_done_response_is_told_with_status_time_and_charge() -> None:
+    """Counted from when it was created."""
     desk = Desk()
-    desk.responses.model = "gpt-realtime-2.1"
     desk.create(now=1.0)
     desk.finish(now=3.5)
 
-    assert desk.notebook.facts == [
-        ("response_done", ("completed", 2.5)),
-        ("charged", ("somebody", charge(USAGE, "gpt-realtime-2.1", PriceList()))),
-    ]
-
-
-@pytest.mark.parametrize("usage", [None, 7, []])
-def test_a_response_without_usage_is_counted_as_unrecorded(usage: object) -> None:
-    """The bill will hold something that the metrics do not."""
-    desk = Desk()
-    desk.create()
-    desk.finish(usage=usage)
-
-    assert desk.notebook.told("usage_unrecorded") == [()]
-    assert desk.notebook.told("charged") == []
+    assert desk.effects == [ResponseDone("completed", 2.5, CHARGE, None)]
 
 
 @pytest.mark.parametrize("value", [{}, {"response": None}, {"response": 7}])
 def test_a_done_of_no_shape_is_told_as_other(value: dict[str, object]) -> None:
     """The service's shapes are not trusted."""
-    desk = Desk()
-    desk.responses.done(value, 1.0)
-
-    assert desk.notebook.facts == [("response_done", ("other", 0.0)), ("usage_unrecorded", ())]
+    assert Desk().responses.done(value, None, 1.0) == [ResponseDone("other", 0.0, None, None)]
 
 
 @pytest.mark.parametrize(
     ("details", "codes"),
     [
-        ({"error": {"code": "rate_limit_exceeded", "type": "t"}}, [("rate_limit_exceeded",)]),
-        ({"error": {"type": "server_error", "code": None}}, [("server_error",)]),
-        ({"error": {"code": 7}}, [("other",)]),
-        ({"error": {}}, [("other",)]),
+        ({"error": {"code": "rate_limit_exceeded", "type": "t"}}, ["rate_limit_exceeded"]),
+        ({"error": {"type": "server_error", "code": None}}, ["server_error"]),
+        ({"error": {"code": 7}}, ["other"]),
+        ({"error": {}}, ["other"]),
         ({"error": None}, []),
         ("failed", []),
         (None, []),
     ],
 )
-def test_a_failed_response_is_an_error_of_upstreams(details: object, codes: list[tuple[str]]) -> None:
+def test_a_failed_response_is_an_error_of_upstreams(details: object, codes: list[str]) -> None:
     """Many failures show only here."""
     desk = Desk()
     desk.create()
     desk.finish(status="failed", status_details=details)
 
-    assert desk.notebook.told("upstream_error") == codes
+    assert [
+        effect.error for effect in desk.effects if isinstance(effect, ResponseDone) and effect.error
+    ] == codes
 
 
 def test_a_lost_call_leaves_its_responses_unrecorded() -> None:
-    """Each of them, and nothing is active any more."""
+    """Each of them, and those that were asked for and had not begun; nothing is active any more."""
     desk = Desk()
     desk.create("r1")
     desk.create("r2")
-    assert (desk.responses.lost(), desk.responses.lost()) == (2, 0)
+    assert (desk.responses.lost(1), desk.responses.lost(0)) == ([Unrecorded(3)], [])
 
-    assert desk.notebook.told("usage_unrecorded") == [(), ()]
-    assert (desk.responses.active, desk.responses.busy, desk.responses.awaiting_delta) == ((), False, False)
+    assert (desk.responses.active, desk.responses.busy, desk.responses.mute) == ((), False, 0)
 
 
 def test_responses_that_never_end_are_bounded() -> None:
@@ -142,48 +128,15 @@ def test_responses_that_never_end_are_bounded() -> None:
 
     assert len(desk.responses.active) == MAX_ACTIVE
     assert desk.responses.active[0] == "r1"
-    assert desk.notebook.told("usage_unrecorded") == [()]
+    assert desk.effects == [Unrecorded(1)]
 
 
-def test_audio_tokens_in_a_text_session_are_told_once() -> None:
-    """They cost money that nobody expects; the counts of both directions add up."""
-    desk = Desk()
-    desk.responses.text_only = True
-    usage = {"input_token_details": {"audio_tokens": 2}, "output_token_details": {"audio_tokens": 3}}
-    for _ in range(2):
-        desk.finish(usage=usage)
+def test_a_response_knows_what_asked_for_it() -> None:
+    """So that it can be asked for again; one that the service began by itself has no request."""
+    responses = Responses()
+    asked = delivery(7, 3, client_event("response.create"))
+    responses.created({"response": {"id": "own"}}, None, 0.0)
+    responses.created({"response": {"id": "asked"}}, asked, 0.0)
 
-    assert desk.notebook.told("audio_tokens_in_text_session") == [("gws_1", 5)]
-
-
-@pytest.mark.parametrize(
-    ("text_only", "usage"),
-    [
-        (False, {"input_token_details": {"audio_tokens": 2}}),
-        (True, {"input_token_details": {"audio_tokens": 0}}),
-        (True, {"input_token_details": {"audio_tokens": "2"}, "output_token_details": None}),
-        (True, {}),
-    ],
-)
-def test_no_audio_tokens_are_told_where_there_is_nothing_to_tell(text_only: bool, usage: object) -> None:
-    """Where audio was asked for, or none was counted, or the count is no number."""
-    desk = Desk()
-    desk.responses.text_only = text_only
-    desk.finish(usage=usage)
-
-    assert desk.notebook.told("audio_tokens_in_text_session") == []
-
-
-def test_a_transcription_is_charged_to_its_own_model() -> None:
-    """It is billed apart from the responses, by tokens or by the minute."""
-    desk = Desk()
-    desk.responses.transcription_model = "gpt-realtime-whisper"
-    prices = PriceList()
-    for usage in ({"type": "duration", "seconds": 3}, {"type": "tokens", "input_tokens": 7}, None):
-        desk.responses.transcribed({"type": "…completed", "usage": usage})
-
-    told = [cost for _, cost in desk.notebook.told("charged")]
-    assert told == [
-        charge({"type": "duration", "seconds": 3}, "gpt-realtime-whisper", prices),
-        charge({"input_tokens": 7}, "gpt-realtime-whisper", prices),
-    ]
+    assert responses.requests == [asked]
+    assert responses.dump() == [["own", False, None], ["asked", False, [7, 3, 0, asked.text]]]

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from gateway.relay.conversation import Seed
+from gateway.relay.mirror import Seed
 from gateway.relay.seeding import Seeding
 
 

@@ -625,8 +625,9 @@ async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
     session = await house.open()
     turn = await session.turn(HELLO)
     house.call.start("resp_1", turn.id)
+    await asyncio.sleep(10)
     following = await session.turn(HELLO)
-    await asyncio.sleep(22)
+    await asyncio.sleep(12)
 
     assert turn.failure is not None
     assert turn.failure.code == "upstream-timeout"

@@ -46,7 +46,7 @@ def done(turn: Turn, response_id: str = "resp_1") -> Progress:
 def test_its_events_carry_names_of_their_own() -> None:
     """Each has an event_id, each item an id, the response the turn's mark beside the caller's metadata."""
     turn = Turn(1, TOKEN, TurnRequest([USER, {**USER, "id": "mine"}], {"metadata": {"a": "b"}, "tools": []}))
-    events = turn.opening()
+    events = [*turn.opening(), turn.asking()]
 
     assert [event.value for event in events] == [
         {
@@ -81,7 +81,7 @@ def test_metadata_that_is_no_object_gives_way() -> None:
 
 def test_any_text_can_be_sent() -> None:
     """Half a surrogate pair is escaped, since UTF-8 has no bytes for it."""
-    (event, _) = Turn(1, TOKEN, TurnRequest([{"type": "message", "content": "é\ud800"}])).opening()
+    (event,) = Turn(1, TOKEN, TurnRequest([{"type": "message", "content": "é\ud800"}])).opening()
 
     assert event.text.encode()
     assert "\\ud800" in event.text
@@ -187,6 +187,7 @@ def test_a_refused_response_ends_it() -> None:
 def test_a_refused_item_finishes_it_before_it_is_over() -> None:
     """The response was asked for with the item, and comes all the same."""
     turn = make(USER, USER)
+    turn.asked = True
     progress = refused(turn, "i0")
     failure = turn.failure
     turn.finish(LAST)
@@ -228,15 +229,19 @@ def test_a_cancel_that_came_too_late_is_harmless() -> None:
 
 
 def test_finishing_wakes_those_who_wait_once() -> None:
-    """Who cancelled is left alone, who comes later is woken at once, and a second end changes nothing."""
+    """By the shell, when the state is whole. Who cancelled is left alone, who comes later is woken at once, and a second
+    end changes nothing."""
     turn, woken = make(), list[str]()
     turn.subscribe(lambda: woken.append("a"))
     cancel = turn.subscribe(lambda: woken.append("b"))
     cancel()
     cancel()
     failure = UpstreamError("upstream-failed", "Gone.")
-    turn.finish(LAST, failure)
-    turn.finish(EventId("e", 99), UpstreamError("upstream-failed", "Again."))
+    assert turn.finish(LAST, failure)
+    assert not turn.finish(EventId("e", 99), UpstreamError("upstream-failed", "Again."))
+    assert woken == []
+    turn.wake()
+    turn.wake()
     turn.subscribe(lambda: woken.append("late"))
 
     assert woken == ["a", "late"]

@@ -45,6 +45,10 @@ class LongPoll:
         """Answer with what there is."""
         self._stop()
 
+    def rotate(self) -> None:
+        """Answer with what there is: another node has the session now."""
+        self._stop()
+
     def shut(self) -> None:
         self._stop()
 

@@ -136,6 +136,10 @@ class Stream:
             self._rotate_due = True
             self._cursor.wake()
 
+    def rotate(self) -> None:
+        """See ports.Receiver: another node has the session now."""
+        self._end("rotated")
+
     def _end(self, reason: Ended) -> None:
         if self._told is None:
             self._told = reason

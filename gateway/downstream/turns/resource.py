@@ -16,7 +16,13 @@ from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, SESSION, TELEME
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.http.wire import accepted, watch_loss
-from gateway.downstream.idempotency import REPLAYED, fingerprint, require_unguessable, scoped_key
+from gateway.downstream.idempotency import (
+    REPLAYED,
+    fingerprint,
+    promise_of,
+    require_unguessable,
+    scoped_key,
+)
 from gateway.downstream.reading import parameters
 from gateway.downstream.reading.parameters import Format
 from gateway.downstream.reading.sse import last_event_id
@@ -61,11 +67,14 @@ async def session_turn(request: web.Request) -> web.StreamResponse:
     caller, handle = session_grant(request, "send")
     asked = await _ask(request, caller, own_session=False)
 
-    async def take(errand: Errand) -> None:
+    promise = promise_of(request, caller, asked.body)
+    replayed = handle.promised(promise) is not None
+    if replayed:
+        request.app[TELEMETRY].idempotent_replay()
+    else:
         _spend(request, caller, asked)
-        errand.begun.set_result((handle, await handle.turn(asked.wanted.request)))
-
-    return await _answer(request, asked, handle.idempotency, take)
+    turn = await handle.turn(asked.wanted.request, promise)
+    return await _give(request, asked, handle, turn, replayed=replayed)
 
 
 async def own_turn(request: web.Request) -> web.StreamResponse:
@@ -241,7 +250,6 @@ def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple
             if turnresult.retryable(turn):
                 table.release(key)
             else:
-                turn.forget_request()
                 size = PARSED_FACTOR * len(compact(turn.result or {}))
                 table.keep(key, _Done(handle.id, turn), size)
 

@@ -446,7 +446,7 @@ async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
     session = await house.open(headers=bearer("k"))
     opened = house.hub.find(session["id"], None)
     assert isinstance(opened, Session)
-    principal = opened.opening.principal
+    principal = opened.state.opening.principal
 
     assert (principal.tokens_per_session, principal.tokens_per_day) == (5, 9)
 

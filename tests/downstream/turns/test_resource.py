@@ -23,6 +23,7 @@ class Model:
     def __init__(self, house: House) -> None:
         self._house = house
         self._turns = 0
+        self._taken = 0
 
     @property
     def sent(self) -> list[Json]:
@@ -34,7 +35,16 @@ class Model:
 
     async def asked(self, count: int = 1) -> Json:
         """Wait for this many responses to be asked for, and give the last."""
-        await until(lambda: len(self.of("response.create")) >= count)
+
+        def ready() -> bool:
+            if len(self.of("response.create")) >= count:
+                return True
+            for event in self.of("conversation.item.create")[self._taken :]:
+                self._taken += 1
+                self.say("conversation.item.added", item=event["item"])
+            return False
+
+        await until(ready)
         return self.of("response.create")[count - 1]
 
     def say(self, type_: str, **members: object) -> None:
@@ -479,7 +489,7 @@ async def test_turns_queue_in_order(session: Session, model: Model) -> None:
     tasks = []
     for number in range(3):
         tasks.append(turn(session, {"input": f"{number}"}))
-        await until(lambda: len(session.handle._turns._waiting) + 1 == len(tasks))
+        await until(lambda: len(session.handle.state.turns.waiting) + 1 == len(tasks))
     for number in range(3):
         await model.answer(f"answer {number}", count=number + 1)
     answers = [(await got(task)).json["output_text"] for task in tasks]
@@ -499,7 +509,7 @@ async def test_turn_too_many_is_refused(build: Build) -> None:
     tasks = [turn(session, {"input": "1"})]
     await model.asked()
     tasks.append(turn(session, {"input": "2"}))
-    await until(lambda: len(session.handle._turns._waiting) == 1)
+    await until(lambda: len(session.handle.state.turns.waiting) == 1)
     answer = await got(turn(session, {"input": "3"}))
     await session.handle.close(CloseReason.CLIENT)
     await asyncio.gather(*tasks)

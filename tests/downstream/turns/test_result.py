@@ -15,13 +15,16 @@ def done(
     details: dict[str, object] | None = {"type": status, "error": error} if error is not None else None
     if reason is not None:
         details = {"type": status, "reason": reason}
-    turn.result = {
+    response = {
         "id": "resp_1",
         "status": status,
         "status_details": details,
         "output": output or [],
         "usage": {},
     }
+    created = {"id": "resp_1", "metadata": {"gateway_turn": turn.id}}
+    turn.look("response.created", {"response": created})
+    turn.look("response.done", {"response": response})
     turn.finish(None)
     return turn
 

@@ -1,4 +1,4 @@
-"""gateway/relay/turnqueue.py: one turn at a time, and whose response a cancel ends."""
+"""gateway/relay/turns.py: one turn at a time, and whose response a cancel ends."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,48 +8,79 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.effects import Effect, Send, TurnOver
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId
 from gateway.relay.turn import Progress, Turn, TurnRequest
-from gateway.relay.turnqueue import TurnQueue
+from gateway.relay.turns import Turns
 
 HEAD = EventId("e", 5)
 LATER = EventId("e", 6)
 BUSY = "conversation_already_has_active_response"
+PLAIN = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]}
+ODD = {"type": "message"}
 
 
 class Desk:
-    """A queue, what it sent, and the service's side of it."""
+    """The turns of a session whose shell is this, what it sent, and the service's side of it."""
 
     def __init__(self, max_waiting: int = 8) -> None:
         self.sent: list[dict[str, Any]] = []
         self.refusal: GatewayError | None = None
-        self.queue = TurnQueue(self._send, max_waiting, timeout_seconds=300)
-        self._count = 0
+        self.queue = Turns()
+        self.over: list[Turn] = []
+        self._max_waiting = max_waiting
 
     def _send(self, events: Sequence[ClientEvent]) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.sent += [dict(event.value) for event in events]
 
-    def add(self) -> Turn:
-        self._count += 1
-        return self.queue.add(TurnRequest([{"type": "message"}]), f"{self._count:018d}")
+    def carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send() if self.refusal is None:
+                    self._send(effect.events)
+                case TurnOver():
+                    self.over.append(effect.turn)
 
-    def advance(self, busy: bool = False, now: float = 0.0) -> None:
-        self.queue.advance(busy, HEAD, now)
+    def add(self, item: dict[str, Any] = PLAIN, now: float = 0.0) -> Turn:
+        self.queue.require_room(self._max_waiting)
+        number = self.queue.count + 1
+        return self.queue.add(number, f"{number:018d}", TurnRequest([item]).dump(), now + 300)
 
-    def run(self) -> Turn:
+    def advance(self, busy: bool = False) -> None:
+        while (asking := self.queue.due(busy)) is not None:
+            try:
+                self._send(asking.events)
+            except OverloadError:
+                return
+            except GatewayError as error:
+                self.carry(self.queue.fail(asking.turn, error, HEAD))
+            else:
+                asked = any(event.type == "response.create" for event in asking.events)
+                self.queue.sent(asking.turn.number, HEAD, asked=asked)
+                return
+
+    def expire(self, now: float) -> None:
+        for turn in self.queue.expired(now):
+            self.carry(self.queue.expire(turn, HEAD, 300))
+
+    def withdraw(self, turn: Turn) -> None:
+        self.carry(self.queue.withdraw(turn, HEAD))
+
+    def run(self, item: dict[str, Any] = PLAIN) -> Turn:
         """Add a turn and send it."""
-        turn = self.add()
+        turn = self.add(item)
         self.advance()
         assert self.queue.running is turn
         return turn
 
-    def say(self, type: str, **value: object) -> Progress:
-        progress = self.queue.look(type, value)
+    def say(self, type: str, *, sole: bool = False, **value: object) -> Progress:
+        progress, effects = self.queue.look(type, value, sole=sole)
+        self.carry(effects)
         if progress is Progress.DONE:
-            self.queue.done(LATER)
+            self.carry(self.queue.done(LATER))
         return progress
 
     def create(self, turn: Turn) -> Progress:
@@ -57,11 +88,15 @@ class Desk:
             "response.created", response={"id": f"r_{turn.number}", "metadata": {"gateway_turn": turn.id}}
         )
 
+    def take(self, turn: Turn) -> Progress:
+        """Confirm the turn's first item."""
+        return self.say("conversation.item.added", item={"id": f"item_{turn.token}000"})
+
     def finish(self, turn: Turn) -> Progress:
         return self.say("response.done", response={"id": f"r_{turn.number}", "status": "completed"})
 
     def refuse(self, turn: Turn, suffix: str, code: str = "invalid_value") -> Progress:
-        event_id = f"evt_{turn.id.removeprefix('turn_')}_{suffix}"
+        event_id = f"evt_{turn.token}_{suffix}"
         return self.say("error", error={"event_id": event_id, "code": code, "message": "No."})
 
     @property
@@ -155,25 +190,25 @@ def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
     desk.advance()
     assert (first.finished, first.after, desk.queue.running) == (False, None, None)
     desk.refusal = None
-    desk.advance(now=10)
+    desk.advance()
 
     assert desk.queue.running is first
     assert not second.finished
 
 
 def test_a_turn_for_which_there_is_never_room_fails() -> None:
-    """After the time that a response may take, and with it those behind it: nothing has passed all the while."""
+    """When its time is over, which counts from its request; one behind it has its own."""
     desk = Desk()
     desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
-    first, second = desk.add(), desk.add()
-    desk.advance(now=0)
-    desk.advance(now=299)
+    first, second = desk.add(), desk.add(now=10)
+    desk.advance()
+    desk.expire(299.9)
     assert not first.finished
-    desk.advance(now=300)
+    desk.expire(300)
 
     assert first.failure is not None
     assert first.failure.code == "upstream-timeout"
-    assert second.finished
+    assert (desk.over, second.finished) == ([first], False)
 
 
 def test_a_question_for_which_there_is_no_room_is_asked_later() -> None:
@@ -274,7 +309,7 @@ def test_a_waiting_turn_that_is_withdrawn_is_never_sent() -> None:
     desk = Desk()
     desk.run()
     turn = desk.add()
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
 
     assert turn.finished
     assert len(desk.sent) == 2
@@ -285,8 +320,8 @@ def test_a_running_turn_that_is_withdrawn_is_cancelled() -> None:
     desk = Desk()
     turn = desk.run()
     desk.create(turn)
-    desk.queue.withdraw(turn, HEAD)
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
+    desk.withdraw(turn)
     assert (desk.cancels, turn.finished) == (["r_1"], False)
     desk.finish(turn)
 
@@ -297,7 +332,7 @@ def test_a_turn_withdrawn_before_its_response_is_created_is_cancelled_by_name() 
     """An unnamed cancel could meet a response that a client asked for a moment before."""
     desk = Desk()
     turn = desk.run()
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
     assert desk.cancels == []
     desk.create(turn)
 
@@ -309,7 +344,7 @@ def test_a_turn_withdrawn_while_another_response_is_active_leaves_that_alone() -
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
     desk.advance()
 
     assert turn.finished
@@ -320,7 +355,7 @@ def test_a_withdrawn_turn_that_turns_out_second_ends() -> None:
     """The refusal came after the caller had left."""
     desk = Desk()
     turn = desk.run()
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
     desk.refuse(turn, "r", BUSY)
     desk.advance(busy=True)
 
@@ -334,7 +369,7 @@ def test_withdrawing_a_finished_turn_changes_nothing() -> None:
     turn = desk.run()
     desk.create(turn)
     desk.finish(turn)
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
 
     assert (desk.cancels, turn.failure) == ([], None)
 
@@ -345,7 +380,7 @@ def test_a_cancel_that_cannot_be_sent_is_let_go() -> None:
     turn = desk.run()
     desk.create(turn)
     desk.refusal = UpstreamError("upstream-failed", "Gone.")
-    desk.queue.withdraw(turn, HEAD)
+    desk.withdraw(turn)
 
     assert not turn.finished
 
@@ -353,15 +388,15 @@ def test_a_cancel_that_cannot_be_sent_is_let_go() -> None:
 # --- time and loss -----------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_has_its_time_from_when_it_is_sent() -> None:
+def test_a_turn_has_its_time_from_when_it_is_asked_for() -> None:
     """Then its response is cancelled and it fails with the phase."""
     desk = Desk()
-    turn = desk.add()
-    desk.advance(now=1000)
+    turn = desk.add(now=1000)
+    desk.advance()
     desk.create(turn)
-    desk.queue.expire(HEAD, 1299.9)
+    desk.expire(1299.9)
     assert not turn.finished
-    desk.queue.expire(HEAD, 1300)
+    desk.expire(1300)
 
     assert turn.failure is not None
     assert (turn.failure.code, turn.failure.members) == ("upstream-timeout", {"phase": "response"})
@@ -373,19 +408,22 @@ def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> Non
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
-    desk.queue.expire(HEAD, 300)
+    desk.expire(300)
 
     assert turn.finished
     assert desk.cancels == []
 
 
-def test_time_passes_for_nobody_where_no_turn_runs() -> None:
-    """Waiting turns have no deadline: what they wait for has."""
+def test_time_passes_for_those_who_wait_as_well() -> None:
+    """Behind a response that never ends, or while there is no call."""
     desk = Desk()
-    turn = desk.add()
-    desk.queue.expire(HEAD, 1e9)
+    running, waiting = desk.run(), desk.add(now=5)
+    desk.expire(300)
+    assert (running.finished, waiting.finished) == (True, False)
+    desk.expire(305)
 
-    assert not turn.finished
+    assert waiting.failure is not None
+    assert waiting.failure.code == "upstream-timeout"
 
 
 def test_a_lost_call_interrupts_the_running_turn_alone() -> None:
@@ -393,8 +431,8 @@ def test_a_lost_call_interrupts_the_running_turn_alone() -> None:
     desk = Desk()
     running, waiting = desk.run(), desk.add()
     failure = UpstreamError("upstream-failed", "Lost.")
-    desk.queue.interrupt(failure, HEAD)
-    desk.queue.interrupt(failure, HEAD)
+    desk.carry(desk.queue.interrupt(failure, HEAD))
+    desk.carry(desk.queue.interrupt(failure, HEAD))
 
     assert (running.failure, waiting.finished) == (failure, False)
 
@@ -404,7 +442,7 @@ def test_the_sessions_end_fails_every_turn() -> None:
     desk = Desk()
     turns = [desk.run(), desk.add(), desk.add()]
     failure = UpstreamError("upstream-failed", "Over.")
-    desk.queue.fail(failure, HEAD)
+    desk.carry(desk.queue.fail_all(failure, HEAD))
 
     assert [turn.failure for turn in turns] == [failure] * 3
     assert desk.queue.running is None
@@ -433,16 +471,16 @@ def test_any_order_of_events_keeps_the_order_and_cancels_only_by_name(steps: lis
         match step:
             case "add":
                 try:
-                    turns.append(desk.add())
+                    turns.append(desk.add(now=now))
                 except GatewayError:
                     assert sum(turn.after is None and not turn.finished for turn in turns) == 3
             case "advance" | "advance busy":
-                desk.advance(step == "advance busy", now)
+                desk.advance(step == "advance busy")
             case "expire":
                 now += 300
-                desk.queue.expire(HEAD, now)
+                desk.expire(now)
             case "withdraw" if running is not None:
-                desk.queue.withdraw(running, HEAD)
+                desk.withdraw(running)
             case "create" if running is not None:
                 desk.create(running)
             case "finish" if running is not None:
@@ -459,3 +497,69 @@ def test_any_order_of_events_keeps_the_order_and_cancels_only_by_name(steps: lis
         begun = [turn.after is not None for turn in turns]
         assert begun == sorted(begun, reverse=True)
         assert all(t.finished or t is desk.queue.running or t.after is None for t in turns)
+
+
+# --- items before the response -----------------------------------------------------------------------------------------
+
+
+def test_the_response_is_asked_for_when_all_items_are_taken() -> None:
+    """Items that a client wrote may be refused; a single text that the gateway wrote is sent with its response."""
+    desk = Desk()
+    turn = desk.run(ODD)
+    assert desk.types == ["conversation.item.create"]
+    desk.advance()
+    assert len(desk.sent) == 1
+    desk.take(turn)
+    desk.advance(busy=True)
+    assert len(desk.sent) == 1
+    desk.advance()
+
+    assert desk.types == ["conversation.item.create", "response.create"]
+
+
+def test_a_refused_item_starts_no_response() -> None:
+    """Nothing is billed, nothing is cancelled, and the next turn runs at once."""
+    desk = Desk()
+    turn, waiting = desk.run(ODD), desk.add()
+    desk.refuse(turn, "i0")
+    desk.advance()
+
+    assert turn.finished
+    assert desk.queue.running is waiting
+    assert desk.types == ["conversation.item.create", "conversation.item.create", "response.create"]
+
+
+# --- a far end that echoes no metadata ---------------------------------------------------------------------------------
+
+
+def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> None:
+    """The turn asked for the only response that can be meant; with other metadata it is somebody else's."""
+    desk = Desk()
+    turn = desk.run()
+    assert desk.say("response.created", sole=True, response={"id": "x", "metadata": {"a": "b"}}) == "foreign"
+    assert desk.say("response.created", response={"id": "y", "metadata": None}) == "foreign"
+    assert desk.say("response.created", sole=True, response={"id": "r_1", "metadata": None}) == "ours"
+    desk.finish(turn)
+
+    assert turn.result == {"id": "r_1", "status": "completed"}
+
+
+# --- a snapshot --------------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_read_back_as_they_were() -> None:
+    """The running one recognises its events, those that wait go on waiting."""
+    desk = Desk()
+    turn, waiting = desk.run(), desk.add()
+    desk.create(turn)
+    loaded = Turns.load(desk.queue.dump())
+    assert loaded.running is not None
+    assert (loaded.count, loaded.running.response_id, loaded.running.after) == (2, "r_1", HEAD)
+    assert [one.number for one in loaded.waiting] == [waiting.number]
+    assert loaded.find(2) is loaded.waiting[0]
+    assert loaded.find(3) is None
+    progress, _ = loaded.look("response.done", {"response": {"id": "r_1", "status": "completed"}})
+
+    assert progress is Progress.DONE
+    assert loaded.running.over
+    assert Turns.load(Turns().dump()).running is None

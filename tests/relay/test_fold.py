@@ -1,12 +1,19 @@
-"""gateway/relay/conversation.py: the mirror, and what a new call is given of it."""
+"""gateway/relay/fold.py with mirror.py and deliveries.py: what a session knows of its conversation, and of what was sent."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay.conversation import MAX_ANSWERING, MAX_UNCONFIRMED, Conversation, restorable
+from gateway.errors import OverloadError
+from gateway.relay.deliveries import MAX_IN_FLIGHT
+from gateway.relay.fold import WATCHED, Opening, SessionState
+from gateway.relay.mirror import Mirror, restorable
+from gateway.relay.ports import Principal
+from gateway.relay.records import Accepted, Acknowledged, DoubtSettled, LineState
+from gateway.relay.responses import MAX_ACTIVE
 from tests.relay.fakes import client_event
 
 
@@ -25,29 +32,38 @@ def message(item_id: str, text: str = "Hello", role: str = "user", **members: An
 
 
 class Desk:
-    """A mirror and the two sides that feed it."""
+    """A session's state and the two sides that feed it."""
 
-    def __init__(self, **bounds: int) -> None:
-        self.mirror = Conversation({"model": "m"}, **bounds)
-        self._number = 0
+    def __init__(self, attach_to: str | None = None, **bounds: int) -> None:
+        opening = Opening("gws_1", Principal("ann"), {}, 600, 0.0, attach_to=attach_to)
+        self.state = SessionState(opening, '{"model":"m"}', "e1")
+        self.state.mirror = Mirror('{"model":"m"}', **bounds)
 
     def send(self, type: str, **members: Any) -> None:
-        self._number += 1
-        self.mirror.sent(self._number, client_event(type, **members))
+        event = client_event(type, **members)
+        self.state.accept(
+            Accepted(self.state.accepted + 1, [event.text]), [event], 0.0, self.state.accepted + 1
+        )
+
+    def hear(self, type: str, value: dict[str, Any]) -> None:
+        self.state.arrived(type, value, self.state.head + 1, 0.0)
 
     def add(self, item: object, **members: Any) -> None:
-        self.mirror.received("conversation.item.added", {"item": item, **members})
+        self.hear("conversation.item.added", {"item": item, **members})
 
     def finish(self, item: object) -> None:
-        self.mirror.received("conversation.item.done", {"item": item})
+        self.hear("conversation.item.done", {"item": item})
+
+    def restart(self, renamed: dict[str, str], refused: Collection[str] = ()) -> None:
+        self.state.apply(LineState("connected", "rtc_2", None, None, "stalled", renamed, list(refused)))
 
     @property
     def ids(self) -> list[object]:
-        return [item["id"] for item in self.mirror.seed().items]
+        return [item["id"] for item in self.state.mirror.seed().items]
 
     @property
     def waiting(self) -> list[int]:
-        return [sent.number for sent in self.mirror.unconfirmed]
+        return [one.number for one in self.state.ledger.in_flight]
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -74,7 +90,7 @@ def test_any_insertions_keep_the_services_order(steps: list[tuple[int, bool]]) -
     for number, (at, delete) in enumerate(steps):
         if delete and expected:
             gone = expected.pop(at % len(expected))
-            desk.mirror.received("conversation.item.deleted", {"item_id": gone})
+            desk.hear("conversation.item.deleted", {"item_id": gone})
             continue
         place = at % (len(expected) + 1)
         desk.add(message(str(number)), previous_item_id=expected[place - 1] if place else None)
@@ -87,17 +103,17 @@ def test_an_item_is_what_it_was_when_it_was_done() -> None:
     """Until then it is unfinished, and counts as lost."""
     desk = Desk()
     desk.add(message("a", "", "assistant", status="in_progress"))
-    assert (desk.ids, desk.mirror.seed().lost) == ([], 1)
+    assert (desk.ids, desk.state.mirror.seed().lost) == ([], 1)
     desk.finish(message("a", "Done.", "assistant"))
 
-    assert desk.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "Done."}]
-    assert desk.mirror.seed().lost == 0
+    assert desk.state.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "Done."}]
+    assert desk.state.mirror.seed().lost == 0
 
 
 def test_an_item_out_of_band_is_not_of_the_conversation() -> None:
     """It is done, but was never added."""
     desk = Desk()
-    desk.mirror.received("response.output_item.done", {"item": message("a")})
+    desk.hear("response.output_item.done", {"item": message("a")})
 
     assert desk.ids == []
 
@@ -109,7 +125,7 @@ def test_an_item_of_no_shape_is_not_mirrored(item: object) -> None:
     desk.add(item)
     desk.finish(item)
 
-    assert (desk.ids, desk.mirror.seed().lost) == ([], 0)
+    assert (desk.ids, desk.state.mirror.seed().lost) == ([], 0)
 
 
 def test_a_deleted_item_is_gone() -> None:
@@ -117,9 +133,9 @@ def test_a_deleted_item_is_gone() -> None:
     desk = Desk()
     desk.add(message("a"))
     for _ in range(2):
-        desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+        desk.hear("conversation.item.deleted", {"item_id": "a"})
 
-    assert (desk.ids, desk.mirror._size, desk.mirror.seed().lost) == ([], 0, 0)
+    assert (desk.ids, desk.state.mirror._size, desk.state.mirror.seed().lost) == ([], 0, 0)
 
 
 def test_a_truncated_part_is_gone() -> None:
@@ -127,9 +143,9 @@ def test_a_truncated_part_is_gone() -> None:
     desk = Desk()
     content = [{"type": "output_audio", "transcript": "One."}, {"type": "output_audio", "transcript": "Two."}]
     desk.add(message("a", role="assistant", content=content))
-    desk.mirror.received("conversation.item.truncated", {"item_id": "a", "content_index": 1})
+    desk.hear("conversation.item.truncated", {"item_id": "a", "content_index": 1})
 
-    assert desk.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "One."}]
+    assert desk.state.mirror.seed().items[0]["content"] == [{"type": "output_text", "text": "One."}]
 
 
 def test_a_transcription_makes_audio_sayable() -> None:
@@ -137,12 +153,12 @@ def test_a_transcription_makes_audio_sayable() -> None:
     desk = Desk()
     desk.add(message("a", content=[{"type": "input_audio", "transcript": None}]))
     assert desk.ids == []
-    desk.mirror.received(
+    desk.hear(
         "conversation.item.input_audio_transcription.completed",
         {"item_id": "a", "content_index": 0, "transcript": "Hi."},
     )
 
-    assert desk.mirror.seed().items[0]["content"] == [{"type": "input_text", "text": "Hi."}]
+    assert desk.state.mirror.seed().items[0]["content"] == [{"type": "input_text", "text": "Hi."}]
 
 
 @pytest.mark.parametrize(
@@ -166,18 +182,18 @@ def test_a_change_that_meets_nothing_changes_nothing(type: str, value: dict[str,
     desk = Desk()
     desk.add(message("a"))
     desk.add({"id": "odd", "type": "message", "role": "user", "content": ["text"]})
-    before = desk.mirror.seed()
-    desk.mirror.received(type, value)
+    before = desk.state.mirror.seed()
+    desk.hear(type, value)
 
-    assert desk.mirror.seed().items == before.items
+    assert desk.state.mirror.seed().items == before.items
 
 
 def test_events_that_are_not_watched_mean_nothing() -> None:
     """Whatever they are."""
     desk = Desk()
-    desk.mirror.received("response.output_text.delta", {"delta": "a"})
+    desk.hear("response.output_text.delta", {"delta": "a"})
 
-    assert desk.mirror.seed().items == []
+    assert desk.state.mirror.seed().items == []
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -189,7 +205,7 @@ def test_the_oldest_items_fall_out_and_are_counted() -> None:
     for item_id in "abcde":
         desk.add(message(item_id))
 
-    assert (desk.ids, desk.mirror.seed().lost) == (["c", "d", "e"], 2)
+    assert (desk.ids, desk.state.mirror.seed().lost) == (["c", "d", "e"], 2)
 
 
 def test_long_items_push_others_out() -> None:
@@ -199,7 +215,7 @@ def test_long_items_push_others_out() -> None:
         desk.add(message(item_id))
     desk.finish(message("b", "x" * 2000))
 
-    assert (desk.ids, desk.mirror.seed().lost) == (["b"], 1)
+    assert (desk.ids, desk.state.mirror.seed().lost) == (["b"], 1)
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "水", "🙂", "\ud800"])
@@ -214,20 +230,35 @@ def test_the_mirrors_bytes_are_those_of_the_text(letter: str) -> None:
 
 
 def test_events_in_flight_are_bounded() -> None:
-    """The oldest are taken for confirmed."""
+    """Nothing that was accepted is forgotten: what is more is refused, until the transport or the service confirms."""
     desk = Desk()
-    for _ in range(MAX_UNCONFIRMED + 2):
-        desk.send("response.create")
+    for _ in range(MAX_IN_FLIGHT):
+        desk.send("some.future.event")
+    assert desk.state.ledger.crowded(1, 10)
+    with pytest.raises(OverloadError) as caught:
+        desk.state.ledger.require_room(1, 10)
+    assert (caught.value.code, caught.value.retry_after) == ("upstream-backpressure", 1)
+    desk.state.apply(Acknowledged(desk.state.ledger.delivery_at(7)))
 
-    assert len(desk.waiting) == MAX_UNCONFIRMED
-    assert desk.waiting[0] == 3
+    assert desk.waiting[0] == 8
+    desk.state.ledger.require_room(7, 10)
+
+
+def test_events_in_flight_are_bounded_in_bytes() -> None:
+    """Of text, and not by how large a value they are parsed into; a single large one passes."""
+    desk = Desk()
+    desk.state.ledger.require_room(1, 5_000_000)
+    desk.send("some.future.event", a="x" * 4_000_000)
+
+    assert desk.state.ledger.crowded(1, 200_000)
+    assert 4_000_000 < desk.state.size < 4_010_000
 
 
 # --- what is in flight ------------------------------------------------------------------------------------------------
 
 
 def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so() -> None:
-    """In the order in which it was sent, whatever its kind; other events are not waited for."""
+    """In the order in which it was sent, whatever its kind; other events are confirmed by the transport."""
     desk = Desk()
     for type in (
         "session.update",
@@ -236,11 +267,13 @@ def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so(
         "response.create",
     ):
         desk.send(type, item={"type": "message", "role": "user"})
+    assert desk.waiting == [1, 2, 3, 4]
+    desk.state.apply(Acknowledged(3))
     assert desk.waiting == [1, 2, 4]
     desk.add(message("a"))
     assert desk.waiting == [1, 4]
-    desk.mirror.received("response.created", {})
-    desk.mirror.received("session.updated", {})
+    desk.hear("response.created", {})
+    desk.hear("session.updated", {})
 
     assert desk.waiting == []
 
@@ -250,9 +283,9 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
     desk = Desk()
     desk.send("conversation.item.delete", item_id="a")
     desk.send("conversation.item.truncate", item_id="a")
-    desk.mirror.received("conversation.item.truncated", {"item_id": "a"})
+    desk.hear("conversation.item.truncated", {"item_id": "a"})
     assert desk.waiting == [1]
-    desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+    desk.hear("conversation.item.deleted", {"item_id": "a"})
 
     assert desk.waiting == []
 
@@ -263,16 +296,33 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
         ("conversation.item.retrieve", "conversation.item.retrieved"),
         ("input_audio_buffer.commit", "input_audio_buffer.committed"),
         ("input_audio_buffer.clear", "input_audio_buffer.cleared"),
-        ("response.cancel", "response.done"),
     ],
 )
 def test_what_is_answered_is_waited_for_and_not_sent_again(asked: str, answered: str) -> None:
     """It may be lost, and is then told; but a new call has neither the buffer nor the response that it meant."""
     desk = Desk()
     desk.send(asked)
-    assert (desk.waiting, desk.mirror.again) == ([1], [])
-    assert answered in Conversation.WATCHED
-    desk.mirror.received(answered, {})
+    assert (desk.waiting, desk.state.again) == ([1], [])
+    assert answered in WATCHED
+    desk.hear(answered, {})
+
+    assert desk.waiting == []
+
+
+def test_a_cancel_is_confirmed_by_the_response_that_it_ended() -> None:
+    """And by no other, nor by one that was over before it came; what the transport has acknowledged is harmless."""
+    desk = Desk()
+    desk.send("response.cancel", response_id="r1")
+    desk.send("response.cancel")
+    for response_id, status in (("r2", "completed"), ("r1", "completed")):
+        desk.hear("response.done", {"response": {"id": response_id, "status": status}})
+    assert (desk.waiting, desk.state.again) == ([1, 2], [])
+    desk.hear("response.done", {"response": {"id": "r1", "status": "cancelled"}})
+    assert desk.waiting == [2]
+    desk.hear("response.done", {"response": {"id": "r3", "status": "cancelled"}})
+    assert desk.waiting == []
+    desk.send("response.cancel")
+    desk.state.apply(Acknowledged(3))
 
     assert desk.waiting == []
 
@@ -310,7 +360,7 @@ def test_a_refused_event_is_not_waited_for() -> None:
     desk.send("session.update", event_id="s", session={"voice": "x"})
     desk.send("response.create", event_id="r")
     for event_id in ("unknown", None, "r"):
-        desk.mirror.received("error", {"error": {"event_id": event_id}})
+        desk.hear("error", {"error": {"event_id": event_id}})
 
     assert desk.waiting == [1]
 
@@ -321,10 +371,10 @@ def test_a_nameless_refusal_is_settled_by_what_is_confirmed_later() -> None:
     desk.send("response.create")
     desk.send("response.create", event_id="named")
     desk.send("session.update", session={})
-    desk.mirror.received("error", {"error": {"event_id": None}})
+    desk.hear("error", {"error": {"event_id": None}})
     desk.send("conversation.item.delete", item_id="a")
     assert desk.waiting == [1, 2, 3, 4]
-    desk.mirror.received("conversation.item.deleted", {"item_id": "a"})
+    desk.hear("conversation.item.deleted", {"item_id": "a"})
 
     assert desk.waiting == [2]
 
@@ -333,37 +383,37 @@ def test_a_nameless_refusal_is_settled_by_a_sign_of_life() -> None:
     """A call that had the time to answer has answered; without such an error it may have taken everything."""
     desk = Desk()
     desk.send("response.create")
-    desk.mirror.settle()
-    assert (desk.waiting, desk.mirror.cut) == ([1], True)
-    desk.mirror.received("error", {"error": {"event_id": None}})
-    desk.mirror.settle()
+    desk.state.apply(DoubtSettled())
+    assert (desk.waiting, desk.state.cut) == ([1], True)
+    desk.hear("error", {"error": {"event_id": None}})
+    desk.state.apply(DoubtSettled())
 
-    assert (desk.waiting, desk.mirror.cut) == ([], False)
+    assert (desk.waiting, desk.state.cut) == ([], False)
 
 
 def test_a_response_in_flight_is_cut_until_it_is_done() -> None:
     """Its request is kept, to be sent again before all that is unconfirmed; one the service began has none."""
     desk = Desk()
-    desk.mirror.received("response.created", {"response": {"id": "own"}})
+    desk.hear("response.created", {"response": {"id": "own"}})
     desk.send("response.create")
-    desk.mirror.received("response.created", {"response": {"id": "asked"}})
+    desk.hear("response.created", {"response": {"id": "asked"}})
     desk.send("conversation.item.create", item={})
-    assert [sent.number for sent in desk.mirror.again] == [1, 2]
+    assert sorted(one.number for one in desk.state.again) == [1, 2]
     for response_id in ("own", "asked"):
-        assert desk.mirror.cut
-        desk.mirror.received("response.done", {"response": {"id": response_id}})
+        assert desk.state.cut
+        desk.hear("response.done", {"response": {"id": response_id}})
 
-    assert not desk.mirror.cut
-    assert [sent.number for sent in desk.mirror.again] == [2]
+    assert not desk.state.cut
+    assert sorted(one.number for one in desk.state.again) == [2]
 
 
 def test_responses_that_never_end_are_bounded() -> None:
     """A service that begins one after the other fills no memory."""
     desk = Desk()
-    for at in range(MAX_ANSWERING + 5):
-        desk.mirror.received("response.created", {"response": {"id": str(at)}})
+    for at in range(MAX_ACTIVE + 5):
+        desk.hear("response.created", {"response": {"id": str(at)}})
 
-    assert len(desk.mirror._answering) == MAX_ANSWERING
+    assert len(desk.state.responses.active) == MAX_ACTIVE
 
 
 def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
@@ -371,23 +421,23 @@ def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
     desk = Desk(max_items=2)
     for item_id in "abc":
         desk.add(message(item_id))
-    assert desk.mirror.seed().lost == 1
-    desk.mirror.restart({}, {"b"})
+    assert desk.state.mirror.seed().lost == 1
+    desk.restart({}, {"b"})
 
-    assert (desk.ids, desk.mirror.seed().lost) == (["c"], 0)
+    assert (desk.ids, desk.state.mirror.seed().lost) == (["c"], 0)
 
 
 def test_a_confirmed_update_is_part_of_the_next_call() -> None:
     """As it was asked for; unasked or of no shape it changes nothing."""
     desk = Desk()
-    desk.mirror.received("session.updated", {"session": {"voice": "echo"}})
+    desk.hear("session.updated", {"session": {"voice": "echo"}})
     desk.send("session.update", session="odd")
-    desk.mirror.received("session.updated", {})
+    desk.hear("session.updated", {})
     desk.send("session.update", session={"voice": "x"})
-    assert desk.mirror.seed().session == {"model": "m"}
-    desk.mirror.received("session.updated", {"session": {"id": "sess_1", "voice": "x"}})
+    assert desk.state.mirror.seed().session == {"model": "m"}
+    desk.hear("session.updated", {"session": {"id": "sess_1", "voice": "x"}})
 
-    assert desk.mirror.seed().session == {"model": "m", "voice": "x"}
+    assert desk.state.mirror.seed().session == {"model": "m", "voice": "x"}
 
 
 def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> None:
@@ -396,8 +446,8 @@ def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> Non
     desk.send("session.update", session={"audio": {"output": {"voice": "nobody"}}})
     desk.send("session.update", session={"audio": {"output": {"voice": "x"}}, "tools": [{}], "prompt": None})
     desk.send("session.update", session={"speed": 2})
-    desk.mirror.received("error", {"error": {"event_id": None}})
-    desk.mirror.received("session.updated", {"session": {"audio": {"output": {"voice": "x"}}, "tools": []}})
+    desk.hear("error", {"error": {"event_id": None}})
+    desk.hear("session.updated", {"session": {"audio": {"output": {"voice": "x"}}, "tools": []}})
 
     expected: dict[str, object] = {
         "model": "m",
@@ -405,7 +455,7 @@ def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> Non
         "tools": [{}],
         "prompt": None,
     }
-    assert desk.mirror.seed().session == expected
+    assert desk.state.mirror.seed().session == expected
     assert desk.waiting == [3]
 
 
@@ -414,9 +464,9 @@ def test_an_update_that_the_echo_does_not_show_is_the_oldest() -> None:
     desk = Desk()
     desk.send("session.update", session={"speed": 1})
     desk.send("session.update", session={"speed": 2})
-    desk.mirror.received("session.updated", {"session": {"speed": 1.5}})
+    desk.hear("session.updated", {"session": {"speed": 1.5}})
 
-    assert (desk.mirror.seed().session, desk.waiting) == ({"model": "m", "speed": 1}, [2])
+    assert (desk.state.mirror.seed().session, desk.waiting) == ({"model": "m", "speed": 1}, [2])
 
 
 def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
@@ -426,7 +476,7 @@ def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
     desk.add(message("b"))
     desk.add(message("c", role="assistant", status="in_progress"))
     desk.send("response.create")
-    desk.mirror.restart({"a": "a2"})
+    desk.restart({"a": "a2"})
     desk.finish(message("c", role="assistant"))
 
     assert (desk.ids, desk.waiting) == (["a2", "b"], [])

@@ -1,0 +1,380 @@
+"""The ledger of client events: what became of everything that was accepted. No I/O, no clock.
+
+Each accepted event is a *delivery*. It is held while there is no call to hand it to, handed to a channel, and then
+confirmed, refused or in doubt. Confirmed and refused ones leave the ledger; what is left when a call is lost is unknown,
+and what is held goes to the next call.
+
+The service handles one connection's events in order and answers each event of the kinds in `ANSWERED_BY` with one of its
+own, or with an `error` that names it. So confirmations are matched per kind and in order. An `error` that names nobody,
+because its event had no `event_id`, is about some nameless event before it: those that are still unanswered when a later
+event is confirmed are dropped, and also when the call has had time to answer (`settle`).
+
+Events of other kinds are never answered. The transport's acknowledgement, which is end to end, confirms them.
+
+Where others use the same call (an attached session), an answer may be for them. There only answers that name one of our
+items count, and the acknowledgement confirms everything else.
+
+The ledger keeps an event's text and the few members it is matched by, not its parsed value, which takes several times
+the memory. It is bounded by `require_room`, which refuses a batch; nothing that was accepted is ever forgotten.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.errors import OverloadError
+from gateway.relay.envelope import ClientEvent, member, peek
+
+Json = Mapping[str, object]
+
+ANSWERED_BY: Final[Mapping[str, str]] = {
+    "session.update": "session.updated",
+    "conversation.item.create": "conversation.item.added",
+    "conversation.item.delete": "conversation.item.deleted",
+    "conversation.item.truncate": "conversation.item.truncated",
+    "response.create": "response.created",
+    "response.cancel": "response.done",
+    "conversation.item.retrieve": "conversation.item.retrieved",
+    "input_audio_buffer.commit": "input_audio_buffer.committed",
+    "input_audio_buffer.clear": "input_audio_buffer.cleared",
+}
+"""Client events that are answered, and the server event that does so."""
+
+OF_THE_CALL: Final = frozenset(
+    {
+        "response.cancel",
+        "conversation.item.retrieve",
+        "input_audio_buffer.append",
+        "input_audio_buffer.commit",
+        "input_audio_buffer.clear",
+    }
+)
+"""Kinds that concern a response or buffer of their call, or only ask: repeated on another call they would do harm."""
+
+ASKING: Final = "response.create"
+
+MAX_IN_FLIGHT: Final = 1024
+MAX_IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
+"""Handed over and not confirmed. A batch beyond is refused, unless nothing is in flight."""
+
+_OVERHEAD: Final = 300
+"""Bytes that a delivery takes beside its text (measured with tracemalloc)."""
+
+_NAMES_ITEM: Final = frozenset(
+    {"conversation.item.delete", "conversation.item.truncate", "conversation.item.retrieve"}
+)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One accepted event."""
+
+    id: int
+    """Its number among all deliveries of the session."""
+    number: int
+    """Its number in the client's own count, 0 for an event of the gateway's."""
+    turn: int
+    """The turn that it belongs to, 0 for none."""
+    text: str
+    type: str
+    event_id: str | None
+    names: str | None = None
+    """The item or response that it names."""
+    shape: tuple[object, object] = (None, None)
+    """Type and role of the item that it creates."""
+    position: int = 0
+    """Which message of its call it is, from 1; 0 while it is held or unknown."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its text in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that it takes."""
+        return len(self.text) * (1 if self.text.isascii() else 4) + _OVERHEAD
+
+    @property
+    def account(self) -> Json:
+        """Name the event to the client that sent it; the gateway's own have no number."""
+        return {"number": self.number or None, "event_id": self.event_id, "type": self.type}
+
+    @property
+    def session(self) -> Json:
+        """The `session` of a session.update."""
+        found = member(peek(self.text), "session")
+        return found if isinstance(found, Mapping) else {}
+
+
+def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
+    """Make a delivery of an event."""
+    names: str | None = None
+    shape: tuple[object, object] = (None, None)
+    if event.type == "conversation.item.create":
+        names = _text(member(event.value, "item", "id"))
+        shape = (member(event.value, "item", "type"), member(event.value, "item", "role"))
+    elif event.type in _NAMES_ITEM:
+        names = _text(event.value.get("item_id"))
+    elif event.type == "response.cancel":
+        names = _text(event.value.get("response_id"))
+    return Delivery(id, number, turn, event.text, event.type, event.event_id, names, shape)
+
+
+def read_event(text: str) -> ClientEvent:
+    """Read an event that was accepted before, from its text."""
+    value = peek(text) or {}
+    return ClientEvent(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
+
+
+class Ledger:
+    """All deliveries that are not confirmed."""
+
+    def __init__(self, shared: bool = False) -> None:
+        """`shared`: others use the same call."""
+        self.count = 0
+        """Deliveries so far."""
+        self.size = 0
+        """Bytes of memory taken."""
+        self._shared = shared
+        # In order; those held follow those in flight.
+        self._in_flight: dict[int, Delivery] = {}
+        self._in_flight_bytes = 0
+        self._held: dict[int, Delivery] = {}
+        self._held_bytes = 0
+        self._doubted = 0
+
+    @property
+    def in_flight(self) -> list[Delivery]:
+        """Handed over, and perhaps taken, in order."""
+        return list(self._in_flight.values())
+
+    @property
+    def held(self) -> list[Delivery]:
+        """Accepted and waiting for a call, in order."""
+        return list(self._held.values())
+
+    @property
+    def owed(self) -> bool:
+        """Whether an answer is due."""
+        return any(self._answered(one) for one in self._in_flight.values())
+
+    @property
+    def asking(self) -> list[Delivery]:
+        """Requests for a response that were handed over and not confirmed."""
+        return [one for one in self._in_flight.values() if one.type == ASKING]
+
+    def crowded(self, count: int, size: int) -> bool:
+        """Whether a batch of so many events and bytes would be more in flight than is kept account of."""
+        return bool(self._in_flight) and (
+            len(self._in_flight) + count > MAX_IN_FLIGHT or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
+        )
+
+    def require_room(self, count: int, size: int) -> None:
+        """Raise `upstream-backpressure` where a batch is too much."""
+        if self.crowded(count, size):
+            detail = (
+                f"{len(self._in_flight)} events are not confirmed by OpenAI yet; the batch was not accepted."
+            )
+            raise OverloadError("upstream-backpressure", detail, retry_after=1)
+
+    def require_room_to_hold(self, count: int, size: int, max_events: int, max_bytes: int) -> None:
+        """Raise `recovering` where so much more would be more than may wait."""
+        if len(self._held) + count > max_events or self._held_bytes + size > max_bytes:
+            detail = "The session is being recovered and no more events can wait for it."
+            raise OverloadError("recovering", detail, retry_after=1)
+
+    def accept(
+        self, events: Sequence[ClientEvent], first: int, turn: int, held: bool, position: int = 0
+    ) -> None:
+        """Add a batch. `first` is the client's number of the first, 0 for the gateway's own; `position` is that of the
+        first among the messages of the call, 0 where it is not known."""
+        for index, event in enumerate(events):
+            self.count += 1
+            one = delivery(self.count, first + index if first else 0, event, turn)
+            self.size += one.held_bytes
+            if held:
+                self._held[one.id] = one
+                self._held_bytes += one.size
+            else:
+                one.position = position + index if position else 0
+                self._in_flight[one.id] = one
+                self._in_flight_bytes += one.size
+
+    def handed(self, upto: int, refused: Sequence[int] = (), position: int = 0) -> None:
+        """Held deliveries up to this one were handed over, less those refused for their size; the first of them is this
+        message of the call, 0 where that is not known."""
+        self.drop(refused)
+        for id_ in [id_ for id_ in self._held if id_ <= upto]:
+            one = self._held.pop(id_)
+            self._held_bytes -= one.size
+            one.position = position
+            position += bool(position)
+            self._in_flight[id_] = one
+            self._in_flight_bytes += one.size
+
+    def drop(self, ids: Iterable[int]) -> None:
+        """Forget deliveries that were told of."""
+        for id_ in ids:
+            self._remove(id_)
+
+    def acknowledged(self, upto: int) -> None:
+        """The transport has acknowledged all deliveries up to this one: those that nothing answers are confirmed."""
+        for one in self.in_flight:
+            if one.id > upto:
+                return
+            if not self._answered(one) or one.type == "response.cancel":
+                self._remove(one.id)
+
+    def delivery_at(self, position: int) -> int:
+        """Return the last delivery that an acknowledgement of the call's messages up to this one confirms, 0 for none."""
+        confirmed = (
+            one.id
+            for one in self._in_flight.values()
+            if 0 < one.position <= position and (not self._answered(one) or one.type == "response.cancel")
+        )
+        return max(confirmed, default=0)
+
+    def restart(self, again: Iterable[Delivery] = ()) -> None:
+        """The call is replaced, and what was in flight told of. Deliveries of it that are to be repeated are held, before
+        all others."""
+        self.drop(list(self._in_flight))
+        self._doubted = 0
+        first = {one.id: one for one in sorted(again, key=lambda one: one.id)}
+        for one in first.values():
+            one.position = 0
+            self._held_bytes += one.size
+            self.size += one.held_bytes
+        self._held = {**first, **self._held}
+
+    def settle(self) -> None:
+        """The call is alive and has had time to answer all that was sent before its last `error` that named nobody."""
+        self._drop_doubted(self.count)
+
+    # --- what confirms and refuses ------------------------------------------------------------------------------------
+
+    def item_added(self, item: Json) -> None:
+        """An item of the conversation was created: by us, if one in flight names it or looks like it."""
+        found: Delivery | None = None
+        for one in self._of("conversation.item.create"):
+            if one.names is not None and one.names == item.get("id"):
+                found = one
+                break
+            if one.names is None and found is None and not self._shared and _alike(one.shape, item):
+                found = one
+        self._confirm(found)
+
+    def item_named(self, kind: str, item_id: str) -> None:
+        """An event of a kind that names an item was answered."""
+        named = (one for one in self._of(kind) if not self._shared or one.names == item_id)
+        self._confirm(next(named, None))
+
+    def response_created(self) -> Delivery | None:
+        """A response began. Return the request for it, None where it is not known whose it is."""
+        return None if self._shared else self._confirm(next(self._of(ASKING), None))
+
+    def response_cancelled(self, response_id: str) -> None:
+        """A response ended as cancelled: it answers the cancel that names it, or one that names none."""
+        named = (one for one in self._of("response.cancel") if one.names in (None, response_id))
+        self._confirm(None if self._shared else next(named, None))
+
+    def buffer(self, kind: str) -> None:
+        """An input audio buffer was committed or cleared."""
+        self._confirm(None if self._shared else next(self._of(kind), None))
+
+    def session_updated(self, echo: object) -> Json | None:
+        """A session.update was taken; return its `session`, None where it was not ours.
+
+        One that was refused without its event_id is still in flight, and would make every call to come be refused as
+        well. The echo shows which one was taken; those before it were not, since each is answered in order.
+        """
+        if self._shared:
+            return None
+        waiting = [(one, one.session) for one in self._of("session.update")]
+        taken = next((at for at, (_, session) in enumerate(waiting) if _shows(echo, session)), 0)
+        self.drop([one.id for one, _ in waiting[:taken]])
+        if not waiting:
+            return None
+        one, session = waiting[taken]
+        self._confirm(one)
+        return session
+
+    def refused(self, event_id: object) -> None:
+        """An `error` came: it refuses the event that it names, or, naming none, some nameless one before it."""
+        if event_id is None:
+            self._doubted = 0 if self._shared else self.count
+            return
+        found = next((one for one in self._in_flight.values() if one.event_id == event_id), None)
+        if found is not None:
+            self._remove(found.id)
+
+    # --- for a snapshot -----------------------------------------------------------------------------------------------
+
+    def dump(self) -> Json:
+        """Return the ledger as JSON."""
+        rows = [[one.id, one.number, one.turn, one.text] for one in [*self.in_flight, *self.held]]
+        return {"count": self.count, "doubted": self._doubted, "held": list(self._held), "rows": rows}
+
+    @classmethod
+    def load(cls, dumped: Json, shared: bool) -> "Ledger":
+        """Make the ledger that was dumped."""
+        ledger = cls(shared)
+        held = set(_list(dumped.get("held")))
+        for id_, number, turn, text in _list(dumped.get("rows")):
+            ledger.count = id_ - 1
+            ledger.accept([read_event(text)], number, turn, id_ in held)
+        ledger.count = int(str(dumped.get("count")))
+        ledger._doubted = int(str(dumped.get("doubted")))
+        return ledger
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _answered(self, one: Delivery) -> bool:
+        return one.type in ANSWERED_BY and (not self._shared or one.names is not None)
+
+    def _of(self, kind: str) -> Iterator[Delivery]:
+        return iter([one for one in self._in_flight.values() if one.type == kind])
+
+    def _confirm(self, one: Delivery | None) -> Delivery | None:
+        if one is not None:
+            self._remove(one.id)
+            self._drop_doubted(one.id)
+        return one
+
+    def _drop_doubted(self, before: int) -> None:
+        if self._doubted:
+            last = min(self._doubted, before)
+            self.drop([one.id for one in self.in_flight if one.id <= last and one.event_id is None])
+
+    def _remove(self, id_: int) -> None:
+        one = self._in_flight.pop(id_, None)
+        if one is not None:
+            self._in_flight_bytes -= one.size
+        else:
+            one = self._held.pop(id_, None)
+            if one is None:
+                return
+            self._held_bytes -= one.size
+        self.size -= one.held_bytes
+
+
+def _alike(shape: tuple[object, object], item: Json) -> bool:
+    """Whether an item without an ID of ours may be this one of the service's."""
+    return shape == (item.get("type"), item.get("role"))
+
+
+def _shows(echo: object, wanted: object) -> bool:
+    """Whether a session object is as an update wanted it. Lists and null are the service's to complete."""
+    if isinstance(wanted, Mapping):
+        return isinstance(echo, Mapping) and all(
+            _shows(echo.get(name), part) for name, part in wanted.items()
+        )
+    return wanted is None or isinstance(wanted, list) or echo == wanted
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _list(value: object) -> list:  # type: ignore[type-arg]  # JSON that this class wrote
+    return value if isinstance(value, list) else []

@@ -1,0 +1,20 @@
+"""What makes a repeated request harmless. No I/O."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Kept together with what a request did.
+
+    `key` is the Idempotency-Key in its scope, `fingerprint` what a repeat must equal. `request_id` is that of a request
+    that another node passed on, and may pass on again.
+    """
+
+    key: str | None = None
+    fingerprint: str | None = None
+    request_id: str | None = None
+
+
+NO_PROMISE: Final = Promise()

@@ -1,0 +1,34 @@
+"""What every session of a process shares."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.relay.allowance import Allowance
+from gateway.relay.budget import Budget
+from gateway.relay.clock import Clock
+from gateway.relay.limits import RelayLimits
+from gateway.relay.ports import Dialer
+from gateway.relay.telemetry import RelayTelemetry
+
+
+class Gate(Protocol):
+    """Spreads the calls of sessions that were taken over together."""
+
+    def dial(self, urgent: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
+        """Wait for permission to dial, hold it for as long as the dial takes, and give it back. Whoever is urgent when
+        there is room comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The ports and limits that sessions use."""
+
+    dialer: Dialer
+    telemetry: RelayTelemetry
+    limits: RelayLimits
+    clock: Clock
+    allowance: Allowance = field(default_factory=Allowance)
+    budget: Budget = field(default_factory=Budget)
+    gate: Gate | None = None

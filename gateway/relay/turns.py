@@ -1,0 +1,210 @@
+"""The turns of one session, one at a time behind any active response. No I/O, no clock.
+
+A turn is sent when the default conversation has no response in flight. Where somebody's own response.create came first
+all the same, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks again
+when that response is done, and the refusal is not shown as the turn's.
+
+A turn's time counts from its request, also while it waits: in the queue, for room in the channel, for a new call.
+
+A cancel names its response, because without a name the service would cancel whatever is active, which may be somebody
+else's. So a turn that is withdrawn before its response is created stays the running one until then.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from gateway.errors import GatewayError, UpstreamError
+from gateway.relay.effects import Effect, Send, TurnOver
+from gateway.relay.envelope import ClientEvent
+from gateway.relay.eventlog import EventId
+from gateway.relay.turn import Progress, Turn, TurnRequest, queue_full
+
+Json = Mapping[str, object]
+
+TOKEN_LENGTH: Final = 18
+
+
+class Asking(NamedTuple):
+    """What to send for a turn now."""
+
+    turn: Turn
+    events: Sequence[ClientEvent]
+
+
+class Turns:
+    """Waiting turns and the running one."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Turn] = deque()
+        self._running: Turn | None = None
+        self._unwanted = False
+        self.count = 0
+        """Turns so far."""
+
+    @property
+    def running(self) -> Turn | None:
+        return self._running
+
+    @property
+    def waiting(self) -> Sequence[Turn]:
+        return tuple(self._waiting)
+
+    @property
+    def size(self) -> int:
+        """Bytes of turns that are not finished."""
+        return sum(turn.size for turn in (*self._waiting, *filter(None, [self._running])))
+
+    def require_room(self, max_waiting: int) -> None:
+        """Raise `turn-queue-full` where no more may wait."""
+        if len(self._waiting) >= max_waiting:
+            raise queue_full(len(self._waiting))
+
+    def add(self, number: int, token: str, request: str, deadline: float) -> Turn:
+        """Queue a turn, whose request is given as JSON (see `TurnRequest.dump`)."""
+        self.count = max(self.count, number)
+        turn = Turn(number, token, TurnRequest.load(request), deadline)
+        # Parsed, and once more as text while it is on its way.
+        turn.size = 4 * len(request)
+        self._waiting.append(turn)
+        return turn
+
+    def find(self, number: int) -> Turn | None:
+        """Return a turn that is not finished."""
+        return next(
+            (turn for turn in (self._running, *self._waiting) if turn and turn.number == number), None
+        )
+
+    def due(self, busy: bool) -> Asking | None:
+        """Return what can be sent now: the next turn, or the running one's request for its response."""
+        turn = self._running
+        if turn is not None:
+            asks = not turn.asked and turn.ready and not self._unwanted and not busy
+            return Asking(turn, [turn.asking()]) if asks else None
+        if busy or not self._waiting:
+            return None
+        return Asking(self._waiting[0], self._waiting[0].opening())
+
+    def sent(self, number: int, after: EventId, *, asked: bool) -> None:
+        """Events of a turn were accepted for the channel: its first, or its request for the response."""
+        if self._running is None and self._waiting and self._waiting[0].number == number:
+            self._running = self._waiting.popleft()
+            self._running.after = after
+            self._unwanted = False
+        if self._running is not None and self._running.number == number and asked:
+            self._running.asked = True
+
+    def look(self, type: str, value: Json, *, sole: bool = False) -> tuple[Progress, list[Effect]]:
+        """Say what an event means for the running turn, and what follows."""
+        turn = self._running
+        if turn is None:
+            return Progress.FOREIGN, []
+        response_id = turn.response_id
+        progress = turn.look(type, value, sole=sole)
+        if progress is Progress.BUSY:
+            turn.asked = False
+            if self._unwanted:
+                self._running = None  # It was refused, and is not to be asked for again.
+                return progress, _finish(turn, turn.after, _withdrawn())
+        elif self._unwanted and turn.response_id != response_id:
+            return progress, [Send([turn.cancelling()])]
+        return progress, []
+
+    def done(self, head: EventId) -> list[Effect]:
+        """The running turn's last event stands in the log at `head`."""
+        turn = self._running
+        assert turn is not None  # only a running turn reports DONE
+        if turn.over:
+            self._running = None
+            return _finish(turn, head)
+        return [*self._stop(turn), *_finish(turn, head)]
+
+    def expired(self, unix: float) -> list[Turn]:
+        """Return the turns whose time is over."""
+        return [
+            turn for turn in (self._running, *self._waiting) if turn is not None and turn.deadline <= unix
+        ]
+
+    def expire(self, turn: Turn, head: EventId, seconds: float) -> list[Effect]:
+        """A turn's time is over: forget it if it waits, cancel its response if it runs."""
+        effects: list[Effect] = []
+        if turn is self._running:
+            self._running = None
+            if turn.asked:
+                # Unnamed if it was never created: a service that silent has nothing else active.
+                effects.append(Send([turn.cancelling()]))
+            detail = f"The response was not done within {seconds:g} s and was cancelled."
+        else:
+            self._waiting.remove(turn)
+            detail = f"The turn waited for {seconds:g} s and was not sent."
+        return effects + _finish(turn, head, _timeout(detail))
+
+    def withdraw(self, turn: Turn, head: EventId) -> list[Effect]:
+        """Nobody wants this turn any more: cancel its response, or forget it unsent."""
+        effects: list[Effect] = []
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+        elif turn is self._running:
+            effects += self._stop(turn)
+        if turn is not self._running:
+            effects += _finish(turn, head, _withdrawn())
+        return effects
+
+    def fail(self, turn: Turn, failure: GatewayError, head: EventId) -> list[Effect]:
+        """A turn cannot go on."""
+        if turn is self._running:
+            self._running = None
+        elif turn in self._waiting:
+            self._waiting.remove(turn)
+        return _finish(turn, head, failure)
+
+    def interrupt(self, failure: GatewayError, head: EventId) -> list[Effect]:
+        """The running turn's call is lost; those that wait go on waiting."""
+        return [] if self._running is None else self.fail(self._running, failure, head)
+
+    def fail_all(self, failure: GatewayError, head: EventId) -> list[Effect]:
+        """The session is over, and with it every turn."""
+        effects = self.interrupt(failure, head)
+        for turn in self.waiting:
+            effects += self.fail(turn, failure, head)
+        return effects
+
+    def dump(self) -> Json:
+        """Return the turns that are not finished as JSON."""
+        turns = [turn.dump() for turn in (*filter(None, [self._running]), *self._waiting)]
+        return {"count": self.count, "running": self._running is not None, "turns": turns}
+
+    @classmethod
+    def load(cls, dumped: Json) -> "Turns":
+        """Make the turns that were dumped."""
+        turns = cls()
+        rows = dumped.get("turns")
+        for row in rows if isinstance(rows, list) else ():
+            turns._waiting.append(Turn.load(row))
+        if dumped.get("running"):
+            turns._running = turns._waiting.popleft()
+        turns.count = int(str(dumped.get("count")))
+        return turns
+
+    def _stop(self, turn: Turn) -> list[Effect]:
+        """Cancel the running turn's response, now or as soon as it has a name. Harmless when repeated."""
+        if self._unwanted:
+            return []
+        self._unwanted = True
+        if not turn.asked:
+            self._running = None  # It has no response, and is not to ask for one.
+        elif turn.response_id is not None:
+            return [Send([turn.cancelling()])]
+        return []
+
+
+def _finish(turn: Turn, last: EventId | None, failure: GatewayError | None = None) -> list[Effect]:
+    return [TurnOver(turn)] if turn.finish(last, failure) else []
+
+
+def _withdrawn() -> UpstreamError:
+    return UpstreamError("upstream-failed", "The turn was withdrawn.")
+
+
+def _timeout(detail: str) -> UpstreamError:
+    return UpstreamError("upstream-timeout", detail, members={"phase": "response"})
