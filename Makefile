@@ -24,7 +24,7 @@ INSTALL_SELF = $(INSTALL) --no-build-isolation --no-deps --editable .
 IS_RECENT = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format lock screenshots clean
+.PHONY: help demo test test-fast coverage audit lint format lock screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ coverage: $(SUITE) ## fail unless every branch of the files marked "No I/O" is t
 	$(BIN)/coverage run -m pytest -q -m "not slow" $(PURE_TESTS)
 	$(BIN)/coverage report --include=$(PURE)
 
+# In an environment of its own: what audits the pins must not be among them. The pins of the runtime are among the suite's.
+audit: | $(BIN)/python ## ask the package index for advisories about the pinned packages
+	@test -x $(VENV)-audit/bin/python || "$(PYTHON)" -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --requirement .ci/requirements-audit.txt
+	$(BIN)/python .ci/audit.py $(VENV)-audit/bin/pip-audit .ci/requirements-test.txt
+
 lint: $(SUITE) ## check format, rules, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -62,7 +68,7 @@ screenshots: $(SUITE) ## make the pictures in docs/images again
 	SCREENSHOTS=write $(BIN)/pytest -q tests/e2e/test_screenshots.py
 
 clean: ## remove everything that was made here, the virtual environment included
-	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -89,11 +95,12 @@ $(SUITE): pyproject.toml .ci/requirements-test.txt | installer
 	@touch $@
 
 # Pins are universal: one file for every platform and every Python from the floor up.
-COMPILE = "$(or $(UV),$(wildcard $(BIN)/uv))" pip compile pyproject.toml --group build --universal --python-version 3.11 \
+COMPILE = "$(or $(UV),$(wildcard $(BIN)/uv))" pip compile --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(LOCK_FLAGS)
 
 lock: ## resolve the pins again (LOCK_FLAGS=--upgrade takes newer ones); needs uv
 	@test -n "$(or $(UV),$(wildcard $(BIN)/uv))" || { echo "make: lock needs uv (python3 -m pip install uv)" >&2; exit 1; }
-	$(COMPILE) --extra redis --extra test --output-file .ci/requirements-test.txt
-	$(COMPILE) --constraint .ci/requirements-test.txt --output-file .ci/requirements.txt
-	@! grep -n '://' .ci/requirements.txt .ci/requirements-test.txt || { echo "make: a pin names a host" >&2; exit 1; }
+	$(COMPILE) pyproject.toml --group build --extra server --extra redis --extra test --output-file .ci/requirements-test.txt
+	$(COMPILE) pyproject.toml --group build --extra server --extra redis --constraint .ci/requirements-test.txt --output-file .ci/requirements.txt
+	$(COMPILE) --group audit --output-file .ci/requirements-audit.txt
+	@! grep -n '://' .ci/requirements*.txt || { echo "make: a pin names a host" >&2; exit 1; }

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / ".ci" / "requirements.txt"
+AUDIT = ROOT / ".ci" / "requirements-audit.txt"
 SUITE = ROOT / ".ci" / "requirements-test.txt"
 
 BUILD_DEADLINE_SECONDS = 60
@@ -36,6 +39,44 @@ def pins(file: Path) -> dict[str, set[str]]:
         elif match := re.match(r" +--hash=(sha256:[0-9a-f]{64})", line):
             hashes.add(match[1])
     return found
+
+
+@pytest.fixture(scope="module")
+def light(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder that holds what `pip install realtime-gateway` installs: the wheel and its requirements, no extra."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    wanted, seen = ["aiohttp"], set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = distribution(name)
+        for file in found.files or []:
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    target.symlink_to(Path(str(found.locate_file(file))))
+        requirements = map(Requirement, found.requires or [])
+        wanted += [
+            one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})
+        ]
+    return folder
+
+
+def in_light(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with that folder and the standard library, and nothing else to import."""
+    return subprocess.run(
+        [sys.executable, "-S", "-P", *arguments],
+        env={"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_DEADLINE_SECONDS,
+        check=False,
+    )
 
 
 def named(requirement: str) -> str:
@@ -73,11 +114,49 @@ def test_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> Non
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
 
-    assert "gateway = gateway.cli:main" in wheel.read(entry_points).decode()
+    assert "gateway = gateway.__main__:main" in wheel.read(entry_points).decode()
     assert "the realtime-gateway authors" in wheel.read(licence).decode()
 
 
-@pytest.mark.parametrize("file", [RUNTIME, SUITE], ids=lambda file: file.name)
+def test_client_is_imported_without_an_extra(light: Path) -> None:
+    """And brings neither the gateway's libraries nor media codecs into a program that only wants to ask something."""
+    program = (
+        "import sys, gateway.client; print(*sorted({name.partition('.')[0] for name in sys.modules} & "
+        "{'aioice', 'aiortc', 'av', 'cryptography', 'pydantic', 'prometheus_client', 'structlog', 'typer', 'uvloop'}))"
+    )
+    done = in_light(light, "-c", program)
+
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["--help"]])
+def test_command_without_its_extra_says_what_to_install(light: Path, arguments: list[str]) -> None:
+    """One line instead of a traceback, and the exit status of bad usage."""
+    done = in_light(light, "-m", "gateway", *arguments)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'realtime-gateway[server]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"),
+    [("aiohttp", (3, 14, 4)), ("cryptography", (50,))],
+)
+def test_floors_leave_known_holes_out(name: str, floor: tuple[int, ...]) -> None:
+    """Versions below admit requests to be smuggled, or break certificates' checks; the pins are above, too."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    (found,) = [requirement for requirement in map(Requirement, requirements) if requirement.name == name]
+    pinned = [pin.partition("==")[2] for pin in pins(RUNTIME) if pin.startswith(f"{name}==")]
+
+    too_old = ".".join(map(str, (*floor[:-1], floor[-1] - 1, 99)))
+    assert not found.specifier.contains(too_old)
+    assert all(found.specifier.contains(version) for version in pinned)
+
+
+@pytest.mark.parametrize("file", [RUNTIME, SUITE, AUDIT], ids=lambda file: file.name)
 def test_pins_name_no_host(file: Path) -> None:
     """Where the packages come from is the business of whoever installs them."""
     text = file.read_text(encoding="utf-8")
@@ -85,7 +164,7 @@ def test_pins_name_no_host(file: Path) -> None:
     assert re.findall(r"\S*://\S*|--(?:extra-)?index-url.*|--find-links.*", text) == []
 
 
-@pytest.mark.parametrize("file", [RUNTIME, SUITE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [RUNTIME, SUITE, AUDIT], ids=lambda file: file.name)
 def test_pins_have_hashes(file: Path) -> None:
     """A package that was changed after it was pinned is refused."""
     assert [pin for pin, hashes in pins(file).items() if not hashes] == []
@@ -101,8 +180,11 @@ def test_every_requirement_is_pinned() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         table = tomllib.load(file)
     project, groups = table["project"], table["dependency-groups"]
-    runtime = {named(r) for r in [*project["dependencies"], *groups["build"]]}
-    suite = runtime.union(*({named(r) for r in extra} for extra in project["optional-dependencies"].values()))
+    extras = project["optional-dependencies"]
+    runtime = {
+        named(r) for r in [*project["dependencies"], *extras["server"], *extras["redis"], *groups["build"]]
+    }
+    suite = runtime.union(*({named(r) for r in extra} for extra in extras.values()))
 
     assert runtime - {pin.split("==")[0] for pin in pins(RUNTIME)} == set()
     assert suite - {pin.split("==")[0] for pin in pins(SUITE)} == set()
