@@ -5,8 +5,8 @@ answered before any credential is asked for; what the handler raises becomes a p
 an answer is prepared, so that streams carry them, too.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -53,23 +53,22 @@ CLIENT_LEFT: Final = 499
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by machines under whatever address they know; they show nothing that a rebinding page could use."""
 
-STREAMED: Final = frozenset({"text/event-stream", "application/x-ndjson"})
+_TOLD_WHERE_KNOWN: Final = (("session", SESSION), ("principal", PRINCIPAL), ("code", ERROR_CODE))
 
-API_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Vary": "Accept, Origin",
-    "Referrer-Policy": "no-referrer",
-}
+STREAMED: Final = frozenset({"text/event-stream", "application/x-ndjson"})
 
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id, and tell of its answer: the metrics when its headers are sent, the log when it ends."""
-    clock, telemetry = request.app[CLOCK].monotonic, request.app[TELEMETRY]
+    """Give the request an id, and report its answer: to the metrics when its headers are sent, to the log at its end."""
+    app = request.app
+    clock, telemetry = app[CLOCK].monotonic, app[TELEMETRY]
     began = clock()
     client = client_address(request)  # asked now: a connection that is gone cannot tell
     wanted = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
+    # An id is no secret: it only has to be another one each time.
+    request_id = wanted if wanted and _SANE_ID.match(wanted) else f"{random.getrandbits(96):024x}"
+    request[REQUEST_ID] = request_id
     status = CLIENT_LEFT
     try:
         response = await handler(request)
@@ -80,18 +79,14 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         method = request.method if request.method in _KNOWN_METHODS else "other"
         route = route_of(request)
         telemetry.http_request(route, method, status, request.get(ANSWERED_AT, ended) - began)
-        fields = {
-            "method": method,
-            "route": route,
-            "status": status,
-            "seconds": ended - began,
-            "client": client,
-            "session": request.get(SESSION),
-            "principal": request.get(PRINCIPAL),
-            "code": request.get(ERROR_CODE),
-        }
-        known = {name: value for name, value in fields.items() if value is not None}
-        telemetry.http_answered(request[REQUEST_ID], known)
+        fields = {"method": method, "route": route, "status": status, "seconds": ended - began}
+        if client is not None:
+            fields["client"] = client
+        for name, key in _TOLD_WHERE_KNOWN:
+            value = request.get(key)
+            if value is not None:
+                fields[name] = value
+        telemetry.http_answered(request_id, fields)
 
 
 @web.middleware
@@ -153,15 +148,18 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers["Server"] = SERVER_NAME
     headers["X-Content-Type-Options"] = "nosniff"
     if request.path.startswith("/v1/"):
-        for name, value in API_HEADERS.items():
-            headers.setdefault(name, value)
+        headers.setdefault("Cache-Control", "no-store")
+        headers.setdefault("Vary", "Accept, Origin")
+        headers["Referrer-Policy"] = "no-referrer"
     else:
-        headers.setdefault(hdrs.VARY, hdrs.ORIGIN)
+        headers.setdefault("Vary", "Origin")
     if type(response) is web.StreamResponse or response.content_type in STREAMED:
         # The end of a stream is the end of its connection: readers below HTTP see no other end.
         response.force_close()
         headers[hdrs.CONNECTION] = "close"
-    headers.update(request.get(_CORS, {}))
+    cors = request.get(_CORS)
+    if cors is not None:
+        headers.update(cors)
 
 
 def route_of(request: web.Request) -> str:

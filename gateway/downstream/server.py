@@ -123,7 +123,8 @@ def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
 def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
     app[STREAM] = parts.stream
     probes.add_routes(app)
-    for resource in (sessions, events, reads, turns, openapi, console):
+    # The router tries the routes in this order, so the ones asked for most often come first.
+    for resource in (events, reads, turns, sessions, openapi, console):
         resource.add_routes(app)
     for route in app.router.routes():
         # `read_body` asks for the body itself. aiohttp takes this per route only, which no route should have to know.

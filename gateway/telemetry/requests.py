@@ -1,9 +1,12 @@
 """Metrics and log lines of requests and reads: the facts that downstream/ states."""
 
+from collections.abc import Callable
+
 import structlog
 
 from gateway.relay.ports import Json
 from gateway.telemetry import words
+from gateway.telemetry.logs import note_access
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.words import OTHER, known
 
@@ -15,6 +18,8 @@ _MAX_ROUTES = 64
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked for every few seconds by machines: logged at debug only."""
 
+_Series = tuple[Callable[[], None], Callable[[float], None]]
+
 log = structlog.stdlib.get_logger()
 
 
@@ -24,6 +29,7 @@ class RequestMetrics:
     def __init__(self, define: Registry, *, access_log: bool) -> None:
         self._access_log = access_log
         self._routes: set[str] = set()
+        self._series: dict[tuple[str, str, int], _Series] = {}
         self._requests = define.counter("http_requests", "HTTP requests answered.", "route", "method", "code")
         self._seconds = define.histogram(
             "http_request_seconds", "Time to an answer; for a stream, to its headers.", _REQUESTS, "route"
@@ -45,21 +51,34 @@ class RequestMetrics:
         )
 
     def http_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        series = self._series.get((route, method, status))
+        if series is None:
+            series = self._series_of(route, method, status)
+        count, observe = series
+        count()
+        observe(seconds)
+
+    def _series_of(self, route: str, method: str, status: int) -> "_Series":
         if route not in self._routes:
             if len(self._routes) >= _MAX_ROUTES:
                 route = OTHER
             self._routes.add(route)
-        self._requests.labels(route, known(method, words.METHODS), status).inc()
-        self._seconds.labels(route).observe(seconds)
+        method = known(method, words.METHODS)
+        # Looked up once: a look-up by labels costs as much as three counts.
+        series = self._requests.labels(route, method, status).inc, self._seconds.labels(route).observe
+        self._series[route, method, status] = series
+        return series
 
     def http_answered(self, request_id: str, fields: Json) -> None:
         if not self._access_log:
             return
-        line = log.debug if fields.get("route") in _PROBES else log.info
         seconds = fields.get("seconds")
         if isinstance(seconds, float):
             fields = {**fields, "seconds": round(seconds, 6)}
-        line("http_answered", request_id=request_id, **fields)
+        if fields.get("route") in _PROBES:
+            log.debug("http_answered", request_id=request_id, **fields)
+        elif not note_access({"event": "http_answered", "request_id": request_id, **fields}):
+            log.info("http_answered", request_id=request_id, **fields)
 
     def http_failed(self, request_id: str, error: BaseException) -> None:
         log.error("http_failed", request_id=request_id, exc_info=error)

@@ -9,6 +9,7 @@ were lost.
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -19,6 +20,8 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 
 BATCH_BYTES: Final = 64 * 1024
 """As much as a pipe holds, written with one call."""
+
+GATHER_SECONDS: Final = 0.02
 
 _WAIT_SECONDS: Final = 1.0
 
@@ -79,6 +82,9 @@ class Sink(Generic[T]):
             batch, flushed = self._next()
             if batch:
                 self._write_batch(batch)
+                if flushed is None:
+                    # Lines gather meanwhile: waking this thread for each takes the interpreter's lock from the loop.
+                    time.sleep(GATHER_SECONDS)
             if flushed is not None:
                 flushed.set()
                 if self._closing:

@@ -8,6 +8,7 @@ only; knows no server.
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -80,6 +81,7 @@ def unmatchable(text: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)  # the same few names in every request
 def host_name(host: str) -> str | None:
     """Return the name in a Host header, without port and in small letters; None where it is malformed."""
     try:
@@ -92,6 +94,7 @@ def host_name(host: str) -> str | None:
     return parts.hostname.rstrip(".")
 
 
+@lru_cache(maxsize=256)
 def is_loopback_name(name: str) -> bool:
     """Whether a name can only mean this machine (RFC 6761 6.3)."""
     if name == "localhost" or name.endswith(".localhost"):

@@ -47,6 +47,9 @@ def scheme(request: web.Request) -> str:
 def client_address(request: web.Request) -> str | None:
     """Return the address of the client: of the connection's far side or, behind trusted proxies, the last one that they
     tell of and that is none of theirs."""
+    if not request.app[ACCESS].rules.trusted_proxies:
+        text = _peer_text(request)
+        return text.removeprefix("::ffff:") if text is not None else None
     address, _ = _walk(request)
     return None if address is None else str(address)
 
@@ -87,10 +90,13 @@ def _address(node: str) -> Address | None:
 
 
 def _peer(request: web.Request) -> Address | None:
+    text = _peer_text(request)
+    return None if text is None else _unmapped(ip_address(text))
+
+
+def _peer_text(request: web.Request) -> str | None:
     peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not isinstance(peer, tuple):
-        return None
-    return _unmapped(ip_address(str(peer[0])))
+    return str(peer[0]) if isinstance(peer, tuple) else None
 
 
 def _unmapped(address: Address) -> Address:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 SERVER_NAME: Final = "realtime-gateway"
 """What the Server header says; aiohttp would tell its own and Python's version."""
@@ -21,4 +22,8 @@ def json_answer(
     value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Answer with a value."""
-    return web.Response(body=compact(value), content_type="application/json", status=status, headers=headers)
+    # Setting the header itself rather than `content_type` saves aiohttp's reading it back.
+    sent = CIMultiDict({"Content-Type": "application/json"})
+    if headers:
+        sent.update(headers)
+    return web.Response(body=compact(value), status=status, headers=sent)

@@ -47,6 +47,13 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
         _refuse(limit)
     if not request.can_read_body:
         return b""
+    if (
+        request.content.is_eof() and hdrs.EXPECT not in request.headers
+    ):  # It came with its head, as most do: there is nothing to wait for.
+        body = request.content.read_nowait()
+        if len(body) > limit:
+            _refuse(limit)
+        return body
     await _continue(request)
     try:
         async with asyncio.timeout(limits.body_seconds):

@@ -192,6 +192,11 @@ class Connection(web.RequestHandler):
             self._head_timer = None
             self._head_late = False
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading where it was paused. aiohttp asks for it at every read of a body, and parses again."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
         """Keep a half-closed connection open for the answers that are owed. asyncio closes it on False."""
         requests = self._requests

@@ -1,6 +1,7 @@
 """gateway/downstream/http/protocol.py and parser.py: one connection, from its first byte to its end."""
 
 import asyncio
+import hashlib
 import json
 import socket
 import time
@@ -8,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.auth.access import AccessRules
+from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.downstream.http.limits import ServerLimits
 from tests.downstream.house import Build, House
 from tests.downstream.raw import ask, connect, parsed, read_all, reset
 from tests.downstream.streams import Session, event, opened, until
+
+ADA = {"Authorization": "Bearer ada-key"}
+KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))
 
 EVENT = b'{"type":"session.update"}'
 
@@ -358,10 +362,12 @@ async def test_slow_client_keeps_its_connection(build: Build) -> None:
 
 
 async def test_answer_beyond_the_memory_budget_is_refused(build: Build) -> None:
-    """What cannot be kept until its client takes it is not made."""
-    house = await build()
-    house.hub.budget.total_bytes = 10_000
-    answer = await house.call("GET", "/relay.js")
+    """What cannot be kept until its client takes it is not sent."""
+    house = await build(KEYED)
+    for _ in range(20):
+        await house.open({"metadata": {"a": "x" * 1000}}, headers=ADA)
+    house.hub.budget.total_bytes = house.hub.budget.held + 10_000
+    answer = await house.call("GET", "/v1/sessions", headers=ADA)
 
     assert (answer.status, answer.code) == (503, "capacity")
     assert answer.headers["Retry-After"] == "5"
