@@ -21,7 +21,9 @@ def test_names_in_the_walks_exist() -> None:
     """Each function of a step is defined in one of the files beside it."""
     lost = []
     for functions, files in re.findall(r"^\| \d\. [^|]+\| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE):
-        sources = "".join((ROOT / path).read_text(encoding="utf-8") for path in re.findall(r"`([^`]+)`", files))
+        sources = "".join(
+            (ROOT / path).read_text(encoding="utf-8") for path in re.findall(r"`([^`]+)`", files)
+        )
         for name in re.findall(r"`([^`]+)`", functions):
             function = name.rpartition(".")[2]
             if f"def {function}(" not in sources and f".{function}(" not in sources:
