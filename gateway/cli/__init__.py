@@ -17,6 +17,7 @@ from gateway.cli.demo import demo
 from gateway.cli.emulate import emulate
 from gateway.cli.keygen import keygen
 from gateway.cli.serve import serve
+from gateway.cli.top import top
 
 app = typer.Typer(
     add_completion=False,
@@ -41,7 +42,7 @@ def gateway(
     """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
 
 
-for command in (serve, demo, emulate, chat, check, bench, keygen):
+for command in (serve, demo, emulate, chat, check, bench, keygen, top):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+import sys
 from typing import Annotated
 
 import typer
@@ -16,11 +17,13 @@ def keygen(
         str, typer.Argument(metavar="[NAME]", help="What metrics and logs call its owner.")
     ] = "default",
 ) -> None:
-    """Print a new API key, once, and the configuration lines that let it in."""
+    """Print the configuration lines of a new API key, and the key itself, once, on stderr.
+
+    `gateway keygen alice >> keys.toml` lets alice in and shows her key.
+    """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name == "anonymous":
         raise typer.BadParameter("expected up to 64 letters, digits, '.', '_' or '-', and not 'anonymous'")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
-    print(f"Key (shown once, for the client):\n\n  {key}\n")
-    print("Configuration, or the file of access.keys_file (the gateway keeps the SHA-256 only):\n")
-    print(f'  [[access.keys]]\n  name = "{name}"\n  sha256 = ["{digest}"]')
+    print(f'[[access.keys]]\nname = "{name}"\nsha256 = ["{digest}"]', flush=True)
+    print(key, file=sys.stderr)

@@ -1,16 +1,44 @@
-"""Reads a gateway's own histograms, as Prometheus would."""
+"""Reads a gateway's own metrics, as Prometheus would."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 PREFIX = "realtime_gateway_"
 SCRAPE_SECONDS = 5.0
 
+Samples = Mapping[str, Sequence[Sample]]
+"""Samples by name, the gateway's prefix left out."""
+
 Buckets = Mapping[float, float]
 """Cumulated counts by upper bound."""
+
+
+def parse(text: str) -> Samples:
+    """Read an exposition."""
+    found: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name.removeprefix(PREFIX), []).append(sample)
+    return found
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """Add up the samples of a name that have these labels."""
+    return sum(sample.value for sample in samples.get(name, ()) if labels.items() <= sample.labels.items())
+
+
+def buckets(samples: Samples, name: str, **labels: str) -> Buckets:
+    """Return one histogram's buckets."""
+    found = samples.get(f"{name}_bucket", ())
+    return {
+        float(sample.labels["le"]): sample.value
+        for sample in found
+        if labels.items() <= sample.labels.items()
+    }
 
 
 async def histogram(admin_url: str, name: str, **labels: str) -> Buckets:
@@ -20,18 +48,11 @@ async def histogram(admin_url: str, name: str, **labels: str) -> Buckets:
         aiohttp.ClientSession(timeout=timeout) as http,
         http.get(f"{admin_url}/metrics", raise_for_status=True) as answer,
     ):
-        text = await answer.text()
-    return {
-        float(sample.labels["le"]): sample.value
-        for family in text_string_to_metric_families(text)
-        if family.name == PREFIX + name
-        for sample in family.samples
-        if sample.name.endswith("_bucket") and labels.items() <= sample.labels.items()
-    }
+        return buckets(parse(await answer.text()), name, **labels)
 
 
 def since(before: Buckets, after: Buckets) -> Buckets:
-    """Give what was counted in between."""
+    """Return what was counted in between."""
     return {bound: count - before.get(bound, 0) for bound, count in after.items()}
 
 

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from gateway import __version__
 from gateway.cli import app
+from gateway.config.files import access_keys
+from gateway.config.sections import Access
 from tests.cli.conftest import Start
 
-COMMANDS = ("serve", "demo", "emulate", "chat", "check", "bench", "keygen")
+COMMANDS = ("serve", "demo", "emulate", "chat", "check", "bench", "keygen", "top")
 
 
 async def test_help_names_every_command(start: Start) -> None:
@@ -51,6 +53,7 @@ async def test_version_is_printed(start: Start) -> None:
         ("bench", "--sessions", "0"),
         ("check", "--stun", "nohost"),
         ("keygen", "with space"),
+        ("top", "--interval", "0"),
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
@@ -94,19 +97,30 @@ def test_missing_secret_file_is_refused_by_its_key(tmp_path: Path) -> None:
     assert "No such file" in said
 
 
-async def test_keygen_prints_a_key_and_the_lines_that_let_it_in(start: Start) -> None:
-    """The configuration holds the SHA-256 of what was printed, under the given name."""
-    running = await start("keygen", "ada")
-    status = await running.ended()
-    await running.says("sha256")
+def test_keygen_prints_a_key_and_the_lines_that_let_it_in() -> None:
+    """The lines on stdout as they go into a file, the key on stderr and nothing beside it."""
+    result = CliRunner().invoke(app, ["keygen", "ada"])
 
-    key = re.search(r"^  (gwp_\S+)$", running.output, re.MULTILINE)
-    lines = re.search(r"^  \[\[access.keys\]\].*", running.output, re.MULTILINE | re.DOTALL)
-    assert status == 0
-    assert key is not None
-    assert lines is not None
-    (entry,) = tomllib.loads(lines[0])["access"]["keys"]
-    assert entry == {"name": "ada", "sha256": [hashlib.sha256(key[1].encode()).hexdigest()]}
+    assert result.exit_code == 0
+    assert re.fullmatch(r"gwp_[A-Za-z0-9_-]{43}\n", result.stderr)
+    digest = hashlib.sha256(result.stderr.strip().encode()).hexdigest()
+    assert tomllib.loads(result.stdout) == {"access": {"keys": [{"name": "ada", "sha256": [digest]}]}}
+
+
+def test_keygen_appends_to_a_keys_file(tmp_path: Path) -> None:
+    """As in `gateway keygen NAME >> keys.toml`, for two callers."""
+    file = tmp_path / "keys.toml"
+    keys = []
+    for name in ("ada", "bob"):
+        result = CliRunner().invoke(app, ["keygen", name])
+        file.write_text((file.read_text() if file.exists() else "") + result.stdout)
+        keys.append(result.stderr.strip())
+
+    found = access_keys(Access(keys_file=file))
+    assert [(key.name, *key.sha256) for key in found] == [
+        (name, hashlib.sha256(key.encode()).hexdigest())
+        for name, key in zip(("ada", "bob"), keys, strict=True)
+    ]
 
 
 async def test_keygen_never_repeats_itself(start: Start) -> None:

@@ -1,0 +1,106 @@
+"""`gateway top`: sessions, states, rates, tokens and cost, live in the terminal, from the operator's listener."""
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from gateway.cli.top_view import Look
+
+LOOK_SECONDS: Final = 5.0
+PAGE: Final = 100
+MAX_SESSIONS: Final = 1000
+"""More would not be read by anybody, and each look would cost the gateway more."""
+
+_LINES_AROUND: Final = 9
+"""Totals, blank line, the table's head, the line about what is left out."""
+
+
+def top(
+    url: Annotated[str, typer.Option(metavar="U", help="The operator's listener.")] = "http://127.0.0.1:8081",
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="T", envvar="GATEWAY_ADMIN__TOKEN", help="Admin token, where one is set."),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="S", min=0.5, max=3600, help="Seconds between two looks.")
+    ] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one look, with rates over the interval, and end.")
+    ] = False,
+) -> None:
+    """Watch a gateway: sessions, states, rates, tokens and cost. Ctrl-C ends."""
+    from gateway.cli.running import run
+
+    console = Console(highlight=False)
+    address = url if "://" in url else f"http://{url}"
+    sys.exit(run(_top(console, address.rstrip("/"), token, interval, once=once or not console.is_terminal)))
+
+
+async def _top(console: Console, url: str, token: str | None, interval: float, *, once: bool) -> int:
+    import aiohttp
+
+    from gateway.cli.running import why
+    from gateway.cli.top_view import drawing
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    timeout = aiohttp.ClientTimeout(total=LOOK_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
+        try:
+            before, now = None, await look(http, url)
+            if once:
+                await asyncio.sleep(interval)
+                console.print(drawing(now, await look(http, url), MAX_SESSIONS))
+                return 0
+            with Live(console=console, screen=True, auto_refresh=False) as live:
+                while True:
+                    live.update(drawing(before, now, console.height - _LINES_AROUND), refresh=True)
+                    await asyncio.sleep(interval)
+                    before, now = now, await look(http, url)
+        except aiohttp.ClientResponseError as error:
+            console.print(f"[red]gateway top:[/] {escape(_refusal(error, url))}", soft_wrap=True)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            remedy = (
+                "--url names the operator's listener, which `gateway serve` logs as `admin listening on …`."
+            )
+            console.print(
+                f"[red]gateway top:[/] {escape(f'{url} cannot be reached: {why(error)}. {remedy}')}",
+                soft_wrap=True,
+            )
+    return 1
+
+
+def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
+    if error.status == 401:
+        return "The admin token is not accepted; --token or GATEWAY_ADMIN__TOKEN names it."
+    if error.status == 404:
+        return (
+            f"{url} lists no sessions here: set admin.token_file on the gateway, or ask from its own machine."
+        )
+    return f"{url} answered {error.status}, not as an operator's listener does."
+
+
+async def look(http: "aiohttp.ClientSession", url: str) -> "Look":
+    """Ask for metrics and sessions."""
+    from gateway.cli.scrape import parse
+    from gateway.cli.top_view import Look
+
+    async with http.get(f"{url}/metrics", raise_for_status=True) as answer:
+        samples = parse(await answer.text())
+    sessions: list[dict[str, object]] = []
+    more, after = True, ""
+    while more and len(sessions) < MAX_SESSIONS:
+        query = {"limit": str(PAGE), **({"after": after} if after else {})}
+        async with http.get(f"{url}/sessions", params=query, raise_for_status=True) as answer:
+            page = await answer.json()
+        sessions += [one for one in page["data"] if one["state"] != "closed"]
+        more, after = bool(page.get("has_more")), page["data"][-1]["id"] if page["data"] else ""
+    return Look(time.monotonic(), time.time(), samples, sessions, more)
