@@ -1,6 +1,7 @@
-"""The console page and the browser client: files, served as they are under a policy that lets them load nothing else.
+"""The console page, the browser client and the documentation: files, served as they are.
 
-The files are read once when the application is made; where there are none, the paths do not exist.
+A policy lets them load nothing but each other. The files are read once when the application is made; a file that is
+missing has no route.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,6 +11,15 @@ from typing import Final
 from aiohttp import web
 
 FOLDER: Final = Path(__file__).with_name("console")
+
+PAGES: Final = ("api", "clients", "python", "javascript", "continuity")
+"""Pages of the documentation that people who use this gateway need. They lie in the package once it is installed, and at
+the top of a checkout."""
+
+_PACKAGE: Final = Path(__file__).parents[1]
+DOCS: Final = next(
+    (path for path in (_PACKAGE / "docs", _PACKAGE.parent / "docs") if path.is_dir()), _PACKAGE
+)
 
 _TYPES: Final[Mapping[str, str]] = {
     ".html": "text/html",
@@ -30,12 +40,16 @@ _HEADERS: Final = {
 }
 
 
-def add_routes(app: web.Application, folder: Path = FOLDER) -> None:
-    """Serve the folder's files under their names, its index as `/`."""
+def add_routes(app: web.Application, folder: Path = FOLDER, docs: Path = DOCS) -> None:
+    """Serve the folder's files under their names, its index as `/`, and the documentation as plain text."""
     for path in sorted(folder.glob("*")):
         if path.suffix in _TYPES:
             name = "" if path.name == _INDEX else path.name
             app.router.add_get(f"/{name}", _file(path.read_bytes(), _TYPES[path.suffix]))
+    for page in PAGES:
+        path = docs / f"{page}.md"
+        if path.is_file():
+            app.router.add_get(f"/docs/{path.name}", _file(path.read_bytes(), "text/plain"))
 
 
 def _file(body: bytes, content_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

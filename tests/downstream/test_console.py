@@ -1,12 +1,13 @@
 """The console's files."""
 
+import re
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.downstream.console import add_routes
+from gateway.downstream.console import FOLDER, PAGES, add_routes
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ async def test_files_are_served_under_a_strict_policy(
     (tmp_path / "relay.js").write_text("1;")
     (tmp_path / "notes.txt").write_text("not served")
     app = web.Application()
-    add_routes(app, tmp_path)
+    add_routes(app, tmp_path, tmp_path)
     async with TestClient(TestServer(app)) as client:
         answer = await client.get(path)
         other = await client.get("/notes.txt")
@@ -35,6 +36,21 @@ async def test_files_are_served_under_a_strict_policy(
 def test_missing_folder_is_no_page(tmp_path: Path) -> None:
     """Without files there are no routes."""
     app = web.Application()
-    add_routes(app, tmp_path / "nothing")
+    add_routes(app, tmp_path / "nothing", tmp_path)
 
     assert list(app.router.routes()) == []
+
+
+async def test_documentation_is_served_as_text() -> None:
+    """Each page that the console links is there, readable in a browser without being downloaded."""
+    app = web.Application()
+    add_routes(app)
+    async with TestClient(TestServer(app)) as client:
+        linked = set(re.findall(r'href="(docs/[^"]+)"', (FOLDER / "index.html").read_text()))
+        for path in linked:
+            answer = await client.get(f"/{path}")
+
+            assert (answer.status, answer.content_type) == (200, "text/plain")
+            assert (await answer.text()).startswith("# ")
+
+    assert linked == {f"docs/{page}.md" for page in PAGES}
