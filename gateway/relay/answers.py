@@ -56,7 +56,7 @@ class Answers:
 
         A turn that failed in a way that another try may not is no answer: the repeat is a first try."""
         if promise.request_id is not None and promise.request_id in self._requests:
-            return self._requests[promise.request_id]
+            return _repeated(self._requests[promise.request_id])
         slot = self._slots.get(promise.key) if promise.key is not None else None
         if slot is None:
             return None
@@ -67,7 +67,7 @@ class Answers:
             )
         if isinstance(slot.answer, Turn):
             return None if worth_another_try(slot.answer) else slot.answer
-        return replace(slot.answer, replayed=True)
+        return _repeated(slot.answer)
 
     def keep(self, promise: Promise, answer: Answer, at: float) -> None:
         """Store an answer, given at `at` in Unix seconds."""
@@ -143,6 +143,10 @@ def worth_another_try(turn: Turn) -> bool:
     details = result.get("status_details")
     error = details.get("error") if isinstance(details, Mapping) else None
     return isinstance(error, Mapping) and error.get("code") in RATE_LIMITS
+
+
+def _repeated(answer: Answer) -> Answer:
+    return answer if isinstance(answer, Turn) else replace(answer, replayed=True)
 
 
 def _finished(answer: Answer) -> bool:

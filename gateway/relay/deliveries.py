@@ -18,6 +18,7 @@ The ledger keeps an event's text and the few members it is matched by, not its p
 the memory. It is bounded by `require_room`, which refuses a batch; nothing that was accepted is ever forgotten.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -103,7 +104,7 @@ class Delivery:
     @property
     def session(self) -> Json:
         """The `session` of a session.update."""
-        found = member(peek(self.text), "session")
+        found = member(json.loads(self.text), "session")
         return found if isinstance(found, Mapping) else {}
 
 
@@ -143,6 +144,10 @@ class Ledger:
         self._held: dict[int, Delivery] = {}
         self._held_bytes = 0
         self._doubted = 0
+        self.unknown: list[Delivery] = []
+        """In flight when their call was lost, and to be told of with the next one."""
+        self.oversized: list[Delivery] = []
+        """Held, larger than the call took, and to be told of."""
 
     @property
     def in_flight(self) -> list[Delivery]:
@@ -204,6 +209,7 @@ class Ledger:
     def handed(self, upto: int, refused: Sequence[int] = (), position: int = 0) -> None:
         """Held deliveries up to this one were handed over, less those refused for their size; the first of them is this
         message of the call, 0 where that is not known."""
+        self.oversized += [self._held[id_] for id_ in refused if id_ in self._held]
         self.drop(refused)
         for id_ in [id_ for id_ in self._held if id_ <= upto]:
             one = self._held.pop(id_)
@@ -235,9 +241,15 @@ class Ledger:
         )
         return max(confirmed, default=0)
 
-    def restart(self, again: Iterable[Delivery] = ()) -> None:
-        """The call is replaced, and what was in flight told of. Deliveries of it that are to be repeated are held, before
-        all others."""
+    def told(self) -> None:
+        """Clients were told what became of the call's deliveries."""
+        self.unknown, self.oversized = [], []
+
+    def restart(self, again: Sequence[Delivery] = ()) -> None:
+        """The call is replaced, and what was in flight is unknown. Deliveries that are to be repeated on the next call are
+        held, before all others."""
+        repeated = {one.id for one in again}
+        self.unknown += [one for one in self.in_flight if one.id not in repeated]
         self.drop(list(self._in_flight))
         self._doubted = 0
         first = {one.id: one for one in sorted(again, key=lambda one: one.id)}
@@ -312,17 +324,25 @@ class Ledger:
 
     def dump(self) -> Json:
         """Return the ledger as JSON."""
-        rows = [[one.id, one.number, one.turn, one.text] for one in [*self.in_flight, *self.held]]
-        return {"count": self.count, "doubted": self._doubted, "held": list(self._held), "rows": rows}
+        return {
+            "count": self.count,
+            "doubted": self._doubted,
+            "in_flight": _rows(self.in_flight),
+            "held": _rows(self.held),
+            "unknown": _rows(self.unknown),
+            "oversized": _rows(self.oversized),
+        }
 
     @classmethod
     def load(cls, dumped: Json, shared: bool) -> "Ledger":
         """Make the ledger that was dumped."""
         ledger = cls(shared)
-        held = set(_list(dumped.get("held")))
-        for id_, number, turn, text in _list(dumped.get("rows")):
-            ledger.count = id_ - 1
-            ledger.accept([read_event(text)], number, turn, id_ in held)
+        for name in ("in_flight", "held"):
+            for id_, number, turn, text in _list(dumped.get(name)):
+                ledger.count = id_ - 1
+                ledger.accept([read_event(text)], number, turn, name == "held")
+        ledger.unknown = _deliveries(dumped.get("unknown"))
+        ledger.oversized = _deliveries(dumped.get("oversized"))
         ledger.count = int(str(dumped.get("count")))
         ledger._doubted = int(str(dumped.get("doubted")))
         return ledger
@@ -370,6 +390,14 @@ def _shows(echo: object, wanted: object) -> bool:
             _shows(echo.get(name), part) for name, part in wanted.items()
         )
     return wanted is None or isinstance(wanted, list) or echo == wanted
+
+
+def _rows(deliveries: Iterable[Delivery]) -> list[object]:
+    return [[one.id, one.number, one.turn, one.text] for one in deliveries]
+
+
+def _deliveries(rows: object) -> list[Delivery]:
+    return [delivery(id_, number, read_event(text), turn) for id_, number, turn, text in _list(rows)]
 
 
 def _text(value: object) -> str | None:

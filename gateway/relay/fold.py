@@ -187,6 +187,8 @@ class SessionState:
                 return self.arrived(record.type, value, record.sequence, now)[1]
             case GatewayEvent():
                 self.head = max(self.head, record.sequence)
+                if record.type == "gateway.recovered":
+                    self.ledger.told()
             case Accepted():
                 return self.accept(record, [read_event(text) for text in record.texts], now)
             case Handed():

@@ -164,8 +164,9 @@ class Hub:
         return session
 
     def adopt(self, saved: Saved, journal: Journal, prepared: Prepared | None = None) -> Handle:
-        """Go on with a session that another node held, and that `journal` belongs to now. It can be found and read at
-        once, and is without a call until one is made, unless one was `prepared`."""
+        """Go on with a session that another node held, and that `journal` belongs to now: the border of this node's epoch
+        is the last record of `saved`. It can be found and read at once, and is without a call until one is made, unless
+        one was `prepared`."""
         state = saved.state
         log = self._broker.create_journalled(state.epochs[0][0])
         log.load(saved.epochs, saved.first, saved.events)
@@ -176,8 +177,7 @@ class Hub:
             phase = Phase.DOWN if prepared is None else Phase.SWITCHING
             bearer = None if prepared is None else prepared.request.bearer
             session = Session(state, log, journal, self._services, bearer, phase)
-            node = self._directory.node if self._directory is not None else ""
-            session.adopt(NODE_LOST if prepared is None else HANDOVER, node, self._clock.epoch(), prepared)
+            session.adopt(NODE_LOST if prepared is None else HANDOVER, prepared)
             self._run(session)
         self._sessions[session.id] = session
         return session

@@ -122,8 +122,6 @@ class Line:
         self._parking: asyncio.Future[bool] | None = None
         self._heard_at = self._delivered_at = self._handed_at = services.clock.monotonic()
         self._probe: asyncio.Task[None] | None = None
-        self._refused: list[Delivery] = []
-        self._told: list[Delivery] = []
         self._restored: Seeding | None = None
         self._cut = False
         self._retried = False
@@ -619,7 +617,6 @@ class Line:
         again = state.again if self._cut and state.opening.retry_interrupted else []
         self._retried = bool(again)
         resent = {one.id for one in again}
-        self._told = [one for one in state.ledger.in_flight if one.id not in resent]
         self._upstream = successor.upstream
         self._generation = successor.generation
         self._messages = successor.messages
@@ -657,7 +654,6 @@ class Line:
                 self._messages += 1
                 self._owner.sent(one)
             handed = one.id
-        self._refused = refused
         if handed:
             self._handed_at = self._clock.monotonic()
             self._owner.handed(Handed(handed, [one.id for one in refused]), position)
@@ -672,13 +668,12 @@ class Line:
             "items_lost": seeding.lost,
             "renamed": dict(seeding.renamed),
             "response": "retried" if self._retried else "interrupted" if self._cut else None,
-            "unknown": [one.account for one in self._told],
-            "refused": [one.account for one in self._refused],
+            "unknown": [one.account for one in self._state.ledger.unknown],
+            "refused": [one.account for one in self._state.ledger.oversized],
         }
         if self._due in (NODE_LOST, HANDOVER):
             members["accepted"] = self._state.accepted
         self._owner.tell("gateway.recovered", members)
-        self._told, self._refused = [], []
 
     def _next(self) -> Successor:
         generation = max(self._generation, self._request.generation) + 1

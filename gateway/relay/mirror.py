@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.relay.envelope import member, peek
+from gateway.relay.envelope import member
 from gateway.relay.sessionobject import merge
 
 Json = Mapping[str, object]
@@ -274,7 +274,10 @@ def _compact(value: Json) -> str:
 
 
 def _parse(text: str | bytes) -> Json:
-    return peek(text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")) or {}
+    """Read what `_compact` wrote, whole and exactly."""
+    value = json.loads(text if isinstance(text, str) else text.decode("utf-8", "surrogatepass"))
+    assert isinstance(value, dict)  # only objects are written
+    return value
 
 
 def _string(value: object) -> str:

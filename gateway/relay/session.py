@@ -28,7 +28,6 @@ from gateway.relay.ports import CallRequest, Json, Reader, Receipt, Receiver, Se
 from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.records import (
     Accepted,
-    Border,
     GatewayEvent,
     Handed,
     LineState,
@@ -334,11 +333,8 @@ class Session:
     def kept(self, after: int) -> Iterable[Record]:
         return self.log.records(after)
 
-    def adopt(self, cause: str, node: str, epoch: str, prepared: Prepared | None) -> None:
+    def adopt(self, cause: str, prepared: Prepared | None) -> None:
         """Begin where another node's session ended. `run` then finds a call."""
-        if isinstance(self.log, JournalledLog):
-            self.log.begin(epoch)
-        self.state.apply(Border(node, epoch))
         self._line.adopt(cause, prepared)
         if cause == NODE_LOST:
             self.note(LineState(State.RECOVERING, None, None, None, cause))

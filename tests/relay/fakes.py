@@ -15,8 +15,9 @@ from typing import Any, cast
 from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.envelope import ClientEvent
-from gateway.relay.eventlog import EventId
+from gateway.relay.eventlog import Entry
 from gateway.relay.hub import Hub
+from gateway.relay.journal import Directory
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenRequest, Principal, Reader, Sink
 from gateway.relay.session import Session
@@ -260,9 +261,12 @@ def client_event(type: str, **members: Any) -> ClientEvent:
 
 def logged(reader: Reader) -> list[dict[str, Any]]:
     """Give every event in a log that is still kept, parsed."""
-    start = EventId(reader.head.epoch, reader.oldest.sequence - 1)
-    page = reader.read(start, 1_000_000, 1 << 40)
-    return [json.loads(entry.block[entry.start :]) for entry in page.entries]
+    cursor, entries = reader.oldest.before, list[Entry]()
+    while cursor.sequence < reader.head.sequence:  # a page is of one epoch
+        page = reader.read(cursor, 1_000_000, 1 << 40)
+        entries += page.entries
+        cursor = page.cursor
+    return [json.loads(entry.block[entry.start :]) for entry in entries]
 
 
 def types_of(handle: Handle) -> list[str]:
@@ -277,10 +281,13 @@ class House:
     limits: RelayLimits
     dialer: FakeDialer = field(default_factory=FakeDialer)
     notebook: Notebook = field(default_factory=Notebook)
+    directory: Directory | None = None
 
     def __post_init__(self) -> None:
         self.clock = virtual_clock()
-        self.hub = Hub(self.dialer, frame, self.notebook.port, self.limits, self.clock)
+        self.hub = Hub(
+            self.dialer, frame, self.notebook.port, self.limits, self.clock, directory=self.directory
+        )
 
     async def open(self, **members: Any) -> Session:
         """Open a session and give it as its owner sees it."""

@@ -1,0 +1,130 @@
+"""A journal and a directory in memory, and a service that answers, for sessions that go from node to node."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.errors import OverloadError
+from gateway.relay.journal import JournalOwner, Location, Peer
+from gateway.relay.limits import RelayLimits
+from gateway.relay.ports import Principal
+from gateway.relay.records import Border, Record, encode, sequence_of
+from gateway.relay.saved import Saved, fold
+from tests.relay.fakes import FakeCall, House
+
+
+class MemoryJournal:
+    """Keeps every record at once, or only when told to."""
+
+    keeps = True
+
+    def __init__(self, settled: int = 0) -> None:
+        self.before: list[bytes] = []
+        """Records before the snapshot."""
+        self.records: list[bytes] = []
+        self.snapshot = b""
+        self.settled = settled
+        self.sure = True
+        self.holding = False
+        self.sealed = False
+        self._owner: JournalOwner | None = None
+        self._newest = settled
+
+    @property
+    def owner(self) -> JournalOwner:
+        assert self._owner is not None
+        return self._owner
+
+    def bind(self, owner: JournalOwner) -> None:
+        self._owner = owner
+
+    def add(self, record: Record) -> None:
+        self.records.append(encode(record))
+        self._newest = max(self._newest, sequence_of(record))
+        if not self.holding:
+            self.settle()
+
+    def settle(self) -> None:
+        self.settled = self._newest
+        self.owner.settled()
+
+    def oldest(self, sequence: int) -> None:
+        """Nothing is dropped here."""
+
+    async def flushed(self) -> None:
+        if not self.sure:
+            raise OverloadError("recovering", "Not now.", retry_after=1)
+        while self.holding:
+            await asyncio.sleep(0.01)
+
+    def seal(self, retention_seconds: float) -> None:
+        self.sealed = True
+
+
+class MemoryDirectory:
+    """The journals of one node."""
+
+    node = "n_1"
+    peers: Sequence[Peer] = ()
+
+    def __init__(self) -> None:
+        self.journals: dict[str, MemoryJournal] = {}
+        self.refusal: OverloadError | None = None
+        self.released: list[str] = []
+
+    def journal(self, session_id: str, principal: str, epoch: str) -> MemoryJournal:
+        return self.journals.setdefault(session_id, MemoryJournal())
+
+    async def reserve(self, session_id: str, principal: Principal) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def create(self, session_id: str, journal: Any) -> None:
+        journal.snapshot = journal.owner.dump()
+        journal.before, journal.records = journal.records, []
+
+    async def release(self, session_id: str, principal: str) -> None:
+        self.released.append(session_id)
+
+    async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
+        return None
+
+    async def sessions_of(self, principal: str) -> list[str]:
+        return []
+
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> str | None:
+        return None
+
+    async def break_promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> None:
+        """There are no promises here."""
+
+
+def node(**limits: Any) -> tuple[House, MemoryDirectory]:
+    """Return a running hub that is one of several nodes. The caller closes it."""
+    directory = MemoryDirectory()
+    house = House(RelayLimits(**limits), directory=directory)
+    house.dialer.prepare = answering
+    house.hub.start()
+    return house, directory
+
+
+def answering(call: FakeCall) -> None:
+    """Have a call take items as the service does, and acknowledge everything."""
+
+    def take(own: dict[str, Any]) -> None:
+        call.say("conversation.item.added", item=own)
+        call.say("conversation.item.done", item=own)
+
+    def answer(event: Any) -> None:
+        call.acknowledged = len(call.sent)
+        if event["type"] == "conversation.item.create":
+            own = {"id": f"item_{len(call.sent)}", **event["item"], "status": "completed"}
+            asyncio.get_running_loop().call_soon(take, own)
+
+    call.on_send = answer
+
+
+def taken(journal: MemoryJournal, count: int | None = None, epoch: str = "z001") -> Saved:
+    """Return the session as another node has it that claims the journal after so many records."""
+    records = journal.records if count is None else journal.records[:count]
+    return fold(journal.snapshot, journal.before, [*records, encode(Border("n_2", epoch))])

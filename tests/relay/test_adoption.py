@@ -1,0 +1,608 @@
+"""gateway/relay/saved.py and Hub.adopt: another node goes on with a session from any prefix of its journal."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.fold import SessionState
+from gateway.relay.promise import Promise
+from gateway.relay.records import (
+    Accepted,
+    Acknowledged,
+    Record,
+    ServerEvent,
+    TurnFinished,
+    TurnQueued,
+    UnreadableRecord,
+    decode,
+    encode,
+)
+from gateway.relay.saved import Saved, fold
+from gateway.relay.session import Session
+from gateway.relay.state import CloseReason, State
+from gateway.relay.turn import Turn, TurnRequest
+from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, until
+from tests.relay.journals import MemoryDirectory, MemoryJournal, answering, node, taken
+
+HELLO = TurnRequest(
+    [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
+)
+KEY = Promise("k", "f")
+
+
+@asynccontextmanager
+async def nodes(**limits: Any) -> AsyncIterator[tuple[House, MemoryDirectory, House]]:
+    """Run two nodes: one that opens a session, and one that takes it over."""
+    (first, directory), (second, _) = node(**limits), node(**limits)
+    try:
+        yield first, directory, second
+    finally:
+        for house in (first, second):
+            house.dialer.gate = None
+            await house.hub.close()
+            assert house.notebook.told("relay_failed") == []
+
+
+async def attended(house: House, **members: Any) -> tuple[Session, MemoryJournal]:
+    """Open a session that somebody reads."""
+    session = await house.open(**members)
+    session.attach(FakeReceiver(0.0))
+    return session, cast(MemoryJournal, session.journal)
+
+
+def adopt(house: House, saved: Saved) -> tuple[Session, MemoryJournal]:
+    """Have a node take a session over."""
+    journal = MemoryJournal(saved.state.head)
+    session = cast(Session, house.hub.adopt(saved, journal))
+    session.attach(FakeReceiver(0.0))
+    return session, journal
+
+
+def item(item_id: str) -> dict[str, Any]:
+    """Return a user's message."""
+    content = [{"type": "input_text", "text": "Hello"}]
+    return {"id": item_id, "type": "message", "role": "user", "content": content}
+
+
+def told(session: Session, name: str) -> list[dict[str, Any]]:
+    """Return the gateway's own events of a name in a log."""
+    return [event for event in logged(session.reader) if event["type"] == name]
+
+
+# --- one thing after the other ----------------------------------------------------------------------------------------
+
+
+async def test_a_session_of_a_lost_node_goes_on() -> None:
+    """Readable at once under its ID and its cursors; the call is made anew, and clients are told."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        await session.submit([client_event("conversation.item.create", item=item("a"))])
+        await asyncio.sleep(0.1)
+        before = logged(session.reader)
+        cursor = session.reader.head
+        other, _ = adopt(second, taken(journal))
+        assert second.hub.find(session.id, None) is other
+        assert other.view().state is State.RECOVERING
+        assert logged(other.reader)[: len(before)] == before
+        await until(lambda: other.view().state is State.CONNECTED)
+
+        page = other.reader.read(cursor, 100, 1 << 20)
+        assert page.gap is None
+        assert [entry.type for entry in page.entries] == ["gateway.recovering", "gateway.recovered"]
+        assert str(other.reader.head).startswith("z001-")
+        (recovered,) = told(other, "gateway.recovered")
+        assert (recovered["cause"], recovered["accepted"]) == ("node_lost", 1)
+        assert (recovered["items_restored"], recovered["unknown"]) == (1, [])
+        assert [event["item"]["id"] for event in second.call.events] == ["a"]
+        assert [args[1:3] for args in second.notebook.told("recovered")] == [("node_lost", "recovered")]
+
+
+async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
+    """Held events go to the new call; what the lost call had been given and not confirmed is named."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        first.call.on_send = None
+        await session.submit([client_event("conversation.item.create", item=item("a"), event_id="mine")])
+        first.dialer.gate = lambda: asyncio.sleep(3600)
+        first.call.lose()
+        await session.submit([client_event("some.future.event", event_id="held")])
+        other, _ = adopt(second, taken(journal))
+        await until(lambda: other.view().state is State.CONNECTED)
+
+        (recovered,) = told(other, "gateway.recovered")
+        assert recovered["unknown"] == [{"number": 1, "event_id": "mine", "type": "conversation.item.create"}]
+        assert [event["event_id"] for event in second.call.events] == ["held"]
+        assert recovered["accepted"] == 2
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_running_turn_fails_or_is_asked_again(retry: bool) -> None:
+    """As after a lost call; a repeat of its request attaches, or tries anew."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first, retry_interrupted=retry)
+        turn = await session.turn(HELLO, KEY)
+        waiting = await session.turn(HELLO)
+        first.call.start("resp_1", turn.id)
+        other, _ = adopt(second, taken(journal))
+        again = await other.turn(HELLO, KEY)
+        await until(lambda: bool(second.dialer.calls) and "response.create" in second.call.types())
+
+        assert second.call.types().count("response.create") == 1
+        if retry:
+            assert again.number == turn.number
+            second.call.start("resp_2", again.id)
+            second.call.finish("resp_2")
+            assert again.result is not None
+        else:
+            # The one that failed left nothing worth keeping, so the repeat is a turn of its own behind the other.
+            assert again.number == 3
+            assert other.state.turns.running is not None
+            assert other.state.turns.running.number == waiting.number
+
+
+async def test_a_repeated_batch_is_answered_with_its_receipt() -> None:
+    """By its key or the ID of a forwarded request; nothing is sent twice."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        promise = Promise("k", "f", "req_1")
+        receipt = await session.submit([client_event("x")], promise)
+        other, _ = adopt(second, taken(journal))
+
+        repeated = await other.submit([client_event("x")], promise)
+        assert (repeated.first, repeated.last, repeated.head) == (1, 1, receipt.head)
+        assert repeated.replayed
+        by_id = await other.submit([client_event("x")], Promise(None, None, "req_1"))
+        assert by_id.first == 1
+        assert other.state.accepted == 1
+
+
+async def test_a_finished_turn_is_answered_from_the_journal() -> None:
+    """Its result came before the node was lost."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        turn = await session.turn(HELLO, KEY)
+        first.call.start("resp_1", turn.id)
+        first.call.finish("resp_1")
+        other, _ = adopt(second, taken(journal))
+        again = await other.turn(HELLO, KEY)
+
+        assert (again.finished, again.result) == (True, turn.result)
+        with pytest.raises(GatewayError, match="another path or body"):
+            await other.turn(HELLO, Promise("k", "other"))
+
+
+async def test_a_closed_session_is_kept_for_its_retention() -> None:
+    """Without a call, and readable to its end."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        await session.close(CloseReason.CLIENT)
+        assert journal.sealed
+        other, _ = adopt(second, taken(journal))
+
+        assert (other.view().state, other.view().close_reason) == (State.CLOSED, CloseReason.CLIENT)
+        assert other.reader.sealed
+        assert second.dialer.calls == []
+        with pytest.raises(GatewayError) as caught:
+            await other.submit([client_event("x")])
+        assert caught.value.code == "session-closed"
+
+
+async def test_usage_goes_on() -> None:
+    """The session's own limits count what was spent on the other node."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        first.call.start()
+        first.call.finish(usage={"total_tokens": 7, "input_tokens": 4, "output_tokens": 3})
+        other, _ = adopt(second, taken(journal))
+
+        assert other.view().usage == session.view().usage
+        assert other.state.spent.tokens == 7
+
+
+async def test_a_caller_with_its_own_credential_must_bring_it_again() -> None:
+    """It is in no journal; the session waits for it without a call."""
+    async with nodes() as (first, _, second):
+        _, journal = await attended(first, bearer="ek_1")
+        other, _ = adopt(second, taken(journal))
+        await asyncio.sleep(5)
+        assert (other.view().state, second.dialer.requests) == (State.RECOVERING, [])
+        other.renew("ek_2")
+        await until(lambda: other.view().state is State.CONNECTED)
+
+        assert [request.bearer for request in second.dialer.requests] == ["ek_2"]
+
+
+async def test_calls_of_lost_nodes_pass_the_gate() -> None:
+    """Their time begins when the gate lets them through."""
+    passed: list[bool] = []
+
+    class Gate:
+        @asynccontextmanager
+        async def dial(self, urgent: Any) -> AsyncIterator[None]:
+            await asyncio.sleep(100)
+            passed.append(urgent())
+            yield
+
+    async with nodes() as (first, _, second):
+        _, journal = await attended(first)
+        object.__setattr__(second.hub._services, "gate", Gate())
+        other, _ = adopt(second, taken(journal))
+        await until(lambda: other.view().state is State.CONNECTED, 120)
+
+        assert passed == [True]
+
+
+# --- what is acknowledged and shown -----------------------------------------------------------------------------------
+
+
+async def test_nothing_is_shown_or_acknowledged_before_it_is_kept() -> None:
+    """Events stay hidden, and a POST waits."""
+    async with nodes() as (first, _, _):
+        session, journal = await attended(first)
+        head = session.reader.head
+        journal.holding = True
+        first.call.say("rate_limits.updated")
+        sending = asyncio.create_task(session.submit([client_event("x")]))
+        await asyncio.sleep(1)
+        assert (session.reader.head, sending.done()) == (head, False)
+        journal.holding = False
+        journal.settle()
+
+        assert (await sending).first == 1
+        assert session.reader.head.sequence == head.sequence + 1
+
+
+async def test_an_unsure_node_takes_nothing_but_goes_on_receiving() -> None:
+    """It neither sends nor dials nor acknowledges."""
+    async with nodes() as (first, _, _):
+        session, journal = await attended(first)
+        journal.sure = False
+        for asking in (session.submit([client_event("x")]), session.turn(HELLO)):
+            with pytest.raises(OverloadError) as caught:
+                await asking
+            assert caught.value.code == "recovering"
+        first.call.lose()
+        await asyncio.sleep(10)
+        assert len(first.dialer.requests) == 1
+        journal.sure = True
+        await until(lambda: session.view().state is State.CONNECTED)
+
+
+async def test_a_fenced_session_ends_without_a_word() -> None:
+    """Its readers come back elsewhere, its call is closed and not hung up, and nothing more is written."""
+    async with nodes() as (first, _, _):
+        session, journal = await attended(first)
+        receiver = FakeReceiver(0.0)
+        session.attach(receiver)
+        turn = await session.turn(HELLO)
+        count = len(journal.records)
+        first.hub.drop(session.id)
+        await until(lambda: not first.hub._tasks)
+
+        assert receiver.rotated == 1
+        assert first.call.closings == [False]
+        assert turn.failure is not None
+        assert [type(decode(data)) for data in journal.records[count:]] == [TurnFinished]
+        assert not first.hub.has(session.id)
+        with pytest.raises(GatewayError):
+            await session.submit([client_event("x")])
+
+
+async def test_a_limit_of_all_nodes_refuses_an_opening() -> None:
+    """Before anything is dialled."""
+    async with nodes() as (first, directory, _):
+        directory.refusal = OverloadError("session-limit", "Enough.", retry_after=1)
+        with pytest.raises(OverloadError):
+            await first.open()
+
+        assert first.dialer.requests == []
+
+
+async def test_an_opening_that_fails_is_released() -> None:
+    """Nothing of it stays in the directory."""
+    async with nodes() as (first, directory, _):
+        first.dialer.refusal = UpstreamError("upstream-rejected", "No.")
+        with pytest.raises(UpstreamError):
+            await first.open()
+
+        assert len(directory.released) == 1
+
+
+async def test_the_journal_can_ask_for_everything_again() -> None:
+    """State and events of one moment replace what was not kept."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        await session.submit([client_event("x")])
+        await asyncio.sleep(0.1)
+        events = [encode(record) for record in session.kept(0)]
+        saved = fold(session.dump(), events, [])
+        other, _ = adopt(second, saved)
+
+        assert logged(other.reader)[: len(events)] == logged(session.reader)
+        assert [type(record) for record in session.kept(session.reader.head.sequence - 1)] == [ServerEvent]
+        assert journal.settled == session.reader.head.sequence
+
+
+# --- a hand-over ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_handed_over_in_a_pause() -> None:
+    """Dialled beside, taken between responses: clients never see it recovering, and nothing accepted is lost."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        await session.submit([client_event("conversation.item.create", item=item("a"))])
+        first.call.start()
+        state = session.state
+        prepared = await second.hub.prepare(state.opening, state.mirror.session, None)
+        releasing = asyncio.create_task(session.prepare_release())
+        await asyncio.sleep(5)
+        assert not releasing.done()
+        first.call.finish()
+        assert await releasing
+        held = asyncio.create_task(session.submit([client_event("x", event_id="held")]))
+        await held
+        other = cast(Session, second.hub.adopt(taken(journal), MemoryJournal(state.head), prepared))
+        assert other.view().state is State.CONNECTED
+        session.released()
+        await until(lambda: bool(told(other, "gateway.recovered")))
+        await until(lambda: first.call.closings == [True])
+
+        (recovered,) = told(other, "gateway.recovered")
+        assert (recovered["cause"], recovered["accepted"], recovered["unknown"]) == ("handover", 2, [])
+        assert told(other, "gateway.recovering") == []
+        assert [event.get("event_id") for event in second.call.events][-1] == "held"
+        assert len(second.dialer.calls) == 1
+
+
+async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
+    """What was held is sent, and the call goes on."""
+    async with nodes() as (first, _, _):
+        session, _ = await attended(first)
+        assert await session.prepare_release()
+        assert not await session.prepare_release()
+        await session.submit([client_event("x")])
+        assert first.call.types() == []
+        session.resume()
+
+        assert first.call.types() == ["x"]
+        assert session.view().state is State.CONNECTED
+
+
+async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_it() -> None:
+    """Before the pause by the old node, with the prepared call lost by the new one."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        first.call.start()
+        releasing = asyncio.create_task(session.prepare_release())
+        await asyncio.sleep(1)
+        first.call.lose()
+        assert not await releasing
+        await until(lambda: session.view().state is State.CONNECTED)
+        assert await session.prepare_release()
+        prepared = await second.hub.prepare(session.state.opening, session.state.mirror.session, None)
+        second.call.lose()
+        other = cast(Session, second.hub.adopt(taken(journal), MemoryJournal(session.state.head), prepared))
+        session.released()
+        await until(lambda: other.view().call_id == "rtc_2")
+
+        assert [event["cause"] for event in told(other, "gateway.recovering")][-1] == "handover"
+        assert other.view().state is State.CONNECTED
+
+
+async def test_a_prepared_call_can_be_abandoned() -> None:
+    """It is hung up; a draining node prepares none."""
+    async with nodes() as (first, _, second):
+        session, _ = await attended(first)
+        prepared = await second.hub.prepare(session.state.opening, {}, None)
+        await prepared.abandon()
+        assert second.call.closings == [True]
+        second.hub.draining = True
+        with pytest.raises(GatewayError):
+            await second.hub.prepare(session.state.opening, {}, None)
+
+
+# --- every prefix -----------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.sampled_from(["say", "append", "ask", "turn", "answer", "mute", "hear", "lose", "hold", "wait"]),
+    max_size=14,
+)
+
+
+class Life:
+    """A session that lives through steps, and its service."""
+
+    def __init__(self, house: House, session: Session) -> None:
+        self.house = house
+        self.session = session
+        self.count = 0
+        self.responses = 0
+        self.keys: list[Promise] = []
+
+    async def step(self, name: str) -> None:
+        call = self.house.call
+        match name:
+            case "say":
+                self.count += 1
+                await self._submit(client_event("conversation.item.create", item=item(f"i{self.count}")))
+            case "append":
+                await self._submit(client_event("input_audio_buffer.append", audio="AAAA"))
+            case "ask":
+                self.count += 1
+                await self._submit(client_event("response.create", event_id=f"ask{self.count}"))
+            case "turn":
+                promise = Promise(f"key{len(self.keys)}", "f")
+                try:
+                    await self.session.turn(HELLO, promise)
+                except OverloadError:
+                    return
+                self.keys.append(promise)
+            case "answer":
+                self._answer(call)
+            case "mute":
+                call.on_send = None
+            case "hear":
+                answering(call)
+            case "lose":
+                call.lose()
+            case "hold":
+                self.house.dialer.gate = lambda: asyncio.sleep(30)
+                call.lose()
+                self.house.dialer.gate = None
+            case "wait":
+                await asyncio.sleep(2)
+        await asyncio.sleep(0.01)
+
+    async def _submit(self, event: Any) -> None:
+        with suppress(OverloadError):
+            await self.session.submit([event])
+
+    def _answer(self, call: Any) -> None:
+        """Begin the response that was asked for first, or end the one that runs."""
+        active = self.session.state.responses.active
+        if active:
+            call.finish(active[0])
+            return
+        asked = [one for one in self.session.state.ledger.in_flight if one.type == "response.create"]
+        if asked and call.open:
+            self.responses += 1
+            metadata = json.loads(asked[0].text).get("response", {}).get("metadata") or {}
+            call.start(f"r{self.responses}", metadata.get("gateway_turn"))
+
+
+async def lived(steps: Sequence[str], retry: bool) -> tuple[MemoryJournal, list[Promise], str]:
+    """Live through a session and return its journal, the keys of its turns, and its ID."""
+    house, _ = node()
+    session = await house.open(retry_interrupted=retry)
+    session.attach(FakeReceiver(0.0))
+    life = Life(house, session)
+    for step in steps:
+        await life.step(step)
+    journal = cast(MemoryJournal, session.journal)
+    records = list(journal.records)
+    await house.hub.close()
+    assert house.notebook.told("relay_failed") == []
+    journal.records = records
+    return journal, life.keys, session.id
+
+
+def expected(records: Sequence[Record]) -> dict[str, Any]:
+    """Work out, in the plainest way, what must have become of everything in a prefix."""
+    given_ = [r for r in records if isinstance(r, Accepted)]
+    numbered = {r.first + at: json.loads(text) for r in given_ if r.first for at, text in enumerate(r.texts)}
+    heard = [json.loads(r.text) for r in records if isinstance(r, ServerEvent)]
+    added = [e["item"]["id"] for e in heard if e["type"] == "conversation.item.added"]
+    return {
+        "accepted": max(numbered, default=0),
+        "numbered": numbered,
+        "items": list(dict.fromkeys(added)),
+        "acknowledged": any(isinstance(r, Acknowledged) for r in records),
+        "queued": [r for r in records if isinstance(r, TurnQueued)],
+    }
+
+
+async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise], retry: bool) -> None:
+    """Take a session over after so many records, and hold every promise."""
+    records = [decode(data) for data in journal.records[:count]]
+    want = expected(records)
+    saved = taken(journal, count)
+    state = SessionState.load(saved.state.dump())
+    assert state.dump() == saved.state.dump()
+    saved = Saved(state, saved.first, saved.events)
+    in_flight = {one.number for one in [*state.ledger.in_flight, *state.ledger.unknown] if one.number}
+    held = {one.number for one in state.ledger.held if one.number}
+    interrupted = state.turns.running
+    waiting = [turn.number for turn in state.turns.waiting]
+
+    house, _ = node()
+    session, _ = adopt(house, saved)
+    await until(lambda: session.view().state is State.CONNECTED, 60)
+    recovered = told(session, "gateway.recovered")[-1]
+    sent = house.call.events
+    unknown = {account["number"] for account in recovered["unknown"] if account["number"]}
+    seeded = [e["item"]["id"] for e in sent if str(e.get("event_id", "")).startswith("evt_seed_")]
+    rest = [e for e in sent if not str(e.get("event_id", "")).startswith("evt_seed_")]
+
+    assert recovered["accepted"] == want["accepted"]
+    assert seeded == want["items"]
+    for number, event in want["numbered"].items():
+        again = any(e == event for e in rest)
+        confirmed = event.get("item", {}).get("id") in want["items"]
+        if number in held:
+            assert again, (number, event)
+        elif number in in_flight and not again:
+            assert number in unknown, (number, event)
+        elif event["type"] == "conversation.item.create" and not again:
+            told_before = any(
+                number in [account["number"] for account in one["unknown"]]
+                for one in told(session, "gateway.recovered")[:-1]
+            )
+            assert confirmed or told_before, (number, event)
+        assert not (again and number in unknown)
+    if interrupted is not None and not retry:
+        assert interrupted.failure is not None
+        assert interrupted.failure.code == "upstream-failed"
+    if waiting and not (retry and interrupted is not None):
+        assert session.state.turns.running is not None
+        assert session.state.turns.running.number == waiting[0]
+    for promise, record in zip(keys, want["queued"], strict=False):
+        found = session.promised(promise)
+        assert found is None or cast(Turn, found).number == record.number
+        if record.number in waiting:
+            assert found is not None
+    await house.hub.close()
+    assert house.notebook.told("relay_failed") == []
+
+
+def hold_every_prefix(steps: Sequence[str], retry: bool) -> None:
+    """Live through a session and take it over after each of its records."""
+
+    async def run() -> None:
+        journal, keys, _ = await lived(steps, retry)
+        for count in range(len(journal.records) + 1):
+            await hold_prefix(journal, count, keys, retry)
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+@given(STEPS, st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) -> None:
+    """Nothing accepted is missing, unknown is exact, items are as of that point, turns go on, fail, or are asked again."""
+    hold_every_prefix(steps, retry)
+
+
+@pytest.mark.slow
+@given(STEPS, st.booleans())
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_prefix_of_a_thousand_journals_is_taken_over(steps: list[str], retry: bool) -> None:
+    """The same for as many as take minutes."""
+    hold_every_prefix(steps, retry)
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+
+async def test_a_snapshot_of_another_version_is_not_taken_over() -> None:
+    """Nor one that is broken; the session stays with a node that can read it."""
+    async with nodes() as (first, _, _):
+        _, journal = await attended(first)
+        found = json.loads(journal.snapshot)
+        for data in (json.dumps({**found, "v": 99}).encode(), b"{}", b"x", b'{"v":1}'):
+            with pytest.raises(UnreadableRecord):
+                fold(data, [], [])
+        with pytest.raises(UnreadableRecord):
+            fold(journal.snapshot, [], [b"?"])
+        with pytest.raises(UnreadableRecord):
+            fold(journal.snapshot, [], [encode(ServerEvent(99, 0, "x", "no json"))])
