@@ -36,6 +36,7 @@ _SESSION: Final[Schema] = {
     "call_expires_at": _TIME,
     "model": {"type": ["string", "null"]},
     "call_id": {"type": ["string", "null"]},
+    "attached": {"type": "boolean"},
     "metadata": _OBJECT,
     "head": _EVENT_ID,
     "oldest": _EVENT_ID,
@@ -162,13 +163,18 @@ def _paths() -> Schema:
         "/v1/sessions/{id}": session
         | {
             "get": _operation("Look at a session", {"200": _answer("The session", "Session")}),
-            "delete": _operation("Close a session", {"204": {"description": "Closed; may be repeated."}}),
+            "delete": _operation(
+                "Close a session",
+                {"204": {"description": "Closed; may be repeated."}},
+                parameters=[_parameter("HangUp")],
+            ),
         },
         "/v1/sessions/{id}/close": session
         | {
             "post": _operation(
                 "Close a session, as navigator.sendBeacon can",
                 {"204": {"description": "Closed; may be repeated."}},
+                parameters=[_parameter("HangUp")],
                 body=_body({"text/plain": {"type": "string", "description": "The client secret."}}),
             )
         },
@@ -248,6 +254,12 @@ def _parameters() -> Schema:
         },
         "LastEventId": {"name": "Last-Event-ID", "in": "header", "schema": _TEXT},
         "Format": {"name": "format", "in": "query", "description": "Overrides Accept.", "schema": _TEXT},
+        "HangUp": {
+            "name": "hang_up",
+            "in": "query",
+            "description": "End a call, too, that the session is attached to.",
+            "schema": {"type": "boolean", "default": False},
+        },
         "ListLimit": {
             "name": "limit",
             "in": "query",

@@ -49,6 +49,8 @@ class SessionWanted(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     session: Object = Field(default_factory=dict)
+    call_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,200}$")
+    """A call that somebody else made, to attach to."""
     metadata: Object = Field(default_factory=dict)
     detach_grace_seconds: int | None = None
     client_secret: ClientSecretWanted = Field(default_factory=ClientSecretWanted)
@@ -144,7 +146,7 @@ async def look(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Close the session; 204 also when it is closed already."""
     _, handle = session_grant(request, "send")
-    await handle.close(CloseReason.CLIENT)
+    await handle.close(CloseReason.CLIENT, hang_up=_hang_up(request))
     return web.Response(status=204)
 
 
@@ -154,8 +156,22 @@ async def close(request: web.Request) -> web.Response:
     word = body.decode("ascii", "replace").strip() if request.content_type == TEXT else ""
     # An API key in a body would be kept wherever bodies are kept; a client secret is for one session alone.
     _, handle = session_grant(request, "send", word=word if looks_signed(word) else None)
-    await handle.close(CloseReason.CLIENT)
+    await handle.close(CloseReason.CLIENT, hang_up=_hang_up(request))
     return web.Response(status=204)
+
+
+def _hang_up(request: web.Request) -> bool | None:
+    """Return True where the call shall end with the session, None for the usual: an attached session leaves it alone.
+
+    Raises `invalid-parameter`.
+    """
+    match request.query.get("hang_up"):
+        case None | "false":
+            return None
+        case "true":
+            return True
+    what = "must be true or false"
+    raise CallerError("invalid-parameter", f"'hang_up' {what}.", flaws=(Flaw(what, pointer="/hang_up"),))
 
 
 async def make_ticket(request: web.Request) -> web.Response:
@@ -179,11 +195,17 @@ def required_upstream_bearer(request: web.Request) -> str | None:
 
 def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWanted:
     """Check a create's body. Raises `invalid-parameter`, naming the members by JSON pointer."""
-    if "call_id" in body:
-        flaw = Flaw("not built yet", pointer="/call_id")
-        raise CallerError(
-            "invalid-parameter", "Attaching to an existing call is not built yet.", flaws=(flaw,)
+    if "call_id" in body and (body["call_id"] is None or "session" in body):
+        named = "/call_id" if body["call_id"] is None else "/session"
+        detail = (
+            "A call that you attach to has its session already: leave 'session' out and send session.update."
         )
+        if named == "/call_id":
+            detail = "'call_id' is the ID of a call, such as rtc_…; leave it out to make a call."
+        flaw = Flaw(
+            "not together with 'call_id'" if named == "/session" else "must be a string", pointer=named
+        )
+        raise CallerError("invalid-parameter", detail, flaws=(flaw,))
     _require_few(body, "")
     _require_few(body.get("client_secret"), "/client_secret")
     try:
@@ -221,6 +243,7 @@ async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted
             bearer=bearer,
             secret_allows=tuple(wanted.client_secret.allow),
             retry_interrupted=wanted.on_interrupted == "retry",
+            call_id=wanted.call_id,
         )
     )
     return handle.view()
@@ -238,6 +261,7 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
         "call_expires_at": view.call_expires_at,
         "model": view.model,
         "call_id": view.call_id,
+        "attached": view.attached,
         "metadata": view.metadata,
         "head": str(view.head),
         "oldest": str(view.oldest),

@@ -290,6 +290,6 @@ class Handle(Protocol):
     async def withdraw(self, turn: Turn) -> None:
         """Nobody waits for this turn any more: cancel its response, or forget it unsent."""
 
-    async def close(self, reason: CloseReason, *, hang_up: bool = True) -> None:
+    async def close(self, reason: CloseReason, *, hang_up: bool | None = None) -> None:
         """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated.
-        `hang_up` False leaves the call alone, as for one that somebody else made."""
+        `hang_up` says whether the call ends, too; by default that is one the session made, not one it is attached to."""

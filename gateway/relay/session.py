@@ -182,7 +182,7 @@ class Session:
             self._carry_out(self.state.turns.withdraw(turn, self.state.position))
             self._advance_turns()
 
-    async def close(self, reason: CloseReason, *, hang_up: bool = True) -> None:
+    async def close(self, reason: CloseReason, *, hang_up: bool | None = None) -> None:
         self.end(reason, hang_up=hang_up)
         await self._sealed.wait()
         await self._journal.flushed()
@@ -249,10 +249,12 @@ class Session:
         sequence = self.log.append(name, text, self._clock.monotonic(), name=name)
         self.note(GatewayEvent(sequence, name, text))
 
-    def end(self, reason: CloseReason, upstream: Json | None = None, *, hang_up: bool = True) -> None:
+    def end(self, reason: CloseReason, upstream: Json | None = None, *, hang_up: bool | None = None) -> None:
         """Begin to close; harmless when repeated, the first reason stands."""
         if not self._ending.done():
-            self._ending.set_result(_End(reason, upstream, hang_up))
+            # A call that somebody else made is left alone unless a client asks for its end.
+            own = self.state.opening.attach_to is None
+            self._ending.set_result(_End(reason, upstream, own if hang_up is None else hang_up))
 
     async def connected(self) -> None:
         """Wait until the channel is open and the far end has greeted; raises what the opening failed with."""
@@ -355,9 +357,9 @@ class Session:
 
     def released(self) -> None:
         """Another node has taken over: end without a word. Readers come back and find it there."""
-        self._let_go(hang_up=True)
+        self._let_go(hang_up=None)
 
-    def _let_go(self, *, hang_up: bool) -> None:
+    def _let_go(self, *, hang_up: bool | None) -> None:
         if self._gone or self._sealed.is_set():
             return
         self._gone = True

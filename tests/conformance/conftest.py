@@ -3,8 +3,10 @@
 It runs against any deployment:
 
     pytest tests/conformance --url https://gateway.example --key gw-… [--other-key gw-…] [--origin https://app.example]
+        [--upstream-url https://api.openai.com/v1 --upstream-key sk-…]
 
-`--other-key` is a second caller's key, `--origin` one that the deployment lists in `access.cors_origins`; tests that need
+`--other-key` is a second caller's key, `--origin` one that the deployment lists in `access.cors_origins`, the last two are for
+calls that somebody else makes; tests that need
 what is not given are skipped and say so. Without `--url` a gateway of this checkout is started with the offline service
 behind it, and nothing is skipped. It opens some two hundred sessions and holds some forty short text turns: against a
 live upstream that costs a little money.
@@ -23,6 +25,7 @@ import pytest_asyncio
 
 from tests.conformance.wire import ANSWER_SECONDS, Session, Wire
 
+_OPENAI_KEY = "sk-conformance"
 _KEY, _OTHER_KEY, _ORIGIN = "gw-conformance", "gw-conformance-other", "https://app.example"
 
 
@@ -36,6 +39,14 @@ class Deployment:
     origin: str | None
     anonymous_url: str | None = None
     """A second gateway that takes callers without a key."""
+    upstream_url: str | None = None
+    """The service behind it, for calls that somebody else makes."""
+    upstream_key: str | None = None
+    """A key of the project that the gateway's own key belongs to."""
+    stranger_key: str | None = None
+    """A key of another project."""
+    offline: bool = False
+    """The service is the emulator, which can be told to go wrong."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--url", help="base URL of a running gateway; without it one is started here")
     group.addoption("--key", help="an API key of that gateway, unless it takes anonymous callers")
     group.addoption("--other-key", help="another caller's API key")
+    group.addoption(
+        "--upstream-url", help="base URL of the service behind it, such as https://api.openai.com/v1"
+    )
+    group.addoption("--upstream-key", help="a key for it, of the project of the gateway's own")
     group.addoption("--origin", help="an origin in its access.cors_origins")
 
 
@@ -62,7 +77,8 @@ def deployment(
     options = [request.config.getoption(name, None) for name in ("--url", "--key", "--other-key", "--origin")]
     url, key, other_key, origin = options
     if url:
-        yield Deployment(url, key, other_key, origin)
+        given = [request.config.getoption(name, None) for name in ("--upstream-url", "--upstream-key")]
+        yield Deployment(url, key, other_key, origin, upstream_url=given[0], upstream_key=given[1])
         return
     with ExitStack() as stack:
         yield _start(tmp_path_factory.mktemp("conformance"), stack)
@@ -83,6 +99,7 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
     ]
     environments: tuple[dict[str, str], ...] = (
         {
+            "OPENAI_API_KEY": _OPENAI_KEY,
             "GATEWAY_ACCESS__KEYS": json.dumps(keys),
             "GATEWAY_ACCESS__CORS_ORIGINS": json.dumps([_ORIGIN]),
         },
@@ -95,7 +112,17 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
         programs.append(Program(folder / f"gateway-{number}", "gateway", "serve", *flags, environ=environ))
         stack.callback(programs[-1].stop)
     urls = [program.said(r"(?<!admin )listening on (http://[\w.:]+)") for program in programs]
-    return Deployment(urls[0], _KEY, _OTHER_KEY, _ORIGIN, anonymous_url=urls[1])
+    return Deployment(
+        urls[0],
+        _KEY,
+        _OTHER_KEY,
+        _ORIGIN,
+        anonymous_url=urls[1],
+        upstream_url=far_end.base_url,
+        upstream_key=_OPENAI_KEY,
+        stranger_key="sk-stranger",
+        offline=True,
+    )
 
 
 @pytest_asyncio.fixture

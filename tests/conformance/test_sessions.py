@@ -10,7 +10,7 @@ from tests.conformance.wire import Json, Session, Wire
 
 MEMBERS = {
     "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata", "head",
-    "oldest", "receivers", "close_reason", "events_url", "limits", "usage",
+    "oldest", "receivers", "close_reason", "events_url", "limits", "usage", "attached",
 }  # fmt: skip
 USAGE = (
     "input_text", "input_audio", "input_image", "cached_input", "output_text", "output_audio", "cost_usd",

@@ -24,6 +24,7 @@ class FarEnd:
         self.requests: list[CallRequest] = []
         self.sent: list[str] = []
         self.closed = 0
+        self.hung_up: list[bool] = []
         self.takes_bytes: int | None = None
         self.refusal: GatewayError | None = None
         self.gate: Callable[[], Awaitable[object]] | None = None
@@ -76,6 +77,7 @@ class FarEnd:
 
     async def close(self, hang_up: bool) -> None:
         self.closed += 1
+        self.hung_up.append(hang_up)
 
 
 class Facts:

@@ -56,7 +56,7 @@ async def test_session_object_has_the_members_of_the_contract(house: House) -> N
     assert set(seen) == {
         "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata",
         "head", "oldest", "receivers", "close_reason", "events_url", "limits",
-        "usage",
+        "usage", "attached",
     }  # fmt: skip
     assert set(created) - set(seen) == {"client_secret", "stream_url"}
     assert set(seen["limits"]) == {
@@ -110,7 +110,9 @@ async def test_create_keeps_metadata_and_grace(house: House) -> None:
         ({"detach_grace_seconds": 9}, "/detach_grace_seconds"),
         ({"client_secret": {"allow": [1]}}, "/client_secret/allow/0"),
         ({"client_secret": {"a/b": 1}}, "/client_secret/a~1b"),
-        ({"call_id": "rtc_x"}, "/call_id"),
+        ({"call_id": "rtc_x/y"}, "/call_id"),
+        ({"call_id": None}, "/call_id"),
+        ({"call_id": "rtc_x", "session": {}}, "/session"),
     ],
 )
 async def test_create_names_the_wrong_member(house: House, body: object, pointer: str) -> None:
@@ -132,11 +134,50 @@ async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str
     assert [flaw["pointer"] for flaw in answer.json["errors"]] == [f"/{name}" if name else ""]
 
 
-async def test_create_says_that_attaching_is_not_built(house: House) -> None:
-    """`call_id` is reserved: it is refused as what it will be, not as a slip of the pen."""
-    answer = await house.call("POST", "/v1/sessions", json={"call_id": "rtc_x"})
+async def test_create_attaches_to_a_call(house: House) -> None:
+    """With `call_id` the dialer is asked for that call, with no session to send, and the object says so."""
+    attached = await house.open({"call_id": "rtc_theirs"})
+    own = await house.open()
+    requests = house.far_end.requests
 
-    assert answer.json["errors"] == [{"detail": "not built yet", "pointer": "/call_id"}]
+    assert [session["attached"] for session in (attached, own)] == [True, False]
+    assert (requests[0].attach_to, requests[0].session) == ("rtc_theirs", {})
+    assert requests[1].attach_to is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "attach", "query", "hangs_up"),
+    [
+        ("DELETE", "", True, "", False),
+        ("DELETE", "", True, "?hang_up=false", False),
+        ("DELETE", "", True, "?hang_up=true", True),
+        ("POST", "/close", True, "?hang_up=true", True),
+        ("DELETE", "", False, "", True),
+        ("DELETE", "", False, "?hang_up=false", True),
+    ],
+)
+async def test_close_hangs_up_as_asked(
+    house: House, method: str, path: str, attach: bool, query: str, hangs_up: bool
+) -> None:
+    """A call of the session's own always ends with it, somebody else's where `hang_up` says so."""
+    session = await house.open({"call_id": "rtc_theirs"} if attach else {})
+    answer = await house.call(method, f"/v1/sessions/{session['id']}{path}{query}")
+    async with asyncio.timeout(5):
+        while not house.far_end.hung_up:
+            await asyncio.sleep(0.01)
+
+    assert answer.status == 204
+    assert house.far_end.hung_up == [hangs_up]
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "TRUE", ""])
+async def test_hang_up_is_true_or_false(house: House, value: str) -> None:
+    """Anything else is refused, and nothing is closed."""
+    session = await house.open()
+    answer = await house.call("DELETE", f"/v1/sessions/{session['id']}?hang_up={value}")
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+    assert (await house.call("GET", f"/v1/sessions/{session['id']}")).json["state"] == "connected"
 
 
 async def test_create_refuses_large_metadata(house: House) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,23 @@ try {
 class Browser:
     """Serves one page to a Chromium of its own and waits for what the page reports."""
 
-    def __init__(self, program: str, modules: Path | None = None) -> None:
+    def __init__(
+        self, program: str, modules: Path | None = None, typed: "asyncio.Queue[str] | None" = None
+    ) -> None:
+        """`modules` is a folder to serve; what is put into `typed` is what the page gets from `/next`."""
         self.program = program
         self.modules = modules
+        self.typed = typed
         self.reported: asyncio.Queue[Any] = asyncio.Queue(maxsize=100)
 
     async def run(self, page: str) -> Any:
+        """Return the first thing that a page reports."""
+        async with self.visiting(page):
+            return await asyncio.wait_for(self.reported.get(), DEADLINE_SECONDS)
+
+    @asynccontextmanager
+    async def visiting(self, page: str, fragment: str = "") -> AsyncIterator[None]:
+        """Show a page as long as this is open."""
         app = web.Application()
 
         async def show(_: web.Request) -> web.Response:
@@ -102,20 +114,29 @@ class Browser:
             self.reported.put_nowait(await request.json())
             return web.Response()
 
+        async def following(_: web.Request) -> web.Response:
+            assert self.typed is not None
+            return web.Response(text=await self.typed.get())
+
         app.router.add_get("/", show)
+        app.router.add_get("/next", following)
         app.router.add_post("/report", report)
         if self.modules is not None:
             app.router.add_static("/modules", self.modules)
-        runner = web.AppRunner(app, shutdown_timeout=1.0)
+        # A page that waits for /next leaves with its browser.
+        runner = web.AppRunner(app, shutdown_timeout=1.0, handler_cancellation=True)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-                return await self._visit(f"http://127.0.0.1:{runner.addresses[0][1]}/", Path(home))
+                url = f"http://127.0.0.1:{runner.addresses[0][1]}/{fragment}"
+                async with self._running(url, Path(home)):
+                    yield
         finally:
             await runner.cleanup()
 
-    async def _visit(self, url: str, home: Path) -> Any:
+    @asynccontextmanager
+    async def _running(self, url: str, home: Path) -> AsyncIterator[None]:
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
             "--disable-component-update --disable-sync --disable-dev-shm-usage --allow-loopback-in-peer-connection"
@@ -129,7 +150,7 @@ class Browser:
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            return await asyncio.wait_for(self.reported.get(), DEADLINE_SECONDS)
+            yield
         finally:
             process.terminate()
             await process.wait()

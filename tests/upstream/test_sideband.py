@@ -234,7 +234,7 @@ async def test_ephemeral_key_attaches(open_call: OpenCall) -> None:
         key = (await answer.json())["value"]
     async with dialling(caller.base_url, auth="client", api_key=None) as dialer:
         await attach(dialer, caller.call_id, Remembering(), bearer=key)
-        with pytest.raises(UpstreamError, match="the caller's is missing"):
+        with pytest.raises(UpstreamError, match="caller's OpenAI key is missing"):
             await attach(dialer, caller.call_id, Remembering())
 
 
