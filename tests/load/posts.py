@@ -32,12 +32,9 @@ from gateway.relay.ports import OpenRequest, Principal
 from gateway.telemetry import Metrics, configure_logging
 from tests.downstream.house import FarEnd
 
-ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 6 times 7?"}]}
+# Not confirmed by the far end, so that the measured loop does nothing but take them.
 BODY = json.dumps(
-    [
-        {"type": "conversation.item.create", "item": ITEM},
-        {"type": "input_audio_buffer.append", "event_id": "e1", "audio": "AAAA"},
-    ]
+    [{"type": "input_audio_buffer.append", "event_id": f"event_{n}", "audio": "A" * 120} for n in range(2)]
 ).encode()
 
 
