@@ -27,6 +27,7 @@ from gateway.downstream.http.app_keys import (
     ANSWERED_AT,
     CLOCK,
     ERROR_CODE,
+    HOLDING,
     OPEN_TO_PAGES,
     PRINCIPAL,
     REQUEST_ID,
@@ -75,6 +76,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
+        holding = request.get(HOLDING)
+        if holding is not None:
+            holding.release()
         ended = clock()
         method = request.method if request.method in _KNOWN_METHODS else "other"
         route = route_of(request)

@@ -223,3 +223,26 @@ async def test_time_from_read_to_handed_over_is_told(house: House) -> None:
 
     ((seconds,),) = house.facts.of("relayed_up")
     assert 0 <= seconds < 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_large_bodies_are_charged_while_they_are_handled(house: House, chunked: bool) -> None:
+    """Beyond the memory budget they are refused, and given back either way."""
+    path = await events_path(house)
+    event = b'{"type":"input_audio_buffer.append","audio":"%b"}' % (b"A" * 100_000)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(event), 10_000):
+            yield event[start : start + 10_000]
+
+    budget = house.hub.budget
+    before, total = budget.held, budget.total_bytes
+    budget.total_bytes = before + 50_000
+    refused = await house.call("POST", path, data=pieces() if chunked else event)
+    held = budget.held
+    budget.total_bytes = total
+    sent = await house.call("POST", path, data=pieces() if chunked else event)
+
+    assert (refused.status, refused.code) == (503, "capacity")
+    assert held <= before
+    assert sent.status == 202

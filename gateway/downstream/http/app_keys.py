@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream.http.limits import ServerLimits
+from gateway.relay.budget import Holding
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
 from gateway.relay.telemetry import DownstreamTelemetry
@@ -32,3 +33,5 @@ PRINCIPAL: Final = web.RequestKey("principal", str)
 ERROR_CODE: Final = web.RequestKey("error_code", str)
 ANSWERED_AT: Final = web.RequestKey("answered_at", float)
 """When the headers of the answer were sent, in monotonic seconds."""
+HOLDING: Final = web.RequestKey("holding", Holding)
+"""What the request's body is charged to, until the request is answered."""

@@ -13,14 +13,18 @@ from typing import Final, NoReturn
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.downstream.http.app_keys import BODY_SHA256, LIMITS
+from gateway.downstream.http.app_keys import BODY_SHA256, HOLDING, HUB, LIMITS, PRINCIPAL
 from gateway.errors import CallerError
+from gateway.relay.budget import UNKNOWN, Holding
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 TEXT: Final = "text/plain"
 FORM: Final = "application/x-www-form-urlencoded"
 """What curl says of `-d` when not told otherwise; no form is meant."""
+
+CHARGED_BODY_BYTES: Final = 16 * 1024
+"""Bodies up to this size are not charged to the memory budget: they are short-lived, and charging costs time."""
 
 _KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
 """A key as the draft's quoted string or, as everybody sends it, bare: visible ASCII without quotes and backslashes."""
@@ -47,20 +51,16 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
         _refuse(limit)
     if not request.can_read_body:
         return b""
-    if (
-        request.content.is_eof() and hdrs.EXPECT not in request.headers
-    ):  # It came with its head, as most do: there is nothing to wait for.
-        body = request.content.read_nowait()
-        if len(body) > limit:
-            _refuse(limit)
-        return body
-    await _continue(request)
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            body = await _collect(request, limit)
-    except TimeoutError:
-        detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
-        raise CallerError("request-timeout", detail) from None
+    if request.content.is_eof() and hdrs.EXPECT not in request.headers:
+        body = _arrived(request, limit)
+    else:
+        await _continue(request)
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                body = await _collect(request, limit)
+        except TimeoutError:
+            detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
+            raise CallerError("request-timeout", detail) from None
     signed = request.get(BODY_SHA256)
     if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
         raise CallerError("forbidden", "The body is not the one that the other node signed.")
@@ -84,17 +84,37 @@ async def _continue(request: web.Request) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+def _arrived(request: web.Request, limit: int) -> bytes:
+    """Return a body that came together with its head, as most do: there is nothing to wait for."""
+    body = request.content.read_nowait()
+    if len(body) > limit:
+        _refuse(limit)
+    if len(body) > CHARGED_BODY_BYTES:
+        _holding(request).take(len(body))
+    return body
+
+
 async def _collect(request: web.Request, limit: int) -> bytes:
+    length = request.content_length
+    holding = _holding(request) if length is None or length > CHARGED_BODY_BYTES else None
     body = bytearray()
     try:
         async for chunk in request.content.iter_any():
             body += chunk
             if len(body) > limit:
                 _refuse(limit)
+            if holding is not None:
+                holding.take(len(chunk))
     except web.RequestPayloadError as error:
-        # Chunks that are none: what follows on this connection cannot be understood either.
+        # Malformed chunked encoding: what follows on this connection cannot be understood either.
         raise web.HTTPBadRequest from error
     return bytes(body)
+
+
+def _holding(request: web.Request) -> Holding:
+    """Open what a large body is charged to until its request is answered."""
+    holding = request[HOLDING] = request.app[HUB].budget.open(request.get(PRINCIPAL, UNKNOWN))
+    return holding
 
 
 def _refuse(limit: int) -> NoReturn:

@@ -12,11 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from gateway.errors import OverloadError
 from gateway.relay.budget import UNKNOWN, Budget, Holding
 from gateway.relay.telemetry import DownstreamTelemetry
 
 REFUSALS: Final = 32
 """Connections beyond the bound that are kept open for the moment that telling them 503 takes."""
+
+ANSWER_SHARE: Final = 0.125
+"""The part of a principal's memory that its unread answers may take. Large pages are asked for by few; the rest is for
+what has to be kept."""
+
+RETRY_SECONDS: Final = 5.0
 
 TELL_SECONDS: Final = 60.0
 """At most one log line in this time says that connections are refused."""
@@ -57,6 +64,8 @@ class Connections:
         self._told_at = -math.inf
         self._heads: Holding = budget.open(UNKNOWN)
         self._open = 0
+        # Bounded by the configured principals' names.
+        self._answers: dict[str, int] = {}
         # In the order in which they became idle, the longest idle first.
         self._idle: dict[Idle, None] = {}
 
@@ -101,6 +110,21 @@ class Connections:
         """Charge `size` bytes of an unfinished head, negative when it is finished. Return whether they fit."""
         self._heads.grow(size)
         return size <= 0 or self._heads.size <= self.limits.max_head_bytes
+
+    def answering(self, principal: str, size: int) -> None:
+        """Count an answer that a principal's client has not taken yet. Raises `capacity` beyond its share."""
+        held = self._answers.get(principal, 0)
+        if held + size > self.budget.principal_bytes * ANSWER_SHARE:
+            raise OverloadError(
+                "capacity", "Too many answers wait for their clients to read them.", retry_after=RETRY_SECONDS
+            )
+        self._answers[principal] = held + size
+
+    def answered(self, principal: str, size: int) -> None:
+        """Count an answer off that was taken or given up."""
+        left = self._answers.pop(principal) - size
+        if left:
+            self._answers[principal] = left
 
     def _close_longest_idle(self) -> bool:
         longest = next(iter(self._idle), None)

@@ -17,9 +17,9 @@ from aiohttp import web
 
 from gateway.downstream.http import problem
 from gateway.downstream.http.answers import SERVER_NAME, compact
-from gateway.downstream.http.connections import Connections
+from gateway.downstream.http.connections import RETRY_SECONDS, Connections
 from gateway.downstream.http.limits import ServerLimits
-from gateway.downstream.http.protocol import RETRY_CAPACITY_SECONDS, Connection
+from gateway.downstream.http.protocol import Connection
 from gateway.errors import OverloadError
 
 BACKLOG: Final = 1024
@@ -229,13 +229,13 @@ def _set_options(listening: socket.socket, user_timeout_ms: int) -> None:
 
 
 def _full() -> bytes:
-    error = OverloadError("capacity", "All connections are in use.", retry_after=RETRY_CAPACITY_SECONDS)
+    error = OverloadError("capacity", "All connections are in use.", retry_after=RETRY_SECONDS)
     body = compact(problem.document(error, "/"))
     head = (
         "HTTP/1.1 503 Service Unavailable\r\n"
         f"Content-Type: {problem.MEDIA_TYPE}\r\n"
         f"Content-Length: {len(body)}\r\n"
-        f"Retry-After: {RETRY_CAPACITY_SECONDS:g}\r\n"
+        f"Retry-After: {RETRY_SECONDS:g}\r\n"
         f"Server: {SERVER_NAME}\r\n"
         "Cache-Control: no-store\r\n"
         "Connection: close\r\n\r\n"

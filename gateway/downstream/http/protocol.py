@@ -27,7 +27,7 @@ from aiohttp import web
 from gateway.downstream.http import problem
 from gateway.downstream.http.answers import SERVER_NAME, compact
 from gateway.downstream.http.app_keys import PRINCIPAL
-from gateway.downstream.http.connections import Connections
+from gateway.downstream.http.connections import RETRY_SECONDS, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.parser import RequestParser
 from gateway.errors import CallerError, GatewayError, OverloadError
@@ -45,8 +45,6 @@ RESET_POLL_SECONDS: Final = 1.0
 _INT: Final = struct.Struct("i")
 _TCP_CLOSE: Final = 7
 """The state of a connection that was reset, the first byte of Linux' `struct tcp_info`."""
-
-RETRY_CAPACITY_SECONDS: Final = 5.0
 
 
 class Connection(web.RequestHandler):
@@ -123,9 +121,7 @@ class Connection(web.RequestHandler):
     def refusal(self, request: web.BaseRequest) -> GatewayError | None:
         """Return the error that answers a request which must not be handled."""
         if self._refused:
-            return OverloadError(
-                "capacity", "All connections are in use.", retry_after=RETRY_CAPACITY_SECONDS
-            )
+            return OverloadError("capacity", "All connections are in use.", retry_after=RETRY_SECONDS)
         return self._requests.refusal(request._message)  # noqa: SLF001  # the message is known by nothing else
 
     # --- opening and losing -------------------------------------------------------------------------------------------
@@ -178,11 +174,7 @@ class Connection(web.RequestHandler):
             self._connections.busy(self)
         grown = requests.unfinished - before
         if grown and not self._connections.head_grew(grown):
-            self._end(
-                OverloadError(
-                    "capacity", "Too many requests are arriving.", retry_after=RETRY_CAPACITY_SECONDS
-                )
-            )
+            self._end(OverloadError("capacity", "Too many requests are arriving.", retry_after=RETRY_SECONDS))
             return
         if requests.unfinished:
             if not before or self._head_timer is None:
@@ -259,12 +251,7 @@ class Connection(web.RequestHandler):
         try:
             if not isinstance(body, bytes) or len(body) <= CHARGED_BODY_BYTES:
                 return await super().finish_response(request, resp, start_time)
-            with self._connections.budget.open(request.get(PRINCIPAL, UNKNOWN)) as held:
-                try:
-                    held.take(len(body))
-                except GatewayError as error:
-                    resp = problem.response(error, request.rel_url.raw_path)
-                return await super().finish_response(request, resp, start_time)
+            return await self._finish_large(request, resp, len(body), start_time)
         finally:
             self._answered += 1
             if self._requests.broken and not self._owed:
@@ -274,6 +261,23 @@ class Connection(web.RequestHandler):
                     self.close()
                 elif self._wire is not None:
                     self._connections.idle(self)
+
+    async def _finish_large(
+        self, request: web.BaseRequest, resp: web.StreamResponse, size: int, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer that is charged to the memory budget until it is sent, or refuse it."""
+        principal, connections = request.get(PRINCIPAL, UNKNOWN), self._connections
+        with connections.budget.open(principal) as held:
+            try:
+                held.take(size)
+                connections.answering(principal, size)
+            except GatewayError as error:
+                resp = problem.response(error, request.rel_url.raw_path)
+                return await super().finish_response(request, resp, start_time)
+            try:
+                return await super().finish_response(request, resp, start_time)
+            finally:
+                connections.answered(principal, size)
 
     async def _linger(self) -> None:
         """Let the client finish sending what is not understood: closing now would reset the connection, and the client

@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 
 from gateway.downstream.http.connections import REFUSALS, ConnectionLimits, Connections
+from gateway.errors import OverloadError
 from gateway.relay.budget import Budget
 from gateway.relay.telemetry import DownstreamTelemetry
 from tests.downstream.house import Facts
@@ -119,3 +120,17 @@ def test_unfinished_heads_are_bounded_together(connections: Connections) -> None
 
     assert connections.head_grew(-60)
     assert connections.head_grew(40)
+
+
+def test_unread_answers_have_a_share_of_a_principals_memory(connections: Connections) -> None:
+    """One caller's clients that do not read cannot take what is for logs and sessions; another's are not held up."""
+    share = connections.budget.principal_bytes // 8
+    connections.answering("ada", share)
+
+    with pytest.raises(OverloadError) as refused:
+        connections.answering("ada", 1)
+    connections.answering("bob", share)
+    connections.answered("ada", share)
+    connections.answering("ada", 1)
+
+    assert refused.value.code == "capacity"
