@@ -86,7 +86,7 @@ async def test_offline_page_comes_back_with_nothing_lost(
     emulate: Emulate, serve: Serve, chromium: Chromium
 ) -> None:
     """Cut off in mid-answer, with a message sent meanwhile, the page catches up whole once it is back."""
-    far_end = emulate("--tokens-per-second", "100")
+    far_end = emulate("--tokens-per-second", "40")
     gateway = await serve(far_end)
     async with chromium.page(f"{gateway.url}/") as page, Caller(gateway.url) as caller:
         await start(page)
@@ -294,6 +294,25 @@ async def test_session_of_another_client_is_joined_by_its_id(page: Page, served:
     assert "session" in wrong.lower()
     assert told == ["That is 42."]
     assert await page.evaluate("document.body.dataset.view") == "talk"
+
+
+async def test_call_is_attached_to_by_its_id(page: Page, served: str) -> None:
+    """The form takes a call's ID, too: the page hears what is said in the call from then on, and can speak in it."""
+    async with Caller(served) as caller:
+        session = await caller.open()
+        await page.click("[data-show=sessions]")
+        await page.click("#join-id")
+        await page.type(session["call_id"])
+        await page.press("Enter")
+        await page.until(f"document.activeElement.id === 'say' && {STATE}.startsWith('Connected')")
+        call = await page.evaluate("document.querySelector('#call-now').textContent")
+        await caller.send(session["id"], *say_events("What is 6 times 7?"))
+        await answers(page)
+        await say(page, "Count to 5")
+        told = await answers(page, 2)
+
+    assert call == "attached"
+    assert told == ["That is 42.", "1, 2, 3, 4, 5."]
 
 
 async def test_ended_session_looks_ended_and_keeps_its_view(page: Page, served: str) -> None:

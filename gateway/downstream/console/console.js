@@ -23,7 +23,7 @@ const events = new EventList({
     raw.edit(text);
   },
 });
-const sessions = new Sessions({ gateway, join: (position) => join(position), end: (id, bearer) => void end(id, bearer) });
+const sessions = new Sessions({ gateway, join, attach, end: (id, bearer) => void end(id, bearer) });
 
 let channel = null;
 let recovering = false;
@@ -45,6 +45,15 @@ $("start").addEventListener("submit", (event) => {
 function join({ id, key = null, ticket = null }) {
   channel?.detach();
   use(new RelayChannel({ gateway, position: { id, key, ticket } }));
+  showView("talk");
+}
+
+/** Open a session on a call that a browser or a phone made. */
+function attach(callId) {
+  channel?.detach();
+  show("start");
+  curl("Attach to a call", "v1/sessions", { method: "POST", body: JSON.stringify({ call_id: callId }) });
+  use(new RelayChannel({ gateway, key: sessions.key, callId }));
   showView("talk");
 }
 

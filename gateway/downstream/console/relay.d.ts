@@ -31,6 +31,8 @@ export interface RelayOptions {
   upstreamKey?: string;
   /** OpenAI's session object for a new session. */
   session?: Record<string, unknown>;
+  /** Attach the new session to this call (`rtc_…`), which a browser or a phone made; without `session`. */
+  callId?: string;
   metadata?: Record<string, unknown>;
   detachGraceSeconds?: number;
   /** Join this session instead of opening one. */

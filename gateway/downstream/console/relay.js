@@ -139,8 +139,8 @@ export class RelayChannel extends EventTarget {
   }
 
   async #open() {
-    const { session, metadata, detachGraceSeconds } = this.#options;
-    const body = JSON.stringify({ session, metadata, detach_grace_seconds: detachGraceSeconds });
+    const { session, callId, metadata, detachGraceSeconds } = this.#options;
+    const body = JSON.stringify({ session, call_id: callId, metadata, detach_grace_seconds: detachGraceSeconds });
     const headers = { "Idempotency-Key": randomKey() };
     const deadline = Date.now() + OPEN_MS;
     this.session = await this.#untilAnswered(

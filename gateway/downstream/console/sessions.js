@@ -10,13 +10,15 @@ const REMEMBERED = 20;
 export class Sessions {
   #gateway;
   #join;
+  #attach;
   #end;
   key = null;
 
-  /** `join(position)` and `end(id)` are told of what is asked for. */
-  constructor({ gateway, join, end }) {
+  /** `join(position)`, `attach(callId)` and `end(id)` are told of what is asked for. */
+  constructor({ gateway, join, attach, end }) {
     this.#gateway = gateway;
     this.#join = join;
+    this.#attach = attach;
     this.#end = end;
     $("join").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -91,7 +93,13 @@ export class Sessions {
     const bearer = $("join-key").value.trim() || this.key;
     $("join-error").hidden = true;
     try {
-      if (!id) throw new Error("Write the ID of a session.");
+      if (!id) throw new Error("Write the ID of a session, or of a call.");
+      if (id.startsWith("rtc_")) {
+        this.key = bearer;
+        $("join").reset();
+        this.#attach(id);
+        return;
+      }
       await this.call(`v1/sessions/${encodeURIComponent(id)}`, { bearer });
       $("join").reset();
       this.#join({ id, key: bearer });
