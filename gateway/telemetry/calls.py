@@ -3,6 +3,7 @@
 import structlog
 
 from gateway.telemetry import words
+from gateway.telemetry.linelimit import LineLimit
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.words import known
 
@@ -15,6 +16,7 @@ class CallMetrics:
     """Implements the relay's `UpstreamTelemetry`."""
 
     def __init__(self, define: Registry) -> None:
+        self._failure_lines = LineLimit()
         self._connect = define.histogram(
             "connect_seconds",
             "Time to open a call, by phase; `total` is all of them.",
@@ -45,7 +47,9 @@ class CallMetrics:
         log.warning("turn_unavailable", remedy="run `gateway check`, and look at upstream.ice_servers")
 
     def relay_failed(self, session: str, error: BaseException) -> None:
-        log.error("relay_failed", session=session, exc_info=error)
+        left_out = self._failure_lines.admit()
+        if left_out is not None:
+            log.error("relay_failed", session=session, left_out=left_out, exc_info=error)
 
     def close_failed(self, what: str, error: BaseException) -> None:
         log.warning("close_failed", what=what, error=repr(error))

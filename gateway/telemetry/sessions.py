@@ -10,6 +10,7 @@ from gateway.relay.ports import LossCause, View
 from gateway.relay.state import CloseReason, State
 from gateway.telemetry import words
 from gateway.telemetry.calls import CONNECT_BUCKETS
+from gateway.telemetry.linelimit import LineLimit
 from gateway.telemetry.registry import Registry
 from gateway.telemetry.words import known
 
@@ -55,6 +56,7 @@ class SessionMetrics:
             CONNECT_BUCKETS,
             "cause",
         )
+        self._unrelayed_lines = LineLimit()
         self._unrelayed = define.counter(
             "unrelayed_frames", "Frames from OpenAI that were no JSON object and so were not relayed."
         )
@@ -131,7 +133,9 @@ class SessionMetrics:
 
     def frame_unrelayed(self, session: str, size: int) -> None:
         self._unrelayed.inc()
-        log.warning("frame_unrelayed", session=session, size=size)
+        left_out = self._unrelayed_lines.admit()
+        if left_out is not None:
+            log.warning("frame_unrelayed", session=session, size=size, left_out=left_out)
 
     def first_delta(self, seconds: float) -> None:
         self._first_delta.observe(seconds)

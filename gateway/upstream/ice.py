@@ -32,7 +32,7 @@ CONSENT_RETRANSMISSIONS = 1
 PACE_SECONDS = 0.02
 # RFC 7983 7: what the first byte of a datagram says it is.
 _STUN = range(4)
-_DTLS = range(20, 64)
+_FIRST_DTLS, _LAST_DTLS = 20, 63
 
 
 class NominatedConsent(Connection):
@@ -181,11 +181,12 @@ class _DirectProtocol(StunProtocol):
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:  # Any: as in aioice
         data = cast(bytes, data)
         first = data[0] if data else 64
-        if first in _DTLS:
+        if _FIRST_DTLS <= first <= _LAST_DTLS:
             connection = cast(DirectDatagrams, self.receiver)
+            direct = connection.direct
             # The order of arrival is kept: nothing passes what still waits in the queue.
-            if connection.direct is not None and connection._queue.empty():  # noqa: SLF001 - a file of private hooks
-                connection.direct(data)
+            if direct is not None and not connection._queue._queue:  # type: ignore[attr-defined]  # noqa: SLF001 - a file of private hooks; asyncio's queue is a deque with a lock's price
+                direct(data)
             else:
                 connection.data_received(data, self.local_candidate.component)
         elif first in _STUN:

@@ -20,7 +20,6 @@ from aiortc.rtcsctptransport import (
     SCTP_DATA_FIRST_FRAG,
     SCTP_DATA_LAST_FRAG,
     SCTP_DATA_UNORDERED,
-    SCTP_TSN_MODULO,
     WEBRTC_STRING,
     DataChunk,
     ForwardTsnChunk,
@@ -43,9 +42,10 @@ MAX_WAITING_MESSAGES = 1 << 14
 _TAG = Struct("!L")
 _CHECKSUM = Struct("<L")
 _CHUNK = Struct("!BBH")
-_DATA = Struct("!LHHL")
+_DATA = Struct("!BBHLHHL")
 _WHOLE = SCTP_DATA_FIRST_FRAG | SCTP_DATA_LAST_FRAG
 _FLAGS = _WHOLE | SCTP_DATA_UNORDERED
+_TSN_MASK = 0xFFFFFFFF
 
 
 class TolerantFrames(RTCSctpTransport):
@@ -227,62 +227,77 @@ class PacedReassembly(RTCSctpTransport):
 class DirectReceive(PacedReassembly):
     """Receiving in plain calls, with a short way for what a text session consists of.
 
-    The short way takes a DATA chunk that is the next expected one and a whole message. Everything else is made a chunk
-    object and goes aiortc's way. Both ways advance the same members, so they may alternate freely.
+    The short way takes the texts of the channel that come whole and next in order. Everything else is made a chunk object
+    and goes aiortc's way. Both ways advance the same members, so they may alternate freely.
     """
 
     def receive_packet(self, packet: bytes) -> None:
         """Take one SCTP packet (RFC 9260 3)."""
-        if len(packet) < 16:
+        end = len(packet)
+        if end < 16:
             return
-        (tag,) = _TAG.unpack_from(packet, 4)
-        (checksum,) = _CHECKSUM.unpack_from(packet, 8)
+        tag, checksum = _TAG.unpack_from(packet, 4)[0], _CHECKSUM.unpack_from(packet, 8)[0]
         if tag != self._local_verification_tag or checksum != crc32c(
             packet[:8] + b"\x00\x00\x00\x00" + packet[12:]
         ):
             # An INIT carries tag 0. Whatever it is, the long way judges it.
             step(self._handle_data(packet))
             return
-        end = len(packet)
-        position = 12
+        position = self._take_texts(packet, 12, end)
         while position <= end - 4:
             kind, flags, length = _CHUNK.unpack_from(packet, position)
             if length < 4 or position + length > end:
                 break
-            if not (kind == 0 and flags & _FLAGS == _WHOLE and self._take_whole(packet, position, length)):
-                chunk = CHUNK_TYPES.get(kind)
-                if chunk is not None:
-                    step(
-                        self._receive_chunk(chunk(flags=flags, body=packet[position + 4 : position + length]))
-                    )
-            position += (length + 3) & ~3
+            chunk = CHUNK_TYPES.get(kind)
+            if chunk is not None:
+                step(self._receive_chunk(chunk(flags=flags, body=packet[position + 4 : position + length])))
+            position = self._take_texts(packet, position + (length + 3 & ~3), end)
         if self._sack_needed:
-            step(self._send_sack())
+            self.acknowledge_soon()
 
-    def _take_whole(self, packet: bytes, position: int, length: int) -> bool:
-        tsn, stream_id, stream_seq, protocol = _DATA.unpack_from(packet, position + 4)
-        stream = cast("OrderedStream | None", self._inbound_streams.get(stream_id))
+    def acknowledge_soon(self) -> None:
+        """Acknowledge what was received."""
+        step(self._send_sack())
+
+    def _take_texts(self, packet: bytes, position: int, end: int) -> int:
+        """Deliver texts from `position` on, as long as they are next in order; return where the first other chunk begins."""
+        last, received, channel = self._last_received_tsn, self.received, self.channel
         if (
-            stream is None
-            or protocol != WEBRTC_STRING
-            or length <= 16
-            or self._last_received_tsn is None
-            or tsn != (self._last_received_tsn + 1) % SCTP_TSN_MODULO
+            position + 16 >= end
+            or last is None
+            or received is None
+            or channel is None
             or self._sack_misordered
-            or stream.held
-            or stream.sequence_number != stream_seq
             or self._ready
             or self._reconfig_deferred is not None
-            or not self.turn.has_time()
         ):
-            return False
-        self._last_received_tsn = tsn
-        stream.advance()
-        self._sack_needed = True
-        user_data = packet[position + 16 : position + length]
-        if self.received is not None and self._data_channels.get(stream_id) is self.channel:
-            with contextlib.suppress(UnicodeDecodeError):
-                self.received(user_data.decode())
-                return True
-        step(self._data_channel_receive(stream_id, protocol, user_data))
-        return True
+            return position
+        stream: OrderedStream | None = None
+        while position + 16 < end:
+            kind, flags, length, tsn, stream_id, number, protocol = _DATA.unpack_from(packet, position)
+            if (
+                kind
+                or flags & _FLAGS != _WHOLE
+                or protocol != WEBRTC_STRING
+                or length <= 16
+                or position + length > end
+                or tsn != last + 1 & _TSN_MASK
+                or stream_id != channel.id
+            ):
+                break
+            if stream is None:
+                stream = cast("OrderedStream | None", self._inbound_streams.get(stream_id))
+                if stream is None or not self.turn.has_time() or stream_id not in self._data_channels:
+                    break
+            if stream.held or stream.sequence_number != number:
+                break
+            try:
+                text = packet[position + 16 : position + length].decode()
+            except UnicodeDecodeError:
+                break
+            last = self._last_received_tsn = tsn
+            stream.advance()
+            self._sack_needed = True
+            received(text)
+            position += length + 3 & ~3
+        return position

@@ -66,12 +66,19 @@ class LoopTurn:
         self._scheduled = True
         self._loop.call_soon(self._next)
 
+    def _report(self, error: Exception) -> None:
+        assert self._loop is not None  # it scheduled this turn
+        self._loop.call_exception_handler({"message": "the end of a loop turn failed", "exception": error})
+
     def _next(self) -> None:
         self._scheduled = False
         self._until = 0.0
         callbacks, self._at_end = self._at_end, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception as error:  # noqa: BLE001 - one call's mistake must not stop the others'
+                self._report(error)
         waiting = self._waiting
         while waiting and self.has_time():
             backlog = waiting.popleft()

@@ -7,6 +7,7 @@ Refuses to know SDP, the service, and what a message says.
 import asyncio
 import contextlib
 from collections import deque
+from struct import Struct
 from typing import cast
 
 from aiortc import RTCDataChannel, RTCSctpTransport
@@ -23,9 +24,11 @@ from aiortc.rtcsctptransport import (
     serialize_packet,
 )
 from aiortc.utils import uint32_gte
+from google_crc32c import value as crc32c
 
 from gateway.upstream.dtls import DirectRecords, step
 from gateway.upstream.inbound import MAX_DUPLICATES
+from gateway.upstream.loopturn import LoopTurn
 
 # RFC 9260 16 proposes 1 s for both, aiortc has 3 and 1. A lost last packet costs one RTO, so the floor is felt by people;
 # below Pion's delayed acknowledgement of 200 ms it would only send twice.
@@ -35,6 +38,11 @@ RTO_MIN_SECONDS = 0.3
 # RFC 9260 6.2 allows 500 ms and proposes 200. Well below any peer's retransmission time-out, and longer than the pause
 # between two deltas of a model that streams fast.
 ACK_DELAY_SECONDS = 0.02
+
+_HEADER = Struct("!HHL")
+_CHECKSUM = Struct("<L")
+_NO_CHECKSUM = b"\0\0\0\0"
+_SACK = Struct("!BBHLLHH")
 
 # What one acknowledgement reports at most. More would not fit a packet, and the next one tells the rest.
 MAX_GAPS = 64
@@ -104,6 +112,12 @@ class DirectSend(RTCSctpTransport):
             )
         )
 
+    def put_chunk(self, chunk: bytes) -> None:
+        """Send one chunk that is written out."""
+        header = _HEADER.pack(self._local_port, self._remote_port, self._remote_verification_tag)
+        checksum = _CHECKSUM.pack(crc32c(header + _NO_CHECKSUM + chunk))
+        cast(DirectRecords, self.transport).put(header + checksum + chunk)
+
     def _data_channel_send(self, channel: RTCDataChannel, data: bytes | str) -> None:
         if not isinstance(data, str) or not data:
             super()._data_channel_send(channel, data)
@@ -127,42 +141,46 @@ class SparseAcks(RTCSctpTransport):
     _unacked = 0
     _ack_soon = False
     _ack_timer: asyncio.Handle | None = None
-    _loop: asyncio.AbstractEventLoop | None = None
-    """Asked for once: before Python 3.12 each asking is a system call, a tenth of what an event costs."""
+    turn: LoopTurn
 
     async def _send_sack(self) -> None:
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
+        self.acknowledge_soon()
+
+    def acknowledge_soon(self) -> None:
+        """Acknowledge what was received: now, at the end of this turn of the loop, or after a delay."""
         self._unacked += 1
         misordered = len(self._sack_misordered)
         if self._sack_duplicates or (misordered and (misordered < MISORDERED_MANY or self._unacked >= 8)):
-            await self._acknowledge_now()
+            self._acknowledge_now()
         elif self._unacked == 1 or misordered:
             if self._ack_timer is None:
-                self._ack_timer = loop.call_later(ACK_DELAY_SECONDS, self._acknowledge)
+                loop = cast(asyncio.AbstractEventLoop, self._loop)
+                self._ack_timer = loop.call_later(ACK_DELAY_SECONDS, self._delayed)
         elif not self._ack_soon:
             # One for all packets that this turn of the loop brings.
-            if self._ack_timer is not None:
-                self._ack_timer.cancel()
             self._ack_soon = True
-            self._ack_timer = loop.call_soon(self._acknowledge)
+            self.turn.at_end(self._acknowledge)
+
+    def _delayed(self) -> None:
+        self._ack_timer = None
+        if self._sack_needed and not self._ack_soon:
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
-        self._ack_timer = None
         self._ack_soon = False
         if self._sack_needed and self._association_state != self.State.CLOSED:
             with contextlib.suppress(ConnectionError):
-                step(self._acknowledge_now())
+                self._acknowledge_now()
 
-    async def _acknowledge_now(self) -> None:
+    def _acknowledge_now(self) -> None:
+        # A timer that runs is left to run, and finds nothing to do: cancelling it and starting another one costs more.
         self._unacked = 0
-        self._ack_soon = False
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
         last = self._last_received_tsn
         assert last is not None
+        self._sack_needed = False
+        if isinstance(self, DirectSend) and not self._sack_misordered and not self._sack_duplicates:
+            self.put_chunk(_SACK.pack(SackChunk.type, 0, 16, last, max(0, self._advertised_rwnd), 0, 0))
+            return
         sack = SackChunk()
         sack.cumulative_tsn = last
         sack.advertised_rwnd = max(0, self._advertised_rwnd)
@@ -170,8 +188,7 @@ class SparseAcks(RTCSctpTransport):
         if self._sack_misordered:
             sack.gaps = _gaps(sorted((tsn - last) % SCTP_TSN_MODULO for tsn in self._sack_misordered))
         self._sack_duplicates.clear()
-        self._sack_needed = False
-        await self._send_chunk(sack)
+        step(self._send_chunk(sack))
 
     def _set_state(self, state: RTCSctpTransport.State) -> None:
         if state == self.State.CLOSED and self._ack_timer is not None:

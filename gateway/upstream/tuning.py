@@ -77,8 +77,8 @@ _DTLS: Mapping[Hook, type[RTCDtlsTransport]] = {
 }
 _SCTP: Mapping[Hook, tuple[type[RTCSctpTransport], ...]] = {
     Hook.TOLERANT_FRAMES: (inbound.TolerantFrames,),
-    Hook.DIRECT: (sctp.DirectSend, inbound.DirectReceive),
     Hook.SPARSE_ACKS: (sctp.SparseAcks,),
+    Hook.DIRECT: (sctp.DirectSend, inbound.DirectReceive),
     Hook.QUICK_RETRANSMISSION: (sctp.QuickRetransmission,),
     Hook.COUNTED_SENDS: (sctp.CountedSends,),
     Hook.PACED_REASSEMBLY: (inbound.PacedReassembly,),
@@ -174,6 +174,8 @@ def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptio
         connection.consent_timeout = options.consent_timeout
     if isinstance(association, sctp.QuickRetransmission):
         association._rto = sctp.RTO_INITIAL_SECONDS
+    if isinstance(association, sctp.SparseAcks):
+        association.turn = options.turn
     if isinstance(association, sctp.CountedSends):
         association.count_sends()
     if isinstance(association, inbound.PacedReassembly):

@@ -6,7 +6,8 @@ data channel, one JSON object a message:
 * `{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time
 * `{"do": "text", "size": s}` sends one text of s characters
 * `{"do": "cross", "count": n, "size": s}` sends n texts, SSNs and TSNs crossing in pairs, as two writers make them
-* `{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one
+* `{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one, `{"do": "binary-flood",
+  "count": n, "size": s}` n binary ones
 * `{"do": "close-channel"}`, `{"do": "close"}`, `{"do": "abort"}`, `{"do": "vanish"}` end it, each in another way
 * anything else comes back as it is
 """
@@ -112,6 +113,9 @@ class Farend:
             case "garbled":
                 sctp._data_channel_queue.append((channel, TEXT, b'{"type":"\xff\xfe"}'))
                 await sctp._data_channel_flush()
+            case "binary-flood":
+                for _ in range(order["count"]):
+                    channel.send(b"\x00" * order["size"])
             case "binary":
                 channel.send(b"\x00\x01\x02")
             case "close-channel":

@@ -68,3 +68,20 @@ async def test_backlogs_are_served_in_rotation_over_several_turns() -> None:
 
     assert order.index("b") <= SLICE_MESSAGES
     assert turns > 5
+
+
+async def test_failing_callback_does_not_stop_the_others() -> None:
+    """One call's mistake is reported, and the next call is still served."""
+    turn, told = LoopTurn(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def failing() -> None:
+        raise KeyError("x")
+
+    turn.at_end(failing)
+    turn.at_end(lambda: told.append("second"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert isinstance(told[0], KeyError)
+    assert told[1] == "second"
