@@ -12,7 +12,7 @@ from aiohttp import web
 
 FOLDER: Final = Path(__file__).with_name("console")
 
-PAGES: Final = ("api", "clients", "python", "javascript", "continuity")
+PAGES: Final = ("api", "clients", "python", "javascript", "continuity", "attach")
 """Pages of the documentation that people who use this gateway need. They lie in the package once it is installed, and at
 the top of a checkout."""
 
