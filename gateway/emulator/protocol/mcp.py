@@ -1,4 +1,4 @@
-"""Tools of MCP servers, without servers: what each lists and answers is configured. No I/O.
+"""Tools of MCP servers, without servers: what each lists and answers is configured.
 
 Refuses to speak MCP. A session names servers by `server_label`; a label that is not configured is a server that cannot be
 reached. A file for `--mcp` holds one server:
