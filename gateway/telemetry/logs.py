@@ -143,8 +143,11 @@ def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
             event = processor(None, "", event)  # type: ignore[assignment]  # the last one gives text
         return redact(str(event)) + "\n"
 
+    def line(name: str, **fields: object) -> _Line:
+        return time.time(), {"event": name, "level": "warning", **fields}
+
     def tell_lost(count: int) -> str:
-        return render((time.time(), {"event": "log_lines_dropped", "level": "warning", "count": count}))
+        return render(line("log_lines_dropped", count=count))
 
     return Sink(stream, render, tell_lost)
 
@@ -199,6 +202,6 @@ def _size(event: Event) -> int:
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    log = logging.getLogger("python")
+    python = logging.getLogger("python")
     told = (type(unraisable.exc_value), unraisable.exc_value, unraisable.exc_traceback)
-    log.error("%s %r", unraisable.err_msg or "Exception ignored in", unraisable.object, exc_info=told)  # type: ignore[arg-type]  # value is an exception here
+    python.error("%s %r", unraisable.err_msg or "Exception ignored in", unraisable.object, exc_info=told)  # type: ignore[arg-type]  # value is an exception here

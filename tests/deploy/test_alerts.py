@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml  # type: ignore[import-untyped]  # it ships no types
 from prometheus_client import CollectorRegistry
 
-from gateway.config import Config
+from gateway.app import Gateway
+from gateway.config import Config, load
 from gateway.telemetry import Metrics
 from tests.deploy.conftest import ROOT
 
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
-NEAR = 0.8
 
 
 def rules() -> list[Any]:
@@ -58,8 +59,9 @@ def test_promtool_takes_rules_and_configuration(part_path: Callable[[str], str],
 @pytest.mark.needs("promtool")
 def test_every_alert_fires_and_resolves(part_path: Callable[[str], str]) -> None:
     """The unit tests pass, and there is one for each alert with a time before, during and after."""
-    promtool(part_path, "test", "rules", "alerts_test.yml")
-    tests = yaml.safe_load((ALERTS.parent / "alerts_test.yml").read_text())["tests"]
+    files = ("alerts_test.yml", "alerts_days_test.yml")
+    promtool(part_path, "test", "rules", *files)
+    tests = [test for file in files for test in yaml.safe_load((ALERTS.parent / file).read_text())["tests"]]
 
     for test in tests:
         fires = [bool(moment.get("exp_alerts")) for moment in test["alert_rule_test"]]
@@ -103,14 +105,23 @@ def _samples(name: str, kind: str) -> set[str]:
     return {f"{name}_total"} if kind == "counter" else {name}
 
 
-def test_what_is_called_nearly_full_is_four_fifths() -> None:
-    """The numbers in the alert are those of the configuration."""
-    relay = Config.model_validate(_production()).relay
+async def test_what_is_called_nearly_full_is_what_is_configured() -> None:
+    """The alert compares with the gateway's own limits, whose kinds it exports, and with no number of its own."""
     (near,) = (rule for rule in rules() if rule["alert"] == "GatewayNearCapacity")
+    ports: dict[str, dict[str, object]] = {"server": {"port": 0}, "admin": {"port": 0}}
+    gateway = Gateway(load(environ={}, flags={**ports, "relay": {"max_sessions": 7}}))
+    await gateway.start()
+    try:
+        async with aiohttp.ClientSession() as http, http.get(f"{gateway.admin_url}/metrics") as answer:
+            exported = await answer.text()
+    finally:
+        await gateway.close()
 
-    sessions, size = (int(number) for number in re.findall(r"> (\d+)", near["expr"]))
-    assert sessions == int(NEAR * relay.max_sessions)
-    assert size == int(NEAR * relay.log_total_bytes)
+    kinds = re.findall(r'realtime_gateway_limit\{kind="(\w+)"\}', near["expr"])
+    assert kinds == ["sessions", "log_bytes"]
+    assert re.findall(r"\b\d+(?:\.\d+)?\b", near["expr"]) == ["0.8", "0.8"]
+    assert all(f'realtime_gateway_limit{{kind="{kind}"}}' in exported for kind in kinds)
+    assert 'realtime_gateway_limit{kind="sessions"} 7.0' in exported
 
 
 def test_a_drain_that_works_raises_no_alert() -> None:
