@@ -19,7 +19,7 @@ send() {
 get_weather() { printf '{"city": %s, "celsius": 21}' "$(printf '%s' "$1" | sed -n 's/.*"city": *\("[^"]*"\).*/\1/p')"; }
 
 opened=$(call --fail-with-body "$gateway/v1/sessions" -d "{\"call_id\": \"$1\"}") ||
-    { printf 'Not attached to %s. %s\n' "$1" "$opened" >&2; exit 1; }
+    { printf 'Not attached to %s through %s. %s\n' "$1" "$gateway" "$opened" >&2; exit 1; }
 session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 events="$gateway/v1/sessions/$session/events"
 cursor=$(printf '%s' "$opened" | string head)

@@ -298,6 +298,13 @@ async def test_the_sketch_reads_over_cuts(
     assert network.cuts == ["read", "read"]
 
 
+@pytest.mark.slow
+@pytest.mark.needs("g++")
+async def test_the_sketch_says_that_no_gateway_answers(sketch: Callable[[str, int], str]) -> None:
+    """It has a serial line to say it on, and nothing to fail with."""
+    assert await run(sketch("127.0.0.1", free_port()), gateway="") == "No session from 127.0.0.1\n"
+
+
 @pytest.mark.needs("g++")
 def test_the_reader_of_lines_resolves_escapes(part_path: Callable[[str], str], tmp_path: Path) -> None:
     """Text of any language, lines that are too long, and heartbeats: each event's ID, type and text come out."""
@@ -354,6 +361,7 @@ def test_the_reader_of_lines_resolves_escapes(part_path: Callable[[str], str], t
         *examples(),
         pytest.param(["./loop.sh"], id="loop", marks=pytest.mark.needs("curl")),
         pytest.param(["./tools.sh"], id="tools", marks=pytest.mark.needs("curl")),
+        pytest.param(["./attach.sh", "rtc_1"], id="attach", marks=pytest.mark.needs("curl")),
         pytest.param(
             [*APPS_SCRIPT, "ASK('Hello')"], id="apps-script", marks=pytest.mark.needs("node", "curl")
         ),
