@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Callable
 from ipaddress import ip_network
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -30,7 +30,7 @@ from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_
 from gateway.downstream.http.connections import ConnectionLimits
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
-from gateway.downstream.reading.sse import frame
+from gateway.downstream.reading.sse import frame, unframe
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Parts, Server
 from gateway.relay.budget import Budget
@@ -49,6 +49,9 @@ RESERVED_DESCRIPTORS: Final = 64
 """For the operator's listener, log files, DNS and signalling. Of the rest, clients' connections may take half, so that
 sessions always find theirs."""
 
+if TYPE_CHECKING:
+    from gateway.clustering import Clustering
+
 log = structlog.stdlib.get_logger()
 
 
@@ -58,8 +61,6 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         """Build everything, touching no network. Raises ConfigError for what only shows when files are read."""
         self._config = config
-        if config.cluster.url:
-            raise ConfigError(["cluster.url: must be empty: this version runs as one process"])
         self.asked_to_drain = asyncio.Event()
         """Set when an operator asks over HTTP; whoever runs the gateway then drains it as on SIGTERM."""
         clock = Clock()
@@ -80,6 +81,11 @@ class Gateway:
         except ValueError as error:
             raise ConfigError([str(error)]) from error
         self._dialer = CallDialer(upstream, self._metrics, clock)
+        configured = signing_keys(config.access)
+        self._clustering = (
+            _clustering(config, configured, self._metrics, clock) if config.cluster.url else None
+        )
+        nodes = self._clustering
         self._hub = Hub(
             self._dialer,
             frame,
@@ -87,6 +93,9 @@ class Gateway:
             relay_limits(config),
             clock,
             Budget(config.server.memory_budget_bytes),
+            unframing=lambda block, start: unframe(block, start).decode(),
+            directory=nodes.directory if nodes else None,
+            gate=nodes.gate if nodes else None,
         )
         self._metrics.watch(lambda: self._hub.draining)
         relay = config.relay
@@ -103,8 +112,7 @@ class Gateway:
             self._hub.strain.lagged(seconds, clock.monotonic())
 
         self._probes = Probes(lagged, self._metrics.gc_paused)
-        keys = signing_keys(config.access) or (secrets.token_bytes(32),)
-        self._access = Access(rules, Signatures(keys), clock.monotonic)
+        self._access = Access(rules, Signatures(configured or (secrets.token_bytes(32),)), clock.monotonic)
         self._server = Server(
             Parts(
                 hub=self._hub,
@@ -115,6 +123,8 @@ class Gateway:
                 limits=server_limits(config),
                 connections=connection_limits(config, _descriptors()),
                 clock=clock,
+                elsewhere=nodes.elsewhere if nodes else None,
+                hand_over=nodes.build(self._hub, self._dialer) if nodes else None,
             )
         )
         self._tls = _tls(config)
@@ -136,12 +146,16 @@ class Gateway:
         return self._server.admin_url
 
     async def start(self) -> None:
-        """Listen on both addresses. Raises OSError where one cannot be had, after which nothing is left behind."""
+        """Listen on both addresses, and join the other nodes. Raises OSError where an address cannot be had or Redis does
+        not answer, ConfigError for a Redis that cannot be used; nothing is left behind then."""
         server, admin = self._config.server, self._config.admin
         try:
             await self._dialer.start()
             self._hub.start()
             self._probes.start()
+            if self._clustering is not None:
+                await self._server.listen_to_peers(self._clustering.binding)
+                await self._clustering.start(self._server.peers_url)
             await self._server.start(
                 Binding(server.host, server.port, self._tls), Binding(admin.host, admin.port)
             )
@@ -184,16 +198,37 @@ class Gateway:
         log.info(
             "drain_started", sessions=sum(view.state is not State.CLOSED for view in self._hub.all_sessions())
         )
-        await self._hub.drain(self._config.drain.timeout_seconds)
+        timeout = self._config.drain.timeout_seconds
+        if self._clustering is not None:
+            began = asyncio.get_running_loop().time()
+            self._hub.draining = True
+            await self._clustering.hand_over(timeout)
+            timeout = max(1.0, timeout - (asyncio.get_running_loop().time() - began))
+        await self._hub.drain(timeout)
         log.info("drain_ended")
 
     async def close(self) -> None:
         """End everything. Harmless when repeated."""
         await self._hub.close()
         await self._server.close()
+        if self._clustering is not None:
+            await self._clustering.close()
         await self._dialer.close()
         await self._probes.close()
         log.info("gateway_closed")
+
+
+def _clustering(config: Config, keys: tuple[bytes, ...], metrics: Metrics, clock: Clock) -> "Clustering":
+    """Build what several nodes need. Raises ConfigError, also where the library for Redis is missing."""
+    try:
+        from gateway.clustering import Clustering  # noqa: PLC0415  # an extra, needed by nobody else
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ConfigError(
+            ["cluster.url: needs the extra 'redis': pip install 'realtime-gateway[redis]'"]
+        ) from error
+    return Clustering(config, keys, metrics, clock)
 
 
 def relay_limits(config: Config) -> RelayLimits:

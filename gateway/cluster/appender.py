@@ -63,13 +63,16 @@ class Appender:
         version: int,
         expiry_ms: int,
         node: str,
+        index: Callable[[RedisJournal], Awaitable[None]],
         wait_replicas: int = 0,
     ) -> None:
-        """`find` is a coroutine function that returns where the primary is now."""
+        """`find` is a coroutine function that returns where the primary is now; `index` puts a session on the lists that a
+        takeover reads."""
         self._find = find
         self._connections = connections
         self._events = events
         self._version, self._expiry_ms, self._node = version, expiry_ms, node
+        self._index = index
         self._wait_replicas = wait_replicas
         self._wire: Wire | None = None
         self._gone = asyncio.Event()
@@ -300,6 +303,7 @@ class Appender:
             *(self._expiry_ms, written.border, written.blob, len(written.appends)),
         )
         try:
+            await self._index(journal)
             answer = await self._connections.script(scripts.REPAIR, journal.keys, arguments, bulk=True)
         except ReplyError as error:
             raise AwayError(str(error)) from error

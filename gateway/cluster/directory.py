@@ -54,7 +54,7 @@ class Stored:
     before: Sequence[bytes]
     """Encoded records up to the snapshot's: only the log's events among them matter."""
     after: Sequence[bytes]
-    """Encoded records behind it, without the border of this claim."""
+    """Encoded records behind it; the border of this claim is the last."""
     journal: RedisJournal
     """It takes records once `journal.claimed` was told how far the log goes."""
     fence: int
@@ -96,6 +96,10 @@ class RedisDirectory:
         return self._beat.node
 
     @property
+    def sure(self) -> bool:
+        return self._writing.sure
+
+    @property
     def peers(self) -> Sequence[Peer]:
         return [
             Peer(seen.node, seen.status.url, seen.status.state == "serving", seen.status.room)
@@ -128,8 +132,7 @@ class RedisDirectory:
         assert isinstance(journal, RedisJournal), "made by `journal`"
         identity = journal.identity
         try:
-            # First, so that no session exists that a takeover would not find.
-            await self._connections.command("SADD", self._keys.owned(self.node), session_id)
+            await self.index(journal)
             written = journal.rewrite(0)
             arguments: tuple[Value, ...] = (
                 *(self.node, VERSION, identity.principal, identity.created, self.expiry_ms),
@@ -247,6 +250,16 @@ class RedisDirectory:
             raise TakenError(answer[1].decode())
         return await self._read(session_id, epoch, int(answer[1]))
 
+    async def peek(self, session_id: str) -> bytes:
+        """Return a session's last snapshot without claiming it. Raises GoneError, AwayError."""
+        found = await self._connections.command("GET", self._keys.snapshot(session_id), bulk=True)
+        if found is None:
+            raise GoneError(session_id)
+        try:
+            return self._codec.decode(found, session_id)
+        except UnreadableError as error:
+            raise GoneError(str(error)) from error
+
     async def dismiss(self, node: str, session_ids: Sequence[str]) -> None:
         """Take sessions off a node's list. Raises AwayError."""
         if session_ids:
@@ -275,8 +288,6 @@ class RedisDirectory:
                 )
                 for entry, fields in page:
                     entry_id = EntryId.parse(entry)
-                    if entry_id.fence >= fence:
-                        continue
                     records = before if entry_id <= at else after
                     for value in _values(fields):
                         size += len(value)
@@ -308,6 +319,19 @@ class RedisDirectory:
         """Store a session's state as of a journal entry; False where another node owns it. Raises AwayError."""
         arguments = (self.node, journal.appends.fence, str(entry), self.expiry_ms, blob)
         return bool(await self._connections.script(scripts.SNAPSHOT, journal.keys, arguments, bulk=True))
+
+    async def index(self, journal: RedisJournal) -> None:
+        """Put a session on the lists of its node and its principal; first of all, so that no session exists that a takeover
+        would not find. Raises AwayError."""
+        identity = journal.identity
+        for reply in await self._connections.pipeline(
+            [
+                ("SADD", self._keys.owned(self.node), identity.session_id),
+                ("ZADD", self._keys.principal(identity.principal), identity.created, identity.session_id),
+            ]
+        ):
+            if isinstance(reply, ReplyError):
+                raise AwayError(str(reply))
 
     async def renew_expiry(self, journal: RedisJournal) -> None:
         """Have a session's keys live on. Raises AwayError."""

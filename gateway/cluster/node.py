@@ -58,6 +58,8 @@ class ClusterNode:
         self._journals: set[RedisJournal] = set()
         self._unsettled = 0
         self._up: bool | None = None
+        self.on_fenced: Callable[[str], None] = lambda _: None
+        """Called with the id of a session that another node owns now."""
         self._ticker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots = asyncio.Semaphore(4)
@@ -125,6 +127,7 @@ class ClusterNode:
     def fenced(self, journal: RedisJournal) -> None:
         self._journals.discard(journal)
         self._telemetry.fenced(journal.identity.session_id)
+        self.on_fenced(journal.identity.session_id)
 
     def redis_up(self, up: bool, reason: str) -> None:
         if up is not self._up:
@@ -171,6 +174,7 @@ class ClusterNode:
                 VERSION,
                 self.directory.expiry_ms,
                 self.id,
+                self.directory.index,
                 self.settings.wait_replicas,
             )
             found.start()

@@ -63,10 +63,7 @@ class ClusterSettings:
     wait_replicas: int = 0
     encrypt: bool = False
     allow_eviction: bool = False
-    version: str = ""
     detach_grace_seconds: float = 600.0
-    retention_seconds: float = 120.0
-    log_max_events: int = 10_000
     log_max_bytes: int = 8 * 1024 * 1024
 
 

@@ -41,15 +41,24 @@ class Takeover:
     """Watches for lost nodes from `start` to `close`."""
 
     def __init__(
-        self, node: ClusterNode, telemetry: ClusterTelemetry, adopt: Adopt, may_take: Callable[[], bool]
+        self,
+        node: ClusterNode,
+        telemetry: ClusterTelemetry,
+        adopt: Adopt,
+        may_take: Callable[[], bool],
+        on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`may_take` says whether this node takes sessions at the moment: one that drains does not."""
+        """`may_take` says whether this node takes sessions at the moment: one that drains does not. `on_lost` is called
+        with the URL of a node that does not live any more."""
         self._node = node
         self._telemetry = telemetry
         self._adopt = adopt
         self._may_take = may_take
+        self._on_lost = on_lost
         self._task: asyncio.Task[None] | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._emptied: set[str] = set()
+        """Lost nodes of which nothing is left, until they are off the list."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -89,9 +98,15 @@ class Takeover:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
+            dead = set(self._node.beat.dead())
+            for one in dead:
+                status = self._node.beat.status_of(one)
+                if status is not None:
+                    self._on_lost(status.url)
             if not self._may_take() or not self._node.beat.sure:
                 continue
-            for lost in self._node.beat.dead():
+            self._emptied &= dead
+            for lost in dead - self._emptied:
                 self.replace(lost)
 
     async def _replace(self, lost: str) -> None:
@@ -114,6 +129,7 @@ class Takeover:
                 await asyncio.sleep(_WATCH_SECONDS)
                 waiting = await self._unclaimed(waiting, lost)
             if not await node.directory.owned_by(lost):
+                self._emptied.add(lost)
                 await node.beat.forget(lost)
         except (AwayError, DeniedError, ReplyError):
             return  # The node is looked at again as long as it is on the list.

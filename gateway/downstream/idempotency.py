@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from gateway.downstream.auth.access import ACCESS, Grant
-from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
+from gateway.downstream.http.app_keys import CLOCK, PEER_REQUEST, TELEMETRY
 from gateway.downstream.http.body import idempotency_key
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.idempotency import IdempotencyKeys
@@ -55,7 +55,10 @@ def fingerprint(request: web.Request, body: bytes) -> bytes:
 def promise_of(request: web.Request, grant: Grant, body: bytes) -> Promise:
     """Return what the session is to keep together with what the request does."""
     key = scoped_key(request, grant)
-    return NO_PROMISE if key is None else Promise(key, fingerprint(request, body).hex())
+    peer_request = request.get(PEER_REQUEST)
+    if key is None and peer_request is None:
+        return NO_PROMISE
+    return Promise(key, None if key is None else fingerprint(request, body).hex(), peer_request)
 
 
 async def once(

@@ -18,6 +18,7 @@ from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, 
 from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
+from gateway.downstream.peers import internal
 from gateway.downstream.peers.elsewhere import ELSEWHERE, Elsewhere, elsewhere
 from gateway.downstream.peers.internal import PEERS, admit, identify
 from gateway.downstream.reading import resource as reads
@@ -45,6 +46,8 @@ class Parts:
     clock: Clock = field(default_factory=Clock)
     elsewhere: Elsewhere | None = None
     """What passes requests on to other nodes; None for one process."""
+    hand_over: internal.HandOver | None = None
+    """What takes sessions from other nodes; set where `elsewhere` is."""
 
 
 class Server:
@@ -117,6 +120,9 @@ def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
     """Build the other nodes' side."""
     app = _application(parts, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
     app[PEERS] = elsewhere.signatures
+    if parts.hand_over is not None:
+        app[internal.HAND_OVER] = parts.hand_over
+        internal.add_routes(app)
     return _with_client_routes(app, parts)
 
 

@@ -322,6 +322,10 @@ class Hub:
             detail = f"This key may hold {principal.max_sessions} sessions at once."
             raise OverloadError("session-limit", detail, retry_after=RETRY_CAPACITY_SECONDS)
 
+    def live_sessions(self) -> list[Session]:
+        """The sessions that are not closed, for whoever hands them over to other nodes."""
+        return self._live()
+
     def _live(self) -> list[Session]:
         return [session for session in self._sessions.values() if session.live]
 

@@ -130,6 +130,10 @@ class Directory(Protocol):
         """This node's ID."""
 
     @property
+    def sure(self) -> bool:
+        """Whether this node may speak for its sessions now."""
+
+    @property
     def peers(self) -> Sequence[Peer]: ...
 
     def journal(self, session_id: str, principal: str, epoch: str) -> Journal:

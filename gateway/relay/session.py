@@ -308,6 +308,11 @@ class Session:
                 self._journal.oldest(self.log.oldest.sequence)
 
     @property
+    def bearer(self) -> str | None:
+        """The caller's own upstream credential, where its calls are made with one."""
+        return self._line.bearer
+
+    @property
     def journal(self) -> Journal:
         return self._journal
 

@@ -66,6 +66,7 @@ class MemoryDirectory:
 
     node = "n_1"
     peers: Sequence[Peer] = ()
+    sure = True
 
     def __init__(self) -> None:
         self.journals: dict[str, MemoryJournal] = {}

@@ -25,7 +25,9 @@ STEPS_LOCK: Final = web.AppKey("steps_lock", asyncio.Lock)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 PEER_REQUEST: Final = web.RequestKey("peer_request", str)
-"""Set where another node passed the request on: an id that stays the same if it does so again."""
+"""Set where there are several nodes: an id that stays the same when the request is passed on, or passed on again."""
+BODY: Final = web.RequestKey("body", bytes)
+"""The body, once it was read, for a request that has to be passed on after all."""
 BODY_SHA256: Final = web.RequestKey("body_sha256", str)
 """Set where another node passed the request on: what it signed of the body."""
 SESSION: Final = web.RequestKey("session", str)

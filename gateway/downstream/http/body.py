@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.downstream.http.app_keys import BODY_SHA256, HOLDING, HUB, LIMITS, PRINCIPAL
+from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, HUB, LIMITS, PRINCIPAL
 from gateway.errors import CallerError
 from gateway.relay.budget import UNKNOWN, Holding
 
@@ -64,6 +64,7 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
     signed = request.get(BODY_SHA256)
     if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
         raise CallerError("forbidden", "The body is not the one that the other node signed.")
+    request[BODY] = body
     return body
 
 

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from aiohttp import hdrs, web
 
 from gateway.downstream.auth.access import require_credential
-from gateway.downstream.http.app_keys import HUB, REQUEST_ID, SESSION
+from gateway.downstream.http.app_keys import BODY, HUB, PEER_REQUEST, REQUEST_ID, SESSION
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
 from gateway.downstream.peers.signatures import PeerSignatures
@@ -31,7 +31,7 @@ from gateway.downstream.peers.splice import (
     splice,
     whole_body,
 )
-from gateway.errors import OverloadError
+from gateway.errors import GatewayError, OverloadError
 from gateway.relay.journal import Directory, Location, Peer
 
 Outcome = Literal["answered", "local", "recovering", "broken"]
@@ -39,8 +39,12 @@ Outcome = Literal["answered", "local", "recovering", "broken"]
 MOVED: Final = 421
 """What a node answers for a session that it does not own (RFC 9110 15.5.20)."""
 
+MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
+"""What a handler raises where the session leaves while it is handled."""
+
 POLL_SECONDS: Final = 0.1
 """Between look-ups while a session has no living owner."""
+UNSTEADY_SECONDS: Final = 1.0
 KEPT_LINES: Final = 32
 """Idle connections to one node."""
 IDLE_SECONDS: Final = 30.0
@@ -87,6 +91,13 @@ class Elsewhere:
         self._patience = patience_seconds
         self._tls = tls
         self._kept: dict[str, list[tuple[float, Line]]] = {}
+        self._busy: dict[str, set[Line]] = {}
+
+    def lost(self, url: str) -> None:
+        """A node does not live any more: whoever waits for an answer of it looks elsewhere, and streams from it end. It
+        may only be paused, and would then never end them itself."""
+        for line in list(self._busy.get(url, ())):
+            line.close()
 
     def close(self) -> None:
         """Cut the idle connections."""
@@ -94,6 +105,12 @@ class Elsewhere:
             for _, line in lines:
                 line.close()
         self._kept.clear()
+
+    async def steady(self) -> None:
+        """Wait a moment where this node may not speak for its sessions now, such as while it connects to Redis again."""
+        deadline = time.monotonic() + UNSTEADY_SECONDS
+        while not self.directory.sure and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS / 4)
 
     # --- passing on ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +126,7 @@ class Elsewhere:
         if location is None or hub.has(session_id):
             return await handler(request)
         request[SESSION] = session_id
-        body = await read_body(request)
+        body = request[BODY] if BODY in request else await read_body(request)
         outgoing = self._outgoing(request, body)
         while True:
             answer = await self._try(location, outgoing)
@@ -174,6 +191,9 @@ class Elsewhere:
             except BrokenError:
                 line.close()
         line = await connect(url, self._tls)
+        busy = self._busy.setdefault(url, set())
+        busy.add(line)
+        line.on_end = lambda: busy.discard(line)
         try:
             return _Answer(url, line, await ask(line, outgoing))
         except BaseException:
@@ -222,7 +242,7 @@ class Elsewhere:
         ]
         headers = [(name, value) for name, value in headers if name.lower() != "x-request-id"]
         path = request.raw_path
-        request_id = secrets.token_hex(12)
+        request_id = request.get(PEER_REQUEST) or secrets.token_hex(12)
         headers += [
             ("X-Request-Id", request[REQUEST_ID]),
             *self._signed(request.method, path, request_id, body),
@@ -241,7 +261,17 @@ ELSEWHERE: Final = web.AppKey("elsewhere", Elsewhere)
 @web.middleware
 async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Pass on what concerns a session that is not here."""
-    session_id = request.match_info.get("id")
-    if session_id is None or request.app[HUB].has(session_id):
+    session_id, hub = request.match_info.get("id"), request.app[HUB]
+    if session_id is None:
         return await handler(request)
+    request[PEER_REQUEST] = secrets.token_hex(12)
+    if hub.has(session_id):
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            await request.app[ELSEWHERE].steady()
+        try:
+            return await handler(request)
+        except GatewayError as error:
+            if error.code not in MAY_HAVE_MOVED or hub.has(session_id):
+                raise
+            # It went to another node in the middle of the request, which had no effect here.
     return await request.app[ELSEWHERE].pass_on(request, session_id, handler)

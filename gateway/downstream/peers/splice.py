@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -66,10 +66,12 @@ class Line(asyncio.Protocol):
         """No byte will follow."""
         self.broken = False
         """The connection was reset."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Called once the connection is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no instances of asyncio's classes.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -85,6 +87,7 @@ class Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.broken = self.broken or exc is not None
         self.ended = True
+        self.on_end()
         self._wake()
 
     @property

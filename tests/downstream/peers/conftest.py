@@ -32,6 +32,7 @@ class Table:
         self.urls: dict[str, str] = {}
         self.asked = asyncio.Event()
         self.node = "n_here"
+        self.sure = True
         self.peers: tuple[()] = ()
 
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:

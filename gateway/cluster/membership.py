@@ -1,0 +1,233 @@
+"""A node's part in the cluster, from joining to leaving: it adopts sessions of lost nodes, and hands its own over.
+
+Hand-over, session by session: a peer dials a call beside the present one (`prepare`); this node waits for a pause, holds
+what comes and writes all of it to the journal; the peer claims the session, folds its journal and goes on with the call
+that it has (`take`); this node ends its streams, whose readers come back and find the session there. Whatever goes wrong
+before the claim, this node goes on as if nothing had been. What cannot be moved that way in time is let go: a peer takes it
+over as if this node were lost, without waiting for the lease.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal
+
+from gateway.cluster.beat import NodeSeen, boottime
+from gateway.cluster.connections import AwayError, DeniedError
+from gateway.cluster.directory import GoneError, Stored
+from gateway.cluster.journal import RedisJournal
+from gateway.cluster.liveness import ranked
+from gateway.cluster.node import ClusterNode
+from gateway.cluster.takeover import Takeover, UnreadableError
+from gateway.cluster.wire import ReplyError
+from gateway.errors import GatewayError, OverloadError
+from gateway.relay.fold import SessionState
+from gateway.relay.hub import Hub
+from gateway.relay.journal import Peer
+from gateway.relay.ports import Dialer
+from gateway.relay.records import UnreadableRecord
+from gateway.relay.saved import fold
+from gateway.relay.session import Session
+from gateway.relay.succession import Prepared
+from gateway.relay.telemetry import ClusterTelemetry
+
+AT_ONCE: Final = 16
+"""Sessions handed over at once: each is a call dialled on a peer."""
+PREPARED_SECONDS: Final = 60.0
+"""How long a prepared call is kept for the session that never comes."""
+TAKE_SECONDS: Final = 15.0
+RESERVED_SHARE: Final = 0.25
+"""Of the drain's time, for letting go what could not be handed over."""
+
+Errand = Literal["prepare", "take"]
+
+Call = Callable[[Peer, Errand, bytes], Awaitable[bool]]
+"""Asks a peer for one of the two, with a JSON body; whether it did. Raises nothing."""
+
+_FAILURES: Final = (AwayError, DeniedError, ReplyError)
+
+
+class Membership:
+    """Joins, takes over, hands over, leaves."""
+
+    def __init__(
+        self,
+        node: ClusterNode,
+        hub: Hub,
+        dialer: Dialer,
+        telemetry: ClusterTelemetry,
+        call: Call,
+        on_lost: Callable[[str], None],
+    ) -> None:
+        """`on_lost` is called with the URL of a node that does not live any more."""
+        self.node = node
+        self._hub = hub
+        self._dialer = dialer
+        self._telemetry = telemetry
+        self._call = call
+        self._takeover = Takeover(node, telemetry, self.adopt, lambda: not hub.draining, on_lost)
+        self._prepared: dict[str, Prepared] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Join. Raises AwayError, DeniedError or ReplyError."""
+        self.node.on_fenced = self._hub.drop
+        await self.node.start()
+        self._takeover.start()
+
+    async def close(self) -> None:
+        """Leave. Harmless when repeated."""
+        await self._takeover.close()
+        for session_id in list(self._prepared):
+            await self._abandon(session_id)
+        await self.node.leave()
+        await self.node.close()
+
+    @property
+    def nodes(self) -> list[NodeSeen]:
+        """All nodes, this one included."""
+        return self.node.nodes
+
+    # --- taking over --------------------------------------------------------------------------------------------------
+
+    def adopt(self, stored: Stored) -> str:
+        """Make a claimed session readable here, and see to its call. Returns `taken` or `closed`; raises
+        UnreadableError."""
+        try:
+            saved = fold(stored.snapshot, stored.before, stored.after, self._hub.limits.prices)
+        except UnreadableRecord as error:
+            raise UnreadableError(str(error)) from error
+        stored.journal.claimed(stored.fence, stored.snapshot_at, saved.state.head)
+        prepared = self._prepared.pop(stored.session_id, None)
+        call_id, attached = saved.state.call.call_id, saved.state.opening.attach_to is not None
+        self._hub.adopt(saved, stored.journal, prepared)
+        self.node.take(stored.journal)
+        if prepared is None and call_id is not None and not attached and saved.state.closed is None:
+            # The lost node may only be paused: its channel closes, and it finds that it was replaced.
+            self._run(self._dialer.hang_up(call_id, None), "cluster-hang-up")
+        return "taken" if saved.state.closed is None else "closed"
+
+    # --- for peers that hand over -------------------------------------------------------------------------------------
+
+    async def prepare(self, session_id: str, bearer: str | None) -> None:
+        """Dial a call for a session that a peer is about to hand over. Raises GatewayError."""
+        try:
+            snapshot = await self.node.directory.peek(session_id)
+            state = SessionState.load(snapshot, self._hub.limits.prices)
+        except (*_FAILURES, GoneError, UnreadableRecord) as error:
+            raise OverloadError("recovering", "The session cannot be read here.", retry_after=1) from error
+        await self._abandon(session_id)
+        prepared = await self._hub.prepare(state.opening, state.mirror.session, bearer)
+        self._prepared[session_id] = prepared
+        asyncio.get_running_loop().call_later(PREPARED_SECONDS, self._expire, session_id, prepared)
+
+    async def take(self, session_id: str, owner: str) -> None:
+        """Claim a session from a peer that gives it up, with the call that was prepared or without. Raises
+        GatewayError."""
+        try:
+            outcome = await self._takeover.take(session_id, owner, boottime())
+            await self.node.directory.dismiss(owner, [session_id])
+        except _FAILURES as error:
+            raise OverloadError("recovering", "Redis does not answer.", retry_after=1) from error
+        if outcome not in ("taken", "closed"):
+            raise OverloadError("recovering", f"The session was not taken: {outcome}.", retry_after=1)
+
+    def _expire(self, session_id: str, prepared: Prepared) -> None:
+        if self._prepared.get(session_id) is prepared:
+            self._run(self._abandon(session_id), "cluster-abandon")
+
+    async def _abandon(self, session_id: str) -> None:
+        prepared = self._prepared.pop(session_id, None)
+        if prepared is not None:
+            await prepared.abandon()
+
+    # --- handing over -------------------------------------------------------------------------------------------------
+
+    async def hand_over_all(self, timeout: float) -> None:
+        """Give every session to a peer within `timeout` seconds. Those that no peer takes stay here."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout * (1 - RESERVED_SHARE)
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(session: Session) -> None:
+            async with gate:
+                await self._hand_over(session, deadline)
+
+        # Idle ones first: an answer that is under way is waited for.
+        sessions = sorted(self._hub.live_sessions(), key=lambda session: session.busy)
+        await asyncio.gather(*map(one, sessions))
+        for session in self._hub.live_sessions():
+            await self._let_go(session)
+
+    async def _hand_over(self, session: Session, deadline: float) -> None:
+        """Move one session to the first peer that takes it."""
+        left = deadline - asyncio.get_running_loop().time()
+        outcome = "refused"
+        peers = self._peers(session.id)
+        if not peers:
+            return
+        for peer in peers[:2]:
+            if left <= 0 or not session.live:
+                return
+            body = _body(id=session.id, bearer=session.bearer)
+            if not await self._call(peer, "prepare", body):
+                continue
+            left = deadline - asyncio.get_running_loop().time()
+            outcome = await self._move(session, peer, max(0.1, left))
+            if outcome != "failed":
+                break
+        self._telemetry.handed_over(session.id, outcome)
+
+    async def _move(self, session: Session, peer: Peer, timeout: float) -> str:
+        """Hold the session in a pause, and let a peer that has a call for it claim it."""
+        try:
+            async with asyncio.timeout(timeout):
+                if not await session.prepare_release():
+                    return "failed"
+        except (TimeoutError, GatewayError):
+            session.resume()
+            return "failed"
+        if await self._call(peer, "take", _body(id=session.id, owner=self.node.id)) or await self._is_gone(
+            session.id
+        ):
+            self._release(session)
+            return "taken"
+        session.resume()
+        return "failed"
+
+    async def _let_go(self, session: Session) -> None:
+        """Let a peer take a session over as if this node were lost."""
+        for peer in self._peers(session.id):
+            if await self._call(peer, "take", _body(id=session.id, owner=self.node.id)):
+                self._telemetry.handed_over(session.id, "taken")
+                self._release(session)
+                return
+
+    async def _is_gone(self, session_id: str) -> bool:
+        """Tell whether another node owns a session by now: an answer that did not come says nothing."""
+        try:
+            location = await self.node.directory.locate(session_id, fresh=True)
+        except OverloadError:
+            return False
+        return location is None or location.node != self.node.id
+
+    def _release(self, session: Session) -> None:
+        session.released()
+        journal = session.journal
+        if isinstance(journal, RedisJournal):
+            self.node.forget(journal)
+        self._hub.drop(session.id)
+
+    def _peers(self, session_id: str) -> list[Peer]:
+        """Return the peers that could take a session, in its order."""
+        able = {peer.node: peer for peer in self.node.directory.peers if peer.serving and peer.room > 0}
+        return [able[node] for node in ranked(session_id, able)]
+
+    def _run(self, work: Any, name: str) -> None:  # Any: a coroutine of whatever result
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _body(**members: str | None) -> bytes:
+    return json.dumps(members).encode()

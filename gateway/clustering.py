@@ -1,0 +1,180 @@
+"""The part of the composition that exists only where several nodes work as one (`cluster.url`).
+
+Imported when it is needed, because the library for Redis is an extra.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from gateway import __version__
+from gateway.cluster.beat import NodeSeen, Status
+from gateway.cluster.checks import UnfitError, inspect
+from gateway.cluster.connections import AwayError
+from gateway.cluster.gate import DialGate
+from gateway.cluster.membership import Errand, Membership
+from gateway.cluster.node import ClusterNode
+from gateway.cluster.settings import ClusterSettings, Target
+from gateway.config import Config, ConfigError
+from gateway.config.files import secret
+from gateway.downstream.http.listener import Binding
+from gateway.downstream.peers.elsewhere import Elsewhere
+from gateway.downstream.peers.internal import PREPARE, TAKE
+from gateway.downstream.peers.signatures import PeerSignatures
+from gateway.downstream.peers.splice import BrokenError, UnreachableError
+from gateway.relay.clock import Clock
+from gateway.relay.hub import Hub
+from gateway.relay.journal import Directory, Peer
+from gateway.relay.ports import Dialer
+from gateway.relay.records import VERSION
+from gateway.telemetry import Metrics
+
+FIRST_CONTACT_SECONDS: Final = 60.0
+"""How long a start waits for Redis, which may be starting as well."""
+_RETRY_SECONDS: Final = 0.5
+
+log = structlog.stdlib.get_logger()
+
+
+class Clustering:
+    """A node's place among the others."""
+
+    def __init__(self, config: Config, signing_keys: Sequence[bytes], metrics: Metrics, clock: Clock) -> None:
+        """Build everything, touching no network. Raises ConfigError."""
+        if not signing_keys:
+            what = "must be set with cluster.url, and be the same on every node; `openssl rand -hex 32` makes a key"
+            raise ConfigError([f"access.signing_key_file: {what}"])
+        self._config = config.cluster
+        self.settings = cluster_settings(config)
+        self._metrics = metrics
+        self._hub: Hub | None = None
+        self._url = ""
+        self.gate = DialGate()
+        self.node = ClusterNode(self.settings, signing_keys, metrics, self._status, clock.epoch)
+        self.elsewhere = Elsewhere(
+            self.node.directory,
+            PeerSignatures(signing_keys),
+            metrics,
+            self.settings.patience_seconds,
+            _client_tls(config),
+        )
+        self._server_tls = _server_tls(config)
+        self.membership: Membership | None = None
+
+    @property
+    def directory(self) -> Directory:
+        """Who owns which session."""
+        return self.node.directory
+
+    @property
+    def binding(self) -> Binding:
+        """Where to listen for the other nodes."""
+        return Binding(self._config.host, self._config.port, self._server_tls)
+
+    @property
+    def nodes(self) -> Sequence[NodeSeen]:
+        """All nodes, as this one sees them."""
+        return self.node.nodes
+
+    def build(self, hub: Hub, dialer: Dialer) -> Membership:
+        """Make what takes sessions over and hands them over."""
+        self._hub = hub
+        self.membership = Membership(self.node, hub, dialer, self._metrics, self._call, self.elsewhere.lost)
+        return self.membership
+
+    async def start(self, peers_url: str) -> None:
+        """Join, as soon as Redis answers. Raises ConfigError for a Redis that cannot be used, OSError where it does not
+        answer."""
+        assert self.membership is not None, "built first"
+        self._url = self._config.advertise_url or peers_url
+        deadline = asyncio.get_running_loop().time() + FIRST_CONTACT_SECONDS
+        told, found = False, None
+        while found is None:
+            try:
+                found = await inspect(self.node.connections, self.settings)
+                await self.membership.start()
+            except UnfitError as error:
+                raise ConfigError([f"cluster.url: {error}"]) from error
+            except AwayError as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise OSError(f"Redis does not answer at cluster.url: {error}") from error
+                if not told:
+                    log.warning(
+                        "redis_awaited", reason=str(error), remedy="start Redis, or correct cluster.url"
+                    )
+                told, found = True, None
+                await asyncio.sleep(_RETRY_SECONDS)
+        log.info(
+            "cluster_joined", node=self.node.id, engine=found.engine, version=found.version, url=self._url
+        )
+        if found.eviction != "noeviction":
+            log.warning("redis_may_evict", policy=found.eviction, remedy="set maxmemory-policy to noeviction")
+
+    async def hand_over(self, timeout: float) -> None:
+        """Give the sessions to other nodes as far as those take them."""
+        assert self.membership is not None, "built first"
+        await self.membership.hand_over_all(timeout)
+
+    async def close(self) -> None:
+        """Leave. Harmless when repeated."""
+        if self.membership is not None:
+            await self.membership.close()
+
+    def _status(self) -> Status:
+        hub = self._hub
+        assert hub is not None, "built first"
+        sessions = len(hub.live_sessions())
+        room = 0 if hub.draining else max(0, hub.limits.max_sessions - sessions)
+        state = "draining" if hub.draining else "serving"
+        return Status(self._url, __version__, state, sessions, room, (VERSION,))
+
+    async def _call(self, peer: Peer, errand: Errand, body: bytes) -> bool:
+        path = PREPARE if errand == "prepare" else TAKE
+        try:
+            status, _ = await self.elsewhere.fetch(peer, "POST", path, body)
+        except (UnreachableError, BrokenError):
+            return False
+        return status == 204
+
+
+def cluster_settings(config: Config) -> ClusterSettings:
+    """Map the section, secrets included. Raises ConfigError."""
+    cluster = config.cluster
+    return ClusterSettings(
+        target=Target.parse(cluster.url),
+        prefix=cluster.prefix,
+        username=cluster.username,
+        password=secret("cluster.password", cluster.password, cluster.password_file),
+        ca_file=str(cluster.redis_ca_file) if cluster.redis_ca_file else None,
+        certificate_file=str(cluster.redis_certificate_file) if cluster.redis_certificate_file else None,
+        key_file=str(cluster.redis_key_file) if cluster.redis_key_file else None,
+        lease_seconds=cluster.lease_seconds,
+        patience_seconds=cluster.patience_seconds,
+        wait_replicas=cluster.wait_replicas,
+        encrypt=cluster.encrypt,
+        allow_eviction=cluster.allow_eviction,
+        detach_grace_seconds=config.relay.detach_grace_seconds,
+        log_max_bytes=config.relay.log_max_bytes,
+    )
+
+
+def _server_tls(config: Config) -> ssl.SSLContext | None:
+    certificate, key = config.cluster.tls_certificate_file, config.cluster.tls_key_file
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"cluster.tls_certificate_file: cannot be used with its key: {error}"]) from error
+    return context
+
+
+def _client_tls(config: Config) -> ssl.SSLContext | None:
+    try:
+        return ssl.create_default_context(cafile=config.cluster.tls_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"cluster.tls_ca_file: cannot be used: {error}"]) from error

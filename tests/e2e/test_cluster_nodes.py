@@ -1,0 +1,200 @@
+"""Several nodes as one: nodes that are killed, paused, restarted, and a Redis that is not what it was."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.redis_server import RedisServer
+from tests.e2e.farend import FarEnd
+from tests.e2e.house import Caller, say
+from tests.e2e.nodes import LEASE_SECONDS, Follower, Nodes, ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
+
+Cluster = Callable[..., Nodes]
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """Run a Redis of the test's own."""
+    server = RedisServer().start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> Iterator[Nodes]:
+    """Give what starts nodes on that Redis."""
+    made = Nodes(tmp_path, far_end, redis_server.url)
+    yield made
+    made.close()
+
+
+async def test_any_node_serves_any_session(nodes: Nodes) -> None:
+    """A session that was opened on one node is read, written, asked and closed through another."""
+    a, b = nodes.start(2)
+    async with Caller(a.url) as one, Caller(b.url) as other:
+        session = await one.open(metadata={"made": "on a"})
+        receipt = await other.send(session["id"], *say("Hello"))
+        assert (receipt["first"], receipt["last"]) == (1, 2)
+        async with Follower(session["id"], [b.url]) as reader:
+            await reader.until("response.done")
+            _, seen = await other.ask("GET", f"/v1/sessions/{session['id']}")
+            assert seen["metadata"] == {"made": "on a"}
+            answer, _ = await other.ask("DELETE", f"/v1/sessions/{session['id']}")
+            assert answer.status == 204
+            await reader.until("gateway.closed")
+        assert not reader.gaps
+
+
+async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None:
+    """SIGKILL: readers go on at their cursor, a POST that meets the gap is answered, the conversation is known."""
+    a, b, c = nodes.start(3)
+    async with Caller(a.url) as caller:
+        session = await caller.open()
+    session_id = session["id"]
+    async with Follower(session_id, [b.url, c.url]) as reader:
+        await ask(b.url, session_id, "My name is Ada.")
+        before = reader.cursor
+        began = time.monotonic()
+        a.program.kill()
+        answered = await ask(c.url, session_id, "What is my name?")
+        took = time.monotonic() - began
+        await reader.until("gateway.recovered")
+        await reader.until("response.done", 2)
+
+        [recovering] = reader.of("gateway.recovering")
+        [recovered] = reader.of("gateway.recovered")
+    assert recovering["cause"] == "node_lost"
+    assert recovered["cause"] == "node_lost"
+    assert recovered["accepted"] >= 0
+    assert "Ada" in answered
+    assert took < 3 * LEASE_SECONDS + 6
+    assert before is not None
+    assert not reader.gaps
+    async with Caller(b.url) as caller:
+        again = await caller.take(session_id, 1, after=before)
+        assert again[0].id != before
+
+
+async def test_paused_owner_never_speaks_again(nodes: Nodes) -> None:
+    """SIGSTOP for three leases: another node takes over, and the one that wakes shows and acknowledges nothing."""
+    a, b = nodes.start(2)
+    async with Caller(a.url) as caller:
+        session_id = (await caller.open())["id"]
+    async with Follower(session_id, [b.url]) as reader:
+        await ask(b.url, session_id, "Hello")
+        a.pause()
+        await reader.until("gateway.recovered")
+        await asyncio.sleep(2 * LEASE_SECONDS)
+        a.go_on()
+        await ask(b.url, session_id, "Still there?")
+        async with asyncio.timeout(10):
+            while "session_fenced" not in a.program.output:
+                await asyncio.sleep(0.05)
+        through_a = await ask(a.url, session_id, "And through the old one?")
+
+        assert through_a
+        await reader.until("response.done", 3)
+        assert not reader.gaps
+        assert len(reader.of("gateway.recovered")) == 1
+
+
+async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: RedisServer) -> None:
+    """Redis stopped for three leases: POSTs are refused with nothing done, and everything goes on when it is back."""
+    a, b = nodes.start(2)
+    async with Caller(a.url) as caller:
+        session_id = (await caller.open())["id"]
+        async with Follower(session_id, [a.url, b.url]) as reader:
+            await ask(b.url, session_id, "Hello")
+            redis_server.pause()
+            await asyncio.sleep(3 * LEASE_SECONDS)
+            answer, problem = await caller.ask("POST", f"/v1/sessions/{session_id}/events", say("Unheard"))
+            assert answer.status == 503, problem
+            assert problem["code"] == "recovering"
+            redis_server.go_on()
+            await asyncio.sleep(1.0)
+            await ask(b.url, session_id, "Back again?")
+            await reader.until("response.done", 2)
+
+            assert not reader.gaps
+            assert "gateway.recovering" not in reader.types()
+            assert "session_taken_over" not in nodes.said()
+
+
+async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
+    nodes: Nodes, redis_server: RedisServer
+) -> None:
+    """Killed and started with nothing: sessions go on, and a node that dies afterwards is still replaced."""
+    a, b = nodes.start(2)
+    async with Caller(a.url) as caller:
+        session_id = (await caller.open())["id"]
+    async with Follower(session_id, [b.url]) as reader:
+        await ask(b.url, session_id, "My name is Ada.")
+        redis_server.kill()
+        await asyncio.sleep(0.5)
+        redis_server.start()
+        await asyncio.sleep(2.0)
+        await ask(b.url, session_id, "Hello again")
+        assert "journal_repaired" in a.program.output
+        async with asyncio.timeout(10):
+            while redis_server.cli("HLEN", "rg:{nodes}") != "2":
+                await asyncio.sleep(0.05)
+        a.program.kill()
+        assert "Ada" in await ask(b.url, session_id, "What is my name?")
+        await reader.until("response.done", 3)
+
+        assert not reader.gaps
+
+
+async def test_rolling_restart_is_a_reconnect(nodes: Nodes) -> None:
+    """Each of three nodes is replaced in turn: no answer of 500 or above, no response cut, no event missing."""
+    running = nodes.start(3)
+    urls = [node.url for node in running]
+    statuses: list[str] = []
+    sessions = []
+    for number in range(6):
+        async with Caller(urls[number % 3]) as caller:
+            sessions.append((await caller.open())["id"])
+    stop = asyncio.Event()
+
+    async def talk(session_id: str) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            item = {
+                "type": "message",
+                "role": "system",
+                "content": [{"type": "input_text", "text": str(number)}],
+            }
+            event = {"type": "conversation.item.create", "item": item}
+            async with Caller(urls[number % len(urls)]) as caller:
+                answer, said = await caller.ask("POST", f"/v1/sessions/{session_id}/events", event)
+                statuses.append(f"{answer.status} {said.get('code')} {said.get('detail')}")
+            await asyncio.sleep(0.2)
+
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(Follower(one, urls)) for one in sessions]
+        talking = [asyncio.create_task(talk(one)) for one in sessions]
+        for old in list(running):
+            new = nodes.begin().ready()
+            urls.append(new.url)
+            urls.remove(old.url)
+            await asyncio.sleep(0.5)
+            old.terminate()
+            await old.ended()
+        await asyncio.sleep(1.0)
+        stop.set()
+        await asyncio.gather(*talking)
+        for reader in readers:
+            assert not reader.gaps
+            assert "gateway.closed" not in reader.types()
+            assert {event["cause"] for event in reader.of("gateway.recovered")} == {"handover"}
+
+    assert len(statuses) > 30
+    assert {status[:3] for status in statuses} == {"202"}, Counter(statuses)
