@@ -139,6 +139,7 @@ class Stream:
     def rotate(self) -> None:
         """See ports.Receiver: another node has the session now."""
         self._end("rotated")
+        self._hurry()
 
     def _end(self, reason: Ended) -> None:
         if self._told is None:
@@ -243,7 +244,7 @@ class Stream:
         return overdue >= ROTATE_PATIENCE_SECONDS or not self._handle.busy
 
     async def _say_goodbye(self, writer: Writer) -> Ended:
-        if self._told is None:
+        if self._told is None or self._told == "rotated":
             position = str(self._cursor.position)
             retry = random.randint(*ROTATE_RETRY_MS)  # noqa: S311  # spread, not secrecy
             await writer.write(self._rendering.ending("gateway.rotating", {"cursor": position}, retry))

@@ -117,9 +117,14 @@ class Answer:
         return Cursor(self._reader, self._after, selects=selects, done=self._done)
 
     def _done(self, position: EventId) -> bool:
-        """Whether all of the turn's events are before this position."""
+        """Whether all of the turn's events are before this position. Those of a turn that failed may never be shown:
+        another node may have taken the session, and with it the events that the journal had not confirmed."""
         turn = self._turn
-        return turn.finished and (turn.last is None or position.sequence >= turn.last.sequence)
+        if not turn.finished:
+            return False
+        if turn.last is None or position.sequence >= turn.last.sequence:
+            return True
+        return turn.failure is not None and position == self._reader.head
 
     def _stream(self, cursor: Cursor, rendering: Rendering) -> Stream:
         reads = self._request.app[READS]
@@ -171,7 +176,7 @@ class Answer:
                 cancel()
         self._check_connected()
         last = self._turn.last
-        if last is None:
+        if last is None or self._turn.failure is not None:
             return
         with closing(Cursor(self._reader, last.before, done=self._done)) as cursor:
             async for _ in cursor:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from gateway.downstream.reading.sse import unframe
 from gateway.relay.eventlog import Entry
 
@@ -53,6 +55,17 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+class _Delta(msgspec.Struct):
+    delta: str = ""
+
+
+_decoder: Final = msgspec.json.Decoder(_Delta)
+
+
 def _delta(entry: Entry) -> str:
-    delta = json.loads(unframe(entry.block, entry.start)).get("delta")
-    return delta if isinstance(delta, str) else ""
+    event = unframe(entry.block, entry.start)
+    try:
+        return _decoder.decode(event).delta
+    except msgspec.DecodeError:  # Half of a surrogate pair, or no text at all.
+        delta = json.loads(event).get("delta")
+        return delta if isinstance(delta, str) else ""

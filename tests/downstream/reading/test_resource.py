@@ -535,6 +535,20 @@ async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
         assert (await stream.value())["resumed"] is True
 
 
+@pytest.mark.parametrize("format_", ["sse", "ndjson"])
+async def test_stream_of_a_session_that_moves_is_rotated(session: Session, format_: str) -> None:
+    """Another node has it now: the client is told to come back at once, and where it was."""
+    async with session.house.http.get(f"{session.house.url}{session.path}?format={format_}") as answer:
+        await until(lambda: session.handle.view().receivers == 1)
+        for receiver in session.handle._receivers:
+            receiver.rotate()
+        async with asyncio.timeout(2):
+            body = await answer.read()
+
+    assert f'{{"type":"gateway.rotating","cursor":"{session.id_after(1)}"}}'.encode() in body
+    assert session.house.facts.of("stream_closed") == [(format_, "rotated")]
+
+
 @pytest.mark.slow
 async def test_rotation_waits_for_a_pause_between_responses(session: Session) -> None:
     """A connection that is due goes on until the response is done."""

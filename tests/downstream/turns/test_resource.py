@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.errors import UpstreamError
+from gateway.errors import OverloadError, UpstreamError
+from gateway.relay.eventlog import EventId
 from gateway.relay.limits import RelayLimits
 from gateway.relay.state import CloseReason
 from tests.downstream.house import Answer, Build, House
@@ -426,6 +427,20 @@ async def test_lost_session_is_a_bad_gateway(session: Session, model: Model) -> 
     answer = await got(asked)
 
     assert (answer.status, answer.code) == (502, "upstream-failed")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "sse", "ndjson"])
+async def test_turn_of_a_session_that_moves_ends(session: Session, model: Model, form: str) -> None:
+    """Its last events may never be shown here, so nobody waits for them."""
+    asked = turn(session, {"input": "Hello"}, params={"format": form})
+    await model.asked()
+    (running,) = [session.handle.state.turns.running]
+    failure = OverloadError("recovering", "Another node has the session now.", retry_after=1)
+    running.finish(EventId(session.handle.reader.head.epoch, 99), failure)
+    running.wake()
+    answer = await got(asked)
+
+    assert (answer.status, answer.code) == (503, "recovering")
 
 
 @pytest.mark.slow
