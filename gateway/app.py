@@ -249,6 +249,7 @@ def relay_limits(config: Config) -> RelayLimits:
         idle_timeout_seconds=relay.idle_timeout_seconds,
         max_session_seconds=relay.max_session_seconds,
         turn_timeout_seconds=relay.turn_timeout_seconds,
+        stall_timeout_seconds=relay.stall_timeout_seconds,
         max_waiting_turns=relay.max_waiting_turns,
         max_receivers=config.stream.max_receivers,
         continuity=relay.continuity,

@@ -206,6 +206,7 @@ class Relay(Section):
     idle_timeout_seconds: SecondsOrNever = 0.0
     max_session_seconds: SecondsOrNever = 0.0
     turn_timeout_seconds: Seconds = 300.0
+    stall_timeout_seconds: Seconds = 30.0
     max_waiting_turns: Count = 8
     continuity: bool = True
     recovery_timeout_seconds: Seconds = 60.0

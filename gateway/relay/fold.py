@@ -25,16 +25,18 @@ is what `apply` does for a server event whose text is parsed already.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from gateway.errors import UpstreamError
 from gateway.relay import effects as fx
 from gateway.relay.answers import Answers
-from gateway.relay.deliveries import ANSWERED_BY, ASKING, OF_THE_CALL, Delivery, Ledger, delivery, read_event
+from gateway.relay.deliveries import ANSWERED_BY, ASKING, OF_THE_CALL, Ledger
+from gateway.relay.delivery import Delivery, delivery, read_event
 from gateway.relay.effects import Effect
 from gateway.relay.envelope import ClientEvent, member, peek
 from gateway.relay.eventlog import MAX_EPOCHS, EventId
+from gateway.relay.facts import Call, Opening, Settings, Spent, settings_of
 from gateway.relay.mirror import Mirror
 from gateway.relay.ports import Principal, Receipt
 from gateway.relay.promise import Promise
@@ -69,55 +71,8 @@ WATCHED: Final = (
 """Server events that change the state; all others only enter the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What a session is opened with, checked and merged by the hub."""
-
-    id: str
-    principal: Principal
-    metadata: Json
-    detach_grace_seconds: int
-    created_at: float
-    """Unix seconds."""
-    secret_allows: tuple[str, ...] = ()
-    retry_interrupted: bool = False
-    """Ask again for a response that a lost call cut off."""
-    attach_to: str | None = None
-    """The call of somebody else that it is attached to."""
-    mirrored: bool = True
-    """Its calls can be replaced, so the conversation is followed."""
-    own_credential: bool = False
-    """Its calls are made with the caller's own credential, which is kept in memory alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """The present call, or the last one."""
-
-    state: State = State.CONNECTING
-    call_id: str | None = None
-    expires_at: int | None = None
-    model: str | None = None
-    cause: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What the responses of the session have cost, as budgets count it (see `allowance.Account.load`)."""
-
-    tokens: int = 0
-    cost: int = 0
-    context: int = 0
-    """Tokens of the last response."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the session object says that matters here."""
-
-    text_only: bool = False
-    transcription_model: str | None = None
-    max_output_tokens: object = None
+HAS_ITEM: Final = frozenset({"response.output_item.added", "conversation.item.created"})
+"""Other server events whose item tells a turn that they are its own."""
 
 
 class SessionState:
@@ -140,7 +95,7 @@ class SessionState:
         """Sequence of the log's newest event."""
         wanted = self.mirror.session
         self.call = Call(model=_text(wanted.get("model")))
-        self.settings = _settings(wanted)
+        self.settings = settings_of(wanted)
         self.closed: str | None = None
         self.prices = prices or PriceList()
 
@@ -353,7 +308,7 @@ class SessionState:
             case "session.created" | "session.updated":
                 model = _text(member(value, "session", "model"))
                 self.call = replace(self.call, model=model or self.call.model)
-                self.settings = _settings(value.get("session"))
+                self.settings = settings_of(value.get("session"))
             case "response.created":
                 return self.responses.created(value, request, now)
             case "response.done":
@@ -439,13 +394,6 @@ class SessionState:
         state.call = Call(State(call.pop("state")), **call)
         state.closed = found["closed"]
         return state
-
-
-def _settings(session: object) -> Settings:
-    model = member(session, "audio", "input", "transcription", "model")
-    return Settings(
-        member(session, "output_modalities") == ["text"], _text(model), member(session, "max_output_tokens")
-    )
 
 
 def _text(value: object) -> str | None:

@@ -16,14 +16,15 @@ from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, Upstr
 from gateway.relay.allowance import Allowance
 from gateway.relay.broker import Broker
 from gateway.relay.budget import Budget
+from gateway.relay.calls import HANDOVER, NODE_LOST
 from gateway.relay.clock import Clock
 from gateway.relay.eventlog import Framing, Unframing
-from gateway.relay.fold import Opening, SessionState
+from gateway.relay.facts import Opening
+from gateway.relay.fold import SessionState
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.journal import Directory, Journal, NullJournal
 from gateway.relay.lifecycle import Phase
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
-from gateway.relay.line import HANDOVER, NODE_LOST
 from gateway.relay.ports import CallRequest, Dialer, Handle, Json, OpenRequest, Principal, SessionId, View
 from gateway.relay.saved import Saved
 from gateway.relay.services import Gate, Services
@@ -172,11 +173,13 @@ class Hub:
         log.load(saved.epochs, saved.first, saved.events)
         if state.closed is not None:
             session = Session(state, log, journal, self._services, phase=Phase.ENDED)
+            journal.bind(session)
             session.rest()
         else:
             phase = Phase.DOWN if prepared is None else Phase.SWITCHING
             bearer = None if prepared is None else prepared.request.bearer
             session = Session(state, log, journal, self._services, bearer, phase)
+            journal.bind(session)
             session.adopt(NODE_LOST if prepared is None else HANDOVER, prepared)
             self._run(session)
         self._sessions[session.id] = session
@@ -223,14 +226,16 @@ class Hub:
             own_credential=request.bearer is not None,
         )
         merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
-        session = json.dumps(merged, ensure_ascii=False, separators=(",", ":"))
+        wanted = json.dumps(merged, ensure_ascii=False, separators=(",", ":"))
         epoch = self._clock.epoch()
-        state = SessionState(opening, session, epoch, self.limits.prices)
+        state = SessionState(opening, wanted, epoch, self.limits.prices)
         if self._directory is None:
             return Session(state, self._broker.create(epoch), NullJournal(), self._services, request.bearer)
         journal = self._directory.journal(opening.id, request.principal.name, epoch)
         log = self._broker.create_journalled(epoch)
-        return Session(state, log, journal, self._services, request.bearer)
+        session = Session(state, log, journal, self._services, request.bearer)
+        journal.bind(session)
+        return session
 
     def _run(self, session: Session) -> None:
         task = asyncio.create_task(session.run(), name=f"session-{session.id}")

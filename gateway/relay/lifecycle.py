@@ -190,6 +190,37 @@ def advance(phase: Phase, happened: Input) -> Step:
         raise Impossible(f"'{happened}' in phase '{phase}'") from None
 
 
+def page() -> str:
+    """Return the page of the documentation that shows the table."""
+    rows = [
+        f"| {phase} | {happened} | {step.phase} | {', '.join(step.actions)} |"
+        for (phase, happened), step in TABLE.items()
+        if happened is not Input.END
+    ]
+    phases = [f"| {phase} | {STATE_OF[phase]} | {'yes' if phase in HOLDING else 'no'} |" for phase in Phase]
+    return "\n".join(
+        [
+            "# The life of a session's calls",
+            "",
+            "Generated from `gateway/relay/lifecycle.py`; the theory is in its docstring, and `tests/relay/test_lifecycle.py`",
+            "keeps this page equal to it. In every phase but the last, `end` leads to `ended`.",
+            "",
+            "```mermaid",
+            diagram(),
+            "```",
+            "",
+            "| phase | input | next phase | what is done |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "| phase | state that clients see | holds events |",
+            "|---|---|---|",
+            *phases,
+            "",
+        ]
+    )
+
+
 def diagram() -> str:
     """Return the table as a Mermaid state diagram, for the documentation. Inputs that end a session are left out but for
     one line, because every phase has them."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.relay.deliveries import Delivery
+from gateway.relay.delivery import Delivery
 from gateway.relay.effects import Effect, FirstDelta, ResponseDone, Unrecorded
 from gateway.relay.usage import Charge
 

@@ -10,103 +10,35 @@ costs money, wait briefly for its bill, write `gateway.closed`, seal the log, cl
 """
 
 import asyncio
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 
-from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
-from gateway.relay import effects as fx
-from gateway.relay.broker import JournalledLog, LocalLog
-from gateway.relay.deliveries import Delivery
-from gateway.relay.effects import Effect
-from gateway.relay.envelope import ClientEvent, peek
-from gateway.relay.fold import WATCHED, SessionState
-from gateway.relay.journal import Journal
+from gateway.errors import CallerError, GatewayError, OverloadError
+from gateway.relay.broker import JournalledLog
+from gateway.relay.calls import NODE_LOST, RESTART
+from gateway.relay.core import SessionCore
+from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
+from gateway.relay.envelope import ClientEvent
 from gateway.relay.lifecycle import STATE_OF, Phase
-from gateway.relay.line import NODE_LOST, RESTART, Line
-from gateway.relay.ports import CallRequest, Json, Reader, Receipt, Receiver, SessionId, View
+from gateway.relay.ports import Json, Reader, Receipt, Receiver, View
 from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.records import (
-    Accepted,
-    GatewayEvent,
-    Handed,
     LineState,
     Record,
     Released,
     Sealed,
-    ServerEvent,
-    TurnFinished,
     TurnQueued,
 )
-from gateway.relay.services import Services
 from gateway.relay.sessionobject import check_locked
 from gateway.relay.state import CloseReason, State
 from gateway.relay.succession import Prepared
-from gateway.relay.turn import Turn, TurnRequest, dump_failure
+from gateway.relay.turn import Turn, TurnRequest
 from gateway.relay.turns import TOKEN_LENGTH
-from gateway.relay.usage import Charge
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Why the session ends, and OpenAI's part in it."""
-
-    reason: CloseReason
-    upstream: Json | None = None
-    hang_up: bool = True
-
-
-class Session:
+class Session(SessionCore):
     """A `Handle` (see ports), the `Owner` of its line, and the `JournalOwner` of its journal."""
 
-    def __init__(
-        self,
-        state: SessionState,
-        log: LocalLog,
-        journal: Journal,
-        services: Services,
-        bearer: str | None = None,
-        phase: Phase = Phase.DIALLING,
-    ) -> None:
-        self.state = state
-        self.log = log
-        self.closed_at: float | None = None
-        """When the log was sealed, in monotonic seconds."""
-        opening = state.opening
-        self._id = SessionId(opening.id)
-        self._journal = journal
-        self._clock = services.clock
-        self._telemetry = services.telemetry
-        self._limits = services.limits
-        self._account = services.allowance.open(opening.principal)
-        self._account.load(asdict(state.spent))
-        self._holding = services.budget.open(opening.principal.name)
-        self._receivers: list[Receiver] = []
-        self._audio_told = self._expiring_told = False
-        now, unix = services.clock.monotonic(), services.clock.unix()
-        self._opened_at = now - max(0.0, unix - opening.created_at)
-        self._touched_at = self._event_at = now
-        loop = asyncio.get_running_loop()
-        self._ending: asyncio.Future[_End] = loop.create_future()
-        self._connected: asyncio.Future[None] = loop.create_future()
-        self._sealed = asyncio.Event()
-        self._paid = asyncio.Event()
-        self._gone = False
-        request = CallRequest(
-            session={},
-            bearer=bearer,
-            safety_identifier=None if opening.principal.anonymous else opening.principal.name,
-            attach_to=opening.attach_to,
-        )
-        self._line = Line(request, services, self, state, self._ending, phase)
-        journal.bind(self)
-        services.telemetry.session_state(None, STATE_OF[phase])
-
     # --- what handlers see (ports.Handle) -----------------------------------------------------------------------------
-
-    @property
-    def id(self) -> SessionId:
-        return self._id
 
     def view(self) -> View:
         limit, opening, state = self._limits.max_session_seconds, self.state.opening, self.state
@@ -158,20 +90,20 @@ class Session:
     async def submit(self, batch: Sequence[ClientEvent], promise: Promise = NO_PROMISE) -> Receipt:
         known = self.promised(promise)
         if isinstance(known, Receipt):
-            await self._journal.flushed()
+            await self.journal.flushed()
             return known
         self._require_live()
         self._check(batch)
-        head, first = self.log.head, self.state.accepted + 1
-        self._send(batch, first, promise=promise, head=head.sequence)
-        if self._journal.keeps:
-            await self._journal.flushed()
-        return Receipt(len(batch), first, first + len(batch) - 1, head)
+        before, first = self.log.head, self.state.accepted + 1
+        self._send(batch, first, promise=promise, head=before.sequence)
+        if self.journal.keeps:
+            await self.journal.flushed()
+        return Receipt(len(batch), first, first + len(batch) - 1, before)
 
     async def turn(self, request: TurnRequest, promise: Promise = NO_PROMISE) -> Turn:
         known = self.promised(promise)
         turn = known if isinstance(known, Turn) else self._queue(request, promise)
-        await self._journal.flushed()
+        await self.journal.flushed()
         return turn
 
     def promised(self, promise: Promise) -> Receipt | Turn | None:
@@ -185,7 +117,7 @@ class Session:
     async def close(self, reason: CloseReason, *, hang_up: bool | None = None) -> None:
         self.end(reason, hang_up=hang_up)
         await self._sealed.wait()
-        await self._journal.flushed()
+        await self.journal.flushed()
 
     # --- what the hub and the operator see ----------------------------------------------------------------------------
 
@@ -193,11 +125,6 @@ class Session:
     def phase_state(self) -> State:
         """The session's state, as clients are told."""
         return STATE_OF[self._line.phase]
-
-    @property
-    def live(self) -> bool:
-        """Not closed and not about to be."""
-        return not self._ending.done()
 
     @property
     def busy(self) -> bool:
@@ -208,14 +135,6 @@ class Session:
     def attended(self) -> bool:
         """Somebody is reading."""
         return bool(self._receivers)
-
-    @property
-    def urgent(self) -> bool:
-        return bool(self._receivers or self.state.ledger.held or self.state.turns.waiting)
-
-    @property
-    def sure(self) -> bool:
-        return self._journal.sure
 
     def diagnostics(self) -> Json:
         """What an operator may see: no text, no SDP, no address, no key."""
@@ -242,19 +161,6 @@ class Session:
             detail = "relay.continuity is off, so a new call would know nothing of the conversation."
             raise CallerError("invalid-parameter", detail)
         self._line.replace(RESTART)
-
-    def tell(self, name: str, members: Json) -> None:
-        """Write one of the gateway's own events into the log."""
-        text = json.dumps({"type": name, **members}, separators=(",", ":"))
-        sequence = self.log.append(name, text, self._clock.monotonic(), name=name)
-        self.note(GatewayEvent(sequence, name, text))
-
-    def end(self, reason: CloseReason, upstream: Json | None = None, *, hang_up: bool | None = None) -> None:
-        """Begin to close; harmless when repeated, the first reason stands."""
-        if not self._ending.done():
-            # A call that somebody else made is left alone unless a client asks for its end.
-            own = self.state.opening.attach_to is None
-            self._ending.set_result(_End(reason, upstream, own if hang_up is None else hang_up))
 
     async def connected(self) -> None:
         """Wait until the channel is open and the far end has greeted; raises what the opening failed with."""
@@ -304,17 +210,8 @@ class Session:
             self._tell_expiring()
             self._line.tick(now)
             self._charge()
-            if self._journal.keeps:
-                self._journal.oldest(self.log.oldest.sequence)
-
-    @property
-    def bearer(self) -> str | None:
-        """The caller's own upstream credential, where its calls are made with one."""
-        return self._line.bearer
-
-    @property
-    def journal(self) -> Journal:
-        return self._journal
+            if self.journal.keeps:
+                self.journal.oldest(self.log.oldest.sequence)
 
     def rest(self) -> None:
         """Stand for a session that ended on another node: its log can be read until its retention is over."""
@@ -329,7 +226,7 @@ class Session:
 
     def settled(self) -> None:
         if isinstance(self.log, JournalledLog):
-            self.log.settle(self._journal.settled)
+            self.log.settle(self.journal.settled)
 
     def fenced(self) -> None:
         self._let_go(hang_up=False)
@@ -352,8 +249,8 @@ class Session:
         journal; False where that cannot be now. `released` or `resume` must follow."""
         if not self.live or not await self._line.park():
             return False
-        self._journal.add(Released(None))
-        await self._journal.flushed()
+        self.journal.add(Released(None))
+        await self.journal.flushed()
         return True
 
     def resume(self) -> None:
@@ -381,60 +278,7 @@ class Session:
         self.closed_at = self._clock.monotonic()
         self._sealed.set()
 
-    # --- what the line says (line.Owner) ------------------------------------------------------------------------------
-
-    def arrived(self, text: str) -> None:
-        value = peek(text)
-        if value is None:
-            self._telemetry.frame_unrelayed(self._id, len(text))
-            return
-        found = value.get("type")
-        type_ = found if isinstance(found, str) else ""
-        now = self._event_at = self._clock.monotonic()
-        state, log = self.state, self.log
-        # A delta of no turn, when all responses have begun to speak: most events, and nothing but the log wants them.
-        plain = type_ not in WATCHED and state.turns.running is None and not state.responses.mute
-        if plain:
-            tag, effects = 0, None
-            state.head = log.append(type_, text, now)
-        else:
-            tag, effects = state.arrived(type_, value, state.head + 1, now)
-            log.append(type_, text, now, turn=tag)
-        if self._journal.keeps:
-            self._journal.add(ServerEvent(state.head, tag, type_, text))
-        # Most events are ASCII, of which this asks in no time.
-        self._telemetry.event_down(type_, len(text) if text.isascii() else len(text.encode()))
-        if effects is not None:
-            if type_ in WATCHED:
-                self._line.heard(now, type_, value)
-            self._carry_out(effects)
-
-    def note(self, record: Record) -> None:
-        effects = self.state.apply(record, self._clock.monotonic())
-        if self._journal.keeps:
-            self._journal.add(record)
-        self._carry_out(effects)
-
-    def handed(self, record: Handed, position: int) -> None:
-        self.state.handed(record, self._clock.monotonic(), position)
-        if self._journal.keeps:
-            self._journal.add(record)
-
-    def sent(self, event: ClientEvent | Delivery) -> None:
-        self._telemetry.event_up(event.type, event.size)
-
-    def moved(self, before: State, after: State) -> None:
-        self._telemetry.session_state(before, after)
-
-    def replaced(self) -> None:
-        self._charge()
-        self._advance_turns()
-
     # --- the end ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _reason(self) -> CloseReason:
-        return self._ending.result().reason
 
     def _begun(self) -> None:
         """The session can be used."""
@@ -457,11 +301,11 @@ class Session:
         """Cancel what is being answered, or was asked for, and wait briefly for its response.done, which says what it
         cost."""
         state = self.state
-        if self._reason in _UPSTREAM_REASONS or state.opening.attach_to is not None:
+        if self._reason in UPSTREAM_REASONS or state.opening.attach_to is not None:
             return
-        cancels = [_cancel(response_id) for response_id in state.responses.active]
+        cancels = [cancelling(response_id) for response_id in state.responses.active]
         if state.ledger.asking:
-            cancels.append(_cancel(None))  # It has no name yet.
+            cancels.append(cancelling(None))  # It has no name yet.
         if not cancels:
             return
         self._paid.clear()  # It was set by every response that was done before these.
@@ -482,7 +326,7 @@ class Session:
             left = {"unknown": self.state.ledger.in_flight, "unsent": self.state.ledger.held}
             accounts = {name: [one.account for one in of if one.number] for name, of in left.items()}
             self.tell("gateway.closed", members | {name: told for name, told in accounts.items() if told})
-        failure = _failure(end, self._id)
+        failure = failure_of(end, self._id)
         self._carry_out(self.state.turns.fail_all(failure, self.state.position))
         if not self._connected.done():
             self._connected.set_exception(failure)
@@ -493,83 +337,9 @@ class Session:
         self.closed_at = self._clock.monotonic()
         self.log.seal()
         self._sealed.set()
-        self._journal.seal(self._limits.log_retention_seconds)
+        self.journal.seal(self._limits.log_retention_seconds)
         if opened:
             self._telemetry.session_closed(self.view(), self.closed_at - self._opened_at)
-
-    # --- carrying out -------------------------------------------------------------------------------------------------
-
-    def _carry_out(self, effects: Iterable[Effect]) -> None:
-        """Do what follows from a record that is taken in."""
-        advance = settled = False
-        for effect in effects:
-            match effect:
-                case fx.Advance():
-                    advance = True
-                case fx.Send():
-                    self._send_quietly(effect.events)
-                case fx.TurnOver():
-                    self._turn_over(effect.turn)
-                case fx.FirstDelta():
-                    self._telemetry.first_delta(effect.seconds)
-                case fx.ResponseDone():
-                    settled = True
-                    self._response_done(effect)
-                case fx.Transcribed():
-                    self._spend(effect.charge, response=False)
-                case fx.Unrecorded():
-                    self._unrecorded(effect.responses)
-                case fx.UpstreamError():
-                    settled = True
-                    # It may be the refusal of a response that was asked for; which of them, only some errors say.
-                    if self._account.reserved > len(self.state.responses.active):
-                        self._account.release(1)
-                    self._telemetry.upstream_error(effect.code)
-        if settled and not self.state.responses.active and not self.state.ledger.asking:
-            self._paid.set()
-        if advance:
-            self._charge()
-            self._advance_turns()
-
-    def _turn_over(self, turn: Turn) -> None:
-        if self._journal.keeps and turn.last is not None:
-            failure = None if turn.failure is None else dump_failure(turn.failure)
-            self._journal.add(TurnFinished(turn.number, turn.last.sequence, failure))
-        turn.wake()
-
-    def _response_done(self, done: fx.ResponseDone) -> None:
-        self._telemetry.response_done(done.status, done.seconds)
-        if done.charge is None:
-            self._unrecorded(1)
-        else:
-            self._spend(done.charge)
-            self._watch_audio(done.charge)
-        if done.error is not None:
-            self._telemetry.upstream_error(done.error)
-
-    def _unrecorded(self, count: int) -> None:
-        """Count responses whose cost nobody will tell, and charge an estimate: they are billed all the same."""
-        for _ in range(count):
-            self._telemetry.usage_unrecorded()
-        self._account.forfeit(count, self._clock.unix())
-        self._end_if_spent()
-
-    def _spend(self, charge: Charge, *, response: bool = True) -> None:
-        """Count what a response, or a transcription, has cost."""
-        self._telemetry.charged(self.state.opening.principal.name, charge)
-        self._account.spend(charge, self._clock.unix(), response=response)
-        self._end_if_spent()
-
-    def _end_if_spent(self) -> None:
-        if self._account.exhausted:
-            self.end(CloseReason.LIMIT)
-
-    def _watch_audio(self, charge: Charge) -> None:
-        """Say once where a session that asked for text alone is billed for audio."""
-        audio = charge.input.get("audio", 0) + charge.output.get("audio", 0)
-        if audio and self.state.settings.text_only and not self._audio_told:
-            self._audio_told = True
-            self._telemetry.audio_tokens_in_text_session(self._id, audio)
 
     def _tell_expiring(self) -> None:
         expires_at = self._line.call_expires_at
@@ -581,7 +351,7 @@ class Session:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def _require_live(self) -> None:
-        if self._gone or not self._journal.sure:
+        if self._gone or not self.journal.sure:
             raise OverloadError("recovering", "Another node may have the session.", retry_after=1)
         if not self.live:
             detail = "The session is closed; open another one."
@@ -599,57 +369,6 @@ class Session:
                 holder = _HOLDS_SESSION[event.type]
                 locked = [f"{holder}.{name}" for name in limits.session_locked]
                 check_locked(event.value, locked, f"/{index}" if len(batch) > 1 else "")
-
-    def _send(
-        self,
-        batch: Sequence[ClientEvent],
-        first: int,
-        *,
-        turn: int = 0,
-        promise: Promise = NO_PROMISE,
-        head: int | None = None,
-    ) -> None:
-        """Hand a batch to the line whole, or have it held, or raise. `first` is 0 for events that no client counts."""
-        before, state = self._holding.size, self.state
-        reserved = self._account.reserve(
-            batch, state.settings.max_output_tokens, state.call.model, self._clock.unix()
-        )
-        try:
-            self._holding.take(sum(event.size for event in batch))  # Corrected by `_charge`.
-            position = self._line.message
-            handed = self._line.send(batch)
-        except GatewayError:
-            self._holding.resize(before)
-            self._account.cancel(reserved)
-            self._line.catch_up()
-            raise
-        now = self._event_at = self._clock.monotonic()
-        record = Accepted(
-            first,
-            [event.text for event in batch],
-            not handed,
-            turn,
-            promise.key,
-            promise.fingerprint,
-            promise.request_id,
-            # Readers can go on from there: what is appended may not be settled yet.
-            self.log.head.sequence if head is None else head,
-            self._clock.unix(),
-        )
-        effects = self.state.accept(record, batch, now, position)
-        if self._journal.keeps:
-            self._journal.add(record)
-        if handed:
-            for event in batch:
-                self.sent(event)
-        self._carry_out(effects)
-        self._line.catch_up()
-
-    def _send_quietly(self, events: Sequence[ClientEvent]) -> None:
-        try:
-            self._send(events, 0)
-        except GatewayError:
-            return  # The channel is gone, and the response with it.
 
     def _queue(self, request: TurnRequest, promise: Promise) -> Turn:
         self._require_live()
@@ -675,49 +394,6 @@ class Session:
         self._advance_turns()
         return turn
 
-    def _advance_turns(self) -> None:
-        """Send what can be sent: the next turn, or the running one's request for its response."""
-        state = self.state
-        while self.live and not self._line.holding and self._journal.sure:
-            asking = state.turns.due(state.responses.busy)
-            if asking is None:
-                return
-            try:
-                self._send(asking.events, 0, turn=asking.turn.number)
-                return
-            except GatewayError as error:
-                # A refusal that outlasts the turn, such as that of a budget that is spent, is its answer.
-                timeout = self._limits.turn_timeout_seconds
-                if isinstance(error, OverloadError) and (error.retry_after or 0) <= timeout:
-                    return  # It goes on waiting, until its time is over.
-                self._carry_out(state.turns.fail(asking.turn, error, state.position))
-
-    def _charge(self) -> None:
-        """Tell the budget what is held."""
-        self._holding.resize(self.state.size + self.state.answers.size)
-
 
 _HOLDS_SESSION = {"session.update": "session", "response.create": "response"}
 """Client events that carry members of the session object, and where."""
-
-_UPSTREAM_REASONS = frozenset(
-    {CloseReason.UPSTREAM_LOST, CloseReason.UPSTREAM_CLOSED, CloseReason.UPSTREAM_REJECTED}
-)
-
-
-def _failure(end: _End, session_id: str) -> GatewayError:
-    """What those are told who waited for something of the session."""
-    if end.reason is CloseReason.INTERNAL:
-        return GatewayError("internal", f"The gateway failed; its log has the reason under '{session_id}'.")
-    detail = f"The session ended: {end.reason}."
-    if end.reason not in _UPSTREAM_REASONS:
-        return CallerError("session-closed", detail, members={"reason": end.reason})
-    members: Mapping[str, object] = {"upstream": end.upstream} if end.upstream else {}
-    return UpstreamError("upstream-failed", detail, members=members)
-
-
-def _cancel(response_id: str | None) -> ClientEvent:
-    value: dict[str, object] = {"type": "response.cancel"}
-    if response_id is not None:
-        value["response_id"] = response_id
-    return ClientEvent(json.dumps(value, separators=(",", ":")), "response.cancel", None, value)

@@ -67,6 +67,7 @@ CHANGES: dict[str, Any] = {
     "relay.idle_timeout_seconds": 9,
     "relay.max_session_seconds": 10,
     "relay.turn_timeout_seconds": 11,
+    "relay.stall_timeout_seconds": 14,
     "relay.max_waiting_turns": 2,
     "relay.continuity": False,
     "relay.recovery_timeout_seconds": 12,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import OverloadError
 from gateway.relay.deliveries import MAX_IN_FLIGHT
-from gateway.relay.fold import WATCHED, Opening, SessionState
+from gateway.relay.facts import Opening
+from gateway.relay.fold import WATCHED, SessionState
 from gateway.relay.mirror import Mirror, restorable
 from gateway.relay.ports import Principal
 from gateway.relay.records import Accepted, Acknowledged, DoubtSettled, LineState

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.relay.envelope import ClientEvent
-from gateway.relay.fold import Opening, SessionState
+from gateway.relay.facts import Opening
+from gateway.relay.fold import SessionState
 from gateway.relay.mirror import Seed
 from gateway.relay.ports import Principal
 from gateway.relay.records import Accepted

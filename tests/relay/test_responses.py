@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.relay.deliveries import delivery
+from gateway.relay.delivery import delivery
 from gateway.relay.effects import Effect, FirstDelta, ResponseDone, Unrecorded
 from gateway.relay.responses import MAX_ACTIVE, Responses
 from gateway.relay.usage import Charge

@@ -1,0 +1,321 @@
+"""What a session does when something happens: take it into its state, tell the journal, and carry out what follows.
+
+`note` is the one way: it applies a record (see `fold`), gives it to the journal, and executes the effects, after the state
+is whole again. `arrived` does the same for a server event, without building a record where nothing but the log wants it.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from gateway.errors import GatewayError, OverloadError
+from gateway.relay import effects as fx
+from gateway.relay.broker import LocalLog
+from gateway.relay.delivery import Delivery
+from gateway.relay.effects import Effect
+from gateway.relay.ending import End
+from gateway.relay.envelope import ClientEvent, head, peek
+from gateway.relay.fold import HAS_ITEM, WATCHED, SessionState
+from gateway.relay.journal import Journal
+from gateway.relay.lifecycle import STATE_OF, Phase
+from gateway.relay.line import Line
+from gateway.relay.ports import CallRequest, Json, Receiver, SessionId
+from gateway.relay.promise import NO_PROMISE, Promise
+from gateway.relay.records import (
+    Accepted,
+    GatewayEvent,
+    Handed,
+    Record,
+    ServerEvent,
+    TurnFinished,
+)
+from gateway.relay.services import Services
+from gateway.relay.state import CloseReason, State
+from gateway.relay.turn import Turn, dump_failure
+from gateway.relay.usage import Charge
+
+
+class SessionCore:
+    """State, log, journal and line of one session."""
+
+    def __init__(
+        self,
+        state: SessionState,
+        log: LocalLog,
+        journal: Journal,
+        services: Services,
+        bearer: str | None = None,
+        phase: Phase = Phase.DIALLING,
+    ) -> None:
+        self.state = state
+        self.log = log
+        self.closed_at: float | None = None
+        """When the log was sealed, in monotonic seconds."""
+        opening = state.opening
+        self._id = SessionId(opening.id)
+        self.journal = journal
+        self._clock = services.clock
+        self._telemetry = services.telemetry
+        self._limits = services.limits
+        self._account = services.allowance.open(opening.principal)
+        self._account.load(asdict(state.spent))
+        self._holding = services.budget.open(opening.principal.name)
+        self._receivers: list[Receiver] = []
+        self._audio_told = self._expiring_told = False
+        now, unix = services.clock.monotonic(), services.clock.unix()
+        self._opened_at = now - max(0.0, unix - opening.created_at)
+        self._touched_at = self._event_at = now
+        loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[End] = loop.create_future()
+        self._connected: asyncio.Future[None] = loop.create_future()
+        self._sealed = asyncio.Event()
+        self._paid = asyncio.Event()
+        self._gone = False
+        request = CallRequest(
+            session={},
+            bearer=bearer,
+            safety_identifier=None if opening.principal.anonymous else opening.principal.name,
+            attach_to=opening.attach_to,
+        )
+        self._line = Line(request, services, self, state, self._ending, phase)
+        services.telemetry.session_state(None, STATE_OF[phase])
+
+    @property
+    def id(self) -> SessionId:
+        return self._id
+
+    @property
+    def live(self) -> bool:
+        """Not closed and not about to be."""
+        return not self._ending.done()
+
+    @property
+    def urgent(self) -> bool:
+        return bool(self._receivers or self.state.ledger.held or self.state.turns.waiting)
+
+    @property
+    def sure(self) -> bool:
+        return self.journal.sure
+
+    @property
+    def _reason(self) -> CloseReason:
+        return self._ending.result().reason
+
+    # --- what happens (line.Owner) ---------------------------------------------------------------------------------------
+
+    def arrived(self, text: str) -> None:
+        # Of most events only the type matters, and reading that alone costs a fraction of the whole.
+        read = head(text)
+        if read is None:
+            self._telemetry.frame_unrelayed(self._id, len(text))
+            return
+        type_ = read.type or ""
+        now = self._event_at = self._clock.monotonic()
+        state, log, effects = self.state, self.log, None
+        watched, value = type_ in WATCHED, dict[str, object]()
+        if not watched and state.turns.running is None and not state.responses.mute:
+            # A delta of no turn, when all responses have begun to speak: nothing but the log wants it.
+            tag = 0
+            state.head = log.append(type_, text, now)
+        else:
+            value = {"response_id": read.response_id, "item_id": read.item_id}
+            if watched or type_ in HAS_ITEM:
+                value = peek(text) or value
+            tag, effects = state.arrived(type_, value, state.head + 1, now)
+            log.append(type_, text, now, turn=tag)
+        if self.journal.keeps:
+            self.journal.add(ServerEvent(state.head, tag, type_, text))
+        # Most events are ASCII, of which this asks in no time.
+        self._telemetry.event_down(type_, len(text) if text.isascii() else len(text.encode()))
+        if effects is not None:
+            if watched:
+                self._line.heard(now, type_, value)
+            self._carry_out(effects)
+
+    def note(self, record: Record) -> None:
+        effects = self.state.apply(record, self._clock.monotonic())
+        if self.journal.keeps:
+            self.journal.add(record)
+        self._carry_out(effects)
+
+    def handed(self, record: Handed, position: int) -> None:
+        self.state.handed(record, self._clock.monotonic(), position)
+        if self.journal.keeps:
+            self.journal.add(record)
+
+    def sent(self, event: ClientEvent | Delivery) -> None:
+        self._telemetry.event_up(event.type, event.size)
+
+    def moved(self, before: State, after: State) -> None:
+        self._telemetry.session_state(before, after)
+
+    def replaced(self) -> None:
+        self._charge()
+        self._advance_turns()
+
+    def tell(self, name: str, members: Json) -> None:
+        """Write one of the gateway's own events into the log."""
+        text = json.dumps({"type": name, **members}, separators=(",", ":"))
+        sequence = self.log.append(name, text, self._clock.monotonic(), name=name)
+        self.note(GatewayEvent(sequence, name, text))
+
+    def end(self, reason: CloseReason, upstream: Json | None = None, *, hang_up: bool | None = None) -> None:
+        """Begin to close; harmless when repeated, the first reason stands."""
+        if not self._ending.done():
+            # A call that somebody else made is left alone unless a client asks for its end.
+            own = self.state.opening.attach_to is None
+            self._ending.set_result(End(reason, upstream, own if hang_up is None else hang_up))
+
+    @property
+    def bearer(self) -> str | None:
+        """The caller's own upstream credential, where its calls are made with one."""
+        return self._line.bearer
+
+    # --- carrying out ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        """Do what follows from a record that is taken in."""
+        advance = settled = False
+        for effect in effects:
+            match effect:
+                case fx.Advance():
+                    advance = True
+                case fx.Send():
+                    self._send_quietly(effect.events)
+                case fx.TurnOver():
+                    self._turn_over(effect.turn)
+                case fx.FirstDelta():
+                    self._telemetry.first_delta(effect.seconds)
+                case fx.ResponseDone():
+                    settled = True
+                    self._response_done(effect)
+                case fx.Transcribed():
+                    self._spend(effect.charge, response=False)
+                case fx.Unrecorded():
+                    self._unrecorded(effect.responses)
+                case fx.UpstreamError():
+                    settled = True
+                    # It may be the refusal of a response that was asked for; which of them, only some errors say.
+                    if self._account.reserved > len(self.state.responses.active):
+                        self._account.release(1)
+                    self._telemetry.upstream_error(effect.code)
+        if settled and not self.state.responses.active and not self.state.ledger.asking:
+            self._paid.set()
+        if advance:
+            self._charge()
+            self._advance_turns()
+
+    def _turn_over(self, turn: Turn) -> None:
+        if self.journal.keeps and turn.last is not None:
+            failure = None if turn.failure is None else dump_failure(turn.failure)
+            self.journal.add(TurnFinished(turn.number, turn.last.sequence, failure))
+        turn.wake()
+
+    def _response_done(self, done: fx.ResponseDone) -> None:
+        self._telemetry.response_done(done.status, done.seconds)
+        if done.charge is None:
+            self._unrecorded(1)
+        else:
+            self._spend(done.charge)
+            self._watch_audio(done.charge)
+        if done.error is not None:
+            self._telemetry.upstream_error(done.error)
+
+    def _unrecorded(self, count: int) -> None:
+        """Count responses whose cost nobody will tell, and charge an estimate: they are billed all the same."""
+        for _ in range(count):
+            self._telemetry.usage_unrecorded()
+        self._account.forfeit(count, self._clock.unix())
+        self._end_if_spent()
+
+    def _spend(self, charge: Charge, *, response: bool = True) -> None:
+        """Count what a response, or a transcription, has cost."""
+        self._telemetry.charged(self.state.opening.principal.name, charge)
+        self._account.spend(charge, self._clock.unix(), response=response)
+        self._end_if_spent()
+
+    def _end_if_spent(self) -> None:
+        if self._account.exhausted:
+            self.end(CloseReason.LIMIT)
+
+    def _watch_audio(self, charge: Charge) -> None:
+        """Say once where a session that asked for text alone is billed for audio."""
+        audio = charge.input.get("audio", 0) + charge.output.get("audio", 0)
+        if audio and self.state.settings.text_only and not self._audio_told:
+            self._audio_told = True
+            self._telemetry.audio_tokens_in_text_session(self._id, audio)
+
+    # --- sending --------------------------------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        batch: Sequence[ClientEvent],
+        first: int,
+        *,
+        turn: int = 0,
+        promise: Promise = NO_PROMISE,
+        head: int | None = None,
+    ) -> None:
+        """Hand a batch to the line whole, or have it held, or raise. `first` is 0 for events that no client counts."""
+        before, state = self._holding.size, self.state
+        reserved = self._account.reserve(
+            batch, state.settings.max_output_tokens, state.call.model, self._clock.unix()
+        )
+        try:
+            self._holding.take(sum(event.size for event in batch))  # Corrected by `_charge`.
+            position = self._line.message
+            handed = self._line.send(batch)
+        except GatewayError:
+            self._holding.resize(before)
+            self._account.cancel(reserved)
+            self._line.catch_up()
+            raise
+        now = self._event_at = self._clock.monotonic()
+        record = Accepted(
+            first,
+            [event.text for event in batch],
+            not handed,
+            turn,
+            promise.key,
+            promise.fingerprint,
+            promise.request_id,
+            # Readers can go on from there: what is appended may not be settled yet.
+            self.log.head.sequence if head is None else head,
+            self._clock.unix(),
+        )
+        effects = self.state.accept(record, batch, now, position)
+        if self.journal.keeps:
+            self.journal.add(record)
+        if handed:
+            for event in batch:
+                self.sent(event)
+        self._carry_out(effects)
+        self._line.catch_up()
+
+    def _send_quietly(self, events: Sequence[ClientEvent]) -> None:
+        try:
+            self._send(events, 0)
+        except GatewayError:
+            return  # The channel is gone, and the response with it.
+
+    def _advance_turns(self) -> None:
+        """Send what can be sent: the next turn, or the running one's request for its response."""
+        state = self.state
+        while self.live and not self._line.holding and self.journal.sure:
+            asking = state.turns.due(state.responses.busy)
+            if asking is None:
+                return
+            try:
+                self._send(asking.events, 0, turn=asking.turn.number)
+                return
+            except GatewayError as error:
+                # A refusal that outlasts the turn, such as that of a budget that is spent, is its answer.
+                timeout = self._limits.turn_timeout_seconds
+                if isinstance(error, OverloadError) and (error.retry_after or 0) <= timeout:
+                    return  # It goes on waiting, until its time is over.
+                self._carry_out(state.turns.fail(asking.turn, error, state.position))
+
+    def _charge(self) -> None:
+        """Tell the budget what is held."""
+        self._holding.resize(self.state.size + self.state.answers.size)

@@ -1,0 +1,87 @@
+"""One accepted client event, from its acceptance until it is confirmed or told of. No I/O, no clock.
+
+It keeps the event's text and the few members that it is matched by, not its parsed value, which takes several times the
+memory.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.relay.envelope import ClientEvent, member, peek
+
+Json = Mapping[str, object]
+
+_OVERHEAD: Final = 300
+"""Bytes that a delivery takes beside its text (measured with tracemalloc)."""
+
+_NAMES_ITEM: Final = frozenset(
+    {"conversation.item.delete", "conversation.item.truncate", "conversation.item.retrieve"}
+)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One accepted event."""
+
+    id: int
+    """Its number among all deliveries of the session."""
+    number: int
+    """Its number in the client's own count, 0 for an event of the gateway's."""
+    turn: int
+    """The turn that it belongs to, 0 for none."""
+    text: str
+    type: str
+    event_id: str | None
+    names: str | None = None
+    """The item or response that it names."""
+    shape: tuple[object, object] = (None, None)
+    """Type and role of the item that it creates."""
+    position: int = 0
+    """Which message of its call it is, from 1; 0 while it is held or unknown."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its text in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that it takes."""
+        return len(self.text) * (1 if self.text.isascii() else 4) + _OVERHEAD
+
+    @property
+    def account(self) -> Json:
+        """Name the event to the client that sent it; the gateway's own have no number."""
+        return {"number": self.number or None, "event_id": self.event_id, "type": self.type}
+
+    @property
+    def session(self) -> Json:
+        """The `session` of a session.update."""
+        found = member(json.loads(self.text), "session")
+        return found if isinstance(found, Mapping) else {}
+
+
+def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
+    """Make a delivery of an event."""
+    names: str | None = None
+    shape: tuple[object, object] = (None, None)
+    if event.type == "conversation.item.create":
+        names = _text(member(event.value, "item", "id"))
+        shape = (member(event.value, "item", "type"), member(event.value, "item", "role"))
+    elif event.type in _NAMES_ITEM:
+        names = _text(event.value.get("item_id"))
+    elif event.type == "response.cancel":
+        names = _text(event.value.get("response_id"))
+    return Delivery(id, number, turn, event.text, event.type, event.event_id, names, shape)
+
+
+def read_event(text: str) -> ClientEvent:
+    """Read an event that was accepted before, from its text."""
+    value = peek(text) or {}
+    return ClientEvent(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,48 @@
+"""What the calls of a session tell the session."""
+
+from typing import Protocol
+
+from gateway.relay.delivery import Delivery
+from gateway.relay.envelope import ClientEvent
+from gateway.relay.ports import Json
+from gateway.relay.records import Handed, Record
+from gateway.relay.state import CloseReason, State
+
+
+class Owner(Protocol):
+    """What the line tells its session. Synchronous; never raises."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def sure(self) -> bool:
+        """This node may speak for the session."""
+
+    @property
+    def urgent(self) -> bool:
+        """Somebody waits for the session."""
+
+    def arrived(self, text: str) -> None:
+        """The present call said this."""
+
+    def note(self, record: Record) -> None:
+        """This happened: take it into the state and the journal."""
+
+    def handed(self, record: Handed, position: int) -> None:
+        """Held events were handed over, the first as this message of the call."""
+
+    def sent(self, event: ClientEvent | Delivery) -> None:
+        """An event was handed to the channel."""
+
+    def tell(self, name: str, members: Json) -> None:
+        """Write one of the gateway's own events into the log."""
+
+    def moved(self, before: State, after: State) -> None:
+        """The session's state changed."""
+
+    def replaced(self) -> None:
+        """There is a new call, and what waited was handed to it."""
+
+    def end(self, reason: CloseReason, upstream: Json | None = None) -> None:
+        """The line cannot go on."""
