@@ -221,7 +221,7 @@ class Page:
         await self.ask("Network.emulateNetworkConditions", offline=offline, **conditions)
 
     async def look(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        """Give the window a size and the colours that its owner prefers."""
+        """Set the window's size and the preferred colours."""
         await self.ask(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -233,5 +233,5 @@ class Page:
         await self.ask("Emulation.setEmulatedMedia", features=features)
 
     async def picture(self) -> bytes:
-        """Give what is to be seen as a PNG."""
+        """Return a screenshot as a PNG."""
         return base64.b64decode((await self.ask("Page.captureScreenshot", format="png"))["data"])

@@ -46,7 +46,7 @@ NEEDS = {"curl": "curl", "eventsource": "node", "php-curl": "php", "php-streams"
 
 
 def examples() -> list[object]:
-    """Give the examples that ask one question, each with the programs it needs."""
+    """Return the examples that ask one question, each with the programs it needs."""
     return [
         pytest.param(command, id=name, marks=[pytest.mark.needs(NEEDS[name])] if name in NEEDS else [])
         for name, command in STREAMS.items()
@@ -132,7 +132,7 @@ class Breaking:
 
 
 async def asked(far_end: FarEnd, gateway: Gateway) -> list[int]:
-    """Give how many responses each of the gateway's calls was asked for, by what reached the far end."""
+    """Return how many responses each of the gateway's calls was asked for, by what reached the far end."""
     known = [call["id"] for call in (await far_end._ask("GET", "/calls"))["data"]]
     counts = []
     for call_id in known:

@@ -1,4 +1,4 @@
-/** The console page: a conversation over the browser client, with everything that passes in sight. Puts the parts together. */
+/** The console page: puts the conversation, the events, the figures and the sessions together over relay.js. */
 
 import { RelayChannel } from "./relay.js";
 import { showCurl } from "./curl.js";
@@ -28,7 +28,7 @@ const sessions = new Sessions({ gateway, join, attach, end: (id, bearer) => void
 let channel = null;
 let recovering = false;
 
-// --- beginning and ending ----------------------------------------------------------------------------------------------
+// --- starting and ending -----------------------------------------------------------------------------------------------
 
 $("start").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -93,7 +93,7 @@ function opened() {
   void sessions.list(channel.sessionId);
 }
 
-/** The session is over. All stays in sight; only what cannot be done any more goes. */
+/** The session has ended. Keep the view, and remove only the controls that no longer work. */
 function closed() {
   $("begin").disabled = false;
   if (!$("start").hidden) return showState();
@@ -107,7 +107,7 @@ function closed() {
   void sessions.list(channel.sessionId);
 }
 
-/** Back to the form, for a session of its own. */
+/** Return to the form. */
 $("again").addEventListener("click", () => {
   channel = null;
   sessions.leave();
@@ -124,7 +124,7 @@ function failed(error) {
     return;
   }
   const refused = error.status === 401;
-  // A reload that comes too late finds nothing to return to, and has no need to say so.
+  // After a reload the session may be gone. Show the form without an error then.
   const silent = error.status === 404 && sessions.current;
   sessions.leave();
   $("key-field").hidden &&= !refused;
@@ -151,7 +151,7 @@ async function end(id, bearer) {
   void sessions.list(channel?.sessionId);
 }
 
-/** Show these of the talk's parts and no other. */
+/** Show these parts of the conversation and hide the others. */
 function show(...ids) {
   for (const id of ["start", "messages", "composer", "ended", "end"]) $(id).hidden = !ids.includes(id);
   if (ids.includes("composer")) $("ended-why").textContent = "";

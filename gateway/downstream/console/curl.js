@@ -1,4 +1,4 @@
-/** What was done, as curl lines for a POSIX shell. Knows requests, and never writes a key: that is `$GATEWAY_KEY`. */
+/** Requests as curl lines for a POSIX shell. A key is never shown: it is `$GATEWAY_KEY` there. */
 
 import { $, copyButton, make } from "./page.js";
 
@@ -14,7 +14,7 @@ export function showCurl(title, url, options) {
   $("curl-empty").hidden = true;
 }
 
-/** Return a request as one curl command. `stream` shows what comes as it comes. */
+/** Return a request as one curl command. `stream` shows output as it arrives. */
 export function curlLine(url, { method = "GET", body, keyed = false, stream = false } = {}) {
   const words = ["curl", stream ? "-sN" : "-s"];
   if (method !== "GET" && !(method === "POST" && body !== undefined)) words.push("-X", method);

@@ -1,6 +1,6 @@
-/** The list of raw events: kept to a bound, filtered by type, text and direction, drawn once a frame. */
+/** The list of raw events: bounded, filtered by type, text and direction, drawn once a frame. */
 
-// As many as a browser lays out without a pause; older ones are dropped from both, and the count says so.
+// As many as a browser lays out without a pause. Older ones are dropped; the count includes them.
 const KEPT = 2000;
 const SHOWN = 400;
 
@@ -19,7 +19,7 @@ export class EventList {
   #began = null;
   total = 0;
 
-  /** `onEdit(text)` is told of an event that is to be sent again. */
+  /** `onEdit(text)` is called with an event to edit and send again. */
   constructor({ list, empty, form, types, text, onEdit }) {
     this.#list = list;
     this.#onEdit = onEdit;
@@ -131,7 +131,7 @@ function part(name, text) {
   return make("span", { className: name, text });
 }
 
-/** Return the few characters that tell one event from its neighbours. */
+/** Return a short text that distinguishes an event from its neighbours. */
 function peek(text) {
   const event = JSON.parse(text);
   const said = event.delta ?? event.text ?? event.item?.content?.[0]?.text ?? event.error?.message ?? event.reason;

@@ -65,7 +65,7 @@ function callOf({ state, call_id: id, call_expires_at: ends, attached, model }, 
   return [attached ? "attached" : "open", [until, model].filter(Boolean).join(" · ")];
 }
 
-/** As many digits as say something: a turn costs fractions of a cent. */
+/** Show two significant digits: a turn costs fractions of a cent. */
 function dollars(value) {
   if (value === 0) return "$0";
   const digits = value >= 1 ? 2 : Math.min(6, 1 - Math.floor(Math.log10(value)));

@@ -5,7 +5,7 @@ const WIDTH = 120;
 const HEIGHT = 28;
 const SHOWN = 24;
 
-/** Draw the last values as a line over a quiet area. */
+/** Draw the last values as a line over a filled area. */
 export function drawLine(plot, values) {
   const shown = values.slice(-SHOWN);
   const most = Math.max(...shown, 1);

@@ -1,4 +1,4 @@
-/** The form that sends client events as they are written, and templates for the usual ones. */
+/** The form that sends client events as typed, with templates for the usual ones. */
 
 import { $ } from "./page.js";
 

@@ -1,4 +1,4 @@
-/** The HTTP that `relay.js` is made of: requests to one session, errors, the reading of an event stream, waiting. */
+/** The HTTP part of `relay.js`: requests to one session, errors, parsing of an event stream, waits. */
 
 const BACKOFF_MS = 500;
 const MAX_BACKOFF_MS = 15_000;
@@ -77,7 +77,7 @@ export class Http {
   }
 }
 
-/** Return the requests that the options ask for: to a new session, to one that is joined, or to a ticket's. */
+/** Return the Http for a channel's options: a new session, a joined one, or that of a ticket. */
 export function httpOf(options, position) {
   const base = new URL(options.gateway ?? new URL(".", import.meta.url), globalThis.location?.href);
   if (!base.protocol.startsWith("http")) throw new TypeError("Outside a page, `gateway` is needed");
@@ -150,7 +150,7 @@ export function query(parameters) {
   return new URLSearchParams(parameters).toString();
 }
 
-/** Return an Idempotency-Key. crypto.randomUUID needs a secure context, and a gateway on plain http is none. */
+/** Return an Idempotency-Key. crypto.randomUUID needs a secure context, which a gateway on plain http is not. */
 export function randomKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

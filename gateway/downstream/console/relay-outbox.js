@@ -1,4 +1,4 @@
-/** Events that wait to be sent: a queue with a bound, delivered in order and each once. Knows no session. */
+/** A bounded queue of events to send, delivered in order and once each. Knows nothing of sessions. */
 
 import { randomKey } from "./relay-http.js";
 
@@ -18,8 +18,8 @@ export class Outbox {
   bufferedAmount = 0;
 
   /**
-   * `post(body, headers)` sends until it is answered, `limits()` are the session's, `isOver()` tells the channel's end,
-   * `onRefused(error)` is told what was not taken, `onDrained(before, now)` the bytes that wait.
+   * `post(body, headers)` sends until it is answered. `limits()` returns the session's limits, `isOver()` whether the channel
+   * has ended. `onRefused(error)` is called with what was refused, `onDrained(before, now)` with the bytes unsent.
    */
   constructor({ post, limits, isOver, onRefused, onDrained }) {
     this.#post = post;
@@ -61,7 +61,7 @@ export class Outbox {
     return this.#queue.slice(0, end === -1 ? this.#queue.length : Math.max(end, 1));
   }
 
-  /** Send a batch until it is answered. One that is refused is sent again event by event, to lose only the bad one. */
+  /** Send a batch until it is answered. A refused batch is sent again event by event, so that only the bad one is lost. */
   async #deliver(batch) {
     const texts = batch.map(({ text }) => text);
     const body = texts.length === 1 ? texts[0] : `[${texts.join(",")}]`;

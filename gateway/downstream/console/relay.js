@@ -19,9 +19,9 @@ export { RelayError };
 const OWN_EVENTS = "open gap ping rotating superseded error recovering recovered expiring draining closed"
   .split(" ").map((name) => `gateway.${name}`);
 
-// Used until the session object tells the gateway's own.
+// Used until the session object says the gateway's own.
 const LIMITS = { max_batch_events: 256, max_body_bytes: 1048576, heartbeat_seconds: 15 };
-// A stream that lived this long was no victim of the way there; three in a row that did not are.
+// Three streams in a row that end before this count as cut by a proxy.
 const HEALTHY_MS = 20_000;
 const STRIKES = 3;
 const SILENT_HEARTBEATS = 2.5;
@@ -81,7 +81,7 @@ export class RelayChannel extends EventTarget {
   get readOnly() { return this.#http.readOnly; }
   get transport() { return this.#transports[this.#level]; }
   get connected() { return this.#connected; }
-  /** Holds the client secret rather than the API key, where there is one: it may be stored. */
+  /** What another channel needs to go on. Has the client secret instead of the API key, if there is one: safe to store. */
   get position() {
     const { key: own, ticket, sessionId: id } = this.#http;
     const key = own && (this.session?.client_secret?.value ?? own);
@@ -96,12 +96,12 @@ export class RelayChannel extends EventTarget {
     this.#outbox.add(typeof data === "string" ? data : new TextDecoder().decode(data));
   }
 
-  /** End the channel, once all that was sent is delivered, and the session with it if this channel opened it. */
+  /** Deliver what was sent, then end the channel, and the session too if this channel opened it. */
   close() {
     this.#leave(true);
   }
 
-  /** End the channel and leave the session open; `position` tells another where to go on. */
+  /** End the channel and leave the session open. Another channel continues at `position`. */
   detach() {
     this.#leave(false);
   }
@@ -111,7 +111,7 @@ export class RelayChannel extends EventTarget {
     this.#state = "closing";
     this.#tell(new Event("closing"));
     const patience = sleep(LAST_WORDS_MS);
-    // A session that is being opened is waited for: nobody else could end it.
+    // Wait for a session that is being opened: nobody else knows its ID to end it.
     await Promise.race([this.#outbox.sending ?? this.#entering, patience.done]);
     patience.wake();
     if (endSession && this.#owned) {
@@ -120,7 +120,7 @@ export class RelayChannel extends EventTarget {
     this.#end();
   }
 
-  // --- the way in ---------------------------------------------------------------------------------------------------
+  // --- opening ------------------------------------------------------------------------------------------------------
 
   async #run() {
     try {
@@ -159,8 +159,8 @@ export class RelayChannel extends EventTarget {
   // --- down ---------------------------------------------------------------------------------------------------------
 
   /**
-   * Read until the channel ends. A stream that ends otherwise than by the gateway's word leaves a question: was it the
-   * network, or something on the way that cannot stand streams? A short request answers it, and brings what was missed.
+   * Read until the channel ends. When a stream ends without `gateway.rotating` or `gateway.closed`, either the network failed
+   * or a proxy cuts streams. A short request tells which, and returns the events that were missed.
    */
   async #receive() {
     const read = { eventsource: () => this.#readEventSource(), stream: () => this.#readStream() };
@@ -187,7 +187,7 @@ export class RelayChannel extends EventTarget {
       else strikes += why === "mute" ? STRIKES : 1;
       if (strikes >= STRIKES && this.#level < this.#transports.length - 1) {
         strikes = 0;
-        // A long-poll has just been answered; a stream has still to show that it is better than the last one.
+        // A long-poll was just answered, so it works. Whether the next kind of stream does is not known yet.
         this.#setConnection(this.#level + 1, this.#transports[this.#level + 1] === "poll");
       } else if (strikes) {
         await this.#pause(backoff(strikes - 1));
@@ -237,7 +237,7 @@ export class RelayChannel extends EventTarget {
     return { after: this.#cursor, heartbeat_as: "event", ...(heartbeatSeconds && { heartbeat: heartbeatSeconds }) };
   }
 
-  /** Watch over one stream: what it says in time keeps it, silence ends it. `done` is called once, with how it went. */
+  /** Watch one stream: end it after silence. `done` is called once, with why and after how long it ended. */
   #watch(done) {
     const began = Date.now();
     let last = null;
@@ -276,7 +276,7 @@ export class RelayChannel extends EventTarget {
         { patience: REQUEST_MS + wait * 1000 });
     } catch (error) {
       if (error.code !== "cursor-expired") throw error;
-      // Only a stream tells a gap together with what follows it, so that nothing can be lost in between.
+      // A stream reports the gap together with the events after it, so nothing is lost between the two.
       await this.#catchUp();
       return;
     }
@@ -296,7 +296,7 @@ export class RelayChannel extends EventTarget {
     await parse(answer, (...event) => this.#take(...event));
   }
 
-  /** Tell one event and move the cursor past it. Gives its name. */
+  /** Dispatch one event and move the cursor past it. Return its name. */
   #take(name, data, id) {
     if (this.#over) return name;
     if (id) this.#cursor = id;
@@ -312,7 +312,7 @@ export class RelayChannel extends EventTarget {
 
   // --- requests -----------------------------------------------------------------------------------------------------
 
-  /** Repeat until there is an answer that means something, and give it. */
+  /** Repeat a request until it succeeds or fails for good. Return its answer. */
   async #untilAnswered(request, deadline = Infinity) {
     for (let attempt = 0; ; attempt += 1) {
       try {
@@ -327,18 +327,18 @@ export class RelayChannel extends EventTarget {
     }
   }
 
-  // --- what happens to the channel ----------------------------------------------------------------------------------
+  // --- state --------------------------------------------------------------------------------------------------------
 
   get #over() { return this.#state === "closed"; }
 
-  /** The network came back, perhaps another one: whatever is waited for or stands half dead is tried again, best first. */
+  /** The network is back, and may be another one: try everything again at once, beginning with the best transport. */
   #backOnline = () => {
     this.#level = 0;
     for (const wake of this.#resting) wake();
     this.#cut("restarted");
   };
 
-  /** Without waiting for the heartbeats that will not come. A gateway on this machine is found again at once. */
+  /** Do not wait for missing heartbeats. A gateway on this machine is reached again at once. */
   #wentOffline = () => this.#cut("restarted");
 
   async #pause(ms) {

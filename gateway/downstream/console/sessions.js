@@ -1,4 +1,4 @@
-/** The sessions that this tab knows, or that the key lists; joining one, also one that another client made. */
+/** The sessions that this tab knows or that the key lists, and a form to join any other. */
 
 import { $, make, makeButton } from "./page.js";
 import { RelayError } from "./relay.js";
@@ -14,7 +14,7 @@ export class Sessions {
   #end;
   key = null;
 
-  /** `join(position)`, `attach(callId)` and `end(id)` are told of what is asked for. */
+  /** `join(position)`, `attach(callId)` and `end(id, key)` do what the buttons ask for. */
   constructor({ gateway, join, attach, end }) {
     this.#gateway = gateway;
     this.#join = join;
@@ -26,7 +26,7 @@ export class Sessions {
     });
   }
 
-  /** The tab's own sessions, with what reading and closing them takes; never an API key (see `position`). */
+  /** The tab's own sessions, with their credentials; never an API key (see `position` in relay.js). */
   get remembered() {
     return JSON.parse(sessionStorage.getItem(STORE) ?? "[]");
   }
@@ -44,7 +44,7 @@ export class Sessions {
     sessionStorage.setItem(CURRENT, id);
   }
 
-  /** No session is the tab's present one. */
+  /** Forget which session a reload returns to. */
   leave() {
     sessionStorage.removeItem(CURRENT);
   }
@@ -58,7 +58,7 @@ export class Sessions {
     throw new RelayError(problem?.code ?? "refused", problem?.detail ?? `The answer was ${answer.status}.`, { status: answer.status });
   }
 
-  /** With a key the gateway lists its sessions. Without one it does not, and the tab's own are asked for one by one. */
+  /** Show the open sessions. With a key the gateway lists them; otherwise ask for each of the tab's own. */
   async list(here) {
     const own = this.remembered;
     let found = [];
@@ -87,7 +87,7 @@ export class Sessions {
     return make("li", {}, make("div", {}, make("code", { text: id }), make("small", { text: about })), join, end);
   }
 
-  /** Join the session that is named: look first whether it is there, so that the form can say what is wrong. */
+  /** Join the session that was entered. Check first that it exists, so that the form can show what is wrong. */
   async #submit() {
     const id = $("join-id").value.trim();
     const bearer = $("join-key").value.trim() || this.key;

@@ -1,4 +1,4 @@
-/** The conversation: what is said and answered, the tools that are called, and one response at a time. */
+/** The conversation: messages, answers, tool calls. Requests one response at a time. */
 
 import { $, make, makeButton } from "./page.js";
 
@@ -26,7 +26,7 @@ export class Talk {
 
   get answering() { return this.#active !== null; }
 
-  /** Begin with an empty page; `hasTool` chooses what is proposed. */
+  /** Start with an empty conversation. `hasTool` chooses the suggestions. */
   clear(hasTool = false) {
     this.#active = null;
     this.#waiting = 0;
@@ -68,7 +68,7 @@ export class Talk {
     }
   }
 
-  /** No response is being made any more. */
+  /** No response is in progress any more. */
   settle() {
     this.#active = null;
     this.#askedAt = null;
@@ -76,7 +76,7 @@ export class Talk {
     for (const answer of this.#answers.values()) answer.classList.remove("open");
   }
 
-  /** The session is over: tools that wait for a result get none. */
+  /** The session has ended: tool calls can no longer be answered. */
   end() {
     this.settle();
     for (const { form } of this.#calls.values()) for (const field of form.elements) field.disabled = true;
@@ -91,7 +91,7 @@ export class Talk {
   }
 
   #sendAndAsk(events) {
-    // One response at a time: what is said meanwhile is answered after it.
+    // One response at a time: the request for the next one is sent when this one is done.
     if (this.#active || this.#askedAt !== null) {
       this.#waiting += 1;
       this.#send(events);
@@ -138,7 +138,7 @@ export class Talk {
     this.#onDone();
   }
 
-  /** What another client of this session, or this page before a reload, has said or answered. */
+  /** Show what another client of this session, or this page before a reload, has sent. */
   #tookItem(item) {
     if (item?.type === "function_call_output") return this.#tookOutput(item);
     if (item?.role !== "user" || this.#askedAt !== null || this.#active) return;
@@ -148,7 +148,7 @@ export class Talk {
     this.#message("user", text);
   }
 
-  /** A tool is called: show what with, and a field for its result. */
+  /** Show a tool call with its arguments, and a field for its result. */
   #tookCall({ call_id: id, name, arguments: given }) {
     if (this.#calls.has(id)) return;
     const result = make("textarea", { rows: 1, value: '{"celsius": 21}', spellcheck: false });
