@@ -19,6 +19,7 @@ from gateway.downstream.auth.peer import loopback_peer
 from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import HUB, SESSION
 from gateway.downstream.http.negotiation import preferred
+from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import accepted
 from gateway.downstream.sessions import listing, requested_page
 from gateway.errors import CallerError
@@ -70,8 +71,10 @@ async def metrics(request: web.Request) -> web.Response:
 async def list_all(request: web.Request) -> web.Response:
     """List all sessions, newest first."""
     _require_operator(request)
-    views, more = request.app[HUB].page(None, *requested_page(request))
-    return listing([_shown(view) for view in views], more)
+    page = requested_page(request)
+    async with one_at_a_time(request):
+        views, more = request.app[HUB].page(None, *page)
+        return listing([_shown(view) for view in views], more)
 
 
 async def look(request: web.Request) -> web.Response:

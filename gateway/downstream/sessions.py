@@ -12,7 +12,7 @@ from gateway.downstream.auth.credentials import looks_signed
 from gateway.downstream.http.answers import compact, json_answer
 from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.http.steps import in_steps
+from gateway.downstream.http.steps import in_steps, one_at_a_time
 from gateway.downstream.idempotency import REPLAYED, once, require_unguessable, scoped_key
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
@@ -118,8 +118,10 @@ async def list_own(request: web.Request) -> web.Response:
     caller = grant(request)
     if caller.credential == "anonymous":
         raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
-    views, more = request.app[HUB].page(caller.principal, *requested_page(request))
-    return listing([session_object(request, view) for view in views], more)
+    page = requested_page(request)
+    async with one_at_a_time(request):
+        views, more = request.app[HUB].page(caller.principal, *page)
+        return listing([session_object(request, view) for view in views], more)
 
 
 def requested_page(request: web.Request) -> tuple[int, str | None]:
