@@ -458,6 +458,18 @@ async def test_a_long_poll_waits_for_an_event(session: Session) -> None:
     assert answer.json["cursor"] == answer.json["events"][-1]["id"]
 
 
+async def test_a_long_poll_lingers_for_more_events(session: Session) -> None:
+    """After its first event it gathers for as long as it was told."""
+    head = (await session.look())["head"]
+    poll = asyncio.create_task(session.poll(after=head, wait=20, linger=1000))
+    await asyncio.sleep(0.1)
+    for _ in range(3):
+        await session.send(UNKNOWN)
+    answer = await poll
+
+    assert [entry["event"]["type"] for entry in answer.json["events"]] == ["error"] * 3
+
+
 async def test_a_long_poll_runs_out_empty(session: Session) -> None:
     """When the wait is over the list is empty and the cursor stands where it stood."""
     head = (await session.look())["head"]

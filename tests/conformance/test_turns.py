@@ -1,6 +1,7 @@
 """Section 1.4: a text turn in one request."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -148,6 +149,46 @@ async def test_an_event_stream_has_the_turns_events(session: Session) -> None:
     assert "session.created" not in types
     assert {"response.created", "response.output_text.delta"} <= set(types)
     assert all(log[block.id] == block.value for block in blocks if block.event == "message" and block.id)
+
+
+async def test_json_lines_have_the_turns_events(session: Session) -> None:
+    """The same events as JSON lines."""
+    answer = await turn(session, HELLO, "application/x-ndjson")
+    lines = [json.loads(line) for line in answer.body.splitlines() if line]
+    log = {entry["id"]: entry["event"] for entry in await session.until("response.done")}
+
+    assert (answer.status, answer.media_type) == (200, "application/x-ndjson")
+    assert (lines[0]["id"], lines[0]["event"]["type"]) == (None, "gateway.open")
+    assert lines[-1]["event"]["type"] == "response.done"
+    assert all(log[line["id"]] == line["event"] for line in lines[1:])
+
+
+async def test_a_repeated_turn_goes_on_behind_the_last_event_id(session: Session) -> None:
+    """A client that was cut off gets what it has not seen of the same turn."""
+    first = await turn(session, HELLO, EVENT_STREAM, Idempotency_Key="resumed")
+    seen = [block for block in first.blocks if block.event == "message" and block.data is not None]
+    half = seen[len(seen) // 2]
+    again = await turn(session, HELLO, EVENT_STREAM, Idempotency_Key="resumed", Last_Event_ID=str(half.id))
+    rest = [block.id for block in again.blocks if block.event == "message" and block.data is not None]
+
+    assert rest == [block.id for block in seen[seen.index(half) + 1 :]]
+
+
+@pytest.mark.parametrize("body", ['{"input":"Hi",}', "{'input':'Hi'}", "[Hi]"])
+@pytest.mark.parametrize("media_type", [FORM, None])
+async def test_broken_json_is_not_asked_as_text(session: Session, body: str, media_type: str | None) -> None:
+    """The problem names the way to send it as text."""
+    headers = {"Content_Type": media_type} if media_type else {}
+    answer = await turn(session, body, None, **headers)
+
+    assert "text/plain" in answer.problem(400, "invalid-json")["detail"]
+
+
+async def test_a_form_with_an_input_is_a_turn(session: Session) -> None:
+    """What jQuery and Apps Script send of an object."""
+    answer = await turn(session, "input=Repeat+after+me%3A+one+two", None, Content_Type=FORM)
+
+    assert (answer.status, answer.media_type, answer.body) == (200, "text/plain", b"one two")
 
 
 async def test_a_turn_can_be_done_by_format(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""One timer for all open reads of a server: heartbeats, rotations, write deadlines.
+"""One timer for all open reads of a server: heartbeats and rotations.
 
 A stream's deadlines move with every write. Timers of their own would have to be moved as often; a walk over all of
 them costs 0.1 µs a stream and tick.

@@ -31,7 +31,7 @@ from gateway.downstream.sessions import open_wanted, parse_wanted, required_upst
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
-from gateway.downstream.turns.errand import ERRANDS, Errand, Errands
+from gateway.downstream.turns.own import OWN_TURNS, OwnTurn, OwnTurns
 from gateway.errors import CallerError, GatewayError
 from gateway.relay.eventlog import EventId
 from gateway.relay.idempotency import IdempotencyKeys
@@ -51,19 +51,19 @@ class _Done:
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handlers in place, and who owns what they start."""
-    errands = app[ERRANDS] = Errands()
+    """Add the routes, and the owner of the tasks they start."""
+    own_turns = app[OWN_TURNS] = OwnTurns()
     app.router.add_post("/v1/sessions/{id}/turns", session_turn)
     app.router.add_post("/v1/turns", own_turn)
 
     async def close(app: web.Application) -> None:
-        await errands.close()
+        await own_turns.close()
 
     app.on_cleanup.append(close)
 
 
 async def session_turn(request: web.Request) -> web.StreamResponse:
-    """Take a turn in a session that there is. It goes on in the log when the client leaves."""
+    """Take a turn in an existing session. It goes on in the log when the client leaves."""
     caller, handle = session_grant(request, "send")
     asked = await _ask(request, caller, own_session=False)
 
@@ -88,19 +88,19 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     hub = request.app[HUB]
 
     async def open_session() -> Handle:
-        # First: after the opening a refusal would leave behind a session that nobody knows.
+        # Before opening: a refusal afterwards would leave behind a session that nobody knows.
         _spend(request, caller, asked)
         return hub.find((await open_wanted(request, caller, session, bearer)).id, None)
 
-    async def take(errand: Errand) -> None:
-        request.app[ERRANDS].own(errand.start(open_session, asked.wanted.request))
+    async def take(own: OwnTurn) -> None:
+        request.app[OWN_TURNS].own(own.start(open_session, asked.wanted.request))
 
     return await _answer(request, asked, hub.idempotency(caller.principal), take)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request as understood."""
+    """A request, parsed and checked."""
 
     wanted: turnbody.TurnWanted
     format: Format
@@ -134,30 +134,30 @@ def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
 
 
 async def _answer(
-    request: web.Request, asked: _Asked, table: IdempotencyKeys, take: Callable[[Errand], Awaitable[None]]
+    request: web.Request, asked: _Asked, table: IdempotencyKeys, take: Callable[[OwnTurn], Awaitable[None]]
 ) -> web.StreamResponse:
-    """Take the turn, or attach to it, or give what it gave, and answer in the form asked for."""
+    """Take the turn, attach to it, or use its stored answer; then answer in the format asked for."""
     if asked.key is None:
-        errand = Errand()
+        own = OwnTurn()
         try:
-            await take(errand)
-            return await _attend(request, asked, errand)
+            await take(own)
+            return await _attend(request, asked, own)
         finally:
-            errand.abandon()
+            own.abandon()
     before = _claim(request, table, asked.key, asked.body)
     if before is None:
-        errand = _begin(table, asked.key)
-        await _take(errand, take)
-        return await _attend(request, asked, errand)
+        own = _begin(table, asked.key)
+        await _take(own, take)
+        return await _attend(request, asked, own)
     request.app[TELEMETRY].idempotent_replay()
-    if isinstance(before, Errand):
+    if isinstance(before, OwnTurn):
         return await _attend(request, asked, before, replayed=True)
     handle = request.app[HUB].find(before.session_id, None)
     return await _give(request, asked, handle, before.turn, replayed=True)
 
 
-def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> Errand | _Done | None:
-    """Give what a key stands for already, None where this is the first try. Raises `idempotency-key-reused`."""
+def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> OwnTurn | _Done | None:
+    """Return the turn that a key stands for, None on the first try. Raises `idempotency-key-reused`."""
     now = request.app[CLOCK].monotonic()
     slot, new = table.claim(key, fingerprint(request, body), now)
     if new:
@@ -168,14 +168,14 @@ def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) 
         table.release(key)  # A key lives as long as its session.
         table.claim(key, fingerprint(request, body), now)
         return None
-    assert isinstance(slot.running, Errand)  # set before anything waits, see `_begin`
+    assert isinstance(slot.running, OwnTurn)  # set before anything waits, see `_begin`
     return slot.running
 
 
 async def _attend(
-    request: web.Request, asked: _Asked, errand: Errand, *, replayed: bool = False
+    request: web.Request, asked: _Asked, own: OwnTurn, *, replayed: bool = False
 ) -> web.StreamResponse:
-    handle, turn = await _unless_left(request, errand)
+    handle, turn = await _unless_left(request, own)
     return await _give(request, asked, handle, turn, replayed=replayed)
 
 
@@ -196,26 +196,26 @@ def _cursor(request: web.Request, handle: Handle) -> EventId | None:
     return None if cursor is None else parameters.start(cursor, handle.reader)
 
 
-def _begin(table: IdempotencyKeys, key: str) -> Errand:
-    """Make the errand to which repeats of the request attach."""
-    errand = Errand()
-    table.attach(key, errand)
-    errand.begun.add_done_callback(_settle(table, key))
-    return errand
+def _begin(table: IdempotencyKeys, key: str) -> OwnTurn:
+    """Make the turn to which repeats of the request attach."""
+    own = OwnTurn()
+    table.attach(key, own)
+    own.begun.add_done_callback(_settle(table, key))
+    return own
 
 
-async def _take(errand: Errand, take: Callable[[Errand], Awaitable[None]]) -> None:
+async def _take(own: OwnTurn, take: Callable[[OwnTurn], Awaitable[None]]) -> None:
     """Take a turn that others may be waiting for, too."""
     try:
-        await take(errand)
+        await take(own)
     except BaseException as error:
-        if not errand.begun.done():
-            errand.begun.set_exception(error if isinstance(error, Exception) else ConnectionResetError())
-            errand.begun.exception()  # It is raised here; others who wait for it read it themselves.
+        if not own.begun.done():
+            own.begun.set_exception(error if isinstance(error, Exception) else ConnectionResetError())
+            own.begun.exception()  # It is raised here; others who wait for it read it themselves.
         raise
 
 
-async def _unless_left(request: web.Request, errand: Errand) -> tuple[Handle, Turn]:
+async def _unless_left(request: web.Request, own: OwnTurn) -> tuple[Handle, Turn]:
     """Wait until the turn has begun. Raises ConnectionResetError when the client leaves before."""
     left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -226,19 +226,19 @@ async def _unless_left(request: web.Request, errand: Errand) -> tuple[Handle, Tu
     forget = watch_loss(request, leave)
     try:
         either: set[asyncio.Future[Any]] = {
-            errand.begun,
+            own.begun,
             left,
         }  # of two kinds, and neither's value is read here
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         forget()
-    if not errand.begun.done():
+    if not own.begun.done():
         raise ConnectionResetError("the client left")
-    return errand.begun.result()
+    return own.begun.result()
 
 
 def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple[Handle, Turn]]"], None]:
-    """Give what keeps a turn's answer under its key, or forgets the key where a repeat should try anew."""
+    """Return what keeps a turn's answer under its key, or releases the key where a repeat should try again."""
 
     def begun(future: "asyncio.Future[tuple[Handle, Turn]]") -> None:
         if future.cancelled() or future.exception() is not None:

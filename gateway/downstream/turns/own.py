@@ -1,7 +1,7 @@
-"""A turn under way: queued in a session, or in one that is opened for it and closed after it.
+"""A turn in a session of its own, which is opened for it and closed after it.
 
-Whoever asked may leave, and others may ask for the same turn by its Idempotency-Key; so the turn is not its handler's.
-A turn in a session of its own has a task, which is owned here and awaited when the server ends.
+Whoever asked may leave, and others may ask for the same turn by its Idempotency-Key. So the turn has a task, which is owned
+here and awaited when the server ends.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from gateway.relay.state import CloseReason
 from gateway.relay.turn import Turn, TurnRequest
 
 
-class Errand:
-    """One turn, from being asked for. `begun` gives its session and the turn, or raises why there is none."""
+class OwnTurn:
+    """One such turn. `begun` is its session and the turn, or the error why there is none."""
 
     def __init__(self) -> None:
         self.begun: asyncio.Future[tuple[Handle, Turn]] = asyncio.get_running_loop().create_future()
@@ -31,8 +31,7 @@ class Errand:
         return self._task
 
     def abandon(self) -> None:
-        """Nobody waits for it any more: the response is cancelled, and the session made for it closed. A turn in
-        somebody's own session goes on in its log."""
+        """Nobody waits for it any more: cancel the response and close the session."""
         self._abandoned.set()
         if self._task is not None and not self.begun.done():
             self._task.cancel()  # Still opening; the hub closes what there is of it.
@@ -68,7 +67,7 @@ class Errand:
             self.begun.cancel()
 
 
-class Errands:
+class OwnTurns:
     """The tasks of all turns in sessions of their own."""
 
     def __init__(self) -> None:
@@ -87,4 +86,4 @@ class Errands:
             await asyncio.wait(set(self._tasks))
 
 
-ERRANDS: Final = web.AppKey("errands", Errands)
+OWN_TURNS: Final = web.AppKey("own_turns", OwnTurns)
