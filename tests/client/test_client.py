@@ -372,6 +372,18 @@ async def test_filters_are_the_gateways(script: Script, session: Session) -> Non
     assert script.asked[0].query["exclude"] == "x"
 
 
+async def test_sessions_are_listed_over_all_pages(script: Script, session: Session) -> None:
+    """The gateway gives a page at a time; the list has all of them, in order."""
+    pages = [
+        {"data": [{"id": "gws_c"}, {"id": "gws_b"}], "has_more": True},
+        {"data": [{"id": "gws_a"}], "has_more": False},
+    ]
+    script.then("GET /v1/sessions", *map(data, pages))
+
+    assert [one["id"] for one in await session._client.sessions()] == ["gws_c", "gws_b", "gws_a"]
+    assert [request.query.get("after") for request in script.asked] == [None, "gws_b"]
+
+
 async def test_gateway_that_is_not_there_is_named() -> None:
     """The error says which address does not answer."""
     async with Client("http://127.0.0.1:1") as client:

@@ -63,7 +63,7 @@ export class Sessions {
     const own = this.remembered;
     let found = [];
     if (this.key) {
-      found = (await this.call("v1/sessions").catch(() => ({ data: [] }))).data;
+      found = (await this.call("v1/sessions?limit=100").catch(() => ({ data: [] }))).data;
     } else {
       const asked = await Promise.allSettled(own.map(({ id, key }) => this.call(`v1/sessions/${id}`, { bearer: key })));
       found = asked.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
