@@ -1,10 +1,9 @@
-"""The architecture page, held against the tree and the table that it shows."""
+"""The architecture page, held against the tree."""
 
 import re
 
 import pytest
 
-from gateway.relay.lifecycle import diagram
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -30,11 +29,3 @@ def test_names_in_the_walks_exist() -> None:
                 lost.append(name)
 
     assert lost == []
-
-
-def test_the_diagram_is_that_of_the_table() -> None:
-    """The state diagram is what the table prints; run the command above it to make it again."""
-    shown = re.search(r"```mermaid\n(.*?)\n```", PAGE, re.DOTALL)
-
-    assert shown is not None
-    assert shown[1] == diagram()
