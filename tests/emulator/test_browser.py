@@ -84,6 +84,25 @@ try {
 } catch (error) { report({error: String(error)}); }
 </script>"""
 
+# The standard constructor can set no header: the key goes as a sub-protocol.
+SOCKET = """<!doctype html><title>socket</title><script>
+const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
+const socket = new WebSocket(%(url)s, ['realtime', 'openai-insecure-api-key.' + %(key)s]);
+const types = [];
+socket.onopen = () => {
+  const content = [{ type: 'input_text', text: 'Repeat after me: hello' }];
+  socket.send(JSON.stringify({ type: 'conversation.item.create', item: { type: 'message', role: 'user', content } }));
+  socket.send(JSON.stringify({ type: 'response.create' }));
+};
+socket.onmessage = ({ data }) => {
+  const message = JSON.parse(data);
+  types.push(message.type);
+  if (message.type === 'response.done')
+    report({ protocol: socket.protocol, first: types[0], text: message.response.output[0].content[0].text });
+};
+socket.onclose = ({ code, reason }) => report({ code, reason });
+</script>"""
+
 
 class Browser:
     """Serves one page to a Chromium of its own and waits for what the page reports."""
@@ -226,4 +245,21 @@ async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
     assert await browser.run(page) == {
         "said": ["hello", "Here is what I found: sky is clear."],
         "called": [{"city": "Oslo"}],
+    }
+
+
+@pytest.mark.parametrize("attached", [False, True])
+async def test_standard_websocket_constructor_works(attached: bool, browser: Browser, caller: Caller) -> None:
+    """A page with nothing but `new WebSocket` and an ephemeral key speaks, in a session of its own and on a call."""
+    query = ""
+    if attached:
+        await caller.open()
+        query = f"?call_id={caller.call_id}"
+    url = caller.base_url.replace("http", "ws", 1) + "/realtime" + query
+    page = SOCKET % {"url": json.dumps(url), "key": json.dumps(await key_for(caller))}
+
+    assert await browser.run(page) == {
+        "protocol": "realtime",
+        "first": "conversation.item.added" if attached else "session.created",
+        "text": "hello",
     }

@@ -22,7 +22,7 @@ class Conversation:
         self.id = conversation_id
         # What was said in audio items, by id: a model hears it, whether or not a transcript is asked for.
         self.heard: dict[str, str] = {}
-        # Milliseconds of sound in spoken items, by id.
+        # Milliseconds of sound in items that were heard or spoken, by id.
         self.sounds: dict[str, int] = {}
         self._items: list[Item] = []
         self._by_id: dict[str, Item] = {}

@@ -133,7 +133,7 @@ class Listener:
             }
         )
         self._buffer.clear()
-        self._place(item_id, "")
+        self._place(item_id, "", 0.0)
         self._respond()
 
     def _respond(self) -> None:
@@ -144,15 +144,16 @@ class Listener:
     def _commit(self, item_id: str, seconds: float) -> None:
         self.wake()
         said = self._hear(seconds)
-        part = self._place(item_id, said)
+        part = self._place(item_id, said, seconds)
         if self._session["audio"]["input"]["transcription"] is not None:
             self._transcribe(item_id, part, said, seconds)
 
-    def _place(self, item_id: str, said: str) -> Json:
+    def _place(self, item_id: str, said: str, seconds: float) -> Json:
         """Put the item in the conversation and return its one part of content."""
         content = [{"type": "input_audio", "transcript": None}]
         item = new_item({"id": item_id, "type": "message", "role": "user", "content": content}, self._ids)
         self._conversation.heard[item_id] = said
+        self._conversation.sounds[item_id] = round(seconds * 1000)
         before = self._conversation.place(item, None)
         self._emit({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item_id})
         for kind in ("conversation.item.added", "conversation.item.done"):

@@ -152,7 +152,9 @@ class Realtime:
         """Hear what the audio of an item says, where it comes without a transcript."""
         for part in item.get("content") or ():
             if part["type"] == "input_audio" and part.get("audio") and not part.get("transcript"):
-                self.conversation.heard[item["id"]] = self._hear(len(part["audio"]) * 3 / 4 / _BYTES_A_SECOND)
+                seconds = len(part["audio"]) * 3 / 4 / _BYTES_A_SECOND
+                self.conversation.heard[item["id"]] = self._hear(seconds)
+                self.conversation.sounds[item["id"]] = round(seconds * 1000)
 
     def _item_retrieve(self, event: Json) -> None:
         self._emit({"type": "conversation.item.retrieved", "item": self.conversation.get(event["item_id"])})

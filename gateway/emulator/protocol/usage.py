@@ -4,9 +4,10 @@ Refuses to know prices. The arithmetic is the service's: totals are sums, cached
 kind is named even where it is zero. Counts are those of `tokens`, plus what recordings show around them.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.emulator.protocol.items import Item, text_of
 from gateway.emulator.protocol.sound import TOKEN_MS
@@ -20,8 +21,16 @@ _AROUND_CALL_OUTPUT = 8
 _CACHE_UNIT = 64
 # Realtime costs: a token of output audio is 50 ms. A recorded "Hello there." cost 61, three seconds with its pauses.
 _AUDIO_TOKEN_MS = 50
+# Realtime costs: input audio is one token for 100 ms.
+_INPUT_AUDIO_TOKEN_MS = 100
 
-Segment = tuple[str, int]
+
+class Segment(NamedTuple):
+    """A part of the input: equal beginnings of two inputs are what a cache can serve."""
+
+    key: str
+    text: int
+    audio: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +53,55 @@ class Output:
         return self.message_tokens * TOKEN_MS // _AUDIO_TOKEN_MS if self.spoken else 0
 
 
-def segments(instructions: str, tools: Sequence[Any], items: Iterable[Item]) -> list[Segment]:
-    """Return the input as (key, tokens): equal beginnings of two inputs are what a cache can serve."""
+NOTHING = Segment("", 0)
+
+
+def segments(
+    instructions: str, tools: Sequence[Any], items: Iterable[Item], heard_ms: Mapping[str, int]
+) -> list[Segment]:
+    """Return what a response reads, one segment an item; `heard_ms` is the sound of those that were heard."""
     tool_text = " ".join(str(tool) for tool in tools)
-    head = count(instructions) + count(tool_text)
-    return [(f"{instructions}\n{tool_text}", head)] + [
-        (str(item["id"]), count(text_of(item)) + _AROUND_ITEM) for item in items
-    ]
+    head = Segment(f"{instructions}\n{tool_text}", count(instructions) + count(tool_text))
+    return [head] + [_segment(item, heard_ms.get(str(item["id"]))) for item in items]
 
 
-def cached(previous: Sequence[Segment], now: Sequence[Segment]) -> int:
-    """Count the tokens of `now` that the cache serves after `previous`."""
-    shared = 0
-    for old, new in zip(previous, now, strict=False):
-        if old != new:
-            break
-        shared += new[1]
-    return shared // _CACHE_UNIT * _CACHE_UNIT
+def _segment(item: Item, heard_ms: int | None) -> Segment:
+    # What a user says costs its sound, not its transcript; what the model said before is read as text.
+    if heard_ms is None or item.get("role") != "user":
+        return Segment(str(item["id"]), count(text_of(item)) + _AROUND_ITEM)
+    return Segment(str(item["id"]), _AROUND_ITEM, round(heard_ms / _INPUT_AUDIO_TOKEN_MS))
 
 
-def account(input_tokens: int, cached_tokens: int, output: Output) -> dict[str, Any]:
-    """Write the `usage` object of a response."""
+def total(parts: Iterable[Segment]) -> Segment:
+    """Add up segments."""
+    parts = list(parts)
+    return Segment("", sum(part.text for part in parts), sum(part.audio for part in parts))
+
+
+def cached(previous: Sequence[Segment], now: Sequence[Segment]) -> Segment:
+    """Return the tokens of `now` that the cache serves after `previous`."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(previous, now, strict=False))
+    shared = total(new for _, new in same)
+    return Segment("", shared.text // _CACHE_UNIT * _CACHE_UNIT, shared.audio // _CACHE_UNIT * _CACHE_UNIT)
+
+
+def account(given: Segment, served: Segment, output: Output) -> dict[str, Any]:
+    """Write the `usage` object of a response to the input `given`, of which the cache served `served`."""
     text, audio = output.text_tokens, output.audio_tokens
     return {
-        "total_tokens": input_tokens + text + audio,
-        "input_tokens": input_tokens,
+        "total_tokens": given.text + given.audio + text + audio,
+        "input_tokens": given.text + given.audio,
         "output_tokens": text + audio,
         "input_token_details": {
-            "text_tokens": input_tokens,
-            "audio_tokens": 0,
+            "text_tokens": given.text,
+            "audio_tokens": given.audio,
             "image_tokens": 0,
-            "cached_tokens": cached_tokens,
-            "cached_tokens_details": {"text_tokens": cached_tokens, "audio_tokens": 0, "image_tokens": 0},
+            "cached_tokens": served.text + served.audio,
+            "cached_tokens_details": {
+                "text_tokens": served.text,
+                "audio_tokens": served.audio,
+                "image_tokens": 0,
+            },
         },
         "output_token_details": {"text_tokens": text, "audio_tokens": audio},
     }

@@ -207,7 +207,7 @@ class Writer:
             ),
         )
         tools = asked["tools"]
-        segments = usage.segments(instructions, tools, items)
+        segments = usage.segments(instructions, tools, items, self._conversation.sounds)
         active = _Active(response, segments, default, limit if isinstance(limit, int) else None, tools)
         self._active[response.id] = active
         choice = self._remote.choice(asked["tool_choice"], tools)
@@ -293,10 +293,10 @@ class Writer:
             return
         if status == "failed":
             # Recorded: a failed response is not charged.
-            counted = usage.account(0, 0, usage.Output())
+            counted = usage.account(usage.NOTHING, usage.NOTHING, usage.Output())
         else:
-            spent = sum(tokens for _, tokens in active.segments)
-            counted = usage.account(spent, usage.cached(self._seen, active.segments), response.written)
+            served = usage.cached(self._seen, active.segments)
+            counted = usage.account(usage.total(active.segments), served, response.written)
             self._seen = active.segments
         response.finish(status, details, counted)
         self._rate_limits(counted["total_tokens"])

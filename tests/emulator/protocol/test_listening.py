@@ -67,6 +67,25 @@ async def test_audio_item_is_heard(talk: MakeTalk) -> None:
     assert done["output"][0]["content"][0]["text"] == "ahoy"
 
 
+async def test_what_was_heard_is_billed_as_sound(talk: MakeTalk) -> None:
+    """Input audio costs a token for 100 ms, whichever way it came, and not its words as well."""
+    one = hearing(talk, detection=None)
+    one.send("input_audio_buffer.append", audio=SPEECH)
+    one.send("input_audio_buffer.commit")
+    content = [{"type": "input_audio", "audio": pcm((10_000, 0))}]
+    one.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+    first = (await one.respond())["usage"]["input_token_details"]
+    second = (await one.respond())["usage"]["input_token_details"]
+    silent = talk()
+    silent.user("")
+    silent.user("")
+    text = (await silent.respond())["usage"]["input_token_details"]["text_tokens"]
+
+    assert (first["audio_tokens"], first["text_tokens"], first["cached_tokens"]) == (112, text, 0)
+    assert second["audio_tokens"] == 112
+    assert second["cached_tokens_details"]["audio_tokens"] == 64
+
+
 async def test_client_may_keep_the_turns_to_itself(talk: MakeTalk) -> None:
     """With `create_response` off, speech becomes an item and nothing more."""
     one = hearing(talk, detection=VAD | {"create_response": False})
