@@ -407,6 +407,29 @@ async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sink.losses == [(0, LossCause.CONNECTION_FAILED)]
 
 
+async def test_acknowledgement_is_asked_for_now_and_then() -> None:
+    """However fast texts follow each other, one ping is on its way at a time, and the last one covers them all."""
+    pings: list[bytes] = []
+
+    async def answering(socket: web.WebSocketResponse) -> None:
+        while (message := await socket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+            if message.type is aiohttp.WSMsgType.PING:
+                pings.append(message.data)
+                await asyncio.sleep(0.1)
+                await socket.pong(message.data)
+
+    async with serving(Socket(answering)) as url, dialling(url) as dialer:
+        call = await attach(dialer, "rtc_1", Remembering())
+        started = asyncio.get_running_loop().time()
+        for _ in range(50):
+            call.send(["{}"])
+            await asyncio.sleep(0.01)
+        await eventually(lambda: call.acknowledged == 50)
+        seconds = asyncio.get_running_loop().time() - started
+
+    assert 2 <= len(pings) <= 2 + seconds / 0.1
+
+
 async def test_probe_is_answered_by_anything(open_call: OpenCall) -> None:
     """A living call answers a probe; a silent far end does not."""
     caller: Caller = await open_call()

@@ -1,0 +1,31 @@
+"""Tokens: they join to the text, and are cut as recorded."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.emulator.protocol.tokens import count, tokenize
+
+
+@given(st.text(max_size=200))
+@example("naïve ½ café_x \t\n\n 12345 ... 👩‍🚀 internationalization")
+def test_tokens_join_to_the_text(text: str) -> None:
+    """Whatever the text, its tokens give it back, and none is empty."""
+    tokens = tokenize(text)
+
+    assert "".join(tokens) == text
+    assert all(tokens)
+    assert count(text) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Hello there!", ["Hello", " there", "!"]),
+        ("It is 12 degrees.", ["It", " is", " ", "12", " degrees", "."]),
+        ("1, 2", ["1", ",", " ", "2"]),
+    ],
+)
+def test_text_is_cut_as_recorded(text: str, tokens: list[str]) -> None:
+    """A word takes the space before it with it, a number stands apart, a mark is its own token."""
+    assert tokenize(text) == tokens
