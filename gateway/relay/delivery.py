@@ -14,7 +14,7 @@ from gateway.relay.envelope import ClientEvent, member, peek
 Json = Mapping[str, object]
 
 _OVERHEAD: Final = 300
-"""Bytes that a delivery takes beside its text (measured with tracemalloc)."""
+"""Bytes that a delivery is counted with beside its text."""
 
 _NAMES_ITEM: Final = frozenset(
     {"conversation.item.delete", "conversation.item.truncate", "conversation.item.retrieve"}
