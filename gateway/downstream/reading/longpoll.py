@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import watch_loss
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.parameters import ReadRequest
@@ -116,10 +117,16 @@ class LongPoll:
 
     async def _answer(self) -> web.StreamResponse:
         page = JsonPage(self._parts, str(self._cursor.position))
-        if page.size <= PIECE_BYTES:
+        if self._wanted.max_bytes - self._cursor.max_bytes <= PIECE_BYTES:
+            size = page.size
+        else:
+            # Measuring megabytes takes milliseconds, and hundreds may ask at once.
+            async with one_at_a_time(self._request):
+                size = page.size
+        if size <= PIECE_BYTES:
             return web.Response(body=b"".join(page.pieces()), content_type=_JSON)
         response = web.StreamResponse(headers={"Content-Type": _JSON})
-        response.content_length = page.size
+        response.content_length = size
         await response.prepare(self._request)
         await Writer(self._request, response, self._reads.monotonic).write_all(page.pieces())
         return response
