@@ -133,7 +133,8 @@ class Gateway:
         admin = self._config.admin
         token = secret("admin.token", admin.token, admin.token_file)
         digests = (hashlib.sha256(token.encode()).digest(),) if token else ()
-        return Operator(metrics=metrics, drain=self.asked_to_drain.set, token_sha256=digests)
+        nodes = self._clustering.shown_nodes if self._clustering is not None else tuple
+        return Operator(metrics=metrics, drain=self.asked_to_drain.set, token_sha256=digests, nodes=nodes)
 
     @property
     def url(self) -> str:

@@ -5,7 +5,7 @@ Imported when it is needed, because the library for Redis is an extra.
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -78,6 +78,24 @@ class Clustering:
     def nodes(self) -> Sequence[NodeSeen]:
         """All nodes, as this one sees them."""
         return self.node.nodes
+
+    def shown_nodes(self) -> Sequence[Mapping[str, object]]:
+        """Return the nodes as an operator sees them."""
+        up = self.node.connected
+        return [
+            {
+                "id": seen.node,
+                "self": seen.node == self.node.id,
+                "url": seen.status.url,
+                "version": seen.status.version,
+                "state": seen.state,
+                "sessions": seen.status.sessions,
+                "room": seen.status.room,
+                "beat_age_seconds": round(seen.age, 3),
+                "redis": up if seen.node == self.node.id else None,
+            }
+            for seen in self.nodes
+        ]
 
     def build(self, hub: Hub, dialer: Dialer) -> Membership:
         """Make what takes sessions over and hands them over."""

@@ -18,7 +18,7 @@ from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.settings import ClusterSettings
 from gateway.cluster.wire import ReplyError
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.journal import Journal, Location, Peer
+from gateway.relay.journal import Journal, Location, Peer, Promised
 from gateway.relay.ports import Principal
 from gateway.relay.records import VERSION, Border, encode
 
@@ -26,6 +26,8 @@ SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 """Of a session's keys; renewed every five minutes. Long enough for an operator to bring a cluster back."""
 
 PROMISE_SECONDS: Final = 24 * 3600
+OPENING_SECONDS: Final = 120
+"""How long the promise of a request lasts that is still opening its session, and may have died doing so."""
 MAX_OWNERS: Final = 20_000
 OWNER_SECONDS: Final = 30.0
 """How long a look-up is believed. A node that is not the owner any more says so, and it is looked up again."""
@@ -189,12 +191,10 @@ class RedisDirectory:
 
     # --- promises -----------------------------------------------------------------------------------------------------
 
-    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> str | None:
-        """Claim an Idempotency-Key of a request that opens a session. Returns None if it is this request's now, else the
-        session that the first request opens. Raises `idempotency-key-reused`."""
-        name, mine = self._keys.promise(principal, key), f"{fingerprint} {session_id}"
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
+        name, mine = self._keys.promise(principal, key), f"{fingerprint} {session_id} "
         try:
-            made = await self._connections.command("SET", name, mine, "NX", "PX", PROMISE_SECONDS * 1000)
+            made = await self._connections.command("SET", name, mine, "NX", "PX", OPENING_SECONDS * 1000)
             if made:
                 return None
             found = await self._connections.command("GET", name)
@@ -202,21 +202,32 @@ class RedisDirectory:
             raise away(error) from error
         if found is None:
             return await self.promise(principal, key, fingerprint, session_id)
-        kept, _, first = found.decode().partition(" ")
-        if kept != fingerprint:
+        kept, first, answer = found.split(b" ", 2)
+        if kept.decode() != fingerprint:
             raise CallerError(
                 "idempotency-key-reused",
                 "This Idempotency-Key was used with another path or body; use a new one.",
             )
-        return str(first)
-
-    async def break_promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> None:
-        """The request had no effect, or its session is gone: a repeat is a first try."""
-        name = self._keys.promise(principal, key)
         try:
-            await self._connections.script(scripts.EXCHANGE, [name], (f"{fingerprint} {session_id}", "", 0))
+            return Promised(first.decode(), self._codec.decode(answer, first.decode()) if answer else None)
+        except UnreadableError:
+            return Promised(first.decode(), None)
+
+    async def keep_promise(
+        self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
+    ) -> None:
+        name, mine = self._keys.promise(principal, key), f"{fingerprint} {session_id} "
+        kept = mine.encode() + self._codec.encode(answer, session_id)
+        try:
+            await self._connections.script(scripts.EXCHANGE, [name], (mine, kept, PROMISE_SECONDS * 1000))
+        except (AwayError, DeniedError, ReplyError) as error:
+            raise away(error) from error
+
+    async def break_promise(self, principal: str, key: str) -> None:
+        try:
+            await self._connections.command("DEL", self._keys.promise(principal, key))
         except (AwayError, DeniedError, ReplyError):
-            return  # It expires; until then a repeat finds a session that is not there, and tries again.
+            return  # It expires soon, since it was not kept.
 
     # --- takeover -----------------------------------------------------------------------------------------------------
 

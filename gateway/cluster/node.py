@@ -100,6 +100,11 @@ class ClusterNode:
         )
 
     @property
+    def connected(self) -> bool:
+        """Redis answers."""
+        return bool(self._up) and self.sure
+
+    @property
     def patience_seconds(self) -> float:
         return self.settings.patience_seconds
 

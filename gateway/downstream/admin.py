@@ -6,7 +6,7 @@ connections from this machine only. What is shown holds no text, no SDP, no addr
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,10 +17,11 @@ from gateway.downstream.auth.access import bearer_word
 from gateway.downstream.auth.origins import host_name, is_loopback_name
 from gateway.downstream.auth.peer import loopback_peer
 from gateway.downstream.http.answers import json_answer
-from gateway.downstream.http.app_keys import HUB, SESSION
+from gateway.downstream.http.app_keys import BODY_SHA256, HUB, SESSION
 from gateway.downstream.http.negotiation import preferred
 from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import accepted
+from gateway.downstream.peers.elsewhere import ELSEWHERE
 from gateway.downstream.sessions import listing, requested_page
 from gateway.errors import CallerError
 from gateway.relay.ports import View
@@ -37,9 +38,16 @@ class Operator:
     """Begin to shut down, as SIGTERM does; returns at once."""
     token_sha256: tuple[bytes, ...] = field(default=(), repr=False)
     """Digests of the admin tokens; none means loopback only."""
+    nodes: Callable[[], Sequence[Mapping[str, object]]] = tuple
+    """The nodes as this one sees them; none where there is one process."""
 
 
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
+
+INTERNAL: Final = "/internal/admin"
+"""Where the other nodes find these routes."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPERATOR: Final = web.AppKey("operator", Operator)
 
@@ -53,6 +61,31 @@ def add_routes(app: web.Application) -> None:
     app.router.add_delete("/sessions/{id}", delete)
     app.router.add_post("/sessions/{id}/restart", restart)
     app.router.add_post("/drain", drain)
+    app.router.add_get("/nodes", list_nodes)
+
+
+def add_internal_routes(app: web.Application) -> None:
+    """Put in place what other nodes ask for on behalf of their operators."""
+    app.router.add_get(f"{INTERNAL}/sessions", list_all)
+    app.router.add_get(f"{INTERNAL}/sessions/{{id}}", look)
+    app.router.add_delete(f"{INTERNAL}/sessions/{{id}}", delete)
+    app.router.add_post(f"{INTERNAL}/sessions/{{id}}/restart", restart)
+
+
+@web.middleware
+async def of_any_node(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Pass on what concerns a session of another node."""
+    session_id = request.match_info.get("id")
+    if session_id is None or request.app[HUB].has(session_id):
+        return await handler(request)
+    _require_operator(request)
+    return await request.app[ELSEWHERE].pass_on(request, session_id, handler, INTERNAL)
+
+
+async def list_nodes(request: web.Request) -> web.Response:
+    """List the nodes of the cluster; an empty list in one process."""
+    _require_operator(request)
+    return json_answer({"object": "list", "data": list(request.app[OPERATOR].nodes())})
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -72,9 +105,15 @@ async def list_all(request: web.Request) -> web.Response:
     """List all sessions, newest first."""
     _require_operator(request)
     page = requested_page(request)
+    hub, nodes = request.app[HUB], request.app.get(ELSEWHERE)
     async with one_at_a_time(request):
-        views, more = request.app[HUB].page(None, *page)
-        return listing([_shown(view) for view in views], more)
+        if nodes is None:
+            views, more = hub.page(None, *page)
+            return listing([_shown(view) for view in views], more)
+        own = [_shown(view) for view in hub.page(None, hub.limits.max_sessions * 2)[0]]
+    if BODY_SHA256 in request:  # Another node asks, for its operator.
+        return listing(own, more=False)
+    return listing(*await nodes.gather(request, f"{INTERNAL}/sessions", own, *page))
 
 
 async def look(request: web.Request) -> web.Response:
@@ -111,6 +150,8 @@ async def drain(request: web.Request) -> web.Response:
 
 
 def _require_operator(request: web.Request) -> None:
+    if BODY_SHA256 in request:
+        return  # A node signed it, which has looked at its operator's credential.
     known = request.app[OPERATOR].token_sha256
     if known:
         digest = hashlib.sha256((bearer_word(request) or "").encode()).digest()

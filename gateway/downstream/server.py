@@ -113,7 +113,8 @@ def _connections(parts: Parts) -> Connections:
 
 def client_application(parts: Parts) -> web.Application:
     """Build the client's side."""
-    return _with_client_routes(_application(parts, open_to_pages=True), parts)
+    app = _application(parts, open_to_pages=True, middlewares=_middlewares(parts, elsewhere))
+    return _with_client_routes(app, parts)
 
 
 def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
@@ -123,6 +124,8 @@ def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
     if parts.hand_over is not None:
         app[internal.HAND_OVER] = parts.hand_over
         internal.add_routes(app)
+    app[admin.OPERATOR] = parts.operator
+    admin.add_internal_routes(app)
     return _with_client_routes(app, parts)
 
 
@@ -141,18 +144,18 @@ def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
 def operator_application(parts: Parts) -> web.Application:
     """Build the operator's side."""
     # Without a token any page that is listed could drain the gateway: what is listed are clients, not operators.
-    app = _application(parts, open_to_pages=bool(parts.operator.token_sha256))
+    app = _application(
+        parts,
+        open_to_pages=bool(parts.operator.token_sha256),
+        middlewares=_middlewares(parts, admin.of_any_node),
+    )
     app[admin.OPERATOR] = parts.operator
     admin.add_routes(app)
     return app
 
 
-def _application(
-    parts: Parts, *, open_to_pages: bool, middlewares: Sequence[Middleware] = ()
-) -> web.Application:
-    app = web.Application(
-        middlewares=middlewares or _middlewares(parts), client_max_size=parts.limits.max_body_bytes
-    )
+def _application(parts: Parts, *, open_to_pages: bool, middlewares: Sequence[Middleware]) -> web.Application:
+    app = web.Application(middlewares=middlewares, client_max_size=parts.limits.max_body_bytes)
     if parts.elsewhere is not None:
         app[ELSEWHERE] = parts.elsewhere
     app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
@@ -162,9 +165,9 @@ def _application(
     return app
 
 
-def _middlewares(parts: Parts) -> Sequence[Middleware]:
+def _middlewares(parts: Parts, of_other_nodes: Middleware) -> Sequence[Middleware]:
     every = (middleware.observe, middleware.answer_errors, middleware.guard)
-    return every if parts.elsewhere is None else (*every, elsewhere)
+    return every if parts.elsewhere is None else (*every, of_other_nodes)
 
 
 async def _expect_later(request: web.Request) -> None:

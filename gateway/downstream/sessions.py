@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant, upstream_bearer
 from gateway.downstream.auth.credentials import looks_signed
 from gateway.downstream.http.answers import compact, json_answer
-from gateway.downstream.http.app_keys import HUB, LIMITS, SESSION
+from gateway.downstream.http.app_keys import BODY_SHA256, HUB, LIMITS, SESSION
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.steps import in_steps, one_at_a_time
-from gateway.downstream.idempotency import REPLAYED, once, require_unguessable, scoped_key
+from gateway.downstream.idempotency import REPLAYED, fingerprint, once, require_unguessable, scoped_key
+from gateway.downstream.peers.elsewhere import ELSEWHERE
+from gateway.downstream.peers.promises import once_of_all
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
 from gateway.relay.envelope import read_object
@@ -26,6 +28,8 @@ _SECRET_BODY_BYTES: Final = 4096
 DEFAULT_LISTED: Final = 20
 MAX_LISTED: Final = 100
 """Sessions of one page: with 16 KiB of metadata each, 1.6 MiB."""
+MAX_LISTED_NODE: Final = 2000
+"""Sessions of one caller that a node tells another one of."""
 
 Object = dict[str, Any]  # Any JSON object: what is in it is OpenAI's or the caller's own business.
 
@@ -100,6 +104,17 @@ async def create(request: web.Request) -> web.Response:
     hub = request.app[HUB]
     table = hub.idempotency(caller.principal)
     key = scoped_key(request, caller)
+    nodes = request.app.get(ELSEWHERE)
+    if key is not None and nodes is not None:
+        promise = (caller.principal.name, key, fingerprint(request, body).hex())
+
+        async def open_as(session_id: str) -> Mapping[str, object]:
+            return session_object(request, await open_wanted(request, caller, wanted, bearer, session_id))
+
+        opened, replayed = await once_of_all(request, nodes.directory, promise, open_as)
+        request[SESSION] = session_id = str(opened["id"])
+        with_secrets = opened | credentials(request, session_id, opened["expires_at"])
+        return _created(session_id, compact(with_secrets), replayed=replayed)
     created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     if replayed and not _still_known(request, created.session_id):
         # A key lives as long as its session; this is a first try again.
@@ -108,9 +123,13 @@ async def create(request: web.Request) -> web.Response:
     request[SESSION] = created.session_id
     if key is None and _client_left(request):
         await hub.find(created.session_id, None).close(CloseReason.CLIENT)  # Nobody will ever learn its id.
-    path = f"/v1/sessions/{created.session_id}"
+    return _created(created.session_id, created.body, replayed=replayed)
+
+
+def _created(session_id: str, body: bytes, *, replayed: bool) -> web.Response:
+    path = f"/v1/sessions/{session_id}"
     headers = {"Location": path, "Link": f'<{path}/events>; rel="events"'} | (REPLAYED if replayed else {})
-    return web.Response(status=201, body=created.body, content_type=JSON, headers=headers)
+    return web.Response(status=201, body=body, content_type=JSON, headers=headers)
 
 
 async def list_own(request: web.Request) -> web.Response:
@@ -119,9 +138,15 @@ async def list_own(request: web.Request) -> web.Response:
     if caller.credential == "anonymous":
         raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
     page = requested_page(request)
+    hub, nodes = request.app[HUB], request.app.get(ELSEWHERE)
     async with one_at_a_time(request):
-        views, more = request.app[HUB].page(caller.principal, *page)
-        return listing([session_object(request, view) for view in views], more)
+        if nodes is None:
+            views, more = hub.page(caller.principal, *page)
+            return listing([session_object(request, view) for view in views], more)
+        own = [session_object(request, view) for view in hub.page(caller.principal, MAX_LISTED_NODE)[0]]
+    if BODY_SHA256 in request:  # Another node asks, for the same caller.
+        return listing(own, more=False)
+    return listing(*await nodes.gather(request, "/v1/sessions", own, *page))
 
 
 def requested_page(request: web.Request) -> tuple[int, str | None]:
@@ -233,7 +258,13 @@ def _require_few(value: object, pointer: str) -> None:
         raise CallerError("invalid-parameter", "The body is not that of a create.", flaws=(flaw,))
 
 
-async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted, bearer: str | None) -> View:
+async def open_wanted(
+    request: web.Request,
+    caller: Grant,
+    wanted: SessionWanted,
+    bearer: str | None,
+    session_id: str | None = None,
+) -> View:
     """Open what was asked for. The hub owns the opening: a client that leaves cannot leave half of it behind."""
     request.app[ACCESS].spend_opening(caller)
     handle = await request.app[HUB].open(
@@ -246,6 +277,7 @@ async def open_wanted(request: web.Request, caller: Grant, wanted: SessionWanted
             secret_allows=tuple(wanted.client_secret.allow),
             retry_interrupted=wanted.on_interrupted == "retry",
             call_id=wanted.call_id,
+            session_id=session_id,
         )
     )
     return handle.view()
@@ -286,10 +318,17 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
 
 def created_object(request: web.Request, view: View) -> dict[str, object]:
     """Give a session with the credentials that are told once."""
+    return session_object(request, view) | credentials(request, view.id, view.expires_at)
+
+
+def credentials(request: web.Request, session_id: str, expires_at: object) -> dict[str, object]:
+    """Return the members of a created session that are told once. They are signed, so a repeat gets the same."""
     signatures = request.app[ACCESS].signatures
-    secret = {"value": signatures.sign("secret", view.id), "expires_at": view.expires_at}
-    stream_url = _stream_url(view.id, signatures.sign("ticket", view.id))
-    return session_object(request, view) | {"client_secret": secret, "stream_url": stream_url}
+    secret = {"value": signatures.sign("secret", session_id), "expires_at": expires_at}
+    return {
+        "client_secret": secret,
+        "stream_url": _stream_url(session_id, signatures.sign("ticket", session_id)),
+    }
 
 
 def _stream_url(session_id: str, ticket: str) -> str:

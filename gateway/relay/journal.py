@@ -112,6 +112,15 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Promised:
+    """What the first request with an Idempotency-Key opens."""
+
+    session_id: str
+    answer: bytes | None
+    """None while it is still opening."""
+
+
+@dataclass(frozen=True, slots=True)
 class Location:
     """Where a session lives."""
 
@@ -157,10 +166,14 @@ class Directory(Protocol):
         """Return the IDs of a principal's sessions on all nodes, newest first; some may be gone. Raises OverloadError
         `recovering`."""
 
-    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> str | None:
-        """Claim an Idempotency-Key of a request that opens a session. Return None if it is this request's now, else the
-        ID of the session that the first request opens. Raises CallerError `idempotency-key-reused` or OverloadError
-        `recovering`."""
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
+        """Claim an Idempotency-Key of a request that opens a session. Return None if it is this request's now, else what
+        the first request promised. Raises CallerError `idempotency-key-reused` or OverloadError `recovering`."""
 
-    async def break_promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> None:
+    async def keep_promise(
+        self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
+    ) -> None:
+        """Store the answer, without credentials, for repeats. Raises OverloadError `recovering`."""
+
+    async def break_promise(self, principal: str, key: str) -> None:
         """Forget a promise whose request had no effect, or whose session is gone. Never raises."""

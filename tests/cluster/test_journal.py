@@ -7,6 +7,7 @@ import pytest
 
 from gateway.cluster.directory import TakenError
 from gateway.errors import OverloadError
+from gateway.relay.journal import Promised
 from gateway.relay.records import Accepted, ServerEvent, decode
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
@@ -238,10 +239,12 @@ async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) ->
 
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         assert await a.directory.promise("one", "k", "f1", "gws_1") is None
-        assert await b.directory.promise("one", "k", "f1", "gws_2") == "gws_1"
+        assert await b.directory.promise("one", "k", "f1", "gws_2") == Promised("gws_1", None)
+        await a.directory.keep_promise("one", "k", "f1", "gws_1", b'{"a": 1}')
+        assert await b.directory.promise("one", "k", "f1", "gws_2") == Promised("gws_1", b'{"a": 1}')
         with pytest.raises(CallerError):
             await b.directory.promise("one", "k", "f2", "gws_2")
-        await a.directory.break_promise("one", "k", "f1", "gws_1")
+        await a.directory.break_promise("one", "k")
         assert await b.directory.promise("one", "k", "f1", "gws_2") is None
 
 

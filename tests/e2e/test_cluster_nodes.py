@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,3 +199,37 @@ async def test_rolling_restart_is_a_reconnect(nodes: Nodes) -> None:
 
     assert len(statuses) > 30
     assert {status[:3] for status in statuses} == {"202"}, Counter(statuses)
+
+
+async def test_operator_sees_all_nodes_and_all_sessions(nodes: Nodes) -> None:
+    """`GET /nodes` on any node; lists, look, restart and delete of a session that lives elsewhere."""
+    a, b = nodes.start(2)
+    async with Caller(a.url) as one, Caller(b.admin_url) as operator:
+        session_id = (await one.open())["id"]
+        listed: dict[str, Any] = {"data": []}
+        async with asyncio.timeout(10):
+            while [node["sessions"] for node in listed["data"] if not node["self"]] != [1]:
+                _, listed = await operator.ask("GET", "/nodes")
+        _, sessions = await operator.ask("GET", "/sessions")
+        _, looked = await operator.ask("GET", f"/sessions/{session_id}")
+        deleted, _ = await operator.ask("DELETE", f"/sessions/{session_id}")
+        again, _ = await operator.ask("GET", f"/sessions/{session_id}")
+
+    assert [node["state"] for node in listed["data"]] == ["live", "live"]
+    assert [one["id"] for one in sessions["data"]] == [session_id]
+    assert looked["diagnostics"]["accepted"] == 0
+    assert deleted.status == 204
+    assert again.status == 200
+
+
+async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) -> None:
+    """The same Idempotency-Key on two nodes gives one session, and the same credentials."""
+    a, b = nodes.start(2)
+    headers = {"Idempotency-Key": "a-key-that-nobody-can-guess"}
+    async with Caller(a.url) as one, Caller(b.url) as other:
+        first, made = await one.ask("POST", "/v1/sessions", {}, headers=headers)
+        again, same = await other.ask("POST", "/v1/sessions", {}, headers=headers)
+
+    assert (first.status, again.status) == (201, 201)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert (same["id"], same["client_secret"]) == (made["id"], made["client_secret"])

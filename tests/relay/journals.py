@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import OverloadError
-from gateway.relay.journal import JournalOwner, Location, Peer
+from gateway.relay.journal import JournalOwner, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import Principal
 from gateway.relay.records import Border, Record, encode, sequence_of
@@ -93,10 +93,15 @@ class MemoryDirectory:
     async def sessions_of(self, principal: str) -> list[str]:
         return []
 
-    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> str | None:
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
         return None
 
-    async def break_promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> None:
+    async def keep_promise(
+        self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
+    ) -> None:
+        """There are no promises here."""
+
+    async def break_promise(self, principal: str, key: str) -> None:
         """There are no promises here."""
 
 

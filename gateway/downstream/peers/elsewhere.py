@@ -6,6 +6,7 @@ client then sees a slow answer instead of an error.
 """
 
 import asyncio
+import json
 import secrets
 import ssl
 import time
@@ -31,7 +32,7 @@ from gateway.downstream.peers.splice import (
     splice,
     whole_body,
 )
-from gateway.errors import GatewayError, OverloadError
+from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.journal import Directory, Location, Peer
 
 Outcome = Literal["answered", "local", "recovering", "broken"]
@@ -42,8 +43,11 @@ MOVED: Final = 421
 MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
 """What a handler raises where the session leaves while it is handled."""
 
+OPENING: Final = frozenset({"/v1/sessions", "/v1/turns"})
+
 POLL_SECONDS: Final = 0.1
 """Between look-ups while a session has no living owner."""
+GATHER_SECONDS: Final = 2.0
 UNSTEADY_SECONDS: Final = 1.0
 KEPT_LINES: Final = 32
 """Idle connections to one node."""
@@ -57,6 +61,7 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 
+Object = dict[str, object]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -114,10 +119,11 @@ class Elsewhere:
 
     # --- passing on ---------------------------------------------------------------------------------------------------
 
-    async def pass_on(self, request: web.Request, session_id: str, handler: Handler) -> web.StreamResponse:
+    async def pass_on(
+        self, request: web.Request, session_id: str, handler: Handler, prefix: str = ""
+    ) -> web.StreamResponse:
         """Have the session's owner answer; the handler here answers for sessions that nobody knows or that are here by
-        now."""
-        require_credential(request)
+        now. The caller's credential was looked at."""
         hub = request.app[HUB]
         began = time.monotonic()
         location = await self.directory.locate(session_id)
@@ -127,7 +133,7 @@ class Elsewhere:
             return await handler(request)
         request[SESSION] = session_id
         body = request[BODY] if BODY in request else await read_body(request)
-        outgoing = self._outgoing(request, body)
+        outgoing = self._outgoing(request, body, prefix)
         while True:
             answer = await self._try(location, outgoing)
             if answer is not None:
@@ -148,10 +154,38 @@ class Elsewhere:
         answer = await self._try(Location(peer.node, peer.url, live=True), self._outgoing(request, body))
         return None if answer is None else await self._answer(request, answer)
 
-    async def fetch(self, peer: Peer, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    async def gather(
+        self, request: web.Request, path: str, own: Sequence[Object], limit: int, after: str | None
+    ) -> tuple[list[Object], bool]:
+        """Return a page of what all nodes list, newest first, and whether more follow. A node that does not answer is left
+        out. Raises `session-unknown` where `after` is on no list."""
+        word = request.headers.get(hdrs.AUTHORIZATION)
+        headers = () if word is None else ((hdrs.AUTHORIZATION, word),)
+
+        async def ask_one(peer: Peer) -> list[Object]:
+            try:
+                async with asyncio.timeout(GATHER_SECONDS):
+                    status, body = await self.fetch(peer, hdrs.METH_GET, path, headers=headers)
+            except (UnreachableError, BrokenError, TimeoutError):
+                return []
+            found: list[Object] = json.loads(body)["data"] if status == 200 else []
+            return found
+
+        lists = await asyncio.gather(*map(ask_one, self.directory.peers))
+        every = {str(one["id"]): one for listed in (own, *lists) for one in listed}
+        listed = sorted(every.values(), key=lambda one: -int(str(one["created_at"])))
+        if after is not None:
+            if after not in every:
+                raise CallerError("session-unknown", "'after' names no session of this list.")
+            listed = listed[listed.index(every[after]) + 1 :]
+        return listed[:limit], len(listed) > limit
+
+    async def fetch(
+        self, peer: Peer, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
+    ) -> tuple[int, bytes]:
         """Send a request of this node's own. Raises UnreachableError or BrokenError."""
         request_id = secrets.token_hex(12)
-        head = (("Host", "node"), *self._signed(method, path, request_id, body))
+        head = (("Host", "node"), *headers, *self._signed(method, path, request_id, body))
         answer = await self._send(peer.url, Outgoing(method, path, "1.1", head, body))
         found = await whole_body(answer.line, answer.head)
         self._keep(answer)
@@ -234,14 +268,14 @@ class Elsewhere:
         else:
             answer.line.close()
 
-    def _outgoing(self, request: web.Request, body: bytes) -> Outgoing:
+    def _outgoing(self, request: web.Request, body: bytes, prefix: str = "") -> Outgoing:
         headers = [
             (name, value)
             for name, value in request.headers.items()
             if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("x-gateway-")
         ]
         headers = [(name, value) for name, value in headers if name.lower() != "x-request-id"]
-        path = request.raw_path
+        path = prefix + request.raw_path
         request_id = request.get(PEER_REQUEST) or secrets.token_hex(12)
         headers += [
             ("X-Request-Id", request[REQUEST_ID]),
@@ -263,7 +297,7 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
     """Pass on what concerns a session that is not here."""
     session_id, hub = request.match_info.get("id"), request.app[HUB]
     if session_id is None:
-        return await handler(request)
+        return await _opened_elsewhere(request) or await handler(request)
     request[PEER_REQUEST] = secrets.token_hex(12)
     if hub.has(session_id):
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
@@ -274,4 +308,22 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
             if error.code not in MAY_HAVE_MOVED or hub.has(session_id):
                 raise
             # It went to another node in the middle of the request, which had no effect here.
+    require_credential(request)
     return await request.app[ELSEWHERE].pass_on(request, session_id, handler)
+
+
+async def _opened_elsewhere(request: web.Request) -> web.StreamResponse | None:
+    """Have another node open a session, where this one takes none at the moment; None where it does, or no other does."""
+    if request.method != hdrs.METH_POST or request.path not in OPENING or not request.app[HUB].draining:
+        return None
+    nodes = request.app[ELSEWHERE]
+    peers = [peer for peer in nodes.directory.peers if peer.serving and peer.room > 0]
+    if not peers:
+        return None
+    require_credential(request)
+    body = await read_body(request)
+    for peer in sorted(peers, key=lambda one: -one.room):
+        answer = await nodes.pass_to(request, peer, body)
+        if answer is not None:
+            return answer
+    return None

@@ -1,0 +1,56 @@
+"""Requests that open a session, done once whichever nodes they reach (docs/api.md, 2 Sending: retries).
+
+The promise stands in the directory: the session's ID, chosen before it is opened, and afterwards the answer without its
+credentials, which every node can make again.
+"""
+
+import json
+import secrets
+import string
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from aiohttp import web
+
+from gateway.downstream.http.answers import compact
+from gateway.downstream.http.app_keys import HUB, TELEMETRY
+from gateway.errors import OverloadError
+from gateway.relay.journal import Directory
+
+_ALPHABET: Final = string.ascii_letters + string.digits
+_ID_LENGTH: Final = 24
+
+Promise = tuple[str, str, str]
+"""Principal, key in its scope, fingerprint."""
+
+
+async def once_of_all(
+    request: web.Request,
+    directory: Directory,
+    promise: Promise,
+    open_as: Callable[[str], Awaitable[Mapping[str, object]]],
+) -> tuple[dict[str, object], bool]:
+    """Open a session under an ID, or return the object of the first time and True.
+
+    Raises `idempotency-in-progress` while the first is still opening, `idempotency-key-reused` for another body.
+    """
+    principal, key, fingerprint = promise
+    session_id = "gws_" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+    first = await directory.promise(principal, key, fingerprint, session_id)
+    if first is not None and first.answer is None:
+        detail = "The first request with this Idempotency-Key is still running."
+        raise OverloadError("idempotency-in-progress", detail, retry_after=1)
+    if first is not None and first.answer is not None:
+        if request.app[HUB].has(first.session_id) or await directory.locate(first.session_id, fresh=True):
+            request.app[TELEMETRY].idempotent_replay()
+            return dict(json.loads(first.answer)), True
+        # A key lives as long as its session; this is a first try again.
+        await directory.break_promise(principal, key)
+        return await once_of_all(request, directory, promise, open_as)
+    try:
+        opened = dict(await open_as(session_id))
+    except BaseException:
+        await directory.break_promise(principal, key)
+        raise
+    await directory.keep_promise(principal, key, fingerprint, session_id, compact(opened))
+    return opened, False
