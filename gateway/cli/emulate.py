@@ -34,7 +34,10 @@ def emulate(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Accept this key only, instead of any; repeatable."),
+        typer.Option(
+            metavar="KEY[@PROJECT]",
+            help="Accept this key only, instead of any; keys of one project share calls.",
+        ),
     ] = None,
     brain_url: Annotated[
         str | None,

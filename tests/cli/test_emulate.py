@@ -57,6 +57,7 @@ async def test_emulator_takes_faults_and_keys(start: Start) -> None:
     [
         ("--fault", "premonition=1", "no fault is named 'premonition'"),
         ("--record", __file__, "no line of a recording"),
+        ("--mcp", __file__, "is not an MCP server"),
     ],
 )
 async def test_emulator_refuses_flags_that_mean_nothing(
