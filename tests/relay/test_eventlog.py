@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gateway.relay.eventlog import MAX_EPOCHS, Epoch, EventId, EventLog, Framing, GapReason, Page, Recorded
+from gateway.relay.records import GatewayEvent, ServerEvent
 from tests.relay.fakes import frame
 
 WORD = string.digits + string.ascii_lowercase + "-"
@@ -557,3 +558,16 @@ def test_only_a_new_log_is_loaded(used: str) -> None:
 
     with pytest.raises(ValueError, match="not empty"):
         log.load([Epoch("k3f9", 1)], 1, [])
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0, [2, 3]), (2, [3]), (3, [])])
+def test_what_is_kept_can_be_recorded_again(after: int, kept: list[int]) -> None:
+    """For a snapshot: every event kept behind a sequence, with its turn, and the gateway's own as such."""
+    log = make(max_events=2)
+    log.append("x", "1", 0.0)
+    log.append("x", "2", 0.0, turn=7)
+    log.append("gateway.x", "3", 0.0, name="gateway.x")
+    records = list(log.records(after, lambda block, start: block[start:].decode()))
+    expected: dict[int, object] = {2: ServerEvent(2, 7, "x", "2"), 3: GatewayEvent(3, "gateway.x", "3")}
+
+    assert records == [expected[sequence] for sequence in kept]
