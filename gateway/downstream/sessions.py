@@ -116,7 +116,7 @@ async def create(request: web.Request) -> web.Response:
         with_secrets = opened | credentials(request, session_id, opened["expires_at"])
         return _created(session_id, compact(with_secrets), replayed=replayed)
     created, replayed = await once(request, table, key, body, open_session, _Created, _size)
-    if replayed and not _still_known(request, created.session_id):
+    if replayed and not still_known(request, created.session_id):
         # A key lives as long as its session; this is a first try again.
         table.release(str(key))
         created, replayed = await once(request, table, key, body, open_session, _Created, _size)
@@ -335,7 +335,8 @@ def _stream_url(session_id: str, ticket: str) -> str:
     return f"/v1/sessions/{session_id}/events?ticket={ticket}"
 
 
-def _still_known(request: web.Request, session_id: str) -> bool:
+def still_known(request: web.Request, session_id: str) -> bool:
+    """Return whether a session can still be asked for; a stored answer is kept no longer than the session it is about."""
     try:
         request.app[HUB].find(session_id, None)
     except GatewayError:

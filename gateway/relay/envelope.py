@@ -313,3 +313,8 @@ def _refuse_event(what: str, where: Flaw, member: str) -> NoReturn:
 def _too_many(max_events: int) -> NoReturn:
     detail = f"A batch may have at most {max_events} events."
     raise CallerError("too-large", detail, members={"limit": max_events})
+
+
+def matches_type(pattern: str, type: str) -> bool:
+    """Return whether an event's type is the pattern, or begins with what stands before its final `*`."""
+    return type.startswith(pattern[:-1]) if pattern.endswith("*") else type == pattern

@@ -18,6 +18,7 @@ from gateway.relay.envelope import (
     ServerHead,
     compose,
     head,
+    matches_type,
     member,
     parse_json,
     parse_ndjson,
@@ -691,3 +692,18 @@ def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
 def test_members_are_followed_as_far_as_they_go(value: object, found: object) -> None:
     """Nothing on the way raises, whatever stands there."""
     assert member(value, "a", "b") == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "type", "matches"),
+    [
+        ("response.create", "response.create", True),
+        ("response.create", "response.created", False),
+        ("response.*", "response.create", True),
+        ("response.*", "responses", False),
+        ("*", "anything", True),
+    ],
+)
+def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, matches: bool) -> None:
+    """The same for what a client secret may send and for what a filtered read shows."""
+    assert matches_type(pattern, type) is matches

@@ -20,6 +20,7 @@ from gateway.downstream.auth.buckets import Bucket
 from gateway.downstream.auth.credentials import Signatures, looks_signed
 from gateway.downstream.http.app_keys import HUB, PRINCIPAL, SESSION
 from gateway.errors import CallerError, OverloadError
+from gateway.relay.envelope import matches_type
 from gateway.relay.ports import Handle, Principal
 
 Need = Literal["read", "send"]
@@ -103,7 +104,7 @@ class Grant:
     """An event's members matter to what is allowed, so an event that two parsers may read differently is refused."""
 
     def allows(self, event_type: str) -> bool:
-        return any(_matches(pattern, event_type) for pattern in self.patterns)
+        return any(matches_type(pattern, event_type) for pattern in self.patterns)
 
 
 class Access:
@@ -331,9 +332,3 @@ def _require_known(request: web.Request, principal: str) -> None:
     known = access.rules.serves_anonymous if principal == ANONYMOUS else access.rule(principal) is not None
     if not known:
         raise CallerError("unauthorized", "The key that opened this session is not known here any more.")
-
-
-def _matches(pattern: str, event_type: str) -> bool:
-    if pattern.endswith("*"):
-        return event_type.startswith(pattern[:-1])
-    return event_type == pattern

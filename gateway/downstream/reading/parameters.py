@@ -12,6 +12,7 @@ from typing import Final, Literal, NoReturn
 from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.reading.sse import CURSOR_PARAMETERS, last_event_id
 from gateway.errors import CallerError, Flaw
+from gateway.relay.envelope import matches_type
 from gateway.relay.eventlog import EventId
 from gateway.relay.ports import Reader
 
@@ -61,8 +62,8 @@ class Filter:
     def _decide(self, type: str) -> bool:
         if type.startswith(_GATEWAY):
             return True
-        wanted = not self._types or any(_matches(pattern, type) for pattern in self._types)
-        return wanted and not any(_matches(pattern, type) for pattern in self._exclude)
+        wanted = not self._types or any(matches_type(pattern, type) for pattern in self._types)
+        return wanted and not any(matches_type(pattern, type) for pattern in self._exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,6 @@ def start(cursor: str, reader: Reader) -> EventId:
 
 def _patterns(query: Mapping[str, str], name: str) -> list[str]:
     return [pattern for part in query.get(name, "").split(",") if (pattern := part.strip())]
-
-
-def _matches(pattern: str, type: str) -> bool:
-    return type.startswith(pattern[:-1]) if pattern.endswith("*") else type == pattern
 
 
 def _number(query: Mapping[str, str], name: str, least: float, most: float) -> float | None:

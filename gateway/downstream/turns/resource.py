@@ -27,12 +27,12 @@ from gateway.downstream.reading import parameters
 from gateway.downstream.reading.parameters import Format
 from gateway.downstream.reading.sse import last_event_id
 from gateway.downstream.reading.stream import NO_HEADERS
-from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer
+from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer, still_known
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
 from gateway.downstream.turns.own import OWN_TURNS, OwnTurn, OwnTurns
-from gateway.errors import CallerError, GatewayError
+from gateway.errors import CallerError
 from gateway.relay.eventlog import EventId
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
@@ -163,7 +163,7 @@ def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) 
     if new:
         return None
     if isinstance(slot.answer, _Done):
-        if _still_known(request, slot.answer.session_id):
+        if still_known(request, slot.answer.session_id):
             return slot.answer
         table.release(key)  # A key lives as long as its session.
         table.claim(key, fingerprint(request, body), now)
@@ -256,11 +256,3 @@ def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple
         turn.subscribe(finished)
 
     return begun
-
-
-def _still_known(request: web.Request, session_id: str) -> bool:
-    try:
-        request.app[HUB].find(session_id, None)
-    except GatewayError:
-        return False
-    return True
