@@ -84,6 +84,7 @@ class Signaller:
             # trust_env would also read ~/.netrc, in a thread, for each request, and fail over a host that stands in it.
             trust_env=False,
             auto_decompress=True,
+            middlewares=(_without_redirects,),
         )
 
     async def close(self) -> None:
@@ -274,6 +275,23 @@ def proxy_for(config: UpstreamConfig) -> str | None:
             f"{name} names a proxy of the kind {scheme}; signalling goes through http:// proxies only"
         )
     return proxy
+
+
+async def _without_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Refuse to follow a WebSocket's redirect, for which `ws_connect` has no parameter: it would lead anywhere."""
+    response = await handler(request)
+    if request.method == "GET" and response.status in range(300, 400):
+        response.close()
+        raise aiohttp.WSServerHandshakeError(
+            response.request_info,
+            response.history,
+            status=response.status,
+            message="a redirect",
+            headers=response.headers,
+        )
+    return response
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -314,6 +314,19 @@ async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None
     assert refused.value.members["upstream"] == {"status": status}
 
 
+async def test_redirect_carries_the_key_nowhere() -> None:
+    """A redirect is a refusal: wherever it points is not asked."""
+    elsewhere, far = Socket(silent), Socket(silent, 307)
+    async with serving(elsewhere) as target, serving(far) as url, dialling(url) as dialer:
+        far.headers["Location"] = f"{target}/realtime?call_id=rtc_1"
+        with pytest.raises(UpstreamError) as refused:
+            await attach(dialer, "rtc_1", Remembering())
+
+    assert refused.value.code == "upstream-failed"
+    assert refused.value.members["upstream"] == {"status": 307}
+    assert elsewhere.requests == []
+
+
 async def test_far_end_that_cannot_be_reached_is_told() -> None:
     """No connection is a failure that may pass."""
     async with dialling("http://127.0.0.1:9/v1") as dialer:
