@@ -24,6 +24,9 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway. OpenAI's key is taken from OPENAI_API_KEY."""
+    from gateway.upstream.codecs import leave_out
+
+    leave_out()
     from gateway.cli.running import run
     from gateway.cli.serving import configure, serve_until_told
 

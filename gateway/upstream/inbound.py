@@ -260,7 +260,10 @@ class DirectReceive(PacedReassembly):
         step(self._send_sack())
 
     def _take_texts(self, packet: bytes, position: int, end: int) -> int:
-        """Deliver texts from `position` on, as long as they are next in order; return where the first other chunk begins."""
+        """Take texts from `position` on, as long as they are next in order; return where the first other chunk begins.
+
+        They are delivered at once, or queued where this turn of the loop has no time left.
+        """
         last, received, channel = self._last_received_tsn, self.received, self.channel
         if (
             position + 16 >= end
@@ -268,11 +271,12 @@ class DirectReceive(PacedReassembly):
             or received is None
             or channel is None
             or self._sack_misordered
-            or self._ready
+            or self._advertised_rwnd <= 0
             or self._reconfig_deferred is not None
         ):
             return position
         stream: OrderedStream | None = None
+        at_once = True
         while position + 16 < end:
             kind, flags, length, tsn, stream_id, number, protocol = _DATA.unpack_from(packet, position)
             if (
@@ -287,17 +291,25 @@ class DirectReceive(PacedReassembly):
                 break
             if stream is None:
                 stream = cast("OrderedStream | None", self._inbound_streams.get(stream_id))
-                if stream is None or not self.turn.has_time() or stream_id not in self._data_channels:
+                if stream is None or stream_id not in self._data_channels:
                     break
+                at_once = not self._ready and self.turn.has_time()
             if stream.held or stream.sequence_number != number:
                 break
+            data = packet[position + 16 : position + length]
             try:
-                text = packet[position + 16 : position + length].decode()
+                text = data.decode() if at_once else ""
             except UnicodeDecodeError:
                 break
             last = self._last_received_tsn = tsn
             stream.advance()
             self._sack_needed = True
-            received(text)
             position += length + 3 & ~3
+            if at_once:
+                received(text)
+            else:
+                self._queue((stream_id, protocol, data))
+        if not at_once:
+            self._account()
+            self._deliver_now()
         return position

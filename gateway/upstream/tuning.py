@@ -59,6 +59,7 @@ class Hook(StrEnum):
     DIRECT = "direct"
     RAW_RECORDS = "raw-records"
     SPARSE_ACKS = "sparse-acks"
+    BRIEF_NEGOTIATION = "brief-negotiation"
 
 
 ALL_HOOKS = frozenset(Hook)
@@ -200,6 +201,26 @@ def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable
         association.channel = channel
         association.received = received
         transport.go_direct(connection, association.receive_packet)
+
+
+def forget_negotiation(pc: RTCPeerConnection, hooks: frozenset[Hook]) -> None:
+    """Let go of what only a further offer or answer would need; to be called when the channel is open.
+
+    That is both descriptions and the audio transceiver, whose sender and receiver never ran: 25 KiB a call. Closing the
+    connection goes by the association alone.
+    """
+    if Hook.BRIEF_NEGOTIATION not in hooks:
+        return
+    inside = cast(Any, pc)  # Any: the attributes are private by name
+    for transceiver in pc.getTransceivers():
+        # They hold each other; emptied, they are freed now and not at some collection of garbage.
+        for part in (transceiver.sender, transceiver.receiver, transceiver):
+            vars(part).clear()
+    inside._RTCPeerConnection__transceivers = []
+    inside._RTCPeerConnection__remoteDtls = {}
+    inside._RTCPeerConnection__remoteIce = {}
+    for name in ("currentLocal", "currentRemote", "pendingLocal", "pendingRemote"):
+        setattr(inside, f"_RTCPeerConnection__{name}Description", None)
 
 
 def undelivered(pc: RTCPeerConnection) -> bool:

@@ -206,6 +206,7 @@ class WebRTCUpstream:
         self._mark("signalling", "ice")
         await self._apply(pc, created)
         await self._opened
+        tuning.forget_negotiation(pc, dialer.hooks)
         if signalling.is_ephemeral(self._request.bearer) and (
             update := _session_update(self._request.session)
         ):

@@ -4,11 +4,13 @@ import asyncio
 import itertools
 import random
 import time
+from struct import pack
 from typing import Any
 
 import pytest
 from aiortc import RTCSctpTransport
 from aiortc.rtcsctptransport import DataChunk, ForwardTsnChunk, SackChunk
+from google_crc32c import value as crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -293,3 +295,30 @@ def _work() -> None:
     end = time.perf_counter() + 0.001
     while time.perf_counter() < end:
         pass
+
+
+def packet(association: Receiving, *chunks: DataChunk) -> bytes:
+    """Return a packet of chunks for an association."""
+    header = pack("!HHL", 5000, 5000, association._local_verification_tag)
+    body = b"".join(map(bytes, chunks))
+    return header + pack("<L", crc32c(header + b"\0\0\0\0" + body)) + body
+
+
+async def test_texts_of_a_packet_wait_in_order_where_the_turn_has_no_time() -> None:
+    """Packets that come while messages wait join them, count against the window, and are delivered in order."""
+    turn = _Spent()
+    association, texts = receiving(turn=turn)
+    association._data_channels[1] = association.channel  # type: ignore[assignment]
+    association._get_inbound_stream(1)
+    association.receive_packet(packet(association, chunk(1, 0, b"1"), chunk(2, 1, b"2")))
+    turn.time = True
+    association.receive_packet(packet(association, chunk(3, 2, b"3")))
+
+    assert texts == []
+    assert association._last_received_tsn == 3
+    assert association._advertised_rwnd < association.window
+    assert turn.backlogs == [association]
+    association.deliver_slice(16)
+    association.receive_packet(packet(association, chunk(4, 3, b"4"), chunk(5, 4, b"5")))
+    assert texts == ["1", "2", "3", "4", "5"]
+    assert association._advertised_rwnd == association.window

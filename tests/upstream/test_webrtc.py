@@ -790,3 +790,17 @@ class _NoTime(LoopTurn):
 
     def wait(self, backlog: Any) -> None:
         return None
+
+
+async def test_open_call_keeps_nothing_of_its_negotiation() -> None:
+    """Descriptions and transceiver are let go once the channel is open; talking and closing need none of them."""
+    async with open_call() as (call, sink):
+        pc = call._pc
+        assert pc is not None
+        assert pc.getTransceivers() == []
+        assert pc._RTCPeerConnection__currentRemoteDescription is None  # type: ignore[attr-defined]
+        call.send(["still here"])
+        await sink.until(lambda sink: "still here" in sink.texts)
+        await call.close(hang_up=False)
+
+    assert pc.connectionState == "closed"

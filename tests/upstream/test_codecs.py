@@ -1,0 +1,57 @@
+"""The programs run without codecs, and a library user keeps them."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from gateway.upstream import codecs
+
+
+def run(program: str) -> str:
+    """Run a Python program in a process of its own and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def test_aiortc_is_imported_without_pyav() -> None:
+    """No module of PyAV is left, none of FFmpeg's libraries is mapped, and PyAV can still be imported afterwards."""
+    said = run(
+        "import sys\n"
+        "from gateway.upstream.codecs import leave_out\n"
+        "print(leave_out(), leave_out())\n"
+        "import gateway.app\n"
+        "print(any(name.split('.')[0] == 'av' for name in sys.modules), 'libavcodec' in open('/proc/self/maps').read())\n"
+        "import av\n"
+        "print(av.AudioFrame.__module__)\n"
+    )
+
+    assert said.split("\n") == ["True False", "False False", "av.audio.frame"]
+
+
+def test_library_user_keeps_the_codecs() -> None:
+    """Importing the gateway leaves aiortc as it is."""
+    assert run("import gateway.app, aiortc.rtp; print(aiortc.rtp.AudioFrame.__module__)") == "av.audio.frame"
+
+
+def test_other_version_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another release takes from PyAV when it is imported is not known."""
+    monkeypatch.setattr(codecs, "_version", lambda: "2.0.0")
+    monkeypatch.delitem(sys.modules, "aiortc", raising=False)
+    monkeypatch.delitem(sys.modules, "av", raising=False)
+
+    assert not codecs.leave_out()
+    assert "aiortc" not in sys.modules
+
+
+def test_library_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where metadata is missing nothing is left out."""
+
+    def missing(_: str) -> str:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(codecs, "version", missing)
+    assert codecs._version() == ""
