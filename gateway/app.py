@@ -58,9 +58,11 @@ log = structlog.stdlib.get_logger()
 class Gateway:
     """Serves from `start` to `close`. `drain` in between lets running conversations end well."""
 
-    def __init__(self, config: Config) -> None:
-        """Build everything, touching no network. Raises ConfigError for what only shows when files are read."""
+    def __init__(self, config: Config, *, shared: bool = False) -> None:
+        """Build everything, touching no network. Raises ConfigError for what only shows when files are read. With `shared`
+        other processes listen on the clients' port as well."""
         self._config = config
+        self._shared = shared
         self.asked_to_drain = asyncio.Event()
         """Set when an operator asks over HTTP; whoever runs the gateway then drains it as on SIGTERM."""
         clock = Clock()
@@ -158,7 +160,7 @@ class Gateway:
                 await self._server.listen_to_peers(self._clustering.binding)
                 await self._clustering.start(self._server.peers_url)
             await self._server.start(
-                Binding(server.host, server.port, self._tls), Binding(admin.host, admin.port)
+                Binding(server.host, server.port, self._tls, self._shared), Binding(admin.host, admin.port)
             )
         except BaseException:
             await self.close()

@@ -39,6 +39,12 @@ _RETRY_SECONDS: Final = 0.5
 log = structlog.stdlib.get_logger()
 
 
+class RedisAwayError(OSError):
+    """Redis did not answer a node that starts."""
+
+    remedy = "start Redis, or correct cluster.url"
+
+
 class Clustering:
     """A node's place among the others."""
 
@@ -118,7 +124,7 @@ class Clustering:
                 raise ConfigError([f"cluster.url: {error}"]) from error
             except AwayError as error:
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise OSError(f"Redis does not answer at cluster.url: {error}") from error
+                    raise RedisAwayError(f"Redis does not answer at cluster.url: {error}") from error
                 if not told:
                     log.warning(
                         "redis_awaited", reason=str(error), remedy="start Redis, or correct cluster.url"

@@ -22,6 +22,16 @@ def serve(
     upstream_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Where OpenAI is.  \\[https://api.openai.com/v1]")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Processes on one port, each a node of the cluster; needs cluster.url.  \\[1]",
+        ),
+    ] = None,
+    shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
 ) -> None:
     """Run the gateway. OpenAI's key is taken from OPENAI_API_KEY."""
     from gateway.upstream.codecs import leave_out
@@ -38,4 +48,14 @@ def serve(
             "upstream": {"base_url": upstream_url},
         },
     )
-    sys.exit(run(serve_until_told(settings)))
+    if workers is not None and workers > 1:
+        from gateway.cli.workers import run_workers
+
+        sys.exit(run(run_workers(settings, workers, _flags(config, host, upstream_url))))
+    sys.exit(run(serve_until_told(settings, shared=shared_port)))
+
+
+def _flags(config: Path | None, host: str | None, upstream_url: str | None) -> list[str]:
+    """Return the command line that a worker is given as well."""
+    given = {"--config": config, "--host": host, "--upstream-url": upstream_url}
+    return [str(word) for name, value in given.items() if value is not None for word in (name, value)]

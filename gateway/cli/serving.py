@@ -41,7 +41,10 @@ def configure(file: Path | None, flags: dict[str, dict[str, object]]) -> Config:
 
 
 async def serve_until_told(
-    config: Config, ready: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None
+    config: Config,
+    ready: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
+    *,
+    shared: bool = False,
 ) -> int:
     """Serve until SIGTERM, SIGINT or `POST /drain`, then drain; a second signal ends at once. Gives the exit status.
 
@@ -60,15 +63,17 @@ async def serve_until_told(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with config_errors_exit():
-        gateway = Gateway(config)
+        gateway = Gateway(config, shared=shared)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
     reload_asked = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
     try:
-        await gateway.start()
+        with config_errors_exit():
+            await gateway.start()
     except OSError as error:
         remedy = "end what listens there, or choose another address: --host, --port, --admin-port"
+        remedy = getattr(error, "remedy", remedy)
         log.error("not_listening", error=error.strerror or str(error), remedy=remedy)
         return EXIT_FAILED
     gateway.collector.start()

@@ -13,7 +13,8 @@ import pytest
 from tests.cluster.redis_server import RedisServer
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
-from tests.e2e.nodes import LEASE_SECONDS, Follower, Nodes, ask
+from tests.e2e.nodes import LEASE_SECONDS, SIGNING_KEY, Follower, Nodes, ask
+from tests.e2e.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
 
@@ -233,3 +234,37 @@ async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) ->
     assert (first.status, again.status) == (201, 201)
     assert again.headers["Idempotency-Replayed"] == "true"
     assert (same["id"], same["client_secret"]) == (made["id"], made["client_secret"])
+
+
+async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> None:
+    """`serve --workers 2`: whichever worker takes a connection serves the session, also after one is killed."""
+    environ = {
+        "GATEWAY_CLUSTER__URL": redis_server.url,
+        "GATEWAY_CLUSTER__LEASE_SECONDS": str(LEASE_SECONDS),
+        "GATEWAY_ACCESS__SIGNING_KEY": SIGNING_KEY,
+        "GATEWAY_DRAIN__TIMEOUT_SECONDS": "1",
+    }
+    flags = ("--workers", "2", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url)
+    program = Program(tmp_path / "workers.log", "gateway", "serve", *flags, environ=environ)
+    try:
+        url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
+        async with asyncio.timeout(40):
+            while program.output.count("admin listening") < 2:
+                await asyncio.sleep(0.05)
+        async with Caller(url) as caller:
+            session_id = (await caller.open())["id"]
+        async with Follower(session_id, [url]) as reader:
+            for number in range(4):
+                await ask(url, session_id, f"Hello {number}")
+            await reader.until("response.done", 4)
+            assert not reader.gaps
+    finally:
+        assert program.stop() == 0
+
+
+def test_workers_without_a_cluster_are_refused(tmp_path: Path) -> None:
+    """Sessions would be known to one worker alone."""
+    program = Program(tmp_path / "log", "gateway", "serve", "--workers", "2")
+
+    assert program.process.wait(30) == 2
+    assert "cluster.url" in program.output

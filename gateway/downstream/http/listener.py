@@ -46,6 +46,8 @@ class Binding:
     host: str = "127.0.0.1"
     port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    shared: bool = False
+    """Other processes listen there as well, and the kernel spreads connections over them (SO_REUSEPORT)."""
 
 
 class Listener:
@@ -198,6 +200,8 @@ async def _bound(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
                 listening = socket.socket(family, kind, protocol)
                 sockets.append(listening)
                 _set_options(listening, user_timeout_ms)
+                if binding.shared:
+                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 listening.bind((address[0], port, *address[2:]))
             except OSError as error:
                 if error.errno not in _ABSENT:

@@ -1,0 +1,140 @@
+"""`gateway serve --workers N`: several processes on one port, so that one machine's cores are used.
+
+Each worker is a node of the cluster like any other: nothing is shared but the port, over which the kernel spreads
+connections, and Redis. This process starts the workers, passes signals on, and starts one again that ended by itself.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from gateway.cli.child import _die_with_parent as die_with_parent
+from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
+from gateway.cli.supervisor import beat, notify_supervisor
+from gateway.config import Config
+
+FIRST_PAUSE_SECONDS: Final = 1.0
+LONGEST_PAUSE_SECONDS: Final = 30.0
+"""Before a worker that ended by itself is started again: doubled each time, and forgotten after a minute of running."""
+_STABLE_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 0.1
+_READY_SECONDS: Final = 120.0
+
+log = structlog.stdlib.get_logger()
+
+
+class Workers:
+    """The processes, from `start` until all have ended."""
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        self._commands = commands
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._ending = False
+        self.usage_error = False
+        """A worker ended because of its configuration: the others would, too."""
+
+    async def run(self) -> None:
+        """Keep all of them running until told to end."""
+        await asyncio.gather(*(self._keep(number) for number in range(len(self._commands))))
+
+    def tell(self, number: signal.Signals) -> None:
+        """Pass a signal on to every worker."""
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._ending = True
+        for process in self._processes.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _keep(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE_SECONDS
+        while not self._ending:
+            began = loop.time()
+            process = await asyncio.create_subprocess_exec(
+                *self._commands[number],
+                # Signals come from this process alone, and not even its sudden end leaves a worker behind.
+                start_new_session=True,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            )
+            self._processes[number] = process
+            if self._ending:
+                self.tell(signal.SIGTERM)
+            status = await process.wait()
+            del self._processes[number]
+            if self._ending:
+                return
+            if status == EXIT_USAGE:
+                self.usage_error = True
+                self.tell(signal.SIGTERM)
+                return
+            log.error(
+                "worker_ended", worker=number, status=status, seconds=pause, remedy="it is started again"
+            )
+            pause = FIRST_PAUSE_SECONDS if loop.time() - began > _STABLE_SECONDS else pause
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
+
+
+async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
+    """Serve with several processes until SIGTERM or SIGINT. Returns the exit status."""
+    if not config.cluster.url:
+        fail("--workers: needs cluster.url, since the workers share sessions over Redis", EXIT_USAGE)
+    if config.cluster.port:
+        fail("cluster.port: must be 0 with --workers, since each worker listens for the others", EXIT_USAGE)
+    if not hasattr(socket, "SO_REUSEPORT"):
+        fail("--workers: this system cannot share a port (SO_REUSEPORT)")
+    with _held_port(config.server.host, config.server.port) as held:
+        port = held.getsockname()[1]
+        admin = config.admin.port
+        commands = [
+            [
+                *(sys.executable, "-m", "gateway", "serve", *flags, "--shared-port", "--port", str(port)),
+                *("--admin-port", str(admin + number if admin else 0)),
+            ]
+            for number in range(count)
+        ]
+        workers = Workers(commands)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, workers.tell, number)
+        log.info("workers_started", count=count, port=port)
+        beside = {asyncio.create_task(_ready(port)), asyncio.create_task(beat())}
+        try:
+            await workers.run()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
+    return EXIT_USAGE if workers.usage_error else 0
+
+
+def _held_port(host: str, port: int) -> socket.socket:
+    """Hold the port without listening on it, so that port 0 is the same one for all workers."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        held.bind((host, port))
+    except OSError as error:
+        held.close()
+        fail(f"--port: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}", EXIT_FAILED)
+    return held
+
+
+async def _ready(port: int) -> None:
+    """Tell the supervisor once a worker takes connections."""
+    deadline = asyncio.get_running_loop().time() + _READY_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            notify_supervisor("READY=1")
+            return
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -1,0 +1,104 @@
+"""The contract through nginx over three nodes, round robin: the same answers as from one process.
+
+    python -m tests.e2e.test_cluster_conformance [pytest options]
+
+runs the whole suite of tests/conformance that way; the test below runs a part of it.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.redis_server import RedisServer
+from tests.conftest import require_part
+from tests.e2e.farend import FarEnd
+from tests.e2e.nodes import Nodes
+from tests.e2e.programs import Program
+from tests.e2e.proxies import free_port, nginx_command
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY, OTHER_KEY, ORIGIN = "gw-conformance", "gw-conformance-other", "https://app.example"
+
+ROUND_ROBIN = """
+events {{ worker_connections 1024; }}
+http {{
+    upstream nodes {{ {servers} keepalive 32; }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 8m;
+        large_client_header_buffers 8 64k;
+        location / {{
+            proxy_pass http://nodes;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_buffering off;
+            proxy_request_buffering off;
+            proxy_read_timeout 300s;
+        }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def deployment(home: Path) -> Iterator[str]:
+    """Run three nodes behind nginx and give its URL."""
+    with ExitStack() as stack:
+        far_end = FarEnd(home / "far-end", "--tokens-per-second", "200")
+        stack.callback(far_end.program.stop)
+        redis = RedisServer().start()
+        stack.callback(redis.close)
+        far_end.ready()
+        keys = [
+            {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+            for name, key in (("one", KEY), ("other", OTHER_KEY))
+        ]
+        nodes = Nodes(
+            home,
+            far_end,
+            redis.url,
+            GATEWAY_ACCESS__KEYS=json.dumps(keys),
+            GATEWAY_ACCESS__CORS_ORIGINS=json.dumps([ORIGIN]),
+            GATEWAY_CLUSTER__LEASE_SECONDS="4",
+        )
+        stack.callback(nodes.close)
+        servers = "".join(f"server {node.url.removeprefix('http://')};" for node in nodes.start(3))
+        port = free_port()
+        text = ROUND_ROBIN.format(servers=servers, port=port)
+        command = nginx_command(require_part("nginx"), text, home / "nginx")
+        nginx = Program(home / "nginx.log", *command[1:], command=command[0])
+        stack.callback(nginx.stop)
+        yield f"http://127.0.0.1:{port}"
+
+
+def run(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run the suite against a URL."""
+    credentials = ["--url", url, "--key", KEY, "--other-key", OTHER_KEY, "--origin", ORIGIN]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *credentials]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("redis-server", "nginx")
+@pytest.mark.timeout(240)
+def test_contract_holds_through_any_of_three_nodes(tmp_path: Path) -> None:
+    """Sessions, sending and a part of receiving, through nodes that mostly are not the owner."""
+    with deployment(tmp_path) as url:
+        done = run(url, ["tests/conformance/test_sessions.py", "tests/conformance/test_sending.py"])
+
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, deployment(Path(folder)) as address:
+        finished = run(address, sys.argv[1:] or ["tests/conformance"])
+        print(finished.stdout[-20000:], finished.stderr[-2000:])  # noqa: T201  # a command
+    sys.exit(finished.returncode)
