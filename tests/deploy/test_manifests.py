@@ -1,5 +1,6 @@
 """The Kubernetes manifests, the compose file and config/production.toml, held against schemas and the gateway itself."""
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.deploy.conftest import ROOT
 MANIFESTS = sorted(
     path for path in (ROOT / "deploy/kubernetes").glob("*.yaml") if path.name != "kustomization.yaml"
 )
+MONITORING = ROOT / "deploy/kubernetes/monitoring"
 KUBERNETES = "1.33"
 MIB = 1024 * 1024
 KIB = 1024
@@ -75,7 +77,7 @@ def test_production_lets_nobody_in_without_a_key() -> None:
 # --- Kubernetes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*MANIFESTS, MONITORING / "service.yaml"], ids=lambda path: path.stem)
 def test_a_manifest_keeps_to_the_strict_schema(path: Path) -> None:
     """Every member is one that Kubernetes knows, of the right type."""
     kubernetes_validate.validate(yaml.safe_load(path.read_text()), KUBERNETES, strict=True)
@@ -102,6 +104,45 @@ def test_the_config_map_is_the_production_configuration() -> None:
     data = read("deploy/kubernetes/configmap.yaml")["data"]
 
     assert data["gateway.toml"] == (ROOT / "config/production.toml").read_text()
+
+
+def test_a_changed_configuration_rolls_the_pods() -> None:
+    """The pods' template holds the configuration's checksum, which changes with it."""
+    annotations = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]["metadata"]["annotations"]
+    data = read("deploy/kubernetes/configmap.yaml")["data"]["gateway.toml"]
+
+    assert annotations["checksum/config"] == hashlib.sha256(data.encode()).hexdigest()
+
+
+def test_the_service_monitor_leads_to_the_metrics() -> None:
+    """Through its Service to the pods' operator port, under the job that alerts and dashboard ask for."""
+    monitor = read("deploy/kubernetes/monitoring/servicemonitor.yaml")["spec"]
+    service = read("deploy/kubernetes/monitoring/service.yaml")
+    pod = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]
+    (endpoint,), (port,) = monitor["endpoints"], service["spec"]["ports"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    assert ports[port["targetPort"]] == port["port"] == 8081
+    assert service["metadata"]["labels"][monitor["jobLabel"]] == "realtime-gateway"
+    assert sorted(read("deploy/kubernetes/monitoring/kustomization.yaml")["resources"]) == sorted(
+        path.name for path in MONITORING.glob("*.yaml") if path.name != "kustomization.yaml"
+    )
+
+
+def test_the_network_policy_lets_through_what_the_gateway_needs() -> None:
+    """Clients in, Prometheus in, names, HTTPS and media out; the ports are the pod's own."""
+    policy = read("deploy/kubernetes/networkpolicy.yaml")["spec"]
+    pod = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]
+    named = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    out = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
+
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == named
+    assert [bool(rule.get("from")) for rule in policy["ingress"]] == [False, True]
+    assert out == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("UDP", 3478)}
 
 
 def test_labels_lead_services_and_budgets_to_the_pod() -> None:
