@@ -6,6 +6,7 @@ client then sees a slow answer instead of an error.
 """
 
 import asyncio
+import hashlib
 import json
 import secrets
 import ssl
@@ -43,7 +44,8 @@ MOVED: Final = 421
 MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
 """What a handler raises where the session leaves while it is handled."""
 
-OPENING: Final = frozenset({"/v1/sessions", "/v1/turns"})
+TURNS: Final = "/v1/turns"
+OPENING: Final = frozenset({"/v1/sessions", TURNS})
 
 POLL_SECONDS: Final = 0.1
 """Between look-ups while a session has no living owner."""
@@ -297,7 +299,7 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
     """Pass on what concerns a session that is not here."""
     session_id, hub = request.match_info.get("id"), request.app[HUB]
     if session_id is None:
-        return await _opened_elsewhere(request) or await handler(request)
+        return await _answered_elsewhere(request) or await handler(request)
     request[PEER_REQUEST] = secrets.token_hex(12)
     if hub.has(session_id):
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
@@ -312,12 +314,22 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
     return await request.app[ELSEWHERE].pass_on(request, session_id, handler)
 
 
-async def _opened_elsewhere(request: web.Request) -> web.StreamResponse | None:
-    """Have another node open a session, where this one takes none at the moment; None where it does, or no other does."""
-    if request.method != hdrs.METH_POST or request.path not in OPENING or not request.app[HUB].draining:
+async def _answered_elsewhere(request: web.Request) -> web.StreamResponse | None:
+    """Have another node open a session; None where this one does.
+
+    That is so while this node takes no sessions. And a turn in a session of its own with an Idempotency-Key goes to the
+    node that its key names, so that a repeat meets the first request, whichever node it comes to.
+    """
+    if request.method != hdrs.METH_POST or request.path not in OPENING:
         return None
-    nodes = request.app[ELSEWHERE]
+    nodes, draining = request.app[ELSEWHERE], request.app[HUB].draining
     peers = [peer for peer in nodes.directory.peers if peer.serving and peer.room > 0]
+    key = request.headers.get("Idempotency-Key")
+    if request.path == TURNS and key is not None:
+        named = _named(key, [*([] if draining else [nodes.directory.node]), *(peer.node for peer in peers)])
+        peers = [peer for peer in peers if peer.node == named]
+    elif not draining:
+        return None
     if not peers:
         return None
     require_credential(request)
@@ -327,3 +339,8 @@ async def _opened_elsewhere(request: web.Request) -> web.StreamResponse | None:
         if answer is not None:
             return answer
     return None
+
+
+def _named(key: str, nodes: Sequence[str]) -> str:
+    """Return the node that a key names; every node names the same one (rendezvous hashing)."""
+    return min(nodes, key=lambda node: hashlib.blake2b(f"{key}\n{node}".encode()).digest(), default="")
