@@ -41,6 +41,8 @@ def media_type(request: web.Request, taken: Iterable[str]) -> str:
 
 async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
     """Read the whole body. Raises `too-large`, `request-timeout`, or `unsupported-media-type` for an encoded one."""
+    if BODY in request:
+        return request[BODY]  # It was read to be passed on, and is handled here after all.
     limits = request.app[LIMITS]
     limit = limits.max_body_bytes if max_bytes is None else max_bytes
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
