@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl
 
 from gateway.downstream.reading.parameters import Format
 from gateway.errors import CallerError, Flaw
-from gateway.relay.envelope import parse_object
+from gateway.relay.envelope import read_object
+from gateway.relay.jsontext import Steps, finish
 from gateway.relay.turn import TurnRequest
 
 MEDIA_TYPES_FOR_TEXT: Final[Mapping[Format, str]] = {
@@ -46,14 +47,19 @@ class TurnWanted:
 
 
 def parse(body: bytes, media_type: str | None, *, own_session: bool) -> TurnWanted:
+    """Read a body at once, see `read`."""
+    return finish(read(body, media_type, own_session=own_session))
+
+
+def read(body: bytes, media_type: str | None, *, own_session: bool) -> Steps[TurnWanted]:
     """Read a body by its media type. `media_type` is None where the request names none. JSON and text are read as what
     they are called. Curl's default type says nothing about the body, so it is looked at: JSON if it begins like JSON, a
     form if it has a field `input`, else text. Raises `invalid-json` or `invalid-parameter`."""
     if media_type == "application/json":
-        return _from_object(parse_object(body), own_session=own_session)
+        return _from_object((yield from read_object(body)), own_session=own_session)
     if media_type != "text/plain":
         if body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
-            return _from_object(_parse_guessed(body), own_session=own_session)
+            return _from_object((yield from _read_guessed(body)), own_session=own_session)
         if _INPUT_FIELD.search(body):
             return _from_form(body, own_session=own_session)
     return TurnWanted(TurnRequest(_items(_decoded(body.removeprefix(_BYTE_ORDER_MARK)))), plain=True)
@@ -106,10 +112,10 @@ def _items(given: object) -> list[Mapping[str, object]]:
     return items
 
 
-def _parse_guessed(body: bytes) -> Mapping[str, object]:
-    """Parse what begins like JSON and was not called anything."""
+def _read_guessed(body: bytes) -> Steps[Mapping[str, object]]:
+    """Read what begins like JSON and was not called anything."""
     try:
-        return parse_object(body)
+        return (yield from read_object(body))
     except CallerError as error:
         detail = f"{error.detail} To send it as text, set Content-Type: text/plain."
         raise CallerError(error.code, detail, flaws=error.flaws) from None

@@ -15,6 +15,7 @@ from gateway.downstream.http.answers import compact
 from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, SESSION, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.negotiation import negotiate
+from gateway.downstream.http.steps import in_steps
 from gateway.downstream.http.wire import accepted, watch_loss
 from gateway.downstream.idempotency import (
     REPLAYED,
@@ -113,7 +114,7 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     named = media_type(request, (JSON, TEXT, FORM)) if hdrs.CONTENT_TYPE in request.headers else None
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(caller, len(body))
-    wanted = turnbody.parse(body, named, own_session=own_session)
+    wanted = await in_steps(request, turnbody.read(body, named, own_session=own_session))
     limit = request.app[LIMITS].max_batch_events
     if len(wanted.request.items) + 1 > limit:
         detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
