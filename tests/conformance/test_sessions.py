@@ -113,7 +113,7 @@ async def test_detach_grace_is_the_callers_choice(wire: Wire) -> None:
         ({"detach_grace_seconds": "60"}, "/detach_grace_seconds"),
         ({"session": []}, "/session"),
         ({"metadata": "none"}, "/metadata"),
-        ({"call_id": "rtc_1"}, "/call_id"),
+        ({"call_id": "rtc 1"}, "/call_id"),
     ],
     ids=str,
 )
