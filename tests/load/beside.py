@@ -1,0 +1,98 @@
+"""Runs the gateway beside a bare relay on Pion, with one far end and one load generator, in one run.
+
+`python -m tests.load.beside --programs DIR [--words N] [--gap 10ms] [--rounds N] [LABEL=CHECKOUT ...]`
+
+DIR holds three programs that are not part of this repository: `upstream`, the Realtime WebRTC surface on Pion; `relay`, POST
+and SSE over one peer connection a session without any further feature; and `load`, which opens sessions with one reader each,
+runs turns, and prints set-up, CPU per event and first deltas. Each round runs the relay and then a gateway from each
+checkout, this one by default. Figures of other runs compare with nothing: read the ratios within a round.
+"""
+
+# ruff: noqa: T201  # its output is its answer
+
+import argparse
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+START_SECONDS = 60
+COMMAND = "import sys; sys.path.insert(0, '.'); from gateway.cli import main; sys.argv[0] = 'gateway'; main()"
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def started(stack: ExitStack, *command: str, output: Path, **options: object) -> subprocess.Popen[bytes]:
+    """Start a program that is ended with the stack."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)  # type: ignore[call-overload]
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    made: subprocess.Popen[bytes] = process
+    return made
+
+
+def gateway(stack: ExitStack, checkout: str, far_end: str, output: Path) -> tuple[int, str]:
+    """Start a gateway from a checkout; return its process id and where it listens."""
+    environment = {**os.environ, "OPENAI_API_KEY": "sk-offline", "GATEWAY_ACCESS__ANONYMOUS": "true"}
+    flags = ("--port", "0", "--admin-port", "0", "--upstream-url", f"{far_end}/v1")
+    process = started(
+        stack, sys.executable, "-c", COMMAND, "serve", *flags, output=output, cwd=checkout, env=environment
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = re.search(r"(?<!admin )listening on (http://[\d.:]+)", output.read_text())
+        if found:
+            return process.pid, found[1]
+        time.sleep(0.1)
+    raise SystemExit(f"the gateway of {checkout} did not start:\n{output.read_text()}")
+
+
+def main() -> None:
+    """Run the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--programs", required=True)
+    parser.add_argument("--words", default="200")
+    parser.add_argument("--gap", default="0s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sessions", default="50")
+    parser.add_argument("--turns", default="5")
+    parser.add_argument("checkouts", nargs="*", default=["gateway=."], metavar="LABEL=CHECKOUT")
+    given = parser.parse_args()
+    programs = Path(given.programs)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        far, bare = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        speech = ("-addr", far, "-words", given.words, "-gap", given.gap)
+        started(stack, str(programs / "upstream"), *speech, output=Path(folder, "upstream"))
+        calls = f"http://{far}/v1/realtime/calls"
+        relay = started(
+            stack, str(programs / "relay"), "-addr", bare, "-upstream", calls, output=Path(folder, "relay")
+        )
+        time.sleep(1)
+
+        def load(label: str, pid: int, url: str) -> None:
+            size = ("-n", given.sessions, "-turns", given.turns)
+            command = [str(programs / "load"), "-base", url, "-pid", str(pid), *size]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            print(f"{label}\n{done.stdout}", flush=True)
+
+        for _ in range(given.rounds):
+            load("relay", relay.pid, f"http://{bare}")
+            for checkout in given.checkouts:
+                label, _, path = checkout.partition("=")
+                with ExitStack() as running:
+                    load(label, *gateway(running, path, f"http://{far}", Path(folder, label)))
+
+
+if __name__ == "__main__":
+    main()
