@@ -117,9 +117,9 @@ class RedisDirectory:
         most = principal.max_sessions
         try:
             if most is None:
-                await self._connections.command("ZADD", key, int(time.time()), session_id)
+                await self._connections.command("ZADD", key, repr(time.time()), session_id)
                 return
-            arguments = (session_id, int(time.time()), most)
+            arguments = (session_id, repr(time.time()), most)
             if await self._connections.script(scripts.RESERVE, [key], arguments):
                 return
             await self._prune(principal.name, key)
@@ -338,7 +338,13 @@ class RedisDirectory:
         for reply in await self._connections.pipeline(
             [
                 ("SADD", self._keys.owned(self.node), identity.session_id),
-                ("ZADD", self._keys.principal(identity.principal), identity.created, identity.session_id),
+                (
+                    "ZADD",
+                    self._keys.principal(identity.principal),
+                    "NX",
+                    identity.created,
+                    identity.session_id,
+                ),
             ]
         ):
             if isinstance(reply, ReplyError):

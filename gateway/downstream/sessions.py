@@ -146,7 +146,7 @@ async def list_own(request: web.Request) -> web.Response:
         own = [session_object(request, view) for view in hub.page(caller.principal, MAX_LISTED_NODE)[0]]
     if BODY_SHA256 in request:  # Another node asks, for the same caller.
         return listing(own, more=False)
-    return listing(*await nodes.gather(request, "/v1/sessions", own, *page))
+    return listing(*await nodes.gather(request, "/v1/sessions", own, *page, caller.principal.name))
 
 
 def requested_page(request: web.Request) -> tuple[int, str | None]:

@@ -90,9 +90,9 @@ def run(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.needs("redis-server", "nginx")
 @pytest.mark.timeout(240)
 def test_contract_holds_through_any_of_three_nodes(tmp_path: Path) -> None:
-    """Sessions, sending and a part of receiving, through nodes that mostly are not the owner."""
+    """Sending and turns, through nodes that mostly are not the owner."""
     with deployment(tmp_path) as url:
-        done = run(url, ["tests/conformance/test_sessions.py", "tests/conformance/test_sending.py"])
+        done = run(url, ["tests/conformance/test_turns.py", "tests/conformance/test_sending.py"])
 
     assert done.returncode == 0, done.stdout[-6000:]
 

@@ -157,10 +157,17 @@ class Elsewhere:
         return None if answer is None else await self._answer(request, answer)
 
     async def gather(
-        self, request: web.Request, path: str, own: Sequence[Object], limit: int, after: str | None
+        self,
+        request: web.Request,
+        path: str,
+        own: Sequence[Object],
+        limit: int,
+        after: str | None,
+        principal: str | None = None,
     ) -> tuple[list[Object], bool]:
         """Return a page of what all nodes list, newest first, and whether more follow. A node that does not answer is left
-        out. Raises `session-unknown` where `after` is on no list."""
+        out. `principal` is whose sessions they are, if they are one's: several of one second are then in their order, too.
+        Raises `session-unknown` where `after` is on no list."""
         word = request.headers.get(hdrs.AUTHORIZATION)
         headers = () if word is None else ((hdrs.AUTHORIZATION, word),)
 
@@ -175,7 +182,11 @@ class Elsewhere:
 
         lists = await asyncio.gather(*map(ask_one, self.directory.peers))
         every = {str(one["id"]): one for listed in (own, *lists) for one in listed}
-        listed = sorted(every.values(), key=lambda one: -int(str(one["created_at"])))
+        ids = [] if principal is None else await self.directory.sessions_of(principal)
+        places = {session_id: place for place, session_id in enumerate(ids)}
+        listed = sorted(
+            every.values(), key=lambda one: (-int(str(one["created_at"])), places.get(str(one["id"]), 0))
+        )
         if after is not None:
             if after not in every:
                 raise CallerError("session-unknown", "'after' names no session of this list.")
