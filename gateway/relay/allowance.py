@@ -1,7 +1,7 @@
 """What each caller may spend: tokens and dollars, of one session and of one day. No I/O, no clock.
 
 What a response costs is known when it is done. Many that are asked for at once would all pass a budget that is nearly
-spent, so each one reserves an estimate before it is sent and gives it back when its real cost is known. While something
+spent, so each one reserves an estimate before it is sent and releases it when its real cost is known. While something
 is reserved, more is let in only if all estimates together fit. If nothing is reserved, one response is let in as long
 as anything is left. So a budget is exceeded by one response at most, or by what estimates fall short of.
 
@@ -20,13 +20,13 @@ from gateway.relay.usage import PICODOLLARS, Charge, Direction, PriceList
 _DAY_SECONDS: Final = 86_400
 
 OUTPUT_TOKENS: Final = 4096
-"""Expected of a response that names no limit of its own."""
+"""Estimate for a response without a token limit of its own."""
 
 BYTES_PER_TOKEN: Final = 4
-"""English text and JSON, roughly."""
+"""Approximate for English text and JSON."""
 
 RESERVED_SECONDS: Final = 600
-"""A reservation that is older was refused or forgotten upstream. No response takes that long."""
+"""Older reservations are dropped: no response takes that long, so upstream refused or forgot it."""
 
 MAX_RESERVED: Final = 1024
 """Reservations of one caller at once; bounds memory where estimates are tiny."""
@@ -54,7 +54,7 @@ class Limit:
     dollars: float | None = None
 
     def reached(self, amount: Amount) -> str | None:
-        """Return the limit that nothing is left of, in words; None if something is left of both."""
+        """Return the name of the exhausted limit; None if tokens and dollars are left."""
         if self.tokens is not None and amount.tokens >= self.tokens:
             return f"{self.tokens} tokens"
         if self.dollars is not None and amount.cost >= self.dollars * PICODOLLARS:
@@ -128,7 +128,7 @@ class Allowance:
         self._reserved[principal.name] = reserved + [_Reservation(one, until, account) for one in wanted]
 
     def release(self, account: "Account", count: int, *, newest: bool = False) -> list[Amount]:
-        """Give back some of a session's reservations, the oldest first or the newest. Returns what was reserved."""
+        """Release some of a session's reservations, oldest or newest first. Return the amount that was reserved."""
         if not count:
             return []
         reserved = self._reserved.get(account.principal.name, [])
@@ -202,27 +202,27 @@ class Account:
         return len(wanted)
 
     def cancel(self, count: int) -> None:
-        """Give the newest reservations back: their batch was not sent."""
+        """Release the newest reservations: their batch was not sent."""
         self._allowance.release(self, count, newest=True)
 
     def spend(self, charge: Charge, unix: float, *, response: bool = True) -> None:
-        """Count what a response has cost and give its reservation back. False for a transcription, which has none."""
+        """Count the cost of a response and release its reservation. Pass `response=False` for a transcription, which has none."""
         if response:
             self.release(1)
             self._context = charge.tokens
         self._spend(Amount(charge.tokens, charge.assumed_cost), unix)
 
     def release(self, count: int) -> None:
-        """Give the oldest reservations back: upstream refused those responses."""
+        """Release the oldest reservations: upstream refused those responses."""
         self._allowance.release(self, count)
 
     def forfeit(self, count: int, unix: float) -> None:
-        """Count the oldest estimates as spent: nobody will ever tell what those responses cost."""
+        """Count the oldest estimates as spent: the cost of those responses will never be reported."""
         for amount in self._allowance.release(self, count):
             self._spend(amount, unix)
 
     def close(self) -> None:
-        """Give back what is still reserved. Harmless when repeated."""
+        """Release all remaining reservations. Safe to call twice."""
         self._allowance.release(self, MAX_RESERVED)
 
     def dump(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Answers kept under the keys of the requests that they answered, so that a retry is no second action. No I/O, no clock.
+"""Answers kept under the keys of the requests that they answered, so that a retry is not a second action. No I/O, no clock.
 
 A session keeps what it answered as values of the relay: the receipt of a batch, or a turn, to which a repeat attaches. A
 key stands for an answer from the moment the request takes effect. Bounded in number, bytes and age; at a bound the oldest
@@ -83,7 +83,7 @@ class Answers:
                 self._requests.popitem(last=False)
 
     def expire(self, unix: float) -> None:
-        """Forget what is too old, or too much."""
+        """Drop answers that are too old or exceed the bounds."""
         for key in [key for key, slot in self._slots.items() if unix - slot.at > MAX_AGE_SECONDS]:
             if _finished(self._slots[key].answer):
                 del self._slots[key]
@@ -106,7 +106,7 @@ class Answers:
 
     @classmethod
     def load(cls, dumped: Json, running: Mapping[int, Turn]) -> "Answers":
-        """Make the table that was dumped."""
+        """Rebuild a table from `dump`."""
         answers, turns = cls(), dict(running)
 
         def answer(row: object) -> Answer:
@@ -136,7 +136,7 @@ class Answers:
 
 
 def worth_another_try(turn: Turn) -> bool:
-    """Whether a finished turn left nothing worth keeping, so that a repeat should try anew."""
+    """Return whether a finished turn failed in a way that a repeated request should try again."""
     if turn.failure is not None:
         return turn.failure.retryable
     result = turn.result or {}

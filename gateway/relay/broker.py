@@ -18,7 +18,7 @@ _TRIM_BYTES = 64 * 1024
 """Freed at once at the total bound: looking for the largest of 2,000 logs costs 100 µs, too much for each event."""
 
 _RELIEF: Final = 0.9
-"""Share of the total bound below which a process that reached it takes sessions again. Trimming keeps the total just below
+"""Share of the total bound below which a process that reached it accepts sessions again. Trimming keeps the total just below
 the bound, and that is not room for another session."""
 
 
@@ -42,7 +42,7 @@ class LocalLog:
 
     @property
     def spare(self) -> int:
-        """Bytes that it could give up."""
+        """Bytes that trimming could free."""
         return self._events.spare
 
     @property
@@ -95,12 +95,12 @@ class LocalLog:
         return self._events.records(after, self._broker.unframing)
 
     def seal(self) -> None:
-        """Say that nothing follows, and wake the readers."""
+        """Mark the log as complete and wake the readers."""
         self._events.seal()
         self._wake()
 
     def trim(self, size: int) -> int:
-        """For the broker, which counts what was freed itself."""
+        """Trim without reporting to the broker, which counts the freed bytes itself."""
         return self._events.trim(size)
 
     def _wake(self) -> None:
@@ -115,7 +115,7 @@ class JournalledLog(LocalLog):
 
     @property
     def epochs(self) -> Sequence[Epoch]:
-        """The table of epochs, for a snapshot."""
+        """Return the table of epochs, for a snapshot."""
         return self._events.epochs
 
     def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> int:
@@ -132,7 +132,7 @@ class JournalledLog(LocalLog):
             self._wake()
 
     def seal(self) -> None:
-        """Say that nothing follows. Readers learn it with the last event."""
+        """Mark the log as complete. Readers see this once the last event is settled."""
         self._events.seal()
         if self._events.sealed:
             self._wake()
@@ -200,7 +200,7 @@ class Broker:
         return log
 
     def drop(self, log: LocalLog) -> None:
-        """Forget a log and what it holds."""
+        """Remove a log and free its bytes."""
         self._logs.discard(log)
         self.size -= log.size
         self._judge()
@@ -227,7 +227,7 @@ class Broker:
         self.full = self.size >= self._total_bytes * (_RELIEF if self.full else 1)
 
     def _shrink(self) -> None:
-        # By what it can give up, not by its size: a log of one huge event would be the largest and free nothing.
+        # Choose by what trimming can free, not by size: a log of one huge event would be the largest and free nothing.
         while self.size > self._total_bytes:
             largest = max(self._logs, key=lambda log: log.spare)
             if not largest.spare:

@@ -1,6 +1,6 @@
 """The memory budget: what all buffers of the process may hold together, in bytes. No I/O.
 
-Every room that keeps bytes for somebody opens a `Holding` and keeps its size true: logs, mirrors, idempotent answers,
+Every layer that keeps bytes for a caller opens a `Holding` and updates its size: logs, mirrors, idempotent answers,
 request bodies, write buffers. The budget adds them up, for each principal and in total.
 
 Two kinds of growth are told apart. What a caller asks for is refused when it does not fit: `Holding.take`, or
@@ -29,7 +29,7 @@ RETRY_SECONDS: Final = 5.0
 
 
 class _Account:
-    """What one principal holds, and how many holdings it has open."""
+    """Bytes and open holdings of one principal."""
 
     __slots__ = ("held", "holdings")
 
@@ -46,7 +46,7 @@ class Budget:
         self.principal_bytes = int(total_bytes * principal_share)
         self.held = 0
         """Bytes charged by all principals."""
-        # Bounded by the number of holdings: an account goes with the last of its principal's.
+        # Bounded by the number of holdings: an account is removed with its principal's last holding.
         self._accounts: dict[str, _Account] = {}
 
     @property
@@ -98,7 +98,7 @@ class Holding:
         self.grow(size)
 
     def grow(self, size: int) -> None:
-        """Charge `size` bytes whether they fit or not; negative to give bytes back. Does nothing after `release`."""
+        """Charge `size` bytes whether they fit or not; negative to return bytes. Does nothing after `release`."""
         if self._released:
             return
         self.size += size
@@ -110,7 +110,7 @@ class Holding:
         self.grow(size - self.size)
 
     def release(self) -> None:
-        """Give back everything and end the holding. Harmless when repeated."""
+        """Return all bytes and end the holding. Safe to call twice."""
         if self._released:
             return
         self.grow(-self.size)

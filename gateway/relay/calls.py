@@ -46,7 +46,7 @@ class Calls:
         ending: "asyncio.Future[Any]",
         phase: Phase = Phase.DIALLING,
     ) -> None:
-        """`ending` is the session's; its result is of no interest here, hence Any."""
+        """`ending` is the session's; its result is not used here, hence Any."""
         self.phase = phase
         self.call_expires_at: int | None = None
         self.last_refusal: Json | None = None
@@ -158,7 +158,7 @@ class Calls:
         return False
 
     def catch_up(self) -> None:
-        """Take in what came meanwhile."""
+        """Apply what arrived meanwhile."""
         self._changing = False
         while self._deferred and not self._changing:
             self.received(*self._deferred.pop(0))
@@ -168,7 +168,7 @@ class Calls:
         if self._upstream is not None and self.phase in HEARING:
             acknowledged = self._upstream.acknowledged
             if not acknowledged and self._messages > _TELLS_WITHIN and self._heard_at > self._handed_at:
-                # This transport does not tell: the call's last word is taken for a sign that it has what came before.
+                # This transport reports no acknowledgements, so an event of the call is taken to mean that it has what was sent.
                 acknowledged = self._messages
             upto = self._state.ledger.delivery_at(acknowledged)
             if upto:
@@ -220,7 +220,7 @@ class Calls:
             self.catch_up()
 
     def _leave_call(self) -> None:
-        """Listen to the present call no more. Skip a generation, so that the next call's events are not mistaken for this
+        """Stop listening to the present call. Skip a generation, so that the next call's events are not mistaken for this
         one's while it is seeded."""
         self._generation = max(self._generation, self._request.generation) + 1
 
@@ -240,7 +240,7 @@ class Calls:
         if successor.loss is not None:
             self.lost(successor.generation, successor.loss)
         elif self._state.ledger.held:
-            # It is gone already; its loss is on its way, or found by `tick`. The rest waits for the next.
+            # The call is gone already; its loss will be reported, or found by `tick`. The rest waits for the next call.
             self._step(Input.BLOCKED)
 
     def _take_over(self) -> None:

@@ -20,13 +20,13 @@ def _epoch() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The outside world's clocks and dice; tests pass their own."""
+    """Clocks and random sources; tests pass their own."""
 
     monotonic: Callable[[], float] = time.monotonic
-    """Seconds that only grow; for deadlines and durations."""
+    """Monotonic seconds, for deadlines and durations."""
     unix: Callable[[], float] = time.time
-    """Seconds since 1970; for what clients are told."""
+    """Unix seconds, for what clients are told."""
     token: Callable[[int], str] = _token
-    """Letters and digits that nobody can guess."""
+    """Unguessable letters and digits."""
     epoch: Callable[[], str] = _epoch
-    """A log's epoch: [0-9a-z], four of them."""
+    """A log's epoch: four characters of [0-9a-z]."""

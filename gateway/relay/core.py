@@ -87,7 +87,7 @@ class SessionCore:
 
     @property
     def live(self) -> bool:
-        """Not closed and not about to be."""
+        """The session is neither closed nor closing."""
         return not self._ending.done()
 
     @property
@@ -126,7 +126,7 @@ class SessionCore:
             log.append(type_, text, now, turn=tag)
         if self.journal.keeps:
             self.journal.add(ServerEvent(state.head, tag, type_, text))
-        # Most events are ASCII, of which this asks in no time.
+        # Most events are ASCII, and `isascii` takes constant time.
         self._telemetry.event_down(type_, len(text) if text.isascii() else len(text.encode()))
         if effects is not None:
             if watched:
@@ -161,21 +161,21 @@ class SessionCore:
         self.note(GatewayEvent(sequence, name, text))
 
     def end(self, reason: CloseReason, upstream: Json | None = None, *, hang_up: bool | None = None) -> None:
-        """Begin to close; harmless when repeated, the first reason stands."""
+        """Begin to close. Safe to call twice; the first reason is kept."""
         if not self._ending.done():
-            # A call that somebody else made is left alone unless a client asks for its end.
+            # A call that another application made is not ended unless a client asks for it.
             own = self.state.opening.attach_to is None
             self._ending.set_result(End(reason, upstream, own if hang_up is None else hang_up))
 
     @property
     def bearer(self) -> str | None:
-        """The caller's own upstream credential, where its calls are made with one."""
+        """The caller's own upstream credential, if its calls use one."""
         return self._line.bearer
 
     # --- carrying out ---------------------------------------------------------------------------------------------------
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
-        """Do what follows from a record that is taken in."""
+        """Execute the effects of an applied record."""
         advance = settled = False
         for effect in effects:
             match effect:
@@ -196,7 +196,7 @@ class SessionCore:
                     self._unrecorded(effect.responses)
                 case fx.UpstreamError():
                     settled = True
-                    # It may be the refusal of a response that was asked for; which of them, only some errors say.
+                    # The error may refuse a requested response; only some errors say which one.
                     if self._account.reserved > len(self.state.responses.active):
                         self._account.release(1)
                     self._telemetry.upstream_error(effect.code)
@@ -223,7 +223,7 @@ class SessionCore:
             self._telemetry.upstream_error(done.error)
 
     def _unrecorded(self, count: int) -> None:
-        """Count responses whose cost nobody will tell, and charge an estimate: they are billed all the same."""
+        """Count responses whose cost will never be reported, and charge an estimate: OpenAI bills them all the same."""
         for _ in range(count):
             self._telemetry.usage_unrecorded()
         self._account.forfeit(count, self._clock.unix())
@@ -240,7 +240,7 @@ class SessionCore:
             self.end(CloseReason.LIMIT)
 
     def _watch_audio(self, charge: Charge) -> None:
-        """Say once where a session that asked for text alone is billed for audio."""
+        """Log once that a session which asked for text only is billed for audio."""
         audio = charge.input.get("audio", 0) + charge.output.get("audio", 0)
         if audio and self.state.settings.text_only and not self._audio_told:
             self._audio_told = True
@@ -257,7 +257,7 @@ class SessionCore:
         promise: Promise = NO_PROMISE,
         head: int | None = None,
     ) -> None:
-        """Hand a batch to the line whole, or have it held, or raise. `first` is 0 for events that no client counts."""
+        """Hand the whole batch to the line, hold it, or raise. `first` is 0 for the gateway's own events."""
         before, state = self._holding.size, self.state
         reserved = self._account.reserve(
             batch, state.settings.max_output_tokens, state.call.model, self._clock.unix()
@@ -310,12 +310,12 @@ class SessionCore:
                 self._send(asking.events, 0, turn=asking.turn.number)
                 return
             except GatewayError as error:
-                # A refusal that outlasts the turn, such as that of a budget that is spent, is its answer.
+                # A refusal that no waiting cures, such as an exhausted budget, ends the turn.
                 timeout = self._limits.turn_timeout_seconds
                 if isinstance(error, OverloadError) and (error.retry_after or 0) <= timeout:
-                    return  # It goes on waiting, until its time is over.
+                    return  # The turn keeps waiting until its deadline.
                 self._carry_out(state.turns.fail(asking.turn, error, state.position))
 
     def _charge(self) -> None:
-        """Tell the budget what is held."""
+        """Update the memory budget with what is held."""
         self._holding.resize(self.state.size + self.state.answers.size)

@@ -5,9 +5,9 @@ confirmed, refused or in doubt. Confirmed and refused ones leave the ledger; wha
 and what is held goes to the next call.
 
 The service handles one connection's events in order and answers each event of the kinds in `ANSWERED_BY` with one of its
-own, or with an `error` that names it. So confirmations are matched per kind and in order. An `error` that names nobody,
-because its event had no `event_id`, is about some nameless event before it: those that are still unanswered when a later
-event is confirmed are dropped, and also when the call has had time to answer (`settle`).
+own, or with an `error` that names it. So confirmations are matched per kind and in order. An `error` without an `event_id`
+refuses an earlier event that had none: those that are still unanswered when a later event is confirmed are dropped, and
+also when the call has had time to answer (`settle`).
 
 Events of other kinds are never answered. The transport's acknowledgement, which is end to end, confirms them.
 
@@ -75,13 +75,13 @@ class Ledger:
         self._held_bytes = 0
         self._doubted = 0
         self.unknown: list[Delivery] = []
-        """In flight when their call was lost, and to be told of with the next one."""
+        """In flight when their call was lost; reported as unknown with the next call."""
         self.oversized: list[Delivery] = []
-        """Held, larger than the call took, and to be told of."""
+        """Held, but larger than the call accepts; reported as unsent."""
 
     @property
     def in_flight(self) -> list[Delivery]:
-        """Handed over, and perhaps taken, in order."""
+        """Handed over and not confirmed, in order."""
         return list(self._in_flight.values())
 
     @property
@@ -91,7 +91,7 @@ class Ledger:
 
     @property
     def owed(self) -> bool:
-        """Whether an answer is due."""
+        """Return whether an answer is due."""
         return any(self._answered(one) for one in self._in_flight.values())
 
     @property
@@ -100,13 +100,13 @@ class Ledger:
         return [one for one in self._in_flight.values() if one.type == ASKING]
 
     def crowded(self, count: int, size: int) -> bool:
-        """Whether a batch of so many events and bytes would be more in flight than is kept account of."""
+        """Return whether a batch of this size would exceed the bound on events in flight."""
         return bool(self._in_flight) and (
             len(self._in_flight) + count > MAX_IN_FLIGHT or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
         )
 
     def require_room(self, count: int, size: int) -> None:
-        """Raise `upstream-backpressure` where a batch is too much."""
+        """Raise `upstream-backpressure` if a batch exceeds the bound."""
         if self.crowded(count, size):
             detail = (
                 f"{len(self._in_flight)} events are not confirmed by OpenAI yet; the batch was not accepted."
@@ -114,7 +114,7 @@ class Ledger:
             raise OverloadError("upstream-backpressure", detail, retry_after=1)
 
     def require_room_to_hold(self, count: int, size: int, max_events: int, max_bytes: int) -> None:
-        """Raise `recovering` where so much more would be more than may wait."""
+        """Raise `recovering` if a batch of this size would exceed the bound on held events."""
         if len(self._held) + count > max_events or self._held_bytes + size > max_bytes:
             detail = "The session is being recovered and no more events can wait for it."
             raise OverloadError("recovering", detail, retry_after=1)
@@ -150,7 +150,7 @@ class Ledger:
             self._in_flight_bytes += one.size
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Forget deliveries that were told of."""
+        """Remove deliveries that clients were told of."""
         for id_ in ids:
             self._remove(id_)
 
@@ -172,7 +172,7 @@ class Ledger:
         return max(confirmed, default=0)
 
     def told(self) -> None:
-        """Clients were told what became of the call's deliveries."""
+        """Record that clients were told what became of the call's deliveries."""
         self.unknown, self.oversized = [], []
 
     def restart(self, again: Sequence[Delivery] = ()) -> None:
@@ -190,7 +190,7 @@ class Ledger:
         self._held = {**first, **self._held}
 
     def settle(self) -> None:
-        """The call is alive and has had time to answer all that was sent before its last `error` that named nobody."""
+        """The call is alive and has had time to answer everything sent before its last `error` without an `event_id`."""
         self._drop_doubted(self.count)
 
     # --- what confirms and refuses ------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class Ledger:
         return session
 
     def refused(self, event_id: object) -> None:
-        """An `error` came: it refuses the event that it names, or, naming none, some nameless one before it."""
+        """An `error` came: it refuses the event that it names, or else an earlier one without an `event_id`."""
         if event_id is None:
             self._doubted = 0 if self._shared else self.count
             return
@@ -265,7 +265,7 @@ class Ledger:
 
     @classmethod
     def load(cls, dumped: Json, shared: bool) -> "Ledger":
-        """Make the ledger that was dumped."""
+        """Rebuild a ledger from `dump`."""
         ledger = cls(shared)
         for name in ("in_flight", "held"):
             for id_, number, turn, text in _list(dumped.get(name)):
@@ -309,12 +309,12 @@ class Ledger:
 
 
 def _alike(shape: tuple[object, object], item: Json) -> bool:
-    """Whether an item without an ID of ours may be this one of the service's."""
+    """Return whether an item without an ID of ours may be this item of the service."""
     return shape == (item.get("type"), item.get("role"))
 
 
 def _shows(echo: object, wanted: object) -> bool:
-    """Whether a session object is as an update wanted it. Lists and null are the service's to complete."""
+    """Return whether a session object matches an update. The service may complete lists and null."""
     if isinstance(wanted, Mapping):
         return isinstance(echo, Mapping) and all(
             _shows(echo.get(name), part) for name, part in wanted.items()

@@ -53,7 +53,7 @@ class Delivery:
 
     @property
     def account(self) -> Json:
-        """Name the event to the client that sent it; the gateway's own have no number."""
+        """Return how the event is named to the client that sent it; the gateway's own have no number."""
         return {"number": self.number or None, "event_id": self.event_id, "type": self.type}
 
     @property
@@ -64,7 +64,7 @@ class Delivery:
 
 
 def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
-    """Make a delivery of an event."""
+    """Create a delivery from an event."""
     names: str | None = None
     shape: tuple[object, object] = (None, None)
     if event.type == "conversation.item.create":
@@ -78,7 +78,7 @@ def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Deliver
 
 
 def read_event(text: str) -> ClientEvent:
-    """Read an event that was accepted before, from its text."""
+    """Rebuild a delivery from the text of an accepted event."""
     value = peek(text) or {}
     return ClientEvent(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
 

@@ -1,7 +1,7 @@
 """What follows from a record besides the new state: values that the session's shell carries out. No I/O.
 
 The fold returns them in order and does nothing itself, so that no callback runs while the state is half changed, and so
-that a replay, which drops them, has no effects. What is sent, told and dialled follows from `lifecycle` for a call, from
+that a replay, which drops them, has no effects. What is sent, reported and dialled follows from `lifecycle` for a call, from
 `Send` for the gateway's own events; turns and telemetry follow from the rest.
 """
 
@@ -14,7 +14,7 @@ from gateway.relay.usage import Charge
 
 
 class Send(NamedTuple):
-    """Send events of the gateway's own; harmless if the channel is gone."""
+    """Send events of the gateway's own. Ignored if the channel is gone."""
 
     events: Sequence[ClientEvent]
 
@@ -24,13 +24,13 @@ class Advance(NamedTuple):
 
 
 class TurnOver(NamedTuple):
-    """A turn is finished: wake whoever waits for it."""
+    """A turn is finished: wake its waiters."""
 
     turn: Turn
 
 
 class FirstDelta(NamedTuple):
-    """A response began to speak, so long after it was asked for."""
+    """A response sent its first delta, this long after it was requested."""
 
     seconds: float
 
@@ -41,9 +41,9 @@ class ResponseDone(NamedTuple):
     status: str
     seconds: float
     charge: Charge | None
-    """None where it did not say what it cost."""
+    """None if it did not report its cost."""
     error: str | None
-    """OpenAI's code, where it failed."""
+    """OpenAI's code, if it failed."""
 
 
 class Transcribed(NamedTuple):
@@ -53,7 +53,7 @@ class Transcribed(NamedTuple):
 
 
 class Unrecorded(NamedTuple):
-    """Responses were cut off and will never say what they cost."""
+    """Responses were cut off and will never report their cost."""
 
     responses: int
 

@@ -1,4 +1,4 @@
-"""How a session ends, and what those are told who wait for something of it. No I/O, no clock."""
+"""How a session ends, and the error its waiters receive. No I/O, no clock."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gateway.relay.state import CloseReason
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why the session ends, and OpenAI's part in it."""
+    """Why the session ends, with OpenAI's error if there was one."""
 
     reason: CloseReason
     upstream: Json | None = None
@@ -25,7 +25,7 @@ UPSTREAM_REASONS = frozenset(
 
 
 def failure_of(end: End, session_id: str) -> GatewayError:
-    """What those are told who waited for something of the session."""
+    """Return the error for requests that are waiting on the session."""
     if end.reason is CloseReason.INTERNAL:
         return GatewayError("internal", f"The gateway failed; its log has the reason under '{session_id}'.")
     detail = f"The session ended: {end.reason}."
@@ -36,7 +36,7 @@ def failure_of(end: End, session_id: str) -> GatewayError:
 
 
 def cancelling(response_id: str | None) -> ClientEvent:
-    """Make the event that cancels a response, or the active one."""
+    """Return the event that cancels a response, or the active one."""
     value: dict[str, object] = {"type": "response.cancel"}
     if response_id is not None:
         value["response_id"] = response_id

@@ -32,7 +32,7 @@ class _Client(msgspec.Struct, gc=False):
 
 
 class ServerHead(msgspec.Struct, gc=False):
-    """The members of a server event that decide its way. One that is missing, null or no string is None."""
+    """The members of a server event that decide its route. A member that is missing, null or not a string is None."""
 
     type: str | None = None
     response_id: str | None = None
@@ -52,11 +52,11 @@ class ClientEvent:
     type: str
     event_id: str | None
     known: Mapping[str, object] | None = field(default=None, repr=False, compare=False)
-    """The event's value, where it was built already."""
+    """The event's value, if it was built already."""
 
     @property
     def value(self) -> Mapping[str, object]:
-        """The parsed event, for looking at. It is built for each look, so that no event is held twice."""
+        """The parsed event. It is built for each access, so that no event is held twice."""
         if self.known is not None:
             return self.known
         value = jsontext.plain(self.text.encode())
@@ -147,8 +147,8 @@ def read_ndjson(
 def read_object(body: bytes) -> Steps[dict[str, object]]:
     """Read a body that is one JSON object, such as that of a create. Raises CallerError `invalid-json`.
 
-    Unlike an event, what is read here is written anew on its way up, so that what JSON's grammar allows and no parser
-    need take (RFC 8259 6 and 8.2) is refused: numbers beyond all range, halves of surrogate pairs.
+    Unlike an event, this object is serialised again on its way up. JSON that parsers need not accept (RFC 8259 6 and
+    8.2) is therefore refused: numbers out of range and lone surrogates.
     """
     _require_utf8(body)
     try:
@@ -168,17 +168,17 @@ def read_object(body: bytes) -> Steps[dict[str, object]]:
 
 
 def compose(value: Mapping[str, object]) -> str:
-    """Write an event of the gateway's own as JSON that UTF-8 can carry."""
+    """Return an event of the gateway's own as JSON that can be encoded as UTF-8."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON carries as an escape only
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can carry only as an escape
         return json.dumps(value, separators=(",", ":"))
     return text
 
 
 def head(text: str) -> ServerHead | None:
-    """Read what decides the way of a frame from upstream. None if it is no JSON object, and so not to be relayed."""
+    """Read the routing members of a frame from upstream. Return None if it is not a JSON object and must not be relayed."""
     try:
         return _server.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
@@ -191,7 +191,7 @@ def head(text: str) -> ServerHead | None:
 
 
 def peek(text: str) -> dict[str, object] | None:
-    """Read a frame from upstream. None if it is no JSON object, and so not to be relayed.
+    """Read a frame from upstream. Return None if it is not a JSON object and must not be relayed.
 
     Of a frame with very many values the lists that hold them are left out.
     """
@@ -212,7 +212,7 @@ def peek(text: str) -> dict[str, object] | None:
 
 
 def member(value: object, *names: str) -> object:
-    """Follow member names into a parsed value; None where one is missing or something else than an object stands."""
+    """Follow member names into a parsed value; None if a member is missing or a value on the path is not an object."""
     for name in names:
         if not isinstance(value, Mapping):
             return None
@@ -257,7 +257,7 @@ def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[Cl
     try:
         read = _client.decode(data)
     except (msgspec.DecodeError, RecursionError):
-        # No JSON, no event, or a member that is not what it should be. All but msgspec's own limits is refused here.
+        # Not JSON, not an event, or a member of the wrong type. Everything except msgspec's own limits is refused here.
         yield from jsontext.checked(data)
     if len(data) > jsontext.LARGE_BYTES:
         yield

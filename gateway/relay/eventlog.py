@@ -10,7 +10,7 @@ A position has two names where an epoch begins: "after A-57" and "after B-57" ar
 the log returns is always named after the event before it, A-57, because that event's ID also survives the loss of B.
 
 The log keeps the newest events within two bounds, a number of events and a number of bytes. At a bound it drops the
-oldest, and a reader that still needed them gets a `Gap`. The newest event is always kept, however large.
+oldest, and a reader that had not read them gets a `Gap`. The newest event is always kept, however large.
 
 Readers see the events up to `settled`. In one process that is the newest event. Where a journal must have an event before
 anybody sees it, the owner calls `settle`.
@@ -45,8 +45,8 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "EventId":
-        """Read an ID that a client sent. Raises ValueError for characters that no ID has. A word of the right characters
-        that is no ID becomes one with sequence -1, which a read answers with a gap."""
+        """Read an ID that a client sent. Raises ValueError for characters that no ID has. A malformed ID of valid
+        characters gets sequence -1, which a read answers with a gap."""
         if not _WORD.match(text):
             raise ValueError("an event id has only the characters 0-9, a-z and -")
         epoch, dash, digits = text.rpartition("-")
@@ -61,7 +61,7 @@ class EventId(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """One owner's stretch of the log."""
+    """The part of the log that one owner wrote."""
 
     name: str
     first: int
@@ -102,12 +102,12 @@ Unframing = Callable[[bytes, int], str]
 
 
 class GapReason(StrEnum):
-    """Why a cursor is no position in the log."""
+    """Why a cursor is not a position in the log."""
 
     OVERRUN = "overrun"
     """The log dropped events that should have followed."""
     FOREIGN = "foreign"
-    """The cursor's epoch is not in the log's table, or the cursor is no ID at all."""
+    """The cursor's epoch is not in the log's table, or the cursor is not an ID."""
     UNKNOWN = "unknown"
     """The cursor is ahead of the log, or above the end of its epoch."""
 
@@ -182,7 +182,7 @@ class EventLog:
 
     @property
     def sealed(self) -> bool:
-        """Nothing will follow `head`."""
+        """The log is complete: no event will follow `head`."""
         return self._sealed and self.settled == self.appended
 
     @property
@@ -288,7 +288,7 @@ class EventLog:
                 yield ServerEvent(entry.sequence, entry.turn, entry.type, text)
 
     def seal(self) -> None:
-        """Say that nothing follows."""
+        """Mark the log as complete."""
         self._sealed = True
 
     def trim(self, size: int) -> int:

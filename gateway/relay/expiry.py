@@ -1,8 +1,8 @@
 """When a call ends by the service's rule, and when it is to be replaced before that. No I/O, no clock.
 
-The service tells a call's end as a Unix time, and this machine's clock may be wrong. So the end is turned into a duration
-when it is told, and counted on the monotonic clock. An end that lies in the past, or further away than any call lives, is
-ignored; the call then ends when it ends, as a loss.
+The service reports a call's end as a Unix time, and this machine's clock may be wrong. So the end is converted to a
+duration at once and measured on the monotonic clock. An end in the past, or later than any call can last, is ignored;
+the end of the call is then handled as a loss.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from typing import Final
 LONGEST_LIFE_SECONDS: Final = 24 * 3600.0
 
 MIN_DISTANCE_SECONDS: Final = 3.0
-"""Between two calls of a session that are replaced by plan, whatever the service says."""
+"""Minimum seconds between two planned replacements, whatever end the service reports."""
 
 _LONGEST_LEAD: Final = 0.25
-"""Share of a call's life: calls that are short by configuration are not replaced as soon as they begin."""
+"""Maximum lead as a share of a call's life, so that short calls are not replaced as soon as they begin."""
 _LATEST_SHARE: Final = 0.25
-"""Share of the lead that is kept for a replacement in the middle of a response."""
+"""Share of the lead that is reserved for a replacement in the middle of a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Expiry:
         return self.at - now
 
     def due(self, now: float) -> bool:
-        """Whether it is time to replace the call."""
+        """Return whether it is time to replace the call."""
         return self.left(now) <= self.lead
 
     def late(self, now: float) -> bool:
-        """Whether there is no time left to wait for a pause."""
+        """Return whether there is no time left to wait for a pause."""
         return self.left(now) <= self.latest
 
 
 def expiry(expires_at: int, unix: float, now: float, lead: float, latest: float) -> Expiry | None:
-    """Return when a call ends that was told to end at `expires_at`; None where that makes no sense."""
+    """Return the end of a call whose reported end is `expires_at`; None if that is implausible."""
     life = expires_at - unix
     if not 0 < life <= LONGEST_LIFE_SECONDS:
         return None

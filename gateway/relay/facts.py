@@ -24,11 +24,11 @@ class Opening:
     retry_interrupted: bool = False
     """Ask again for a response that a lost call cut off."""
     attach_to: str | None = None
-    """The call of somebody else that it is attached to."""
+    """ID of another application's call that it is attached to."""
     mirrored: bool = True
     """Its calls can be replaced, so the conversation is followed."""
     own_credential: bool = False
-    """Its calls are made with the caller's own credential, which is kept in memory alone."""
+    """Its calls use the caller's own credential, which is kept only in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the session object says that matters here."""
+    """The members of the session object that the relay uses."""
 
     text_only: bool = False
     transcription_model: str | None = None

@@ -4,19 +4,19 @@
 
 | fact | where |
 |---|---|
-| what it was opened with | `opening` |
+| options it was opened with | `opening` |
 | accepted events: held, in flight, unknown | `ledger` |
 | items of the conversation, session object | `mirror` |
 | responses in flight | `responses` |
 | turns that wait or run | `turns` |
 | idempotent answers | `answers` |
 | usage, and what budgets are charged | `usage`, `spent` |
-| what the session object says now | `settings` |
+| current settings of the session object | `settings` |
 | position in the log | `epochs`, `head` |
 | the call | `call` |
 
 `apply` takes a record, changes the state and returns what follows from it (see `effects`). The owner of a session applies
-each record as it happens and carries the effects out; whoever takes the session over applies the same records and drops
+each record as it happens and carries the effects out; a node that takes the session over applies the same records and drops
 the effects. `dump` writes all of it as bytes, `load` reads them back: a snapshot, after which the fold goes on.
 
 Two records are split for the owner's sake, who must know a server event's turn before the event enters the log: `arrived`
@@ -76,7 +76,7 @@ HAS_ITEM: Final = frozenset({"response.output_item.added", "conversation.item.cr
 
 
 class SessionState:
-    """All that is known of a session."""
+    """The complete state of a session."""
 
     def __init__(self, opening: Opening, session: str, epoch: str, prices: PriceList | None = None) -> None:
         """`session` is the OpenAI session object as JSON, `epoch` that of the log's next event."""
@@ -118,7 +118,7 @@ class SessionState:
 
     @property
     def cut(self) -> bool:
-        """A response is in flight, or was asked for and may be: the loss of the call cuts it off."""
+        """A response is, or may be, in flight: losing the call would cut it off."""
         return bool(self.responses.active or self.ledger.asking)
 
     @property
@@ -133,7 +133,7 @@ class SessionState:
     # --- the fold -----------------------------------------------------------------------------------------------------
 
     def apply(self, record: Record, now: float = 0.0) -> list[Effect]:
-        """Take a record in and return what follows. Raises UnreadableRecord for one that does not fit."""
+        """Apply a record and return its effects. Raises UnreadableRecord for one that does not fit."""
         match record:
             case ServerEvent():
                 value = peek(record.text)
@@ -168,8 +168,8 @@ class SessionState:
         return []
 
     def arrived(self, type: str, value: Json, sequence: int, now: float) -> tuple[int, list[Effect]]:
-        """Take in the server event that is to have this sequence. Return the number of its turn, 0 for none, and what
-        follows. An event that is in the state already, because it was written twice, changes nothing."""
+        """Apply the server event that is to have this sequence. Return the number of its turn, 0 for none, and the
+        effects. An event that is in the state already, because it was written twice, changes nothing."""
         if sequence <= self.head:
             return 0, []
         self.head = sequence
@@ -196,7 +196,7 @@ class SessionState:
     def accept(
         self, record: Accepted, events: Sequence[ClientEvent], now: float, position: int = 0
     ) -> list[Effect]:
-        """Take in a batch whose events are parsed already; `position` is that of the first among the call's messages."""
+        """Apply a batch whose events are parsed already; `position` is that of the first among the call's messages."""
         self.ledger.accept(events, record.first, record.turn, record.held, position)
         asks = any(event.type == ASKING for event in events)
         if record.first:
@@ -240,7 +240,7 @@ class SessionState:
         effects: list[Effect] = []
         if record.cause is None:
             return effects
-        # The call before is gone. Once another one is there, everything that was in flight is told of.
+        # The old call is gone. Once there is a new one, everything that was in flight is reported.
         if state is State.RECOVERING:
             return self._interrupt(record.cause)
         ids = set(record.again)
@@ -255,7 +255,7 @@ class SessionState:
         return effects
 
     def _interrupt(self, cause: str) -> list[Effect]:
-        """The call is over, and with it whatever was being answered."""
+        """The call is over, and so are the responses in flight."""
         if self.opening.retry_interrupted:
             return []
         detail = f"The call was lost in the middle of the turn: {cause}."
@@ -272,7 +272,7 @@ class SessionState:
     # --- server events ------------------------------------------------------------------------------------------------
 
     def _confirm(self, type: str, value: Json) -> Delivery | None:
-        """Tell the ledger what an event answers. Return the request, where a response begins with it."""
+        """Match an event with the deliveries it answers. Return the request if the event starts a response."""
         ledger = self.ledger
         match type:
             case "response.created":

@@ -2,8 +2,8 @@
 
 The hub owns one task per session and one that ticks. A session is found from when its channel is open until its log's
 retention is over. Drain in three steps: new sessions are refused; those that run are told `gateway.draining`; each
-ends at a moment of its own within the time allowed, but not in the middle of a response, so that clients come back
-spread out and with whole answers.
+ends at a random moment within the time allowed, but not in the middle of a response, so that clients reconnect spread
+out and with complete answers.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ TICK_SECONDS: Final = 1.0
 
 RETRY_CAPACITY_SECONDS: Final = 5.0
 RETRY_DRAINING_SECONDS: Final = 2.0
-"""Another node behind the same address is likely to take the next try."""
+"""Short, because another node behind the same address is likely to take the next attempt."""
 
 _ID_LENGTH: Final = 24
-"""142 bits: to anonymous callers the id is the capability."""
+"""142 bits: for anonymous callers the ID is the only credential."""
 
 _DRAIN_JITTER: Final = 0.6
 """Share of the drain's time over which sessions end; the rest is for those that are still answering."""
@@ -72,8 +72,8 @@ class Hub:
         self.budget = budget or Budget()
         self.draining = False
         self.strain = Strain(limits.max_loop_lag_seconds)
-        """Whoever watches the event loop tells it how late that runs."""
-        # A table for each caller, so that a busy one evicts nobody else's promises: bounded by the configured names.
+        """Receives the measured delay of the event loop."""
+        # One table per caller, so that a busy caller does not evict the promises of others. Bounded by the configured names.
         self._idempotency: dict[str, IdempotencyKeys] = {}
         self._clock = clock or Clock()
         self._telemetry = telemetry
@@ -159,7 +159,7 @@ class Hub:
                 raise
             raise refusal from error
         except asyncio.CancelledError:
-            session.end(CloseReason.CLIENT)  # Nobody will ever learn the session's ID.
+            session.end(CloseReason.CLIENT)  # No client will ever learn the session's ID.
             raise
         self._sessions[session.id] = self._opening.pop(session.id)
         return session
@@ -186,8 +186,8 @@ class Hub:
         return session
 
     async def prepare(self, opening: Opening, session: Json, bearer: str | None) -> Prepared:
-        """Dial a call for a session that another node is about to hand over. Raises GatewayError; whoever prepared it must
-        adopt it or abandon it."""
+        """Dial a call for a session that another node is about to hand over. Raises GatewayError; the caller must adopt
+        it or abandon it."""
         if self.draining:
             raise _draining()
         request = CallRequest(
@@ -250,8 +250,8 @@ class Hub:
         return table
 
     def find(self, session_id: str, principal: Principal | None) -> Handle:
-        """Give a session, raising `session-unknown` for other people's, too. With principal None the id itself, or a
-        signed credential that holds it, is the capability."""
+        """Return a session. Raises `session-unknown`, also for a session of another principal. With principal None, the
+        ID or a signed credential that contains it grants access."""
         session = self._sessions.get(SessionId(session_id))
         if session is None or not (principal is None or _owns(principal, session)):
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
@@ -282,14 +282,14 @@ class Hub:
         return [session.view() for session in reversed(self._sessions.values())]
 
     def diagnostics(self, session_id: str) -> Json:
-        """What the operator may see of one session's inside. Raises `session-unknown`."""
+        """Return a session's internal state as the operator may see it. Raises `session-unknown`."""
         session = self._sessions.get(SessionId(session_id))
         if session is None:
             raise CallerError("session-unknown", "There is no such session.")
         return session.diagnostics()
 
     def restart(self, session_id: str) -> None:
-        """Give a session a new call, its history kept. Raises `session-unknown` or `session-closed`."""
+        """Replace a session's call and keep its history. Raises `session-unknown` or `session-closed`."""
         session = self._sessions.get(SessionId(session_id))
         if session is None:
             raise CallerError("session-unknown", "There is no such session.")
@@ -309,7 +309,7 @@ class Hub:
 
     def _reserve(self, principal: Principal) -> None:
         if self.strain.high:
-            # Those who are being served come first: an opening is the dearest thing to ask for.
+            # Running sessions come first: opening a session is the most expensive request.
             raise OverloadError("capacity", "The gateway is too busy.", retry_after=RETRY_CAPACITY_SECONDS)
         live = [*self._opening.values(), *self._live()]
         if len(live) >= self.limits.max_sessions:
@@ -328,7 +328,7 @@ class Hub:
             raise OverloadError("session-limit", detail, retry_after=RETRY_CAPACITY_SECONDS)
 
     def live_sessions(self) -> list[Session]:
-        """The sessions that are not closed, for whoever hands them over to other nodes."""
+        """Return the sessions that are not closed, for a hand-over to other nodes."""
         return self._live()
 
     def _live(self) -> list[Session]:
@@ -337,7 +337,7 @@ class Hub:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         session = self._tasks.pop(task)
         if self._opening.pop(session.id, None) is not None:
-            self._broker.drop(session.log)  # It never opened: nobody knows it, so nobody will read its log.
+            self._broker.drop(session.log)  # It never opened, so no client knows it or will read its log.
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -368,5 +368,5 @@ def _owns(principal: Principal, session: Session) -> bool:
 
 
 def template(configured: Mapping[str, object]) -> Json:
-    """Complete the configured session template with what every Realtime session object must say."""
+    """Add the members that every Realtime session object needs to the configured template."""
     return {"type": "realtime", **configured}

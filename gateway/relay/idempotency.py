@@ -17,11 +17,11 @@ MAX_AGE_SECONDS: Final = 24 * 3600.0
 """Longer than any client's retries; clients are told 24 hours."""
 
 SLOT_BYTES: Final = 512
-"""What a key costs beside its answer."""
+"""Bytes counted for a key besides its answer."""
 
 
 class Slot:
-    """One key's place: the request's fingerprint, and its answer once there is one."""
+    """One key's entry: the request's fingerprint, and its answer once there is one."""
 
     __slots__ = ("answer", "at", "fingerprint", "running", "size")
 
@@ -33,7 +33,7 @@ class Slot:
         self.answer: object | None = None
         """What the claimer stored: whatever it needs to answer again."""
         self.running: object | None = None
-        """What a repeat may attach to while there is no answer, such as a turn."""
+        """What a repeated request may attach to while there is no answer, such as a turn."""
 
 
 class IdempotencyKeys:

@@ -1,8 +1,8 @@
 """JSON text: what it holds, where it is wrong, and values built from it without holding the event loop. No I/O.
 
 The JSON is RFC 8259: no byte order mark, no NaN or Infinity, at most `MAX_DEPTH` levels. msgspec checks the grammar and reads
-members by type, which costs a fraction of building the values. It is stricter than RFC 8259 in two points that are mended
-here: it refuses the escape of half a surrogate pair (8.2), and numbers that no float can hold (6).
+members by type, which costs a fraction of building the values. It is stricter than RFC 8259 in two points that are
+handled here: it refuses the escape of a lone surrogate (8.2), and numbers that no float can hold (6).
 
 Work that may take longer than a few milliseconds is a generator. It yields wherever something else may run, and returns its
 result. `finish` runs one to its end at once.
@@ -22,7 +22,7 @@ Steps = Generator[None, None, T]
 """Work in steps."""
 
 MAX_DEPTH = 64
-"""Deeper JSON has no use in this protocol, and parsers of clients and servers break on it at various depths."""
+"""Deeper JSON has no use in this protocol, and parsers fail on it at various depths."""
 
 STEP_TOKENS = 4096
 """Tokens looked at between two yields: 1 to 3 ms."""
@@ -36,12 +36,12 @@ LARGE_BYTES = 256 * 1024
 # int() refuses more than 4300 digits and is quadratic below that. A number that long is read as a float.
 LONG_NUMBER: Final = 300
 
-# Possessive: a string is passed over in one step, without a way back noted for each of its characters.
+# Possessive: a string is skipped in one step, without backtracking state for each character.
 _STRING = r'"((?:[^"\\]|\\.)*+)"'
 _STRUCTURE = re.compile(_STRING + r'([ \t\n\r]*:)?|([\[{])|([\]}])|(,)|"', re.DOTALL)
 _TOKENS = re.compile(_STRING + r"|([\[{])|([\]}])|([-0-9.eE+]+|true|false|null)", re.DOTALL)
 
-# Half of a surrogate pair, as an escape, where escaped backslashes are out of the way.
+# The escape of a lone surrogate, in a text without escaped backslashes (see `_without_backslashes`).
 _HALVES = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -60,7 +60,7 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class NotJsonError(ValueError):
-    """A text is no JSON, or nests too deep, or is ambiguous. `at` is the byte where that shows."""
+    """A text is not JSON, nests too deep, or is ambiguous. `at` is the byte offset of the fault."""
 
     def __init__(self, what: str, at: int = 0) -> None:
         super().__init__(what)
@@ -101,7 +101,7 @@ def checked(data: bytes) -> Steps[None]:
 
 
 def is_deep(data: bytes, levels: int) -> bool:
-    """Return whether `data` may nest deeper than `levels`: a quick look that settles it for all but odd texts."""
+    """Return whether `data` may nest deeper than `levels`: a quick test that rules it out for nearly all texts."""
     return data.count(b"[") + data.count(b"{") > levels
 
 
@@ -142,7 +142,7 @@ def plain(data: bytes) -> object:
     except (
         msgspec.DecodeError,
         RecursionError,
-    ):  # half of a surrogate pair, or a number beyond msgspec's range
+    ):  # a lone surrogate, or a number beyond msgspec's range
         return _ODD.decode(data.decode())
 
 
@@ -154,7 +154,7 @@ def thinned(data: bytes) -> object:
         return None
     try:
         members = _members.decode(data)
-    except msgspec.DecodeError:  # half of a surrogate pair is in it
+    except msgspec.DecodeError:  # it contains a lone surrogate
         members = _members.decode(finish(_mended(data)) or data)
     return {name: thinned(bytes(raw)) for name, raw in members.items()}
 
@@ -162,7 +162,7 @@ def thinned(data: bytes) -> object:
 def elements(data: bytes, most: int) -> Steps[list[bytes]]:
     """Return the elements of a checked array as slices of its text; at most one more than `most`."""
     if data.count(b",") <= DENSE:
-        with contextlib.suppress(msgspec.DecodeError):  # half of a surrogate pair is in it
+        with contextlib.suppress(msgspec.DecodeError):  # it contains a lone surrogate
             return [bytes(raw) for raw in _elements.decode(data)[: most + 1]]
     text = data.decode()
     begin, depth, slices = text.index("[") + 1, 0, list[bytes]()
@@ -200,9 +200,9 @@ def element_at(data: bytes, at: int) -> Steps[int | None]:
 
 
 def unwritable(data: bytes) -> Steps[NotJsonError | None]:
-    """Return what a parser that reads the checked text and writes it again cannot say in UTF-8; None if it can say all.
+    """Return what cannot be written as UTF-8 JSON after parsing the checked text; None if everything can.
 
-    That is half of a surrogate pair, or a number beyond the range of a float.
+    That is a lone surrogate, or a number beyond the range of a float.
     """
     half = _HALVES.search(_without_backslashes(data)) if b"\\u" in data else None
     if half is not None:
@@ -225,7 +225,7 @@ def refuse_depth() -> NoReturn:
 
 
 def _mended(data: bytes) -> Steps[bytes | None]:
-    """Replace halves of surrogate pairs by U+FFFD, of the same length; None where there are none."""
+    """Replace lone surrogates by U+FFFD, of the same length; None if there are none."""
     if b"\\u" not in data or b"\0" in data:
         return None
     clear = _without_backslashes(data)
@@ -238,7 +238,7 @@ def _mended(data: bytes) -> Steps[bytes | None]:
 
 
 def _without_backslashes(data: bytes) -> bytes:
-    """Put escaped backslashes out of the way, as zeros, which JSON cannot contain."""
+    """Replace escaped backslashes with NUL characters, which JSON cannot contain."""
     return data.replace(rb"\\", b"\0\0")
 
 

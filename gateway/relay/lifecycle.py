@@ -7,9 +7,8 @@ A pair that is not in the table cannot happen: it is a bug in the gateway, and r
 A call is replaced in two ways. *After a loss* the session has no call (DOWN): accepted events are held, and calls are
 tried with growing pauses until one is open and seeded with the conversation. *Before a planned end* the next call is
 dialled beside the present one, which stays in use until a pause between responses; only then are events held, until the
-old call has confirmed what it was sent and the new one is seeded. So clients notice nothing. Where the old call ends, or
-its time is over, in the middle of that, the second form becomes the first without starting anew: the call that is being
-seeded is then the recovery.
+old call has confirmed what it was sent and the new one is seeded. So clients notice nothing. If the old call ends or
+expires during that, the planned replacement becomes a recovery without a restart: it uses the call that is being seeded.
 
 A session that goes to another node is *parked*: held in a pause, its state written out, its call kept until the other node
 has taken over. There it begins in SWITCHING, with a call that was dialled beside. A session whose node was lost begins
@@ -29,11 +28,11 @@ class Phase(StrEnum):
     """Where a session's call is in its life."""
 
     DIALLING = "dialling"
-    """The first call is being set up; nobody knows the session yet."""
+    """The first call is being set up; clients do not know the session yet."""
     LIVE = "live"
     """A call is in use."""
     SUSPECT = "suspect"
-    """The channel refused to send, and its loss was not told yet: events are held."""
+    """The channel refused to send, and its loss was not reported yet: events are held."""
     DIALLING_BESIDE = "dialling beside"
     """The present call is in use while the next one is being set up."""
     WAITING_QUIET = "waiting for quiet"
@@ -41,13 +40,13 @@ class Phase(StrEnum):
     SETTLING = "settling"
     """Events are held, and the present call gets time to confirm what it was sent."""
     SEEDING = "seeding"
-    """Events are held, and the next call is given the conversation."""
+    """Events are held while the next call is seeded with the conversation."""
     SWITCHING = "switching"
-    """The same, and the call before is not listened to any more; clients were not told."""
+    """As before, but the old call's events are ignored; clients were not told."""
     DOWN = "down"
     """There is no call; events are held while calls are tried."""
     RESEEDING = "reseeding"
-    """There is no call but one that is given the conversation; events are held."""
+    """There is no call except one that is being seeded; events are held."""
     PARKED = "parked"
     """Events are held, and another node is about to take the session over."""
     ENDED = "ended"
@@ -60,7 +59,7 @@ class Input(StrEnum):
     OPENED = "opened"
     """The call that was dialled is open."""
     FAILED = "failed"
-    """The call that was dialled, or seeded, is of no use."""
+    """The call that was dialled or seeded cannot be used."""
     BLOCKED = "blocked"
     """The present call refused to send."""
     LOST = "lost"
@@ -72,11 +71,11 @@ class Input(StrEnum):
     QUIET = "quiet"
     """No response is in flight, or there is no time to wait for its end."""
     ANSWERING = "answering"
-    """A response began after all."""
+    """A response began after the pause."""
     SETTLED = "settled"
-    """Everything sent is confirmed, or had its time."""
+    """Everything sent is confirmed, or the time to wait for that is over."""
     OVERDUE = "overdue"
-    """The same, and something of the present call will be cut off."""
+    """As before, and a response of the present call will be cut off."""
     SEEDED = "seeded"
     """The new call holds the conversation."""
     WRITTEN = "written"
@@ -91,7 +90,7 @@ class Action(StrEnum):
     """What the shell does."""
 
     LEAVE = "leave the call"
-    """Do not listen to the present call any more."""
+    """Ignore the present call from now on."""
     HOLD = "hold"
     """Hold what is accepted from now on."""
     TELL_RECOVERING = "tell recovering"
@@ -105,7 +104,7 @@ class Action(StrEnum):
 
 
 class Step(NamedTuple):
-    """What a pair of phase and input leads to."""
+    """The next phase and the actions of one pair of phase and input."""
 
     phase: Phase
     actions: Sequence[Action] = ()
@@ -183,7 +182,7 @@ class Impossible(Exception):
 
 
 def advance(phase: Phase, happened: Input) -> Step:
-    """Return what a pair leads to. Raises Impossible where the table has no row."""
+    """Return the table's row for a pair. Raises Impossible where the table has no row."""
     try:
         return TABLE[phase, happened]
     except KeyError:
@@ -222,8 +221,8 @@ def page() -> str:
 
 
 def diagram() -> str:
-    """Return the table as a Mermaid state diagram, for the documentation. Inputs that end a session are left out but for
-    one line, because every phase has them."""
+    """Return the table as a Mermaid state diagram, for the documentation. Inputs that end a session share one line,
+    because every phase has them."""
     names = {phase: phase.name for phase in Phase}
     lines = [
         "stateDiagram-v2",

@@ -10,7 +10,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """What the operator allows. Times are seconds, sizes bytes."""
+    """The operator's limits. Times are in seconds, sizes in bytes."""
 
     template: Json = field(default_factory=dict)
     """The OpenAI session object that every create is merged over."""
@@ -20,7 +20,7 @@ class RelayLimits:
     """What tokens cost, for the session's usage and for budgets in dollars."""
     max_sessions: int = 2000
     max_loop_lag_seconds: float = 0.25
-    """How late the event loop may run before no new sessions are opened; 0 for never mind."""
+    """Delay of the event loop above which no new sessions are opened; 0 for no limit."""
     max_event_bytes: int = MIB
     high_water_bytes: int = MIB
     """A batch that would lift `bufferedAmount` above this is refused, unless nothing is buffered."""
@@ -51,10 +51,10 @@ class RelayLimits:
     stall_timeout_seconds: float = 30
     """A call that owes an answer, acknowledges what is sent, and delivers nothing for so long is replaced."""
     seeding_seconds: float = 15
-    """How long one attempt to bring a new call to where the old one was may take."""
+    """Deadline of one attempt to seed a new call."""
     held_max_events: int = 1000
     held_max_bytes: int = MIB
-    """What is accepted while there is no call; more is refused as `recovering`."""
+    """Bound on what is accepted while there is no call; more is refused as `recovering`."""
 
 
 MIN_DETACH_GRACE_SECONDS = 10

@@ -1,7 +1,7 @@
 """A session's line upstream: one call at a time, replaced when it is lost or about to end.
 
-What may happen when is in `lifecycle`, what is done then in `calls`. This file is what waits: it dials, tries again,
-waits for pauses and for confirmations, and says what came of it as inputs of the table.
+`lifecycle` says what may happen in which phase, and `calls` executes it. This file does the waiting: it dials, retries,
+waits for pauses and confirmations, and reports the results as inputs of the table.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gateway.relay.succession import Prepared, Successor, delays
 
 _HAND_OVER_RETRY_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 2.0
-"""How long a hand-over that can wait no more gives the old call to confirm what it was sent."""
+"""Time for the old call to confirm what it was sent, when the hand-over cannot wait for a pause."""
 _PROBE_AFTER_SECONDS: Final = 3.0
 _PROBE_SECONDS: Final = 3.5
 """A probe is tried three times in it. Silence, a tick and the probe make less than 8 s, and a path of 0.5 s or with loss
@@ -38,7 +38,7 @@ class Line(Calls):
     """Opens and replaces calls until the session is ended."""
 
     async def park(self) -> bool:
-        """Hold everything back in a pause, for another node to take over. False where that cannot be: there is no call,
+        """Hold all events in a pause, for another node to take over. False if that is impossible: there is no call,
         or it is lost meanwhile."""
         if self.phase is not Phase.LIVE or self._parking is not None:
             return False
@@ -57,7 +57,7 @@ class Line(Calls):
         self._moved.set()
 
     def tick(self, now: float) -> None:
-        """Look whether the call is about to end, has stalled, or is silent where it owes an answer."""
+        """Check whether the call is about to end, has stalled, or owes an answer and is silent."""
         upstream = self._upstream
         if upstream is None:
             return
@@ -76,7 +76,7 @@ class Line(Calls):
         if owes and stalled and upstream.undelivered:
             self.lost(self._generation, LossCause.STALLED)
             return
-        # What was sent last may be of a kind that nothing answers; its sender still wants to know that somebody is there.
+        # The last event may be of a kind that is never answered; probe anyway, because its sender needs a live call.
         owes = owes or bool(upstream.buffered) or self._handed_at > self._heard_at
         if owes and now - self._heard_at >= _PROBE_AFTER_SECONDS and self._probe is None:
             self._probe = asyncio.create_task(self._probe_call(upstream, self._generation))
@@ -113,20 +113,20 @@ class Line(Calls):
                 self._moved.clear()
 
     def adopt(self, cause: str, prepared: Prepared | None) -> None:
-        """Begin with a session that another node held: with a call that was prepared beside, or without any."""
+        """Begin with a session that another node owned, with a prepared call or without one."""
         self._due = cause
         if prepared is not None:
             self._request = replace(self._request, generation=self._request.generation + 1)
             self._generation = (
                 self._request.generation + 1
-            )  # Nobody's: there is no present call to listen to.
+            )  # Skip a generation: there is no present call to listen to.
             self._successor = prepared.successor(self._request)
             prepared.pass_on(self, self._request.generation)
         else:
             self._leave_call()
 
     def end(self) -> None:
-        """Listen to no call any more: the log is sealed. `close` must follow."""
+        """Ignore all calls from now on: the log is sealed. `close` must follow."""
         if self.phase is not Phase.ENDED:
             self._leave_call()
             self._step(Input.END)
@@ -148,7 +148,7 @@ class Line(Calls):
         cause, started = self._due or LossCause.CONNECTION_FAILED, self._clock.monotonic()
         outcome = "ended"
         lost_call, self._upstream = self._upstream, None
-        # Beside the dialling: a far end that does not answer would not answer this either.
+        # Concurrently with dialling: a far end that does not answer would not answer this either.
         hang_up = cause != LossCause.CHANNEL_CLOSED and not self._attached
         closing = asyncio.create_task(lost_call.close(hang_up=hang_up)) if lost_call else None
         try:
@@ -159,7 +159,7 @@ class Line(Calls):
                 await asyncio.wait({closing})
 
     async def _try_calls(self, cause: str) -> str:
-        """Take the first call into use that can be seeded; return the outcome."""
+        """Switch to the first call that can be seeded; return the outcome."""
         await self._unless_ended(self._until_allowed())
         deadline = self._clock.monotonic() + self._limits.recovery_timeout_seconds
         least = 0.0
@@ -202,7 +202,7 @@ class Line(Calls):
             await self._next_move(None)
 
     async def _bring_up(self) -> Seeding:
-        """Dial and seed one call; whatever goes wrong, nothing of it is left."""
+        """Dial and seed one call. After any failure the call is closed."""
         successor = self._successor = self._next()
         seeding: Seeding | None = None
         try:
@@ -220,7 +220,7 @@ class Line(Calls):
                 await successor.abandon()
 
     async def _seed(self, successor: Successor) -> Seeding | None:
-        """Give a call the conversation; None where it takes too long. Raises UpstreamError."""
+        """Seed a call with the conversation; None if that takes too long. Raises UpstreamError."""
         seed = self._state.mirror.seed()
         return await _within(
             successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds
@@ -238,14 +238,14 @@ class Line(Calls):
                 self._step(Input.OPENED)
                 if await self._unless_ended(self._until_free()):
                     severed = bool(self._state.responses.active or self._state.ledger.owed)
-                    # What the old call still has to say would be missing on the new one: it is over, as after a loss.
+                    # The rest of the old call's response would be missing on the new one, so it counts as cut off by a loss.
                     self._step(Input.OVERDUE if severed else Input.SETTLED)
                     changes = self._state.mirror.changes
                     seeding = await self._unless_ended(self._seed(successor))
                     moved = self._at(Phase.SEEDING) and self._state.mirror.changes != changes
                     if seeding is not None and not moved and not self._ending.done():
                         outcome = "recovered"
-                        # Where the old call was lost a moment ago, this is the recovery as well.
+                        # If the old call was lost meanwhile, this is also its recovery.
                         cause = self._due or cause
                         self._switch(seeding)
         except GatewayError:
@@ -264,7 +264,7 @@ class Line(Calls):
             await old.close(hang_up=True)
 
     def _at(self, phase: Phase) -> bool:
-        """Whether this is the phase now: it changes wherever something is awaited."""
+        """Return whether this is the current phase, which may change at every await."""
         return self.phase is phase
 
     def _stay(self) -> None:
@@ -276,7 +276,7 @@ class Line(Calls):
             self._owner.replaced()
 
     async def _take_prepared(self) -> None:
-        """Bring the call that was dialled for this session to where the other node's was."""
+        """Seed the call that was dialled for this session with the other node's conversation."""
         started, outcome = self._clock.monotonic(), "failed"
         successor = self._successor
         assert successor is not None  # a line that begins in this phase has one
@@ -297,7 +297,7 @@ class Line(Calls):
 
     async def _park(self) -> None:
         parking = self._parking
-        assert parking is not None  # looked at by `keep`
+        assert parking is not None  # checked by `keep`
         self._step(Input.YIELD)
         free = await self._unless_ended(self._until_free())
         if free and self.phase is Phase.SETTLING and not self._ending.done():
@@ -352,7 +352,7 @@ class Line(Calls):
             self.lost(generation, LossCause.CONSENT_EXPIRED)
 
     async def _unless_ended(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do something that the session's end interrupts; None if it was. The interrupted work cleans up first."""
+        """Await something until the session ends; None if it ended first. The interrupted work cleans up first."""
         task = asyncio.create_task(work)
         try:
             await asyncio.wait({task, self._ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -364,7 +364,7 @@ class Line(Calls):
 
 
 async def _within(work: Coroutine[Any, Any, T], seconds: float | None) -> T | None:
-    """Do something within a time; None if it took longer."""
+    """Await something within a time; None if it took longer."""
     try:
         return await asyncio.wait_for(work, seconds)
     except TimeoutError:
