@@ -51,8 +51,11 @@ def check(
 
 async def _check(config: "Config", stun: str, console: Console) -> int:
     from gateway.cli.doctor import examine, worst
+    from gateway.cli.doctor_redis import redis
 
-    findings: list[Finding] = []
+    findings: list[Finding] = await redis(config)
+    for finding in findings:
+        _print(console, finding.result, finding.what, finding.detail, finding.remedy)
     async for finding in examine(config, stun):
         findings.append(finding)
         _print(console, finding.result, finding.what, finding.detail, finding.remedy)
