@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from gateway.app import relay_limits, upstream_config
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.relay.clock import Clock
@@ -28,6 +27,7 @@ from gateway.upstream import tuning
 from gateway.upstream import turn_server as turn
 from gateway.upstream.config import IceServer
 from gateway.upstream.webrtc import WebRTCDialer
+from gateway.wiring import relay_limits, upstream_config
 
 WAIT_SECONDS: Final = 5.0
 GREETING_SECONDS: Final = 3.0

@@ -32,7 +32,7 @@ OPERATOR_CONNECTIONS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ServerDependencies:
     """What the HTTP side is made from."""
 
     hub: Hub
@@ -53,18 +53,18 @@ class Parts:
 class Server:
     """Both listeners, from `start` to `close`."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._client_side = Listener(client_application(parts), parts.limits, _connections(parts))
+    def __init__(self, deps: ServerDependencies) -> None:
+        self._client_side = Listener(client_application(deps), deps.limits, _connections(deps))
         # Of its own, so that clients cannot take the operator's.
-        operators = replace(parts.connections, max_connections=OPERATOR_CONNECTIONS)
+        operators = replace(deps.connections, max_connections=OPERATOR_CONNECTIONS)
         self._operator_side = Listener(
-            operator_application(parts), parts.limits, _connections(replace(parts, connections=operators))
+            operator_application(deps), deps.limits, _connections(replace(deps, connections=operators))
         )
-        self._elsewhere = parts.elsewhere
+        self._elsewhere = deps.elsewhere
         self._peers_side = (
             None
-            if parts.elsewhere is None
-            else Listener(internal_application(parts, parts.elsewhere), parts.limits, _connections(parts))
+            if deps.elsewhere is None
+            else Listener(internal_application(deps, deps.elsewhere), deps.limits, _connections(deps))
         )
 
     async def listen_to_peers(self, peers: Binding) -> None:
@@ -107,30 +107,30 @@ class Server:
         return self._operator_side.url
 
 
-def _connections(parts: Parts) -> Connections:
-    return Connections(parts.connections, parts.telemetry, parts.hub.budget, parts.clock.monotonic)
+def _connections(deps: ServerDependencies) -> Connections:
+    return Connections(deps.connections, deps.telemetry, deps.hub.budget, deps.clock.monotonic)
 
 
-def client_application(parts: Parts) -> web.Application:
+def client_application(deps: ServerDependencies) -> web.Application:
     """Build the client's side."""
-    app = _application(parts, open_to_pages=True, middlewares=_middlewares(parts, elsewhere))
-    return _with_client_routes(app, parts)
+    app = _application(deps, open_to_pages=True, middlewares=_middlewares(deps, elsewhere))
+    return _with_client_routes(app, deps)
 
 
-def internal_application(parts: Parts, elsewhere: Elsewhere) -> web.Application:
+def internal_application(deps: ServerDependencies, elsewhere: Elsewhere) -> web.Application:
     """Build the other nodes' side."""
-    app = _application(parts, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
+    app = _application(deps, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
     app[PEERS] = elsewhere.signatures
-    if parts.hand_over is not None:
-        app[internal.HAND_OVER] = parts.hand_over
+    if deps.hand_over is not None:
+        app[internal.HAND_OVER] = deps.hand_over
         internal.add_routes(app)
-    app[admin.OPERATOR] = parts.operator
+    app[admin.OPERATOR] = deps.operator
     admin.add_internal_routes(app)
-    return _with_client_routes(app, parts)
+    return _with_client_routes(app, deps)
 
 
-def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
-    app[STREAM] = parts.stream
+def _with_client_routes(app: web.Application, deps: ServerDependencies) -> web.Application:
+    app[STREAM] = deps.stream
     probes.add_routes(app)
     # The router tries the routes in this order, so the ones asked for most often come first.
     for resource in (events, reads, turns, sessions, openapi, console):
@@ -141,33 +141,35 @@ def _with_client_routes(app: web.Application, parts: Parts) -> web.Application:
     return app
 
 
-def operator_application(parts: Parts) -> web.Application:
+def operator_application(deps: ServerDependencies) -> web.Application:
     """Build the operator's side."""
     # Without a token any page that is listed could drain the gateway: what is listed are clients, not operators.
     app = _application(
-        parts,
-        open_to_pages=bool(parts.operator.token_sha256),
-        middlewares=_middlewares(parts, admin.of_any_node),
+        deps,
+        open_to_pages=bool(deps.operator.token_sha256),
+        middlewares=_middlewares(deps, admin.of_any_node),
     )
-    app[admin.OPERATOR] = parts.operator
+    app[admin.OPERATOR] = deps.operator
     admin.add_routes(app)
     return app
 
 
-def _application(parts: Parts, *, open_to_pages: bool, middlewares: Sequence[Middleware]) -> web.Application:
-    app = web.Application(middlewares=middlewares, client_max_size=parts.limits.max_body_bytes)
-    if parts.elsewhere is not None:
-        app[ELSEWHERE] = parts.elsewhere
-    app[HUB], app[TELEMETRY], app[ACCESS] = parts.hub, parts.telemetry, parts.access
-    app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = parts.limits, parts.clock, open_to_pages
+def _application(
+    deps: ServerDependencies, *, open_to_pages: bool, middlewares: Sequence[Middleware]
+) -> web.Application:
+    app = web.Application(middlewares=middlewares, client_max_size=deps.limits.max_body_bytes)
+    if deps.elsewhere is not None:
+        app[ELSEWHERE] = deps.elsewhere
+    app[HUB], app[TELEMETRY], app[ACCESS] = deps.hub, deps.telemetry, deps.access
+    app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = deps.limits, deps.clock, open_to_pages
     app[STEPS_LOCK] = asyncio.Lock()
     app.on_response_prepare.append(middleware.add_headers)
     return app
 
 
-def _middlewares(parts: Parts, of_other_nodes: Middleware) -> Sequence[Middleware]:
+def _middlewares(deps: ServerDependencies, of_other_nodes: Middleware) -> Sequence[Middleware]:
     every = (middleware.observe, middleware.answer_errors, middleware.guard)
-    return every if parts.elsewhere is None else (*every, of_other_nodes)
+    return every if deps.elsewhere is None else (*every, of_other_nodes)
 
 
 async def _expect_later(request: web.Request) -> None:

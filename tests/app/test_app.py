@@ -13,8 +13,11 @@ import aiohttp
 import pytest
 import structlog
 
-from gateway.app import (
-    Gateway,
+from gateway.app import Gateway
+from gateway.config import Config, ConfigError, load
+from gateway.config.reading import keys
+from gateway.downstream.auth.access import KeyRule
+from gateway.wiring import (
     access_rules,
     connection_limits,
     relay_limits,
@@ -22,9 +25,6 @@ from gateway.app import (
     stream_limits,
     upstream_config,
 )
-from gateway.config import Config, ConfigError, load
-from gateway.config.reading import keys
-from gateway.downstream.auth.access import KeyRule
 from tests.certificate import write_certificate
 
 KEY = "gwp_test"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app import prices
 from gateway.config import Config, ConfigError
 from gateway.config.prices import own_prices_file, price_list
 from gateway.config.sections import Upstream
 from gateway.relay.usage import PICODOLLARS
+from gateway.wiring import prices
 
 
 def configured(file: Path, text: str) -> Config:

@@ -14,7 +14,7 @@ from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
-from gateway.downstream.server import Parts, Server
+from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
 from gateway.relay.telemetry import Telemetry
@@ -48,7 +48,7 @@ async def build() -> AsyncIterator[Build]:
         )
         # A client that closes its side has left: tests of leaving need not wait. `test_protocol` has the other case.
         limits = limits or ServerLimits(half_close_seconds=0)
-        parts = Parts(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits)
+        parts = ServerDependencies(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits)
         server = Server(parts)
         await server.start(Binding(), Binding())
         # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.

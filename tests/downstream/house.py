@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.downstream.auth.access import Access
-from gateway.downstream.server import Parts, Server
+from gateway.downstream.server import Server, ServerDependencies
 from gateway.errors import GatewayError
 from gateway.relay.hub import Hub
 from gateway.relay.ports import CallRequest, Json, Sink, Upstream
@@ -98,7 +98,7 @@ class Facts:
 class House:
     """A running HTTP side, and what a test looks at or turns."""
 
-    parts: Parts
+    parts: ServerDependencies
     server: Server
     hub: Hub
     access: Access

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from gateway.app import upstream_config
 from gateway.config import load
 from gateway.errors import UpstreamError
+from gateway.wiring import upstream_config
 from tests.conftest import ROOT
 from tests.upstream.farend import Farend, serving
 from tests.upstream.kit import REQUEST, Remembering, dialling

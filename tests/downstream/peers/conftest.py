@@ -16,7 +16,7 @@ from gateway.downstream.http.listener import Binding
 from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.reading.sse import frame
-from gateway.downstream.server import Parts, Server
+from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Location
 from gateway.relay.limits import RelayLimits
@@ -80,7 +80,7 @@ async def _node(table: Table) -> House:
     operator = Operator(metrics=lambda _: (b"", "text/plain"), drain=lambda: None)
     # A client that closes its side has left: tests of leaving need not wait.
     limits = ServerLimits(half_close_seconds=0)
-    parts = Parts(hub, telemetry, access, operator, limits=limits, elsewhere=elsewhere)
+    parts = ServerDependencies(hub, telemetry, access, operator, limits=limits, elsewhere=elsewhere)
     server = Server(parts)
     await server.listen_to_peers(Binding())
     await server.start(Binding(), Binding())
