@@ -53,7 +53,7 @@ NOT_PURE = {
         "tempfile",
         "threading",
     ),
-    *("time", "urllib", "uuid"),
+    *("time", "uuid"),
     *("aiohttp", "aioice", "aiortc", "av", "cryptography", "itsdangerous", "multidict", "prometheus_client"),
     *("pydantic", "pydantic_settings", "pyee", "redis", "rich", "structlog", "typer", "uvloop", "yarl"),
 }
@@ -171,6 +171,20 @@ def test_no_module_imports_relatively() -> None:
     }
 
     assert relative == set()
+
+
+def test_files_that_promise_no_io_take_only_parsing_from_urllib() -> None:
+    """`urllib.parse` turns text into values; the rest of it opens connections."""
+    pure = promising()
+    taken = {
+        what
+        for name, tree in modules()
+        if name in pure
+        for what in imported(tree)
+        if lies_in(what, "urllib") and not lies_in(what, "urllib.parse")
+    }
+
+    assert taken == set()
 
 
 def test_files_that_promise_no_io_reach_none(imports: grimp.ImportGraph) -> None:
