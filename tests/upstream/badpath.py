@@ -128,12 +128,15 @@ async def bad_path(base_url: str, path: Path) -> AsyncIterator[str]:
             }
             body = await request.read()
             url = base_url.removesuffix("/v1") + request.path_qs
-            async with session.request(request.method, url, data=body, headers=headers) as answer:
-                text = await answer.text()
-                for found in {match[0]: match for match in CANDIDATE.finditer(text)}.values():
-                    text = text.replace(found[0], await relayed(found))
-                kept = {"Location": answer.headers["Location"]} if "Location" in answer.headers else {}
-                return web.Response(status=answer.status, text=text, headers=kept)
+            try:
+                async with session.request(request.method, url, data=body, headers=headers) as answer:
+                    text = await answer.text()
+                    for found in {match[0]: match for match in CANDIDATE.finditer(text)}.values():
+                        text = text.replace(found[0], await relayed(found))
+                    kept = {"Location": answer.headers["Location"]} if "Location" in answer.headers else {}
+                    return web.Response(status=answer.status, text=text, headers=kept)
+            except aiohttp.ClientError as error:  # the far end may be down
+                return web.Response(status=502, text=repr(error))
 
         app = web.Application()
         app.router.add_route("*", "/{rest:.*}", pass_on)
