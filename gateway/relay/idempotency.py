@@ -1,4 +1,4 @@
-"""Answers stored under the keys of the requests that they answered, so that a retry is not a second action. No I/O.
+"""Answers stored under the Idempotency-Keys of their requests, so that a retry is not a second action. No I/O.
 
 A table belongs to a session, or to a principal for requests that open sessions. It is bounded in number, bytes and age, and
 charged to the memory budget. At a bound the oldest finished answer is forgotten, and with it the promise for that key.

@@ -50,7 +50,7 @@ class Journal(Protocol):
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept; where not, nothing need be added."""
+        """Whether anything is kept; if not, nothing need be added."""
 
     @property
     def sure(self) -> bool:
@@ -62,7 +62,7 @@ class Journal(Protocol):
         """Sequence of the last event of the log that is kept."""
 
     def bind(self, owner: JournalOwner) -> None:
-        """Tell the journal whom it belongs to."""
+        """Set the session that the journal belongs to."""
 
     def add(self, record: Record) -> None:
         """Write a record behind all others. Never waits and never raises."""
@@ -86,10 +86,10 @@ class NullJournal:
     settled = 0
 
     def bind(self, owner: JournalOwner) -> None:
-        """Forget the owner: there is nothing to tell it."""
+        """Ignore the owner: there is nothing to report."""
 
     def add(self, record: Record) -> None:
-        """Forget the record."""
+        """Discard the record."""
 
     def oldest(self, sequence: int) -> None:
         """Nothing is kept."""
@@ -122,17 +122,17 @@ class Promised:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a session lives."""
+    """Which node owns a session."""
 
     node: str
     url: str | None
-    """Where the node listens for its peers; None for a node that is not known any more."""
+    """URL on which the node listens for its peers; None for a node that is no longer known."""
     live: bool
-    """The node is not taken for dead."""
+    """The node is not considered dead."""
 
 
 class Directory(Protocol):
-    """Who owns which session. Takeover and the promises of creates are the directory's own affair."""
+    """Who owns which session. The directory handles takeover and the promises of creates itself."""
 
     @property
     def node(self) -> str:
@@ -153,7 +153,7 @@ class Directory(Protocol):
         """Count a session against its principal's limit. Raises OverloadError `session-limit`."""
 
     async def create(self, session_id: str, journal: Journal) -> None:
-        """Make a session known, owned by this node. Raises OverloadError `recovering`."""
+        """Register a session, owned by this node. Raises OverloadError `recovering`."""
 
     async def release(self, session_id: str, principal: str) -> None:
         """Drop all of a session that was never opened, or whose retention is over."""

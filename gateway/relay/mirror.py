@@ -59,7 +59,7 @@ class Mirror:
         self._size = 0
         self._lost = 0
         self.changes = 0
-        """Grows whenever an item changes: tells whether a seed is still what the conversation is."""
+        """Grows whenever an item changes: shows whether a seed still matches the conversation."""
 
     @property
     def size(self) -> int:
@@ -90,8 +90,8 @@ class Mirror:
                 self._transcribed(value)
 
     def seed(self) -> Seed:
-        """Return what a new call needs. Items that were never finished, or hold nothing that can be said again in text,
-        are counted as lost."""
+        """Return what a new call needs. Unfinished items, and items without content that can be sent as text, are counted
+        as lost."""
         items = [
             restored for item in self._items.values() if (restored := restorable(_parse(item))) is not None
         ]
@@ -109,7 +109,7 @@ class Mirror:
                 self._put(new, {**item, "id": new})
 
     def forget(self) -> None:
-        """The session is over: nothing will be seeded with it."""
+        """Drop everything: the session is over and no call will be seeded."""
         self._items, self._size, self._session = {}, 0, "{}"
 
     def dump(self) -> Json:
@@ -119,7 +119,7 @@ class Mirror:
 
     @classmethod
     def load(cls, dumped: Json) -> "Mirror":
-        """Make the mirror that was dumped."""
+        """Rebuild a mirror from `dump`."""
         mirror = cls(_string(dumped.get("session")))
         items = dumped.get("items")
         for item_id, text in items if isinstance(items, list) else ():
@@ -157,13 +157,13 @@ class Mirror:
     def _done(self, value: Json) -> None:
         item = value.get("item")
         item_id = member(value, "item", "id")
-        # The items of an out-of-band response are done, too, but were never added to the conversation.
+        # Items of an out-of-band response also end with `done`, but were never added to the conversation.
         if isinstance(item, Mapping) and isinstance(item_id, str) and item_id in self._items:
             self._put(item_id, item)
             self._shrink()
 
     def _truncated(self, value: Json) -> None:
-        # Truncation drops the transcript at the service, too: what was not heard was not said. The part stays in its
+        # Truncation drops the transcript at the service, too, because the user did not hear it. The part stays in its
         # place, because later events name those behind it by their index.
         self._change_part(value, lambda part: {})
 
@@ -184,7 +184,7 @@ class Mirror:
             self._put(item_id, {**item, "content": [*content[:index], change(part), *content[index + 1 :]]})
 
     def _put(self, item_id: str, item: Json) -> None:
-        # As UTF-8: escaped, a text in Chinese would count double. A lone surrogate, which JSON can name, still counts.
+        # As UTF-8: escaped, Chinese text would count double. A lone surrogate, which JSON can express, still counts.
         self._store(item_id, _compact(item).encode("utf-8", "surrogatepass"))
 
     def _store(self, item_id: str, text: bytes) -> None:
@@ -214,11 +214,11 @@ _PARTS: Mapping[tuple[str, str], str] = {
     ("user", "input_image"): "image_url",
     ("system", "input_text"): "text",
 }
-"""Content that can be given to a new call, and the member that holds it."""
+"""Content that a new call accepts, by the member that holds it."""
 
 
 def restorable(item: Json) -> dict[str, object] | None:
-    """Return an item as a new call takes it, audio as its transcript, or None if nothing of it can be given."""
+    """Return an item as a new call accepts it, audio as its transcript, or None if nothing of it can be sent."""
     if item.get("status") == "in_progress":
         return None
     match item.get("type"):
@@ -235,7 +235,7 @@ def restorable(item: Json) -> dict[str, object] | None:
 
 
 def _with_calls(items: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """Leave out outputs whose call is not before them: the service refuses those."""
+    """Leave out function outputs without an earlier function call: the service refuses those."""
     calls: set[object] = set()
     kept: list[dict[str, object]] = []
     for item in items:
@@ -264,7 +264,7 @@ def _part(role: str, part: object) -> Json | None:
     if not isinstance(value, str):
         return None
     if name == "image_url":
-        # How closely the model looks is part of what was asked, and of what it costs.
+        # The image's detail level affects both the answer and its cost.
         return {name: part[name] for name in ("type", "image_url", "detail") if part.get(name) is not None}
     return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
 
@@ -274,7 +274,7 @@ def _compact(value: Json) -> str:
 
 
 def _parse(text: str | bytes) -> Json:
-    """Read what `_compact` wrote, whole and exactly."""
+    """Parse the output of `_compact`."""
     value = json.loads(text if isinstance(text, str) else text.decode("utf-8", "surrogatepass"))
     assert isinstance(value, dict)  # only objects are written
     return value

@@ -1,4 +1,4 @@
-"""What the calls of a session tell the session."""
+"""The interface through which a session's calls report to the session."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from gateway.relay.state import CloseReason, State
 
 
 class Owner(Protocol):
-    """What the line tells its session. Synchronous; never raises."""
+    """What the line reports to its session. Synchronous; never raises."""
 
     @property
     def id(self) -> str: ...
@@ -21,13 +21,13 @@ class Owner(Protocol):
 
     @property
     def urgent(self) -> bool:
-        """Somebody waits for the session."""
+        """A client is waiting for the session."""
 
     def arrived(self, text: str) -> None:
-        """The present call said this."""
+        """A server event of the present call arrived."""
 
     def note(self, record: Record) -> None:
-        """This happened: take it into the state and the journal."""
+        """Record an event of the call in the state and the journal."""
 
     def handed(self, record: Handed, position: int) -> None:
         """Held events were handed over, the first as this message of the call."""
@@ -42,7 +42,7 @@ class Owner(Protocol):
         """The session's state changed."""
 
     def replaced(self) -> None:
-        """There is a new call, and what waited was handed to it."""
+        """There is a new call, and the held events were handed to it."""
 
     def end(self, reason: CloseReason, upstream: Json | None = None) -> None:
         """The line cannot go on."""

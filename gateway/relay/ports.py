@@ -27,10 +27,10 @@ Json = Mapping[str, object]
 
 
 class LossCause(StrEnum):
-    """How a call ended that nobody here had ended."""
+    """How a call ended that the gateway did not end."""
 
     CHANNEL_CLOSED = "channel_closed"
-    """The far end closed the data channel or the DTLS association: a decision, not an accident."""
+    """The far end closed the data channel or the DTLS association on purpose."""
     CONSENT_EXPIRED = "consent_expired"
     """No answer to consent checks (RFC 7675): the path or the far end is gone."""
     CONNECTION_FAILED = "connection_failed"
@@ -53,11 +53,11 @@ class CallRequest:
     bearer: str | None = field(default=None, repr=False)
     safety_identifier: str | None = None
     attach_to: str | None = None
-    """ID of a call that somebody else made: attach to it instead of creating one."""
+    """ID of a call that another application made: attach to it instead of creating one."""
 
 
 class Sink(Protocol):
-    """Receives what a call says. Synchronous; never raises, because it runs inside the transport's callbacks."""
+    """Receives the events of a call. Synchronous; never raises, because it runs inside the transport's callbacks."""
 
     def received(self, generation: int, text: str) -> None:
         """One text frame came, exactly as sent."""
@@ -66,7 +66,7 @@ class Sink(Protocol):
         """A frame came that is not text. It is counted and never relayed."""
 
     def lost(self, generation: int, cause: LossCause) -> None:
-        """The call is gone. Told once, never after `Upstream.close` was called."""
+        """The call is gone. Called once, never after `Upstream.close`."""
 
 
 class Upstream(Protocol):
@@ -142,7 +142,7 @@ class Principal:
 
     @property
     def budgeted(self) -> bool:
-        """What it may spend is limited, in tokens or dollars, so nothing may be sent that hides a response.create."""
+        """Its spending is limited, in tokens or dollars, so no event may hide a response.create."""
         limits = (
             self.tokens_per_session,
             self.tokens_per_day,
@@ -164,9 +164,9 @@ class OpenRequest:
     secret_allows: tuple[str, ...] = ()
     retry_interrupted: bool = False
     call_id: str | None = None
-    """Attach to this call instead of making one; `session` is then empty."""
+    """Attach to this call instead of creating one; `session` is then empty."""
     session_id: str | None = None
-    """The ID to use, where it was promised to somebody already."""
+    """The ID to use, if it was promised already."""
 
 
 class Reader(Protocol):
@@ -181,10 +181,10 @@ class Reader(Protocol):
 
     @property
     def sealed(self) -> bool:
-        """Nothing will follow head."""
+        """The log is complete: no event will follow `head`."""
 
     def read(self, after: EventId, max_events: int, max_bytes: int) -> Page:
-        """Give what follows `after`: at least one event if there is any. A cursor that is not in the log gives a page
+        """Return what follows `after`: at least one event if there is any. A cursor that is not in the log gives a page
         with a gap that goes on from the oldest event."""
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
@@ -197,10 +197,10 @@ class Receiver(Protocol):
 
     @property
     def silent_since(self) -> float:
-        """When its client last gave a sign of life: its opening, or bytes taken from a full socket (monotonic seconds)."""
+        """When its client was last active: at the opening, or when it took bytes from a full socket (monotonic seconds)."""
 
     def supersede(self) -> None:
-        """Make room for another one: tell the client and end. Does not raise, does not wait."""
+        """Make room for another reader: tell the client and end. Does not raise, does not wait."""
 
     def rotate(self) -> None:
         """End as at a rotation, because the session goes to another node: the client comes back at once. Does not raise,
@@ -230,7 +230,7 @@ class View:
     max_event_bytes: int | None = None
     """The largest client event that the present call takes; None if that is no less than the gateway does."""
     attached: bool = False
-    """The call is somebody else's."""
+    """The call was made by another application."""
     usage: Usage = field(default_factory=Usage)
     """What its responses have cost so far, over all its calls."""
 
@@ -264,16 +264,16 @@ class Handle(Protocol):
         """A response is in flight."""
 
     def touch(self) -> None:
-        """An authenticated call came: the detach deadline starts anew."""
+        """An authenticated request came: reset the detach deadline."""
 
     def renew(self, bearer: str) -> None:
         """Use another credential of the caller's for the session's calls to come."""
 
     def attach(self, receiver: Receiver) -> None:
-        """Count a receiver in. Above the limit the longest silent one is superseded."""
+        """Add a receiver. Above the limit the one that was silent longest is superseded."""
 
     def detach(self, receiver: Receiver) -> None:
-        """Count it out; harmless when repeated."""
+        """Remove a receiver. Safe to call twice."""
 
     async def submit(self, batch: Sequence[ClientEvent], promise: Promise = NO_PROMISE) -> Receipt:
         """Accept a checked batch whole, or raise: `session-closed`, `recovering`, `upstream-backpressure`, `too-large`,
@@ -288,8 +288,8 @@ class Handle(Protocol):
         """Return what a repeated request is answered with, None for a first try. Raises `idempotency-key-reused`."""
 
     async def withdraw(self, turn: Turn) -> None:
-        """Nobody waits for this turn any more: cancel its response, or forget it unsent."""
+        """Withdraw a turn that no client waits for: cancel its response, or drop it unsent."""
 
     async def close(self, reason: CloseReason, *, hang_up: bool | None = None) -> None:
-        """End the session and seal its log; returns when `gateway.closed` stands in it. Harmless when repeated.
+        """End the session and seal its log; returns when `gateway.closed` is in it. Safe to call twice.
         `hang_up` says whether the call ends, too; by default that is one the session made, not one it is attached to."""

@@ -1,4 +1,4 @@
-"""What makes a repeated request harmless. No I/O."""
+"""The keys that make a request idempotent. No I/O."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Kept together with what a request did.
+    """Keys that are stored with the effect of a request.
 
     `key` is the Idempotency-Key in its scope, `fingerprint` what a repeat must equal. `request_id` is that of a request
     that another node passed on, and may pass on again.

@@ -77,7 +77,7 @@ class TurnQueued(NamedTuple):
     request: str
     """JSON: {"items": [...], "response": {...}}."""
     deadline: float
-    """When its time is over, in Unix seconds."""
+    """Its deadline, in Unix seconds."""
     key: str | None = None
     fingerprint: str | None = None
     request_id: str | None = None
@@ -101,7 +101,7 @@ class LineState(NamedTuple):
     expires_at: int | None
     model: str | None
     cause: str | None = None
-    """Why the call before was left, where it was."""
+    """Why the previous call was left, if there was one."""
     renamed: Mapping[str, str] = {}
     """Item IDs that the new call replaced."""
     refused: Sequence[str] = ()
@@ -169,7 +169,7 @@ _LETTERS: Final = {kind: letter for letter, kind in KINDS.items()}
 
 
 class UnreadableRecord(ValueError):
-    """Bytes that are no record of a version that this code reads: the session must not be taken over."""
+    """The bytes are not a record of a version that this code reads: the session must not be taken over."""
 
 
 def sequence_of(record: Record) -> int:

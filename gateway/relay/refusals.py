@@ -1,18 +1,18 @@
 """What OpenAI's error codes mean to the gateway, in one table. No I/O.
 
 Such a code comes in three ways: in the answer to a request (a call that is refused), in an `error` event, and in the
-`status_details` of a response that failed. Whichever way, it means the same, and whoever must react looks here: signalling
-for the problem a create is answered with, turns for theirs, telemetry for the words of `upstream_errors_total`. A code that
+`status_details` of a response that failed. It means the same in each of them, and all layers read this table: signalling
+for the problem of a refused create, turns for theirs, telemetry for the labels of `upstream_errors_total`. A code that
 is not listed is counted as `other` and means what its HTTP status means.
 
 | blame | what the gateway does |
 |---|---|
 | `operator` | refuses the create or turn for good; ends a session that meets it while its call is replaced |
-| `caller` | passes it on as the answer to what was asked; the session lives |
-| `passing` | says when or that to try again; a lost call is replaced |
-| `harmless` | passes the event on and counts it; nobody waits for it |
+| `caller` | passes it on as the answer to the request; the session continues |
+| `passing` | tells the caller to try again, and when if known; a lost call is replaced |
+| `harmless` | passes the event on and counts it; no request waits for it |
 
-Refuses to know HTTP and who asked.
+This file does not know HTTP or the caller.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from gateway.relay.state import CloseReason
 
 
 class Blame(StrEnum):
-    """Who can do something about an error."""
+    """Who can fix an error."""
 
     OPERATOR = "operator"
     CALLER = "caller"
@@ -35,11 +35,11 @@ class Blame(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a code comes to.
+    """The meaning of a code.
 
-    `code` is the problem of a request that fails with it; its HTTP status stands in `errors.KINDS`. `reason` is what a session
-    ends with that cannot go on for it: while a call is replaced, or, with `relay.continuity` off, when the call ends
-    after it. None where no session ever ends for it.
+    `code` is the problem of a request that fails with it; its HTTP status is in `errors.KINDS`. `reason` is the close
+    reason of a session that cannot continue because of it: while a call is replaced, or, with `relay.continuity` off,
+    when the call ends after it. None if it never ends a session.
     """
 
     blame: Blame
@@ -54,17 +54,17 @@ _FAILURE = Meaning(Blame.PASSING, "upstream-failed", CloseReason.UPSTREAM_LOST)
 _HARMLESS = Meaning(Blame.HARMLESS, "upstream-rejected")
 
 MEANINGS: Final[Mapping[str, Meaning]] = {
-    # The key, its rights, its bill, and what no caller can choose otherwise.
+    # The key, its permissions, its billing, and what callers cannot change.
     "invalid_api_key": _FATAL,
     "missing_scope": _FATAL,
     "insufficient_permissions": _FATAL,
-    "insufficient_quota": _FATAL,  # comes with status 429, and no waiting cures it
+    "insufficient_quota": _FATAL,  # comes with status 429, but waiting does not help
     "billing_hard_limit_reached": _FATAL,
     "billing_not_active": _FATAL,
     "model_not_found": _FATAL,
     "beta_api_shape_disabled": _FATAL,
     "invalid_offer": _FATAL,
-    # What an event or a session object says wrongly.
+    # Mistakes in an event or a session object.
     "invalid_request_error": _MISTAKE,
     "invalid_event": _MISTAKE,
     "invalid_value": _MISTAKE,
@@ -72,15 +72,15 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     "missing_required_parameter": _MISTAKE,
     "cannot_update_voice": _MISTAKE,
     "item_truncate_invalid_item_id": _MISTAKE,
-    # Two responses at once: a client's own is its affair, a turn waits and asks again.
+    # Two responses at once: a client handles its own; a turn waits and asks again.
     "conversation_already_has_active_response": _MISTAKE,
     "content_filter": _MISTAKE,
-    # What passes.
+    # Temporary errors.
     "rate_limit_exceeded": _LIMIT,
     "inference_rate_limit_exceeded": _LIMIT,
     "server_error": _FAILURE,
     "session_expired": Meaning(Blame.PASSING, "upstream-failed", CloseReason.UPSTREAM_CLOSED),
-    # What crossed with an end that had come already.
+    # Events that arrived after the response or item had ended.
     "response_cancel_not_active": _HARMLESS,
     "input_audio_buffer_commit_empty": _HARMLESS,
     "call_id_not_found": _HARMLESS,
@@ -97,7 +97,7 @@ _BY_STATUS: Final[tuple[tuple[range, Code], ...]] = (
 
 
 def code_of(status: int, code: object) -> Code:
-    """Give the problem code of a refused call: what no repetition cures comes first, then the status."""
+    """Return the problem code of a refused call: permanent errors first, then by status."""
     meaning = MEANINGS.get(code) if isinstance(code, str) else None
     if meaning is not None and meaning.blame is Blame.OPERATOR and status < 500:
         return meaning.code

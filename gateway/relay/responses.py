@@ -1,7 +1,7 @@
 """The responses in flight of one session: which are active, how fast they began. No I/O, no clock.
 
 Each knows the request that asked for it, so that a response that a lost call cut off can be asked for again. Out-of-band
-responses run in parallel. Above `MAX_ACTIVE` the oldest is taken for lost, so that no far end fills memory.
+responses run in parallel. Above `MAX_ACTIVE` the oldest is considered lost, so that a far end cannot exhaust memory.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class InFlight:
     request: Delivery | None
     """None for one that the service began by itself, or whose request is not known."""
     default: bool
-    """It is in the default conversation, which has one at a time."""
+    """It belongs to the default conversation, which has one response at a time."""
     started: float
     mute_since: float | None
     """When it was asked for; None once it has begun to speak."""
@@ -73,7 +73,7 @@ class Responses:
         return effects
 
     def delta(self, value: Json, now: float) -> list[Effect]:
-        """A response said something."""
+        """A response sent a delta."""
         one = self._active.get(str(value.get("response_id")))
         if one is None or one.mute_since is None:
             return []
@@ -82,7 +82,7 @@ class Responses:
         return [FirstDelta(now - since)]
 
     def done(self, value: Json, charge: Charge | None, now: float) -> list[Effect]:
-        """A response ended, and cost so much; None where it did not say."""
+        """A response ended at this cost; None if it did not report one."""
         response_id, response = response_of(value)
         one = self._active.get(response_id)
         self._forget(response_id)
@@ -97,7 +97,7 @@ class Responses:
         ]
 
     def lost(self, asking: int) -> list[Effect]:
-        """The call is over: what was in flight, or asked for and not begun, will never say what it cost."""
+        """The call is over: responses in flight or requested will never report their cost."""
         count = len(self._active) + asking
         self._active.clear()
         self._asked_at, self.mute = None, 0

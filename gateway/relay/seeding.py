@@ -1,9 +1,9 @@
-"""Bringing a new call to where the old one was. No I/O, no clock.
+"""Seeding a new call with the conversation of the old one. No I/O, no clock.
 
 A new call is created with the session's configuration, so what is left are the items. All are sent at once, each with
-the id it had. An item that the service refuses, be it for its id, is sent again without one: when all others have been
-answered, one such item after the other, each behind the one it stood behind. The id it is given is kept in `renamed`.
-What the call says meanwhile is read here and nowhere else: its clients did not cause it.
+the ID it had. An item that the service refuses, perhaps for its ID, is sent again without one: when all others have been
+answered, one such item after the other, each after the item it followed before. The id it is given is kept in `renamed`.
+The call's events during seeding are read only here, because clients did not cause them.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Seeding:
         self.renamed: dict[str, str] = {}
         """Old item id to new, where they differ."""
         self.refused: set[str] = set()
-        """Items that the new call takes under no name."""
+        """Items that the new call refuses with and without an ID."""
         self.session: Json = {}
         """The session object as the new call echoes it."""
 
@@ -47,7 +47,7 @@ class Seeding:
         return self._seed.lost + len(self.refused)
 
     def opening(self) -> list[str]:
-        """Give the events to send once the channel is open."""
+        """Return the events to send once the channel is open."""
         return [
             compose(
                 {
@@ -60,7 +60,7 @@ class Seeding:
         ]
 
     def received(self, type: str, value: Json) -> list[str]:
-        """Follow the new call; give what is to be sent in answer."""
+        """Process an event of the new call; return the events to send in answer."""
         match type:
             case "session.created" | "session.updated":
                 session = value.get("session")

@@ -17,8 +17,8 @@ class Gate(Protocol):
     """Spreads the calls of sessions that were taken over together."""
 
     def dial(self, urgent: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
-        """Wait for permission to dial, hold it for as long as the dial takes, and give it back. Whoever is urgent when
-        there is room comes first."""
+        """Wait for permission to dial, hold it for as long as the dial takes, and release it. Urgent sessions come
+        first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ stands in its state (see `fold`), and every change of that is a record: `note` a
 carries out what follows. What comes from upstream arrives in `arrived`, which is synchronous and appends to the log at
 once, because it runs inside the transport's callbacks.
 
-Whatever ends the session only sets `_ending`. The owner task then does the rest in one place and one order: cancel what
-costs money, wait briefly for its bill, write `gateway.closed`, seal the log, close the call.
+Every cause of an end only sets `_ending`. The owner task then does the rest in one place and one order: cancel active
+responses, wait briefly for their usage, write `gateway.closed`, seal the log, close the call.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class Session(SessionCore):
 
     @property
     def attended(self) -> bool:
-        """Somebody is reading."""
+        """A reader is connected."""
         return bool(self._receivers)
 
     def diagnostics(self) -> Json:
@@ -167,7 +167,7 @@ class Session(SessionCore):
         await asyncio.shield(self._connected)
 
     async def run(self) -> None:
-        """Own the session from opening to end. Never raises but for cancellation, after which all is closed, too."""
+        """Own the session from opening to end. Raises nothing but CancelledError; everything is closed then, too."""
         try:
             if self._line.phase is not Phase.DIALLING or await self._line.open():
                 self._begun()
@@ -190,7 +190,7 @@ class Session(SessionCore):
             await self._line.close(end.hang_up and self._reason is not CloseReason.UPSTREAM_CLOSED)
 
     def tick(self, now: float) -> None:
-        """Meet the deadlines that have passed; called about once a second."""
+        """Act on deadlines that have passed; called about once a second."""
         if not self.live or self._line.phase is Phase.DIALLING:
             return
         limits = self._limits
@@ -214,7 +214,7 @@ class Session(SessionCore):
                 self.journal.oldest(self.log.oldest.sequence)
 
     def rest(self) -> None:
-        """Stand for a session that ended on another node: its log can be read until its retention is over."""
+        """Serve the log of a session that ended on another node, until its retention is over."""
         self.end(CloseReason(self.state.closed or CloseReason.INTERNAL))
         self.closed_at = self._clock.monotonic()
         self.log.seal()
@@ -258,7 +258,7 @@ class Session(SessionCore):
         self._line.resume()
 
     def released(self) -> None:
-        """Another node has taken over: end without a word. Readers come back and find it there."""
+        """Another node has taken over: end without writing an event. Readers reconnect and find the session there."""
         self._let_go(hang_up=None)
 
     def _let_go(self, *, hang_up: bool | None) -> None:
@@ -281,7 +281,7 @@ class Session(SessionCore):
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _begun(self) -> None:
-        """The session can be used."""
+        """Mark the session as open."""
         if not self._connected.done():
             self._connected.set_result(None)
         if self.state.call.state is State.CONNECTING:
@@ -290,7 +290,7 @@ class Session(SessionCore):
             self._telemetry.session_opened(self.view(), self._clock.monotonic() - self._opened_at)
 
     def _refuse(self, error: GatewayError) -> None:
-        """The opening failed: whoever waits for it is told why, and nobody else ever saw the session."""
+        """The opening failed: its waiter gets the error. No client has seen the session."""
         if not self._connected.done():
             self._connected.set_exception(error)
             self._connected.exception()  # The waiter may have left; an unread exception would be logged as forgotten.
@@ -305,7 +305,7 @@ class Session(SessionCore):
             return
         cancels = [cancelling(response_id) for response_id in state.responses.active]
         if state.ledger.asking:
-            cancels.append(cancelling(None))  # It has no name yet.
+            cancels.append(cancelling(None))  # Its ID is not known yet.
         if not cancels:
             return
         self._paid.clear()  # It was set by every response that was done before these.
@@ -313,7 +313,7 @@ class Session(SessionCore):
             self._send(cancels, 0)
             await asyncio.wait_for(self._paid.wait(), self._limits.parting_seconds)
         except (GatewayError, TimeoutError):
-            return  # What was not said by now is counted as unrecorded.
+            return  # Usage that was not reported by now is counted as unrecorded.
 
     def _seal(self) -> None:
         """Write the log's last event. Synchronous, so that nothing can come between it and the seal."""
@@ -322,7 +322,7 @@ class Session(SessionCore):
         opened = self._line.phase is not Phase.DIALLING
         if opened:
             members = {"reason": end.reason, "retryable": end.reason.retryable, "upstream": end.upstream}
-            # The gateway's own events, which nobody else has counted, are nobody's loss.
+            # The gateway's own events are not counted as lost: no client sent them.
             left = {"unknown": self.state.ledger.in_flight, "unsent": self.state.ledger.held}
             accounts = {name: [one.account for one in of if one.number] for name, of in left.items()}
             self.tell("gateway.closed", members | {name: told for name, told in accounts.items() if told})

@@ -1,4 +1,4 @@
-"""What a caller may ask of the OpenAI session object: merged over the operator's template, less what is locked. No I/O."""
+"""The caller's session object: merged over the operator's template, with locked members refused. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,6 +33,6 @@ def check_locked(members: object, locked: Iterable[str], pointer: str) -> None:
 
 def _sets(members: object, path: Sequence[str]) -> bool:
     if not path or not isinstance(members, Mapping):
-        return True  # The member itself, or something that is no object stands where its object would.
+        return True  # The member itself, or a value that is not an object in place of the object that holds it.
     name = path[0].casefold()
     return any(_sets(value, path[1:]) for own, value in members.items() if own.casefold() == name)

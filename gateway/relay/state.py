@@ -1,4 +1,4 @@
-"""The words of a session's life that clients, operators and metrics share. No I/O, no clock.
+"""Session states and close reasons, as clients, operators and metrics see them. No I/O, no clock.
 
 Which state follows which is in `lifecycle`. A session is closed for exactly one reason, and the reason is the same word in
 the last event of the log, in the log line and in the metric.
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a session is in its life, as its owner is told."""
+    """A session's state, as its owner sees it."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"

@@ -1,16 +1,16 @@
 """Whether the event loop is overloaded, from how late it runs. No I/O, no clock.
 
-One late moment is no overload: a large garbage collection, a burst. A second of nothing but late moments is, since then
-every conversation stutters, and another one would only add to it.
+A single delay, such as a large garbage collection or a burst, is not an overload. A second of continuous delay is: every
+conversation stutters then, and another session would add to it.
 """
 
 from typing import Final
 
 LASTING_SECONDS: Final = 1.0
-"""Shorter than a client's patience, longer than any single pause that was measured."""
+"""Shorter than a client's time-out, longer than any single pause that was measured."""
 
 RELIEF: Final = 0.5
-"""Share of the limit below which the strain is over: at the limit itself it would come and go with every look."""
+"""Share of the limit below which the overload ends. Hysteresis: at the limit itself it would flap."""
 
 
 class Strain:
@@ -22,10 +22,10 @@ class Strain:
         self._limit = limit
         self._since: float | None = None
         self.high = False
-        """The loop has been late for so long that new sessions must wait."""
+        """The loop has been late long enough to refuse new sessions."""
 
     def lagged(self, seconds: float, now: float) -> None:
-        """Take note of one look at the loop: it was so late."""
+        """Record one measured delay of the loop."""
         if not self._limit:
             return
         if seconds <= self._limit * (RELIEF if self.high else 1):

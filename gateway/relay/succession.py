@@ -1,8 +1,8 @@
 """The call that is to replace the present one.
 
 OpenAI has no resume and aiortc no ICE restart, so a session that outlives its call gets a new one, created with the
-session's configuration and seeded with the mirrored conversation (see `mirror` and `seeding`). A connection to somebody
-else's call is made again and given nothing: the conversation belongs to the call.
+session's configuration and seeded with the mirrored conversation (see `mirror` and `seeding`). A connection to another
+application's call is made again and not seeded: the conversation belongs to the call.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ _FIRST_DELAY_SECONDS: Final = 0.25
 _LONGEST_DELAY_SECONDS: Final = 8.0
 
 _MAX_EARLY: Final = 16
-"""A call that nobody has asked anything says session.created and little else."""
+"""Bound on buffered events: an idle call sends session.created and little else."""
 
 
 def delays() -> Iterator[float]:
-    """Yield the seconds to wait before each attempt: none, then doubling, each drawn from its upper half so that sessions
-    which lost their calls together do not come back together."""
+    """Yield the seconds to wait before each attempt: zero, then doubling, with jitter over the upper half so that sessions
+    that lost their calls together do not reconnect together."""
     yield 0.0
     delay = _FIRST_DELAY_SECONDS
     while True:
@@ -35,7 +35,7 @@ def delays() -> Iterator[float]:
 
 
 class Successor:
-    """A new call on its way up. The line passes on what the call's generation says."""
+    """A new call during set-up. The line forwards the events of its generation."""
 
     def __init__(self, request: CallRequest, dialer: Dialer, upstream: Upstream | None = None) -> None:
         """`upstream`: the call, where it is open already."""
@@ -55,7 +55,7 @@ class Successor:
         self._upstream = await self._dialer.dial(self._request, sink)
 
     async def seed(self, seed: Seed, greeting_seconds: float) -> Seeding:
-        """Bring the open call to where `seed` says; the caller bounds the time. Raises UpstreamError.
+        """Seed the open call with `seed`; the caller bounds the time. Raises UpstreamError.
 
         A call that has nothing to take may greet a moment later; that is waited for, since it says when the call ends.
         """
@@ -87,7 +87,7 @@ class Successor:
         return self._loss
 
     def received(self, text: str) -> None:
-        """Read an event of the new call; nothing of it reaches the log."""
+        """Process an event of the new call; it is not written to the log."""
         if self._seeding is not None:
             self._read(text)
         elif len(self._early) < _MAX_EARLY:
@@ -100,13 +100,13 @@ class Successor:
         self._changed.set()
 
     async def abandon(self) -> None:
-        """Give the call up, whatever it had come to."""
+        """Abandon the call in any state."""
         if self._upstream is not None:
             hang_up = self._loss is None and self._request.attach_to is None
             await self._upstream.close(hang_up=hang_up)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        """Wait until the new call has come so far, or is lost."""
+        """Wait until the condition holds or the new call is lost."""
         while not reached() and self._loss is None:
             self._changed.clear()
             await self._changed.wait()
@@ -128,7 +128,7 @@ class Successor:
 
 
 class EarlySink:
-    """Receives what a call says before it has a line: one that another node asked to prepare."""
+    """Receives the events of a prepared call, which has no line yet."""
 
     def __init__(self) -> None:
         self._sink: Sink | None = None
@@ -137,7 +137,7 @@ class EarlySink:
         self._loss: LossCause | None = None
 
     def pass_on(self, sink: Sink, generation: int) -> None:
-        """Give everything to this sink from now on, under a generation of its line's."""
+        """Forward everything to this sink from now on, under a generation of its line."""
         self._sink, self._generation = sink, generation
         for text in self._early:
             sink.received(generation, text)
@@ -177,14 +177,14 @@ class Prepared:
         self._upstream = await self._dialer.dial(self.request, self._sink)
 
     def successor(self, request: CallRequest) -> Successor:
-        """Return the call as a line takes it."""
+        """Return the call in the form that a line uses."""
         return Successor(request, self._dialer, self._upstream)
 
     def pass_on(self, sink: Sink, generation: int) -> None:
-        """Give everything that the call says to this sink from now on, under a generation of its line's."""
+        """Forward the call's events to this sink from now on, under a generation of its line."""
         self._sink.pass_on(sink, generation)
 
     async def abandon(self) -> None:
-        """Give the call up."""
+        """Abandon the call."""
         if self._upstream is not None:
             await self._upstream.close(hang_up=True)

@@ -31,7 +31,7 @@ class UpstreamTelemetry(Protocol):
         """A bug in the gateway was met where nothing may be raised; logged with its traceback."""
 
     def close_failed(self, what: str, error: BaseException) -> None:
-        """A clean-up step did not finish in time; the rest went on."""
+        """A clean-up step did not finish in time; the others continued."""
 
 
 class RelayTelemetry(UpstreamTelemetry, Protocol):
@@ -41,14 +41,14 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
     def session_opened(self, view: View, seconds: float) -> None: ...
     def session_refused(self, principal: str, error: GatewayError) -> None: ...
     def session_state(self, before: State | None, after: State | None) -> None:
-        """A session moved between states; None means that it did not exist, or is gone."""
+        """A session changed its state; None means that it did not exist, or is gone."""
 
     def session_closed(self, view: View, seconds: float) -> None: ...
 
     # calls
     def upstream_lost(self, session: str, cause: LossCause) -> None: ...
     def call_expiry_ignored(self, session: str, expires_at: int) -> None:
-        """The service told an end of a call that makes no sense by this machine's clock; told once a session."""
+        """The service reported an end of a call that is implausible by this machine's clock; called once a session."""
 
     def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
         """A call was replaced, or was to be. `cause`: a LossCause, `rotation`, `restart`, `node_lost` or `handover`;
@@ -67,7 +67,7 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
     def first_delta(self, seconds: float) -> None: ...
     def response_done(self, status: str, seconds: float) -> None: ...
     def charged(self, principal: str, charge: Charge) -> None:
-        """A response or a transcription told what it cost."""
+        """A response or a transcription reported its cost."""
 
     def audio_tokens_in_text_session(self, session: str, count: int) -> None: ...
     def usage_unrecorded(self) -> None: ...
@@ -90,7 +90,7 @@ class DownstreamTelemetry(Protocol):
         """The access log's line. `fields` holds method, route, status, seconds, session, principal, code where known."""
 
     def http_failed(self, request_id: str, error: BaseException) -> None:
-        """A handler raised what it should not have: logged with the traceback, answered as `internal`."""
+        """A handler raised an unexpected exception: logged with the traceback, answered as `internal`."""
 
     def connections_refused(self, count: int, reason: str) -> None:
         """Connections were refused since the last call, which is made at most once a minute. `reason`: connections or
@@ -136,13 +136,13 @@ class ClusterTelemetry(Protocol):
         """A write of this node was refused: another one owns the session."""
 
     def journal_repaired(self, session: str, kind: str) -> None:
-        """Redis had lost the journal's `tail`, or was `emptied`, and was told again."""
+        """Redis had lost the journal's `tail`, or was `emptied`, and the journal was written again."""
 
     def redis_up(self, up: bool, reason: str) -> None:
-        """Redis answers, or does not for this reason. Told when it changes."""
+        """Redis answers, or does not for this reason. Called on every change."""
 
     def node_lost(self, node: str, sessions: int) -> None:
-        """Another node is taken for dead, and so many sessions of it are to be taken over by this one and others."""
+        """Another node is considered dead. `sessions` of it are to be taken over by the remaining nodes."""
 
 
 class Telemetry(RelayTelemetry, DownstreamTelemetry, ClusterTelemetry, Protocol):

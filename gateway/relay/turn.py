@@ -1,7 +1,7 @@
 """One text turn: some items, one response, and which of the session's events belong to it. No I/O, no clock.
 
 A turn gives every event it sends an `event_id`, every item an `id`, and its response a `metadata.gateway_turn`, so that
-what comes back can be told apart from whatever else goes on in the session: item events by the item's ID, response events
+its events can be told apart from all others of the session: item events by the item's ID, response events
 by the response's, errors by the `event_id` they name.
 
 The response is asked for when all items are taken, so that a refused item starts no response. Only one kind of turn is
@@ -33,7 +33,7 @@ class TurnRequest:
 
     @property
     def plain(self) -> bool:
-        """A single message with a single text, as the gateway writes for a text: nothing but its size can be wrong."""
+        """A single message with a single text, as the gateway writes for a text: it can be refused only for its size."""
         if len(self.items) != 1 or set(self.items[0]) != {"type", "role", "content"}:
             return False
         content = self.items[0]["content"]
@@ -57,10 +57,10 @@ class TurnRequest:
 
 
 class Progress(StrEnum):
-    """What an event means for the turn that looked at it."""
+    """What an event means for a turn."""
 
     FOREIGN = "foreign"
-    """It belongs to something else."""
+    """It does not belong to the turn."""
     OURS = "ours"
     DONE = "done"
     """Ours, and the last."""
@@ -86,9 +86,9 @@ class Turn:
         self.failure: GatewayError | None = None
         self.finished = False
         self.over = False
-        """Its response is done, or was refused, or will not be asked for: nothing of it will be said any more."""
+        """Its response is done, was refused, or will not be requested: no more of its events will come."""
         self.response_id: str | None = None
-        """Known once the response is created."""
+        """ID of the response, once it is created."""
         self.asked = False
         """The response was asked for."""
         self.replayed = False
@@ -122,7 +122,7 @@ class Turn:
         return lambda: (self._waiting.pop(waiter, None), None)[1]
 
     def wake(self) -> None:
-        """Wake who waits for the end. The shell does it, when the state is folded."""
+        """Wake the waiters. Called by the shell once the record is folded."""
         waiting, self._waiting = list(self._waiting.values()), {}
         for wake in waiting:
             wake()
@@ -204,7 +204,7 @@ class Turn:
         response_id = member(value, "response", "id")
         if type == "response.created" and (
             member(value, "response", "metadata", METADATA_KEY) == self.id
-            # A far end that does not echo metadata at all.
+            # The far end does not echo metadata.
             or (sole and self.response_id is None and not member(value, "response", "metadata"))
         ):
             self.response_id = response_id if isinstance(response_id, str) else None
@@ -226,7 +226,7 @@ class Turn:
         self.last = last
         if not self._result and self.failure is None:
             self.failure = failure
-        self.request = TurnRequest(())  # May be large, and is not needed any more.
+        self.request = TurnRequest(())  # May be large and is no longer needed.
         self.size = len(self._result)
         return True
 
@@ -251,7 +251,7 @@ class Turn:
 
     @classmethod
     def load(cls, dumped: Mapping[str, object]) -> "Turn":
-        """Make the turn that was dumped. Its items are taken for taken: on a new call they are part of the seed."""
+        """Make the turn that was dumped. Its items count as accepted: on a new call they are part of the seed."""
         deadline = dumped["deadline"]
         turn = cls(
             int(str(dumped["number"])),
@@ -307,14 +307,14 @@ def _event_id(dumped: object) -> EventId | None:
 
 
 def check_text(request: TurnRequest) -> None:
-    """Raise `no-text-output` for a response that is asked to be anything but text."""
+    """Raise `no-text-output` for a response whose requested output is not text."""
     modalities = request.response.get("output_modalities", ["text"])
     if modalities != ["text"]:
         raise CallerError("no-text-output", "'output_modalities' of this turn is not [\"text\"].")
 
 
 def queue_full(waiting: int) -> OverloadError:
-    """Make the error for one turn too many."""
+    """Return the error for one turn too many."""
     return OverloadError(
         "turn-queue-full", f"{waiting} turns are waiting in this session already.", retry_after=2
     )

@@ -1,13 +1,13 @@
-"""The turns of one session, one at a time behind any active response. No I/O, no clock.
+"""The turns of one session: one at a time, and only while no response is active. No I/O, no clock.
 
-A turn is sent when the default conversation has no response in flight. Where somebody's own response.create came first
-all the same, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks again
+A turn is sent when the default conversation has no response in flight. If a client's own response.create still came
+first, the service refuses the turn's with `conversation_already_has_active_response`; the turn then asks again
 when that response is done, and the refusal is not shown as the turn's.
 
 A turn's time counts from its request, also while it waits: in the queue, for room in the channel, for a new call.
 
-A cancel names its response, because without a name the service would cancel whatever is active, which may be somebody
-else's. So a turn that is withdrawn before its response is created stays the running one until then.
+A cancel names its response, because without an ID the service would cancel the active response, which may belong to
+another request. So a turn that is withdrawn before its response is created stays the running one until then.
 """
 
 from collections import deque
@@ -56,7 +56,7 @@ class Turns:
         return sum(turn.size for turn in (*self._waiting, *filter(None, [self._running])))
 
     def require_room(self, max_waiting: int) -> None:
-        """Raise `turn-queue-full` where no more may wait."""
+        """Raise `turn-queue-full` if the queue is full."""
         if len(self._waiting) >= max_waiting:
             raise queue_full(len(self._waiting))
 
@@ -95,7 +95,7 @@ class Turns:
             self._running.asked = True
 
     def look(self, type: str, value: Json, *, sole: bool = False) -> tuple[Progress, list[Effect]]:
-        """Say what an event means for the running turn, and what follows."""
+        """Return what an event means for the running turn, and its effects."""
         turn = self._running
         if turn is None:
             return Progress.FOREIGN, []
@@ -104,14 +104,14 @@ class Turns:
         if progress is Progress.BUSY:
             turn.asked = False
             if self._unwanted:
-                self._running = None  # It was refused, and is not to be asked for again.
+                self._running = None  # The response was refused and must not be requested again.
                 return progress, _finish(turn, turn.after, _withdrawn())
         elif self._unwanted and turn.response_id != response_id:
             return progress, [Send([turn.cancelling()])]
         return progress, []
 
     def done(self, head: EventId) -> list[Effect]:
-        """The running turn's last event stands in the log at `head`."""
+        """The running turn's last event is at `head` in the log."""
         turn = self._running
         assert turn is not None  # only a running turn reports DONE
         if turn.over:
@@ -120,18 +120,18 @@ class Turns:
         return [*self._stop(turn), *_finish(turn, head)]
 
     def expired(self, unix: float) -> list[Turn]:
-        """Return the turns whose time is over."""
+        """Return the turns whose deadline has passed."""
         return [
             turn for turn in (self._running, *self._waiting) if turn is not None and turn.deadline <= unix
         ]
 
     def expire(self, turn: Turn, head: EventId, seconds: float) -> list[Effect]:
-        """A turn's time is over: forget it if it waits, cancel its response if it runs."""
+        """Time a turn out: drop it if it waits, cancel its response if it runs."""
         effects: list[Effect] = []
         if turn is self._running:
             self._running = None
             if turn.asked:
-                # Unnamed if it was never created: a service that silent has nothing else active.
+                # Without an ID if it was never created: such a silent service has no other active response.
                 effects.append(Send([turn.cancelling()]))
             detail = f"The response was not done within {seconds:g} s and was cancelled."
         else:
@@ -140,7 +140,7 @@ class Turns:
         return effects + _finish(turn, head, _timeout(detail))
 
     def withdraw(self, turn: Turn, head: EventId) -> list[Effect]:
-        """Nobody wants this turn any more: cancel its response, or forget it unsent."""
+        """Withdraw a turn: cancel its response, or drop it unsent."""
         effects: list[Effect] = []
         if turn in self._waiting:
             self._waiting.remove(turn)
@@ -151,7 +151,7 @@ class Turns:
         return effects
 
     def fail(self, turn: Turn, failure: GatewayError, head: EventId) -> list[Effect]:
-        """A turn cannot go on."""
+        """Fail a turn that cannot continue."""
         if turn is self._running:
             self._running = None
         elif turn in self._waiting:
@@ -159,11 +159,11 @@ class Turns:
         return _finish(turn, head, failure)
 
     def interrupt(self, failure: GatewayError, head: EventId) -> list[Effect]:
-        """The running turn's call is lost; those that wait go on waiting."""
+        """Fail the running turn, whose call is lost. Waiting turns keep waiting."""
         return [] if self._running is None else self.fail(self._running, failure, head)
 
     def fail_all(self, failure: GatewayError, head: EventId) -> list[Effect]:
-        """The session is over, and with it every turn."""
+        """Fail every turn, because the session is over."""
         effects = self.interrupt(failure, head)
         for turn in self.waiting:
             effects += self.fail(turn, failure, head)
@@ -176,7 +176,7 @@ class Turns:
 
     @classmethod
     def load(cls, dumped: Json) -> "Turns":
-        """Make the turns that were dumped."""
+        """Rebuild the turns from `dump`."""
         turns = cls()
         rows = dumped.get("turns")
         for row in rows if isinstance(rows, list) else ():
@@ -187,12 +187,12 @@ class Turns:
         return turns
 
     def _stop(self, turn: Turn) -> list[Effect]:
-        """Cancel the running turn's response, now or as soon as it has a name. Harmless when repeated."""
+        """Cancel the running turn's response, now or as soon as its ID is known. Safe to call twice."""
         if self._unwanted:
             return []
         self._unwanted = True
         if not turn.asked:
-            self._running = None  # It has no response, and is not to ask for one.
+            self._running = None  # It has no response and must not request one.
         elif turn.response_id is not None:
             return [Send([turn.cancelling()])]
         return []

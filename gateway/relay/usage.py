@@ -4,8 +4,8 @@
 session. Money is counted in whole picodollars (1e-12 US$), because sums of floats drift: prices per million tokens with
 up to six decimals are exact this way.
 
-An unknown price is never taken for 0. A session's cost is None from its first token without a price on, and such tokens
-are counted apart. A budget charges them at the highest price of the list.
+An unknown price never counts as 0. A session's cost is None from its first token without a price on, and such tokens
+are counted separately. A budget charges them at the highest price of the list.
 """
 
 import re
@@ -95,7 +95,7 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     output = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
     told_by_total_only = _count(usage.get("total_tokens")) - sum(input_.values()) - sum(output.values())
     if told_by_total_only > 0:
-        output[OTHER] = output.get(OTHER, 0) + told_by_total_only  # Which direction they went is not known.
+        output[OTHER] = output.get(OTHER, 0) + told_by_total_only  # Their direction is not known.
     cached = _cached(details, input_)
     price_of = prices.of(name).tokens
     cost = unpriced = assumed = 0
@@ -122,7 +122,7 @@ class Usage:
     output_text: int = 0
     output_audio: int = 0
     cost: int | None = 0
-    """Picodollars; None once anything had no price."""
+    """Picodollars; None after the first token without a price."""
 
     def plus(self, charge: Charge) -> "Usage":
         """Return the sum."""
@@ -145,7 +145,7 @@ class Usage:
         }
 
     def dump(self) -> dict[str, int | None]:
-        """Return what `load` makes the same value from; plain JSON."""
+        """Return the value as plain JSON for `load`."""
         return {**{name: getattr(self, name) for name in _COUNTS}, "cost": self.cost}
 
     @classmethod
@@ -191,7 +191,7 @@ def _cached(details: object, input_: Mapping[str, int]) -> dict[str, int]:
     by_kind = details.get("cached_tokens_details") if isinstance(details, Mapping) else None
     counts = {kind: min(_member(by_kind, f"{kind}_tokens"), input_.get(kind, 0)) for kind in KINDS}
     left = _member(details, "cached_tokens") - sum(counts.values())
-    # Without details only an input of a single kind says which kind was cached. Otherwise the full price is taken.
+    # Without details the cached kind is known only for an input of a single kind. Otherwise the full price is used.
     if left > 0 and len(input_) == 1:
         (kind,) = input_
         counts[kind] = min(counts.get(kind, 0) + left, input_[kind])
