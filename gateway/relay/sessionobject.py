@@ -33,6 +33,8 @@ def check_locked(members: object, locked: Iterable[str], pointer: str) -> None:
 
 def _sets(members: object, path: Sequence[str]) -> bool:
     if not path or not isinstance(members, Mapping):
-        return True  # The member itself, or a value that is not an object in place of the object that holds it.
+        return (
+            True  # The member itself, or a value that is not an object in place of the object that holds it.
+        )
     name = path[0].casefold()
     return any(_sets(value, path[1:]) for own, value in members.items() if own.casefold() == name)

@@ -2,7 +2,7 @@
 
 aiortc imports PyAV, and with it FFmpeg's libraries, wherever it mentions a frame: 19 MiB of memory and 0.1 s at start, for a
 gateway that relays text. `leave_out` puts empty classes in PyAV's place while aiortc is imported. To be called by a program
-before it imports anything else of this room; a library that is used together with others does not call it.
+before it imports anything else of this package. A library that is used with others must not call it.
 """
 
 import importlib
@@ -48,8 +48,8 @@ class _StandIns(MetaPathFinder, Loader):
 def leave_out() -> bool:
     """Import aiortc without its codecs; return whether that was done.
 
-    It is not where aiortc or PyAV is imported already, or aiortc is not of a tested version. Afterwards `import av` gives
-    PyAV as ever, but aiortc cannot encode or decode in this process.
+    Nothing is done if aiortc or PyAV is imported already, or if aiortc is not a tested version. Afterwards `import av`
+    imports PyAV as usual, but aiortc cannot encode or decode in this process.
     """
     if "aiortc" in sys.modules or "av" in sys.modules or not _version().startswith(TESTED):
         return False

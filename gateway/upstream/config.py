@@ -1,4 +1,4 @@
-"""What the upstream room is told by its operator. Refuses to know where the values come from."""
+"""The operator's settings for the upstream layer, independent of where the values come from."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,11 +41,11 @@ class UpstreamConfig:
     max_server_event_bytes: int = 4 * MIB
     """The largest server event that is asked for (`a=max-message-size` of the offer)."""
     consent_timeout_seconds: float = 15.0
-    """Silence after which a call is lost. RFC 7675 5.1 lets 30 s pass; a person waits for an answer meanwhile."""
+    """Silence after which a call is lost. RFC 7675 5.1 allows 30 s, too long for a person who waits for an answer."""
     hang_up_timeout_seconds: float = 5.0
     close_timeout_seconds: float = 5.0
     hooks: frozenset[Hook] = ALL_HOOKS
-    """Which of the private hooks may be used, where the libraries' versions allow it."""
+    """Which private hooks may be used, if the libraries' versions allow it."""
 
     @property
     def has_turn(self) -> bool:

@@ -9,7 +9,7 @@ from gateway.upstream.webrtc import WebRTCDialer
 
 
 class CallDialer:
-    """Both kinds of upstream behind one port."""
+    """Combines both kinds of upstream in one port."""
 
     def __init__(self, config: UpstreamConfig, telemetry: UpstreamTelemetry, clock: Clock) -> None:
         self.config = config
@@ -17,12 +17,12 @@ class CallDialer:
         self._sideband = SidebandDialer(config, self._webrtc.signaller, telemetry, clock)
 
     async def start(self) -> None:
-        """Get ready to dial; nothing is sent yet."""
+        """Prepare to dial; nothing is sent yet."""
         await self._webrtc.start()
 
     async def close(self) -> None:
-        """Close every call that is left, without hanging up, and wait for all that is still being closed."""
-        # The sideband first: it uses the HTTP connections of the other.
+        """Close all remaining calls without hanging up, and wait until they are closed."""
+        # The sideband first: it uses the HTTP connections of the WebRTC dialer.
         await self._sideband.close()
         await self._webrtc.close()
 

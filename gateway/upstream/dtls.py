@@ -1,6 +1,7 @@
-"""DTLS as the gateway needs it: what is changed in aiortc's transport and certificate, one class an idea.
+"""Changes to aiortc's DTLS transport and certificate, one class per change.
 
-`tuning` gives these classes to a transport before it starts. Refuses to know SCTP's contents, SDP and the service.
+`tuning` gives these classes to a transport before it starts. This file knows nothing of SCTP's contents, SDP or the
+service.
 """
 
 # ruff: noqa: SLF001 - what is private in pyOpenSSL is used here, in one class that is switched by its version
@@ -14,13 +15,13 @@ from OpenSSL import SSL
 
 from gateway.upstream.ice import DirectDatagrams
 
-# SSL_MODE_RELEASE_BUFFERS of OpenSSL's ssl.h: an idle connection gives its record buffers back, 12 KiB of it.
+# SSL_MODE_RELEASE_BUFFERS of OpenSSL's ssl.h: an idle connection frees its record buffers, 12 KiB.
 _RELEASE_BUFFERS = 0x10
 # One DTLS record (RFC 6347 4.1): a peer behind a large MTU may fill more than the 1500 aiortc reads.
 _RECORD_BYTES = 16384
 _APPLICATION_DATA = 23
 
-# Any: pyOpenSSL's way into OpenSSL has no types.
+# Any: pyOpenSSL's bindings to OpenSSL have no types.
 _lib: Any = getattr(SSL, "_lib", None)
 _ffi: Any = getattr(SSL, "_ffi", None)
 _BUFFER_BYTES = _RECORD_BYTES + 256  # a record's header, nonce and tag come on top
@@ -30,7 +31,7 @@ _buffer: Any = _ffi.new("char[]", _BUFFER_BYTES) if _ffi is not None else None
 class SharedCertificate(RTCCertificate):
     """One certificate and one OpenSSL context for every call of a process.
 
-    One fingerprint for all calls to one service tells it nothing it does not know by the API key. A key pair, a
+    One fingerprint for all calls tells the service no more than the API key does. A key pair, a
     certificate and a context for each call cost 0.3 ms.
     """
 
@@ -45,7 +46,7 @@ class SharedCertificate(RTCCertificate):
         return self._context
 
     def getFingerprints(self) -> list[RTCDtlsFingerprint]:  # noqa: N802 - WebRTC's name
-        """Give SHA-256 alone: the offer shows no other, see `sdp`."""
+        """Return SHA-256 only: the offer contains no other, see `sdp`."""
         if self._fingerprints is None:
             digest = certificate_digest(self._cert, "sha-256")
             self._fingerprints = [RTCDtlsFingerprint(algorithm="sha-256", value=digest)]
@@ -53,9 +54,9 @@ class SharedCertificate(RTCCertificate):
 
 
 class WithoutSrtp(RTCDtlsTransport):
-    """DTLS that derives no keys for media: there is none, and two libsrtp sessions cost 10 KiB a call.
+    """DTLS without SRTP keys: there is no media, and two libsrtp sessions cost 10 KiB a call.
 
-    RTP that comes all the same is dropped unread, and a peer that negotiates no SRTP profile is welcome.
+    Incoming RTP is dropped unread, and a peer that negotiates no SRTP profile is accepted.
     """
 
     def _setup_srtp(self) -> None:
@@ -63,10 +64,10 @@ class WithoutSrtp(RTCDtlsTransport):
 
 
 class DirectRecords(RTCDtlsTransport):
-    """DTLS whose application data goes up and down in plain calls.
+    """DTLS whose application data is sent and received in plain calls.
 
-    Stock aiortc wakes a task for each datagram and goes through six coroutines that never wait. Everything but
-    application data still goes that way, and so keeps its handling of close_notify and of a lost connection.
+    Stock aiortc wakes a task for each datagram and goes through six coroutines that never wait. All other
+    records still use aiortc's code, which keeps its handling of close_notify and of a lost connection.
     """
 
     connection: DirectDatagrams | None = None
@@ -140,7 +141,7 @@ class RawRecords(DirectRecords):
     """
 
     def _take(self, datagram: bytes) -> None:
-        # One frame for what nearly every datagram is; all others go the way above.
+        # Fast path for nearly all datagrams; the others use the method above.
         ssl, packet = self._ssl, self.packet
         if (
             datagram[0] != _APPLICATION_DATA
@@ -182,7 +183,7 @@ def _more_records(datagram: bytes) -> bool:
 
 
 def step(coroutine: Any) -> None:  # Any: a coroutine that returns nothing
-    """Run a coroutine that never waits; raises RuntimeError should it wait after all."""
+    """Run a coroutine that never waits; raises RuntimeError if it waits."""
     try:
         coroutine.send(None)
     except StopIteration:

@@ -1,10 +1,10 @@
-"""ICE as the gateway needs it: what is changed in aioice's connection, one class an idea.
+"""Changes to aioice's ICE connection, one class per change.
 
 Each class extends `aioice.Connection`; `tuning` composes those that are switched on and gives a connection that class
-before it gathers. Refuses to know DTLS, SDP and the service.
+before it gathers. This file knows nothing of DTLS, SDP or the service.
 
-Consent (RFC 7675) deserves its theory. OpenAI's media server is an ICE-lite agent and is reported to ignore checks
-without USE-CANDIDATE once it is connected. aioice sends its consent checks without, takes the silence for a lost path, and
+Why consent (RFC 7675) is changed: OpenAI's media server is an ICE-lite agent and is reported to ignore checks
+without USE-CANDIDATE once it is connected. aioice sends consent checks without it, treats the silence as a lost path, and
 closes a healthy call after about 33 s. libwebrtc sends the attribute in every check, so it is harmless elsewhere.
 """
 
@@ -26,11 +26,11 @@ from aioice.ice import (
 CONSENT_INTERVAL_SECONDS = 5.0
 # After a check that got no answer the next comes sooner: five more are sent before a path of the default 15 s is given up.
 CONSENT_RETRY_SECONDS = 1.0
-# One repetition after 0.5 s, and 1 s more to answer either: aioice's own 0.5 s would call a slow path dead.
+# One retransmission after 0.5 s, then 1 s to answer either: with aioice's own 0.5 s a slow path would be considered dead.
 CONSENT_RETRANSMISSIONS = 1
 # RFC 8445 6.1.4.2 (Ta, 50 ms there): between the starts of two checks.
 PACE_SECONDS = 0.02
-# RFC 7983 7: what the first byte of a datagram says it is.
+# RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
 _FIRST_DTLS, _LAST_DTLS = 20, 63
 
@@ -69,7 +69,7 @@ class NominatedConsent(Connection):
                 return
 
     async def answers(self, retransmissions: int) -> bool:
-        """Send a check now, as `query_consent` does, and give whether it was answered.
+        """Send a check now, as `query_consent` does, and return whether it was answered.
 
         With aioice's delays of 0.5 s, doubled each time, two retransmissions make 3.5 s.
         """
@@ -95,7 +95,7 @@ class PromptChecks(Connection):
     """
 
     async def connect(self) -> None:
-        """Do as `Connection.connect` does, and return at once on success."""
+        """Override `Connection.connect` to return at once on success."""
         if not self._local_candidates_end:
             raise ConnectionError("Local candidates gathering was not performed")
         if self.remote_username is None or self.remote_password is None:
@@ -118,7 +118,7 @@ class PromptChecks(Connection):
             for check in self._check_list:
                 if check.task:
                     check.task.cancel()
-        # Closed in the very turn in which a pair was found: nobody would end the consent checks any more.
+        # Closed in the same turn of the loop in which a pair was found: nothing else would end the consent checks.
         if outcome != ICE_COMPLETED or self._closing:
             raise ConnectionError("ICE negotiation failed")
         self._query_consent_task = asyncio.create_task(self.query_consent())
@@ -141,7 +141,7 @@ class ChosenAddresses(Connection):
     addresses: tuple[str, ...] = ()
 
     async def gather_candidates(self) -> None:
-        """Gather from `addresses`; from every interface where that is empty."""
+        """Gather from `addresses`, or from every interface if that is empty."""
         if not self.addresses:
             await super().gather_candidates()
             return
@@ -155,12 +155,12 @@ class ChosenAddresses(Connection):
 
 
 class DirectDatagrams(Connection):
-    """A connection that hands DTLS datagrams to whoever reads them without a queue and a task between."""
+    """A connection that hands DTLS datagrams to their reader without a queue and a task in between."""
 
     direct: Callable[[bytes], None] | None = None
 
     async def gather_candidates(self) -> None:
-        """Gather, then teach the sockets' protocols the way."""
+        """Gather, then route the sockets' datagrams here."""
         await super().gather_candidates()
         for protocol in self._protocols:
             protocol.__class__ = _DirectProtocol
@@ -173,7 +173,7 @@ class DirectDatagrams(Connection):
         pair.protocol.transport.sendto(data, pair.remote_addr)
 
     def end(self) -> None:
-        """Wake the task that reads, with the word that nothing more comes."""
+        """Wake the reading task and tell it that the connection is closed."""
         self._queue.put_nowait(None)
 
 
@@ -191,4 +191,4 @@ class _DirectProtocol(StunProtocol):
                 connection.data_received(data, self.local_candidate.component)
         elif first in _STUN:
             super().datagram_received(data, addr)
-        # Whatever else it is, RTP for example, nobody here wants it.
+        # Everything else, such as RTP, is dropped.

@@ -1,7 +1,7 @@
 """How an SCTP association receives: packets become messages, and messages are delivered within the time of a loop turn.
 
 Each class overrides one part of aiortc's transport; `tuning` composes them and gives them to a transport before it starts.
-Refuses to know SDP, the service, and what a message says.
+This file knows nothing of SDP or the service, and does not interpret messages.
 
 The receive window (RFC 9260 6.2.1) is what makes a sender wait. It shrinks by all that is held: fragments of unfinished
 messages, messages that wait for an earlier one, and messages that wait for the loop. So a call that sends faster than it is
@@ -33,7 +33,7 @@ from gateway.upstream.dtls import step
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.reassembly import CHUNK_COST_BYTES, Message, OrderedStream
 
-# What one acknowledgement reports at most. More would not fit a packet, and the next one tells the rest.
+# Maximum in one acknowledgement. More would not fit a packet, and the next one reports the rest.
 MAX_DUPLICATES = 16
 
 # Stream sequence numbers are compared within half of their range (RFC 1982), so fewer messages than that may wait.
@@ -49,10 +49,10 @@ _TSN_MASK = 0xFFFFFFFF
 
 
 class TolerantFrames(RTCSctpTransport):
-    """An association that survives what a peer should not send.
+    """An association that tolerates malformed input.
 
-    A text message that is not UTF-8 comes out as bytes instead of ending the connection. An INIT in company or a second
-    OPEN of a live stream, on which aiortc asserts, is dropped.
+    A text message that is not UTF-8 comes out as bytes instead of ending the connection. An INIT bundled
+    with other chunks, or a second OPEN of a live stream, on which aiortc asserts, is dropped.
     """
 
     async def _handle_data(self, data: bytes) -> None:
@@ -73,12 +73,12 @@ class TolerantFrames(RTCSctpTransport):
 class PacedReassembly(RTCSctpTransport):
     """An association that puts messages together in linear time, orders them by SSN, and delivers them in slices.
 
-    aiortc starts at the first fragment again with each that comes: 1 MiB took 52 ms of the loop, 5 MiB 1.3 s. And it orders
+    aiortc scans all fragments again for each new one: 1 MiB took 52 ms of the loop, 5 MiB 1.3 s. And it orders
     messages by TSN, so that a message whose SSN and TSN cross with another's is never delivered.
     """
 
     window = 1024 * 1024
-    """What was advertised; a peer that sends twice as much into one unfinished message is cut off."""
+    """The advertised window; a peer that sends twice as much for one unfinished message is disconnected."""
     turn: LoopTurn
     channel: RTCDataChannel | None = None
     received: Callable[[str], None] | None = None
@@ -104,7 +104,7 @@ class PacedReassembly(RTCSctpTransport):
 
     @property
     def delivering(self) -> bool:
-        """Messages wait for the loop, and for nothing else."""
+        """Complete messages wait only for a turn of the loop."""
         return bool(self._ready)
 
     def deliver_slice(self, messages: int) -> bool:
@@ -131,7 +131,7 @@ class PacedReassembly(RTCSctpTransport):
     def _get_inbound_stream(self, stream_id: int) -> InboundStream:
         stream = self._inbound_streams.get(stream_id)
         if stream is None:
-            # It has the interface of aiortc's class, and nothing of its inside.
+            # It has the interface of aiortc's class, but not its internals.
             stream = self._inbound_streams[stream_id] = cast(InboundStream, OrderedStream())
         return stream
 
@@ -183,7 +183,7 @@ class PacedReassembly(RTCSctpTransport):
     def _refuses(self, tsn: int, stream: OrderedStream) -> bool:
         """Return whether a chunk is dropped because the window is shut (RFC 9260 6.2).
 
-        What fills a gap is taken. So is the next chunk, unless it would only join those that wait for the loop.
+        A chunk that fills a gap is accepted. So is the next chunk, unless it would only join those that wait for the loop.
         """
         if self._advertised_rwnd > 0 and len(stream.waiting) < MAX_WAITING_MESSAGES:
             return False
@@ -200,7 +200,7 @@ class PacedReassembly(RTCSctpTransport):
         self._ready_bytes += len(message[2]) + CHUNK_COST_BYTES
 
     def _deliver_now(self) -> None:
-        """Deliver as much as this turn has time for. What is left is served by the turns to come."""
+        """Deliver as much as this turn has time for. The rest is served in the next turns."""
         if self._waits_for_turn or not self._ready:
             return
         ready = self._ready
@@ -225,14 +225,14 @@ class PacedReassembly(RTCSctpTransport):
 
 
 class DirectReceive(PacedReassembly):
-    """Receiving in plain calls, with a short way for what a text session consists of.
+    """Receiving in plain calls, with a fast path for text sessions.
 
-    The short way takes the texts of the channel that come whole and next in order. Everything else is made a chunk object
-    and goes aiortc's way. Both ways advance the same members, so they may alternate freely.
+    The fast path handles texts of the channel that arrive whole and in order. Everything else becomes a chunk object
+    and takes aiortc's path. Both paths update the same members, so they may alternate freely.
     """
 
     def receive_packet(self, packet: bytes) -> None:
-        """Take one SCTP packet (RFC 9260 3)."""
+        """Process one SCTP packet (RFC 9260 3)."""
         end = len(packet)
         if end < 16:
             return
@@ -240,7 +240,7 @@ class DirectReceive(PacedReassembly):
         if tag != self._local_verification_tag or checksum != crc32c(
             packet[:8] + b"\x00\x00\x00\x00" + packet[12:]
         ):
-            # An INIT carries tag 0. Whatever it is, the long way judges it.
+            # An INIT carries tag 0. The slow path checks it.
             step(self._handle_data(packet))
             return
         position = self._take_texts(packet, 12, end)

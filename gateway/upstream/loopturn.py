@@ -1,7 +1,7 @@
-"""What all calls of a process share in one turn of the event loop: time to deliver messages in, and its end.
+"""The time that all calls of a process share for deliveries in one turn of the event loop.
 
 A far end may send faster than its messages can be relayed, and a repaired gap may release thousands at once. Without a bound
-the loop would stand still for everybody. So the messages of all calls together are delivered for at most `TURN_SECONDS` in
+the loop would be blocked for all sessions. So the messages of all calls together are delivered for at most `TURN_SECONDS` in
 one turn. A call that has more waits in a queue and is served in the next turns, a few messages at a time in rotation with
 the other calls that wait.
 """
@@ -20,7 +20,7 @@ SLICE_MESSAGES = 16
 
 
 class Backlog(Protocol):
-    """A call whose messages wait."""
+    """A call with undelivered messages."""
 
     def deliver_slice(self, messages: int) -> bool:
         """Deliver up to `messages` messages and return whether more wait. Does not raise."""
@@ -54,13 +54,13 @@ class LoopTurn:
             self._schedule()
 
     def wait(self, backlog: Backlog) -> None:
-        """Serve a backlog in the turns to come, until it is empty. To be called once while it is not."""
+        """Serve a backlog in the next turns, until it is empty. Call once per backlog."""
         self._waiting.append(backlog)
         if not self._scheduled:
             self._schedule()
 
     def _schedule(self) -> None:
-        # Asked for once: before Python 3.12 each asking is a system call.
+        # Read once: before Python 3.12 each read is a system call.
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         self._scheduled = True

@@ -59,7 +59,7 @@ class OrderedStream:
         self._deliverable: list[list[Fragment]] = []
 
     def add_chunk(self, chunk: Fragment) -> None:
-        """Take a chunk. The caller has dropped duplicates."""
+        """Add a chunk. The caller has dropped duplicates."""
         self.held += CHUNK_COST_BYTES + len(chunk.user_data)
         message = self._joined(chunk)
         if message is None:
@@ -67,7 +67,7 @@ class OrderedStream:
         number = message[0].stream_seq
         behind = (number - self.sequence_number) & _SSN_MASK >= _SSN_HALF
         if message[0].flags & UNORDERED or behind or number in self.waiting:
-            # A number that was used before is a mistake of the sender. Its message is delivered rather than lost.
+            # A repeated number is a mistake of the sender. Its message is delivered rather than lost.
             self._deliverable.append(message)
         else:
             self.waiting[number] = message
@@ -77,7 +77,7 @@ class OrderedStream:
         self.sequence_number = self._expected = (self.sequence_number + 1) & _SSN_MASK
 
     def pop_messages(self) -> Iterator[Message]:
-        """Yield every message whose turn has come."""
+        """Yield every message that is next in order."""
         waiting = self.waiting
         if self._expected != self.sequence_number:
             skipped = sorted(
@@ -98,12 +98,12 @@ class OrderedStream:
     def prune_chunks(self, tsn: int) -> int:
         """Drop the fragments of messages that miss a fragment up to `tsn`, and return the size of their data.
 
-        The sender gave up on those messages (RFC 3758 3.6).
+        The sender abandoned those messages (RFC 3758 3.6).
         """
         size = 0
         for run in {id(run): run for run in (*self._by_first.values(), *self._by_last.values())}.values():
             first, last = run[0], run[-1]
-            # A fragment before or at `tsn` + 1 that begins no message belongs to one whose beginning was given up.
+            # A fragment up to `tsn` + 1 that does not begin a message belongs to one whose beginning was abandoned.
             begun = (
                 first.tsn - tsn - 1 - (0 if first.flags & FIRST_FRAGMENT else 1)
             ) & _TSN_MASK >= _TSN_HALF

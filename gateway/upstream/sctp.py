@@ -1,7 +1,7 @@
 """How an SCTP association sends: messages, acknowledgements, retransmissions. `inbound` is the other direction.
 
 Each class overrides one part of aiortc's transport; `tuning` composes them and gives them to a transport before it starts.
-Refuses to know SDP, the service, and what a message says.
+This file knows nothing of SDP or the service, and does not interpret messages.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from gateway.upstream.dtls import DirectRecords, step
 from gateway.upstream.inbound import MAX_DUPLICATES
 from gateway.upstream.loopturn import LoopTurn
 
-# RFC 9260 16 proposes 1 s for both, aiortc has 3 and 1. A lost last packet costs one RTO, so the floor is felt by people;
-# below Pion's delayed acknowledgement of 200 ms it would only send twice.
+# RFC 9260 16 proposes 1 s for both, aiortc has 3 and 1. A lost last packet costs one RTO, so people notice the minimum;
+# below Pion's delayed acknowledgement of 200 ms it would cause needless retransmissions.
 RTO_INITIAL_SECONDS = 1.0
 RTO_MIN_SECONDS = 0.3
 
@@ -44,9 +44,9 @@ _CHECKSUM = Struct("<L")
 _NO_CHECKSUM = b"\0\0\0\0"
 _SACK = Struct("!BBHLLHH")
 
-# What one acknowledgement reports at most. More would not fit a packet, and the next one tells the rest.
+# Maximum in one acknowledgement. More would not fit a packet, and the next one reports the rest.
 MAX_GAPS = 64
-# With more packets than this waiting behind a gap, one acknowledgement says little more than the last: every eighth.
+# Above this many packets behind a gap only every eighth is acknowledged: each says little more than the one before.
 MISORDERED_MANY = 64
 
 
@@ -74,7 +74,7 @@ class CountedSends(RTCSctpTransport):
     """The last TSN of each message that was sent and not acknowledged, in the order of sending."""
 
     def count_sends(self) -> None:
-        """Begin to count. To be called before the association starts."""
+        """Begin to count. Call before the association starts."""
         self._unacknowledged = deque()
 
     async def _send(
@@ -113,7 +113,7 @@ class DirectSend(RTCSctpTransport):
         )
 
     def put_chunk(self, chunk: bytes) -> None:
-        """Send one chunk that is written out."""
+        """Send one serialised chunk."""
         header = _HEADER.pack(self._local_port, self._remote_port, self._remote_verification_tag)
         checksum = _CHECKSUM.pack(crc32c(header + _NO_CHECKSUM + chunk))
         cast(DirectRecords, self.transport).put(header + checksum + chunk)
@@ -126,7 +126,7 @@ class DirectSend(RTCSctpTransport):
         channel._addBufferedAmount(len(user_data))  # noqa: SLF001 - a file of private hooks
         self._data_channel_queue.append((channel, WEBRTC_STRING, user_data))
         if len(self._data_channel_queue) == 1:
-            # With more in the queue a flush is under way or waits for an acknowledgement, and takes this along.
+            # With more in the queue, a flush is running or waits for an acknowledgement, and sends this as well.
             with contextlib.suppress(ConnectionError):  # the connection is going; its close event tells
                 step(self._data_channel_flush())
 
@@ -134,8 +134,8 @@ class DirectSend(RTCSctpTransport):
 class SparseAcks(RTCSctpTransport):
     """Acknowledgements as RFC 9260 6.2 has them: for every second packet, or after a delay.
 
-    aiortc sends one for each packet at once, which costs as much as receiving the event did. Whatever is unusual is
-    acknowledged at once: a gap, a duplicate.
+    aiortc sends one for each packet at once, which costs as much as receiving the event did. Gaps and duplicates are
+    acknowledged at once.
     """
 
     _unacked = 0
@@ -173,7 +173,7 @@ class SparseAcks(RTCSctpTransport):
                 self._acknowledge_now()
 
     def _acknowledge_now(self) -> None:
-        # A timer that runs is left to run, and finds nothing to do: cancelling it and starting another one costs more.
+        # A running timer is not cancelled and may find nothing to do: cancelling and starting another one costs more.
         self._unacked = 0
         last = self._last_received_tsn
         assert last is not None
@@ -198,7 +198,7 @@ class SparseAcks(RTCSctpTransport):
 
 
 def _gaps(offsets: list[int]) -> list[tuple[int, int]]:
-    """Give the blocks of consecutive offsets as first and last (RFC 9260 3.3.4), the first `MAX_GAPS` of them."""
+    """Return the blocks of consecutive offsets as first and last (RFC 9260 3.3.4), the first `MAX_GAPS` of them."""
     gaps: list[tuple[int, int]] = []
     first = last = offsets[0]
     for offset in offsets[1:]:

@@ -1,26 +1,26 @@
-"""What is changed in the offer before it is sent and in the answer before it is applied, and why. No I/O.
+"""Changes to the offer before it is sent and to the answer before it is applied. No I/O.
 
-Knows SDP (RFC 8866) as lines of text, and refuses to know the library that writes and reads it. Line ends stay as they
-are, the last one included: an offer without its final CRLF is refused by the service ("SDP EOF").
+Handles SDP (RFC 8866) as lines of text, without the library that writes and reads it. Line ends are kept, including the
+last one: an offer without its final CRLF is refused by the service ("SDP EOF").
 
 The offer, as sent:
 
 * `a=max-message-size` is raised. aiortc says 262144 and does not enforce it, but Pion does when it sends, and drops a
-  larger event without a word (RFC 8841 6).
-* Of the fingerprints only SHA-256 is kept. aiortc writes three of one certificate; some stacks read the last alone.
+  larger event silently (RFC 8841 6).
+* Of the fingerprints only SHA-256 is kept. aiortc writes three of one certificate; some stacks read only the last.
 
 The answer, as applied:
 
 * Its audio section becomes `a=inactive`. The service answers `a=sendrecv`, which would start a decoder thread and a task
-  that wakes fifty times a second, for a session that has no sound.
+  that wakes fifty times a second, for a session without audio.
 * Its candidates are repeated in every section. The service gives them in the first, as BUNDLE allows (RFC 9143 7.3.1);
-  aiortc, where one transport serves two sections, takes those of the last, and would have none.
+  if one transport serves two sections, aiortc uses those of the last, and would have none.
 """
 
 import re
 from dataclasses import dataclass
 
-# RFC 8841 6: what a peer takes that does not say.
+# RFC 8841 6: the default of a peer that does not name a size.
 DEFAULT_MAX_MESSAGE_BYTES = 65536
 
 _DIRECTIONS = frozenset({"a=sendrecv", "a=sendonly", "a=recvonly", "a=inactive"})
@@ -28,14 +28,14 @@ _SHA_256 = "a=fingerprint:sha-256 "
 
 
 class SdpError(ValueError):
-    """A description that cannot make a call; the text says what it lacks."""
+    """The description is unusable; the text says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer that can be applied.
 
-    `max_message_bytes` is what the far end takes in one message, None for any size. `candidates` are the words that
+    `max_message_bytes` is the largest message that the far end accepts, None for any size. `candidates` are the words that
     follow `typ` and the transport, such as `host/udp`; never an address.
     """
 
@@ -47,7 +47,7 @@ class Answer:
 
 
 def offer_to_send(offer: str, max_message_bytes: int) -> str:
-    """Give the offer as the service is to see it; raises SdpError when it has no audio or no data section."""
+    """Return the offer as it is sent to the service; raises SdpError when it has no audio or no data section."""
     head, sections = _sections(offer)
     if not any(_kind(section) == "audio" for section in sections):
         raise SdpError("the offer has no audio section, which the service demands")
@@ -63,7 +63,7 @@ def offer_to_send(offer: str, max_message_bytes: int) -> str:
 
 
 def answer_to_apply(answer: str) -> Answer:
-    """Check the service's answer and give it as it is to be applied; raises SdpError naming what is missing."""
+    """Check the service's answer and return it as it is to be applied; raises SdpError naming what is missing."""
     if not answer.startswith("v=0"):
         raise SdpError("the answer is no session description: it does not begin with v=0")
     head, sections = _sections(answer)
@@ -104,7 +104,7 @@ def answer_to_apply(answer: str) -> Answer:
 
 
 def local_candidates(offer: str) -> tuple[str, ...]:
-    """Give the kinds of the offer's own candidates, each once, such as `host/udp`."""
+    """Return the kinds of the offer's own candidates, each once, such as `host/udp`."""
     return tuple(dict.fromkeys(_candidate(value) for value in _values(offer.splitlines(), "a=candidate:")))
 
 
@@ -115,7 +115,7 @@ def _sections(text: str) -> tuple[list[str], list[list[str]]]:
     for line in text.splitlines(keepends=True):
         if line.startswith("m="):
             sections.append([])
-        # A description that lost its final line end is mended here: what is added after it must be a line of its own.
+        # Add a missing final line end, so that text appended later begins on its own line.
         (sections[-1] if sections else head).append(line.rstrip("\r\n") + _end(line))
     return head, sections
 
@@ -148,7 +148,7 @@ def _one_fingerprint(lines: list[str]) -> list[str]:
 
 
 def _with(lines: list[str], prefix: str, replacement: str) -> list[str]:
-    """Replace the line that starts so, or add it at the end of the section."""
+    """Replace the line with this prefix, or add it at the end of the section."""
     given = [line for line in lines if line.startswith(prefix)]
     if not given:
         return [*lines, replacement + _end(lines[-1])]

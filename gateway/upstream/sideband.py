@@ -1,14 +1,14 @@
-"""A call that somebody else made, over its sideband WebSocket: a second `Upstream` beside WebRTC.
+"""A call that another application made, over its sideband WebSocket: the second `Upstream` besides WebRTC.
 
 `GET {base_url}/realtime?call_id=…` joins a call (Realtime: server controls). There is no peer connection, no greeting and
-no sound; events come from the moment of attaching. Refuses to know what the events say.
+no audio; events come from the moment of attaching. This file does not interpret events.
 
-How a sideband ends tells what became of the call:
+The close code shows what happened to the call:
 
 ```
-   1001                    the hour is over: the call has ended
-   1000                    a hang-up, or a proxy's rotation: attaching once more tells, 404 is the end
-   anything else, or none  the connection failed: the relay attaches again, and a 404 then is the end
+   1001                    the call's maximum duration is over
+   1000                    a hang-up or a proxy's rotation: attach again; 404 means that the call has ended
+   anything else, or none  the connection failed: the relay attaches again; 404 means that the call has ended
 ```
 
 Pings follow what is sent. The far end answers them in order, so an answered ping acknowledges every text before it.
@@ -31,12 +31,12 @@ from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.signalling import Signaller
 
-# A call is known to the service a moment after the answer that names it; clients report up to some seconds.
+# The service knows a call only a moment after the answer that names it; clients report up to some seconds.
 NEW_CALL_SECONDS = 5.0
 _NEW_CALL_DELAYS = (0.15, 0.35, 0.5)
-# What is handed over and not written yet. The relay admits far less; this holds whatever it may do.
+# Bytes handed over and not written yet. The relay's own bound is far lower; this one holds regardless of it.
 MAX_QUEUED_BYTES = 32 * 1024 * 1024
-# Silence after which a ping is sent, and after which the connection is taken for dead.
+# Silence after which a ping is sent, and after which the connection is considered dead.
 PING_SECONDS = 10.0
 SILENCE_SECONDS = 25.0
 
@@ -92,7 +92,7 @@ class SidebandDialer:
         return call
 
     async def has_ended(self, request: CallRequest) -> bool:
-        """Attach once more to see whether the call is still there. False where that cannot be told."""
+        """Attach again to check whether the call still exists. False if that is unknown."""
         assert request.attach_to is not None
         try:
             async with asyncio.timeout(self.config.connect_timeout_seconds):
@@ -107,7 +107,7 @@ class SidebandDialer:
     async def _find(
         self, call_id: str, bearer: str | None, *, fresh: bool
     ) -> aiohttp.ClientWebSocketResponse:
-        """Attach; a call that may be new is looked for again for a while."""
+        """Attach; retry on 404 for a while if the call may be new."""
         ends = self.clock.monotonic() + NEW_CALL_SECONDS
         tries = 0
         while True:
@@ -121,11 +121,11 @@ class SidebandDialer:
             await asyncio.sleep(delay)
 
     def forget(self, call: "SidebandUpstream") -> None:
-        """Drop a connection that is closed."""
+        """Remove a closed connection."""
         self._calls.discard(call)
 
     def own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":  # Any: what a coroutine yields
-        """Run something to its end, whoever stops waiting for it."""
+        """Run something to its end, even if its waiter is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -198,7 +198,7 @@ class SidebandUpstream:
         self._wake.set()
 
     async def probe(self, timeout: float) -> bool:
-        """Ask for a sign of life (ports.Upstream): any frame is one, and the ping asks for one."""
+        """Send a ping and wait for any frame (ports.Upstream)."""
         if not self._open:
             return False
         self._heard.clear()
@@ -304,13 +304,13 @@ class SidebandUpstream:
 
     def _answered(self, data: bytes) -> None:
         if len(data) == _COUNT.size:
-            # Never more than was sent, whatever the far end makes up.
+            # Never more than was sent, even if the far end reports more.
             count = min(_COUNT.unpack(data)[0], self._frames["sent"])
             self.acknowledged = max(self.acknowledged, count)
             self._wake.set()
 
     async def _cause(self) -> LossCause:
-        """Say what the end of the connection means, asking the service where the close code leaves it open."""
+        """Return the cause of the connection's end; ask the service if the close code is ambiguous."""
         code = self._socket.close_code
         if code == _GOING_AWAY or (
             code == aiohttp.WSCloseCode.OK and await self._dialer.has_ended(self._request)
@@ -335,7 +335,7 @@ class SidebandUpstream:
 
     async def _hang_up(self) -> None:
         assert self._request.attach_to is not None
-        # What was handed over goes first: it may be the answer that the call was waiting for.
+        # Write what was handed over first: it may be the answer that the call was waiting for.
         await asyncio.wait({self.begin_close()})
         try:
             await self._dialer.signaller.hang_up(self._request.attach_to, self._request.bearer)

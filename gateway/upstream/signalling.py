@@ -1,8 +1,8 @@
-"""Creating and ending a call over HTTP. What the service's refusals mean stands in `relay.refusals`.
+"""Creating and ending a call over HTTP. The meaning of the service's refusals is in `relay.refusals`.
 
-`POST {base_url}/realtime/calls` takes the offer and the session object and gives the answer; `POST .../hangup` ends the
-call. Refuses to know WebRTC: offer and answer are text. Nothing that leaves this file holds a key: the service quotes
-part of a wrong one in its message, so messages are cleaned before they are shown.
+`POST {base_url}/realtime/calls` takes the offer and the session object and returns the answer; `POST .../hangup` ends the
+call. This file knows nothing of WebRTC: offer and answer are text. No error raised here contains a key: the service
+quotes part of a wrong key in its message, so messages are redacted before they are shown.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from gateway.upstream.config import UpstreamConfig
 
 # A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.
 MAX_ANSWER_BYTES = 256 * 1024
-# Shown of an upstream message. The service's own are a sentence or two.
+# Maximum shown of an upstream message. The service's own are a sentence or two.
 MAX_MESSAGE_CHARACTERS = 500
 
-# Signalling is tried again only when no call can have come of it: the connection was refused, or the service itself said
-# how long to wait. Three tries bridge a restart; more would only hold the caller's place in vain.
+# Signalling is retried only if no call can have been created: the connection was refused, or the service said how long
+# to wait. Three attempts bridge a restart; more would only delay the caller's error.
 MAX_TRIES = 3
 CONNECT_RETRY_SECONDS = 0.25
-# Longer waits are the caller's to make, who is told of them.
+# Longer waits are left to the caller, who gets Retry-After.
 LONGEST_WAIT_SECONDS = 5.0
-# Told to callers at most, whatever the service says: a day is as good as for ever.
+# Upper bound of the Retry-After passed to callers: one day.
 LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
-# Left of the deadline for ICE, DTLS and the channel after a retry: seven round trips.
+# Time reserved for ICE, DTLS and the channel after a retry: seven round trips.
 RESERVE_SECONDS = 3.0
 
 _SECRET = re.compile(r"\b(?:sk|ek|rk|sess|gwk|gwt)[-_][A-Za-z0-9_\-*.]{4,}")
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
-# An upstream code as a metric label and a member of an answer: the service's words, nothing else.
+# Form of an upstream code that may be used as a metric label and in an answer.
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _DETAILS: Mapping[int, str] = {
@@ -73,15 +73,15 @@ class Signaller:
         self._proxy: str | None = None
 
     async def open(self) -> None:
-        """Make the client; nothing is sent yet."""
+        """Create the HTTP client; nothing is sent yet."""
         self._proxy = proxy_for(self._config)
         self._client = aiohttp.ClientSession(
-            # A limit of 100 is aiohttp's default: call 101 would wait without a word. Sessions are limited elsewhere.
+            # aiohttp's default limit is 100: call 101 would wait silently. Sessions are limited elsewhere.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
             # Deadlines are set around every request.
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # trust_env would also read ~/.netrc, in a thread, for each request, and fail over a host that stands in it.
+            # trust_env would also read ~/.netrc, in a thread, for each request, and fail for a host listed in it.
             trust_env=False,
             auto_decompress=True,
             middlewares=(_without_redirects,),
@@ -124,7 +124,7 @@ class Signaller:
             await asyncio.sleep(wait)
 
     async def hang_up(self, call_id: str, bearer: str | None) -> None:
-        """End a call. A call that is over already is as good; raises UpstreamError or TimeoutError."""
+        """End a call. A call that has ended already is not an error; raises UpstreamError or TimeoutError."""
         assert self._client is not None
         url = f"{self._base}/realtime/calls/{quote(call_id, safe='')}/hangup"
         try:
@@ -146,11 +146,11 @@ class Signaller:
     async def attach(self, call_id: str, bearer: str | None) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket to a call (Realtime: server controls). The caller enforces a deadline; raises UpstreamError.
 
-        Pings are the caller's to send and to answer. A larger frame than the operator allows ends the connection.
+        The caller sends and answers pings. A frame larger than the operator allows ends the connection.
         """
         assert self._client is not None
         headers = self._headers(bearer)
-        # What signalling asks for is SDP; a WebSocket asks for nothing.
+        # Signalling accepts SDP; a WebSocket handshake needs no Accept header.
         del headers["Accept"]
         try:
             return await self._client.ws_connect(
@@ -180,7 +180,7 @@ class Signaller:
             headers["OpenAI-Safety-Identifier"] = hashed(request.safety_identifier)
         data: aiohttp.FormData | bytes
         if is_ephemeral(request.bearer):
-            # An ephemeral key brings its session; its form is the bare offer (Realtime: create call).
+            # An ephemeral key carries its session, so only the offer is sent (Realtime: create call).
             headers["Content-Type"] = "application/sdp"
             data = offer.encode()
         else:
@@ -193,7 +193,7 @@ class Signaller:
             data=data,
             headers=headers,
             proxy=self._proxy,
-            # A redirect would carry the key to wherever it points.
+            # A redirect would send the key to another host.
             allow_redirects=False,
         ) as response:
             body = await _read(response)
@@ -229,22 +229,22 @@ class Signaller:
 
 
 def hashed(name: str) -> str:
-    """Give what tells callers apart upstream and names none: the service asks for a hash (Realtime: WebRTC guide)."""
+    """Return a pseudonym that tells callers apart upstream: the service asks for a hash (Realtime: WebRTC guide)."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 def is_ephemeral(bearer: str | None) -> bool:
-    """Tell whether a credential is a client secret, which carries a session of its own."""
+    """Return whether a credential is a client secret, which carries its own session."""
     return bearer is not None and bearer.startswith("ek_")
 
 
 def host_of(base_url: str) -> str:
-    """Give the host of a base URL, without port or brackets."""
+    """Return the host of a base URL, without port or brackets."""
     return urlsplit(base_url).hostname or ""
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host name means this machine itself."""
+    """Return whether a host name means this machine."""
     return (
         host in ("localhost", "::1")
         or host.endswith(".localhost")
@@ -253,8 +253,7 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_for(config: UpstreamConfig) -> str | None:
-    """Give the HTTP proxy that signalling goes through, or None. Raises ValueError for one of the environment that cannot
-    be used."""
+    """Return the HTTP proxy for signalling, or None. Raises ValueError for an unusable proxy in the environment."""
     if config.proxy:
         return config.proxy
     parts = urlsplit(config.base_url)
@@ -266,7 +265,7 @@ def proxy_for(config: UpstreamConfig) -> str | None:
     if not proxy:
         return None
     if "://" not in proxy:
-        # To curl and to everything else that reads it this is an HTTP proxy.
+        # Without a scheme it is an HTTP proxy, as for curl.
         return f"http://{proxy}"
     scheme = proxy.partition("://")[0].lower()
     if scheme != "http":
@@ -280,7 +279,7 @@ def proxy_for(config: UpstreamConfig) -> str | None:
 async def _without_redirects(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Refuse to follow a WebSocket's redirect, for which `ws_connect` has no parameter: it would lead anywhere."""
+    """Refuse to follow a WebSocket's redirect, for which `ws_connect` has no parameter: it could lead to any host."""
     response = await handler(request)
     if request.method == "GET" and response.status in range(300, 400):
         response.close()
@@ -307,7 +306,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _describe(status: int, body: bytes, secrets: tuple[str, ...]) -> Json:
-    """Give what the service said of an error, without any key: status, code, type and message where known."""
+    """Return the service's error without keys: status, code, type and message if known."""
     told: dict[str, object] = {"status": status}
     error: object = None
     try:
@@ -330,7 +329,7 @@ def _describe(status: int, body: bytes, secrets: tuple[str, ...]) -> Json:
 
 
 def clean(message: str, secrets: tuple[str, ...] = ()) -> str:
-    """Give a message without keys and of bounded length."""
+    """Return a message without keys and of bounded length."""
     for secret in secrets:
         message = message.replace(secret, "[key]")
     return _SECRET.sub("[key]", message)[:MAX_MESSAGE_CHARACTERS]
@@ -364,7 +363,7 @@ def _seconds(retry_after: str | None, unix: float) -> float | None:
 
 
 def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
-    # The text of a connector error names host and port, which are the operator's; its class says enough to a caller.
+    # The text of a connector error names the operator's host and port; its class is enough for a caller.
     kinds: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
         (aiohttp.ClientConnectorDNSError, "its name is not known here"),
         (aiohttp.ClientConnectorCertificateError, "its certificate is not trusted"),

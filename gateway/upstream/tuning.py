@@ -1,11 +1,11 @@
-"""Every hook into aiortc and aioice that is not their public interface, in one table.
+"""Every use of aiortc and aioice beyond their public interface, in one table.
 
-Nothing is patched: a connection that this room makes is given a subclass before it starts, composed of the hooks that are
+Nothing is patched: a connection that this package makes is given a subclass before it starts, composed of the hooks that are
 switched on. So other connections in the interpreter stay as they were, and each hook can be switched by itself.
 
 The hooks were read against the versions named in `TESTED`. With any other version they are left out, and the stock
-libraries do the work: slower, with a limit of 1 MiB on server events, and with a call that a strict ICE-lite peer lets go
-after half a minute; `missing` says which, so that the operator is told.
+libraries do the work: slower, with a limit of 1 MiB on server events, and a strict ICE-lite peer ends the call after half
+a minute; `missing` says which, so that the operator is told.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from gateway.upstream.loopturn import LoopTurn
 
 TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13.", "pyOpenSSL": "26."}
 
-# The certificate is of no use to a listener for longer than a session lives; a day bounds what one stolen key opens.
+# One day bounds the calls that a stolen key affects. No session lasts longer.
 CERTIFICATE_SECONDS = 24 * 3600.0
 
-# A window that holds two of the largest messages keeps a sender busy while one is put together.
+# A window of two of the largest messages lets a sender continue while one is reassembled.
 MESSAGES_IN_WINDOW = 2
 STOCK_MESSAGE_BYTES = 1024 * 1024
 
@@ -45,7 +45,7 @@ PROBE_RETRANSMISSIONS = 2
 
 
 class Hook(StrEnum):
-    """One thing done to the libraries; the class named in `_CLASSES` says what and why."""
+    """One change to the libraries, described by its class in `_CLASSES`."""
 
     SHARED_CERTIFICATE = "shared-certificate"
     WITHOUT_SRTP = "without-srtp"
@@ -64,7 +64,7 @@ class Hook(StrEnum):
 
 ALL_HOOKS = frozenset(Hook)
 
-# In the order of inheritance: what stands first overrides what follows.
+# In the order of inheritance: earlier classes override later ones.
 _ICE: Mapping[Hook, type[Connection]] = {
     Hook.DIRECT: ice.DirectDatagrams,
     Hook.CHOSEN_ADDRESSES: ice.ChosenAddresses,
@@ -87,16 +87,16 @@ _SCTP: Mapping[Hook, tuple[type[RTCSctpTransport], ...]] = {
 
 
 def missing(wanted: frozenset[Hook] = ALL_HOOKS) -> tuple[Hook, ...]:
-    """Give the hooks that cannot be used with the installed versions."""
+    """Return the hooks that cannot be used with the installed versions."""
     return tuple(sorted(wanted - usable(wanted)))
 
 
 def usable(wanted: frozenset[Hook] = ALL_HOOKS) -> frozenset[Hook]:
-    """Give those of the wanted hooks that were tested with the installed versions."""
+    """Return those of the wanted hooks that were tested with the installed versions."""
     tested = {name for name, prefix in TESTED.items() if _version(name).startswith(prefix)}
     if not {"aiortc", "aioice"} <= tested:
         return frozenset()
-    # DIRECT builds on PACED_REASSEMBLY, RAW_RECORDS on DIRECT and on pyOpenSSL's inside.
+    # DIRECT needs PACED_REASSEMBLY; RAW_RECORDS needs DIRECT and pyOpenSSL's internals.
     if Hook.PACED_REASSEMBLY not in wanted:
         wanted -= {Hook.DIRECT}
     if "pyOpenSSL" not in tested or Hook.DIRECT not in wanted:
@@ -113,7 +113,7 @@ def _version(distribution: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
-    """What the hooks are told about one connection."""
+    """The hooks' parameters for one connection."""
 
     addresses: tuple[str, ...]
     consent_timeout: float
@@ -130,7 +130,7 @@ class Certificates:
         self._made = 0.0
 
     def current(self) -> dtls.SharedCertificate:
-        """Give the certificate for a new call, made anew once a day."""
+        """Return the certificate for a new call, renewed once a day."""
         now = self._monotonic()
         if self._current is None or now - self._made >= CERTIFICATE_SECONDS:
             self._current, self._made = dtls.SharedCertificate.generateCertificate(), now
@@ -138,7 +138,7 @@ class Certificates:
 
     # RTCPeerConnection.__init__ asks its class for a certificate; for the length of that call this object stands in.
     def generateCertificate(self) -> dtls.SharedCertificate:  # noqa: N802 - aiortc's name
-        """Answer as aiortc's class does."""
+        """Stand in for aiortc's class method."""
         return self.current()
 
 
@@ -158,7 +158,7 @@ def new_peer_connection(
 
 
 def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptions) -> None:
-    """Give the connection's parts the hooks. To be called when it has its channel and has not gathered yet."""
+    """Apply the hooks to the connection. Call once it has its channel and before it gathers."""
     association = pc.sctp
     assert association is not None
     transport = association.transport
@@ -185,9 +185,9 @@ def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptio
 
 
 def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable[[str], None]) -> None:
-    """Take the short way for data from now on; to be called when DTLS is connected.
+    """Use the fast path for data from now on; call when DTLS is connected.
 
-    Texts of `channel` then go to `received`; without the hook, and whatever is no text, comes as its `message` event.
+    Texts of `channel` then go to `received`; everything else, or without the hook all messages, arrives as its `message` event.
     """
     association = pc.sctp
     assert association is not None
@@ -204,16 +204,16 @@ def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable
 
 
 def forget_negotiation(pc: RTCPeerConnection, hooks: frozenset[Hook]) -> None:
-    """Let go of what only a further offer or answer would need; to be called when the channel is open.
+    """Free what only another offer or answer would need; call when the channel is open.
 
     That is both descriptions and the audio transceiver, whose sender and receiver never ran: 25 KiB a call. Closing the
-    connection goes by the association alone.
+    connection needs only the association.
     """
     if Hook.BRIEF_NEGOTIATION not in hooks:
         return
     inside = cast(Any, pc)  # Any: the attributes are private by name
     for transceiver in pc.getTransceivers():
-        # They hold each other; emptied, they are freed now and not at some collection of garbage.
+        # They reference each other; cleared, they are freed now and not by the garbage collector.
         for part in (transceiver.sender, transceiver.receiver, transceiver):
             vars(part).clear()
     inside._RTCPeerConnection__transceivers = []
@@ -249,9 +249,9 @@ def acknowledged(pc: RTCPeerConnection, sent: int) -> int:
 
 
 def consent_expired(pc: RTCPeerConnection) -> bool:
-    """Tell of a connection that was open whether it ended because consent checks went unanswered.
+    """Return whether a connection that was open ended because consent checks went unanswered.
 
-    aioice forgets the task that checks when consent expires, and keeps it when it is closed by anybody else. Its state
+    aioice forgets the task that checks when consent expires, and keeps it when closed for any other reason. Its state
     `failed` would say the same, but is at times overtaken by `closed`.
     """
     assert pc.sctp is not None
@@ -260,7 +260,7 @@ def consent_expired(pc: RTCPeerConnection) -> bool:
 
 
 def farewell_heard(pc: RTCPeerConnection) -> bool:
-    """Tell whether the far end said that it ends the connection: the association alone, or all of it (close_notify)."""
+    """Return whether the far end ended the association, or the whole connection (close_notify)."""
     assert pc.sctp is not None
     transport = pc.sctp.transport
     if getattr(transport, "failed", None) is not None:
@@ -270,19 +270,19 @@ def farewell_heard(pc: RTCPeerConnection) -> bool:
 
 
 def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
-    """Give the size of server event that may be asked for: stock reassembly stalls the loop above a megabyte."""
+    """Return the largest server event to ask for: stock reassembly stalls the loop above a megabyte."""
     return wanted if Hook.PACED_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)
 
 
 async def alive(pc: RTCPeerConnection) -> bool:
-    """Ask the far end for a sign of life; False after 3.5 s without one. Stock consent cannot be asked: then True."""
+    """Check whether the far end answers; False after 3.5 s. Always True with stock consent, which cannot be triggered."""
     assert pc.sctp is not None
     connection = pc.sctp.transport.transport._connection
     return not isinstance(connection, ice.NominatedConsent) or await connection.answers(PROBE_RETRANSMISSIONS)
 
 
 def selected_pair(pc: RTCPeerConnection) -> tuple[str, str] | None:
-    """Give the kinds of the nominated pair's candidates, local and remote, such as ("host", "host")."""
+    """Return the kinds of the nominated pair's candidates, local and remote, such as ("host", "host")."""
     assert pc.sctp is not None
     for pair in pc.sctp.transport.transport._connection._nominated.values():
         return pair.local_candidate.type, pair.remote_candidate.type
@@ -293,7 +293,7 @@ async def reap(pc: RTCPeerConnection, timeout: float) -> None:
     """End what a closed connection may have left running.
 
     A stock handshake that has found its pair sleeps out its 20 ms, and then starts consent checks on a connection that was
-    closed meanwhile; they would go on for ever.
+    closed meanwhile; they would never end.
     """
     assert pc.sctp is not None
     transport = pc.sctp.transport.transport
@@ -314,7 +314,7 @@ def abandon(pc: RTCPeerConnection) -> None:
     if connection._query_consent_task is not None:
         connection._query_consent_task.cancel()
     for protocol in connection._protocols:
-        # A TURN allocation knows no abort; its close is sent and not waited for.
+        # A TURN allocation cannot be aborted; its close is sent and not awaited.
         getattr(protocol.transport, "abort", protocol.transport.close)()
     connection._queue.put_nowait(None)
 

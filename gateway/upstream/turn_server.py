@@ -1,4 +1,4 @@
-"""A TURN server, asked as a call would ask it (RFC 8656). Refuses to know of calls: those ask through their peer connection."""
+"""A test allocation on a TURN server (RFC 8656). Calls do not use this: their peer connection allocates."""
 
 import asyncio
 
@@ -11,11 +11,11 @@ from gateway.upstream.config import IceServer
 
 
 class RefusedError(Exception):
-    """The server answered and gives no address; the message says why."""
+    """The server answered but refused an address; the message says why."""
 
 
 async def allocate(server: IceServer) -> str:
-    """Get an address of the first TURN URL and give it back at once; returns it as `host:port`.
+    """Allocate an address on the first TURN URL and release it at once; return it as `host:port`.
 
     Raises RefusedError, or OSError or TimeoutError where no answer comes. The caller sets the deadline.
     """
@@ -45,7 +45,7 @@ async def allocate(server: IceServer) -> str:
 
 
 class _Ended(asyncio.DatagramProtocol):
-    """Waits until the allocation is gone."""
+    """Waits until the allocation is released."""
 
     def __init__(self) -> None:
         self._gone = asyncio.Event()

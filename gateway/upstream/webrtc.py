@@ -1,16 +1,16 @@
 """An upstream call over WebRTC: the relay's `Dialer` and `Upstream`.
 
-A set-up walks through phases, each measured and each named when the deadline passes in it:
+A set-up has phases. Each is measured, and named in the error if the deadline passes in it:
 
 ```
    gather ─▶ signalling ─▶ ice ─▶ dtls ─▶ channel ─▶ open
 ```
 
-One deadline spans them all. aiortc has none: without it a far end that answers and never connects would keep a
+One deadline covers all of them. aiortc has none: without it, a far end that answers and never connects would keep a
 connection checking for ever.
 
 A peer connection is closed by a task that the dialer owns and nobody cancels: aiortc's `close`, cancelled once, hangs
-whoever calls it again. Refuses to know what the events say.
+every later caller. This file does not interpret events.
 """
 
 import asyncio
@@ -38,20 +38,20 @@ from gateway.upstream import sdp, signalling, tuning
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.loopturn import LoopTurn
 
-# Any label is taken; this one is in every example of the service.
+# Any label is accepted; the service's examples use this one.
 CHANNEL_LABEL = "oai-events"
 
-# After the loss of a stock connection its parts report one after the other; the last word is the true cause.
+# After the loss of a stock connection its parts report one after the other; the last report is the true cause.
 CAUSE_SETTLES_SECONDS = 0.05
 
 _CHATTY = ("aioice", "aiortc")
 
-# Nobody lives there (RFC 5737), so it is reached by the default route. Connecting a UDP socket sends nothing.
+# An unused address (RFC 5737), so it is reached by the default route. Connecting a UDP socket sends nothing.
 _ANYWHERE = "203.0.113.1"
 
 
 class WebRTCDialer:
-    """Creates calls, and owns what outlives whoever asked for them: HTTP connections and closing tasks."""
+    """Creates calls, and owns what outlives their requests: HTTP connections and closing tasks."""
 
     def __init__(self, config: UpstreamConfig, telemetry: UpstreamTelemetry, clock: Clock) -> None:
         self.config = config
@@ -65,15 +65,15 @@ class WebRTCDialer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Get ready to dial; nothing is sent yet."""
-        # Both tell of every check and packet, with addresses, in words that are no events of ours.
+        """Prepare to dial; nothing is sent yet."""
+        # Both libraries log every check and packet, with addresses, which our logs must not contain.
         for library in _CHATTY:
             logger = logging.getLogger(library)
             logger.setLevel(max(logger.level, logging.WARNING))
         await self.signaller.open()
 
     async def close(self) -> None:
-        """Close every call that is left, without hanging up, and wait for all that is still being closed."""
+        """Close all remaining calls without hanging up, and wait until they are closed."""
         for call in list(self._calls):
             _ = call.begin_close()
         while self._tasks:
@@ -87,7 +87,7 @@ class WebRTCDialer:
         try:
             await call.open()
         except BaseException:
-            # A call the service has made and nobody will use is ended there, too; nobody waits for that.
+            # A call that the service created and that will not be used is also ended there, without waiting.
             closing = call.begin_close()
             call.begin_hang_up()
             await asyncio.shield(closing)
@@ -102,20 +102,20 @@ class WebRTCDialer:
             self.telemetry.close_failed("hang-up", error)
 
     def forget(self, call: "WebRTCUpstream") -> None:
-        """Drop a call that is closed."""
+        """Remove a closed call."""
         self._calls.discard(call)
 
     def own(
         self, work: Coroutine[Any, Any, None]
     ) -> "asyncio.Task[None]":  # Any: what a coroutine yields is asyncio's
-        """Run something to its end, whoever stops waiting for it."""
+        """Run something to its end, even if its waiter is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def addresses(self) -> tuple[str, ...]:
-        """Give the local addresses to gather from; none means every interface.
+        """Return the local addresses to gather from; none means every interface.
 
         The media server is not known yet, so the route to it is guessed: loopback to a service on loopback, an address's
         own route to an address, the default route otherwise.
@@ -155,7 +155,7 @@ class WebRTCUpstream:
     # --- set-up
 
     async def open(self) -> None:
-        """Walk through the phases; raises UpstreamError. The dialer closes what did not open."""
+        """Run all phases; raises UpstreamError. The dialer closes a call that did not open."""
         seconds = self._dialer.config.connect_timeout_seconds
         deadline = asyncio.timeout(seconds)
         try:
@@ -183,7 +183,7 @@ class WebRTCUpstream:
     async def _connect(self, seconds: float) -> None:
         dialer = self._dialer
         pc = self._build()
-        # Not to be cancelled: sockets that aioice has opened and not noted yet would be nobody's.
+        # Must not be cancelled: sockets that aioice has opened but not recorded yet would leak.
         self._gathering = dialer.own(pc.setLocalDescription())
         await asyncio.shield(self._gathering)
         self._mark("gather", "signalling")
@@ -210,7 +210,7 @@ class WebRTCUpstream:
         if signalling.is_ephemeral(self._request.bearer) and (
             update := _session_update(self._request.session)
         ):
-            # An ephemeral key brought its own session; what the caller asked for here comes on top.
+            # An ephemeral key carries its own session; the caller's members are applied over it.
             self.send([update])
             self._own_sends, self._frames["sent"] = 1, 0
 
@@ -218,7 +218,7 @@ class WebRTCUpstream:
         dialer = self._dialer
         config = dialer.config
         configuration = RTCConfiguration(
-            # An empty list, not None: None means a STUN server of aiortc's choice, and up to five seconds for it.
+            # An empty list, not None: with None aiortc asks a public STUN server for up to five seconds.
             iceServers=[
                 RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
                 for server in config.ice_servers
@@ -265,10 +265,10 @@ class WebRTCUpstream:
         self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
         try:
             await pc.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
-            # The service trickles nothing and never says so; told in its place, ICE can fail.
+            # The service sends no end-of-candidates; without it, ICE could not fail.
             await pc.addIceCandidate(None)
         except Exception as error:
-            # aiortc raises whatever its parser met: ValueError, KeyError, IndexError, its own errors.
+            # aiortc's parser raises ValueError, KeyError, IndexError and its own errors.
             raise UpstreamError(
                 "upstream-failed",
                 "OpenAI's answer cannot be applied.",
@@ -286,7 +286,7 @@ class WebRTCUpstream:
         if not self._opened.done():
             error = UpstreamError("upstream-failed", detail, members={"phase": self._phase})
             self._opened.set_exception(error)
-            # Nobody may be waiting any more; then it is not an error that nobody looks.
+            # If nothing awaits it any more, the unread exception is not an error.
             self._opened.exception()
 
     # --- what the connection reports; called by aiortc's emitters
@@ -351,7 +351,7 @@ class WebRTCUpstream:
         self._dialer.telemetry.relay_failed(self.call_id or "", error)
 
     def _judge(self) -> None:
-        """Tell the sink once that the call is lost, and why; begin to close."""
+        """Report once to the sink that the call is lost, and why; begin to close."""
         if self._lost or self._closing is not None or self._pc is None:
             return
         if tuning.delivering(self._pc):
@@ -411,7 +411,7 @@ class WebRTCUpstream:
         limit = self.max_message_bytes
         if limit is not None:
             for text in batch:
-                # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to be judged.
+                # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to check their size.
                 if 4 * len(text) > limit and (size := len(text.encode())) > limit:
                     raise CallerError(
                         "too-large",
@@ -423,7 +423,7 @@ class WebRTCUpstream:
         self._frames["sent"] += len(batch)
 
     async def probe(self, timeout: float) -> bool:
-        """Ask for a sign of life (ports.Upstream). The answer to a check is one, and so is any event meanwhile."""
+        """Check whether the far end is alive (ports.Upstream): the answer to a check or any event shows it."""
         pc, received = self._pc, self._frames["received"]
         if pc is None or self._closing is not None:
             return False
@@ -434,20 +434,20 @@ class WebRTCUpstream:
         return answered or self._frames["received"] > received
 
     async def close(self, hang_up: bool) -> None:
-        """End the call (ports.Upstream). The work is the dialer's, so it goes on where the caller is cancelled."""
+        """End the call (ports.Upstream). The dialer owns the task, so it continues if the caller is cancelled."""
         work = [self.begin_close()]
         if hang_up and (hanging_up := self.begin_hang_up()) is not None:
             work.append(hanging_up)
         await asyncio.wait(work)
 
     def begin_close(self) -> "asyncio.Task[None]":
-        """Start closing the connection, once; give the task, which the dialer owns."""
+        """Start closing the connection, once; return the task, which the dialer owns."""
         if self._closing is None:
             self._closing = self._dialer.own(self._close())
         return self._closing
 
     def begin_hang_up(self) -> "asyncio.Task[None] | None":
-        """Start telling the service, once; None where there is no call to end."""
+        """Start the hang-up request, once; None if there is no call to end."""
         if self._hanging_up is None and self.call_id is not None:
             self._hanging_up = self._dialer.own(self._hang_up(self.call_id))
         return self._hanging_up
@@ -482,7 +482,7 @@ class WebRTCUpstream:
                 self._dialer.telemetry.close_failed("peer connection", error)
             await tuning.reap(pc, self._dialer.config.close_timeout_seconds)
         finally:
-            # aiortc leaves these, and they hold the call.
+            # aiortc keeps these references, and they keep the call alive.
             transport.remove_all_listeners()
             self._dialer.telemetry.peer_connections(-1)
 
@@ -491,7 +491,7 @@ class WebRTCUpstream:
 
 
 def _session_update(session: Json) -> str | None:
-    """Give the client event that makes a session what was asked for; the model is fixed when a call is created."""
+    """Return the client event that applies the requested session; the model is fixed when a call is created."""
     asked = {name: value for name, value in session.items() if name != "model"}
     if not asked.keys() - {"type"}:
         return None
@@ -504,7 +504,7 @@ def _session_update(session: Json) -> str | None:
 
 
 def _route_to(host: str) -> tuple[str, ...]:
-    """Give the local address from which packets to a literal address leave; nothing for a name or without a route."""
+    """Return the local address used for packets to a literal address; empty for a name or without a route."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.inet_pton(family, host)
