@@ -13,6 +13,7 @@ from gateway.downstream.http.answers import compact, json_answer
 from gateway.downstream.http.app_keys import BODY_SHA256, HUB, LIMITS, SESSION
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.steps import in_steps, one_at_a_time
+from gateway.downstream.http.wire import undo_unless_taken
 from gateway.downstream.idempotency import REPLAYED, fingerprint, once, require_unguessable, scoped_key
 from gateway.downstream.peers.elsewhere import ELSEWHERE
 from gateway.downstream.peers.promises import once_of_all
@@ -121,8 +122,15 @@ async def create(request: web.Request) -> web.Response:
         table.release(str(key))
         created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     request[SESSION] = created.session_id
-    if key is None and _client_left(request):
-        await hub.find(created.session_id, None).close(CloseReason.CLIENT)  # Nobody will ever learn its id.
+    if key is None:  # Without the answer nobody will ever learn its id.
+
+        async def undo() -> None:
+            await hub.find(created.session_id, None).close(CloseReason.CLIENT)
+
+        if _client_left(request):
+            await undo()
+        else:
+            undo_unless_taken(request, undo)
     return _created(created.session_id, created.body, replayed=replayed)
 
 

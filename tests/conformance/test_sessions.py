@@ -118,7 +118,7 @@ async def test_detach_grace_is_the_callers_choice(wire: Wire) -> None:
     ids=str,
 )
 async def test_a_wrong_member_of_a_create_is_named(wire: Wire, body: Json, pointer: str) -> None:
-    """A create with a member out of bounds is 400, pointing at it; `call_id` is reserved."""
+    """A create with a member out of bounds is 400, pointing at it."""
     answer = await wire.call("POST", "/v1/sessions", body)
 
     assert pointer in [flaw["pointer"] for flaw in answer.problem(400, "invalid-parameter")["errors"]]

@@ -8,23 +8,18 @@
 
 A FIN does not tell a half-closed client from one that has left. It counts as half-closed when it comes right after the
 request, or when the request said `Connection: close`. Otherwise, and when the next write is answered by a reset, the
-client has left.
+client has left. An answer that makes something for the client alone is therefore watched until it is acknowledged.
 """
 
 import asyncio
-import fcntl
 import secrets
-import socket
-import struct
-import termios
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import web
 
-from gateway.downstream.http import problem
+from gateway.downstream.http import problem, tcp
 from gateway.downstream.http.answers import SERVER_NAME, compact
 from gateway.downstream.http.app_keys import PRINCIPAL
 from gateway.downstream.http.connections import RETRY_SECONDS, Connections
@@ -42,9 +37,8 @@ CHARGED_BODY_BYTES: Final = 16 * 1024
 RESET_POLL_SECONDS: Final = 1.0
 """How often a half-closed connection is looked at: asyncio reads no more from it, so it reports no reset."""
 
-_INT: Final = struct.Struct("i")
-_TCP_CLOSE: Final = 7
-"""The state of a connection that was reset, the first byte of Linux' `struct tcp_info`."""
+TAKEN_POLL_SECONDS: Final = 0.01
+"""How often an answer to a half-closed client is looked at until it is acknowledged: a round trip, or a reset."""
 
 
 class Connection(web.RequestHandler):
@@ -64,6 +58,7 @@ class Connection(web.RequestHandler):
         "_requests",
         "_reset_timer",
         "_sent_all",
+        "_undo",
         "_wire",
         "_write_timer",
         "cut_off",
@@ -107,6 +102,7 @@ class Connection(web.RequestHandler):
         self.cut_off = False
         """The client took nothing for the write deadline."""
         self._on_lost: list[Callable[[], None]] = []
+        self._undo: Callable[[], Awaitable[None]] | None = None
 
     # --- what handlers ask --------------------------------------------------------------------------------------------
 
@@ -117,6 +113,10 @@ class Connection(web.RequestHandler):
         """
         self._on_lost.append(call)
         return lambda: self._on_lost.remove(call) if call in self._on_lost else None
+
+    def undo_unless_taken(self, undo: Callable[[], Awaitable[None]]) -> None:
+        """Call `undo` when the answer that follows reaches nobody: the client closed its connection before it."""
+        self._undo = undo
 
     def refusal(self, request: web.BaseRequest) -> GatewayError | None:
         """Return the error that answers a request which must not be handled."""
@@ -210,14 +210,9 @@ class Connection(web.RequestHandler):
     def _look_for_reset(self) -> None:
         self._reset_timer = None
         wire = self._wire
-        connection = wire.get_extra_info("socket") if wire is not None else None
-        if wire is None or connection is None or not hasattr(socket, "TCP_INFO"):
+        if wire is None:
             return
-        try:
-            reset = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-        except OSError:
-            return  # Not a TCP socket.
-        if reset:
+        if tcp.was_reset(wire):
             wire.abort()
         else:
             self._reset_timer = self._loop.call_later(RESET_POLL_SECONDS, self._look_for_reset)
@@ -248,10 +243,14 @@ class Connection(web.RequestHandler):
         if last and not getattr(resp, "prepared", True):
             resp.force_close()
         body = resp.body if isinstance(resp, web.Response) else None
+        undo, self._undo = self._undo, None
         try:
-            if not isinstance(body, bytes) or len(body) <= CHARGED_BODY_BYTES:
-                return await super().finish_response(request, resp, start_time)
-            return await self._finish_large(request, resp, len(body), start_time)
+            if isinstance(body, bytes) and len(body) > CHARGED_BODY_BYTES:
+                return await self._finish_large(request, resp, len(body), start_time)
+            finished = await super().finish_response(request, resp, start_time)
+            if undo is not None and not await self._taken():
+                await undo()
+            return finished
         finally:
             self._answered += 1
             if self._requests.broken and not self._owed:
@@ -279,6 +278,20 @@ class Connection(web.RequestHandler):
             finally:
                 connections.answered(principal, size)
 
+    async def _taken(self) -> bool:
+        """Return whether the client was there for what was written. A client that closed its connection answers with a
+        reset. One whose acknowledgement is late is taken to be there."""
+        deadline = self._loop.time() + self._limits.linger_seconds
+        while (wire := self._wire) is not None and self._half_closed:
+            unsent = tcp.unsent(wire)  # Before the state: a reset empties the kernel's buffer.
+            if tcp.was_reset(wire):
+                wire.abort()
+                return False
+            if not unsent or self._loop.time() > deadline:
+                return True
+            await asyncio.sleep(TAKEN_POLL_SECONDS)
+        return wire is not None
+
     async def _linger(self) -> None:
         """Let the client finish sending what is not understood: closing now would reset the connection, and the client
         would lose the answer (RFC 9112 9.6)."""
@@ -300,15 +313,18 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._left = self._unsent()
+        if self._wire is None:
+            return
+        self._left = tcp.unsent(self._wire)
         # Linux counts the user timeout from the first probe of a closed window, and goes on counting while a slow client
         # takes some now and then. From here on this deadline is stricter and knows the difference.
-        self._set_user_timeout(0)
+        tcp.set_user_timeout(self._wire, 0)
         self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._set_user_timeout(int(self._limits.write_seconds * 2000))
+        if self._wire is not None:
+            tcp.set_user_timeout(self._wire, self._limits.write_seconds * 2)
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -316,31 +332,15 @@ class Connection(web.RequestHandler):
     def _writing_overdue(self) -> None:
         """Cut off a client that takes nothing. One that took some has as long again for the rest."""
         self._write_timer = None
-        left = self._unsent()
+        if self._wire is None:
+            return
+        left = tcp.unsent(self._wire)
         if left < self._left:
             self._left = left
             self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
-        elif self._wire is not None:
+        else:
             self.cut_off = True
             self._wire.abort()
-
-    def _set_user_timeout(self, milliseconds: int) -> None:
-        connection = self._wire.get_extra_info("socket") if self._wire is not None else None
-        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            with suppress(OSError):  # Not a TCP socket, or lost already.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-
-    def _unsent(self) -> int:
-        """Return the bytes that the client has not acknowledged: those in our buffer, and those in the kernel's."""
-        wire = self._wire
-        if wire is None:
-            return 0
-        connection = wire.get_extra_info("socket")
-        try:
-            (kernel,) = _INT.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-        except OSError:
-            kernel = 0  # Not a TCP socket.
-        return int(wire.get_write_buffer_size() + kernel)
 
     def handle_error(
         self,

@@ -1,6 +1,6 @@
 """What streamed answers share: headers against buffering, and notice of a lost connection."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -23,6 +23,13 @@ def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[
     if isinstance(protocol, Connection):
         return protocol.on_lost(call)
     return lambda: None
+
+
+def undo_unless_taken(request: web.BaseRequest, undo: Callable[[], Awaitable[None]]) -> None:
+    """Call `undo` when the answer to this request finds that a half-closed client has left."""
+    protocol = request.protocol
+    if isinstance(protocol, Connection):
+        protocol.undo_unless_taken(undo)
 
 
 def cut_off(request: web.BaseRequest) -> bool:

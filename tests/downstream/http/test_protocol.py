@@ -113,6 +113,29 @@ async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
     await until(lambda: session.handle.view().receivers == 0)
 
 
+async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) -> None:
+    """Its FIN looks like that of a half-closing client; the reset that answers the 201 tells that it has left."""
+    release = asyncio.Event()
+    patient.far_end.gate = release.wait
+    _, writer = await connect(patient.url)
+    writer.write(post("/v1/sessions", b""))
+    await until(lambda: len(patient.far_end.requests) == 1)
+    writer.close()
+    await writer.wait_closed()
+    await patient.call("GET", "/livez")  # The server has seen the FIN once this is answered.
+    release.set()
+
+    await until(lambda: [view.state for view in patient.hub.all_sessions()] == ["closed"])
+
+
+async def test_create_of_a_half_closing_client_stays_open(patient: House) -> None:
+    """A client that took its 201 may close its connection afterwards, as after any other answer."""
+    answer = await ask(patient.url, post("/v1/sessions", b""), half_close=True)
+
+    assert answer.status == 201
+    assert [view.state for view in patient.hub.all_sessions()] == ["connected"]
+
+
 async def test_fin_in_the_middle_of_a_body_is_leaving(patient: House) -> None:
     """Nothing of a request that is not whole is done."""
     session = await opened(patient)

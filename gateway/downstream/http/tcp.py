@@ -1,0 +1,42 @@
+"""What the kernel knows of a client's TCP connection and asyncio does not tell. Other sockets have nothing to tell."""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from contextlib import suppress
+from typing import Final
+
+_INT: Final = struct.Struct("i")
+_TCP_CLOSE: Final = 7
+"""The state of a connection that was reset, the first byte of Linux' `struct tcp_info`."""
+
+
+def was_reset(wire: asyncio.Transport) -> bool:
+    """Return whether a connection was reset. asyncio reports no reset once it reads no more from a connection."""
+    connection = wire.get_extra_info("socket")
+    if connection is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
+    except OSError:
+        return False  # Not a TCP socket.
+
+
+def unsent(wire: asyncio.Transport) -> int:
+    """Return the bytes that the client has not acknowledged: those in asyncio's buffer, and those in the kernel's."""
+    connection = wire.get_extra_info("socket")
+    try:
+        (kernel,) = _INT.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    except OSError:
+        kernel = 0  # Not a TCP socket.
+    return int(wire.get_write_buffer_size() + kernel)
+
+
+def set_user_timeout(wire: asyncio.Transport, seconds: float) -> None:
+    """Set how long the kernel waits for an acknowledgement before it ends the connection; 0 is its own default."""
+    connection = wire.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):  # Not a TCP socket, or lost already.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
