@@ -94,7 +94,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def lies_in(name: str, package: str) -> bool:
-    """Tell whether a dotted name is a package or something in it."""
+    """Return whether a dotted name is a package or something in it."""
     return name == package or name.startswith(f"{package}.")
 
 

@@ -1,8 +1,8 @@
 """One connection to a primary, and the journals that are appended over it.
 
-All that was added in one turn of the loop leaves in one write at its end. An answer that does not come for
+Everything added in one turn of the loop is sent in one write at its end. An answer that is missing for
 `UNANSWERED_SECONDS` drops the connection. On every new connection each journal is compared with Redis before anything is
-appended, since nobody can know what became of the appends under way, or whether this is still the same Redis.
+appended, since it is unknown whether the appends under way were applied, or whether this is still the same Redis.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from gateway.cluster.wire import Reply, ReplyError, Wire, command
 UNANSWERED_SECONDS: Final = 3.0
 CHECK_AT_ONCE: Final = 256
 REWRITES_AT_ONCE: Final = 8
-"""Each holds a whole log in memory once more."""
+"""Each holds a second copy of a whole log in memory."""
 
 _RETRY_SECONDS: Final = (0.05, 0.25)
-"""Between attempts to connect, drawn so that nodes do not come back in one moment."""
+"""Between attempts to connect, with jitter, so that nodes do not reconnect all at once."""
 
 _FENCED: Final = "ERR The ID specified in XADD is equal or smaller"
 
@@ -34,7 +34,7 @@ Address = tuple[str, int] | str
 
 
 class Events(Protocol):
-    """What an appender tells its node. Methods return at once and never raise."""
+    """What an appender reports to its node. Methods return at once and never raise."""
 
     def journal_settled(self, seconds: float) -> None:
         """An append was answered this long after it was sent."""
@@ -46,7 +46,7 @@ class Events(Protocol):
         """Another node owns a session that this one held."""
 
     def moved(self, journal: RedisJournal) -> None:
-        """The keys of a journal are on another primary by now."""
+        """The keys of a journal have moved to another primary."""
 
     def redis_up(self, up: bool, reason: str) -> None:
         """The connection for appends was made or lost."""
@@ -90,7 +90,7 @@ class Appender:
         self._keeper = asyncio.create_task(self._keep(), name="cluster-appender")
 
     async def close(self) -> None:
-        """Give up the connection and whatever was not appended."""
+        """Close the connection and drop what was not appended."""
         await end((self._keeper, *self._tasks))
         if self._wire is not None:
             self._wire.drop()
@@ -119,7 +119,7 @@ class Appender:
         self.dirty(journal)
 
     def leave(self, journal: RedisJournal) -> None:
-        """Append it no more."""
+        """Stop appending this journal."""
         self._journals.discard(journal)
         self._dirty.pop(journal, None)
 
@@ -136,7 +136,7 @@ class Appender:
         self._sending = False
         wire = self._wire
         if wire is None:
-            self._dirty.clear()  # Each is looked at again when there is a connection.
+            self._dirty.clear()  # Each is checked again when there is a connection.
             return
         dirty, self._dirty = self._dirty, {}
         now = self._loop.time()
@@ -161,7 +161,7 @@ class Appender:
             self._apply(journal, sent_at, reply)
 
     def _replicated(self, reply: Reply) -> None:
-        """So many replicas have what was appended before. Too few: nothing of it counts as kept yet; ask again."""
+        """Process the number of replicas that have the appends. If too few, nothing counts as kept yet; ask again."""
         wire = self._wire
         if wire is None:
             return
@@ -196,7 +196,7 @@ class Appender:
         if text.startswith(("MOVED", "ASK")):
             self._events.moved(journal)
         elif self._wire is not None:
-            # Away, or something that should not happen: look again where the primary is and how it stands.
+            # Redis is away, or the error is unexpected: look up the primary again and compare.
             self._events.redis_up(False, text)
             self._wire.drop()
 
@@ -242,7 +242,7 @@ class Appender:
                     self._look_into(journal)
 
     def _compare(self, journal: RedisJournal, reply: Reply) -> bool:
-        """Take the answer of a check; False where the state has to be written again, or the check repeated."""
+        """Process the answer of a check; False if the state must be written again, or the check repeated."""
         if isinstance(reply, ReplyError):
             if str(reply).startswith(("MOVED", "ASK")):
                 self._events.moved(journal)

@@ -1,7 +1,7 @@
 """One journal as a state machine: what to append next, and what an answer means. No I/O.
 
 Entries have ids `<fence>-<number>`. The owner asks for `<fence>-*` and knows which number it must get, so every answer
-tells how the journal stands:
+shows the journal's status:
 
 * the number expected: the records are kept;
 * an error "equal or smaller": a node with a higher fence has taken the session over. Nothing was appended or trimmed;
@@ -46,10 +46,10 @@ class Append:
 
 
 class Outcome(Enum):
-    """How the journal stands after an answer or a check."""
+    """The journal's status after an answer or a check."""
 
     KEPT = auto()
-    """What was appended is there."""
+    """The records were appended."""
     AGAIN = auto()
     """The append was not applied; send it again."""
     BEHIND = auto()
@@ -59,7 +59,7 @@ class Outcome(Enum):
 
 
 class Appends:
-    """The journal of one session, as its owner keeps it."""
+    """The owner's view of one session's journal."""
 
     def __init__(self) -> None:
         self.fence = 0
@@ -87,11 +87,11 @@ class Appends:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits to be kept."""
+        """All records are kept."""
         return not (self._pending or self._flying)
 
     def add(self, item: Item) -> None:
-        """Take a record; it is kept once `kept` has reached the present `added`."""
+        """Add a record; it is kept once `kept` has reached the present `added`."""
         self.added += 1
         if self.fenced:
             return
@@ -99,7 +99,7 @@ class Appends:
         self.size += len(item.body)
 
     def forget_pending(self) -> None:
-        """Drop what was not sent yet; the caller sees to it that the whole state is written again."""
+        """Drop what was not sent yet; the caller must write the whole state again."""
         self._pending.clear()
         self.size = sum(len(item.body) for item in self._flying)
 
@@ -125,7 +125,7 @@ class Appends:
         return Append(self.fence, self._keep_from(), self._flying)
 
     def answered(self, entry: EntryId | None) -> Outcome:
-        """Take the id that Redis gave the append under way, None for nil."""
+        """Process the id that Redis returned for the append under way, None for nil."""
         if entry is None or entry != EntryId(self.fence, self._number + 1):
             self.ready = False
             self._doubt_from(entry)
@@ -134,7 +134,7 @@ class Appends:
         return Outcome.KEPT
 
     def refused(self) -> None:
-        """Redis took the append for one of a former owner's."""
+        """Redis refused the append as one of a former owner."""
         self.ready = False
         self.fenced = True
         self._pending.clear()
@@ -174,7 +174,7 @@ class Appends:
         return min(self._marks.sequence_at(certain) or 0, self.sequence_kept)
 
     def repair(self) -> int:
-        """Drop what waits, since the whole state is written again as of now. Returns what `kept` will be then."""
+        """Drop what waits, since the whole state is written again as of now. Return the value of `kept` after that."""
         self.ready = False
         self._pending.clear()
         self._flying.clear()
@@ -188,7 +188,7 @@ class Appends:
         self.begin(fence, number, sequence)
 
     def log_starts_at(self, sequence: int) -> None:
-        """The log keeps no event before this one, so Redis need not either."""
+        """The log keeps no event before this one, so Redis need not keep any either."""
         self._log_oldest = sequence
         self._marks.forget_before(sequence)
 

@@ -1,4 +1,4 @@
-"""A node's sign of life, four times in a lease, and what it sees of the others'.
+"""A node's heartbeat, four times in a lease, and what it sees of the others.
 
 One hash holds a field for each node. Writing the own field and reading all of them is two commands a beat, however many
 sessions there are. Time is CLOCK_BOOTTIME, which also counts while the machine is suspended (PEP 418): a node that slept
@@ -28,7 +28,7 @@ def boottime() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a node tells of itself."""
+    """What a node publishes about itself."""
 
     url: str
     version: str
@@ -42,7 +42,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class NodeSeen:
-    """A node as another one sees it. `age` is for how long its beat stood still, in seconds."""
+    """A node as another one sees it. `age` is the time since its beat changed, in seconds."""
 
     node: str
     status: Status
@@ -72,7 +72,7 @@ class Beat:
         lease_seconds: float,
         problem: Callable[[str], None],
     ) -> None:
-        """`problem` is told why Redis did not answer a beat."""
+        """`problem` is called with the reason why Redis did not answer a beat."""
         self.node = node
         self._keys = keys
         self._connections = connections
@@ -86,10 +86,10 @@ class Beat:
         self._seen: dict[str, Status] = {}
         self._task: asyncio.Task[None] | None = None
         self.beaten = asyncio.Event()
-        """Set after every answered beat; who waits for it clears it."""
+        """Set after every answered beat; the waiter clears it."""
 
     async def once(self) -> None:
-        """Beat and look. Raises AwayError, DeniedError or ReplyError."""
+        """Write a beat and read the others'. Raises AwayError, DeniedError or ReplyError."""
         self._count += 1
         sent_at = boottime()
         own = json.dumps({"beat": self._count, **_members(self._status())}, separators=(",", ":"))
@@ -108,17 +108,17 @@ class Beat:
         self.beaten.set()
 
     def start(self) -> None:
-        """Go on beating."""
+        """Start the periodic beat."""
         self._task = asyncio.create_task(self._beat_for_ever(), name="cluster-beat")
 
     async def close(self) -> None:
-        """Stop beating, and take the node off the list, so that nobody waits for it."""
+        """Stop beating, and remove the node from the list, so that no other node waits for it."""
         await end([self._task])
         self._task = None
 
     @property
     def sure(self) -> bool:
-        """No other node can have taken this one for dead."""
+        """No other node can consider this one dead."""
         return boottime() - self._answered_sent_at <= self._lease * SURE_SHARE
 
     @property
@@ -133,7 +133,7 @@ class Beat:
         ]
 
     def status_of(self, node: str) -> Status | None:
-        """Return what a node said of itself last, None for one that is not on the list."""
+        """Return what a node last published about itself, None for one that is not on the list."""
         return self._seen.get(node)
 
     def age(self, node: str) -> float | None:
@@ -141,7 +141,7 @@ class Beat:
         return self._liveness.age(node, boottime())
 
     def lives(self, node: str) -> bool:
-        """Tell whether a node is on the list and not taken for dead."""
+        """Return whether a node is on the list and not considered dead."""
         return node in self._seen and node not in self._liveness.dead(boottime())
 
     def dead(self) -> list[str]:
@@ -153,7 +153,7 @@ class Beat:
         return [seen.node for seen in self.nodes if seen.status.state == "serving" and not seen.dead]
 
     async def forget(self, node: str) -> None:
-        """Take a node off the list."""
+        """Remove a node from the list."""
         await self._connections.command("HDEL", self._keys.nodes, node)
 
     async def _beat_for_ever(self) -> None:
@@ -181,7 +181,7 @@ def _members(status: Status) -> Mapping[str, object]:
 
 
 def _parsed(value: bytes) -> tuple[int, Status] | None:
-    """Read a node's field; None for one that no version of ours wrote."""
+    """Parse a node's field; None for one that no version of the gateway wrote."""
     try:
         found: dict[str, Any] = json.loads(value)  # Any: checked member by member
         status = Status(

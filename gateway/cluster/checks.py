@@ -1,4 +1,4 @@
-"""What must be true of a Redis before a node joins, and how to mend what is not."""
+"""Requirements that Redis must meet before a node joins, and how to fix violations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Redis:
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     engine: str
     version: str
@@ -32,7 +32,7 @@ class Redis:
 
 
 async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
-    """Look at the server. Raises UnfitError where no node may join it, AwayError where it does not answer."""
+    """Check the server. Raises UnfitError if no node may join it, AwayError if it does not answer."""
     try:
         server = _section(await connections.command("INFO", "server"))
         memory = _section(await connections.command("INFO", "memory"))
@@ -65,7 +65,7 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
 
 
 def denied(error: DeniedError, settings: ClusterSettings) -> str:
-    """Say what to do about a refused user or password."""
+    """Return what to do about a refused user or password."""
     if settings.password is None:
         return f"Redis asks for a password: set cluster.password_file or GATEWAY_CLUSTER__PASSWORD ({error})"
     return (

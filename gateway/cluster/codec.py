@@ -1,8 +1,8 @@
-"""What values look like in Redis: as they are, or sealed with AES-256-GCM under a key derived from the signing keys.
+"""How values are stored in Redis: plain, or sealed with AES-256-GCM under a key derived from the signing keys.
 
-The first key seals and all of them open, so signing keys rotate here as they do for tickets. A sealed value begins with a
+The first key seals and every key can open, so signing keys rotate here as they do for tickets. A sealed value begins with a
 byte that no plain value begins with, so `cluster.encrypt` may be switched while sessions run: both kinds are read.
-The additional data binds a value to its session: one that is copied under another key does not open.
+The additional data binds a value to its session: a value copied to another key cannot be opened.
 """
 
 import os
@@ -32,7 +32,7 @@ class Codec:
         self._encrypt = encrypt
 
     def encode(self, value: bytes, session_id: str) -> bytes:
-        """Return the value as Redis is to hold it."""
+        """Return the value as stored in Redis."""
         if not self._encrypt:
             return value
         nonce = os.urandom(_NONCE_BYTES)

@@ -1,8 +1,8 @@
-"""Connections to Redis: redis-py for commands and scripts, a bare `Wire` for appends.
+"""Connections to Redis: redis-py for commands and scripts, a plain `Wire` for appends.
 
-Every command has a deadline, which the socket keeps: a command is never cancelled, since its answer would be taken for
-the next one's (CVE-2023-28858). On any doubt the connection is dropped and the primary is looked for again: redis-py
-neither asks Sentinel again at a retry (redis-py#3874) nor takes READONLY for a reason to reconnect (redis-py#435).
+Every command has a deadline on the socket. A command is never cancelled, since its reply would be matched with the next
+command (CVE-2023-28858). On any doubt the connection is dropped and the primary is looked up again: redis-py
+neither asks Sentinel again on a retry (redis-py#3874) nor reconnects on READONLY (redis-py#435).
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from gateway.cluster.settings import ClusterSettings
 from gateway.cluster.wire import ReplyError, Wire, command
 
 CONTROL_SECONDS: Final = 1.0
-"""For a beat, a claim or a look-up: who waits longer is better served by another try."""
+"""For a beat, a claim or a look-up: a retry is better than a longer wait."""
 BULK_SECONDS: Final = 5.0
 """For snapshots and what a takeover reads."""
 CONNECT_SECONDS: Final = 2.0
@@ -49,7 +49,7 @@ class DeniedError(Exception):
 
 
 class Connections:
-    """What one node holds towards Redis."""
+    """One node's connections to Redis."""
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
@@ -121,7 +121,7 @@ class Connections:
             raise AwayError(str(error) or type(error).__name__) from error
 
     async def _look_again(self) -> None:
-        """Forget the connections, so that the next command looks for the primary."""
+        """Drop the connections, so that the next command looks up the primary."""
         for client in (self._control, self._bulk):
             if not isinstance(client, RedisCluster):
                 await client.connection_pool.disconnect(inuse_connections=False)
@@ -150,7 +150,7 @@ class Connections:
         return target.hosts[0]
 
     async def forget_slots(self) -> None:
-        """A key was not where it was thought to be: read the Cluster's map again with the next look-up."""
+        """A key was on another primary: read the Cluster's slot map again with the next look-up."""
         if isinstance(self._control, RedisCluster):
             try:
                 await self._control.nodes_manager.initialize()
@@ -192,7 +192,7 @@ class Connections:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Close every connection that redis-py holds."""
+        """Close all connections of redis-py."""
         for client in (self._control, self._bulk):
             await client.aclose()
         if self._sentinel is not None:
@@ -247,11 +247,11 @@ _AWAY: Final = (
     "TRYAGAIN",
     "BUSY",
 )
-"""Kinds of errors that say that Redis cannot serve now."""
+"""Kinds of errors which mean that Redis cannot serve now."""
 
 
 def _says_away(error: RedisError) -> bool:
-    """Tell whether an error says that Redis cannot serve now. redis-py cuts the kind off where it has a class for it."""
+    """Return whether an error means that Redis cannot serve now. redis-py cuts the kind off where it has a class for it."""
     kinds = (ReadOnlyError, OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
     return isinstance(error, kinds) or not isinstance(error, ResponseError) or str(error).startswith(_AWAY)
 

@@ -1,6 +1,6 @@
-"""Who owns which session: creating, claiming and finding them, and promises that hold on every node.
+"""Who owns which session: creating, claiming and finding sessions, and promises that all nodes share.
 
-`relay.journal.Directory` on Redis, and what takeover and forwarding need beyond it.
+Implements `relay.journal.Directory` on Redis, with additions for takeover and forwarding.
 """
 
 import time
@@ -27,10 +27,10 @@ SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 
 PROMISE_SECONDS: Final = 24 * 3600
 OPENING_SECONDS: Final = 120
-"""How long the promise of a request lasts that is still opening its session, and may have died doing so."""
+"""How long a promise lasts while its request opens the session: the node may have crashed meanwhile."""
 MAX_OWNERS: Final = 20_000
 OWNER_SECONDS: Final = 30.0
-"""How long a look-up is believed. A node that is not the owner any more says so, and it is looked up again."""
+"""How long a look-up is cached. A node that is no longer the owner says so, and it is looked up again."""
 
 _PAGE: Final = 1000
 _PRUNE_SECONDS: Final = 5.0
@@ -38,7 +38,7 @@ _RETRY_SECONDS: Final = 5.0
 
 
 class TakenError(Exception):
-    """The session is not to be had: another node owns it, or this code cannot read it."""
+    """The session cannot be claimed: another node owns it, or this code cannot read it."""
 
 
 class GoneError(Exception):
@@ -159,7 +159,7 @@ class RedisDirectory:
                 ]
             )
         except (AwayError, DeniedError, ReplyError):
-            return  # The keys expire, and the indexes are pruned when somebody meets them.
+            return  # The keys expire, and the indexes are pruned when they are next read.
 
     # --- for forwarding -----------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class RedisDirectory:
         try:
             await self._connections.command("DEL", self._keys.promise(principal, key))
         except (AwayError, DeniedError, ReplyError):
-            return  # It expires soon, since it was not kept.
+            return  # It expires soon, since it was not made permanent.
 
     # --- takeover -----------------------------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class RedisDirectory:
             raise GoneError(str(error)) from error
 
     async def dismiss(self, node: str, session_ids: Sequence[str]) -> None:
-        """Take sessions off a node's list. Raises AwayError."""
+        """Remove sessions from a node's list. Raises AwayError."""
         if session_ids:
             await self._connections.command("SREM", self._keys.owned(node), *session_ids)
 
@@ -332,7 +332,7 @@ class RedisDirectory:
         return bool(await self._connections.script(scripts.SNAPSHOT, journal.keys, arguments, bulk=True))
 
     async def index(self, journal: RedisJournal) -> None:
-        """Put a session on the lists of its node and its principal; first of all, so that no session exists that a takeover
+        """Put a session on the lists of its node and its principal. Must come first, so that no session exists that a takeover
         would not find. Raises AwayError."""
         identity = journal.identity
         for reply in await self._connections.pipeline(
@@ -351,7 +351,7 @@ class RedisDirectory:
                 raise AwayError(str(reply))
 
     async def renew_expiry(self, journal: RedisJournal) -> None:
-        """Have a session's keys live on. Raises AwayError."""
+        """Renew the expiry of a session's keys. Raises AwayError."""
         milliseconds = self.expiry_ms if journal.sealed_for is None else int(journal.sealed_for * 1000) + 1
         await self._connections.script(scripts.EXPIRE, journal.keys, (self.node, milliseconds))
 
@@ -373,7 +373,7 @@ class RedisDirectory:
 
 
 def away(error: Exception) -> OverloadError:
-    """Make the error that a caller is told while Redis does not answer."""
+    """Return the error for callers while Redis does not answer."""
     return OverloadError("recovering", f"Redis does not answer: {type(error).__name__}.", retry_after=1)
 
 

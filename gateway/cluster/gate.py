@@ -1,7 +1,7 @@
 """Spreads the calls of sessions that were taken over together (`relay.services.Gate`).
 
-A node that takes a thousand sessions over must neither starve those it serves nor run into OpenAI's rate limit: so many
-calls are dialled at once and a second, urgent sessions first, and half as many after OpenAI refused one for its rate.
+A node that takes a thousand sessions over must neither starve its own sessions nor exceed OpenAI's rate limit. So dialling
+is limited in concurrency and rate, urgent sessions first, and the rate is halved after OpenAI refused a call for it.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from gateway.errors import GatewayError
 AT_ONCE: Final = 16
 PER_SECOND: Final = 20.0
 IDLE_SHARE: Final = 0.5
-"""Of the rate, for sessions that nobody asks of: 2,000 set-ups are 12 to 20 s of CPU."""
+"""Share of the rate for sessions that no client uses: 2,000 set-ups are 12 to 20 s of CPU."""
 SLOWEST_PER_SECOND: Final = 1.0
 GROWTH_PER_DIAL: Final = 0.05
-"""How the rate comes back after a refusal, as a share of the full one."""
+"""How fast the rate recovers after a refusal, as a share of the full rate."""
 
 _PATIENCE_SECONDS: Final = 0.25
-"""How often one that waits looks whether it has become urgent."""
+"""How often a waiting session checks whether it has become urgent."""
 
 
 class DialGate:
@@ -37,11 +37,11 @@ class DialGate:
 
     @property
     def per_second(self) -> float:
-        """The rate at the moment."""
+        """The current rate."""
         return self._rate
 
     def dial(self, urgent: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
-        """Wait for permission to dial, hold it for as long as the dial takes, and give it back."""
+        """Wait for permission to dial, hold it for as long as the dial takes, and release it."""
         return self._dial(urgent)
 
     @asynccontextmanager

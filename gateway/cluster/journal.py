@@ -1,8 +1,8 @@
-"""The journal of one session as its owner writes it: `relay.journal.Journal` on Redis.
+"""One session's journal, written by its owner: `relay.journal.Journal` on Redis.
 
-`appends` decides what is sent and what an answer means; `appender` has the connection. This file stands between them and
-the session: it encodes records, wakes who waits for them to be kept, asks for snapshots, and writes everything again
-where Redis has lost it. A session's memory and Redis are each other's copy.
+`appends` decides what is sent and what an answer means; `appender` has the connection. This file connects them with the
+session: it encodes records, wakes the waiters once they are kept, asks for snapshots, and writes everything again if
+Redis has lost it. A session's memory and Redis are copies of each other.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from gateway.relay.journal import JournalOwner
 from gateway.relay.records import Border, Record, encode, sequence_of
 
 MAX_UNSETTLED_BYTES: Final = 4 * 1024 * 1024
-"""Of one session while Redis is away. Beyond it the records are dropped: what they say stands in the session's state and
-log, which are then written again as a whole."""
+"""Of one session while Redis is away. Beyond it the records are dropped: the session's state and log
+contain them, and are then written again as a whole."""
 
 FIELD: Final = b"r"
 """The field name of every record in an entry."""
@@ -33,14 +33,14 @@ class Writing(Protocol):
         """Something waits to be appended; send it at the end of this turn of the loop."""
 
     def snapshot_due(self, journal: "RedisJournal") -> None:
-        """The journal has grown so much that a newer snapshot is worth its price."""
+        """The journal has grown so much that a new snapshot is worth its cost."""
 
     def unsettled(self, delta: int) -> None:
         """The bytes that wait for Redis changed by this much."""
 
     @property
     def sure(self) -> bool:
-        """Redis answers, and no other node takes this one for dead."""
+        """Redis answers, and no other node considers this one dead."""
 
     @property
     def patience_seconds(self) -> float: ...
@@ -48,7 +48,7 @@ class Writing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is written about a session beside its records."""
+    """What is written about a session besides its records."""
 
     session_id: str
     principal: str
@@ -157,7 +157,7 @@ class RedisJournal:
         return outcome
 
     def after(self, outcome: Outcome, size_before: int) -> None:
-        """Tell the session and the waiters what an answer or a check has changed."""
+        """Notify the session and the waiters of what an answer or a check has changed."""
         self._writing.unsettled(self.appends.size - size_before)
         if outcome is Outcome.FENCED:
             self._give_up()
@@ -174,7 +174,7 @@ class RedisJournal:
         self.after(Outcome.FENCED, before)
 
     def rewrite(self, right: int) -> Rewrite:
-        """Take the whole state as of now, to be written again behind a journal that holds the log up to `right`."""
+        """Return the whole state as of now, to be written again after a journal that holds the log up to `right`."""
         before = self.appends.size
         added = self.appends.repair()
         self.must_rewrite = False
@@ -212,7 +212,7 @@ class RedisJournal:
         self.appends.snapshot_kept(snapshot_at)
 
     def dump(self) -> bytes:
-        """Return the state as Redis is to hold it."""
+        """Return the state as stored in Redis."""
         return self._codec.encode(self.owner.dump(), self.identity.session_id)
 
     def first_border(self) -> bytes:

@@ -1,10 +1,10 @@
-"""Which nodes live, judged by one observer. No I/O, no clock.
+"""Which nodes are alive, as judged by one observer. No I/O, no clock.
 
 Each node changes its beat four times in a lease. An observer calls a node dead when its beat stood still for the whole lease on
 the observer's own clock, and only if Redis answered the observer without a break in that time. So clocks are never
-compared, and a Redis that is away, restarts or fails over makes nobody look dead: the time before is not counted.
+compared, and a Redis outage, restart or failover makes no node look dead: the time before it is not counted.
 
-Being wrong costs a call, never a double answer: the fence (see `appends`) is what keeps two owners apart.
+A wrong judgement costs a call, never a double answer: the fence (see `appends`) excludes a second owner.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ BEAT_SHARE: Final = 0.25
 """Of the lease: how often a node beats."""
 
 BREAK_SHARE: Final = 0.375
-"""Of the lease: a longer pause between two answers of Redis is a break. What was seen before it proves nothing."""
+"""Of the lease: a longer pause between two answers of Redis is a break, and observations before it are discarded."""
 
 SURE_SHARE: Final = 0.75
 """Of the lease: an owner whose last answered beat was sent longer ago does not send, dial or acknowledge, because it may
@@ -30,7 +30,7 @@ class _Seen:
 
 
 class Liveness:
-    """What one observer knows of the others."""
+    """One observer's knowledge of the other nodes."""
 
     def __init__(self, lease_seconds: float) -> None:
         self._lease = lease_seconds
@@ -40,7 +40,7 @@ class Liveness:
         self._answered_since = 0.0
 
     def broken(self) -> None:
-        """Redis did not answer: what was seen before proves nothing."""
+        """Redis did not answer: discard earlier observations."""
         self._answered_at = None
 
     def answered(self, now: float, beats: Mapping[str, int]) -> None:

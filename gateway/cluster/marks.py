@@ -1,8 +1,8 @@
 """Which log event the journal had reached at which entry. No I/O.
 
 Needed twice: to tell Redis which entries may be trimmed, and to find how far the journal is right after Redis lost its
-last writes. Bounded: when it is full every other mark is dropped, after which both answers are a little more careful,
-never wrong.
+last writes. Bounded: when it is full every other mark is dropped. Both answers are then more conservative, but never
+wrong.
 """
 
 from bisect import bisect_right
@@ -33,11 +33,11 @@ class Marks:
             del self._sequences[-2:0:-2]
 
     def reset(self, entry: EntryId, sequence: int) -> None:
-        """Begin again with one mark."""
+        """Reset to one mark."""
         self._entries, self._sequences = [entry], [sequence]
 
     def sequence_at(self, entry: EntryId) -> int | None:
-        """Return a log sequence that the journal up to `entry` holds for certain, or None if nothing is known."""
+        """Return a log sequence that the journal up to `entry` certainly holds, or None if unknown."""
         at = bisect_right(self._entries, entry)
         return self._sequences[at - 1] if at else None
 

@@ -1,10 +1,10 @@
 """A node's part in the cluster, from joining to leaving: it adopts sessions of lost nodes, and hands its own over.
 
 Hand-over, session by session: a peer dials a call beside the present one (`prepare`); this node waits for a pause, holds
-what comes and writes all of it to the journal; the peer claims the session, folds its journal and goes on with the call
-that it has (`take`); this node ends its streams, whose readers come back and find the session there. Whatever goes wrong
-before the claim, this node goes on as if nothing had been. What cannot be moved that way in time is let go: a peer takes it
-over as if this node were lost, without waiting for the lease.
+new events and writes everything to the journal; the peer claims the session, folds its journal and continues with the
+prepared call (`take`); this node ends its streams, and their readers reconnect and find the session on the peer. If a step
+before the claim fails, this node keeps the session. Sessions that cannot be moved that way in time are released: a peer
+takes them over as if this node were lost, without waiting for the lease.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ from gateway.relay.telemetry import ClusterTelemetry
 AT_ONCE: Final = 16
 """Sessions handed over at once: each is a call dialled on a peer."""
 PREPARED_SECONDS: Final = 60.0
-"""How long a prepared call is kept for the session that never comes."""
+"""How long a prepared call is kept if its session is not handed over."""
 TAKE_SECONDS: Final = 15.0
 RESERVED_SHARE: Final = 0.25
-"""Of the drain's time, for letting go what could not be handed over."""
+"""Share of the drain's time for releasing what could not be handed over."""
 
 Errand = Literal["prepare", "take"]
 
 Call = Callable[[Peer, Errand, bytes], Awaitable[bool]]
-"""Asks a peer for one of the two, with a JSON body; whether it did. Raises nothing."""
+"""Asks a peer to prepare or take, with a JSON body. Returns whether it did; never raises."""
 
 _FAILURES: Final = (AwayError, DeniedError, ReplyError)
 
@@ -59,7 +59,7 @@ class Membership:
         call: Call,
         on_lost: Callable[[str], None],
     ) -> None:
-        """`on_lost` is called with the URL of a node that does not live any more."""
+        """`on_lost` is called with the URL of a lost node."""
         self.node = node
         self._hub = hub
         self._dialer = dialer
@@ -76,7 +76,7 @@ class Membership:
         self._takeover.start()
 
     async def close(self) -> None:
-        """Leave. Harmless when repeated."""
+        """Leave. Safe to call twice."""
         await self._takeover.close()
         for session_id in list(self._prepared):
             await self._abandon(session_id)
@@ -91,7 +91,7 @@ class Membership:
     # --- taking over --------------------------------------------------------------------------------------------------
 
     def adopt(self, stored: Stored) -> str:
-        """Make a claimed session readable here, and see to its call. Returns `taken` or `closed`; raises
+        """Make a claimed session readable here, and start replacing its call. Returns `taken` or `closed`; raises
         UnreadableError."""
         try:
             saved = fold(stored.snapshot, stored.before, stored.after, self._hub.limits.prices)
@@ -103,7 +103,7 @@ class Membership:
         self._hub.adopt(saved, stored.journal, prepared)
         self.node.take(stored.journal)
         if prepared is None and call_id is not None and not attached and saved.state.closed is None:
-            # The lost node may only be paused: its channel closes, and it finds that it was replaced.
+            # The lost node may only be paused: its channel closes, and it learns that it was replaced.
             self._run(self._dialer.hang_up(call_id, None), "cluster-hang-up")
         return "taken" if saved.state.closed is None else "closed"
 
@@ -144,7 +144,7 @@ class Membership:
     # --- handing over -------------------------------------------------------------------------------------------------
 
     async def hand_over_all(self, timeout: float) -> None:
-        """Give every session to a peer within `timeout` seconds. Those that no peer takes stay here."""
+        """Hand every session to a peer within `timeout` seconds. Those that no peer takes stay here."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout * (1 - RESERVED_SHARE)
         gate = asyncio.Semaphore(AT_ONCE)
@@ -153,7 +153,7 @@ class Membership:
             async with gate:
                 await self._hand_over(session, deadline)
 
-        # Idle ones first: an answer that is under way is waited for.
+        # Idle sessions first: active responses are waited for.
         sessions = sorted(self._hub.live_sessions(), key=lambda session: session.busy)
         await asyncio.gather(*map(one, sessions))
         for session in self._hub.live_sessions():
@@ -204,7 +204,7 @@ class Membership:
                 return
 
     async def _is_gone(self, session_id: str) -> bool:
-        """Tell whether another node owns a session by now: an answer that did not come says nothing."""
+        """Return whether another node owns a session by now. A missing answer does not decide it."""
         try:
             location = await self.node.directory.locate(session_id, fresh=True)
         except OverloadError:
@@ -223,7 +223,7 @@ class Membership:
         able = {peer.node: peer for peer in self.node.directory.peers if peer.serving and peer.room > 0}
         return [able[node] for node in ranked(session_id, able)]
 
-    def _run(self, work: Any, name: str) -> None:  # Any: a coroutine of whatever result
+    def _run(self, work: Any, name: str) -> None:  # Any: a coroutine of any result
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,6 +1,6 @@
-"""This node in the cluster: its connections, its beat, its journals, put together.
+"""This node in the cluster: its connections, heartbeat and journals.
 
-`start` makes first contact with Redis and says what is wrong with it; from then on Redis may come and go. Once a second
+`start` connects to Redis and raises if Redis is unusable. Later outages are tolerated. Once a second
 the node beats, drops connections that do not answer, and renews the expiry of its sessions' keys.
 """
 
@@ -25,7 +25,7 @@ from gateway.relay.telemetry import ClusterTelemetry
 
 EXPIRY_RENEWAL_SECONDS: Final = 300.0
 STALLED_SECONDS: Final = 1.0
-"""An append that is not answered for so long: what comes now would wait, so it is refused."""
+"""After an append was unanswered for so long, new requests are refused instead of waiting."""
 _RENEW_AT_ONCE: Final = 64
 _TICK_SECONDS: Final = 1.0
 
@@ -41,7 +41,7 @@ class ClusterNode:
         status: Callable[[], Status],
         epoch: Callable[[], str],
     ) -> None:
-        """`status` says how this node stands; `epoch` makes the epoch of a log that goes on here."""
+        """`status` returns this node's status; `epoch` creates the epoch of a log that continues here."""
         self.settings = settings
         self.id = f"n_{secrets.token_hex(8)}"
         self.keys = Keys(settings.prefix)
@@ -73,7 +73,7 @@ class ClusterNode:
         self._ticker = asyncio.create_task(self._tick_for_ever(), name="cluster-ticker")
 
     async def close(self) -> None:
-        """Leave the cluster. Harmless when repeated."""
+        """Leave the cluster. Safe to call twice."""
         await end((self._ticker, *self._tasks))
         self._ticker = None
         await self.beat.close()
@@ -83,13 +83,13 @@ class ClusterNode:
         await self.connections.close()
 
     async def leave(self) -> None:
-        """Take this node off the list, where it owns nothing any more."""
+        """Remove this node from the list if it owns nothing."""
         try:
             if not await self.directory.owned_by(self.id):
                 await self.beat.close()
                 await self.beat.forget(self.id)
         except (AwayError, DeniedError, ReplyError):
-            return  # The others will find it dead, and nothing to take over.
+            return  # The others will consider it dead and find nothing to take over.
 
     # --- journal.Writing ----------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class ClusterNode:
         return self.beat.nodes
 
     def forget(self, journal: RedisJournal) -> None:
-        """Append this journal no more: its session is gone from here."""
+        """Stop appending this journal: its session left this node."""
         self._journals.discard(journal)
         appender = self._appenders.get(journal.address)
         if appender is not None:
@@ -209,7 +209,7 @@ class ClusterNode:
                 if await self.directory.keep_snapshot(journal, entry, blob):
                     journal.appends.snapshot_kept(entry)
             except (AwayError, DeniedError, ReplyError):
-                return  # The next one comes when as much has been added again.
+                return  # The next attempt follows when as much has been added again.
 
     async def _tick_for_ever(self) -> None:
         while True:

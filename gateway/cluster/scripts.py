@@ -1,6 +1,6 @@
 """Scripts that Redis runs as one step. Each touches the keys of one session (journal, meta, snapshot) or one key.
 
-None is on the way of an event: appends are plain commands that the stream's growing ids fence. A script checks that the
+No script runs per event: appends are plain commands, fenced by the stream's growing ids. A script checks that the
 caller still owns the session before it changes or removes anything.
 """
 

@@ -1,4 +1,4 @@
-"""What the cluster room is told by the configuration, as frozen values. No I/O."""
+"""The cluster's settings, as frozen values. No I/O."""
 
 import re
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """The section `[cluster]`, and what of the others it needs. Times are seconds."""
+    """The section `[cluster]`, and the members of other sections that it needs. Times are in seconds."""
 
     target: Target
     prefix: str = "rg:"

@@ -1,10 +1,10 @@
-"""Taking over the sessions of a node that is gone.
+"""Taking over the sessions of a lost node.
 
 Each observer reads the lost node's list and takes the sessions for which it ranks first among the nodes that serve; the
 one that ranks next waits, and takes what is still unclaimed then. Claims are safe whoever makes them: the fence lets one
 through. A session is readable as soon as it is adopted; its call comes later, through the gate.
 
-Work goes in steps of a bounded size, so that the sessions that live here are not held up.
+Work is done in steps of a bounded size, so that this node's own sessions are not delayed.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gateway.cluster.wire import ReplyError
 from gateway.relay.telemetry import ClusterTelemetry
 
 RANK_SECONDS: Final = 3.0
-"""How long each node leaves a session to the one that ranks before it."""
+"""How long each node waits for the one that ranks before it."""
 AT_ONCE: Final = 16
 _WATCH_SECONDS: Final = 0.25
 
@@ -31,7 +31,7 @@ class UnreadableError(Exception):
 
 
 class Adopt(Protocol):
-    """Brings a claimed session to life."""
+    """Adopts a claimed session."""
 
     def __call__(self, stored: Stored) -> str:
         """Make the session readable here. Returns `taken`, or `closed` for one that had ended. Raises UnreadableError."""
@@ -49,7 +49,7 @@ class Takeover:
         on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`may_take` says whether this node takes sessions at the moment: one that drains does not. `on_lost` is called
-        with the URL of a node that does not live any more."""
+        with the URL of a lost node."""
         self._node = node
         self._telemetry = telemetry
         self._adopt = adopt
@@ -61,16 +61,16 @@ class Takeover:
         """Lost nodes of which nothing is left, until they are off the list."""
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self._task = asyncio.create_task(self._watch(), name="cluster-takeover")
 
     async def close(self) -> None:
-        """Stop watching; what was claimed stays claimed."""
+        """Stop watching; claimed sessions stay claimed."""
         await end((self._task, *self._working.values()))
         self._task = None
 
     def replace(self, lost: str) -> None:
-        """Begin to take over a node's sessions; harmless when repeated."""
+        """Begin to take over a node's sessions. Safe to call twice."""
         if lost not in self._working and lost != self._node.id:
             task = asyncio.create_task(self._replace(lost), name=f"cluster-replace-{lost}")
             self._working[lost] = task
@@ -110,7 +110,7 @@ class Takeover:
                 self.replace(lost)
 
     async def _replace(self, lost: str) -> None:
-        """Take what is this node's to take, rank by rank, until nothing is left."""
+        """Take this node's share of the sessions, rank by rank, until none is left."""
         node = self._node
         since = boottime() - (node.beat.age(lost) or 0.0)
         began = boottime()
@@ -132,7 +132,7 @@ class Takeover:
                 self._emptied.add(lost)
                 await node.beat.forget(lost)
         except (AwayError, DeniedError, ReplyError):
-            return  # The node is looked at again as long as it is on the list.
+            return  # The node is checked again as long as it is on the list.
 
     def _still(self, lost: str) -> bool:
         return lost in self._node.beat.dead() and self._may_take()
@@ -149,7 +149,7 @@ class Takeover:
         return {one: rank for one, rank in waiting.items() if one in left}
 
     async def _take_all(self, ids: list[str], lost: str, since: float) -> None:
-        """Take sessions, several at once, and give the loop to others after each step."""
+        """Take sessions, several at once, and yield to the loop after each step."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(session_id: str) -> str | None:

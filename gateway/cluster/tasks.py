@@ -1,4 +1,4 @@
-"""Ending tasks for good."""
+"""Ending tasks reliably."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from typing import Any, Final
 _AGAIN_SECONDS: Final = 1.0
 
 
-async def end(tasks: Iterable["asyncio.Task[Any] | None"]) -> None:  # Any: their results are of no interest
-    """Cancel tasks and wait until they are done. Again, where a library took the cancellation for its own time-out."""
+async def end(tasks: Iterable["asyncio.Task[Any] | None"]) -> None:  # Any: their results are not used
+    """Cancel tasks and wait until they are done. Repeat if a library mistook the cancellation for its own time-out."""
     left = {task for task in tasks if task is not None and not task.done()}
     while left:
         for task in left:

@@ -106,13 +106,13 @@ ELSEWHERE = {
 
 
 def changed(dotted: str, value: object) -> Config:
-    """Give the defaults with one setting changed."""
+    """Return the defaults with one setting changed."""
     section, _, name = dotted.partition(".")
     return load(environ={}, flags={section: {name: value}})
 
 
 def rooms(config: Config) -> tuple[object, ...]:
-    """Give all that the rooms are told."""
+    """Return all that the rooms are told."""
     return (
         relay_limits(config),
         upstream_config(config),
@@ -146,7 +146,7 @@ def held() -> tuple[int, int]:
 
 
 async def status(url: str, method: str = "GET", key: str | None = None) -> int:
-    """Give the status of an answer."""
+    """Return the status of an answer."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with aiohttp.ClientSession() as http, http.request(method, url, headers=headers) as answer:
         return answer.status

@@ -56,7 +56,7 @@ Start = Callable[..., Awaitable[Running]]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Give an environment without anybody's configuration, proxy or key."""
+    """Return an environment without anybody's configuration, proxy or key."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -68,7 +68,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Give a function that starts `gateway …`; whatever still runs at the end is killed."""
+    """Return a function that starts `gateway …`; whatever still runs at the end is killed."""
     running: list[tuple[Running, asyncio.Task[None]]] = []
 
     async def begin(

@@ -19,7 +19,7 @@ NOWHERE = "http://127.0.0.1:1/v1"
 
 
 def pointed_at(url: str, **upstream: object) -> Config:
-    """Give a configuration for an upstream."""
+    """Return a configuration for an upstream."""
     return load(environ={}, flags={"upstream": {"base_url": url, **upstream}})
 
 

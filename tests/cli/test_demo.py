@@ -14,7 +14,7 @@ from tests.cli.conftest import Start
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs."""
+    """Return whether a process runs."""
     return Path(f"/proc/{pid}").exists()
 
 

@@ -26,7 +26,7 @@ async def addresses(running: Running) -> tuple[str, str]:
 
 
 async def fetch(url: str, method: str = "GET") -> tuple[int, str]:
-    """Give an answer's status and text."""
+    """Return an answer's status and text."""
     async with aiohttp.ClientSession() as http, http.request(method, url) as answer:
         return answer.status, await answer.text()
 

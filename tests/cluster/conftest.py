@@ -18,14 +18,14 @@ def shared_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_server(shared_redis: RedisServer) -> RedisServer:
-    """Give the file's server, empty."""
+    """Return the file's server, empty."""
     shared_redis.cli("FLUSHALL")
     return shared_redis
 
 
 @pytest.fixture
 def start_redis() -> Iterator[Callable[..., RedisServer]]:
-    """Give what starts servers that the test may stop and kill."""
+    """Return what starts servers that the test may stop and kill."""
     with ExitStack() as stack:
 
         def start(*options: str) -> RedisServer:

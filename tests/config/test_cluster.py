@@ -61,7 +61,7 @@ def test_nodes_need_a_common_signing_key() -> None:
 
 
 def test_internal_listener_beyond_loopback_needs_protection() -> None:
-    """TLS, or the operator's word that nobody else is on that network."""
+    """TLS is required unless the operator declares the network as trusted."""
     address = {"host": "10.0.0.1", "url": "redis://a"}
     with pytest.raises(ConfigError, match="trust_network"):
         load_cluster(**address)

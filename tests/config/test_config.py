@@ -27,7 +27,7 @@ SECRETS = {
 
 @pytest.fixture
 def written(tmp_path: Path) -> Any:
-    """Give a function that writes a configuration file."""
+    """Return a function that writes a configuration file."""
 
     def write(text: str) -> Path:
         file = tmp_path / "gateway.toml"
@@ -45,7 +45,7 @@ def problems(file: Path | None = None, environ: Mapping[str, str] | None = None)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give a tree's leaves by dotted name; what stands in OpenAI's session object is one leaf."""
+    """Return a tree's leaves by dotted name; what stands in OpenAI's session object is one leaf."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and prefix + name != "upstream.session":
@@ -302,7 +302,7 @@ def test_wrong_value_of_a_secret_is_not_repeated() -> None:
 
 
 def examples(text: str) -> str:
-    """Give the reference with its examples switched on and the empty lists they replace switched off."""
+    """Return the reference with its examples switched on and the empty lists they replace switched off."""
     text = re.sub(r"^(keys|ice_servers) = \[\]$", "", text, flags=re.MULTILINE)
     return re.sub(r"^#(?=[\[a-z])", "", text, flags=re.MULTILINE)
 

@@ -15,7 +15,7 @@ DIGEST = hashlib.sha256(b"key").hexdigest()
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Give a file to write."""
+    """Return a file to write."""
     return tmp_path / "secret"
 
 

@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Give the gateway under test."""
+    """Return the gateway under test."""
     options = [request.config.getoption(name, None) for name in ("--url", "--key", "--other-key", "--origin")]
     url, key, other_key, origin = options
     if url:
@@ -127,7 +127,7 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
 
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """Give connections that add no header of their own liking."""
+    """Return connections that add no header of their own liking."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
@@ -139,13 +139,13 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def wire(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Give a caller with the key."""
+    """Return a caller with the key."""
     return Wire(deployment.url, deployment.key, http)
 
 
 @pytest_asyncio.fixture
 async def session(wire: Wire) -> AsyncIterator[Session]:
-    """Give an open session."""
+    """Return an open session."""
     async with wire.session() as opened:
         yield opened
 
@@ -160,7 +160,7 @@ def stranger(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
 
 @pytest.fixture
 def other(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Give another caller."""
+    """Return another caller."""
     if deployment.other_key is None:
         pytest.skip("another caller's key is needed: --other-key")
     return Wire(deployment.url, deployment.other_key, http)
@@ -168,7 +168,7 @@ def other(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
 
 @pytest.fixture
 def origin(deployment: Deployment) -> str:
-    """Give an origin that the deployment lists."""
+    """Return an origin that the deployment lists."""
     if deployment.origin is None:
         pytest.skip("an origin of access.cors_origins is needed: --origin")
     return deployment.origin

@@ -16,7 +16,7 @@ ASKED_HEADERS = {
 
 
 def words(value: str) -> set[str]:
-    """Give the words of a header that is a list."""
+    """Return the words of a header that is a list."""
     return {word.strip() for word in value.split(",") if word.strip()}
 
 
@@ -176,7 +176,7 @@ async def test_every_answer_to_a_listed_origin_can_be_read(
 
 @pytest.fixture
 def page(session: Session) -> Session:
-    """Give the session as a page has it that was handed the client secret only."""
+    """Return the session as a page has it that was handed the client secret only."""
     return Session(session.wire.with_key(session.secret), session.answer)
 
 
@@ -287,7 +287,7 @@ async def test_a_ticket_reads_in_every_form(session: Session) -> None:
 
 
 def session_ticket(session: Session) -> str:
-    """Give the ticket that came with the create."""
+    """Return the ticket that came with the create."""
     return str(session.created["stream_url"]).partition("ticket=")[2]
 
 

@@ -13,7 +13,7 @@ CLEAR: Json = {"type": "input_audio_buffer.clear"}
 
 
 def deep(levels: int) -> str:
-    """Give an event whose nesting has so many levels, the object itself included."""
+    """Return an event whose nesting has so many levels, the object itself included."""
     return '{"type":"x","a":' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
 
 

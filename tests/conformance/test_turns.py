@@ -21,7 +21,7 @@ async def turn(session: Session, body: Any, accept: str | None = JSON, **headers
 
 
 def said(answer: Answer) -> str:
-    """Give the text of a JSON answer's response, which must be a whole one."""
+    """Return the text of a JSON answer's response, which must be a whole one."""
     assert answer.status == 200, answer.body
     assert answer.json["status"] == "completed", answer.json
     text: str = answer.json["output_text"]
@@ -51,12 +51,12 @@ async def test_a_json_object_is_a_turn(session: Session, media_type: str | None)
 
 
 def is_question(event: Json) -> bool:
-    """Tell whether an event shows a user's message in the conversation."""
+    """Return whether an event shows a user's message in the conversation."""
     return event["type"] == "conversation.item.added" and bool(event["item"].get("role") == "user")
 
 
 def text_of(event: Json) -> str:
-    """Give the text of a user's message."""
+    """Return the text of a user's message."""
     text: str = event["item"]["content"][0]["text"]
     return text
 

@@ -131,11 +131,11 @@ class Stream:
         self._answer = answer
 
     async def block(self) -> Block:
-        """Give the next block, comments and `retry` included."""
+        """Return the next block, comments and `retry` included."""
         return await anext(self._blocks)
 
     async def next(self) -> Block:
-        """Give the next block that has data."""
+        """Return the next block that has data."""
         while True:
             block = await self.block()
             if block.data is not None:
@@ -179,7 +179,7 @@ class Wire:
         self.http = http
 
     def with_key(self, key: str | None) -> "Wire":
-        """Give the same wire for another credential."""
+        """Return the same wire for another credential."""
         return Wire(self.url, key, self.http)
 
     def _headers(self, given: dict[str, str] | None) -> dict[str, str]:
@@ -260,7 +260,7 @@ class Session:
         self.secret: str = self.created["client_secret"]["value"]
 
     async def look(self) -> Json:
-        """Give the session object as it is now."""
+        """Return the session object as it is now."""
         answer = await self.wire.call("GET", self.path)
         assert answer.status == 200, answer.body
         found: Json = answer.json
@@ -313,7 +313,7 @@ def _texts(query: dict[str, Any] | None) -> dict[str, str]:
 
 
 def item(text: str, id: str | None = None) -> Json:
-    """Give the client event that adds a user's message."""
+    """Return the client event that adds a user's message."""
     content = [{"type": "input_text", "text": text}]
     own: Json = {"type": "message", "role": "user", "content": content} | ({"id": id} if id else {})
     return {"type": "conversation.item.create", "item": own}

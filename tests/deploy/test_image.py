@@ -42,7 +42,7 @@ class Step:
 
 
 def steps() -> list[list[Step]]:
-    """Give the instructions of each stage."""
+    """Return the instructions of each stage."""
     lines = re.sub(r"\\\n", " ", DOCKERFILE.read_text()).splitlines()
     stages: list[list[Step]] = []
     for line in lines:
@@ -57,7 +57,7 @@ def steps() -> list[list[Step]]:
 
 
 def last(stage: list[Step], word: str) -> str:
-    """Give what follows the last instruction of its kind."""
+    """Return what follows the last instruction of its kind."""
     return [step.rest for step in stage if step.word == word][-1]
 
 
@@ -111,17 +111,17 @@ class Image:
                 shutil.copy(ROOT / source, place)
 
     def moved(self, command: str) -> str:
-        """Give a command with the image's folders where they are here."""
+        """Return a command with the image's folders where they are here."""
         return command.replace("/opt/gateway", str(self.top / "opt/gateway"))
 
     def command(self, word: str) -> list[str]:
-        """Give a command in its list form, with the image's folders where they are here."""
+        """Return a command in its list form, with the image's folders where they are here."""
         listed = last(self.final, word)
         found: list[str] = json.loads(self.moved(listed[listed.index("[") :]))
         return found
 
     def environ(self) -> dict[str, str]:
-        """Give the environment that the image sets; its configuration is moved, too."""
+        """Return the environment that the image sets; its configuration is moved, too."""
         pairs = (step.rest.split("=", 1) for step in self.final if step.word == "ENV")
         given = {name: self.moved(value) for name, value in pairs}
         given["GATEWAY_CONFIG"] = f"{self.top}{given['GATEWAY_CONFIG']}"
@@ -139,7 +139,7 @@ def image() -> Iterator[Image]:
 
 
 def unprivileged(part_path: Callable[[str], str], command: list[str]) -> list[str]:
-    """Give the command as nobody without capabilities, with the whole root read-only to it."""
+    """Return the command as nobody without capabilities, with the whole root read-only to it."""
     drop = [
         *(part_path("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
         *("--bounding-set=-all", "--no-new-privs", "--", *command),
@@ -215,7 +215,7 @@ async def ended(command: list[str], environ: dict[str, str]) -> int:
 
 
 def identity(pid: int) -> dict[str, str]:
-    """Give what the kernel says of a process's rights."""
+    """Return what the kernel says of a process's rights."""
     status = Path(f"/proc/{pid}/status").read_text()
     return dict(re.findall(r"^(Uid|Gid|CapEff|CapBnd|NoNewPrivs):\s+(\S+)", status, re.MULTILINE))
 

@@ -170,7 +170,7 @@ def test_the_script_installs_a_gateway_that_serves(debian: Debian) -> None:
 
 
 def test_the_script_keeps_what_is_there(debian: Debian) -> None:
-    """Run again it upgrades: no secret, key or setting is made anew."""
+    """Run again it upgrades: no secret, key or setting is made again."""
     (debian.top / ETC / "gateway.toml").write_text("[log]\nformat = 'json'\n")
     names = ("openai-api-key", "signing-keys", "admin-token", "keys.toml", "gateway.toml")
     before = {name: (debian.top / ETC / name).read_text() for name in names}

@@ -70,7 +70,7 @@ class Asked:
             return body["data"]
 
     async def shows(self, expression: str) -> bool:
-        """Tell whether a query gives at least one number."""
+        """Return whether a query gives at least one number."""
         found = (await self.get("query", query=expression))["result"]
         return any(not math.isnan(float(sample["value"][1])) for sample in found)
 

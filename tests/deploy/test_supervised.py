@@ -24,7 +24,7 @@ EXPOSURE = 2.0
 
 
 def settings(name: str) -> list[str]:
-    """Give the unit's values of a setting."""
+    """Return the unit's values of a setting."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 

@@ -90,7 +90,7 @@ class Facts:
         return lambda *values: self.told.append((verb, values))
 
     def of(self, verb: str) -> list[tuple[Any, ...]]:
-        """Give the facts of one kind, in order."""
+        """Return the facts of one kind, in order."""
         return [values for told, values in self.told if told == verb]
 
 

@@ -20,7 +20,7 @@ DELTA = "response.output_text.delta"
 
 
 def event(type: str = DELTA, **members: object) -> str:
-    """Give a server event's text, in a spelling that no encoder would choose, so that a copy is told from the bytes."""
+    """Return a server event's text, in a spelling that no encoder would choose, so that a copy is told from the bytes."""
     return json.dumps({"type": type, **members}, separators=(" ,", ":  "))
 
 
@@ -55,7 +55,7 @@ class Session:
         self.say(*(event(delta=str(number)) for number in numbers))
 
     def id_after(self, events: int) -> str:
-        """Give the id of the log's event of this number. `session.created` is the first."""
+        """Return the id of the log's event of this number. `session.created` is the first."""
         return f"{self.handle.reader.head.epoch}-{events}"
 
     def read(self, **query: Any) -> Any:
@@ -78,7 +78,7 @@ class Reading:
     raw: bytearray = field(default_factory=bytearray)
 
     async def next(self) -> Block:
-        """Give the next event; fail if none comes."""
+        """Return the next event; fail if none comes."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await anext(self.blocks)
 
@@ -86,7 +86,7 @@ class Reading:
         return [await self.next() for _ in range(count)]
 
     async def value(self) -> Json:
-        """Give what the next event says."""
+        """Return what the next event says."""
         return said(await self.next())
 
     async def rest(self) -> list[Block]:
@@ -122,14 +122,14 @@ async def _blocks(answer: aiohttp.ClientResponse, raw: bytearray) -> AsyncGenera
 
 
 def said(block: Block) -> Json:
-    """Give an event's JSON."""
+    """Return an event's JSON."""
     assert block.data is not None
     value: Json = json.loads(block.data)
     return value
 
 
 def deltas(blocks: list[Block]) -> list[int]:
-    """Give the numbers a far end counted, as far as they are among these."""
+    """Return the numbers a far end counted, as far as they are among these."""
     return [int(said(block)["delta"]) for block in blocks if said(block)["type"] == DELTA]
 
 

@@ -32,7 +32,7 @@ def rows(*header: str) -> Iterator[list[str]]:
 
 
 def words(cell: str) -> set[str]:
-    """Give what stands in code spans."""
+    """Return what stands in code spans."""
     return set(re.findall(r"`([^`]+)`", cell))
 
 

@@ -35,7 +35,7 @@ async def test_one_event_is_accepted_and_counted(house: House) -> None:
 
 
 async def test_events_are_sent_as_the_bytes_that_came(house: House) -> None:
-    """Nothing is added, dropped, reordered or encoded anew: odd spacing, numbers and escapes arrive as they were."""
+    """Nothing is added, dropped, reordered or encoded again: odd spacing, numbers and escapes arrive as they were."""
     path = await events_path(house)
     odd = [
         '{ "type" :"a", "n": 1.0e+05, "s":"\\u00e9é\U0001f600" }',

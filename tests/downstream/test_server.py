@@ -21,7 +21,7 @@ BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """Give what comes until the connection is closed or cut."""
+    """Return what comes until the connection is closed or cut."""
     read = bytearray()
     try:
         while chunk := await reader.read(65536):
@@ -287,7 +287,7 @@ async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:
 async def test_client_that_leaves_in_its_body_is_no_failure(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is nobody to answer and nothing to report but that it left."""
+    """Nothing is sent; only the client's disconnect is reported."""
     session = await house.open()
     port = int(house.url.rpartition(":")[2])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -350,7 +350,7 @@ async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -
 
 
 def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Give the contexts of a server on 127.0.0.1 and of a client that trusts it."""
+    """Return the contexts of a server on 127.0.0.1 and of a client that trusts it."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     write_certificate(certificate, key)
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

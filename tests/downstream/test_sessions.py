@@ -159,7 +159,7 @@ async def test_create_attaches_to_a_call(house: House) -> None:
 async def test_close_hangs_up_as_asked(
     house: House, method: str, path: str, attach: bool, query: str, hangs_up: bool
 ) -> None:
-    """A call of the session's own always ends with it, somebody else's where `hang_up` says so."""
+    """The session's own call always ends with it; an attached call ends if `hang_up` says so."""
     session = await house.open({"call_id": "rtc_theirs"} if attach else {})
     answer = await house.call(method, f"/v1/sessions/{session['id']}{path}{query}")
     async with asyncio.timeout(5):
@@ -219,7 +219,7 @@ async def test_create_tells_why_upstream_refused(house: House) -> None:
 
 
 async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> None:
-    """A client that goes away while its session opens cannot leave one that nobody knows."""
+    """If the client disconnects while its session opens, no session is left behind."""
     dialled, go = asyncio.Event(), asyncio.Event()
 
     async def gate() -> None:
@@ -297,7 +297,7 @@ async def test_create_that_failed_may_be_tried_again_with_its_key(house: House) 
 
 
 async def test_create_key_is_forgotten_with_its_session(build: Build) -> None:
-    """A repeat after the session is gone opens a new one: an answer about nothing helps nobody."""
+    """A repeat after the session is gone opens a new one."""
     house = await build(relay=RelayLimits(log_retention_seconds=0))
     headers = {"Idempotency-Key": "abc"}
     first = await house.open(headers=headers)
@@ -430,7 +430,7 @@ async def test_stored_answers_are_charged_to_the_memory_budget(house: House) -> 
 
 
 async def test_unknown_session_is_404(house: House) -> None:
-    """Every call on an id that is nobody's says the same."""
+    """Every request for an unknown ID gets the same answer."""
     for method, tail in (
         ("GET", ""),
         ("DELETE", ""),

@@ -45,7 +45,7 @@ def shared_far_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]
 
 @pytest_asyncio.fixture
 async def far_end(shared_far_end: FarEnd) -> AsyncIterator[FarEnd]:
-    """Give the shared emulator, without faults before and after."""
+    """Return the shared emulator, without faults before and after."""
     yield shared_far_end
     await shared_far_end.well()
 

@@ -24,7 +24,7 @@ class Curl:
             return await self._process.stdout.read(CHUNK)
 
     async def rest(self) -> bytes:
-        """Give all its output from here to its end."""
+        """Return all its output from here to its end."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self._process.stdout.read()

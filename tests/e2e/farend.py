@@ -22,7 +22,7 @@ class FarEnd:
         self.base_url = self.program.said(r"emulator listening on (\S+)\n")
 
     async def about(self) -> Json:
-        """Give `calls` (running now), `opened` and `cpu_seconds`."""
+        """Return `calls` (running now), `opened` and `cpu_seconds`."""
         return await self._ask("GET", "")
 
     async def faults(self, **faults: Any) -> None:
@@ -38,7 +38,7 @@ class FarEnd:
         return await self._ask("GET", f"/calls/{call_id}")
 
     async def received(self, call_id: str) -> list[Any]:
-        """Give the frames a call's client has sent, verbatim."""
+        """Return the frames a call's client has sent, verbatim."""
         data: list[Any] = (await self._ask("GET", f"/calls/{call_id}/received"))["data"]
         return data
 

@@ -37,7 +37,7 @@ class Emulate(Protocol):
 
 
 def configured(base_url: str, **sections: Json) -> Config:
-    """Give a configuration for tests: free ports, quiet, and whatever else is named."""
+    """Return a configuration for tests: free ports, quiet, and whatever else is named."""
     given: Json = {
         "server": {"port": 0},
         "admin": {"port": 0},
@@ -53,13 +53,13 @@ def configured(base_url: str, **sections: Json) -> Config:
 
 
 def number(event_id: str | None) -> int:
-    """Give the sequence number of an id. Ids are opaque to clients; a test that counts may look inside."""
+    """Return the sequence number of an id. Ids are opaque to clients; a test that counts may look inside."""
     assert event_id is not None
     return int(event_id.rsplit("-", 1)[1])
 
 
 def say(text: str) -> list[Json]:
-    """Give the two client events of a text turn."""
+    """Return the two client events of a text turn."""
     content = [{"type": "input_text", "text": text}]
     item = {"type": "message", "role": "user", "content": content}
     return [{"type": "conversation.item.create", "item": item}, {"type": "response.create"}]
@@ -211,7 +211,7 @@ class Holdings:
 
 
 async def settled() -> Holdings:
-    """Give what the process holds once it has stopped letting go of what came before."""
+    """Return what the process holds once it has stopped letting go of what came before."""
     held = Holdings.now()
     for _ in range(100):
         await asyncio.sleep(0.02)

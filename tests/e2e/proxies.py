@@ -62,14 +62,14 @@ backend gateway
 
 
 def free_port() -> int:
-    """Give a port that was free a moment ago; these servers cannot be asked which one they took."""
+    """Return a port that was free a moment ago; these servers cannot be asked which one they took."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def placed(text: str, port: int, gateway: str) -> str:
-    """Give a configuration with this test's addresses in the place of the example's."""
+    """Return a configuration with this test's addresses in the place of the example's."""
     address = gateway.removeprefix("http://")
     text = text.replace("127.0.0.1:8080", address)
     return re.sub(

@@ -20,7 +20,7 @@ class RawAnswer:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Give a header that may be sent once only."""
+        """Return a header that may be sent once only."""
         found = [value for known, value in self.headers if known == name]
         assert len(found) <= 1, (name, found)
         return found[0] if found else None
@@ -39,7 +39,7 @@ class RawAnswer:
 
 
 def authority(url: str) -> str:
-    """Give what belongs into the Host header."""
+    """Return what belongs into the Host header."""
     return urlsplit(url).netloc
 
 

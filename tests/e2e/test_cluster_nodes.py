@@ -31,7 +31,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def nodes(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> Iterator[Nodes]:
-    """Give what starts nodes on that Redis."""
+    """Return what starts nodes on that Redis."""
     made = Nodes(tmp_path, far_end, redis_server.url)
     yield made
     made.close()

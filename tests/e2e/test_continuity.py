@@ -22,7 +22,7 @@ async def tell(caller: Caller, session: Json, text: str) -> tuple[str, str]:
 
 
 async def call_of(caller: Caller, session: Json) -> str:
-    """Give the session's present call."""
+    """Return the session's present call."""
     _, said = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return str(said["call_id"])
 

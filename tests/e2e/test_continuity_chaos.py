@@ -86,7 +86,7 @@ class Trial:
         return reads[-1].value
 
     async def log(self) -> list[Read]:
-        """Give all that was ever logged."""
+        """Return all that was ever logged."""
         head = number(await self.head())
         return await self.caller.take(self.session_id, head)
 

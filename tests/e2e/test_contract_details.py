@@ -19,7 +19,7 @@ LARGE = "x" * 200_000
 
 
 def server_event(kind: str, **members: Any) -> str:
-    """Give a server event as the service would write it."""
+    """Return a server event as the service would write it."""
     return json.dumps({"type": kind, **members})
 
 
@@ -94,7 +94,7 @@ async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: F
 
 
 async def head_is(caller: Caller, session: Json, count: int) -> bool:
-    """Tell whether so many events have come."""
+    """Return whether so many events have come."""
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return int(now["head"].rsplit("-", 1)[1]) >= count
 
@@ -222,13 +222,13 @@ async def test_a_drain_tells_refuses_and_ends(serve: Serve, far_end: FarEnd) -> 
 
 
 async def receivers(caller: Caller, session: Json) -> bool:
-    """Tell whether somebody reads the session."""
+    """Return whether somebody reads the session."""
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return bool(now["receivers"])
 
 
 async def not_ready(caller: Caller) -> bool:
-    """Tell whether a balancer would look elsewhere."""
+    """Return whether a balancer would look elsewhere."""
     answer, _ = await caller.ask("GET", "/readyz")
     return answer.status == 503
 
@@ -303,12 +303,12 @@ async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_e
 
 
 async def slow_readers(gateway: Gateway) -> bool:
-    """Tell whether a stream was ended for slowness."""
+    """Return whether a stream was ended for slowness."""
     async with caller_of(gateway, admin=True) as operator:
         _, metrics = await operator.ask("GET", "/metrics")
     return b'streams_closed_total{format="sse",reason="slow"} 1.0' in metrics
 
 
 def caller_of(gateway: Gateway, admin: bool = False) -> Caller:
-    """Give a client of a gateway, or of its operator's side; a context manager."""
+    """Return a client of a gateway, or of its operator's side; a context manager."""
     return Caller(gateway.admin_url if admin else gateway.url)

@@ -21,7 +21,7 @@ LONG_QUESTION = "Write 30 words about rivers"
 
 
 def value(block: Block) -> Json:
-    """Give what a block says."""
+    """Return what a block says."""
     assert block.data is not None
     said: Json = json.loads(block.data)
     return said

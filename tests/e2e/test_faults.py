@@ -141,7 +141,7 @@ def told(answer: aiohttp.ClientResponse, body: Json) -> str:
 
 
 async def log(row: Row, caller: Caller, session: Json) -> str:
-    """Give the gateway's own events of a session in the table's words, waiting for the last that is expected."""
+    """Return the gateway's own events of a session in the table's words, waiting for the last that is expected."""
     if row.log:
         last = row.log.split(", ")[-1].split()[0]
         events = [

@@ -115,7 +115,7 @@ async def read_until(caller: Caller, session: Json, wanted: Callable[[Json], boo
 
 
 async def alive(caller: Caller, session: Json) -> Json:
-    """Give the session object."""
+    """Return the session object."""
     answer, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     assert answer.status == 200
     found: Json = now
@@ -152,7 +152,7 @@ def base64_of(body: bytes) -> dict[str, str]:
 
 
 def relayed(frame: str | bytes) -> Any:
-    """Give the object that a frame is, if it is one that JSON has a form for: what `json` alone takes is none."""
+    """Return the object that a frame is, if it is one that JSON has a form for: what `json` alone takes is none."""
     try:
         text = frame.decode() if isinstance(frame, bytes) else frame
         value = json.loads(text, parse_constant=_refuse)

@@ -48,7 +48,7 @@ LAST = '{"type":"last"}'
 
 
 async def record(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
-    """Give a stream as a gateway writes it, and the data its events must have by the contract."""
+    """Return a stream as a gateway writes it, and the data its events must have by the contract."""
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -68,7 +68,7 @@ def as_data(text: str) -> str:
 
 
 def written(stream: bytes, line_end: bytes, mark: bytes) -> bytes:
-    """Give a stream with other line ends and a byte order mark: the format allows both (WHATWG HTML 9.2.5).
+    """Return a stream with other line ends and a byte order mark: the format allows both (WHATWG HTML 9.2.5).
 
     A comment follows: a CR that is the very last byte may be half of a CRLF, and some wait for what comes after it.
     """

@@ -29,7 +29,7 @@ IDLE_SECONDS = 33.0
 
 
 def shown(file: str) -> str:
-    """Give a configuration that people are told to use."""
+    """Return a configuration that people are told to use."""
     return (proxies.PROXIES / file).read_text()
 
 
@@ -81,7 +81,7 @@ class Piece:
 
 
 def timeless() -> aiohttp.ClientTimeout:
-    """Give the time-out of a stream: none; each wait has its own."""
+    """Return the time-out of a stream: none; each wait has its own."""
     return aiohttp.ClientTimeout(total=None)
 
 

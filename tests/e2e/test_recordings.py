@@ -28,7 +28,7 @@ def received(recording: Path) -> list[str]:
 
 
 def sent(recording: Path) -> list[Json]:
-    """Give the events the client sent."""
+    """Return the events the client sent."""
     entries = [json.loads(line) for line in recording.read_text("utf-8").splitlines()]
     return [entry["event"] for entry in entries if entry["direction"] == "sent"]
 

@@ -78,7 +78,7 @@ async def burst(far_end: FarEnd, session: Json, numbers: range) -> float:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """Give a percentile of many values."""
+    """Return a percentile of many values."""
     return statistics.quantiles(values, n=100)[percent - 1]
 
 
@@ -211,7 +211,7 @@ async def wait_for(caller: Caller, session: Json, last: int) -> Json:
 
 
 async def log_bytes(gateway: Gateway, session: Json) -> int:
-    """Give the size of a session's log, as the operator sees it."""
+    """Return the size of a session's log, as the operator sees it."""
     async with Caller(gateway.admin_url) as operator:
         _, about = await operator.ask("GET", f"/sessions/{session['id']}")
     size: int = about["diagnostics"]["log_bytes"]

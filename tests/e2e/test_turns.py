@@ -19,12 +19,12 @@ EVENTS = {"Accept": "text/event-stream"}
 
 
 async def types_received(far_end: FarEnd, call_id: str) -> list[str]:
-    """Give the types of what a call's client has sent."""
+    """Return the types of what a call's client has sent."""
     return [json.loads(frame)["type"] for frame in await far_end.received(call_id)]
 
 
 async def cancelled(far_end: FarEnd, call_id: str) -> bool:
-    """Tell whether a call's client has cancelled a response."""
+    """Return whether a call's client has cancelled a response."""
     return "response.cancel" in await types_received(far_end, call_id)
 
 
@@ -128,13 +128,13 @@ async def left_after_some(caller: Caller, path: str) -> None:
 
 
 async def newest_call(far_end: FarEnd) -> str:
-    """Give the id of the call that was opened last."""
+    """Return the id of the call that was opened last."""
     calls = (await far_end._ask("GET", "/calls"))["data"]
     return str(calls[-1]["id"])
 
 
 async def ended(far_end: FarEnd, call_id: str) -> bool:
-    """Tell whether a call is over at the far end."""
+    """Return whether a call is over at the far end."""
     return (await far_end.call(call_id))["end_reason"] is not None
 
 

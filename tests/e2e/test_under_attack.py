@@ -27,7 +27,7 @@ QUESTION = "Write 20 words about rivers"
 
 
 def key(name: str, word: str, **limits: float) -> Json:
-    """Give the configuration of a key."""
+    """Return the configuration of a key."""
     return {"name": name, "sha256": hashlib.sha256(word.encode()).hexdigest(), **limits}
 
 
@@ -182,11 +182,11 @@ async def held_up() -> AsyncIterator[None]:
 
 
 async def refused(caller: Caller) -> bool:
-    """Tell whether no session is to be had for now."""
+    """Return whether no session is to be had for now."""
     answer, said = await caller.ask("POST", "/v1/sessions")
     return answer.status == 503 and said["code"] == "capacity" and int(answer.headers["Retry-After"]) > 0
 
 
 async def taken(caller: Caller) -> bool:
-    """Tell whether a session is to be had."""
+    """Return whether a session is to be had."""
     return (await caller.ask("POST", "/v1/sessions"))[0].status == 201

@@ -37,7 +37,7 @@ DYING = {"tokens_per_second": 100, "fail_after_deltas": 5}
 async def nothing_left(
     gateway: Gateway, seconds: float = 5, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[Caller]:
-    """Give a client; at the end the process must hold no more than before, and the gateway's own count agree.
+    """Return a client; at the end the process must hold no more than before, and the gateway's own count agree.
 
     A first session, before anything goes wrong, makes what all sessions share, such as connections to the service.
     """
@@ -54,7 +54,7 @@ async def nothing_left(
 
 @asynccontextmanager
 async def client(gateway: Gateway) -> AsyncIterator[Caller]:
-    """Give a client and close it."""
+    """Return a client and close it."""
     caller = Caller(gateway.url)
     try:
         yield caller
@@ -132,7 +132,7 @@ async def test_an_opening_that_fails_is_told_and_leaves_nothing(
 
 
 async def no_calls(far_end: FarEnd) -> bool:
-    """Tell whether the far end holds no call."""
+    """Return whether the far end holds no call."""
     return bool((await far_end.about())["calls"] == 0)
 
 
@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serv
 
 
 async def none_open(gateway: Gateway) -> bool:
-    """Tell whether the gateway holds no peer connection."""
+    """Return whether the gateway holds no peer connection."""
     return await peer_connections(gateway) == 0
 
 

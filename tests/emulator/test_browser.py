@@ -177,13 +177,13 @@ class Browser:
 
 @pytest_asyncio.fixture
 async def browser(part_path: Callable[[str], str]) -> Browser:
-    """Give a browser that was not started yet."""
+    """Return a browser that was not started yet."""
     return Browser(part_path("chromium"))
 
 
 @pytest_asyncio.fixture
 async def caller(emulate: Callable[..., Any]) -> AsyncIterator[Caller]:
-    """Give the HTTP side of a client, to make a key with."""
+    """Return the HTTP side of a client, to make a key with."""
     one = Caller((await emulate()).base_url)
     yield one
     await one.close()

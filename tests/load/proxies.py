@@ -144,7 +144,7 @@ async def measure(far_end: FarEnd, home: Path, rounds: int) -> dict[str, dict[st
 
 
 def cell(delays: Delays, rounds: int) -> str:
-    """Give the worst delay of events alone, and of the last ones of bursts."""
+    """Return the worst delay of events alone, and of the last ones of bursts."""
     return " · ".join(_worst(delays, range(first, rounds, 2)) for first in (0, 1))
 
 
@@ -160,7 +160,7 @@ def _seconds(seconds: float) -> str:
 
 
 def show(table: dict[str, dict[str, Delays]], rounds: int) -> str:
-    """Give the table as Markdown."""
+    """Return the table as Markdown."""
     lines = [f"| in between | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
     for name, ways in table.items():
         lines.append(f"| {name} | {' | '.join(cell(ways[way], rounds) for way in WAYS)} |")

@@ -66,7 +66,7 @@ async def send(http: aiohttp.ClientSession, url: str, session: dict[str, Any], e
 
 
 async def lag(http: aiohttp.ClientSession, admin_url: str, name: str = "event_loop_lag") -> Histogram:
-    """Give one of the gateway's histograms of pauses: upper bounds in seconds to cumulative counts."""
+    """Return one of the gateway's histograms of pauses: upper bounds in seconds to cumulative counts."""
     async with http.get(f"{admin_url}/metrics") as answer:
         body = await answer.text()
     return {
@@ -78,7 +78,7 @@ async def lag(http: aiohttp.ClientSession, admin_url: str, name: str = "event_lo
 
 
 def quantile(share: float, before: Histogram, after: Histogram) -> tuple[float, int]:
-    """Give the upper bound of the bucket that a quantile falls into, and the number of observations."""
+    """Return the upper bound of the bucket that a quantile falls into, and the number of observations."""
     grown = {bound: after[bound] - before[bound] for bound in sorted(after)}
     count = grown[float("inf")]
     return next(bound for bound, below in grown.items() if below >= share * count), int(count)

@@ -18,7 +18,7 @@ Build = Callable[..., House]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Give the tests of this folder a loop on which waiting takes no time."""
+    """Return the tests of this folder a loop on which waiting takes no time."""
     return {"virtual": VirtualLoop}
 
 

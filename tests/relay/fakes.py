@@ -57,7 +57,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_clock() -> Clock:
-    """Give the running loop's time, and dice that only count."""
+    """Return the running loop's time, and dice that only count."""
     loop, numbers = asyncio.get_running_loop(), itertools.count(1)
 
     def token(length: int) -> str:
@@ -92,7 +92,7 @@ class Notebook:
         return note
 
     def told(self, name: str) -> list[tuple[Any, ...]]:
-        """Give what was told under a name, oldest first."""
+        """Return what was told under a name, oldest first."""
         getattr(Telemetry, name)
         return [args for told, args in self.facts if told == name]
 
@@ -254,7 +254,7 @@ def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
 
 
 def client_event(type: str, **members: Any) -> ClientEvent:
-    """Give an event as the envelope would read it."""
+    """Return an event as the envelope would read it."""
     value = {"type": type, **members}
     return ClientEvent(json.dumps(value), type, members.get("event_id"), value)
 
@@ -270,7 +270,7 @@ def logged(reader: Reader) -> list[dict[str, Any]]:
 
 
 def types_of(handle: Handle) -> list[str]:
-    """Give the types of every event in a session's log."""
+    """Return the types of every event in a session's log."""
     return [event["type"] for event in logged(handle.reader)]
 
 

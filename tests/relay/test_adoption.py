@@ -80,7 +80,7 @@ def told(session: Session, name: str) -> list[dict[str, Any]]:
 
 
 async def test_a_session_of_a_lost_node_goes_on() -> None:
-    """Readable at once under its ID and its cursors; the call is made anew, and clients are told."""
+    """Readable at once under its ID and its cursors; the call is made again, and clients are told."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.submit([client_event("conversation.item.create", item=item("a"))])

@@ -69,7 +69,7 @@ def texts(draw: st.DrawFn, separators: bool = True) -> str:
 
 
 def refused(body: bytes, *, lines: bool = False, max_events: int = 100, strict: bool = False) -> CallerError:
-    """Give what a body is refused with."""
+    """Return what a body is refused with."""
     parse = parse_ndjson if lines else parse_json
     with pytest.raises(CallerError) as caught:
         parse(body, max_events=max_events, strict_members=strict)
@@ -270,7 +270,7 @@ def test_the_place_is_said_in_words_too() -> None:
 
 
 def nested(levels: int) -> bytes:
-    """Give an event of so many levels."""
+    """Return an event of so many levels."""
     return b'{"type":"x","a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
 

@@ -27,7 +27,7 @@ def make(max_events: int = 100, max_bytes: int = 10_000, framing: Framing = bare
 
 
 def at(sequence: int) -> EventId:
-    """Give a place in the log."""
+    """Return a place in the log."""
     return EventId("k3f9", sequence)
 
 

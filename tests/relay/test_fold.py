@@ -19,7 +19,7 @@ from tests.relay.fakes import client_event
 
 
 def message(item_id: str, text: str = "Hello", role: str = "user", **members: Any) -> dict[str, Any]:
-    """Give a message as the service echoes it."""
+    """Return a message as the service echoes it."""
     kind = "output_text" if role == "assistant" else "input_text"
     content = [{"type": kind, "text": text}]
     return {

@@ -17,7 +17,7 @@ OTHER = Principal("other")
 
 
 async def refused(house: House, **members: Any) -> GatewayError:
-    """Give what an opening is refused with; nothing of it may be left."""
+    """Return what an opening is refused with; nothing of it may be left."""
     before = len(house.hub.all_sessions())
     with pytest.raises(GatewayError) as caught:
         await house.open(**members)

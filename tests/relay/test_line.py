@@ -20,7 +20,7 @@ HELLO = TurnRequest([{"type": "message", "role": "user"}])
 
 
 def item(item_id: str, text: str = "Hello") -> dict[str, Any]:
-    """Give a user's message."""
+    """Return a user's message."""
     return {
         "id": item_id,
         "type": "message",
@@ -67,7 +67,7 @@ async def say(session: Session, *ids: str) -> None:
 
 
 def gateway_events(session: Session) -> list[dict[str, Any]]:
-    """Give the gateway's own events in a log."""
+    """Return the gateway's own events in a log."""
     return [event for event in logged(session.reader) if event["type"].startswith("gateway.")]
 
 

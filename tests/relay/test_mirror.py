@@ -102,7 +102,7 @@ def replayed(seed: Seed, refusing: Sequence[str] = ()) -> tuple[Seeding, Talk]:
 
 
 def conversation(fresh: Talk) -> list[Json]:
-    """Give what a session holds."""
+    """Return what a session holds."""
     return [plain(item) for item in fresh.realtime.conversation]
 
 

@@ -21,7 +21,7 @@ HELLO = TurnRequest(
 
 
 async def refused(session: Session, *events: Any) -> GatewayError:
-    """Give what a batch is refused with; nothing of it may be sent or counted."""
+    """Return what a batch is refused with; nothing of it may be sent or counted."""
     before = session.diagnostics()["accepted"]
     with pytest.raises(GatewayError) as caught:
         await session.submit(events or [client_event("x")])
@@ -30,7 +30,7 @@ async def refused(session: Session, *events: Any) -> GatewayError:
 
 
 def turn_entries(session: Session, turn: Turn) -> list[str]:
-    """Give the types of a turn's events, as its reader finds them."""
+    """Return the types of a turn's events, as its reader finds them."""
     assert turn.after is not None
     assert turn.last is not None
     page = session.reader.read(turn.after, 1000, 1 << 30)

@@ -19,13 +19,13 @@ class Cycle:
 
 @pytest.fixture
 def counts() -> dict[str, int]:
-    """Give the numbers that a collector asks for."""
+    """Return the numbers that a collector asks for."""
     return {"ended": 0, "live": 0}
 
 
 @pytest.fixture
 def collector(counts: dict[str, int]) -> Collector:
-    """Give a collector that asks for them."""
+    """Return a collector that asks for them."""
     return Collector(lambda: counts["ended"], lambda: counts["live"])
 
 
@@ -83,7 +83,7 @@ async def test_python_collects_by_itself_again_afterwards(collector: Collector) 
 async def test_sweeper_looks_by_itself(
     collector: Collector, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once started, it needs nobody to remind it."""
+    """Once started, it runs by itself."""
     monkeypatch.setattr(collector_module, "SWEEP_SECONDS", 0.01)
     collector.start()
     try:

@@ -37,7 +37,7 @@ def restored() -> Iterator[None]:
 
 @pytest.fixture
 def written() -> Callable[..., Callable[[], str]]:
-    """Give a function that sets logging up and gives what it wrote."""
+    """Return a function that sets logging up and gives what it wrote."""
 
     def configure(format: LogFormat = "json", level: LogLevel = "info") -> Callable[[], str]:
         stream = io.StringIO()

@@ -107,7 +107,7 @@ class Scrape:
 
 @pytest.fixture
 def scrape() -> Scrape:
-    """Give metrics on a registry of their own."""
+    """Return metrics on a registry of their own."""
     return Scrape()
 
 

@@ -1,4 +1,4 @@
-"""gateway/telemetry/sink.py: whoever logs never waits, whatever becomes of the log."""
+"""gateway/telemetry/sink.py: logging never blocks the caller, whatever happens to the log."""
 
 import io
 import os
@@ -20,7 +20,7 @@ SECONDS = 10.0
 
 @pytest.fixture
 def make() -> Iterator[Callable[[TextIO], Sink[str]]]:
-    """Give a function that makes sinks; their threads are ended."""
+    """Return a function that makes sinks; their threads are ended."""
     made: list[Sink[str]] = []
 
     def build(stream: TextIO) -> Sink[str]:
@@ -34,7 +34,7 @@ def make() -> Iterator[Callable[[TextIO], Sink[str]]]:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, TextIO]]:
-    """Give a pipe: the end to read from, and the stream to write to."""
+    """Return a pipe: the end to read from, and the stream to write to."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         yield reading, stream

@@ -68,7 +68,7 @@ class Farend:
         """Do something to a connection before it answers; a test that wants a fault overrides this."""
 
     def rewrite(self, answer: str) -> str:
-        """Give the answer that is sent; a test that wants a fault overrides this."""
+        """Return the answer that is sent; a test that wants a fault overrides this."""
         return answer
 
     async def hang_up(self, request: web.Request) -> web.Response:

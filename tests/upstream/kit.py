@@ -55,7 +55,7 @@ class Facts:
         return lambda *details: self.all.append((name, *details))
 
     def of(self, name: str) -> list[tuple[Any, ...]]:
-        """Give the details of every fact of one kind."""
+        """Return the details of every fact of one kind."""
         return [fact[1:] for fact in self.all if fact[0] == name]
 
     @property
@@ -65,7 +65,7 @@ class Facts:
 
 @asynccontextmanager
 async def dialling(base_url: str, facts: Facts | None = None, **options: Any) -> AsyncIterator[WebRTCDialer]:
-    """Give a started dialer."""
+    """Return a started dialer."""
     config = UpstreamConfig(**{"base_url": base_url, "api_key": "sk-test-1234567890"} | options)
     dialer = WebRTCDialer(config, cast(Telemetry, facts or Facts()), Clock())
     await dialer.start()

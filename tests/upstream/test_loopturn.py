@@ -31,7 +31,7 @@ class Waiting:
 
 
 async def test_turn_has_time_until_its_seconds_are_over() -> None:
-    """The time begins with the first question and is given anew in the next turn."""
+    """The time begins with the first question and is given again in the next turn."""
     turn = LoopTurn(seconds=3.0, clock=Ticking())
 
     assert [turn.has_time() for _ in range(5)] == [True, True, True, False, False]

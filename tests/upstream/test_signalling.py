@@ -29,7 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 @asynccontextmanager
 async def signaller(handler: Handler, **options: Any) -> AsyncIterator[Signaller]:
-    """Give a signaller whose service is one handler for both routes."""
+    """Return a signaller whose service is one handler for both routes."""
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", handler)
     async with serving(app) as url:
@@ -53,7 +53,7 @@ def saying(status: int, body: object = "", headers: dict[str, str] | None = None
 
 
 def problem(code: str | None, message: str = "No.") -> dict[str, Any]:
-    """Give an error body of the service's form."""
+    """Return an error body of the service's form."""
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
 
 

@@ -637,7 +637,7 @@ async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Ho
 @pytest.mark.slow
 @HOOKS
 async def test_lost_call_leaves_nothing(hooks: frozenset[Hook], far_end: str) -> None:
-    """A loss of each kind cleans up by itself, whoever forgets to close."""
+    """A loss of each kind cleans up even if `close` is never called."""
     async with dialling(far_end, hooks=hooks) as dialer:
         await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
         before = Counts()

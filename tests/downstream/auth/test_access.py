@@ -130,7 +130,7 @@ async def test_what_a_removed_key_handed_out_opens_nothing(keyed: House) -> None
 
 
 async def test_anonymous_sessions_end_with_anonymous_access(house: House) -> None:
-    """With the first key, whoever has none is shut out."""
+    """Once a key is configured, requests without one are refused."""
     session = await house.open()
     secret = bearer(session["client_secret"]["value"])
     before = await house.call("GET", f"/v1/sessions/{session['id']}", headers=secret)
@@ -155,7 +155,7 @@ async def test_new_rules_bring_new_limits(build: Build) -> None:
 async def test_authenticated_call_keeps_the_session_from_detaching(
     keyed: House, monkeypatch: pytest.MonkeyPatch, shown: str
 ) -> None:
-    """Whatever the credential, a call is a sign that somebody cares; a refused one is none."""
+    """An accepted request with any credential resets the detach deadline; a refused one does not."""
     session = await keyed.open(headers=bearer("key-ann"))
     handle = keyed.hub.find(session["id"], None)
     touched: list[bool] = []
@@ -382,7 +382,7 @@ async def test_sessions_a_minute_are_limited(build: Build) -> None:
 
 @pytest.mark.parametrize("limit", ["events_per_second", "bytes_per_second"])
 async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -> None:
-    """The third of three quick posts is over a limit that lets two through, whoever's credential sends it."""
+    """The third of three quick posts exceeds a limit of two, with any credential."""
     event = '{"type":"response.create"}'
     rate = 1 if limit == "events_per_second" else len(event)
     house = await build(AccessRules(keys=(key_rule("ann", "k", **{limit: rate}),)))
@@ -648,7 +648,7 @@ async def test_public_origin_is_own(build: Build) -> None:
 
 
 async def test_forwarded_scheme_counts_from_trusted_proxies_only(build: Build) -> None:
-    """Behind TLS the own origin is https; whoever may say so is configured."""
+    """Behind TLS the gateway's own origin is https; the proxies that may say so are configured."""
     proxied = await build(AccessRules(trusted_proxies=(ip_network("127.0.0.0/8"),)))
     direct = await build()
     for house, status in ((proxied, 201), (direct, 403)):

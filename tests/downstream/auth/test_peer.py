@@ -52,7 +52,7 @@ def test_peer_is_local_by_its_address(peer: object, local: bool) -> None:
     ],
 )
 def test_forwarded_scheme_is_believed_by_address(peer: object, seen: str) -> None:
-    """A trusted proxy is known in IPv6 clothes, too; nobody else may say how the client came."""
+    """A trusted proxy is also recognised by its IPv4-mapped IPv6 address; other peers' headers are ignored."""
     assert scheme(request_from(peer, **{"X-Forwarded-Proto": "https"})) == seen
 
 

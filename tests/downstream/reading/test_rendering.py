@@ -13,14 +13,14 @@ TEXTS = ['{"type":"a"}', '{"type":"b",\n"c":"ü"}']
 
 
 def entries() -> list[Entry]:
-    """Give two events of a log."""
+    """Return two events of a log."""
     return [
         Entry(number, "a", *frame(f"k-{number}", None, text), 0, 0.0) for number, text in enumerate(TEXTS, 1)
     ]
 
 
 def test_events_are_their_blocks() -> None:
-    """Nothing is made anew for a reader."""
+    """Nothing is made again for a reader."""
     both = entries()
 
     assert EventStream().entries("k", both) == both[0].block + both[1].block

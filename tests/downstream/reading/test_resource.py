@@ -82,7 +82,7 @@ async def test_data_is_the_text_that_came(session: Session) -> None:
 
 
 async def test_frame_that_is_no_object_is_not_relayed(session: Session) -> None:
-    """It takes no number, so nobody takes it for a loss."""
+    """It takes no number, so clients do not mistake it for a loss."""
     async with session.read(after="now") as stream:
         await stream.next()
         session.say("[1]", "nonsense", event(delta="1"))
@@ -165,7 +165,7 @@ async def test_overrun_is_told_with_its_numbers(build: Build) -> None:
 async def test_strange_cursor_is_told_and_reads_from_the_oldest(
     session: Session, cursor: str, reason: str
 ) -> None:
-    """Of another epoch, no id at all, or ahead of the log: how much is missing nobody knows."""
+    """For an ID of another epoch, a malformed one or one ahead of the log, the size of the gap is unknown."""
     session.count(range(2))
     async with session.read(after=cursor or session.id_after(99)) as stream:
         opening, gap, *rest = await stream.take(5)

@@ -76,7 +76,7 @@ class Browser:
 
 
 def spaced(value: str, spaces: Sequence[str]) -> str:
-    """Give a JSON object with white space wherever the grammar allows some."""
+    """Return a JSON object with white space wherever the grammar allows some."""
     before, after_brace, after_colon, after = spaces
     return f'{before}{{{after_brace}"type":{after_colon}{json.dumps(value, ensure_ascii=False)}}}{after}'
 

@@ -31,7 +31,7 @@ class Model:
         return [json.loads(text) for text in self._house.far_end.sent]
 
     def of(self, type_: str) -> list[Json]:
-        """Give what was sent of a type."""
+        """Return what was sent of a type."""
         return [event for event in self.sent if event["type"] == type_]
 
     async def asked(self, count: int = 1) -> Json:
@@ -431,7 +431,7 @@ async def test_lost_session_is_a_bad_gateway(session: Session, model: Model) -> 
 
 @pytest.mark.parametrize("form", ["text", "json", "sse", "ndjson"])
 async def test_turn_of_a_session_that_moves_ends(session: Session, model: Model, form: str) -> None:
-    """Its last events may never be shown here, so nobody waits for them."""
+    """Its last events may never be visible here, so the answer does not wait for them."""
     asked = turn(session, {"input": "Hello"}, params={"format": form})
     await model.asked()
     (running,) = [session.handle.state.turns.running]
@@ -692,7 +692,7 @@ async def test_refused_opening_is_told(house: House) -> None:
 
 
 async def test_leaving_client_ends_its_own_turn(house: House, model: Model) -> None:
-    """The response is cancelled and the session closed: nobody is left to read what it would cost."""
+    """The response is cancelled and the session closed, because no client is left to read it."""
     asked = post(house, "/v1/turns")
     model.begin(await model.asked())
     asked.cancel()

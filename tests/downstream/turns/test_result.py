@@ -30,19 +30,19 @@ def done(
 
 
 def failed(error: GatewayError) -> Turn:
-    """Give a turn that came to no response."""
+    """Return a turn that came to no response."""
     turn = Turn(1, "t", TurnRequest([]))
     turn.finish(None, error)
     return turn
 
 
 def message(*parts: object) -> dict[str, object]:
-    """Give an output item."""
+    """Return an output item."""
     return {"type": "message", "content": list(parts)}
 
 
 def text(words: str, type_: str = "output_text") -> dict[str, object]:
-    """Give a part of one."""
+    """Return a part of one."""
     return {"type": type_, "text": words}
 
 

@@ -68,7 +68,7 @@ async def model() -> AsyncIterator[Model]:
 
 @pytest_asyncio.fixture
 async def brain(model: Model) -> AsyncIterator[ChatBrain]:
-    """Give a brain that asks it."""
+    """Return a brain that asks it."""
     one = ChatBrain(model.url + "/", "small", "secret")
     yield one
     await one.close()

@@ -28,14 +28,14 @@ NO_AUDIO = {
 
 @pytest_asyncio.fixture
 async def caller(emulate: Emulate) -> AsyncIterator[Caller]:
-    """Give a caller of an emulator that takes one key."""
+    """Return a caller of an emulator that takes one key."""
     one = Caller((await emulate(api_keys=("sk-test",))).base_url)
     yield one
     await one.close()
 
 
 async def refused(response: aiohttp.ClientResponse) -> tuple[int, Any]:
-    """Give status and error of a refusal."""
+    """Return status and error of a refusal."""
     async with response:
         return response.status, (await response.json())["error"]
 

@@ -12,7 +12,7 @@ VAD = {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 200}
 
 
 def test_commit_returns_the_seconds_since_the_last() -> None:
-    """Length is a matter of bytes and format, and starts anew with each commit and clear."""
+    """Length is a matter of bytes and format, and restarts with each commit and clear."""
     buffer = AudioBuffer()
     buffer.append(pcm((1500, 0)), "audio/pcm", None)
     first = buffer.commit()

@@ -41,7 +41,7 @@ TURN = [
 
 
 def error(talk: Talk) -> dict[str, Any]:
-    """Give the last error."""
+    """Return the last error."""
     told: dict[str, Any] = talk.last("error")["error"]
     return told
 

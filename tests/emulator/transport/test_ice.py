@@ -52,7 +52,7 @@ class Peer:
 
 @pytest_asyncio.fixture
 async def peer() -> AsyncIterator[Peer]:
-    """Give a peer of an agent on loopback."""
+    """Return a peer of an agent on loopback."""
     agent = LiteAgent(ufrag="us", password=PASSWORD, remote_ufrag="them", strict_consent=True)
     (address,) = await agent.open(["127.0.0.1"])
     one = Peer(agent, address)
