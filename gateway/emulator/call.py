@@ -14,7 +14,7 @@ from gateway.emulator.faults import Faults
 from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.writing import Line
 
-# The record of a call: the oldest frames go first, and are counted.
+# Bounds of a call's record: the oldest frames are dropped first, and counted.
 MAX_RECORD_FRAMES = 10_000
 MAX_RECORD_BYTES = 32 * 1024 * 1024
 # Between the last words (`session_expired`) and the end of the connection.
@@ -128,7 +128,7 @@ class Call:
         self._expiry = loop.call_later(max(0.0, times.expires_at - time.time()), self.expire)
 
     def describe(self) -> dict[str, Any]:
-        """Say how the call stands."""
+        """Return the call's status."""
         return {
             "id": self.id,
             "created_at": self.times.created_at,
@@ -168,7 +168,7 @@ class Call:
         self.peer.apply(faults)
 
     def fail(self, how: str) -> None:
-        """Go wrong in one of the ways of `faults.Failure`, now."""
+        """Trigger one of `faults.Failure` now."""
         if how == "silence":
             self.silent = True
         elif how == "vanish":
@@ -183,7 +183,7 @@ class Call:
             self.end("hung up")
 
     def expire(self) -> None:
-        """Say that the time is up, then end."""
+        """Send `session_expired`, then end."""
         self.voice.refuse(Refusal("session_expired", self._too_long()))
         self._expiry.cancel()
         self._expiry = asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self.end, "expired")

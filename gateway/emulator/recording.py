@@ -34,7 +34,7 @@ class Step:
 
 
 def load(path: Path) -> tuple[Step, ...]:
-    """Read a recording; raises ValueError naming the line that is none."""
+    """Read a recording; raises ValueError naming the malformed line."""
     steps = []
     # Not splitlines: a text may hold U+2028 and others as they are, which end a line for Python and not for JSON lines.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):

@@ -66,7 +66,7 @@ class Service:
         self._stopping = asyncio.Event()
 
     async def hold(self, seconds: float) -> None:
-        """Let time pass before an answer; raises Refusal if the emulator is stopped meanwhile."""
+        """Wait before an answer; raises Refusal if the emulator is stopped meanwhile."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -133,7 +133,7 @@ class Service:
         return self.faults.signal_times is None or self._signals <= self.faults.signal_times
 
     def find(self, call_id: str) -> Call | None:
-        """Find a call, running or lately ended."""
+        """Find a call that runs or ended recently."""
         return self.calls.get(call_id) or self.ended.get(call_id)
 
     def hang_up(self, call: Call) -> None:

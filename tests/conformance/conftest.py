@@ -152,7 +152,7 @@ async def session(wire: Wire) -> AsyncIterator[Session]:
 
 @pytest.fixture
 def stranger(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Give a caller without a credential, to a gateway that wants one."""
+    """Return a caller without a credential, to a gateway that wants one."""
     if deployment.key is None:
         pytest.skip("the deployment takes callers without a key; give one by --key")
     return Wire(deployment.url, None, http)
@@ -176,7 +176,7 @@ def origin(deployment: Deployment) -> str:
 
 @pytest.fixture
 def anonymous(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Give a caller without a credential, to a gateway that takes such callers."""
+    """Return a caller without a credential, to a gateway that takes such callers."""
     url = deployment.anonymous_url or (deployment.url if deployment.key is None else None)
     if url is None:
         pytest.skip("the deployment takes no callers without a key")

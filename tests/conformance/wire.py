@@ -142,7 +142,7 @@ class Stream:
                 return block
 
     async def until(self, kind: str) -> list[Block]:
-        """Give every block that has data, up to and including the first of a type."""
+        """Return every block that has data, up to and including the first of a type."""
         read = []
         async with asyncio.timeout(SILENCE_SECONDS):
             while True:
@@ -151,7 +151,7 @@ class Stream:
                     return read
 
     async def rest(self) -> list[Block]:
-        """Give all blocks up to the stream's end, which must be a clean one."""
+        """Return all blocks up to the stream's end, which must be a clean one."""
         async with asyncio.timeout(SILENCE_SECONDS):
             return [block async for block in self._blocks]
 

@@ -22,12 +22,12 @@ ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 
 
 def rules() -> list[Any]:
-    """Give every alerting rule."""
+    """Return every alerting rule."""
     return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
 def queries() -> Iterator[str]:
-    """Give every query of alerts and dashboard."""
+    """Return every query of alerts and dashboard."""
     for rule in rules():
         yield rule["expr"]
     for panel in json.loads((ROOT / "deploy/grafana/gateway.json").read_text())["panels"]:

@@ -29,7 +29,7 @@ REFUSED = 70
 
 
 def expressions(root: Path) -> list[tuple[str, str]]:
-    """Give each query of the dashboard with its panel's title, its variables filled in as Grafana would."""
+    """Return each query of the dashboard with its panel's title, its variables filled in as Grafana would."""
     dashboard = json.loads((root / "deploy/grafana/gateway.json").read_text())
     return [
         (panel["title"], target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*"))

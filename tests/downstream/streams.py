@@ -90,7 +90,7 @@ class Reading:
         return said(await self.next())
 
     async def rest(self) -> list[Block]:
-        """Give all events up to the stream's end."""
+        """Return all events up to the stream's end."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             return [block async for block in self.blocks]
 

@@ -37,7 +37,7 @@ def words(cell: str) -> set[str]:
 
 
 def exported() -> Mapping[str, tuple[str, set[str]]]:
-    """Give each metric's kind and labels."""
+    """Return each metric's kind and labels."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, version="1")
     metrics.event_up("response.create", 1)

@@ -58,7 +58,7 @@ def batches() -> list[list[str | bytes]]:
 
 
 def bodies(frames: list[str | bytes]) -> list[bytes]:
-    """Give each message as the body of a request."""
+    """Return each message as the body of a request."""
     return [frame if isinstance(frame, bytes) else frame.encode("utf-8", "replace") for frame in frames]
 
 
@@ -142,7 +142,7 @@ async def test_ten_thousand_messages_down(serve: Serve, far_end: FarEnd) -> None
 
 
 def pairs(frames: list[str | bytes]) -> list[tuple[str | bytes, bytes]]:
-    """Give each message beside its bytes."""
+    """Return each message beside its bytes."""
     return list(zip(frames, bodies(frames), strict=True))
 
 

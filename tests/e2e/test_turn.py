@@ -38,7 +38,7 @@ class Relay:
         return form.format(plain=self.plain, tls=self.tls)
 
     def server(self, form: str, password: str = PASSWORD) -> Json:
-        """Give it as a member of `upstream.ice_servers`."""
+        """Return it as a member of `upstream.ice_servers`."""
         return {"urls": [self.url(form)], "username": NAME, "credential": password}
 
 

@@ -260,7 +260,7 @@ def client_event(type: str, **members: Any) -> ClientEvent:
 
 
 def logged(reader: Reader) -> list[dict[str, Any]]:
-    """Give every event in a log that is still kept, parsed."""
+    """Return every event in a log that is still kept, parsed."""
     cursor, entries = reader.oldest.before, list[Entry]()
     while cursor.sequence < reader.head.sequence:  # a page is of one epoch
         page = reader.read(cursor, 1_000_000, 1 << 40)

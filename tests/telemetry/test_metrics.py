@@ -112,7 +112,7 @@ def scrape() -> Scrape:
 
 
 def view(**changes: object) -> View:
-    """Give a session as its owner sees it."""
+    """Return a session as its owner sees it."""
     members: dict[str, object] = {
         "id": SessionId("gws_a"),
         "principal": "ada",

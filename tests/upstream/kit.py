@@ -76,7 +76,7 @@ async def dialling(base_url: str, facts: Facts | None = None, **options: Any) ->
 
 
 def order(do: str, **details: Any) -> str:
-    """Give an order to the far end."""
+    """Send an order to the far end."""
     return json.dumps({"do": do, **details})
 
 

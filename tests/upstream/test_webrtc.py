@@ -43,7 +43,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 async def open_call(
     far: Farend | None = None, facts: Facts | None = None, **options: Any
 ) -> AsyncIterator[tuple[WebRTCUpstream, Remembering]]:
-    """Give an open call to a far end in this process, and its sink."""
+    """Return an open call to a far end in this process, and its sink."""
     async with answering(far or Farend()) as url, dialling(url, facts, **options) as dialer:
         sink = Remembering()
         yield await dialer.dial(REQUEST, sink), sink

@@ -41,7 +41,7 @@ def number_word(word: str) -> int | None:
 
 
 def solve(text: str) -> str | None:
-    """Work out the first sum in `text`, or give None where there is none; `x/0` has no answer either."""
+    """Work out the first sum in `text`, or return None if there is none or it is `x/0`."""
     # A grouping comma is dropped, any other ends a sum.
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text[: _MAX_CHARACTERS * 4].lower())
     for pattern, sign in _SPOKEN:

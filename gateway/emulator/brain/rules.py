@@ -61,7 +61,7 @@ class _Question:
 
     @property
     def head(self) -> str:
-        """The beginning, which is all that most rules look at: their patterns are not meant for a book."""
+        """The beginning of the text: most rules look at no more, which bounds their cost."""
         return self.text[:_HEAD]
 
     @property

@@ -170,7 +170,7 @@ class SocketPeer:
         return {"transport": "websocket", "sent": self.sent, "buffered": self.outlet.buffered}
 
     def apply(self, faults: Faults) -> None:
-        """Nothing of a peer connection can go wrong here."""
+        """Ignore: there is no peer connection to fail."""
 
     def heard(self, frame: str | bytes) -> None:
         if not self._vanished:
@@ -202,7 +202,7 @@ class SocketPeer:
         finish(self.outlet, code, reason, how)
 
     async def close(self) -> None:
-        """The handler that owns the socket ends with it."""
+        """Ignore: the handler that owns the socket closes it."""
 
 
 def finish(outlet: Outlet, code: int, reason: str, how: str | None) -> None:

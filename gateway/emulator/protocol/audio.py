@@ -16,7 +16,7 @@ _LEAST_MS = 100
 _FRAME_MS = 20
 # A peak of 1,000 of 32,768 is speech at the default threshold of 0.5; the emulator's own tone is below it.
 _PEAK_AT_FULL_THRESHOLD = 2000
-# Semantic detection knows when a sentence is complete; without ears, half a second of quiet has to do.
+# Semantic detection knows when a sentence is complete; the emulator uses half a second of silence instead.
 _SEMANTIC_SILENCE_MS = 500
 
 
@@ -46,7 +46,7 @@ class AudioBuffer:
         return int(self._ms)
 
     def append(self, audio: str, kind: str, detection: dict[str, Any] | None) -> list[Speech]:
-        """Take base64 audio of the format `kind` and return the borders of speech in it, none without `detection`.
+        """Append base64 audio of the format `kind` and return the borders of speech in it, none without `detection`.
 
         Raises Refusal where it is no base64.
         """
@@ -66,7 +66,7 @@ class AudioBuffer:
         return self._listen(self._rest + data, kind, detection)
 
     def clear(self) -> None:
-        """Forget what was appended since the last commit."""
+        """Discard what was appended since the last commit."""
         self._committed = self._ms
         self.speaking = False
         self._quiet_ms = 0

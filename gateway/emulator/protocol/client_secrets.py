@@ -1,4 +1,4 @@
-"""Ephemeral keys (`ek_…`): made, found, run out. No I/O.
+"""Ephemeral keys (`ek_…`): creation, look-up and expiry. No I/O.
 
 Refuses to know HTTP and the clock, which is an argument. A secret carries a session's configuration, opens any number of
 calls until it expires, and its expiry does not touch a running call (Realtime: client_secrets).
@@ -13,7 +13,7 @@ from gateway.emulator.protocol.shapes import Number, Record, Word
 
 DEFAULT_TTL_SECONDS = 600
 _TTL = Number(10, 7200, whole=True)
-# The oldest go first; a test that makes more than this at once uses none of them.
+# The oldest are dropped first; no test needs more than this at once.
 MAX_SECRETS = 10_000
 REQUEST = Record(
     {

@@ -9,7 +9,7 @@ import base64
 import os
 
 _BLOCK = 12 * 1024
-# '+' and '/' are no id characters; the slight bias towards two letters does not matter to anybody.
+# '+' and '/' are not id characters; the slight bias towards two letters does not matter.
 _ALPHANUMERIC = bytes.maketrans(b"+/", b"Qz")
 
 

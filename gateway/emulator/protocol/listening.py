@@ -19,7 +19,7 @@ from gateway.emulator.protocol.tokens import tokenize
 Json = dict[str, Any]
 # Realtime costs: input audio is one token for 100 ms.
 _TOKENS_PER_SECOND = 10
-# What a transcript's token is worth where a client asks for `logprobs`: the rules are sure of themselves.
+# The log probability of a transcript's token where a client asks for `logprobs`.
 _LOGPROB = -0.01
 
 
@@ -33,7 +33,7 @@ class Turns:
 
 
 class Listener:
-    """One session's ears. `hear(seconds)` returns what was said in so much audio."""
+    """One session's audio input. `hear(seconds)` returns what was said in so much audio."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Listener:
                 self._end(speech)
 
     def clear(self) -> None:
-        """Forget what was appended."""
+        """Discard what was appended."""
         self._buffer.clear()
         self._emit({"type": "input_audio_buffer.cleared"})
 

@@ -66,7 +66,7 @@ def segments(
 
 
 def _segment(item: Item, heard_ms: int | None) -> Segment:
-    # What a user says costs its sound, not its transcript; what the model said before is read as text.
+    # User speech is billed as audio, not as its transcript; earlier model speech is read as text.
     if heard_ms is None or item.get("role") != "user":
         return Segment(str(item["id"]), count(text_of(item)) + _AROUND_ITEM)
     return Segment(str(item["id"]), _AROUND_ITEM, round(heard_ms / _INPUT_AUDIO_TOKEN_MS))

@@ -1,4 +1,4 @@
-"""SCTP for a far end that speaks to many: aiortc's association, bundled, linear and hard to break.
+"""SCTP for a far end with many calls: aiortc's association with bundling, linear reassembly and input checks.
 
 Refuses to know what the messages say. Three things are changed, each by overriding a method of aiortc 1.16; under another
 version the association is stock but for its guards:

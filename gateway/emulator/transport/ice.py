@@ -38,7 +38,7 @@ class _Port(asyncio.DatagramProtocol):
         self.lost = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's datagram transport is none by inheritance.
+        # uvloop's datagram transport does not inherit from asyncio's class.
         self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
@@ -101,7 +101,7 @@ class LiteAgent:
             self._reader.set_result(None)
         for port in self._ports:
             if port.transport is not None:
-                # abort, not close: what is still to be sent is of no use to anybody.
+                # abort, not close: unsent data is no longer needed.
                 port.transport.abort()
                 await port.lost
         self._ports.clear()

@@ -27,11 +27,11 @@ from gateway.emulator.transport.association import Association
 from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.sdp import Offer
 
-# From the answer to an open association: a client that has not come by then is not coming.
+# Deadline from the answer to an open association.
 CONNECT_SECONDS = 30.0
 # A lite agent sends no checks, so silence is all it can go by; a living peer sends consent checks every 5 s (RFC 7675).
 SILENCE_SECONDS = 40.0
-# Above this much unsent, `writable` waits: a stream as fast as it can go must not become a heap of bytes.
+# Above this much unsent, `writable` waits, so that an unpaced stream does not fill memory.
 HIGH_WATER = 256 * 1024
 # Messages of one call in one turn of the loop: enough to fill a few packets, few enough that others do not wait.
 _MESSAGES_A_TURN = 16
@@ -148,7 +148,7 @@ class FarPeer:
         self._sctp.enqueue(channel, frame)
 
     def describe(self) -> dict[str, Any]:
-        """Return how the connection stands."""
+        """Return the connection's status."""
         return {
             "transport": "webrtc",
             "ice": self.agent.state,
@@ -159,16 +159,16 @@ class FarPeer:
         }
 
     def apply(self, faults: Faults) -> None:
-        """Let the connection go wrong, or right again."""
+        """Set or clear the connection's faults."""
         self.agent.deaf, self.agent.consenting = faults.deaf, faults.consent
         self.enforce_size = faults.oversize == "drop"
 
     def vanish(self) -> None:
-        """Neither hear nor send anything any more."""
+        """Stop receiving and sending."""
         self.agent.vanished = True
 
     def stop_consent(self) -> None:
-        """Answer no check any more; data goes on."""
+        """Stop answering checks; data continues."""
         self.agent.consenting = False
 
     def finish(self, code: int, reason: str, how: str | None) -> None:
