@@ -1,7 +1,7 @@
-"""What an operator may set, and how a setting is found. Knows no room: `app` maps each section onto its room's values.
+"""The settings, and how they are read. Imports no other package: `wiring` maps each section to the limits of its package.
 
-`sections` says what can be set, each default with its reason; `reading` gathers the settings from file, environment and
-flags, and refuses what it does not know. `config/gateway.toml` is the reference for people.
+`sections` defines the settings and their defaults. `reading` collects them from file, environment and flags, and refuses
+unknown ones. `config/gateway.toml` is the reference for operators.
 """
 
 from gateway.config.reading import ConfigError, load

@@ -28,13 +28,13 @@ _REDIS_URL: Final = re.compile(
 )
 
 UNSPECIFIED: Final = ("0.0.0.0", "::", "")
-"""Addresses to listen on that are not an address to connect to."""
+"""Addresses to listen on that other nodes cannot connect to."""
 
 
 def _redis_url(value: str) -> str:
     if value and "@" in value:
         raise ValueError(
-            "must hold no user or password: set cluster.username, and cluster.password_file or "
+            "must not contain a user or password: set cluster.username, and cluster.password_file or "
             "GATEWAY_CLUSTER__PASSWORD"
         )
     if value and not _REDIS_URL.fullmatch(value):
@@ -53,7 +53,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Cluster(Section):
-    """Several nodes as one. Without a URL the gateway is one process and nothing else of this section matters."""
+    """Several nodes as one. Without a URL the gateway is one process, and the other settings of this section have no effect."""
 
     url: Annotated[str, AfterValidator(_redis_url)] = ""
     username: OptionalText = None
@@ -90,7 +90,7 @@ class Cluster(Section):
         if self.url and open_port:
             said = (
                 f"{self.host!r} can be reached from other machines: set cluster.tls_certificate_file and "
-                "cluster.tls_key_file, or cluster.trust_network = true where nobody else is on that network"
+                "cluster.tls_key_file, or cluster.trust_network = true if no one else can read that network"
             )
             raise refusal("host", said)
         return self
@@ -98,6 +98,8 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _peers_can_connect(self) -> "Cluster":
         if self.url and self.host in UNSPECIFIED and self.advertise_url is None:
-            said = f"{self.host!r} is no address that other nodes can connect to; set cluster.advertise_url"
+            said = (
+                f"{self.host!r} is not an address that other nodes can connect to; set cluster.advertise_url"
+            )
             raise refusal("host", said)
         return self

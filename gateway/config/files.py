@@ -1,4 +1,4 @@
-"""The files that settings name: secrets and keys. Errors name the setting and the file, never what stands in it."""
+"""The files that settings name: secrets and keys. Errors name the setting and the file, never its content."""
 
 import tomllib
 from pathlib import Path
@@ -9,11 +9,11 @@ from gateway.config.reading import ConfigError
 from gateway.config.sections import Access, Key, Upstream
 
 MIN_SIGNING_KEY_BYTES = 32
-"""As many as SHA-256 gives out: fewer could be guessed sooner than a signature."""
+"""The size of a SHA-256 digest: a shorter key could be guessed more easily than a signature."""
 
 
 def secret_lines(where: str, value: SecretStr | None, file: Path | None) -> tuple[str, ...]:
-    """Give a secret from its environment variable, else from the lines of its file; none if neither is set.
+    """Return a secret from its environment variable, else the lines of its file; nothing if neither is set.
 
     `where` is the setting's name without `_file`.
     """
@@ -28,7 +28,7 @@ def secret_lines(where: str, value: SecretStr | None, file: Path | None) -> tupl
 
 
 def secret(where: str, value: SecretStr | None, file: Path | None) -> str | None:
-    """As `secret_lines`, for a secret of which there is one."""
+    """Return a secret that has one line, None if it is not set."""
     lines = secret_lines(where, value, file)
     if len(lines) > 1:
         raise ConfigError([f"{where}_file: {file} has {len(lines)} lines, expected one"])
@@ -36,12 +36,12 @@ def secret(where: str, value: SecretStr | None, file: Path | None) -> str | None
 
 
 def openai_key(upstream: Upstream) -> str | None:
-    """Give the gateway's own key."""
+    """Return the gateway's own OpenAI key."""
     return secret("upstream.api_key", upstream.api_key, upstream.api_key_file)
 
 
 def signing_keys(access: Access) -> tuple[bytes, ...]:
-    """Give the keys that sign client secrets and tickets, the one that signs first; none if none is configured."""
+    """Return the keys for client secrets and tickets. The first one signs; all of them verify."""
     lines = secret_lines("access.signing_key", access.signing_key, access.signing_key_file)
     if any(len(line.encode()) < MIN_SIGNING_KEY_BYTES for line in lines):
         what = f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} characters"
@@ -50,7 +50,7 @@ def signing_keys(access: Access) -> tuple[bytes, ...]:
 
 
 def access_keys(access: Access) -> tuple[Key, ...]:
-    """Give the configured callers and those of the keys file. Read again when asked again."""
+    """Return the configured callers and those of the keys file, which each call reads again."""
     if access.keys_file is None:
         return access.keys
     where = f"access.keys_file: {access.keys_file}"
@@ -58,10 +58,10 @@ def access_keys(access: Access) -> tuple[Key, ...]:
         found = tomllib.loads(read_text("access.keys_file", access.keys_file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
-    # Under either heading: [[access.keys]] is how keygen prints them, since most people put them into the configuration.
+    # Both headings are accepted: keygen prints [[access.keys]], since most operators put keys into the configuration.
     section = found.pop("access", {})
     if set(found) - {"keys"} or not isinstance(section, dict) or set(section) - {"keys"}:
-        raise ConfigError([f"{where}: expected nothing but [[keys]] or [[access.keys]]"])
+        raise ConfigError([f"{where}: expected only [[keys]] or [[access.keys]]"])
     try:
         in_file = [key for table in (found, section) for key in Access(keys=table.get("keys", ())).keys]
         return Access(keys=(*access.keys, *in_file)).keys

@@ -15,7 +15,7 @@ Dollars = Annotated[float, Field(ge=0, lt=1_000_000, allow_inf_nan=False)]
 
 
 class TokenPrices(Section):
-    """Dollars per million tokens of each kind. A kind that is left out has no price."""
+    """Dollars per million tokens of each kind. A missing kind has no price."""
 
     text: Dollars | None = None
     audio: Dollars | None = None
@@ -39,7 +39,7 @@ class Prices(Section):
 
 
 def own_prices_file() -> Path:
-    """Return the list that comes with the gateway: beside this module in an installed package, else the checkout's."""
+    """Return the gateway's own list: next to this module in an installed package, else in the checkout."""
     installed = Path(__file__).with_name(_NAME)
     return installed if installed.exists() else Path(__file__).parents[2] / "config" / _NAME
 

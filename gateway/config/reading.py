@@ -1,7 +1,7 @@
-"""Gathers the settings: defaults < file < environment < flags, and says exactly what is wrong with them.
+"""Reads the settings from defaults < file < environment < flags, and says exactly what is wrong with them.
 
-Knows no section by name. Whatever it does not know it refuses, with the nearest key that exists: a misspelt limit that
-is silently ignored is found on the day it is needed.
+Knows no section by name. Refuses unknown keys and suggests the nearest existing one, because an ignored misspelt limit
+would be noticed only when it is needed.
 """
 
 import difflib
@@ -23,9 +23,7 @@ from gateway.config.values import SECRET, Section
 PREFIX = "GATEWAY_"
 FILE_VARIABLE = "GATEWAY_CONFIG"
 
-Tree = dict[
-    str, Any
-]  # what TOML and JSON parsers give; its types are checked against the sections afterwards
+Tree = dict[str, Any]  # as TOML and JSON parsers return it; validated against the sections afterwards
 
 
 class ConfigError(Exception):
@@ -42,8 +40,11 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Config:
-    """Read the configuration. `file` defaults to the one that GATEWAY_CONFIG names, and to none; `flags` are sections of
-    keys. OPENAI_API_KEY is the gateway's own key unless a key or its file is configured. Raises ConfigError."""
+    """Read the configuration.
+
+    `file` defaults to the one that GATEWAY_CONFIG names, if any; `flags` maps sections to keys and values. OPENAI_API_KEY
+    is the gateway's own key unless a key or its file is configured. Raises ConfigError.
+    """
     environ = os.environ if environ is None else environ
     if file is None and environ.get(FILE_VARIABLE):
         file = Path(environ[FILE_VARIABLE])
@@ -70,7 +71,7 @@ def load(
 
 
 def keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every setting; those of a list's elements as `list[].key`."""
+    """Yield the dotted name of every setting; for elements of a list, `list[].key`."""
     for name, field in section.model_fields.items():
         inner = _section_in(field.annotation)
         if inner is None:
@@ -92,7 +93,7 @@ def _read_file(file: Path) -> Tree:
 
 
 def _with_usual_key(merged: Tree, environ: Mapping[str, str]) -> Tree:
-    """Take the name that every OpenAI tool reads; what was configured for this gateway goes before it."""
+    """Use OPENAI_API_KEY, which every OpenAI tool reads, unless the gateway's own settings name a key."""
     key, upstream = environ.get("OPENAI_API_KEY"), merged["upstream"]
     if not key or not isinstance(upstream, dict) or upstream.get("api_key") or upstream.get("api_key_file"):
         return merged
@@ -100,11 +101,11 @@ def _with_usual_key(merged: Tree, environ: Mapping[str, str]) -> Tree:
 
 
 class _Settings(BaseSettings, Config):  # type: ignore[misc]  # both configs are dicts; the sections' one stands last
-    """The sections in the form that pydantic-settings asks for."""
+    """The sections in the form that pydantic-settings requires."""
 
 
 def _read_environment(environ: Mapping[str, str]) -> Tree:
-    """Read GATEWAY_<SECTION>__<KEY>; names without `__` are other people's (Kubernetes injects GATEWAY_PORT and such)."""
+    """Read GATEWAY_<SECTION>__<KEY>. Names without `__` belong to others (Kubernetes injects GATEWAY_PORT, for example)."""
     named = {name: value for name, value in environ.items() if name.startswith(PREFIX) and "__" in name}
     tree: Tree = {}
     for name, value in sorted(named.items()):
@@ -128,7 +129,7 @@ def _read_environment(environ: Mapping[str, str]) -> Tree:
 
 
 def _as_json(value: object) -> object:
-    """Read a member of OpenAI's session object, whose types are not ours to know: JSON if it parses, else the text."""
+    """Read a member of OpenAI's session object, whose types are unknown here: JSON if it parses, else a string."""
     if isinstance(value, dict):
         return {name: _as_json(member) for name, member in value.items()}
     try:
@@ -138,7 +139,7 @@ def _as_json(value: object) -> object:
 
 
 def _unknown_names(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a problem for each variable of an unknown section, which the environment's source passes over."""
+    """Yield a problem for each variable of an unknown section, which pydantic-settings would ignore."""
     for name in sorted(environ):
         section, separator, _ = name.removeprefix(PREFIX).partition("__")
         if not (name.startswith(PREFIX) and separator) or section.lower() in Config.model_fields:
@@ -149,7 +150,7 @@ def _unknown_names(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _secrets_in_file(tree: Tree, section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Yield a problem for each secret that stands in the file as a value."""
+    """Yield a problem for each secret in the file."""
     for name, field in section.model_fields.items():
         if name not in tree:
             continue
@@ -166,7 +167,7 @@ def _secrets_in_file(tree: Tree, section: type[Section], prefix: str = "") -> It
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
-    """Lay `above` over `below`: tables merge, everything else replaces."""
+    """Merge `above` into `below`: tables are merged, other values replaced."""
     merged = dict(below)
     for name, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -175,7 +176,7 @@ def _merge(below: Tree, above: Tree) -> Tree:
 
 
 def _explain(details: ErrorDetails, sources: Mapping[str, Tree]) -> str:
-    """Say where a value stands, what was expected there, and for an unknown key which one is nearest."""
+    """Say where a value comes from and what was expected, and for an unknown key name the nearest one."""
     path = [part for part in details["loc"] if not (isinstance(part, str) and part in _UNION_STEPS)]
     field = details.get("ctx", {}).get("field")
     if isinstance(field, str):
@@ -190,7 +191,7 @@ def _explain(details: ErrorDetails, sources: Mapping[str, Tree]) -> str:
 
 
 _UNION_STEPS = frozenset({"function-after[http_url(), str]", "function-after[_proxy_url(), str]"})
-"""Steps that pydantic adds to an error's path for a type with alternatives; they are no keys."""
+"""Steps that pydantic adds to an error's path for a union type; they are not keys."""
 
 
 def _origin(path: list[int | str], sources: Mapping[str, Tree]) -> str:
@@ -209,7 +210,7 @@ def _origin(path: list[int | str], sources: Mapping[str, Tree]) -> str:
 
 
 def _nearest(path: list[int | str]) -> str:
-    """Name the key that was meant: one of the same section, or the same name in another."""
+    """Suggest a key: a similar one of the same section, or the same name in another section."""
     section: type[Section] = Config
     for part in path[:-1]:
         if isinstance(part, str):

@@ -1,6 +1,6 @@
-"""Every setting: one frozen section per room, with defaults, bounds and the reason for each that is not plain.
+"""Every setting: frozen sections with defaults and bounds. A comment explains a default where the reason is not obvious.
 
-Keys carry their unit. What the values look like is told in `values`.
+Keys include their unit. `values` defines the types.
 """
 
 import re
@@ -67,7 +67,7 @@ class Admin(Section):
 
 
 class Key(Section):
-    """One API key. Absent limits are no limits."""
+    """One API key. None means no limit."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
@@ -84,7 +84,7 @@ class Key(Section):
     @classmethod
     def _name_is_free(cls, value: str) -> str:
         if value == "anonymous":
-            raise ValueError("is what callers without a key are called; choose another name")
+            raise ValueError("is reserved for callers without a key; choose another name")
         return value
 
     @model_validator(mode="before")
@@ -110,7 +110,7 @@ class Access(Section):
         names = [key.name for key in self.keys]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            said = f"must have different names; {twice[0]!r} stands twice (rotation: two sha256 in one)"
+            said = f"must have different names; {twice[0]!r} occurs twice (to rotate a key, list two sha256 in one entry)"
             raise refusal("keys", said)
         return self
 
@@ -125,7 +125,7 @@ def _ice_url(value: str) -> str:
             "must be stun:HOST[:PORT], or turn: or turns:HOST[:PORT][?transport=udp|tcp] (RFC 7064, RFC 7065)"
         )
     if found[1] == "turns" and found[4] == "udp":
-        raise ValueError("turns: goes over TCP; TURN over DTLS is not supported")
+        raise ValueError("turns: uses TCP; TURN over DTLS is not supported")
     return value
 
 
@@ -149,15 +149,15 @@ SESSION_TEMPLATE: dict[str, Any] = {
     "type": "realtime",
     "model": "gpt-realtime-2.1",
     "output_modalities": ["text"],
-    # With its default the server listens to an audio track that carries nothing, and may answer noise.
+    # By default OpenAI listens to an audio track, which is silent here, and may respond to noise.
     "audio": {"input": {"turn_detection": None}},
 }
 
 NULL = "null"
-"""How TOML, which has no null, says null within `[upstream.session]`. No member of the object has this word as a value."""
+"""Stands for null in `[upstream.session]`, since TOML has no null. No member of the object has this string as a value."""
 
 
-def _with_nulls(value: Any) -> Any:  # Any: JSON, whatever its depth
+def _with_nulls(value: Any) -> Any:  # Any: JSON of any depth
     if isinstance(value, dict):
         return {name: _with_nulls(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -180,7 +180,7 @@ class Upstream(Section):
     ice_transport_policy: Literal["all", "relay"] = "all"
     prices_file: OptionalPath = None
     session_locked: tuple[str, ...] = ()
-    # OpenAI's object, not ours: what stands in it is OpenAI's to judge, so any value passes.
+    # OpenAI's object: OpenAI validates it, so any value is accepted here.
     session: Annotated[dict[str, Any], BeforeValidator(_with_nulls)] = SESSION_TEMPLATE
 
     @model_validator(mode="after")

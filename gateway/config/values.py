@@ -1,7 +1,7 @@
-"""The types of settings: what a value must look like, and the section they stand in.
+"""The types of settings, and the base class of sections.
 
-An empty string stands for "not set", since TOML has no null. Fields made by `secret()` are taken from the environment
-only: a file would keep them where backups and reviews see them.
+An empty string means "not set", since TOML has no null. Fields made by `secret()` are read from the environment only: a
+configuration file would expose them in backups and reviews.
 """
 
 import math
@@ -16,21 +16,21 @@ from pydantic_core import PydanticCustomError
 KIB, MIB = 1024, 1024 * 1024
 
 SECRET = "secret"
-"""Marks a field that no file may hold, see `secret`."""
+"""Marks a field that must not be in the file, see `secret`."""
 
 
-def secret() -> Any:  # Any, as pydantic's Field gives it: the field's own annotation is its type
+def secret() -> Any:  # Any, as pydantic's Field returns it: the field's own annotation is its type
     """Declare a field for a secret: environment only, never printed."""
     return Field(default=None, json_schema_extra={SECRET: True}, repr=False)
 
 
 def refusal(field: str, said: str) -> PydanticCustomError:
-    """Make the error of a rule that concerns several fields. It names one of them, so that its source can be told."""
+    """Return the error of a rule about several fields. It names one of them, so that its source can be shown."""
     return PydanticCustomError("setting", "{said}", {"said": said, "field": field})
 
 
 def require_pair(section: "Section", first: str, second: str) -> None:
-    """Refuse one of two fields without the other."""
+    """Require that both of two fields are set, or neither."""
     for one, other in ((first, second), (second, first)):
         if getattr(section, one) is not None and getattr(section, other) is None:
             raise refusal(one, f"is set without {other}; set both or neither")
@@ -52,14 +52,14 @@ def http_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password, query or fragment")
+        raise ValueError("must not contain a user, password, query or fragment")
     return value.rstrip("/")
 
 
 def _proxy_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("must be an http:// URL: signalling goes through it by CONNECT")
+        raise ValueError("must be an http:// URL: the proxy is used with CONNECT")
     return value
 
 
@@ -96,6 +96,6 @@ SecondsOrNever = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 
 
 class Section(BaseModel):
-    """What all sections have in common: frozen, and nothing in them that is not declared."""
+    """The base class of sections: frozen, without undeclared fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

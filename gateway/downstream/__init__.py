@@ -1,5 +1,5 @@
-"""The HTTP side: the only room that knows aiohttp's server.
+"""The HTTP side: the only package that uses aiohttp's server.
 
-A request walks through `server` (its id, its origin, its errors), is let in by `access`, and ends in a handler: one
-file a resource. Handlers see sessions through `gateway.relay.ports.Handle` only.
+A request passes `middleware` (its id, its origin, its errors), is authorized by `auth.access`, and reaches a handler. There
+is one file per resource. Handlers access sessions only through `gateway.relay.ports.Handle`.
 """

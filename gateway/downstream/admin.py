@@ -1,7 +1,7 @@
 """The operator's listener (api.md, 7).
 
-Probes and metrics need no credential. The rest needs the admin token; without one configured it exists for
-connections from this machine only. What is shown holds no text, no SDP, no address and no key.
+Probes and metrics need no credential. The other routes need the admin token; if none is configured, only connections from
+this machine can use them. Answers contain no text of conversations, no SDP, no address and no key.
 """
 
 import hashlib
@@ -33,19 +33,19 @@ class Operator:
     """What the operator's listener needs beyond the hub."""
 
     metrics: Callable[[str], tuple[bytes, str]]
-    """`Accept` to the exposition and its content type."""
+    """Return the metrics and their content type for an `Accept` header."""
     drain: Callable[[], None]
-    """Begin to shut down, as SIGTERM does; returns at once."""
+    """Start to shut down, as SIGTERM does. Returns at once."""
     token_sha256: tuple[bytes, ...] = field(default=(), repr=False)
-    """Digests of the admin tokens; none means loopback only."""
+    """Digests of the admin tokens. Without any, only loopback is served."""
     nodes: Callable[[], Sequence[Mapping[str, object]]] = tuple
-    """The nodes as this one sees them; none where there is one process."""
+    """The nodes as this one sees them; empty without a cluster."""
 
 
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 
 INTERNAL: Final = "/internal/admin"
-"""Where the other nodes find these routes."""
+"""Prefix of these routes on the listener for other nodes."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -53,7 +53,7 @@ OPERATOR: Final = web.AppKey("operator", Operator)
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handlers in place."""
+    """Add the routes of this file."""
     probes.add_routes(app)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/sessions", list_all)
@@ -65,7 +65,7 @@ def add_routes(app: web.Application) -> None:
 
 
 def add_internal_routes(app: web.Application) -> None:
-    """Put in place what other nodes ask for on behalf of their operators."""
+    """Add the routes that other nodes use on behalf of their operators."""
     app.router.add_get(f"{INTERNAL}/sessions", list_all)
     app.router.add_get(f"{INTERNAL}/sessions/{{id}}", look)
     app.router.add_delete(f"{INTERNAL}/sessions/{{id}}", delete)
@@ -74,7 +74,7 @@ def add_internal_routes(app: web.Application) -> None:
 
 @web.middleware
 async def of_any_node(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Pass on what concerns a session of another node."""
+    """Forward a request for a session of another node."""
     session_id = request.match_info.get("id")
     if session_id is None or request.app[HUB].has(session_id):
         return await handler(request)
@@ -83,19 +83,19 @@ async def of_any_node(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 async def list_nodes(request: web.Request) -> web.Response:
-    """List the nodes of the cluster; an empty list in one process."""
+    """List the nodes of the cluster; empty without a cluster."""
     _require_operator(request)
     return json_answer({"object": "list", "data": list(request.app[OPERATOR].nodes())})
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Give the metrics, as Prometheus text or, by `Accept`, as OpenMetrics."""
+    """Answer with the metrics, as Prometheus text or, by `Accept`, as OpenMetrics."""
     accept = accepted(request) or ""
     best = preferred(accept, _EXPOSITIONS)
     if best is None:
         raise CallerError("not-acceptable", f"Metrics are given as {' or '.join(_EXPOSITIONS)}.")
-    # The library takes the first range it knows, whatever the weights. It gets those of the best type alone, which name
-    # the version and the escaping that the client can read.
+    # The library takes the first range that it knows and ignores weights. So it gets only the ranges of the best type,
+    # which name the version and the escaping that the client can read.
     ranges = ",".join(part for part in accept.split(",") if part.partition(";")[0].strip().lower() == best)
     body, content_type = request.app[OPERATOR].metrics(ranges.lower() or best)
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
@@ -117,7 +117,7 @@ async def list_all(request: web.Request) -> web.Response:
 
 
 async def look(request: web.Request) -> web.Response:
-    """Give one session with its diagnostics."""
+    """Answer with one session and its diagnostics."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
     hub = request.app[HUB]
@@ -134,7 +134,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def restart(request: web.Request) -> web.Response:
-    """Begin to give a session a new call, its history kept; its log tells how that went."""
+    """Start to replace a session's call, keeping its history. The session's log reports the result."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
     hub = request.app[HUB]
@@ -143,7 +143,7 @@ async def restart(request: web.Request) -> web.Response:
 
 
 async def drain(request: web.Request) -> web.Response:
-    """Begin to shut down."""
+    """Start to shut down."""
     _require_operator(request)
     request.app[OPERATOR].drain()
     return json_answer({"draining": True}, status=202)
@@ -151,7 +151,7 @@ async def drain(request: web.Request) -> web.Response:
 
 def _require_operator(request: web.Request) -> None:
     if BODY_SHA256 in request:
-        return  # A node signed it, which has looked at its operator's credential.
+        return  # Another node signed it after checking its operator's credential.
     known = request.app[OPERATOR].token_sha256
     if known:
         digest = hashlib.sha256((bearer_word(request) or "").encode()).digest()
@@ -164,7 +164,7 @@ def _require_operator(request: web.Request) -> None:
 
 
 def _shown(view: View) -> dict[str, object]:
-    """Give a session without what its owner wrote: metadata is theirs."""
+    """Return a session without what its owner wrote, such as metadata."""
     return {
         "id": view.id,
         "principal": view.principal,

@@ -1,7 +1,7 @@
-"""The console page, the browser client and the documentation: files, served as they are.
+"""The console page, the browser client and the documentation, served as static files.
 
-A policy lets them load nothing but each other. The files are read once when the application is made; a file that is
-missing has no route.
+A content security policy restricts them to files of this gateway. The files are read once, when the application is built. A
+missing file has no route.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,8 +13,7 @@ from aiohttp import web
 FOLDER: Final = Path(__file__).with_name("console")
 
 PAGES: Final = ("api", "clients", "python", "javascript", "continuity", "attach")
-"""Pages of the documentation that people who use this gateway need. They lie in the package once it is installed, and at
-the top of a checkout."""
+"""Pages of the documentation for users of this gateway. They are inside an installed package, and at the top of a checkout."""
 
 _PACKAGE: Final = Path(__file__).parents[1]
 DOCS: Final = next(
@@ -41,7 +40,7 @@ _HEADERS: Final = {
 
 
 def add_routes(app: web.Application, folder: Path = FOLDER, docs: Path = DOCS) -> None:
-    """Serve the folder's files under their names, its index as `/`, and the documentation as plain text."""
+    """Serve the folder's files by name, its index as `/`, and the documentation as plain text."""
     for path in sorted(folder.glob("*")):
         if path.suffix in _TYPES:
             name = "" if path.name == _INDEX else path.name

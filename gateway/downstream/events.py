@@ -1,6 +1,6 @@
-"""`POST /v1/sessions/{id}/events`: client events on their way up (api.md, 2 Sending).
+"""`POST /v1/sessions/{id}/events`: client events for OpenAI (api.md, 2 Sending).
 
-A body is read whole, checked whole, and handed over whole; what goes on are slices of the bytes that came.
+A body is read, checked and accepted as a whole. The events that are sent are slices of the received bytes.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _TAKEN: Final = (JSON, NDJSON, TEXT, FORM)
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handler in place."""
+    """Add the route of this file."""
     app.router.add_post("/v1/sessions/{id}/events", post_events)
 
 
 async def post_events(request: web.Request) -> web.Response:
-    """Accept one event, an array of them, or lines of them: 202 with their numbers and the log's head before them."""
+    """Accept one event, an array or lines of events. Answer 202 with their numbers and the log's head before them."""
     grant, handle = session_grant(request, "send")
     kind = media_type(request, _TAKEN)
     body = await read_body(request)

@@ -1,6 +1,6 @@
-"""Doing a request once, however often it is sent (draft-ietf-httpapi-idempotency-key-header).
+"""Running a request once, even if it is repeated (draft-ietf-httpapi-idempotency-key-header).
 
-For requests that are answered when they are done. Turns, to which a repeat attaches while they run, do it themselves.
+For requests that are answered when they are done. Turns have code of their own, since a repeat attaches to a running turn.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def scoped_key(request: web.Request, grant: Grant) -> str | None:
-    """Give the request's key as the table knows it: another caller or path may use the same word."""
+    """Return the request's key, scoped to its caller and path: others may use the same key."""
     key = idempotency_key(request)
     return None if key is None else f"{grant.principal.name}\n{request.rel_url.raw_path}\n{key}"
 
 
 def require_unguessable(request: web.Request, grant: Grant) -> None:
-    """Check the key of a request that opens a session, whose repeat is answered with that session.
+    """Check the key of a request that opens a session. A repeat is answered with that session and its credentials.
 
-    Anonymous callers share one principal, so to them the key is what proves whose session it is. Where strangers may be
-    among them it must be too long to guess. Raises `invalid-parameter`.
+    Anonymous callers share one principal, so the key alone proves that the session is theirs. If the gateway can be reached
+    from other machines, it must be too long to guess. Raises `invalid-parameter`.
     """
     key = idempotency_key(request)
     rules = request.app[ACCESS].rules
@@ -48,12 +48,12 @@ def require_unguessable(request: web.Request, grant: Grant) -> None:
 
 
 def fingerprint(request: web.Request, body: bytes) -> bytes:
-    """Give what a repeat must equal."""
+    """Return the hash that a repeat must have: of its path and body."""
     return hashlib.sha256(request.rel_url.raw_path.encode() + b"\n" + body).digest()
 
 
 def promise_of(request: web.Request, grant: Grant, body: bytes) -> Promise:
-    """Return what the session is to keep together with what the request does."""
+    """Return what the session stores together with the effect of the request."""
     key = scoped_key(request, grant)
     peer_request = request.get(PEER_REQUEST)
     if key is None and peer_request is None:
@@ -70,9 +70,10 @@ async def once(
     answer_type: type[Answer],
     size: Callable[[Answer], int] = lambda _: 0,
 ) -> tuple[Answer, bool]:
-    """Act, or return the answer of the first time and True. What raises had no effect, and may be tried again.
+    """Call `act`, or return the answer of the first call and True. If `act` raises, the request can be repeated.
 
-    `size` tells what an answer takes to keep. Raises `idempotency-in-progress` while the first is still running, `idempotency-key-reused` for another body.
+    `size` returns the memory that a stored answer takes. Raises `idempotency-in-progress` while the first call is running,
+    `idempotency-key-reused` for another body.
     """
     if key is None:
         return await act(), False

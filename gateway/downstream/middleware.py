@@ -1,8 +1,8 @@
-"""What happens to every request before and after its handler: id, host and origin, errors, headers, one log line.
+"""The middlewares around every handler: request id, host and origin, errors, headers, one log line.
 
-The order is: the request gets its id; a page that may not call is turned away before anything is done; a preflight is
-answered before any credential is asked for; what the handler raises becomes a problem object. Headers are added when
-an answer is prepared, so that streams carry them, too.
+A request first gets its id. A page that may not call is refused before anything else is done, and a preflight is answered
+before credentials are checked. Exceptions of the handler become problem objects. Headers are added when a response is
+prepared, so that streams carry them as well.
 """
 
 import random
@@ -46,13 +46,13 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _MAX_SHOWN: Final = 200
-"""Characters of a header that are repeated in a refusal."""
+"""Characters of a header that a refusal may quote."""
 
 CLIENT_LEFT: Final = 499
-"""The status told of a request whose client left, or whose server was closed, before the answer; nginx's word for it."""
+"""Status in logs and metrics if the client left, or the server closed, before the response. nginx uses the same number."""
 
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked by machines under whatever address they know; they show nothing that a rebinding page could use."""
+"""Machines request these under any host name. They contain nothing that a page could misuse by DNS rebinding."""
 
 _TOLD_WHERE_KNOWN: Final = (("session", SESSION), ("principal", PRINCIPAL), ("code", ERROR_CODE))
 
@@ -61,13 +61,13 @@ STREAMED: Final = frozenset({"text/event-stream", "application/x-ndjson"})
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, and report its answer: to the metrics when its headers are sent, to the log at its end."""
+    """Give the request an id, and report its response: to the metrics when its headers are sent, to the log at its end."""
     app = request.app
     clock, telemetry = app[CLOCK].monotonic, app[TELEMETRY]
     began = clock()
-    client = client_address(request)  # asked now: a connection that is gone cannot tell
+    client = client_address(request)  # read now: it is unknown once the connection is lost
     wanted = request.headers.get("X-Request-Id", "")
-    # An id is no secret: it only has to be another one each time.
+    # An id is not secret; it only has to be unique.
     request_id = wanted if wanted and _SANE_ID.match(wanted) else f"{random.getrandbits(96):024x}"
     request[REQUEST_ID] = request_id
     status = CLIENT_LEFT
@@ -95,7 +95,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what is raised into a problem object; an answer that has begun is cut short instead."""
+    """Turn exceptions into problem objects. If the response has begun, cut it short instead."""
     try:
         return await handler(request)
     except GatewayError as error:
@@ -107,9 +107,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if known is None:
             raise
         return _problem(request, known)
-    except Exception as error:  # noqa: BLE001  # the last place where it can be caught and told under the request's id
+    except Exception as error:  # noqa: BLE001  # the last place that knows the request's id
         if isinstance(error, ConnectionError) and _client_left(request):
-            # Nobody will see it; raising would be logged as a failure.
+            # The client has left; raising would be logged as a failure.
             return web.Response(status=CLIENT_LEFT)
         if ANSWERED_AT in request:
             return _cut(request, error)
@@ -119,7 +119,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn away what no page may do, and answer preflights."""
+    """Refuse requests that web pages may not make, and answer preflights."""
     rules = request.app[ACCESS].rules
     refusal = _refusal(request)
     if refusal is None:
@@ -129,7 +129,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if refusal is not None:
             raise refusal
         return await handler(request)
-    # No browser sends two; where one comes between that adds another, which of them is the page's cannot be told.
+    # Browsers send one. If something in between added another, it is unclear which one is the page's.
     origin = origins[0] if len(origins) == 1 else "null"
     if request.app[OPEN_TO_PAGES] and _is_listed(origin, rules):
         request[_CORS] = cors_headers(origin, any_origin="*" in rules.cors_origins)
@@ -143,7 +143,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add what every answer carries; a signal handler of `on_response_prepare`."""
+    """Add the headers of every response; a signal handler for `on_response_prepare`."""
     headers = response.headers
     request[ANSWERED_AT] = request.app[CLOCK].monotonic()
     request_id = request.get(REQUEST_ID)
@@ -158,7 +158,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     else:
         headers.setdefault("Vary", "Origin")
     if type(response) is web.StreamResponse or response.content_type in STREAMED:
-        # The end of a stream is the end of its connection: readers below HTTP see no other end.
+        # Close the connection at the end of a stream: some clients notice no other end.
         response.force_close()
         headers[hdrs.CONNECTION] = "close"
     cors = request.get(_CORS)
@@ -167,13 +167,13 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 
 
 def route_of(request: web.Request) -> str:
-    """Give the path's template, or `other`: never what a client made up."""
+    """Return the path's template, or `other`: never a path that a client invented."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "other"
 
 
 def _refusal(request: web.Request) -> GatewayError | None:
-    """Return what the connection found wrong with the request before any handler saw it."""
+    """Return the error that the connection found in the request before any handler ran."""
     protocol = request.protocol
     return protocol.refusal(request) if isinstance(protocol, Connection) else None
 
@@ -191,9 +191,9 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
 
 
 def _cut(request: web.Request, error: Exception) -> web.Response:
-    """End the connection in the middle of an answer, so that the client takes no half for the whole.
+    """Abort the connection in the middle of a response, so that the client does not take it for complete.
 
-    A second answer on the same connection would be read as a part of the first.
+    A second response on the same connection would be read as part of the first.
     """
     request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
     if request.transport is not None:
@@ -202,9 +202,9 @@ def _cut(request: web.Request, error: Exception) -> web.Response:
 
 
 def _require_host(request: web.Request, rules: AccessRules) -> None:
-    """Refuse what a page may have sent that had its own name pointed at this machine (DNS rebinding).
+    """Refuse requests that a page may have sent by DNS rebinding: its own host name points at this machine.
 
-    Such a page has no key. So the name counts where callers without a key are let in, and only for them.
+    Such a page has no API key, so the name is checked only for callers without a key.
     """
     if not rules.serves_anonymous or request.path in PROBES:
         return
@@ -214,22 +214,22 @@ def _require_host(request: web.Request, rules: AccessRules) -> None:
     if name is None or not (is_loopback_name(name) or name in rules.hosts):
         raise CallerError(
             "forbidden",
-            f"Callers without an API key must call this gateway by a loopback name, and not as {name or 'this'!r}. "
-            "Its operator can allow the name in server.allowed_hosts, or as server.public_url.",
+            f"Callers without an API key must use a loopback host name, not {name or 'this'!r}. "
+            "The operator can allow the name in server.allowed_hosts, or as server.public_url.",
         )
 
 
 def _origin_refusal(request: web.Request, origin: str) -> str:
     if not request.app[OPEN_TO_PAGES]:
-        return "Pages of other origins may call the operator's listener only where an admin token is set."
+        return "Pages of other origins may call the operator's listener only if an admin token is configured."
     if normal_origin(origin) is None:
         return (
-            f"Pages of the origin {origin[:_MAX_SHOWN]!r} may not call this gateway, and cannot be allowed to: "
-            "serve the page over HTTP."
+            f"Pages of the origin {origin[:_MAX_SHOWN]!r} may not call this gateway, and cannot be allowed to. "
+            "Serve the page over HTTP."
         )
     return (
         f"Pages of the origin {origin[:_MAX_SHOWN]!r} may not call this gateway. "
-        "Its operator can allow them in access.cors_origins."
+        "The operator can allow them in access.cors_origins."
     )
 
 

@@ -1,7 +1,7 @@
-"""`GET /openapi.json`: the API described by itself (OpenAPI 3.1).
+"""`GET /openapi.json`: the description of the API (OpenAPI 3.1).
 
-Bodies come from the models that check them and errors from the table that answers with them, so neither can drift.
-The rest is prose about routes; a test holds the paths against the router's.
+Schemas of bodies come from the models that validate them, and errors from the table in `gateway.errors`, so both are always
+current. The rest is written by hand; a test compares the paths with the router's.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED, SessionWante
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
 
-Schema = dict[str, Any]  # JSON Schema, whose values are of every kind
+Schema = dict[str, Any]  # JSON Schema, with values of any type
 
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -24,7 +24,7 @@ _OBJECT: Final[Schema] = {"type": "object"}
 _EVENT_ID: Final[Schema] = {
     "type": "string",
     "pattern": "^[0-9a-z-]+$",
-    "description": "Opaque; a place in the session's log.",
+    "description": "Opaque; a position in the session's log.",
 }
 
 _SESSION: Final[Schema] = {
@@ -50,7 +50,7 @@ _SESSION: Final[Schema] = {
         },
         "required": list(Usage().shown()),
         "additionalProperties": False,
-        "description": "Tokens and dollars of all responses so far; the cost is null if something had no price.",
+        "description": "Tokens and dollars of all responses so far. The cost is null if any token had no price.",
     },
     "events_url": _TEXT,
     "limits": {"type": "object", "additionalProperties": {"type": "number"}},
@@ -67,7 +67,7 @@ _CREDENTIALS: Final[Schema] = {
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handler in place; the document is made once."""
+    """Add the route of this file. The document is built once."""
     body = compact(document())
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -77,7 +77,7 @@ def add_routes(app: web.Application) -> None:
 
 
 def document() -> Schema:
-    """Give the whole description."""
+    """Return the whole description."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -101,7 +101,7 @@ def document() -> Schema:
                     "type": "apiKey",
                     "in": "query",
                     "name": "ticket",
-                    "description": "For reading with EventSource, which can send no header.",
+                    "description": "For reading with EventSource, which cannot send headers.",
                 },
             },
         },
@@ -113,14 +113,14 @@ def _paths() -> Schema:
     key = [_parameter("IdempotencyKey")]
     read = {
         "200": {
-            "description": "The session's log from the cursor on; a stream stays open for what comes.",
+            "description": "The session's log from the cursor on. A stream stays open for new events.",
             "content": {
                 "text/event-stream": {},
                 "application/x-ndjson": {"schema": _TEXT},
                 "application/json": {"schema": _ref("Events")},
             },
         },
-        "204": {"description": "The session is closed and everything was read: stop reconnecting (SSE)."},
+        "204": {"description": "The session is closed and everything was read. Stop reconnecting (SSE)."},
     }
     turn = {
         "200": {
@@ -132,7 +132,7 @@ def _paths() -> Schema:
                 "application/json": {"schema": _ref("Turn")},
             },
         },
-        "202": {"description": "Not done within `wait`; repeat with the same Idempotency-Key."},
+        "202": {"description": "Not done within `wait`. Repeat with the same Idempotency-Key."},
     }
     turn_body = _body({"application/json": _ref("TurnWanted"), "text/plain": _TEXT}, required=True)
     events_body = _body(
@@ -149,7 +149,7 @@ def _paths() -> Schema:
     return {
         "/v1/sessions": {
             "post": _operation(
-                "Open a session: answers when its data channel is open",
+                "Open a session; the response comes when its data channel is open",
                 {"201": _answer("The session, with its credentials", "CreatedSession")},
                 parameters=key,
                 body=_body({"application/json": _ref("SessionWanted")}),
@@ -162,7 +162,7 @@ def _paths() -> Schema:
         },
         "/v1/sessions/{id}": session
         | {
-            "get": _operation("Look at a session", {"200": _answer("The session", "Session")}),
+            "get": _operation("Get a session", {"200": _answer("The session", "Session")}),
             "delete": _operation(
                 "Close a session",
                 {"204": {"description": "Closed; may be repeated."}},
@@ -172,7 +172,7 @@ def _paths() -> Schema:
         "/v1/sessions/{id}/close": session
         | {
             "post": _operation(
-                "Close a session, as navigator.sendBeacon can",
+                "Close a session by POST, for navigator.sendBeacon",
                 {"204": {"description": "Closed; may be repeated."}},
                 parameters=[_parameter("HangUp")],
                 body=_body({"text/plain": {"type": "string", "description": "The client secret."}}),
@@ -181,7 +181,7 @@ def _paths() -> Schema:
         "/v1/sessions/{id}/tickets": session
         | {
             "post": _operation(
-                "Make a read-only credential for a URL", {"201": _answer("The ticket", "Ticket")}
+                "Create a read-only credential for a URL", {"201": _answer("The ticket", "Ticket")}
             )
         },
         "/v1/sessions/{id}/events": session
@@ -197,7 +197,7 @@ def _paths() -> Schema:
         "/v1/sessions/{id}/events/stream": session
         | {
             "post": _operation(
-                "The same read for clients and tunnels that buffer GET",
+                "The same read, for clients and tunnels that buffer GET",
                 read,
                 parameters=reading,
                 body=_body({"application/json": _OBJECT}),
@@ -214,32 +214,38 @@ def _paths() -> Schema:
 
 
 _READING: Final[Mapping[str, tuple[Schema, str]]] = {
-    "after": (_TEXT, "Cursor: an event id, `earliest` or `now`. `Last-Event-ID` comes first."),
+    "after": (_TEXT, "Cursor: an event id, `earliest` or `now`. `Last-Event-ID` wins over it."),
     "lastEventId": (
         _TEXT,
         "The cursor of a reconnecting polyfill, also as lastEventID, last_event_id and Last-Event-ID. Wins over `after`.",
     ),
-    "types": (_TEXT, "Only these types, by comma; a `*` may end each. `gateway.*` always passes."),
+    "types": (
+        _TEXT,
+        "Only these types, separated by commas; each may end with `*`. `gateway.*` always passes.",
+    ),
     "exclude": (_TEXT, "Not these types."),
     "heartbeat": ({"type": "number", "minimum": 5, "maximum": 60}, "Seconds of silence before a heartbeat."),
-    "heartbeat_as": ({"enum": ["comment", "event"]}, "Its form on SSE."),
+    "heartbeat_as": ({"enum": ["comment", "event"]}, "The form of heartbeats in SSE."),
     "pad": (
         {"type": "integer", "minimum": 0, "maximum": 4096},
-        "Bytes against proxies that hold small writes.",
+        "Bytes of padding, for proxies that buffer small writes.",
     ),
     "max_age": (
         {"type": "number", "minimum": 1, "maximum": 3600},
         "Seconds until the connection is rotated.",
     ),
-    "on_gap": ({"enum": ["continue", "fail"]}, "Whether a lost cursor is told in the stream or is 410."),
-    "errors": ({"const": "status"}, "Real statuses also for a read that was opened with a ticket."),
-    "wait": ({"type": "number", "minimum": 0, "maximum": 55}, "Seconds to wait for an answer."),
+    "on_gap": ({"enum": ["continue", "fail"]}, "Whether a gap is reported in the stream, or as 410."),
+    "errors": ({"const": "status"}, "Error statuses also for a read with a ticket."),
+    "wait": ({"type": "number", "minimum": 0, "maximum": 55}, "Seconds to wait for a response."),
     "linger": (
         {"type": "integer", "minimum": 0, "maximum": 2000},
-        "Milliseconds that a long-poll gathers after the first event.",
+        "Milliseconds for which a long-poll collects events after the first one.",
     ),
-    "limit": ({"type": "integer", "minimum": 1, "maximum": 1000}, "Most events of one long-poll."),
-    "max_bytes": ({"type": "integer", "minimum": 1}, "Most bytes of one long-poll, but at least one event."),
+    "limit": ({"type": "integer", "minimum": 1, "maximum": 1000}, "Maximum number of events in a long-poll."),
+    "max_bytes": (
+        {"type": "integer", "minimum": 1},
+        "Maximum bytes of a long-poll; at least one event is returned.",
+    ),
 }
 
 
@@ -249,7 +255,7 @@ def _parameters() -> Schema:
         "IdempotencyKey": {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A repeat gives the stored answer.",
+            "description": "A repeat returns the stored response.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 255},
         },
         "LastEventId": {"name": "Last-Event-ID", "in": "header", "schema": _TEXT},
@@ -257,19 +263,19 @@ def _parameters() -> Schema:
         "HangUp": {
             "name": "hang_up",
             "in": "query",
-            "description": "End a call, too, that the session is attached to.",
+            "description": "Also end the call to which the session is attached.",
             "schema": {"type": "boolean", "default": False},
         },
         "ListLimit": {
             "name": "limit",
             "in": "query",
-            "description": "Sessions of a page.",
+            "description": "Sessions per page.",
             "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": DEFAULT_LISTED},
         },
         "ListAfter": {
             "name": "after",
             "in": "query",
-            "description": "The last session of the page before.",
+            "description": "ID of the last session of the previous page.",
             "schema": _TEXT,
         },
     }
@@ -301,7 +307,7 @@ def _schemas() -> Schema:
             "type": "object",
             "required": ["type"],
             "properties": {"type": _TEXT, "event_id": {"type": ["string", "null"]}},
-            "description": "An OpenAI Realtime client event; passed on as it is.",
+            "description": "An OpenAI Realtime client event; sent unchanged.",
         },
         "Receipt": _closed({"accepted": _COUNT, "first": _COUNT, "last": _COUNT, "head": _EVENT_ID}),
         "Events": _closed(
@@ -355,7 +361,7 @@ def _problem() -> Schema:
 
 
 def _closed(members: Schema) -> Schema:
-    """Describe an object that always has all of its members."""
+    """Return the schema of an object that always has all its members."""
     return {"type": "object", "required": list(members), "properties": members}
 
 

@@ -1,7 +1,7 @@
 """`/livez` and `/readyz`, on both listeners (api.md, 7 The operator's listener).
 
-Live means that the loop turns; ready means that new clients are welcome. Neither asks OpenAI or Redis: a restart would
-mend nothing there.
+Live means that the event loop runs; ready means that new sessions are accepted. Neither checks OpenAI or Redis, since a
+restart would not repair those.
 """
 
 from aiohttp import web
@@ -11,18 +11,18 @@ from gateway.errors import OverloadError
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handlers in place."""
+    """Add the routes of this file."""
     app.router.add_get("/livez", live)
     app.router.add_get("/readyz", ready)
 
 
 async def live(request: web.Request) -> web.Response:
-    """Say that the process answers."""
+    """Answer 200 while the process runs."""
     return web.Response(text="ok\n")
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say that sessions may be opened; 503 while draining. Before start-up is done nothing listens."""
+    """Answer 200 if sessions can be opened, 503 while draining. During start-up nothing listens yet."""
     if request.app[HUB].draining:
         raise OverloadError("draining", "The gateway is shutting down.", retry_after=2)
     return web.Response(text="ok\n")

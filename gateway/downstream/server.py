@@ -1,7 +1,7 @@
 """The two listeners: the client's and the operator's.
 
 `Server` builds an application for each, listens, and closes them again. Tests and the gateway itself use this type.
-It knows no configuration: it is given each room's limits as frozen values.
+It takes limits as frozen values, and does not know the configuration.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ OPERATOR_CONNECTIONS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class ServerDependencies:
-    """What the HTTP side is made from."""
+    """What the HTTP side needs."""
 
     hub: Hub
     telemetry: DownstreamTelemetry
@@ -42,12 +42,12 @@ class ServerDependencies:
     stream: StreamLimits = field(default_factory=StreamLimits)
     limits: ServerLimits = field(default_factory=ServerLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
-    """Of the client's listener."""
+    """Limits of the client's listener."""
     clock: Clock = field(default_factory=Clock)
     elsewhere: Elsewhere | None = None
-    """What passes requests on to other nodes; None for one process."""
+    """Forwards requests to other nodes; None without a cluster."""
     hand_over: internal.HandOver | None = None
-    """What takes sessions from other nodes; set where `elsewhere` is."""
+    """Takes over sessions from other nodes; set if `elsewhere` is."""
 
 
 class Server:
@@ -55,7 +55,7 @@ class Server:
 
     def __init__(self, deps: ServerDependencies) -> None:
         self._client_side = Listener(client_application(deps), deps.limits, _connections(deps))
-        # Of its own, so that clients cannot take the operator's.
+        # A separate limit, so that clients cannot take the operator's connections.
         operators = replace(deps.connections, max_connections=OPERATOR_CONNECTIONS)
         self._operator_side = Listener(
             operator_application(deps), deps.limits, _connections(replace(deps, connections=operators))
@@ -68,12 +68,12 @@ class Server:
         )
 
     async def listen_to_peers(self, peers: Binding) -> None:
-        """Listen for the other nodes, before they are told that this one is there. Raises OSError."""
+        """Listen for the other nodes, before this node is announced to them. Raises OSError."""
         assert self._peers_side is not None, "only where there are several nodes"
         await self._peers_side.start(peers)
 
     async def start(self, client: Binding, operator: Binding) -> None:
-        """Listen on both. Raises OSError where an address cannot be had, after which neither listens."""
+        """Listen on both. Raises OSError if an address is not available; then neither listens."""
         try:
             await self._operator_side.start(operator)
             await self._client_side.start(client)
@@ -82,7 +82,7 @@ class Server:
             raise
 
     async def close(self) -> None:
-        """Stop listening, end the streams, and give running requests a moment. Harmless when repeated."""
+        """Stop listening, end the streams, and wait briefly for running requests. May be called more than once."""
         await self._client_side.close()
         await self._operator_side.close()
         if self._peers_side is not None:
@@ -92,18 +92,18 @@ class Server:
 
     @property
     def peers_url(self) -> str:
-        """The other nodes' side, with its real port."""
+        """The URL of the listener for other nodes, with its real port."""
         assert self._peers_side is not None, "only where there are several nodes"
         return self._peers_side.url
 
     @property
     def url(self) -> str:
-        """The client's side, with its real port."""
+        """The URL for clients, with its real port."""
         return self._client_side.url
 
     @property
     def admin_url(self) -> str:
-        """The operator's side, with its real port."""
+        """The URL for the operator, with its real port."""
         return self._operator_side.url
 
 
@@ -112,13 +112,13 @@ def _connections(deps: ServerDependencies) -> Connections:
 
 
 def client_application(deps: ServerDependencies) -> web.Application:
-    """Build the client's side."""
+    """Build the application for clients."""
     app = _application(deps, open_to_pages=True, middlewares=_middlewares(deps, elsewhere))
     return _with_client_routes(app, deps)
 
 
 def internal_application(deps: ServerDependencies, elsewhere: Elsewhere) -> web.Application:
-    """Build the other nodes' side."""
+    """Build the application for other nodes."""
     app = _application(deps, open_to_pages=False, middlewares=(identify, middleware.answer_errors, admit))
     app[PEERS] = elsewhere.signatures
     if deps.hand_over is not None:
@@ -132,18 +132,18 @@ def internal_application(deps: ServerDependencies, elsewhere: Elsewhere) -> web.
 def _with_client_routes(app: web.Application, deps: ServerDependencies) -> web.Application:
     app[STREAM] = deps.stream
     probes.add_routes(app)
-    # The router tries the routes in this order, so the ones asked for most often come first.
+    # The router tries the routes in this order, so the most frequent ones come first.
     for resource in (events, reads, turns, sessions, openapi, console):
         resource.add_routes(app)
     for route in app.router.routes():
-        # `read_body` asks for the body itself. aiohttp takes this per route only, which no route should have to know.
+        # `read_body` sends `100 Continue` itself. aiohttp has this setting per route only.
         route._expect_handler = _expect_later  # noqa: SLF001
     return app
 
 
 def operator_application(deps: ServerDependencies) -> web.Application:
-    """Build the operator's side."""
-    # Without a token any page that is listed could drain the gateway: what is listed are clients, not operators.
+    """Build the application for the operator."""
+    # Without a token any page of a listed origin could drain the gateway. The list is about clients, not operators.
     app = _application(
         deps,
         open_to_pages=bool(deps.operator.token_sha256),
@@ -173,4 +173,4 @@ def _middlewares(deps: ServerDependencies, of_other_nodes: Middleware) -> Sequen
 
 
 async def _expect_later(request: web.Request) -> None:
-    """Send no `100 Continue` yet. Other expectations are passed over, as RFC 9110 10.1.1 allows."""
+    """Send no `100 Continue` yet. Other expectations are ignored, as RFC 9110 10.1.1 allows."""

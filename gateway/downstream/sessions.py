@@ -1,4 +1,4 @@
-"""Sessions as a resource: create, list, look, close, tickets (api.md, 1 Sessions)."""
+"""Sessions as a resource: create, list, get, close, tickets (api.md, 1 Sessions)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,24 +24,24 @@ from gateway.relay.ports import OpenRequest, View
 from gateway.relay.state import CloseReason
 
 _SECRET_BODY_BYTES: Final = 4096
-"""A body that is to be a client secret and nothing else."""
+"""Limit of a body that contains only a client secret."""
 
 DEFAULT_LISTED: Final = 20
 MAX_LISTED: Final = 100
-"""Sessions of one page: with 16 KiB of metadata each, 1.6 MiB."""
+"""Sessions per page: 1.6 MiB with 16 KiB of metadata each."""
 MAX_LISTED_NODE: Final = 2000
-"""Sessions of one caller that a node tells another one of."""
+"""Sessions of one caller that a node lists for another node."""
 
-Object = dict[str, Any]  # Any JSON object: what is in it is OpenAI's or the caller's own business.
+Object = dict[str, Any]  # Any JSON object: its content belongs to OpenAI or the caller.
 
 
 _MAX_MEMBERS: Final = 32
-"""Of an object whose members are all known. Each unknown one is told with its pointer: a megabyte of them would cost two
-seconds of everybody's time, and five megabytes of answer (measured)."""
+"""Limit for objects whose members are all known. Each unknown member is reported with its pointer: for a megabyte of them
+this would block the event loop for two seconds and produce a response of five megabytes (measured)."""
 
 
 class ClientSecretWanted(BaseModel):
-    """What the session's client secret may send beyond the usual."""
+    """What the session's client secret may send in addition to the default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -55,17 +55,17 @@ class SessionWanted(BaseModel):
 
     session: Object = Field(default_factory=dict)
     call_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,200}$")
-    """A call that somebody else made, to attach to."""
+    """An existing call to attach to."""
     metadata: Object = Field(default_factory=dict)
     detach_grace_seconds: int | None = None
     client_secret: ClientSecretWanted = Field(default_factory=ClientSecretWanted)
     on_interrupted: Literal["report", "retry"] = "report"
-    """What becomes of a response that a lost call cut off: it is told, or asked for again, which is billed again."""
+    """Whether a response interrupted by the loss of a call is reported or requested again, which is billed again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Created:
-    """The answer of a create, kept for its repeats."""
+    """The response to a create, stored for repeats."""
 
     session_id: str
     body: bytes = field(repr=False)  # holds the client secret
@@ -76,7 +76,7 @@ def _size(created: _Created) -> int:
 
 
 def add_routes(app: web.Application) -> None:
-    """Put this file's handlers in place."""
+    """Add the routes of this file."""
     app.router.add_post("/v1/sessions", create)
     app.router.add_get("/v1/sessions", list_own)
     app.router.add_get("/v1/sessions/{id}", look)
@@ -86,14 +86,14 @@ def add_routes(app: web.Application) -> None:
 
 
 async def create(request: web.Request) -> web.Response:
-    """Open a session: 201 when its data channel is open."""
+    """Open a session. Answer 201 when its data channel is open."""
     caller = grant(request)
     bearer = required_upstream_bearer(request)
     require_unguessable(request, caller)
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(caller, len(body))
     if body:
-        # Only then: some libraries name a type for no body at all.
+        # Not checked for an empty body: some libraries send a Content-Type with it.
         media_type(request, (JSON, TEXT, FORM))
     value = await in_steps(request, read_object(body)) if body.strip() else {}
     wanted = parse_wanted(request, value)
@@ -118,11 +118,11 @@ async def create(request: web.Request) -> web.Response:
         return _created(session_id, compact(with_secrets), replayed=replayed)
     created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     if replayed and not still_known(request, created.session_id):
-        # A key lives as long as its session; this is a first try again.
+        # A key is kept as long as its session; this counts as a first request again.
         table.release(str(key))
         created, replayed = await once(request, table, key, body, open_session, _Created, _size)
     request[SESSION] = created.session_id
-    if key is None:  # Without the answer nobody will ever learn its id.
+    if key is None:  # Only the response tells the client the id.
 
         async def undo() -> None:
             await hub.find(created.session_id, None).close(CloseReason.CLIENT)
@@ -141,10 +141,13 @@ def _created(session_id: str, body: bytes, *, replayed: bool) -> web.Response:
 
 
 async def list_own(request: web.Request) -> web.Response:
-    """List the caller's sessions, newest first. Not for anonymous callers: to them an id is the capability."""
+    """List the caller's sessions, newest first. Not for anonymous callers: for them the id is the credential."""
     caller = grant(request)
     if caller.credential == "anonymous":
-        raise CallerError("forbidden", "Without an API key sessions are not listed; keep their ids.")
+        raise CallerError(
+            "forbidden",
+            "Sessions are listed only for callers with an API key. Keep the ids of your sessions.",
+        )
     page = requested_page(request)
     hub, nodes = request.app[HUB], request.app.get(ELSEWHERE)
     async with one_at_a_time(request):
@@ -173,30 +176,30 @@ def listing(objects: list[dict[str, object]], more: bool) -> web.Response:
 
 
 async def look(request: web.Request) -> web.Response:
-    """Give the session object."""
+    """Answer with the session object."""
     _, handle = session_grant(request, "read")
     return json_answer(session_object(request, handle.view()))
 
 
 async def delete(request: web.Request) -> web.Response:
-    """Close the session; 204 also when it is closed already."""
+    """Close the session. Answer 204 also if it is closed already."""
     _, handle = session_grant(request, "send")
     await handle.close(CloseReason.CLIENT, hang_up=_hang_up(request))
     return web.Response(status=204)
 
 
 async def close(request: web.Request) -> web.Response:
-    """Close the session, for clients that can only post: `navigator.sendBeacon` sends the client secret as the body."""
+    """Close the session, for clients that can only POST: `navigator.sendBeacon` sends the client secret as the body."""
     body = await read_body(request, _SECRET_BODY_BYTES)
     word = body.decode("ascii", "replace").strip() if request.content_type == TEXT else ""
-    # An API key in a body would be kept wherever bodies are kept; a client secret is for one session alone.
+    # API keys are not accepted here, because bodies may be logged. A client secret is valid for one session only.
     _, handle = session_grant(request, "send", word=word if looks_signed(word) else None)
     await handle.close(CloseReason.CLIENT, hang_up=_hang_up(request))
     return web.Response(status=204)
 
 
 def _hang_up(request: web.Request) -> bool | None:
-    """Return True where the call shall end with the session, None for the usual: an attached session leaves it alone.
+    """Return True if the call shall end with the session, None for the default: attached sessions leave their call open.
 
     Raises `invalid-parameter`.
     """
@@ -210,7 +213,7 @@ def _hang_up(request: web.Request) -> bool | None:
 
 
 async def make_ticket(request: web.Request) -> web.Response:
-    """Make a read-only credential that may stand in a URL."""
+    """Create a read-only credential for use in a URL."""
     _, handle = session_grant(request, "send")
     view = handle.view()
     ticket = request.app[ACCESS].signatures.sign("ticket", view.id)
@@ -219,7 +222,7 @@ async def make_ticket(request: web.Request) -> web.Response:
 
 
 def required_upstream_bearer(request: web.Request) -> str | None:
-    """Give the caller's upstream credential, which an opening needs where callers bring their own."""
+    """Return the caller's upstream credential. Raises `unauthorized` if callers must bring one and it is missing."""
     bearer = upstream_bearer(request)
     if bearer is None and request.app[ACCESS].rules.client_upstream:
         raise CallerError(
@@ -233,10 +236,10 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
     if "call_id" in body and (body["call_id"] is None or "session" in body):
         named = "/call_id" if body["call_id"] is None else "/session"
         detail = (
-            "A call that you attach to has its session already: leave 'session' out and send session.update."
+            "A call that you attach to already has a session: omit 'session' and send session.update instead."
         )
         if named == "/call_id":
-            detail = "'call_id' is the ID of a call, such as rtc_…; leave it out to make a call."
+            detail = "'call_id' must be the ID of a call, such as rtc_…; omit it to make a new call."
         flaw = Flaw(
             "not together with 'call_id'" if named == "/session" else "must be a string", pointer=named
         )
@@ -252,7 +255,7 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
         )
         named = ", ".join(f"'{flaw.pointer}'" for flaw in flaws)
         raise CallerError(
-            "invalid-parameter", f"The body is not that of a create: see {named}.", flaws=flaws
+            "invalid-parameter", f"The body is not valid for creating a session: see {named}.", flaws=flaws
         ) from None
     limit = request.app[LIMITS].max_metadata_bytes
     if len(compact(wanted.metadata)) > limit:
@@ -263,7 +266,7 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
 def _require_few(value: object, pointer: str) -> None:
     if isinstance(value, Mapping) and len(value) > _MAX_MEMBERS:
         flaw = Flaw(f"has {len(value)} members", pointer=pointer)
-        raise CallerError("invalid-parameter", "The body is not that of a create.", flaws=(flaw,))
+        raise CallerError("invalid-parameter", "The body is not valid for creating a session.", flaws=(flaw,))
 
 
 async def open_wanted(
@@ -273,7 +276,7 @@ async def open_wanted(
     bearer: str | None,
     session_id: str | None = None,
 ) -> View:
-    """Open what was asked for. The hub owns the opening: a client that leaves cannot leave half of it behind."""
+    """Open the requested session. The hub owns this work, so a client that leaves cannot leave it half done."""
     request.app[ACCESS].spend_opening(caller)
     handle = await request.app[HUB].open(
         OpenRequest(
@@ -292,7 +295,7 @@ async def open_wanted(
 
 
 def session_object(request: web.Request, view: View) -> dict[str, object]:
-    """Give a session as its owner sees it."""
+    """Return a session as its owner sees it."""
     relay, server, stream = request.app[HUB].limits, request.app[LIMITS], request.app[STREAM]
     return {
         "id": view.id,
@@ -325,12 +328,12 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
 
 
 def created_object(request: web.Request, view: View) -> dict[str, object]:
-    """Give a session with the credentials that are told once."""
+    """Return a session with the credentials that only its creator gets."""
     return session_object(request, view) | credentials(request, view.id, view.expires_at)
 
 
 def credentials(request: web.Request, session_id: str, expires_at: object) -> dict[str, object]:
-    """Return the members of a created session that are told once. They are signed, so a repeat gets the same."""
+    """Return the credentials of a new session. They are signed, so a repeated create gets the same ones."""
     signatures = request.app[ACCESS].signatures
     secret = {"value": signatures.sign("secret", session_id), "expires_at": expires_at}
     return {
@@ -344,7 +347,7 @@ def _stream_url(session_id: str, ticket: str) -> str:
 
 
 def still_known(request: web.Request, session_id: str) -> bool:
-    """Return whether a session can still be asked for; a stored answer is kept no longer than the session it is about."""
+    """Return whether a session still exists. A stored answer is kept no longer than its session."""
     try:
         request.app[HUB].find(session_id, None)
     except GatewayError:
@@ -361,10 +364,10 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 
 
 def _said(message: str) -> str:
-    """Give pydantic's sentence in this API's words: nobody outside has heard of extra inputs."""
+    """Return pydantic's message in the terms of this API."""
     return "unknown member" if message.startswith("Extra inputs") else message[0].lower() + message[1:]
 
 
 def _plain(number: float) -> float:
-    """Spell 15.0 as 15: some parsers give another type for it."""
+    """Return 15.0 as 15, since some JSON parsers distinguish the two."""
     return int(number) if number == int(number) else number

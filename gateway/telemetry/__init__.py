@@ -1,7 +1,7 @@
-"""What the gateway says of itself: metrics for Prometheus and one log line per fact. Knows no room but the relay's port.
+"""Metrics for Prometheus, and one log line per fact. Imports nothing of the gateway but the relay.
 
-`Metrics` implements `gateway.relay.telemetry.Telemetry`: rooms state facts, and only this package knows how a fact is counted
-or worded. `configure_logging` sets up the lines.
+`Metrics` implements `gateway.relay.telemetry.Telemetry`: other packages report facts, and only this package decides how a
+fact is counted and logged. `configure_logging` sets up the log.
 """
 
 from gateway.telemetry.garbage import Collector

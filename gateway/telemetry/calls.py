@@ -1,4 +1,4 @@
-"""Metrics and log lines of calls: the facts that upstream/ states."""
+"""Metrics and log lines of calls: the facts that upstream/ reports."""
 
 import structlog
 
@@ -19,7 +19,7 @@ class CallMetrics:
         self._failure_lines = LineLimit()
         self._connect = define.histogram(
             "connect_seconds",
-            "Time to open a call, by phase; `total` is all of them.",
+            "Time to open a call, by phase; `total` is their sum.",
             CONNECT_BUCKETS,
             "phase",
         )

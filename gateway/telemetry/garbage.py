@@ -1,9 +1,9 @@
-"""When garbage is collected, and how long that may hold the loop.
+"""When garbage is collected, and how long that may block the event loop.
 
-Almost everything is freed by reference counts. What is left are cycles: a closed session and its peer connection hold each
-other, about 150 objects and the session's log. Python would look for them after so many allocations, whenever that is:
-in the middle of an answer, and for a session that lived long almost never. Here full collections are tied to what makes
-garbage, the end of sessions, so that their cost is shared among many of them and their garbage stays bounded.
+Reference counting frees almost everything. Cycles remain: a closed session and its peer connection refer to each other,
+about 150 objects and the session's log. Python would collect them after a number of allocations: possibly in the middle of
+an answer, and almost never for sessions that lived long. So full collections run after a number of sessions have ended.
+The cost is shared among these sessions, and their garbage stays bounded.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from contextlib import suppress
 from typing import Final
 
 SWEEP_SECONDS: Final = 5.0
-"""Between two looks whether enough sessions have ended."""
+"""Interval between checks whether enough sessions have ended."""
 
 MIN_ENDED: Final = 64
 LIVE_SHARE: Final = 1 / 8
-"""A full collection looks at every session that lives, 0.1 ms for each. With one for every eighth of them that has ended,
-an end costs 0.8 ms, and what is not yet collected is at most an eighth of what lives."""
+"""A full collection visits every live session, 0.1 ms each. It runs after one session has ended for every eight live ones,
+so an end costs 0.8 ms, and uncollected sessions are at most an eighth of the live ones."""
 
 THRESHOLDS: Final = (50_000, 20, 100)
-"""Python's own are (700, 10, 10), which is thousands of looks a minute at what streams and will soon be free by itself."""
+"""Python's defaults, (700, 10, 10), cause thousands of collections a minute of events that reference counting soon frees."""
 
 
 class Collector:
-    """Collects from `start` to `close`. `ended` gives how many sessions have ended so far, `live` how many live."""
+    """Collects from `start` to `close`. `ended` returns how many sessions have ended so far, `live` how many are live."""
 
     def __init__(self, ended: Callable[[], int], live: Callable[[], int]) -> None:
         self._ended = ended
@@ -36,14 +36,14 @@ class Collector:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Take what start-up made out of sight: it lives as long as the process."""
+        """Exclude the objects made at start-up from collections, since they live as long as the process."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(*THRESHOLDS)
         self._task = asyncio.create_task(self._sweep_for_ever(), name="collector")
 
     async def close(self) -> None:
-        """Leave collecting to Python again. Harmless when repeated."""
+        """Restore Python's own settings. May be called more than once."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -57,7 +57,7 @@ class Collector:
             self.sweep()
 
     def sweep(self) -> bool:
-        """Collect if enough sessions have ended since the last time, and give the memory back to the system."""
+        """Collect if enough sessions have ended since the last time, and return the memory to the system."""
         ended = self._ended()
         if ended - self._swept < max(MIN_ENDED, self._live() * LIVE_SHARE):
             return False
@@ -68,6 +68,6 @@ class Collector:
 
 
 def _trim() -> None:
-    """Give free pages back: glibc keeps them, and after a busy hour a quiet process would look like a leak."""
-    with suppress(OSError, AttributeError):  # Other C libraries have no such call.
+    """Return free pages to the system. glibc keeps them, so that a process after a busy hour would look like a leak."""
+    with suppress(OSError, AttributeError):  # Other C libraries do not have this function.
         ctypes.CDLL(None).malloc_trim(0)

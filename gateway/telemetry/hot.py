@@ -1,7 +1,7 @@
-"""Counters for what happens once per event: plain numbers, turned into metric families when somebody scrapes.
+"""Counters for what happens once per event: plain numbers, converted to metric families at each scrape.
 
-prometheus-client's own counters take a lock and look labels up by hashing a tuple, about 1 µs a call; an event passes
-three of them. Everything runs on the loop's thread, and the scrape too, so no lock is needed.
+prometheus-client's own counters take a lock and look up labels by hashing a tuple, about 1 µs a call, three times per
+event. Here events and scrapes run on the event loop's thread, so no lock is needed.
 """
 
 from bisect import bisect_left
@@ -27,7 +27,7 @@ RELAY_BUCKETS = (
     0.25,
     1.0,
 )
-"""Seconds. From 50 µs, which an idle gateway needs, to what a person notices."""
+"""Seconds: from 50 µs, which an idle gateway takes, to what a person notices."""
 
 
 class EventCounter:
@@ -40,7 +40,7 @@ class EventCounter:
         self.bytes = 0
 
     def count(self, type: str, size: int) -> None:
-        """Hot."""
+        """Runs once per event."""
         self.bytes += size
         try:
             self.counts[type] += 1
@@ -58,12 +58,12 @@ class Durations:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Hot."""
+        """Runs once per event."""
         self._counts[bisect_left(RELAY_BUCKETS, seconds)] += 1
         self._sum += seconds
 
     def cumulated(self) -> list[tuple[str, float]]:
-        """Give the buckets as Prometheus wants them: each holds those before it."""
+        """Return cumulative buckets, as Prometheus expects them."""
         total, buckets = 0, []
         for bound, count in zip([*map(str, RELAY_BUCKETS), "+Inf"], self._counts, strict=True):
             total += count
@@ -76,7 +76,7 @@ class Durations:
 
 
 class HotMetrics(Collector):
-    """Events and bytes up and down, and how long they took through the gateway."""
+    """Events and bytes in both directions, and the time that events spend in the gateway."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -102,7 +102,7 @@ class HotMetrics(Collector):
             sizes.add_metric([direction], counter.bytes)
         seconds = HistogramMetricFamily(
             f"{self._prefix}relay_seconds",
-            "Time of an event within the gateway. Up: from its request read to handed to the data channel; "
+            "Time that an event spends in the gateway. Up: from the request being read to the data channel; "
             "down: from the data channel to the first socket write, live events only.",
             labels=["direction"],
         )

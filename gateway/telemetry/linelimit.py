@@ -1,14 +1,14 @@
-"""A limit on log lines that somebody else can cause in any number: one line a second, and how many it stands for."""
+"""A rate limit for log lines that a peer can cause: one line a second, with the number of lines left out."""
 
 import time
 from collections.abc import Callable
 
 LINE_SECONDS = 1.0
-"""A line costs 0.1 to 1 ms of the loop, and a peer can send ten thousand frames a second."""
+"""A line takes 0.1 to 1 ms of the event loop, and a peer can send ten thousand frames a second."""
 
 
 class LineLimit:
-    """Decide which occurrences get a line. One object for each kind of line."""
+    """Decide which occurrences are logged. Use one object for each kind of line."""
 
     def __init__(self, seconds: float = LINE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -17,7 +17,7 @@ class LineLimit:
         self._left_out = 0
 
     def admit(self) -> int | None:
-        """Note an occurrence. Return None if it gets no line, else how many have got none since the last line."""
+        """Count an occurrence. Return None if it is not to be logged, else how many were left out since the last line."""
         now = self._clock()
         if now < self._next:
             self._left_out += 1

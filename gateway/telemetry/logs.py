@@ -1,8 +1,8 @@
-"""How a log line looks.
+"""The set-up of logs, and the form of a log line.
 
-structlog everywhere; the standard library's loggers (aiohttp, aiortc, aioice, asyncio) are routed the same way, from
-WARNING on. The format is configured, never guessed. Lines go to stderr. The caller only notes what happened and when;
-the sink's thread adds the rest, so that neither rendering nor writing takes the event loop's time.
+The gateway logs with structlog. The standard library's loggers (aiohttp, aiortc, aioice, asyncio) are routed the same way,
+from WARNING on. The format is configured, never guessed. Lines go to stderr. The caller only queues what happened and
+when; the sink's thread renders and writes the line, so that neither takes time of the event loop.
 """
 
 import atexit
@@ -24,10 +24,10 @@ LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 FLUSH_SECONDS: Final = 1.0
-"""How long the end of the process waits for its last lines."""
+"""How long the process waits at its end for its last lines to be written."""
 
 _LINE_BYTES: Final = 512
-"""What a line holds beside its texts: a dictionary and its short values."""
+"""The estimated memory of a line without its strings: a dictionary and its short values."""
 
 _ACCESS_BYTES: Final = 2 * _LINE_BYTES
 
@@ -50,7 +50,7 @@ _logs = _Logs()
 
 
 def configure_logging(format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
-    """Set up the process's logs. Harmless when repeated; the last call stands."""
+    """Set up the process's logs. May be called more than once; the last call counts."""
     stream = stream or sys.stderr
     if _logs.sink is not None:
         _logs.dropped_before += _logs.sink.dropped
@@ -60,7 +60,7 @@ def configure_logging(format: LogFormat, level: LogLevel, stream: TextIO | None 
     sink = _logs.sink = _sink(_renderer(format, stream), stream)
 
     def note(_logger: object, _method: str, event: Event) -> Event:
-        """Queue the line; structlog has nothing more to do with it."""
+        """Queue the line, and end structlog's own processing."""
         exc_info = event.get("exc_info")
         if exc_info is True:
             event["exc_info"] = sys.exc_info()
@@ -83,14 +83,16 @@ def configure_logging(format: LogFormat, level: LogLevel, stream: TextIO | None 
     root = logging.getLogger()
     root.handlers[:] = [_Forwarding(sink)]
     root.setLevel(logging.WARNING)
-    # Python writes both to stderr itself, where it would wait for the reader.
+    # Python would write both to stderr itself, and block if nobody reads it.
     logging.captureWarnings(True)
     sys.unraisablehook = _log_unraisable
 
 
 def note_access(event: Event) -> bool:
-    """Queue an access line, which comes with every request, at a third of what structlog's way to the queue costs. Return
-    whether it was taken; it is not where logs are set up otherwise, as tests do."""
+    """Queue the access line of a request, at a third of the cost of structlog's processors.
+
+    Return whether it was queued. It is not if logs are set up in another way, as tests do.
+    """
     sink = _logs.sink
     if sink is None or not _logs.processors or _logs.processors[-1] is not _logs.note:
         return False
@@ -101,7 +103,7 @@ def note_access(event: Event) -> bool:
 
 
 def flush_logs() -> None:
-    """Wait briefly until what was logged so far is written."""
+    """Wait up to FLUSH_SECONDS until all lines logged so far are written."""
     if _logs.sink is not None:
         _logs.sink.flush(FLUSH_SECONDS)
 
@@ -140,7 +142,7 @@ def _sink(renderer: Processor, stream: TextIO) -> Sink[_Line]:
             return redact(foreign.format(event)) + "\n"
         event["time"] = _iso(at)
         for processor in (*finishing, renderer):
-            event = processor(None, "", event)  # type: ignore[assignment]  # the last one gives text
+            event = processor(None, "", event)  # type: ignore[assignment]  # the last one returns text
         return redact(str(event)) + "\n"
 
     def line(name: str, **fields: object) -> _Line:
@@ -169,12 +171,12 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def _json_line(_logger: object, _method: str, event: Event) -> str:
-    """Write a line as structlog's JSONRenderer does, without making an encoder for each."""
+    """Render a line as structlog's JSONRenderer does, without a new encoder for each line."""
     return _ENCODER.encode(event)
 
 
 def _plain_line(_logger: object, _method: str, event: Event) -> str:
-    """Write a line as structlog's ConsoleRenderer does without colours, in a third of its time."""
+    """Render a line as structlog's ConsoleRenderer does without colours, in a third of the time."""
     time_, level, name = event.pop("time"), event.pop("level"), event.pop("event")
     exception, stack = event.pop("exception", None), event.pop("stack", None)
     fields = " ".join(f"{key}={_shown(value)}" for key, value in sorted(event.items()))
@@ -183,7 +185,7 @@ def _plain_line(_logger: object, _method: str, event: Event) -> str:
 
 
 def _shown(value: object) -> str:
-    """A text as it is, unless that could be read as something else."""
+    """Return a string as it is, or quoted where it would be ambiguous."""
     text = value if isinstance(value, str) else repr(value)
     return text if text.isprintable() and text and " " not in text and "=" not in text else repr(value)
 

@@ -1,8 +1,8 @@
 """All facts of the gateway as metrics and log lines (docs/api.md, 7 The operator's listener).
 
-One method per fact, as `gateway.relay.telemetry` asks; each fact is one log line at most, under a past-tense name.
-Labels hold known words only, see `words`. The facts of each room are counted in a file of their own; `Metrics` puts them
-together. What happens per event goes to `hot`.
+There is one method per fact, as `gateway.relay.telemetry` defines it. Each fact is at most one log line, with a past-tense
+name. Labels contain known words only, see `words`. The facts of each package are counted in a separate file, and `Metrics`
+combines them. `hot` counts what happens once per event.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,9 +31,9 @@ def exposition(registry: CollectorRegistry) -> Callable[[str], tuple[bytes, str]
 
 
 class Metrics:
-    """Implements the relay's `Telemetry` and `ClusterTelemetry` on a registry of the caller's.
+    """Implements the relay's `Telemetry` and `ClusterTelemetry` on the given registry.
 
-    Its verbs are the bound methods of the rooms' own classes, so that a fact costs one call.
+    Its methods are bound methods of the other classes here, so that a fact costs one call.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Metrics:
         models: Iterable[str] = (),
         access_log: bool = True,
     ) -> None:
-        """`keys` are the configured principals' names and `models` configured models: both may stand in labels."""
-        # The series `…_created` double the size of a scrape and are of no use to Prometheus' rate().
+        """`keys`: names of configured principals; `models`: configured models. Labels may contain both."""
+        # The series `…_created` double the size of a scrape, and Prometheus' rate() does not use them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         define = Registry(registry, keys, models)
         self.learn_keys = define.learn_keys
@@ -55,7 +55,7 @@ class Metrics:
         self.event_up, self.event_down = hot.up.count, hot.down.count
         self.relayed_up, self.relayed_down = hot.seconds_up.observe, hot.seconds_down.observe
         self.sessions = sessions = SessionMetrics(define)
-        """Tells how many sessions live and have ended."""
+        """Knows how many sessions are live and have ended."""
         self.session_opened = sessions.session_opened
         self.session_refused = sessions.session_refused
         self.session_state = sessions.session_state

@@ -1,4 +1,4 @@
-"""Metrics of several nodes as one: the facts that cluster/ states. One process exports them at zero."""
+"""Metrics of a cluster: the facts that cluster/ reports. A gateway without a cluster exports them as zero."""
 
 from collections.abc import Mapping
 
@@ -19,36 +19,40 @@ class NodeMetrics:
 
     def __init__(self, define: Registry) -> None:
         self._nodes = define.gauge(
-            "cluster_nodes", "Nodes of the cluster as this one sees them, by state.", "state"
+            "cluster_nodes", "Nodes of the cluster as this node sees them, by state.", "state"
         )
         self._journal = define.histogram(
-            "journal_seconds", "From a record's writing to Redis' acknowledgement.", _ROUND_TRIPS
+            "journal_seconds", "Time from writing a record to its acknowledgement by Redis.", _ROUND_TRIPS
         )
         self._unsettled = define.gauge(
             "journal_unsettled_bytes", "Bytes of records that Redis has not acknowledged yet."
         )
         self._forwarded = define.counter(
-            "forwarded_requests", "Requests passed on to the node that has the session.", "kind", "outcome"
+            "forwarded_requests", "Requests forwarded to the node that owns the session.", "kind", "outcome"
         )
         self._forward = define.histogram(
-            "forward_seconds", "Time to the other node's answer; for a stream, to its headers.", _ROUND_TRIPS
+            "forward_seconds",
+            "Time to the other node's response; for a stream, to its headers.",
+            _ROUND_TRIPS,
         )
         self._takeovers = define.counter(
             "takeovers", "Sessions of lost nodes that this node claimed, by outcome.", "outcome"
         )
         self._takeover = define.histogram(
-            "takeover_seconds", "From a node's last beat to its session being readable again.", _TAKEOVERS
+            "takeover_seconds",
+            "Time from the lost node's last heartbeat until the session can be read again.",
+            _TAKEOVERS,
         )
         self._handovers = define.counter(
-            "handovers", "Sessions given to another node by this one, by outcome.", "outcome"
+            "handovers", "Sessions that this node handed over to another, by outcome.", "outcome"
         )
         self._fenced = define.counter(
             "fenced", "Sessions that this node gave up because another node owns them now."
         )
         self._repairs = define.counter(
-            "journal_repairs", "Journals put back after Redis had lost a part of them or all.", "kind"
+            "journal_repairs", "Journals rewritten after Redis lost all or part of them.", "kind"
         )
-        self._redis = define.gauge("redis_up", "1 while Redis answers. 0 in one process.")
+        self._redis = define.gauge("redis_up", "1 while Redis answers; 0 without a cluster.")
 
     def cluster_nodes(self, counts: Mapping[str, int]) -> None:
         for state in words.NODE_STATES:

@@ -1,6 +1,6 @@
-"""How late the event loop runs, and how long garbage collections hold it.
+"""How late the event loop runs, and how long garbage collections block it.
 
-Both are the first things to look at when everything is slow at once.
+Both are the first things to check when everything becomes slow at once.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 LAG_SECONDS: Final = 0.2
-"""Between two looks at the loop's lag: 5 wake-ups a second cost 0.02 % of a core."""
+"""Interval between measurements of the lag: 5 wake-ups a second cost 0.02 % of a core."""
 
 
 class Probes:
@@ -27,7 +27,7 @@ class Probes:
         gc.callbacks.append(self._on_gc)
 
     async def close(self) -> None:
-        """Stop watching. Harmless when repeated."""
+        """Stop watching. May be called more than once."""
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
         if self._task is not None:
@@ -37,7 +37,7 @@ class Probes:
 
     async def _watch_loop(self) -> None:
         while True:
-            # Not the loop's own clock: uvloop's stands still while a callback runs, and counts whole milliseconds.
+            # Not the loop's own clock: uvloop's does not advance during a callback, and has a resolution of one millisecond.
             due = time.monotonic() + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
             self._lagged(max(0.0, time.monotonic() - due))

@@ -13,40 +13,40 @@ _PAUSES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class _DroppedLines(Collector):
-    """Asks the log at each scrape, since lines are dropped by another thread."""
+    """Reads the count at each scrape, since another thread drops the lines."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        text = "Log lines that were dropped because they could not be written in time."
+        text = "Log lines dropped because they could not be written in time."
         yield CounterMetricFamily(PREFIX + "log_lines_dropped", text, value=dropped_lines())
 
 
 class ProcessMetrics:
-    """What the composition root states."""
+    """The facts that the composition root reports."""
 
     def __init__(self, define: Registry, version: str) -> None:
         self._lag = define.histogram(
-            "event_loop_lag_seconds", "How late the event loop runs what is due.", _PAUSES
+            "event_loop_lag_seconds", "Delay of the event loop in running a due timer.", _PAUSES
         )
-        self._gc = define.histogram("gc_pause_seconds", "Pauses for garbage collection.", _PAUSES)
+        self._gc = define.histogram("gc_pause_seconds", "Duration of garbage collections.", _PAUSES)
         self._draining = define.gauge("draining", "1 while the gateway is shutting down.")
-        self._limit = define.gauge("limit", "Configured limits, for alerts that compare with them.", "kind")
+        self._limit = define.gauge("limit", "Configured limits, for alerts.", "kind")
         define.registry.register(_DroppedLines())
-        define.gauge("build_info", "Always 1; the label tells the version.", "version").labels(version).set(1)
+        define.gauge("build_info", "Always 1; the label is the version.", "version").labels(version).set(1)
         ProcessCollector(registry=define.registry)
 
     def watch(self, draining: Callable[[], bool]) -> None:
-        """Ask `draining` at each scrape."""
+        """Call `draining` at each scrape."""
         self._draining.set_function(lambda: float(draining()))
 
     def limits(self, limits: Mapping[str, float]) -> None:
-        """State the limits that are configured, by kind."""
+        """Export the configured limits, by kind."""
         for kind, value in limits.items():
             self._limit.labels(kind).set(value)
 
     def loop_lagged(self, seconds: float) -> None:
-        """The loop ran something this late."""
+        """Record a delay of the event loop."""
         self._lag.observe(seconds)
 
     def gc_paused(self, seconds: float) -> None:
-        """A garbage collection took this long."""
+        """Record the duration of a garbage collection."""
         self._gc.observe(seconds)

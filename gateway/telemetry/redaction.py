@@ -1,7 +1,7 @@
-"""What never stands in a log line: credentials, by the name of their field and by what they look like. No I/O.
+"""Removes credentials from log lines, by the name of their field and by their form. No I/O.
 
-`redact_event` looks at the fields' names, `redact` at the text of the whole line. No pattern matches a quote or a
-backslash, so redacting a rendered line leaves JSON as JSON.
+`redact_event` checks the names of fields, `redact` the text of the whole line. No pattern matches a quote or a backslash,
+so a redacted line of JSON is still JSON.
 """
 
 import re
@@ -33,12 +33,12 @@ _SECRET = re.compile(
 
 
 def redact(text: str) -> str:
-    """Replace whatever looks like a credential."""
+    """Replace everything that looks like a credential."""
     return _SECRET.sub(REDACTED, text)
 
 
 def redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Redact fields by their names, in objects within them, too; a processor of structlog."""
+    """Redact fields by name, also in nested objects. A structlog processor."""
     for name, value in event.items():
         if name in _SECRET_NAMES:
             event[name] = REDACTED
@@ -51,7 +51,7 @@ _PLAIN: Final = (str, int, float, bool, type(None))
 
 
 def _plain(value: Any, depth: int) -> Any:  # Any: log fields are of any type
-    """Return what a renderer can show, without what is secret by its name."""
+    """Return a value that a renderer can show, with secret members redacted."""
     if isinstance(value, dict) and depth < _MAX_DEPTH:
         return {
             str(name): REDACTED if str(name).lower() in _SECRET_NAMES else _plain(member, depth + 1)
@@ -63,4 +63,4 @@ def _plain(value: Any, depth: int) -> Any:  # Any: log fields are of any type
 
 
 _MAX_DEPTH: Final = 4
-"""Deeper objects are shown as Python writes them."""
+"""Deeper objects are shown by their `str`."""

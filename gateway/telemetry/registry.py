@@ -1,4 +1,4 @@
-"""Where metrics are defined: one registry, one prefix, and the names that may stand in labels."""
+"""Where metrics are defined: one registry, one prefix, and the names that labels may contain."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ PREFIX = "realtime_gateway_"
 
 
 class Registry:
-    """Defines metrics under the gateway's prefix, and bounds the labels whose words the operator configures."""
+    """Defines metrics with the gateway's prefix, and bounds the labels whose values the operator configures."""
 
     def __init__(self, registry: CollectorRegistry, keys: Iterable[str], models: Iterable[str]) -> None:
         self.registry = registry
@@ -28,7 +28,7 @@ class Registry:
         return Histogram(PREFIX + name, text, labels, registry=self.registry, buckets=buckets)
 
     def learn_keys(self, names: Iterable[str]) -> None:
-        """Let these principals' names stand in labels, too: the keys file was read again."""
+        """Allow these principals' names in labels as well: the keys file was read again."""
         self._keys |= frozenset(names)
 
     def key(self, principal: str) -> str:

@@ -1,4 +1,4 @@
-"""Metrics and log lines of requests and reads: the facts that downstream/ states."""
+"""Metrics and log lines of requests and reads: the facts that downstream/ reports."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from gateway.telemetry.words import OTHER, known
 _REQUESTS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 _MAX_ROUTES = 64
-"""Routes are the gateway's own templates, about twenty; the bound guards against a mistake that puts paths there."""
+"""Routes are templates, about twenty. The bound protects against a bug that would pass paths instead."""
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked for every few seconds by machines: logged at debug only."""
+"""Machines request these every few seconds, so they are logged at debug only."""
 
 _Series = tuple[Callable[[], None], Callable[[float], None]]
 
@@ -24,7 +24,7 @@ log = structlog.stdlib.get_logger()
 
 
 class RequestMetrics:
-    """Implements the relay's `DownstreamTelemetry`, less the hot verbs."""
+    """Implements the relay's `DownstreamTelemetry`, except what happens once per event."""
 
     def __init__(self, define: Registry, *, access_log: bool) -> None:
         self._access_log = access_log
@@ -32,22 +32,28 @@ class RequestMetrics:
         self._series: dict[tuple[str, str, int], _Series] = {}
         self._requests = define.counter("http_requests", "HTTP requests answered.", "route", "method", "code")
         self._seconds = define.histogram(
-            "http_request_seconds", "Time to an answer; for a stream, to its headers.", _REQUESTS, "route"
+            "http_request_seconds", "Time to the response; for a stream, to its headers.", _REQUESTS, "route"
         )
-        self._streams = define.gauge("streams", "Reads that are open, by format.", "format")
+        self._streams = define.gauge("streams", "Open reads, by format.", "format")
         for format_ in sorted(words.FORMATS):
             self._streams.labels(format_)
         self._opened = define.counter(
-            "streams_opened", "Reads opened; `replay` tells whether a cursor was resumed.", "format", "replay"
+            "streams_opened",
+            "Reads opened; `replay` is true if events before the head were requested.",
+            "format",
+            "replay",
         )
         self._closed = define.counter("streams_closed", "Reads ended, by reason.", "format", "reason")
         self._replayed = define.counter(
-            "replayed_events", "Events read from the log after they had happened."
+            "replayed_events", "Events sent from the log that were older than the read."
         )
-        self._gaps = define.counter("gaps", "Readers told that events they asked for are gone.", "reason")
-        self._missed = define.counter("missed_events", "Events that those readers missed, where it is known.")
+        self._gaps = define.counter(
+            "gaps", "Gaps reported to readers whose requested events are gone.", "reason"
+        )
+        self._missed = define.counter("missed_events", "Events missed in those gaps, if the number is known.")
         self._idempotent = define.counter(
-            "idempotent_replays", "Requests answered from the first one with the same Idempotency-Key."
+            "idempotent_replays",
+            "Repeated requests answered with the result of the first one with the same Idempotency-Key.",
         )
 
     def http_request(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -64,7 +70,7 @@ class RequestMetrics:
                 route = OTHER
             self._routes.add(route)
         method = known(method, words.METHODS)
-        # Looked up once: a look-up by labels costs as much as three counts.
+        # Looked up once: a look-up by labels costs as much as three increments.
         series = self._requests.labels(route, method, status).inc, self._seconds.labels(route).observe
         self._series[route, method, status] = series
         return series
@@ -89,7 +95,7 @@ class RequestMetrics:
     def connections_refused(self, count: int, reason: str) -> None:
         remedy = "raise the limit on open files (ulimit -n)"
         if reason == "connections":
-            remedy = "raise server.max_connections, or find out who opens so many"
+            remedy = "raise server.max_connections, or find the client that opens so many"
         log.warning("connections_refused", count=count, reason=reason, remedy=remedy)
 
     def stream_opened(self, format: str, replay: bool) -> None:

@@ -1,4 +1,4 @@
-"""Metrics and log lines of sessions, their responses and their logs: the facts that relay/ states."""
+"""Metrics and log lines of sessions, their responses and their logs: the facts that relay/ reports."""
 
 from collections.abc import Mapping
 
@@ -24,12 +24,12 @@ log = structlog.stdlib.get_logger()
 
 
 class SessionMetrics:
-    """Implements what the relay's `RelayTelemetry` has beyond calls, events and usage."""
+    """Implements the relay's `RelayTelemetry` except for calls, events and usage."""
 
     def __init__(self, define: Registry) -> None:
         self._key = define.key
         self.ended = 0
-        """Sessions that ended or never came about so far: each leaves garbage."""
+        """Sessions that have ended or could not be opened: each leaves garbage."""
         self.live = 0
         """Sessions that are not closed."""
         self._sessions = define.gauge("sessions", "Sessions that are not closed, by state.", "state")
@@ -37,7 +37,7 @@ class SessionMetrics:
             self._sessions.labels(state)
         self._created = define.counter(
             "sessions_created",
-            "Sessions asked for. The outcome is `opened` or the error's code.",
+            "Requests to open a session. The outcome is `opened` or the error code.",
             "outcome",
             "key",
         )
@@ -45,30 +45,32 @@ class SessionMetrics:
         for reason in CloseReason:
             self._closed.labels(reason)
         self._duration = define.histogram(
-            "session_duration_seconds", "Life of a session from request to end.", _LIFETIMES
+            "session_duration_seconds", "Lifetime of a session, from the request to the end.", _LIFETIMES
         )
         self._recoveries = define.counter(
-            "recoveries", "Calls replaced, or tried to be, by cause and outcome.", "cause", "outcome"
+            "recoveries", "Attempts to replace a call, by cause and outcome.", "cause", "outcome"
         )
         self._recovery_seconds = define.histogram(
             "recovery_seconds",
-            "Time to replace a call, from noticing to the new one or to giving up.",
+            "Time to replace a call, from detecting the loss to the new call or to giving up.",
             CONNECT_BUCKETS,
             "cause",
         )
         self._unrelayed_lines = LineLimit()
         self._unrelayed = define.counter(
-            "unrelayed_frames", "Frames from OpenAI that were no JSON object and so were not relayed."
+            "unrelayed_frames", "Frames from OpenAI that were not relayed because they were not JSON objects."
         )
         self._first_delta = define.histogram(
-            "time_to_first_delta_seconds", "From response.create to the response's first delta.", _ANSWERS
+            "time_to_first_delta_seconds",
+            "Time from response.create to the response's first delta.",
+            _ANSWERS,
         )
         self._response = define.histogram(
-            "response_seconds", "From response.created to response.done.", _ANSWERS, "status"
+            "response_seconds", "Time from response.created to response.done.", _ANSWERS, "status"
         )
         self._log_bytes = define.gauge("log_bytes", "Bytes in all event logs.")
         self._log_events = define.gauge("log_events", "Events in all event logs.")
-        self._evicted = define.counter("log_evicted", "Events dropped from logs at a bound.")
+        self._evicted = define.counter("log_evicted", "Events dropped from logs because a limit was reached.")
 
     def session_opened(self, view: View, seconds: float) -> None:
         self._created.labels("opened", self._key(view.principal)).inc()
@@ -87,14 +89,14 @@ class SessionMetrics:
         fields = {"principal": principal, "code": error.code}
         upstream = error.members.get("upstream")
         if isinstance(upstream, Mapping):
-            # OpenAI's own words for it. Its message is left out: it may quote what the caller sent.
+            # OpenAI's status and code. Its message is left out because it may quote what the caller sent.
             fields |= {f"upstream_{name}": upstream[name] for name in ("status", "code") if name in upstream}
         if "phase" in error.members:
             fields["phase"] = str(error.members["phase"])
         log.warning("session_refused", **fields)
 
     def session_state(self, before: State | None, after: State | None) -> None:
-        # A closed session is only its log; log_events and log_bytes tell of those.
+        # Only the log of a closed session remains; log_events and log_bytes count those.
         if before in _LIVE_STATES:
             self.live -= 1
             self._sessions.labels(before).dec()

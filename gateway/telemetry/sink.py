@@ -1,9 +1,8 @@
 """Where log lines go: a bounded queue, and a thread that renders and writes them.
 
-Whoever logs must never wait for whoever reads the log: a pipe that nobody reads would hold the event loop, and with it
-every session and every signal. So a line is put into the queue and written later. When the queue is full, or writing
-fails, lines are dropped and counted. The first line that can be written again is preceded by one that says how many
-were lost.
+Logging must never wait for the reader of the log: a pipe that nobody reads would block the event loop, and with it every
+session and every signal. So a line is queued and written later. When the queue is full or writing fails, lines are dropped
+and counted. A line with their number precedes the next line that can be written.
 """
 
 import os
@@ -16,10 +15,10 @@ from queue import Empty, SimpleQueue
 from typing import Final, Generic, Protocol, TypeVar
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-"""What waiting lines may hold, by estimate: some 10,000 lines, a few seconds of a busy gateway."""
+"""Limit of the estimated size of queued lines: about 10,000 lines, a few seconds of a busy gateway."""
 
 BATCH_BYTES: Final = 64 * 1024
-"""As much as a pipe holds, written with one call."""
+"""The capacity of a pipe, written with one call."""
 
 GATHER_SECONDS: Final = 0.02
 
@@ -36,7 +35,7 @@ class Writable(Protocol):
 
 
 class Sink(Generic[T]):
-    """Takes lines from any thread. `render` turns a line into text; `tell_lost` makes the line about lost ones."""
+    """Takes lines from any thread. `render` returns a line's text; `tell_lost` returns the line about lost ones."""
 
     def __init__(self, stream: Writable, render: Callable[[T], str], tell_lost: Callable[[int], str]) -> None:
         self._render = render
@@ -58,7 +57,7 @@ class Sink(Generic[T]):
         return self._dropped
 
     def put(self, line: T, size: int) -> None:
-        """Queue a line that holds about `size` bytes. Never waits and never raises."""
+        """Queue a line of about `size` bytes. Never waits and never raises."""
         with self._lock:
             if self._held + size > MAX_BYTES:
                 self._dropped += 1
@@ -67,13 +66,13 @@ class Sink(Generic[T]):
         self._queue.put((line, size))
 
     def flush(self, seconds: float) -> bool:
-        """Wait until what was queued so far is written or dropped; return False if that took too long."""
+        """Wait until all lines queued so far are written or dropped. Return False if that took longer than `seconds`."""
         done = threading.Event()
         self._queue.put(done)
         return done.wait(seconds)
 
     def close(self, seconds: float) -> None:
-        """Write what is queued, for as long as `seconds`, and end the thread."""
+        """Write queued lines for up to `seconds`, and end the thread."""
         self._closing = True
         self.flush(seconds)
 
@@ -83,7 +82,7 @@ class Sink(Generic[T]):
             if batch:
                 self._write_batch(batch)
                 if flushed is None:
-                    # Lines gather meanwhile: waking this thread for each takes the interpreter's lock from the loop.
+                    # Let lines gather: waking this thread for each would take the interpreter lock from the event loop.
                     time.sleep(GATHER_SECONDS)
             if flushed is not None:
                 flushed.set()
@@ -91,7 +90,7 @@ class Sink(Generic[T]):
                     return
 
     def _next(self) -> tuple[list[str], threading.Event | None]:
-        """Wait for a line, and take what else is queued: up to a batch, or to somebody who waits for it."""
+        """Wait for a line, and take the other queued ones: up to a batch, or up to a call of `flush`."""
         batch: list[str] = []
         size = 0
         item = self._queue.get()
@@ -113,7 +112,7 @@ class Sink(Generic[T]):
     def _rendered(self, line: T) -> str:
         try:
             return self._render(line)
-        except Exception as error:  # noqa: BLE001  # a line that cannot be rendered must not end all lines
+        except Exception as error:  # noqa: BLE001  # a line that cannot be rendered must not end the thread
             return f"log line not rendered: {type(error).__name__}\n"
 
     def _write_batch(self, batch: list[str]) -> None:
@@ -129,12 +128,12 @@ class Sink(Generic[T]):
 
 
 def _writer(stream: Writable) -> Callable[[str], None]:
-    """Return a function that writes text, without the stream's own buffer where it has a file descriptor.
+    """Return a function that writes text, bypassing the stream's buffer if it has a file descriptor.
 
-    A buffer keeps what it could not write, fails again at the next line, and once more when the process ends.
+    A buffer keeps what it could not write, and would fail again at the next line and at the end of the process.
     """
     try:
-        descriptor = stream.fileno()  # type: ignore[attr-defined]  # what has none raises
+        descriptor = stream.fileno()  # type: ignore[attr-defined]  # raises if there is none
     except (AttributeError, OSError):
 
         def write_text(text: str) -> None:
@@ -157,7 +156,7 @@ def _writer(stream: Writable) -> Callable[[str], None]:
                     with suppress(OSError):
                         select.select([], [descriptor], [], _WAIT_SECONDS)
         except OSError:
-            # A line that was cut is ended before the next one is written.
+            # End a partly written line before the next one is written.
             torn = torn or begun
             raise
         torn = False

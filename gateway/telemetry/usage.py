@@ -9,7 +9,7 @@ log = structlog.stdlib.get_logger()
 
 
 class UsageMetrics:
-    """Implements the part of the relay's `RelayTelemetry` that tells what responses cost."""
+    """Implements the part of the relay's `RelayTelemetry` about the cost of responses."""
 
     def __init__(self, define: Registry) -> None:
         self._key, self._model = define.key, define.model
@@ -26,7 +26,7 @@ class UsageMetrics:
         )
         self._cost = define.counter(
             "cost_dollars",
-            "US dollars by the price list. Tokens without a price are not in it: see unpriced_tokens_total.",
+            "US dollars by the price list. Tokens without a price are not included: see unpriced_tokens_total.",
             "model",
             "key",
         )
@@ -35,7 +35,7 @@ class UsageMetrics:
         )
         self._unrecorded = define.counter(
             "usage_unrecorded",
-            "Responses that ended without telling their usage: their tokens are not counted.",
+            "Responses that ended without reporting their usage, so their tokens are not counted.",
         )
 
     def charged(self, principal: str, charge: Charge) -> None:

@@ -1,7 +1,7 @@
-"""The words a label may hold. Whatever is none of them is counted as `other`. No I/O.
+"""The words that labels may contain. All other words are counted as `other`. No I/O.
 
-A label with a word that a client or the far end chose freely would grow the number of time series without limit, and could
-carry a text or a key into a monitoring system.
+Labels with words chosen by a client or by OpenAI would create time series without limit, and could carry text or keys into
+a monitoring system.
 """
 
 from gateway.relay.refusals import MEANINGS
@@ -81,7 +81,7 @@ SERVER_EVENTS = frozenset(
 UPSTREAM_CODES = frozenset(
     {
         *MEANINGS,
-        # of calls that did not come about, in the gateway's own words
+        # the gateway's own codes, of calls that could not be opened
         "upstream-failed",
         "upstream-rate-limited",
         "upstream-rejected",
@@ -100,7 +100,7 @@ MODELS = frozenset(
         "gpt-realtime-mini",
         "gpt-realtime-mini-2025-10-06",
         "gpt-realtime-mini-2025-12-15",
-        # transcription, billed apart
+        # transcription, billed separately
         "gpt-4o-mini-transcribe",
         "gpt-4o-transcribe",
         "gpt-live-transcribe",
@@ -138,5 +138,5 @@ REPAIR_KINDS = frozenset({"tail", "emptied"})
 
 
 def known(word: str, words: frozenset[str]) -> str:
-    """Give the word if it is one of `words`, else `other`."""
+    """Return the word if it is one of `words`, else `other`."""
     return word if word in words else OTHER

@@ -92,11 +92,11 @@ def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None
     ("text", "said"),
     [
         ("[[keys]", "not valid TOML"),
-        ("[access]\nanonymous = true\n", "nothing but"),
-        ("access = 3\n", "nothing but"),
+        ("[access]\nanonymous = true\n", "expected only"),
+        ("access = 3\n", "expected only"),
         ('[[keys]]\nname = "bob"\n', "sha256"),
         ('[[keys]]\nname = "bob"\nsha256 = "abc"\n', "64 hexadecimal"),
-        (f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n', "'ada' stands twice"),
+        (f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n', "'ada' occurs twice"),
         (f'[[keys]]\nname = "anonymous"\nsha256 = "{DIGEST}"\n', "choose another name"),
     ],
 )
