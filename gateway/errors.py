@@ -1,8 +1,8 @@
-"""Every error the gateway reports, in one table.
+"""All errors that the gateway reports, in one table.
 
 A `GatewayError` carries a `code` of docs/api.md, 5 Errors. The code decides the HTTP status, the title
-and whether the same request may succeed later; the exception's class says whose fault it was. Nothing here knows how
-an error is rendered: `downstream` turns it into a problem object (RFC 9457).
+and whether the same request may succeed later. The exception's class says whose fault it was. `downstream` renders errors
+as problem objects (RFC 9457).
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ Phase = Literal["signalling", "ice", "dtls", "channel", "response"]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a code means whatever the occasion."""
+    """The status, title and retry rule of a code."""
 
     status: int
     title: str
@@ -107,7 +107,7 @@ KINDS: Mapping[Code, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing wrong with a request: where it stands (RFC 6901 pointer, or NDJSON line from 1) and what it is."""
+    """One mistake in a request: its position (RFC 6901 pointer, or NDJSON line from 1) and a description."""
 
     detail: str
     pointer: str | None = None
@@ -117,8 +117,8 @@ class Flaw:
 class GatewayError(Exception):
     """An error with a code of the table.
 
-    `detail` is for the person who made the request and names the field, never a secret. `retry_after` is in seconds.
-    `members` are further members of the problem object, such as `limit` or `upstream`.
+    `detail` addresses the author of the request; it names the field, and never contains a secret. `retry_after` is in seconds.
+    `members` are additional members of the problem object, such as `limit` or `upstream`.
     """
 
     def __init__(

@@ -123,12 +123,12 @@ class Access:
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def replace(self, rules: AccessRules) -> None:
-        """Put new rules in force. Running sessions keep their owner by name; saved-up rates start anew."""
+        """Put new rules in force. Running sessions keep their owner by name; rate limits start with full buckets."""
         self.rules = rules
         self._buckets.clear()
 
     def rule(self, principal: str) -> KeyRule | None:
-        """Give a principal's limits; None when its key was removed or it needs none."""
+        """Return a principal's limits; None if its key was removed or it needs none."""
         if principal == ANONYMOUS:
             return self.rules.anonymous
         return next((rule for rule in self.rules.keys if rule.name == principal), None)
@@ -245,7 +245,7 @@ def require_credential(request: web.Request) -> None:
 
 
 def upstream_bearer(request: web.Request) -> str | None:
-    """Give the caller's own upstream credential, where the gateway is set up to use those."""
+    """Return the caller's own upstream credential, if the gateway is configured to use it."""
     header = request.headers.get("X-Upstream-Authorization")
     if header is None:
         return None
@@ -259,13 +259,13 @@ def upstream_bearer(request: web.Request) -> str | None:
 
 
 def bearer_word(request: web.Request) -> str | None:
-    """Give what the Authorization header holds as Bearer. Other schemes, such as a proxy's Basic, are not for us."""
+    """Return the Bearer credential of the Authorization header. Other schemes, such as Basic for a proxy, are ignored."""
     found = _BEARER.match(request.headers.get("Authorization", ""))
     return found[1] if found else None
 
 
 def _shown(request: web.Request) -> tuple[str | None, bool]:
-    """Give the credential of a request, and whether it stood in the query."""
+    """Return the credential of a request, and whether it came from the query."""
     word = bearer_word(request)
     if word is not None:
         return word, False
@@ -327,7 +327,7 @@ def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle:
 
 
 def _require_known(request: web.Request, principal: str) -> None:
-    """What a key has opened, and handed secrets and tickets out for, it can open no more once it is taken away."""
+    """Revoking a key revokes the client secrets and tickets of its sessions."""
     access = request.app[ACCESS]
     known = access.rules.serves_anonymous if principal == ANONYMOUS else access.rule(principal) is not None
     if not known:

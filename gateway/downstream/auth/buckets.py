@@ -1,4 +1,4 @@
-"""Token buckets: so much a second, with a little saved up. Time enters as an argument."""
+"""Token buckets: a rate per second, with a burst. Time is an argument."""
 
 from dataclasses import dataclass
 
@@ -21,12 +21,12 @@ class Bucket:
         return cls(rate, burst, burst, now)
 
     def wait(self, amount: float, now: float) -> float:
-        """Give the seconds until `amount` may be taken; 0 for now."""
+        """Return the seconds until `amount` may be taken, 0 if it may be taken now."""
         self._fill(now)
         return max(0.0, min(amount, self.burst) - self.level) / self.rate
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount`, for which `wait` gave 0."""
+        """Take `amount`, after `wait` returned 0."""
         self._fill(now)
         self.level -= amount
 

@@ -48,7 +48,7 @@ class Signatures:
         return PREFIXES[kind] + word.decode("ascii")
 
     def read(self, word: str) -> tuple[Credential, str] | None:
-        """Give the kind and the session id of a genuine word, else None."""
+        """Return the kind and the session id of a valid credential, else None."""
         for kind, prefix in PREFIXES.items():
             if word.startswith(prefix):
                 rest = word.removeprefix(prefix)
@@ -63,5 +63,5 @@ class Signatures:
 
 
 def looks_signed(word: str) -> bool:
-    """Tell whether a word means to be a secret or a ticket."""
+    """Return whether a string has the form of a client secret or a ticket."""
     return word.startswith(tuple(PREFIXES.values()))

@@ -31,7 +31,7 @@ _KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
 
 
 def media_type(request: web.Request, taken: Iterable[str]) -> str:
-    """Give the body's media type; JSON where none is named. Raises `unsupported-media-type` if it is not in `taken`."""
+    """Return the body's media type; JSON where none is named. Raises `unsupported-media-type` if it is not in `taken`."""
     named = request.content_type if hdrs.CONTENT_TYPE in request.headers else JSON
     if named not in taken:
         listed = ", ".join(sorted(taken))
@@ -71,7 +71,7 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
 
 
 def idempotency_key(request: web.Request) -> str | None:
-    """Give the request's Idempotency-Key, if any. Raises `invalid-parameter`."""
+    """Return the request's Idempotency-Key, if any. Raises `invalid-parameter`."""
     header = request.headers.get("Idempotency-Key")
     if header is None:
         return None

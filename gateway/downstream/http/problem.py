@@ -34,7 +34,7 @@ _BODY_UNREAD: Final = frozenset({"request-timeout", "too-large", "unsupported-me
 
 
 def document(error: GatewayError, instance: str) -> dict[str, object]:
-    """Give the problem object: type, title, status, detail, instance, code, retryable, and what the error adds.
+    """Return the problem object: type, title, status, detail, instance, code, retryable, and what the error adds.
 
     `instance` is the request's path as it was sent, without its query, which may hold a ticket.
     """
@@ -74,7 +74,7 @@ def response(error: GatewayError, instance: str) -> web.Response:
 
 
 def translated(error: web.HTTPException) -> GatewayError | None:
-    """Give the router's and the parser's own errors their code; None for what is no error of the API."""
+    """Return the router's and the parser's errors with their code; None for other exceptions."""
     code = _CODES_BY_STATUS.get(error.status)
     if code is None:
         return None
