@@ -36,6 +36,7 @@ class Count:
     read: int = 0
     retried: int = 0
     faults: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
     still: list[str] = field(default_factory=list)
 
 
@@ -159,7 +160,7 @@ class Life:
                     self._heard(one["event_id"], "named")
         if kind == "gateway.closed":
             self.closed = True
-            self.fault(f"the session ended by itself: {value}")
+            self.count.ended.append(f"{self.label} {self.session_id} ended by itself: {value}")
 
     def _heard(self, name: str | None, outcome: str) -> None:
         if name is None or not name.startswith(self.label):
