@@ -62,6 +62,7 @@ async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None
     session_id = session["id"]
     async with Follower(session_id, [b.url, c.url]) as reader:
         await ask(b.url, session_id, "My name is Ada.")
+        await reader.until("response.done")
         before = reader.cursor
         began = time.monotonic()
         a.program.kill()
