@@ -10,7 +10,7 @@ Days are UTC's. The counts are this process's own and start at zero with it: the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.errors import OverloadError
 from gateway.relay.envelope import ClientEvent, member
@@ -35,15 +35,17 @@ RETRY_SECONDS: Final = 2.0
 """Most responses are done by then, and the next one fits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """Tokens, and picodollars."""
+class Amount(NamedTuple):
+    """Tokens, and picodollars. A tuple, because several are made for every response."""
 
     tokens: int = 0
     cost: int = 0
 
-    def __add__(self, other: "Amount") -> "Amount":
+    def __add__(self, other: "Amount") -> "Amount":  # type: ignore[override]  # a sum, where a tuple would grow
         return Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+
+_NOTHING: Final = Amount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Allowance:
         if day != self._day:
             self._day = day
             self._spent.clear()
-        return self._spent.get(principal, Amount())
+        return self._spent.get(principal, _NOTHING)
 
     def spend(self, principal: str, amount: Amount, unix: float) -> None:
         """Count what was spent."""
@@ -160,13 +162,14 @@ class Account:
         self.spent = Amount()
         self._allowance = allowance
         self._limited = principal.budgeted
+        self._limit = _of_session(principal)
         self._context = 0
         """Tokens that the next response reads: those of the last one, and an estimate of what was sent since."""
 
     @property
     def exhausted(self) -> bool:
         """The session's own tokens or dollars are spent, so it ends."""
-        return _of_session(self.principal).reached(self.spent) is not None
+        return self._limited and self._limit.reached(self.spent) is not None
 
     @property
     def reserved(self) -> int:
@@ -176,7 +179,7 @@ class Account:
     def check(self, unix: float) -> None:
         """Raise `rate-limited` once the tokens or dollars of today or of the session are spent."""
         self._allowance.check(self.principal, unix)
-        spent = _of_session(self.principal).reached(self.spent)
+        spent = self._limit.reached(self.spent)
         if spent is not None:
             detail = f"The {spent} that a session of this key may cost are spent; open another session."
             raise OverloadError("rate-limited", detail, retry_after=RETRY_SECONDS, members={"limit": spent})
@@ -207,10 +210,12 @@ class Account:
 
     def spend(self, charge: Charge, unix: float, *, response: bool = True) -> None:
         """Count the cost of a response and release its reservation. Pass `response=False` for a transcription, which has none."""
+        tokens = charge.tokens
         if response:
-            self.release(1)
-            self._context = charge.tokens
-        self._spend(Amount(charge.tokens, charge.assumed_cost), unix)
+            self._context = tokens
+            if self._limited:
+                self.release(1)
+        self._spend(Amount(tokens, charge.assumed_cost), unix)
 
     def release(self, count: int) -> None:
         """Release the oldest reservations: upstream refused those responses."""

@@ -9,7 +9,7 @@ Requests that another node passed on, and may pass on again, are told apart by t
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.errors import CallerError
@@ -146,7 +146,7 @@ def worth_another_try(turn: Turn) -> bool:
 
 
 def _repeated(answer: Answer) -> Answer:
-    return answer if isinstance(answer, Turn) else replace(answer, replayed=True)
+    return answer if isinstance(answer, Turn) else answer._replace(replayed=True)
 
 
 def _finished(answer: Answer) -> bool:

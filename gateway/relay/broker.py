@@ -219,9 +219,10 @@ class Broker:
         self.size += size
         if dropped:
             self._telemetry.log_evicted(dropped)
-        self._judge()
-        if self.size > self._total_bytes:
-            self._shrink()
+        if self.full or self.size >= self._total_bytes:
+            self._judge()
+            if self.size > self._total_bytes:
+                self._shrink()
 
     def _judge(self) -> None:
         self.full = self.size >= self._total_bytes * (_RELIEF if self.full else 1)

@@ -124,11 +124,11 @@ class Calls:
         """The caller's own credential."""
         return self._request.bearer
 
-    def send(self, batch: Sequence[ClientEvent]) -> bool:
-        """Hand a batch to the channel whole and return True, or return False where it is to be held. Raises GatewayError,
-        after which nothing of it was accepted. `catch_up` must follow, when the batch is in the state."""
+    def send(self, batch: Sequence[ClientEvent], size: int) -> bool:
+        """Hand a batch of so many bytes to the channel whole and return True, or return False where it is to be held.
+        Raises GatewayError, after which nothing of it was accepted. `catch_up` must follow, when the batch is in the
+        state."""
         self._changing = True
-        size = sum(event.size for event in batch)
         if not self.holding:
             upstream = self._upstream
             if upstream is None:
@@ -189,7 +189,8 @@ class Calls:
             error = member(value, "error")
             code = _text(member(error, "code")) or _text(member(error, "type")) or "other"
             self.last_refusal = {"code": code, "message": member(error, "message")}
-        self._moved.set()
+        if self.phase is not Phase.LIVE:
+            self._moved.set()  # A pause or a confirmation may be what is waited for. Waking the owner takes 100 us.
 
     # --- steps of the table -------------------------------------------------------------------------------------------
 

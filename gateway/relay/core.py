@@ -15,8 +15,8 @@ from gateway.relay.broker import LocalLog
 from gateway.relay.delivery import Delivery
 from gateway.relay.effects import Effect
 from gateway.relay.ending import End
-from gateway.relay.envelope import ClientEvent, head, peek
-from gateway.relay.fold import HAS_ITEM, WATCHED, SessionState
+from gateway.relay.envelope import ClientEvent, server_event
+from gateway.relay.fold import READ_WHOLE, WATCHED, SessionState
 from gateway.relay.journal import Journal
 from gateway.relay.lifecycle import STATE_OF, Phase
 from gateway.relay.line import Line
@@ -106,22 +106,19 @@ class SessionCore:
 
     def arrived(self, text: str) -> None:
         # Of most events only the type matters, and reading that alone costs a fraction of the whole.
-        read = head(text)
+        read = server_event(text, READ_WHOLE)
         if read is None:
             self._telemetry.frame_unrelayed(self._id, len(text))
             return
-        type_ = read.type or ""
+        type_, value = read
         now = self._event_at = self._clock.monotonic()
         state, log, effects = self.state, self.log, None
-        watched, value = type_ in WATCHED, dict[str, object]()
+        watched = type_ in WATCHED
         if not watched and state.turns.running is None and not state.responses.mute:
             # A delta of no turn, when all responses have begun to speak: nothing but the log wants it.
             tag = 0
             state.head = log.append(type_, text, now)
         else:
-            value = {"response_id": read.response_id, "item_id": read.item_id}
-            if watched or type_ in HAS_ITEM:
-                value = peek(text) or value
             tag, effects = state.arrived(type_, value, state.head + 1, now)
             log.append(type_, text, now, turn=tag)
         if self.journal.keeps:
@@ -144,7 +141,7 @@ class SessionCore:
         if self.journal.keeps:
             self.journal.add(record)
 
-    def sent(self, event: ClientEvent | Delivery) -> None:
+    def sent(self, event: Delivery) -> None:
         self._telemetry.event_up(event.type, event.size)
 
     def moved(self, before: State, after: State) -> None:
@@ -181,15 +178,15 @@ class SessionCore:
             match effect:
                 case fx.Advance():
                     advance = True
+                case fx.ResponseDone():
+                    settled = True
+                    self._response_done(effect)
+                case fx.FirstDelta():
+                    self._telemetry.first_delta(effect.seconds)
                 case fx.Send():
                     self._send_quietly(effect.events)
                 case fx.TurnOver():
                     self._turn_over(effect.turn)
-                case fx.FirstDelta():
-                    self._telemetry.first_delta(effect.seconds)
-                case fx.ResponseDone():
-                    settled = True
-                    self._response_done(effect)
                 case fx.Transcribed():
                     self._spend(effect.charge, response=False)
                 case fx.Unrecorded():
@@ -200,7 +197,7 @@ class SessionCore:
                     if self._account.reserved > len(self.state.responses.active):
                         self._account.release(1)
                     self._telemetry.upstream_error(effect.code)
-        if settled and not self.state.responses.active and not self.state.ledger.asking:
+        if settled and not self.state.cut:
             self._paid.set()
         if advance:
             self._charge()
@@ -263,9 +260,10 @@ class SessionCore:
             batch, state.settings.max_output_tokens, state.call.model, self._clock.unix()
         )
         try:
-            self._holding.take(sum(event.size for event in batch))  # Corrected by `_charge`.
+            sizes = [event.size for event in batch]
+            self._holding.take(sum(sizes))  # Corrected by `_charge`.
             position = self._line.message
-            handed = self._line.send(batch)
+            handed = self._line.send(batch, sum(sizes))
         except GatewayError:
             self._holding.resize(before)
             self._account.cancel(reserved)
@@ -288,8 +286,8 @@ class SessionCore:
         if self.journal.keeps:
             self.journal.add(record)
         if handed:
-            for event in batch:
-                self.sent(event)
+            for event, size in zip(batch, sizes, strict=True):
+                self._telemetry.event_up(event.type, size)
         self._carry_out(effects)
         self._line.catch_up()
 
@@ -302,6 +300,8 @@ class SessionCore:
     def _advance_turns(self) -> None:
         """Send what can be sent: the next turn, or the running one's request for its response."""
         state = self.state
+        if not state.turns.unfinished:
+            return
         while self.live and not self._line.holding and self.journal.sure:
             asking = state.turns.due(state.responses.busy)
             if asking is None:
@@ -318,4 +318,6 @@ class SessionCore:
 
     def _charge(self) -> None:
         """Update the memory budget with what is held."""
-        self._holding.resize(self.state.size + self.state.answers.size)
+        size = self.state.size
+        if size != self._holding.size:
+            self._holding.resize(size)

@@ -95,9 +95,14 @@ class Ledger:
         return any(self._answered(one) for one in self._in_flight.values())
 
     @property
-    def asking(self) -> list[Delivery]:
-        """Requests for a response that were handed over and not confirmed."""
-        return [one for one in self._in_flight.values() if one.type == ASKING]
+    def asks(self) -> bool:
+        """Whether a request for a response was handed over and is not confirmed."""
+        return bool(self._in_flight) and self.asked > 0
+
+    @property
+    def asked(self) -> int:
+        """How many requests for a response were handed over and are not confirmed."""
+        return sum(one.type == ASKING for one in self._in_flight.values())
 
     def crowded(self, count: int, size: int) -> bool:
         """Return whether a batch of this size would exceed the bound on events in flight."""
@@ -121,20 +126,25 @@ class Ledger:
 
     def accept(
         self, events: Sequence[ClientEvent], first: int, turn: int, held: bool, position: int = 0
-    ) -> None:
-        """Add a batch. `first` is the client's number of the first, 0 for the gateway's own; `position` is that of the
-        first among the messages of the call, 0 where it is not known."""
-        for index, event in enumerate(events):
-            self.count += 1
-            one = delivery(self.count, first + index if first else 0, event, turn)
+    ) -> bool:
+        """Add a batch, and return whether it asks for a response. `first` is the client's number of the first, 0 for the
+        gateway's own; `position` is that of the first among the messages of the call, 0 where it is not known."""
+        asks = False
+        for event in events:
+            self.count = id_ = self.count + 1
+            one = delivery(id_, first, event, turn)
             self.size += one.held_bytes
             if held:
-                self._held[one.id] = one
+                self._held[id_] = one
                 self._held_bytes += one.size
             else:
-                one.position = position + index if position else 0
-                self._in_flight[one.id] = one
+                one.position = position
+                self._in_flight[id_] = one
                 self._in_flight_bytes += one.size
+            asks = asks or event.type == ASKING
+            first += bool(first)
+            position += bool(position)
+        return asks
 
     def handed(self, upto: int, refused: Sequence[int] = (), position: int = 0) -> None:
         """Held deliveries up to this one were handed over, less those refused for their size; the first of them is this
@@ -283,7 +293,10 @@ class Ledger:
         return one.type in ANSWERED_BY and (not self._shared or one.names is not None)
 
     def _of(self, kind: str) -> Iterator[Delivery]:
-        return iter([one for one in self._in_flight.values() if one.type == kind])
+        """Yield those of a kind that are in flight. Nothing may be removed meanwhile."""
+        for one in self._in_flight.values():
+            if one.type == kind:
+                yield one
 
     def _confirm(self, one: Delivery | None) -> Delivery | None:
         if one is not None:

@@ -21,6 +21,9 @@ _NAMES_ITEM: Final = frozenset(
 )
 
 
+_SHAPELESS: Final[tuple[object, object]] = (None, None)
+
+
 @dataclass(slots=True)
 class Delivery:
     """One accepted event."""
@@ -34,22 +37,20 @@ class Delivery:
     text: str
     type: str
     event_id: str | None
+    size: int
+    """Bytes of its text in UTF-8."""
     names: str | None = None
     """The item or response that it names."""
-    shape: tuple[object, object] = (None, None)
+    shape: tuple[object, object] = _SHAPELESS
     """Type and role of the item that it creates."""
     position: int = 0
     """Which message of its call it is, from 1; 0 while it is held or unknown."""
 
     @property
-    def size(self) -> int:
-        """Bytes of its text in UTF-8."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
-
-    @property
     def held_bytes(self) -> int:
         """Bytes of memory that it takes."""
-        return len(self.text) * (1 if self.text.isascii() else 4) + _OVERHEAD
+        characters = len(self.text)
+        return characters * (1 if characters == self.size else 4) + _OVERHEAD
 
     @property
     def account(self) -> Json:
@@ -65,16 +66,20 @@ class Delivery:
 
 def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
     """Create a delivery from an event."""
+    type, text = event.type, event.text
     names: str | None = None
-    shape: tuple[object, object] = (None, None)
-    if event.type == "conversation.item.create":
-        names = _text(member(event.value, "item", "id"))
-        shape = (member(event.value, "item", "type"), member(event.value, "item", "role"))
-    elif event.type in _NAMES_ITEM:
+    shape = _SHAPELESS
+    if type == "conversation.item.create":
+        item = event.value.get("item")
+        if isinstance(item, dict):
+            names = _text(item.get("id"))
+            shape = (item.get("type"), item.get("role"))
+    elif type in _NAMES_ITEM:
         names = _text(event.value.get("item_id"))
-    elif event.type == "response.cancel":
+    elif type == "response.cancel":
         names = _text(event.value.get("response_id"))
-    return Delivery(id, number, turn, event.text, event.type, event.event_id, names, shape)
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return Delivery(id, number, turn, text, type, event.event_id, size, names, shape)
 
 
 def read_event(text: str) -> ClientEvent:

@@ -6,7 +6,7 @@ that a replay, which drops them, has no effects. What is sent, reported and dial
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.turn import Turn
@@ -21,6 +21,10 @@ class Send(NamedTuple):
 
 class Advance(NamedTuple):
     """The next turn may be sent."""
+
+
+ADVANCE: Final = Advance()
+"""The one that is used: it follows from every watched event."""
 
 
 class TurnOver(NamedTuple):

@@ -325,10 +325,11 @@ class EventLog:
         return dropped
 
     def _drop_over_bounds(self) -> int:
-        dropped = 0
-        while len(self) > 1 and (len(self) > self._max_events or self.size > self._max_bytes):
+        dropped, kept = 0, len(self)
+        while kept > 1 and (kept > self._max_events or self.size > self._max_bytes):
             self._drop_oldest()
             dropped += 1
+            kept -= 1
         return dropped
 
     def _drop_oldest(self) -> None:

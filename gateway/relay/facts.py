@@ -42,9 +42,9 @@ class Call:
     cause: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spent:
-    """What the responses of the session have cost, as budgets count it (see `allowance.Account.load`)."""
+    """What the responses of the session have cost so far, as budgets count it (see `allowance.Account.load`)."""
 
     tokens: int = 0
     cost: int = 0

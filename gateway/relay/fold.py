@@ -71,8 +71,8 @@ WATCHED: Final = (
 """Server events that change the state; all others only enter the log."""
 
 
-HAS_ITEM: Final = frozenset({"response.output_item.added", "conversation.item.created"})
-"""Other server events whose item tells a turn that they are its own."""
+READ_WHOLE: Final = WATCHED | {"response.output_item.added", "conversation.item.created"}
+"""Those, and the ones whose item tells a turn that they are its own."""
 
 
 class SessionState:
@@ -114,12 +114,12 @@ class SessionState:
     @property
     def size(self) -> int:
         """Bytes of memory that it takes, beside the log."""
-        return self.ledger.size + self.mirror.size + self.turns.size
+        return self.ledger.size + self.mirror.size + self.answers.size + self.turns.size
 
     @property
     def cut(self) -> bool:
         """A response is, or may be, in flight: losing the call would cut it off."""
-        return bool(self.responses.active or self.ledger.asking)
+        return bool(self.responses.active or self.ledger.asks)
 
     @property
     def again(self) -> list[Delivery]:
@@ -147,7 +147,7 @@ class SessionState:
             case Accepted():
                 return self.accept(record, [read_event(text) for text in record.texts], now)
             case Handed():
-                self._handed(record, now)
+                self.handed(record, now)
             case Acknowledged():
                 self.ledger.acknowledged(record.upto)
             case DoubtSettled():
@@ -177,7 +177,7 @@ class SessionState:
         effects: list[Effect] = []
         tag, progress, turn = 0, Progress.FOREIGN, self.turns.running
         if turn is not None:
-            sole = request is not None and request.turn == turn.number and not self.ledger.asking
+            sole = request is not None and request.turn == turn.number and not self.ledger.asks
             progress, effects = self.turns.look(type, value, sole=sole)
             tag = turn.number if progress in (Progress.OURS, Progress.DONE) else 0
         if self.responses.mute and type.endswith(".delta"):
@@ -190,34 +190,31 @@ class SessionState:
         if progress is Progress.DONE:
             effects += self.turns.done(self.position)
         if progress is not Progress.BUSY:  # What was just refused is not asked for again at once.
-            effects.append(fx.Advance())
+            effects.append(fx.ADVANCE)
         return tag, effects
 
     def accept(
         self, record: Accepted, events: Sequence[ClientEvent], now: float, position: int = 0
     ) -> list[Effect]:
         """Apply a batch whose events are parsed already; `position` is that of the first among the call's messages."""
-        self.ledger.accept(events, record.first, record.turn, record.held, position)
-        asks = any(event.type == ASKING for event in events)
+        asks = self.ledger.accept(events, record.first, record.turn, record.held, position)
         if record.first:
             self.accepted = record.first + len(events) - 1
-            receipt = Receipt(len(events), record.first, self.accepted, EventId(self.epoch, record.head))
-            promise = Promise(record.key, record.fingerprint, record.request_id)
-            self.answers.keep(promise, receipt, record.at)
+            if record.key is not None or record.request_id is not None:
+                receipt = Receipt(len(events), record.first, self.accepted, EventId(self.epoch, record.head))
+                promise = Promise(record.key, record.fingerprint, record.request_id)
+                self.answers.keep(promise, receipt, record.at)
         elif record.turn:
             self.turns.sent(record.turn, EventId(self.epoch, record.head), asked=asks)
         if asks and not record.held:
             self.responses.asked(now)
         return []
 
-    def _handed(self, record: Handed, now: float, position: int = 0) -> None:
+    def handed(self, record: Handed, now: float, position: int = 0) -> None:
+        """Take in that held deliveries were handed over, the first as this message of the call."""
         if any(one.type == ASKING and one.id <= record.upto for one in self.ledger.held):
             self.responses.asked(now)
         self.ledger.handed(record.upto, record.refused, position)
-
-    def handed(self, record: Handed, now: float, position: int) -> None:
-        """Take in that held deliveries were handed over, the first as this message of the call."""
-        self._handed(record, now, position)
 
     def _queue(self, record: TurnQueued) -> None:
         turn = self.turns.add(record.number, record.token, record.request, record.deadline)
@@ -248,7 +245,7 @@ class SessionState:
         turn = self.turns.running
         if self.cut or (turn is not None and not turn.ready):
             effects += self._interrupt(record.cause)
-        effects += self.responses.lost(len(self.ledger.asking))
+        effects += self.responses.lost(self.ledger.asked)
         self.ledger.restart(again)
         if self.opening.mirrored:
             self.mirror.restart(record.renamed, set(record.refused))
@@ -264,7 +261,7 @@ class SessionState:
     def _seal(self, record: Sealed) -> list[Effect]:
         self.closed = record.reason
         self.call = replace(self.call, state=State.CLOSED)
-        effects = self.responses.lost(len(self.ledger.asking))
+        effects = self.responses.lost(self.ledger.asked)
         self.ledger = Ledger(self.ledger.count > 0 and self.opening.attach_to is not None)
         self.mirror.forget()
         return effects
@@ -279,7 +276,7 @@ class SessionState:
                 return ledger.response_created()
             case "conversation.item.added":
                 item = value.get("item")
-                if isinstance(item, Mapping) and item.get("status") != "in_progress":
+                if isinstance(item, dict) and item.get("status") != "in_progress":
                     ledger.item_added(item)
             case "response.done":
                 response_id, response = response_of(value)
@@ -313,13 +310,14 @@ class SessionState:
                 return self.responses.created(value, request, now)
             case "response.done":
                 usage = member(value, "response", "usage")
-                cost = self._charge(usage, self.call.model) if isinstance(usage, Mapping) else None
-                if cost is not None:
-                    self.spent = replace(self.spent, context=cost.tokens)
+                before, cost = self.spent.tokens, None
+                if isinstance(usage, dict):
+                    cost = self._charge(usage, self.call.model)
+                    self.spent.context = self.spent.tokens - before
                 return self.responses.done(value, cost, now)
             case "conversation.item.input_audio_transcription.completed":
                 usage = value.get("usage")
-                if isinstance(usage, Mapping):
+                if isinstance(usage, dict):
                     return [fx.Transcribed(self._charge(usage, self.settings.transcription_model))]
             case "error":
                 code = member(value, "error", "code") or member(value, "error", "type")
@@ -329,8 +327,8 @@ class SessionState:
     def _charge(self, usage: Json, model: str | None) -> Charge:
         cost = charge(usage, model, self.prices)
         self.usage = self.usage.plus(cost)
-        tokens, dollars = self.spent.tokens + cost.tokens, self.spent.cost + cost.assumed_cost
-        self.spent = replace(self.spent, tokens=tokens, cost=dollars)
+        self.spent.tokens += cost.tokens
+        self.spent.cost += cost.assumed_cost
         return cost
 
     # --- snapshots ----------------------------------------------------------------------------------------------------

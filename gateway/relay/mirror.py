@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.relay.envelope import member
+from gateway.relay.envelope import compact, member
 from gateway.relay.sessionobject import merge
 
 Json = Mapping[str, object]
@@ -73,7 +73,7 @@ class Mirror:
 
     def update(self, session: Json) -> None:
         """A session.update was taken."""
-        self._session = _compact(merge(self.session, session))
+        self._session = json.dumps(merge(self.session, session), ensure_ascii=False, separators=(",", ":"))
 
     def received(self, type: str, value: Json) -> None:
         """Follow a server event of a watched type."""
@@ -130,19 +130,15 @@ class Mirror:
     def _added(self, value: Json) -> None:
         item = value.get("item")
         item_id = member(value, "item", "id")
-        if not isinstance(item, Mapping) or not isinstance(item_id, str):
+        if not isinstance(item, dict) or not isinstance(item_id, str):
             return
         last = next(reversed(self._items), None)
         previous = value.get("previous_item_id", last)
-        self._insert(item_id, item, previous if previous is None or isinstance(previous, str) else last)
-
-    def _insert(self, item_id: str, item: Json, previous: str | None) -> None:
-        last = next(reversed(self._items), None)
-        known = previous is None or previous in self._items
-        if previous == last or item_id in self._items or not known:
+        before_others = previous is None or (isinstance(previous, str) and previous in self._items)
+        if previous == last or item_id in self._items or not before_others:
             self._put(item_id, item)
         else:
-            self._put_after(previous, item_id, item)
+            self._put_after(previous if isinstance(previous, str) else None, item_id, item)
         self._shrink()
 
     def _put_after(self, previous: str | None, item_id: str, item: Json) -> None:
@@ -158,7 +154,7 @@ class Mirror:
         item = value.get("item")
         item_id = member(value, "item", "id")
         # Items of an out-of-band response also end with `done`, but were never added to the conversation.
-        if isinstance(item, Mapping) and isinstance(item_id, str) and item_id in self._items:
+        if isinstance(item, dict) and isinstance(item_id, str) and item_id in self._items:
             self._put(item_id, item)
             self._shrink()
 
@@ -185,7 +181,7 @@ class Mirror:
 
     def _put(self, item_id: str, item: Json) -> None:
         # As UTF-8: escaped, Chinese text would count double. A lone surrogate, which JSON can express, still counts.
-        self._store(item_id, _compact(item).encode("utf-8", "surrogatepass"))
+        self._store(item_id, compact(item))
 
     def _store(self, item_id: str, text: bytes) -> None:
         before = self._items.get(item_id)
@@ -269,12 +265,8 @@ def _part(role: str, part: object) -> Json | None:
     return {"type": "output_text" if role == "assistant" else "input_text", "text": value}
 
 
-def _compact(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _parse(text: str | bytes) -> Json:
-    """Parse the output of `_compact`."""
+    """Parse what was written, whole and exactly."""
     value = json.loads(text if isinstance(text, str) else text.decode("utf-8", "surrogatepass"))
     assert isinstance(value, dict)  # only objects are written
     return value

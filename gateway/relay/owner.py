@@ -3,7 +3,6 @@
 from typing import Protocol
 
 from gateway.relay.delivery import Delivery
-from gateway.relay.envelope import ClientEvent
 from gateway.relay.ports import Json
 from gateway.relay.records import Handed, Record
 from gateway.relay.state import CloseReason, State
@@ -32,8 +31,8 @@ class Owner(Protocol):
     def handed(self, record: Handed, position: int) -> None:
         """Held events were handed over, the first as this message of the call."""
 
-    def sent(self, event: ClientEvent | Delivery) -> None:
-        """An event was handed to the channel."""
+    def sent(self, event: Delivery) -> None:
+        """A held event was handed to the channel."""
 
     def tell(self, name: str, members: Json) -> None:
         """Write one of the gateway's own events into the log."""

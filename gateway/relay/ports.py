@@ -8,7 +8,7 @@ WebRTC, Redis or Prometheus.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId, Page
@@ -235,8 +235,7 @@ class View:
     """What its responses have cost so far, over all its calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What became of a batch: how many events, their numbers in the session's own count of accepted events from 1, and
     the log's head as it was before sending."""
 

@@ -47,7 +47,7 @@ class Responses:
     @property
     def busy(self) -> bool:
         """The default conversation has a response in flight: no other may be created in it."""
-        return any(one.default for one in self._active.values())
+        return bool(self._active) and any(one.default for one in self._active.values())
 
     @property
     def requests(self) -> list[Delivery]:
@@ -129,15 +129,15 @@ class Responses:
 def response_of(value: Json) -> tuple[str, Json]:
     """Return the ID and the object of a response's event."""
     response = value.get("response")
-    if not isinstance(response, Mapping):
+    if not isinstance(response, dict):
         return "", {}
     return str(response.get("id")), response
 
 
 def _error_code(response: Json) -> str | None:
     details = response.get("status_details")
-    error = details.get("error") if isinstance(details, Mapping) else None
-    if not isinstance(error, Mapping):
+    error = details.get("error") if isinstance(details, dict) else None
+    if not isinstance(error, dict):
         return None
     code = error.get("code") or error.get("type")
     return code if isinstance(code, str) else "other"

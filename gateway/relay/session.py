@@ -304,7 +304,7 @@ class Session(SessionCore):
         if self._reason in UPSTREAM_REASONS or state.opening.attach_to is not None:
             return
         cancels = [cancelling(response_id) for response_id in state.responses.active]
-        if state.ledger.asking:
+        if state.ledger.asks:
             cancels.append(cancelling(None))  # Its ID is not known yet.
         if not cancels:
             return

@@ -53,7 +53,14 @@ class Turns:
     @property
     def size(self) -> int:
         """Bytes of turns that are not finished."""
+        if not self.unfinished:
+            return 0
         return sum(turn.size for turn in (*self._waiting, *filter(None, [self._running])))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether any turn waits or runs."""
+        return self._running is not None or bool(self._waiting)
 
     def require_room(self, max_waiting: int) -> None:
         """Raise `turn-queue-full` if the queue is full."""

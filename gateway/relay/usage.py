@@ -9,9 +9,9 @@ are counted separately. A budget charges them at the highest price of the list.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
 
 Json = Mapping[str, object]
 
@@ -24,6 +24,8 @@ OTHER: Final = "other"
 
 Direction = Literal["input", "cached", "output"]
 """`cached` is the part of the input that OpenAI's prompt cache served."""
+
+_MEMBERS: Final = tuple((kind, f"{kind}_tokens") for kind in KINDS)
 
 _DATED: Final = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
 
@@ -43,33 +45,36 @@ class PriceList:
     date: str = ""
     """The day on which the prices were looked up, as YYYY-MM-DD."""
     models: Mapping[str, ModelPrices] = field(default_factory=dict)
+    _highest: dict[Direction, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """By direction. Worked out once, because every response of a model without a price asks for it."""
+
+    def __post_init__(self) -> None:
+        for model in self.models.values():
+            for (direction, _), price in model.tokens.items():
+                self._highest[direction] = max(price, self._highest.get(direction, 0))
 
     def of(self, model: str) -> ModelPrices:
         """Return a model's prices. A dated name that is not listed itself has the prices of its undated one."""
-        found = self.models.get(model) or self.models.get(_DATED.sub("", model))
-        return found or ModelPrices()
+        models = self.models
+        return models.get(model) or (models and models.get(_DATED.sub("", model))) or _NO_PRICES
 
     def highest(self, direction: Direction) -> int:
         """Return the highest price of a token of this direction, 0 where the list has none."""
-        prices = [
-            price
-            for model in self.models.values()
-            for (priced, _), price in model.tokens.items()
-            if priced == direction
-        ]
-        return max(prices, default=0)
+        return self._highest.get(direction, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What one response or one transcription cost."""
+_NO_PRICES: Final = ModelPrices()
+
+
+class Charge(NamedTuple):
+    """What one response or one transcription cost. A tuple, like `Usage`: both are made for every response."""
 
     model: str
-    input: Mapping[str, int] = field(default_factory=dict)
+    input: Mapping[str, int] = {}
     """Tokens by kind, cached ones included. Kinds without tokens are left out."""
-    cached: Mapping[str, int] = field(default_factory=dict)
+    cached: Mapping[str, int] = {}
     """The part of `input` that was cached."""
-    output: Mapping[str, int] = field(default_factory=dict)
+    output: Mapping[str, int] = {}
     cost: int = 0
     """Picodollars for everything that has a price."""
     unpriced_tokens: int = 0
@@ -99,19 +104,26 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     cached = _cached(details, input_)
     price_of = prices.of(name).tokens
     cost = unpriced = assumed = 0
-    for direction, kind, count in _billed(input_, cached, output):
-        price = price_of.get((direction, kind))
-        if price is None:
-            unpriced += count
-            # A cached token of an unknown price is assumed to cost what a fresh one does.
-            assumed += count * prices.highest("output" if direction == "output" else "input")
-        else:
-            cost += count * price
+    billed: tuple[tuple[Direction, Mapping[str, int]], ...] = (
+        ("input", input_),
+        ("cached", cached),
+        ("output", output),
+    )
+    for direction, counts in billed:
+        for kind, count in counts.items():
+            if direction == "input" and cached:
+                count -= cached.get(kind, 0)  # billed as cached
+            price = price_of.get((direction, kind))
+            if price is None:
+                unpriced += count
+                # A cached token of an unknown price is assumed to cost what a fresh one does.
+                assumed += count * prices.highest("output" if direction == "output" else "input")
+            else:
+                cost += count * price
     return Charge(name, input_, cached, output, cost, unpriced, unpriced == 0, cost + assumed)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The charges of one session, added up (docs/api.md, 1 Sessions)."""
 
     input_text: int = 0
@@ -128,13 +140,13 @@ class Usage:
         """Return the sum."""
         known = self.cost is not None and charge.complete
         return Usage(
-            input_text=self.input_text + charge.input.get("text", 0),
-            input_audio=self.input_audio + charge.input.get("audio", 0),
-            input_image=self.input_image + charge.input.get("image", 0),
-            cached_input=self.cached_input + sum(charge.cached.values()),
-            output_text=self.output_text + charge.output.get("text", 0),
-            output_audio=self.output_audio + charge.output.get("audio", 0),
-            cost=(self.cost or 0) + charge.cost if known else None,
+            self.input_text + charge.input.get("text", 0),
+            self.input_audio + charge.input.get("audio", 0),
+            self.input_image + charge.input.get("image", 0),
+            self.cached_input + sum(charge.cached.values()),
+            self.output_text + charge.output.get("text", 0),
+            self.output_audio + charge.output.get("audio", 0),
+            (self.cost or 0) + charge.cost if known else None,
         )
 
     def shown(self) -> dict[str, int | float | None]:
@@ -153,22 +165,10 @@ class Usage:
         """Return the value that was dumped. Members that another version added are ignored."""
         counts = {name: _count(dumped.get(name)) for name in _COUNTS}
         cost = dumped.get("cost")
-        return replace(cls(**counts), cost=cost if isinstance(cost, int) else None)
+        return cls(**counts, cost=cost if isinstance(cost, int) else None)
 
 
 _COUNTS: Final = ("input_text", "input_audio", "input_image", "cached_input", "output_text", "output_audio")
-
-
-def _billed(
-    input_: Mapping[str, int], cached: Mapping[str, int], output: Mapping[str, int]
-) -> Iterator[tuple[Direction, str, int]]:
-    """Yield every token once, with the direction under which it is billed."""
-    for kind, count in input_.items():
-        yield "input", kind, count - cached.get(kind, 0)
-    for kind, count in cached.items():
-        yield "cached", kind, count
-    for kind, count in output.items():
-        yield "output", kind, count
 
 
 def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
@@ -181,25 +181,36 @@ def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
 
 def _by_kind(details: object, total: object) -> dict[str, int]:
     """Split a token count by kind; what no kind accounts for is `other`, so that nothing billed goes uncounted."""
-    counts = {kind: _member(details, f"{kind}_tokens") for kind in KINDS}
-    counts[OTHER] = max(0, _count(total) - sum(counts.values()))
-    return {kind: count for kind, count in counts.items() if count}
+    counts = _counts(details)
+    left = _count(total) - sum(counts.values())
+    if left > 0:
+        counts[OTHER] = left
+    return counts
 
 
 def _cached(details: object, input_: Mapping[str, int]) -> dict[str, int]:
     """Split the cached tokens by kind, never more of a kind than there are."""
-    by_kind = details.get("cached_tokens_details") if isinstance(details, Mapping) else None
-    counts = {kind: min(_member(by_kind, f"{kind}_tokens"), input_.get(kind, 0)) for kind in KINDS}
-    left = _member(details, "cached_tokens") - sum(counts.values())
+    if not isinstance(details, dict):
+        return {}
+    told = _counts(details.get("cached_tokens_details"))
+    counts = {kind: min(count, input_[kind]) for kind, count in told.items() if kind in input_}
+    left = _count(details.get("cached_tokens")) - sum(counts.values())
     # Without details the cached kind is known only for an input of a single kind. Otherwise the full price is used.
     if left > 0 and len(input_) == 1:
         (kind,) = input_
         counts[kind] = min(counts.get(kind, 0) + left, input_[kind])
-    return {kind: count for kind, count in counts.items() if count}
+    return counts
 
 
-def _member(value: object, name: str) -> int:
-    return _count(value.get(name)) if isinstance(value, Mapping) else 0
+def _counts(details: object) -> dict[str, int]:
+    """Read the counts by kind, less the kinds without tokens."""
+    counts = dict[str, int]()
+    if isinstance(details, dict):
+        for kind, name in _MEMBERS:
+            count = _count(details.get(name))
+            if count:
+                counts[kind] = count
+    return counts
 
 
 def _count(value: object) -> int:

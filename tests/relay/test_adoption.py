@@ -584,6 +584,7 @@ def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @given(STEPS, st.booleans())
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_prefix_of_a_thousand_journals_is_taken_over(steps: list[str], retry: bool) -> None:
