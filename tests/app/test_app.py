@@ -332,7 +332,7 @@ async def test_drain_is_not_ready_but_alive() -> None:
 
 
 async def test_operator_asks_for_the_drain_over_http() -> None:
-    """`POST /drain` tells whoever runs the gateway."""
+    """`POST /drain` notifies the program that runs the gateway."""
     async with running() as gateway:
         answer = await status(f"{gateway.admin_url}/drain", "POST")
         asked = gateway.asked_to_drain.is_set()

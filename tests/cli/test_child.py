@@ -77,7 +77,7 @@ async def test_stubborn_child_is_killed(script: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_end_of_a_child_is_noticed(script: str) -> None:
-    """Whoever waits is told that it died."""
+    """A waiter learns that the child died."""
     async with Child([script], [r"ready as (\d+)"]) as child:
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(ChildError, match="ended with status -9"):

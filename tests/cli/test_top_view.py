@@ -104,7 +104,7 @@ def test_first_look_has_no_rates() -> None:
 
 
 def test_a_restart_is_no_negative_rate() -> None:
-    """Counters that began anew."""
+    """Counters that were reset."""
     assert "0.0/s up" in printed(look(0, up=50), look(1, up=2))
 
 

@@ -22,7 +22,7 @@ HIGHEST_PORT = 55_535
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
+    """Return a free port."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

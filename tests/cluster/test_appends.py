@@ -111,7 +111,7 @@ def test_check_by_a_replaced_owner_ends_it() -> None:
 
 
 def test_check_after_a_failover_that_forgot_the_claim_is_behind() -> None:
-    """The owner's fence is above the one in Redis: it claims anew."""
+    """The owner's fence is above the one in Redis: it claims the session again."""
     appends = ready(5)
 
     assert appends.checked(mine=False, fence=4, last=EntryId(4, 3)) is Outcome.BEHIND

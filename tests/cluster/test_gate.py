@@ -63,7 +63,7 @@ async def test_dials_are_spread_over_time() -> None:
 
 
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
-    """A session that ends meanwhile holds nobody up."""
+    """A session that ends while waiting does not delay others."""
     gate, order, done = DialGate(at_once=1, per_second=1000), list[str](), asyncio.Event()
     first = asyncio.create_task(dial(gate, True, order, "a", done))
     await asyncio.sleep(0.02)

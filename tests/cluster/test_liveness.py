@@ -1,4 +1,4 @@
-"""Who is called dead, and when nobody is."""
+"""When a node is considered dead, and when none is."""
 
 from gateway.cluster.liveness import Liveness, ranked
 
@@ -21,7 +21,7 @@ def test_node_that_stands_still_for_the_lease_is_dead() -> None:
 
 
 def test_nobody_is_dead_after_a_break_until_a_lease_later() -> None:
-    """While Redis was away nobody could beat, so the time before does not count."""
+    """No node could beat while Redis was away, so the time before does not count."""
     liveness = watched((0.0, {"x": 7}), (10.0, {"x": 7}), (11.0, {"x": 7}))
 
     assert liveness.dead(11.0) == []
@@ -31,7 +31,7 @@ def test_nobody_is_dead_after_a_break_until_a_lease_later() -> None:
 
 
 def test_nobody_is_dead_while_redis_is_silent() -> None:
-    """An observer that hears nothing judges nobody."""
+    """An observer without answers from Redis considers no node dead."""
     liveness = watched(*[(float(now), {"x": 7}) for now in range(6)])
 
     assert liveness.dead(7.0) == []

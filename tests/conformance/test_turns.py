@@ -258,7 +258,7 @@ async def test_a_full_queue_is_429(session: Session) -> None:
 
 
 async def test_a_turn_goes_on_when_its_client_leaves(session: Session) -> None:
-    """A session's turn is in the log, whoever waits for it."""
+    """A session's turn is in the log whether or not a client waits for it."""
     task = asyncio.create_task(turn(session, LONG_QUESTION))
     await session.until("response.created")
     task.cancel()
@@ -313,7 +313,7 @@ async def test_a_turn_that_takes_longer_than_the_wait_is_202(session: Session) -
 
 
 async def test_a_wait_needs_a_key(session: Session) -> None:
-    """Without a key nobody could come back for the answer."""
+    """Without a key no client could come back for the answer."""
     answer = await session.wire.call(
         "POST", f"{session.path}/turns", HELLO, query={"wait": 1, "format": "json"}
     )

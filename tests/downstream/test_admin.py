@@ -147,7 +147,7 @@ async def test_without_token_it_exists_for_loopback_names_only(build: Build) -> 
 async def test_without_token_it_exists_for_local_peers_only(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes from another machine finds nothing, whatever name it asks for."""
+    """A request from another machine gets 404."""
     monkeypatch.setattr("gateway.downstream.admin.loopback_peer", lambda request: False)
     answer = await admin(house, "POST", "/drain")
 

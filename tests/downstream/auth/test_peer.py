@@ -85,7 +85,7 @@ def test_strange_scheme_is_not_believed() -> None:
 def test_client_is_the_last_that_no_trusted_proxy_is(
     peer: object, forwarded: str | None, seen: str | None
 ) -> None:
-    """Whoever is not trusted may write what it likes."""
+    """Only addresses written by trusted proxies are believed."""
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
     assert client_address(request_from(peer, **headers)) == seen
 
