@@ -157,6 +157,16 @@ def test_forgetting_what_waits_leaves_what_is_under_way() -> None:
     assert not appends.idle
 
 
+def test_records_that_are_no_events_leave_the_log_where_it_was() -> None:
+    """A batch that was accepted is kept, and readers see nothing new."""
+    appends = ready()
+    appends.add(item())
+    appends.next()
+
+    assert appends.answered(EntryId(1, 1)) is Outcome.KEPT
+    assert (appends.kept, appends.sequence_kept) == (1, 0)
+
+
 class Owner:
     """A node that holds the session: its memory of the log, and its journal."""
 
