@@ -112,7 +112,7 @@ class Gateway:
         self._access = Access(rules, Signatures(configured or (secrets.token_bytes(32),)), clock.monotonic)
         self._server = Server(
             ServerDependencies(
-                hub=self._hub,
+                sessions=self._hub,
                 telemetry=self._metrics,
                 access=self._access,
                 operator=self._operator(exposition(registry)),

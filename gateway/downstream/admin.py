@@ -17,7 +17,7 @@ from gateway.downstream.auth.access import bearer_word
 from gateway.downstream.auth.origins import host_name, is_loopback_name
 from gateway.downstream.auth.peer import loopback_peer
 from gateway.downstream.http.answers import json_answer
-from gateway.downstream.http.app_keys import BODY_SHA256, HUB, SESSION
+from gateway.downstream.http.app_keys import BODY_SHA256, SESSION, SESSIONS
 from gateway.downstream.http.negotiation import preferred
 from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import accepted
@@ -76,7 +76,7 @@ def add_internal_routes(app: web.Application) -> None:
 async def of_any_node(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Forward a request for a session of another node."""
     session_id = request.match_info.get("id")
-    if session_id is None or request.app[HUB].has(session_id):
+    if session_id is None or request.app[SESSIONS].has(session_id):
         return await handler(request)
     _require_operator(request)
     return await request.app[ELSEWHERE].pass_on(request, session_id, handler, INTERNAL)
@@ -105,12 +105,12 @@ async def list_all(request: web.Request) -> web.Response:
     """List all sessions, newest first."""
     _require_operator(request)
     page = requested_page(request)
-    hub, nodes = request.app[HUB], request.app.get(ELSEWHERE)
+    sessions, nodes = request.app[SESSIONS], request.app.get(ELSEWHERE)
     async with one_at_a_time(request):
         if nodes is None:
-            views, more = hub.page(None, *page)
+            views, more = sessions.page(None, *page)
             return listing([_shown(view) for view in views], more)
-        own = [_shown(view) for view in hub.page(None, hub.limits.max_sessions * 2)[0]]
+        own = [_shown(view) for view in sessions.page(None, sessions.limits.max_sessions * 2)[0]]
     if BODY_SHA256 in request:  # Another node asks, for its operator.
         return listing(own, more=False)
     return listing(*await nodes.gather(request, f"{INTERNAL}/sessions", own, *page))
@@ -120,16 +120,16 @@ async def look(request: web.Request) -> web.Response:
     """Answer with one session and its diagnostics."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
-    hub = request.app[HUB]
-    view = hub.find(session_id, None).view()
-    return json_answer(_shown(view) | {"diagnostics": hub.diagnostics(session_id)})
+    sessions = request.app[SESSIONS]
+    view = sessions.find(session_id, None).view()
+    return json_answer(_shown(view) | {"diagnostics": sessions.diagnostics(session_id)})
 
 
 async def delete(request: web.Request) -> web.Response:
     """Close a session."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
-    await request.app[HUB].find(session_id, None).close(CloseReason.CLIENT)
+    await request.app[SESSIONS].find(session_id, None).close(CloseReason.CLIENT)
     return web.Response(status=204)
 
 
@@ -137,9 +137,9 @@ async def restart(request: web.Request) -> web.Response:
     """Start to replace a session's call, keeping its history. The session's log reports the result."""
     _require_operator(request)
     session_id = request[SESSION] = request.match_info["id"]
-    hub = request.app[HUB]
-    hub.restart(session_id)
-    return json_answer(_shown(hub.find(session_id, None).view()), status=202)
+    sessions = request.app[SESSIONS]
+    sessions.restart(session_id)
+    return json_answer(_shown(sessions.find(session_id, None).view()), status=202)
 
 
 async def drain(request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ restart would not repair those.
 
 from aiohttp import web
 
-from gateway.downstream.http.app_keys import HUB
+from gateway.downstream.http.app_keys import SESSIONS
 from gateway.errors import OverloadError
 
 
@@ -23,6 +23,6 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Answer 200 if sessions can be opened, 503 while draining. During start-up nothing listens yet."""
-    if request.app[HUB].draining:
+    if request.app[SESSIONS].draining:
         raise OverloadError("draining", "The gateway is shutting down.", retry_after=2)
     return web.Response(text="ok\n")

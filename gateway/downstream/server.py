@@ -14,7 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
 from gateway.downstream.auth.access import ACCESS, Access
-from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, OPEN_TO_PAGES, STEPS_LOCK, TELEMETRY
+from gateway.downstream.http.app_keys import CLOCK, LIMITS, OPEN_TO_PAGES, SESSIONS, STEPS_LOCK, TELEMETRY
 from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
@@ -25,7 +25,7 @@ from gateway.downstream.reading import resource as reads
 from gateway.downstream.reading.stream import STREAM, StreamLimits
 from gateway.downstream.turns import resource as turns
 from gateway.relay.clock import Clock
-from gateway.relay.hub import Hub
+from gateway.relay.ports import Sessions
 from gateway.relay.telemetry import DownstreamTelemetry
 
 OPERATOR_CONNECTIONS: Final = 128
@@ -35,7 +35,7 @@ OPERATOR_CONNECTIONS: Final = 128
 class ServerDependencies:
     """What the HTTP side needs."""
 
-    hub: Hub
+    sessions: Sessions
     telemetry: DownstreamTelemetry
     access: Access
     operator: admin.Operator
@@ -108,7 +108,7 @@ class Server:
 
 
 def _connections(deps: ServerDependencies) -> Connections:
-    return Connections(deps.connections, deps.telemetry, deps.hub.budget, deps.clock.monotonic)
+    return Connections(deps.connections, deps.telemetry, deps.sessions.budget, deps.clock.monotonic)
 
 
 def client_application(deps: ServerDependencies) -> web.Application:
@@ -160,7 +160,7 @@ def _application(
     app = web.Application(middlewares=middlewares, client_max_size=deps.limits.max_body_bytes)
     if deps.elsewhere is not None:
         app[ELSEWHERE] = deps.elsewhere
-    app[HUB], app[TELEMETRY], app[ACCESS] = deps.hub, deps.telemetry, deps.access
+    app[SESSIONS], app[TELEMETRY], app[ACCESS] = deps.sessions, deps.telemetry, deps.access
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = deps.limits, deps.clock, open_to_pages
     app[STEPS_LOCK] = asyncio.Lock()
     app.on_response_prepare.append(middleware.add_headers)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant, upstream_bearer
 from gateway.downstream.auth.credentials import looks_signed
 from gateway.downstream.http.answers import compact, json_answer
-from gateway.downstream.http.app_keys import BODY_SHA256, HUB, LIMITS, SESSION
+from gateway.downstream.http.app_keys import BODY_SHA256, LIMITS, SESSION, SESSIONS
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.steps import in_steps, one_at_a_time
 from gateway.downstream.http.wire import undo_unless_taken
@@ -102,8 +102,8 @@ async def create(request: web.Request) -> web.Response:
         view = await open_wanted(request, caller, wanted, bearer)
         return _Created(view.id, compact(created_object(request, view)))
 
-    hub = request.app[HUB]
-    table = hub.idempotency(caller.principal)
+    sessions = request.app[SESSIONS]
+    table = sessions.idempotency(caller.principal)
     key = scoped_key(request, caller)
     nodes = request.app.get(ELSEWHERE)
     if key is not None and nodes is not None:
@@ -125,7 +125,7 @@ async def create(request: web.Request) -> web.Response:
     if key is None:  # Only the response tells the client the id.
 
         async def undo() -> None:
-            await hub.find(created.session_id, None).close(CloseReason.CLIENT)
+            await sessions.find(created.session_id, None).close(CloseReason.CLIENT)
 
         if _client_left(request):
             await undo()
@@ -149,12 +149,12 @@ async def list_own(request: web.Request) -> web.Response:
             "Sessions are listed only for callers with an API key. Keep the ids of your sessions.",
         )
     page = requested_page(request)
-    hub, nodes = request.app[HUB], request.app.get(ELSEWHERE)
+    sessions, nodes = request.app[SESSIONS], request.app.get(ELSEWHERE)
     async with one_at_a_time(request):
         if nodes is None:
-            views, more = hub.page(caller.principal, *page)
+            views, more = sessions.page(caller.principal, *page)
             return listing([session_object(request, view) for view in views], more)
-        own = [session_object(request, view) for view in hub.page(caller.principal, MAX_LISTED_NODE)[0]]
+        own = [session_object(request, view) for view in sessions.page(caller.principal, MAX_LISTED_NODE)[0]]
     if BODY_SHA256 in request:  # Another node asks, for the same caller.
         return listing(own, more=False)
     return listing(*await nodes.gather(request, "/v1/sessions", own, *page, caller.principal.name))
@@ -278,7 +278,7 @@ async def open_wanted(
 ) -> View:
     """Open the requested session. The hub owns this work, so a client that leaves cannot leave it half done."""
     request.app[ACCESS].spend_opening(caller)
-    handle = await request.app[HUB].open(
+    handle = await request.app[SESSIONS].open(
         OpenRequest(
             principal=caller.principal,
             session=wanted.session,
@@ -296,7 +296,7 @@ async def open_wanted(
 
 def session_object(request: web.Request, view: View) -> dict[str, object]:
     """Return a session as its owner sees it."""
-    relay, server, stream = request.app[HUB].limits, request.app[LIMITS], request.app[STREAM]
+    relay, server, stream = request.app[SESSIONS].limits, request.app[LIMITS], request.app[STREAM]
     return {
         "id": view.id,
         "object": "gateway.session",
@@ -349,7 +349,7 @@ def _stream_url(session_id: str, ticket: str) -> str:
 def still_known(request: web.Request, session_id: str) -> bool:
     """Return whether a session still exists. A stored answer is kept no longer than its session."""
     try:
-        request.app[HUB].find(session_id, None)
+        request.app[SESSIONS].find(session_id, None)
     except GatewayError:
         return False
     return True

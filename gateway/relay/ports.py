@@ -1,14 +1,14 @@
 """The relay's ports to both sides: what it needs upstream, and what handlers see of a session.
 
-`upstream/` implements `Dialer` and `Upstream`; `downstream/` uses `Handle`, `Reader` and `Receiver`. The port to the
-journal of several nodes is in `journal`, the port for metrics and log lines in `telemetry`. Nothing here knows HTTP,
-WebRTC, Redis or Prometheus.
+`upstream/` implements `Dialer` and `Upstream`; `downstream/` uses `Sessions`, `Handle`, `Reader` and `Receiver`. The port
+to the journal of several nodes is in `journal`, the port for metrics and log lines in `telemetry`. Nothing here knows
+HTTP, WebRTC, Redis or Prometheus.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NewType, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.eventlog import EventId, Page
@@ -16,6 +16,11 @@ from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.state import CloseReason, State
 from gateway.relay.turn import Turn, TurnRequest
 from gateway.relay.usage import Usage
+
+if TYPE_CHECKING:
+    from gateway.relay.budget import Budget
+    from gateway.relay.idempotency import IdempotencyKeys
+    from gateway.relay.limits import RelayLimits
 
 SessionId = NewType("SessionId", str)
 
@@ -292,3 +297,42 @@ class Handle(Protocol):
     async def close(self, reason: CloseReason, *, hang_up: bool | None = None) -> None:
         """End the session and seal its log; returns when `gateway.closed` is in it. Safe to call twice.
         `hang_up` says whether the call ends, too; by default that is one the session made, not one it is attached to."""
+
+
+class Sessions(Protocol):
+    """The sessions of this process as handlers see them. The hub is one."""
+
+    @property
+    def limits(self) -> "RelayLimits": ...
+
+    @property
+    def budget(self) -> "Budget": ...
+
+    @property
+    def draining(self) -> bool:
+        """No session is opened any more."""
+
+    async def open(self, request: "OpenRequest") -> Handle:
+        """Open a session: returns when its channel is open. Raises GatewayError, after which nothing of it is left."""
+
+    def has(self, session_id: str) -> bool:
+        """Whether the session lives in this process."""
+
+    def find(self, session_id: str, principal: Principal | None) -> Handle:
+        """Return a session. Raises `session-unknown`, for other people's, too. With principal None the ID itself, or a
+        signed credential that holds it, is the capability."""
+
+    def page(
+        self, principal: Principal | None, limit: int, after: str | None = None
+    ) -> tuple[list[View], bool]:
+        """Return up to `limit` sessions of a principal, or of all where it is None, newest first, from behind `after` on,
+        and whether more follow. Raises `session-unknown` if `after` is not among them."""
+
+    def idempotency(self, principal: Principal) -> "IdempotencyKeys":
+        """Return the caller's keys of requests that open sessions."""
+
+    def diagnostics(self, session_id: str) -> Json:
+        """Return what the operator may see of one session's inside. Raises `session-unknown`."""
+
+    def restart(self, session_id: str) -> None:
+        """Give a session a new call, its history kept. Raises `session-unknown` or `session-closed`."""

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from gateway.downstream.auth.buckets import Bucket
 from gateway.downstream.auth.credentials import Signatures, looks_signed
-from gateway.downstream.http.app_keys import HUB, PRINCIPAL, SESSION
+from gateway.downstream.http.app_keys import PRINCIPAL, SESSION, SESSIONS
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.envelope import matches_type
 from gateway.relay.ports import Handle, Principal
@@ -207,10 +207,10 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
     shown, in_query = _shown(request)
     if shown is None:
         shown = word
-    hub = request.app[HUB]
+    sessions = request.app[SESSIONS]
     if shown is None or not looks_signed(shown):
         found = _by_key(request, shown)
-        handle = hub.find(session_id, found.principal)
+        handle = sessions.find(session_id, found.principal)
     else:
         kind, named = _signed(request, shown)
         if in_query and kind != "ticket":
@@ -223,7 +223,7 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
             raise CallerError(
                 "forbidden", "A ticket is for reading; sending needs a key or the client secret."
             )
-        handle = hub.find(session_id, None)
+        handle = sessions.find(session_id, None)
         found = _by_session(request, kind, handle)
     request[PRINCIPAL], request[SESSION] = found.principal.name, session_id
     handle.touch()

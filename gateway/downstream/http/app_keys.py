@@ -11,10 +11,10 @@ from aiohttp import web
 from gateway.downstream.http.limits import ServerLimits
 from gateway.relay.budget import Holding
 from gateway.relay.clock import Clock
-from gateway.relay.hub import Hub
+from gateway.relay.ports import Sessions
 from gateway.relay.telemetry import DownstreamTelemetry
 
-HUB: Final = web.AppKey("hub", Hub)
+SESSIONS: Final[web.AppKey[Sessions]] = web.AppKey("sessions")
 TELEMETRY: Final[web.AppKey[DownstreamTelemetry]] = web.AppKey("telemetry")
 LIMITS: Final = web.AppKey("limits", ServerLimits)
 OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)

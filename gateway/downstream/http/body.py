@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, HUB, LIMITS, PRINCIPAL
+from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, LIMITS, PRINCIPAL, SESSIONS
 from gateway.errors import CallerError
 from gateway.relay.budget import UNKNOWN, Holding
 
@@ -116,7 +116,7 @@ async def _collect(request: web.Request, limit: int) -> bytes:
 
 def _holding(request: web.Request) -> Holding:
     """Open what a large body is charged to until its request is answered."""
-    holding = request[HOLDING] = request.app[HUB].budget.open(request.get(PRINCIPAL, UNKNOWN))
+    holding = request[HOLDING] = request.app[SESSIONS].budget.open(request.get(PRINCIPAL, UNKNOWN))
     return holding
 
 

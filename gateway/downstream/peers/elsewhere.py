@@ -18,7 +18,7 @@ from typing import Final, Literal, Protocol
 from aiohttp import hdrs, web
 
 from gateway.downstream.auth.access import require_credential
-from gateway.downstream.http.app_keys import BODY, HUB, PEER_REQUEST, REQUEST_ID, SESSION
+from gateway.downstream.http.app_keys import BODY, PEER_REQUEST, REQUEST_ID, SESSION, SESSIONS
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
 from gateway.downstream.peers.signatures import PeerSignatures
@@ -126,12 +126,12 @@ class Elsewhere:
     ) -> web.StreamResponse:
         """Have the session's owner answer; the handler here answers for sessions that nobody knows or that are here by
         now. The caller's credential was looked at."""
-        hub = request.app[HUB]
+        sessions = request.app[SESSIONS]
         began = time.monotonic()
         location = await self.directory.locate(session_id)
         if location is None:
             location = await self.directory.locate(session_id, fresh=True)
-        if location is None or hub.has(session_id):
+        if location is None or sessions.has(session_id):
             return await handler(request)
         request[SESSION] = session_id
         body = request[BODY] if BODY in request else await read_body(request)
@@ -308,17 +308,17 @@ ELSEWHERE: Final = web.AppKey("elsewhere", Elsewhere)
 @web.middleware
 async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Pass on what concerns a session that is not here."""
-    session_id, hub = request.match_info.get("id"), request.app[HUB]
+    session_id, sessions = request.match_info.get("id"), request.app[SESSIONS]
     if session_id is None:
         return await _answered_elsewhere(request) or await handler(request)
     request[PEER_REQUEST] = secrets.token_hex(12)
-    if hub.has(session_id):
+    if sessions.has(session_id):
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
             await request.app[ELSEWHERE].steady()
         try:
             return await handler(request)
         except GatewayError as error:
-            if error.code not in MAY_HAVE_MOVED or hub.has(session_id):
+            if error.code not in MAY_HAVE_MOVED or sessions.has(session_id):
                 raise
             # It went to another node in the middle of the request, which had no effect here.
     require_credential(request)
@@ -333,7 +333,7 @@ async def _answered_elsewhere(request: web.Request) -> web.StreamResponse | None
     """
     if request.method != hdrs.METH_POST or request.path not in OPENING:
         return None
-    nodes, draining = request.app[ELSEWHERE], request.app[HUB].draining
+    nodes, draining = request.app[ELSEWHERE], request.app[SESSIONS].draining
     peers = [peer for peer in nodes.directory.peers if peer.serving and peer.room > 0]
     key = request.headers.get("Idempotency-Key")
     if request.path == TURNS and key is not None:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
-from gateway.downstream.http.app_keys import BODY_SHA256, CLOCK, HUB, PEER_REQUEST, REQUEST_ID
+from gateway.downstream.http.app_keys import BODY_SHA256, CLOCK, PEER_REQUEST, REQUEST_ID, SESSIONS
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
 from gateway.downstream.peers.elsewhere import ELSEWHERE, MAY_HAVE_MOVED, MOVED
@@ -82,13 +82,13 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise CallerError("forbidden", "This listener is for the other nodes of the cluster.")
     request[BODY_SHA256], request[PEER_REQUEST] = digest, request_id
     session_id = request.match_info.get("id")
-    if session_id is not None and not app[HUB].has(session_id):
+    if session_id is not None and not app[SESSIONS].has(session_id):
         return web.Response(status=MOVED)
     if request.method not in ("GET", "HEAD"):
         await app[ELSEWHERE].steady()
     try:
         return await handler(request)
     except GatewayError as error:
-        if session_id is None or error.code not in MAY_HAVE_MOVED or app[HUB].has(session_id):
+        if session_id is None or error.code not in MAY_HAVE_MOVED or app[SESSIONS].has(session_id):
             raise
         return web.Response(status=MOVED)

@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream.http.answers import compact
-from gateway.downstream.http.app_keys import HUB, TELEMETRY
+from gateway.downstream.http.app_keys import SESSIONS, TELEMETRY
 from gateway.errors import OverloadError
 from gateway.relay.journal import Directory
 
@@ -41,7 +41,9 @@ async def once_of_all(
         detail = "The first request with this Idempotency-Key is still running."
         raise OverloadError("idempotency-in-progress", detail, retry_after=1)
     if first is not None and first.answer is not None:
-        if request.app[HUB].has(first.session_id) or await directory.locate(first.session_id, fresh=True):
+        if request.app[SESSIONS].has(first.session_id) or await directory.locate(
+            first.session_id, fresh=True
+        ):
             request.app[TELEMETRY].idempotent_replay()
             return dict(json.loads(first.answer)), True
         # A key lives as long as its session; this is a first try again.

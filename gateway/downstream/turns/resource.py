@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.http.answers import compact
-from gateway.downstream.http.app_keys import CLOCK, HUB, LIMITS, SESSION, TELEMETRY
+from gateway.downstream.http.app_keys import CLOCK, LIMITS, SESSION, SESSIONS, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.http.steps import in_steps
@@ -86,17 +86,17 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     asked = await _ask(request, caller, own_session=True)
     require_unguessable(request, caller)
     session = parse_wanted(request, {} if asked.wanted.session is None else {"session": asked.wanted.session})
-    hub = request.app[HUB]
+    sessions = request.app[SESSIONS]
 
     async def open_session() -> Handle:
         # Before opening: a refusal afterwards would leave behind a session that nobody knows.
         _spend(request, caller, asked)
-        return hub.find((await open_wanted(request, caller, session, bearer)).id, None)
+        return sessions.find((await open_wanted(request, caller, session, bearer)).id, None)
 
     async def take(own: OwnTurn) -> None:
         request.app[OWN_TURNS].own(own.start(open_session, asked.wanted.request))
 
-    return await _answer(request, asked, hub.idempotency(caller.principal), take)
+    return await _answer(request, asked, sessions.idempotency(caller.principal), take)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ async def _answer(
     request.app[TELEMETRY].idempotent_replay()
     if isinstance(before, OwnTurn):
         return await _attend(request, asked, before, replayed=True)
-    handle = request.app[HUB].find(before.session_id, None)
+    handle = request.app[SESSIONS].find(before.session_id, None)
     return await _give(request, asked, handle, before.turn, replayed=True)
 
 
