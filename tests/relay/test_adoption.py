@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -590,6 +591,67 @@ def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) 
 def test_any_prefix_of_a_thousand_journals_is_taken_over(steps: list[str], retry: bool) -> None:
     """The same for as many as take minutes."""
     hold_every_prefix(steps, retry)
+
+
+# --- every prefix of a recorded session -------------------------------------------------------------------------------
+
+RECORDED = ("text-turn-in-webrtc-call", "audio-turn-in-webrtc-call", "history-seeding", "tool-call-round")
+
+
+def restored(item: dict[str, Any]) -> dict[str, Any]:
+    """Reduce an item to what a new call must be told of it: all speech as text."""
+    parts = [part.get("text") or part.get("transcript") for part in item.get("content") or ()]
+    texts = {"texts": [text for text in parts if text]} if item["type"] == "message" else {}
+    return texts | {
+        name: item[name]
+        for name in ("id", "type", "role", "call_id", "name", "arguments", "output")
+        if name in item
+    }
+
+
+async def hold_recorded_prefix(lines: Sequence[dict[str, Any]]) -> None:
+    """Live through a part of a recorded session on one node, and take it over on another."""
+    async with nodes() as (first, _, second):
+        first.dialer.prepare = None
+        session, journal = await attended(first)
+        begun, finished, accepted = list[str](), dict[str, Any](), 0
+        for line in lines:
+            event = line["event"]
+            if line["direction"] == "sent":
+                await session.submit([client_event(**event)])
+                accepted += 1
+                continue
+            first.call.say_text(json.dumps(event))
+            item_ = event.get("item") or {}
+            if event["type"] == "conversation.item.added":
+                begun.append(item_["id"])
+            told_of = event["type"] in ("conversation.item.added", "conversation.item.done")
+            if told_of and item_.get("status") != "in_progress":
+                finished[item_["id"]] = restored(item_)
+        usage, active = session.view().usage, bool(session.state.responses.active)
+        in_flight = [one.number for one in session.state.ledger.in_flight]
+        other, _ = adopt(second, taken(journal))
+        await until(lambda: other.view().state is State.CONNECTED, 60)
+
+        seeded = [event["item"] for event in second.call.events if "seed" in str(event.get("event_id"))]
+        assert [restored(one) for one in seeded] == [
+            finished[item_id]
+            for item_id in begun
+            if finished.get(item_id, {}).get("texts") != [] and item_id in finished
+        ]
+        (recovered,) = told(other, "gateway.recovered")
+        assert (recovered["accepted"], other.view().usage) == (accepted, usage)
+        assert [account["number"] for account in recovered["unknown"]] == in_flight
+        assert (recovered["response"] is not None) == (active or session.state.ledger.asks)
+        assert logged(other.reader)[: session.reader.head.sequence] == logged(session.reader)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+async def test_any_prefix_of_a_recorded_session_is_taken_over(name: str, recordings: Path) -> None:
+    """Finished items are told to the new call in their order, usage and numbers go on, and what is unknown is named."""
+    lines = [json.loads(line) for line in (recordings / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    for count in range(len(lines) + 1):
+        await hold_recorded_prefix(lines[:count])
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
