@@ -26,6 +26,7 @@ from gateway.relay.envelope import (
     peek,
     read_json,
     read_object,
+    server_event,
 )
 from gateway.relay.jsontext import MAX_DEPTH, Steps
 
@@ -707,3 +708,20 @@ def test_members_are_followed_as_far_as_they_go(value: object, found: object) ->
 def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, matches: bool) -> None:
     """The same for what a client secret may send and for what a filtered read shows."""
     assert matches_type(pattern, type) is matches
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"type":"error","a":1}', ("error", {"type": "error", "a": 1})),
+        ('{ "a":1,"type":"error"}', ("error", {"type": "error", "a": 1})),
+        ('{"type":"error","item_id":"i","type":"x"}', ("x", {"type": "x", "item_id": "i"})),
+        ('{"type":"error","type":7}', ("", {"type": 7})),
+        ('{"type":"x","item_id":"i","a":1}', ("x", {"response_id": None, "item_id": "i"})),
+        ('{"type":"error"', None),
+        ("[]", None),
+    ],
+)
+def test_an_event_is_read_whole_where_its_type_says_so(text: str, found: object) -> None:
+    """Wherever the type stands, and whatever a first guess at it was."""
+    assert server_event(text, frozenset({"error"})) == found

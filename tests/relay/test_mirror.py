@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.relay.envelope import ClientEvent
 from gateway.relay.facts import Opening
 from gateway.relay.fold import SessionState
-from gateway.relay.mirror import Seed
+from gateway.relay.mirror import Mirror, Seed
 from gateway.relay.ports import Principal
 from gateway.relay.records import Accepted
 from gateway.relay.seeding import Seeding
@@ -250,6 +250,17 @@ async def test_the_sessions_hold_what_they_are_to_test() -> None:
     assert {"conversation.item.truncated", "conversation.item.deleted", "error"} <= set(one.types)
     assert "function_call" in [item["type"] for _, told, _ in one.prefixes for item in told]
     assert "cancelled" in [e["response"]["status"] for e in one.said if e["type"] == "response.done"]
+
+
+def test_an_item_that_utf8_cannot_carry_is_kept() -> None:
+    """Half of a surrogate pair, which JSON can name, comes back as it was said, and so does a number of any size."""
+    mirror = Mirror("{}")
+    content = [{"type": "input_text", "text": "\ud83d"}]
+    item = {"id": "a", "type": "message", "role": "user", "content": content, "size": 10**30}
+    mirror.received("conversation.item.added", {"item": item})
+
+    assert mirror.seed().items == [{"id": "a", "type": "message", "role": "user", "content": content}]
+    assert Mirror.load(mirror.dump()).size == mirror.size
 
 
 # --- recorded sessions ------------------------------------------------------------------------------------------------
