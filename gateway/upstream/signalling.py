@@ -378,3 +378,16 @@ def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
     )
     why = next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)
     return UpstreamError("upstream-failed", f"OpenAI cannot be reached: {why}.")
+
+
+def session_update(session: Json) -> str | None:
+    """Return the client event that applies the requested session; the model is fixed when a call is created."""
+    asked = {name: value for name, value in session.items() if name != "model"}
+    if not asked.keys() - {"type"}:
+        return None
+    event = {
+        "type": "session.update",
+        "event_id": "gateway_session",
+        "session": {"type": "realtime", **asked},
+    }
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)

@@ -23,9 +23,10 @@ from aiortc import RTCPeerConnection
 
 from gateway.errors import CallerError, UpstreamError
 from gateway.relay.ports import LossCause
+from gateway.upstream.call import WebRTCUpstream
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
-from gateway.upstream.webrtc import WebRTCDialer, WebRTCUpstream
+from gateway.upstream.webrtc import WebRTCDialer
 from tests.upstream.farend import Farend, answering, farend, program, serving
 from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
 

@@ -1,0 +1,401 @@
+"""One upstream call over WebRTC (ports.Upstream): set up in phases, used, judged lost, closed.
+
+A set-up has phases. Each is measured, and named in the error if the deadline passes in it:
+
+```
+   gather ─▶ signalling ─▶ ice ─▶ dtls ─▶ channel ─▶ open
+```
+
+One deadline covers all of them. aiortc has none: without it, a far end that answers and never connects would keep a
+connection checking for ever.
+
+This file does not interpret events.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aiortc import (
+    RTCBundlePolicy,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCIceTransportPolicy,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+
+from gateway.errors import CallerError, Phase, UpstreamError
+from gateway.relay.ports import CallRequest, Json, LossCause, Sink
+from gateway.upstream import sdp, signalling, tuning
+
+# Any label is accepted; the service's examples use this one.
+CHANNEL_LABEL = "oai-events"
+
+# After the loss of a stock connection its parts report one after the other; the last report is the true cause.
+CAUSE_SETTLES_SECONDS = 0.05
+
+if TYPE_CHECKING:
+    from gateway.upstream.webrtc import WebRTCDialer
+
+
+class WebRTCUpstream:
+    """One call (ports.Upstream)."""
+
+    def __init__(self, dialer: "WebRTCDialer", request: CallRequest, sink: Sink) -> None:
+        self.call_id: str | None = None
+        self._dialer = dialer
+        self._request = request
+        self._generation = request.generation
+        self._sink = sink
+        self._phase: Phase = "ice"
+        self._phases: dict[str, float] = {}
+        self._candidates: dict[str, object] = {}
+        self.max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
+        self._frames = {"received": 0, "sent": 0, "unreadable": 0}
+        self._acknowledged = 0
+        self._own_sends = 0
+        self._open = False
+        self._lost = False
+        self._gathering: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._hanging_up: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._began = self._since = dialer.clock.monotonic()
+        self._pc: RTCPeerConnection | None = None
+        self._channel: RTCDataChannel | None = None
+
+    # --- set-up
+
+    async def open(self) -> None:
+        """Run all phases; raises UpstreamError. The dialer closes a call that did not open."""
+        seconds = self._dialer.config.connect_timeout_seconds
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                await self._connect(seconds)
+        except TimeoutError as error:
+            # The socket's own, or the deadline over it all.
+            failure = (
+                UpstreamError(
+                    "upstream-timeout",
+                    f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}.",
+                    members={"phase": self._phase},
+                )
+                if deadline.expired()
+                else UpstreamError("upstream-failed", "The connection to OpenAI timed out.")
+            )
+            self._dialer.telemetry.upstream_error(failure.code)
+            raise failure from error
+        except UpstreamError as error:
+            told = error.members.get("upstream")
+            word = (told.get("code") or told.get("type")) if isinstance(told, dict) else None
+            self._dialer.telemetry.upstream_error(str(word or error.code))
+            raise
+
+    async def _connect(self, seconds: float) -> None:
+        dialer = self._dialer
+        pc = self._build()
+        # Must not be cancelled: sockets that aioice has opened but not recorded yet would leak.
+        self._gathering = dialer.own(pc.setLocalDescription())
+        await asyncio.shield(self._gathering)
+        self._mark("gather", "signalling")
+        largest = tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes)
+        try:
+            offer = sdp.offer_to_send(pc.localDescription.sdp, largest)
+        except sdp.SdpError as error:
+            raise UpstreamError("upstream-failed", f"No offer could be made: {error}.") from error
+        local = sdp.local_candidates(offer)
+        without_relay = dialer.config.has_turn and not any(kind.startswith("relay") for kind in local)
+        if without_relay:
+            dialer.telemetry.turn_unavailable()
+        if not local:
+            lacking = "The TURN server gave" if without_relay else "This machine has"
+            raise UpstreamError("upstream-failed", f"{lacking} no network address to reach OpenAI from.")
+        self._candidates["local"] = list(local)
+        left = seconds - (dialer.clock.monotonic() - self._began)
+        created = await dialer.signaller.create(offer, self._request, left)
+        self.call_id = created.call_id
+        self._mark("signalling", "ice")
+        await self._apply(pc, created)
+        await self._opened
+        tuning.forget_negotiation(pc, dialer.hooks)
+        if signalling.is_ephemeral(self._request.bearer) and (
+            update := signalling.session_update(self._request.session)
+        ):
+            # An ephemeral key carries its own session; the caller's members are applied over it.
+            self.send([update])
+            self._own_sends, self._frames["sent"] = 1, 0
+
+    def _build(self) -> RTCPeerConnection:
+        dialer = self._dialer
+        config = dialer.config
+        configuration = RTCConfiguration(
+            # An empty list, not None: with None aiortc asks a public STUN server for up to five seconds.
+            iceServers=[
+                RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
+                for server in config.ice_servers
+            ],
+            iceTransportPolicy=RTCIceTransportPolicy(config.ice_transport_policy),
+            bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
+        )
+        pc = tuning.new_peer_connection(configuration, dialer.hooks, dialer.certificates)
+        self._pc = pc
+        dialer.telemetry.peer_connections(+1)
+        # The transceiver comes first: with MAX_BUNDLE the other order never connects, as candidates reach one section only.
+        pc.addTransceiver("audio")
+        channel = pc.createDataChannel(CHANNEL_LABEL, ordered=True)
+        self._channel = channel
+        options = tuning.ConnectionOptions(
+            addresses=dialer.addresses(),
+            consent_timeout=config.consent_timeout_seconds,
+            max_message_bytes=config.max_server_event_bytes,
+            turn=dialer.turn,
+        )
+        tuning.tune(pc, dialer.hooks, options)
+
+        channel.on("open", self._channel_opened)
+        channel.on("message", self._received)
+        channel.on("close", self._channel_closed)
+        # Without this listener an exception in another would end the connection (pyee raises it where it is emitted).
+        channel.on("error", lambda error: dialer.telemetry.relay_failed(self.call_id or "", error))
+        assert pc.sctp is not None
+        transport = pc.sctp.transport
+        transport.on("statechange", self._dtls_changed)
+        transport.transport.on("statechange", self._ice_changed)
+        return pc
+
+    async def _apply(self, pc: RTCPeerConnection, created: signalling.CreatedCall) -> None:
+        try:
+            answer = sdp.answer_to_apply(created.sdp)
+        except sdp.SdpError as error:
+            raise UpstreamError(
+                "upstream-failed",
+                f"OpenAI's answer makes no call: {error}.",
+                members={"upstream": {"status": created.status}},
+            ) from error
+        self.max_message_bytes = answer.max_message_bytes
+        self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
+        try:
+            await pc.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
+            # The service sends no end-of-candidates; without it, ICE could not fail.
+            await pc.addIceCandidate(None)
+        except Exception as error:
+            # aiortc's parser raises ValueError, KeyError, IndexError and its own errors.
+            raise UpstreamError(
+                "upstream-failed",
+                "OpenAI's answer cannot be applied.",
+                members={"upstream": {"status": created.status}},
+            ) from error
+
+    def _mark(self, phase: str, following: Phase) -> None:
+        now = self._dialer.clock.monotonic()
+        self._phases[phase] = now - self._since
+        self._dialer.telemetry.connect_phase(phase, now - self._since)
+        self._since = now
+        self._phase = following
+
+    def _fail(self, detail: str) -> None:
+        if not self._opened.done():
+            error = UpstreamError("upstream-failed", detail, members={"phase": self._phase})
+            self._opened.set_exception(error)
+            # If nothing awaits it any more, the unread exception is not an error.
+            self._opened.exception()
+
+    # --- what the connection reports; called by aiortc's emitters
+
+    def _ice_changed(self) -> None:
+        state = self._transport_state("ice")
+        if state == "completed" and "ice" not in self._phases:
+            self._mark("ice", "dtls")
+        elif state == "failed":
+            if self._open:
+                self._judge()
+            else:
+                self._fail("No path to OpenAI's media server was found: UDP may be blocked here.")
+
+    def _dtls_changed(self) -> None:
+        state = self._transport_state("dtls")
+        if state == "connected":
+            assert self._pc is not None
+            assert self._channel is not None
+            tuning.go_direct(self._pc, self._channel, self._received)
+            self._mark("dtls", "channel")
+        elif state == "failed":
+            self._fail("The DTLS handshake with OpenAI's media server failed.")
+        elif state == "closed":
+            if self._open:
+                asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+            else:
+                self._fail("OpenAI's media server closed the connection while it was being set up.")
+
+    def _channel_opened(self) -> None:
+        if self._opened.done():
+            return
+        self._mark("channel", "channel")
+        total = self._dialer.clock.monotonic() - self._began
+        self._phases["total"] = total
+        self._dialer.telemetry.connect_phase("total", total)
+        self._open = True
+        self._opened.set_result(None)
+
+    def _channel_closed(self) -> None:
+        if not self._open:
+            self._fail("OpenAI closed the data channel while it was being set up.")
+        elif self._transport_state("dtls") == "connected" and self._transport_state("ice") == "completed":
+            self._judge()
+        else:
+            asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+
+    def _received(self, message: str | bytes) -> None:
+        if self._closing is not None:
+            return
+        try:
+            if isinstance(message, str):
+                self._frames["received"] += 1
+                self._sink.received(self._generation, message)
+            else:
+                self._frames["unreadable"] += 1
+                self._sink.unreadable(self._generation, len(message))
+        except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
+            self._dialer.telemetry.relay_failed(self.call_id or "", error)
+
+    def _judge(self) -> None:
+        """Report once to the sink that the call is lost, and why; begin to close."""
+        if self._lost or self._closing is not None or self._pc is None:
+            return
+        if tuning.delivering(self._pc):
+            # What was received before the end is delivered first.
+            asyncio.get_running_loop().call_later(CAUSE_SETTLES_SECONDS, self._judge)
+            return
+        self._lost = True
+        if tuning.consent_expired(self._pc):
+            cause = LossCause.CONSENT_EXPIRED
+            self._dialer.telemetry.consent_failed()
+        elif tuning.farewell_heard(self._pc):
+            cause = LossCause.CHANNEL_CLOSED
+        else:
+            cause = LossCause.CONNECTION_FAILED
+        _ = self.begin_close()
+        self._sink.lost(self._generation, cause)
+
+    def _transport_state(self, which: str) -> str:
+        if self._pc is None or self._pc.sctp is None:
+            return "closed"
+        transport = self._pc.sctp.transport
+        return transport.state if which == "dtls" else transport.transport.state
+
+    # --- ports.Upstream
+
+    @property
+    def buffered(self) -> int:
+        return self._channel.bufferedAmount if self._channel is not None else 0
+
+    @property
+    def undelivered(self) -> bool:
+        return self._pc is not None and tuning.undelivered(self._pc)
+
+    @property
+    def acknowledged(self) -> int:
+        if self._pc is not None:
+            count = tuning.acknowledged(self._pc, self._own_sends + self._frames["sent"])
+            self._acknowledged = max(self._acknowledged, count)
+        return max(0, self._acknowledged - self._own_sends)
+
+    @property
+    def diagnostics(self) -> Json:
+        pair = tuning.selected_pair(self._pc) if self._pc is not None else None
+        return {
+            "phases": {name: round(seconds, 6) for name, seconds in self._phases.items()},
+            "candidates": {**self._candidates, "selected": list(pair) if pair else None},
+            "frames": dict(self._frames),
+            "buffered": self.buffered,
+            "hooks": sorted(self._dialer.hooks),
+        }
+
+    def send(self, batch: Sequence[str]) -> None:
+        """Hand over all of `batch`, or nothing (ports.Upstream)."""
+        channel = self._channel
+        if channel is None or self._closing is not None or channel.readyState != "open":
+            raise UpstreamError("upstream-failed", "The data channel to OpenAI is not open.")
+        limit = self.max_message_bytes
+        if limit is not None:
+            for text in batch:
+                # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to check their size.
+                if 4 * len(text) > limit and (size := len(text.encode())) > limit:
+                    raise CallerError(
+                        "too-large",
+                        f"OpenAI takes events of up to {limit} bytes on this call, this one has {size}.",
+                        members={"limit": limit},
+                    )
+        for text in batch:
+            channel.send(text)
+        self._frames["sent"] += len(batch)
+
+    async def probe(self, timeout: float) -> bool:
+        """Check whether the far end is alive (ports.Upstream): the answer to a check or any event shows it."""
+        pc, received = self._pc, self._frames["received"]
+        if pc is None or self._closing is not None:
+            return False
+        try:
+            answered = await asyncio.wait_for(tuning.alive(pc), timeout)
+        except TimeoutError:
+            answered = False
+        return answered or self._frames["received"] > received
+
+    async def close(self, hang_up: bool) -> None:
+        """End the call (ports.Upstream). The dialer owns the task, so it continues if the caller is cancelled."""
+        work = [self.begin_close()]
+        if hang_up and (hanging_up := self.begin_hang_up()) is not None:
+            work.append(hanging_up)
+        await asyncio.wait(work)
+
+    def begin_close(self) -> "asyncio.Task[None]":
+        """Start closing the connection, once; return the task, which the dialer owns."""
+        if self._closing is None:
+            self._closing = self._dialer.own(self._close())
+        return self._closing
+
+    def begin_hang_up(self) -> "asyncio.Task[None] | None":
+        """Start the hang-up request, once; None if there is no call to end."""
+        if self._hanging_up is None and self.call_id is not None:
+            self._hanging_up = self._dialer.own(self._hang_up(self.call_id))
+        return self._hanging_up
+
+    async def _close(self) -> None:
+        pc = self._pc
+        try:
+            if pc is not None:
+                await self._close_connection(pc)
+        finally:
+            _ = self.acknowledged  # kept: it is read after the end as well
+            self._pc = self._channel = None
+            self._dialer.forget(self)
+
+    async def _close_connection(self, pc: RTCPeerConnection) -> None:
+        assert pc.sctp is not None
+        transport = pc.sctp.transport
+        if self._gathering is not None:
+            await asyncio.wait({self._gathering}, timeout=self._dialer.config.close_timeout_seconds)
+        closing = asyncio.create_task(pc.close())
+        try:
+            _, late = await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
+            if late:
+                closing.cancel()
+                tuning.abandon(pc)
+                await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
+                self._dialer.telemetry.close_failed(
+                    "peer connection", TimeoutError("it did not close in time")
+                )
+            elif (error := closing.exception()) is not None:
+                tuning.abandon(pc)
+                self._dialer.telemetry.close_failed("peer connection", error)
+            await tuning.reap(pc, self._dialer.config.close_timeout_seconds)
+        finally:
+            # aiortc keeps these references, and they keep the call alive.
+            transport.remove_all_listeners()
+            self._dialer.telemetry.peer_connections(-1)
+
+    async def _hang_up(self, call_id: str) -> None:
+        await self._dialer.hang_up(call_id, self._request.bearer)
