@@ -14,6 +14,7 @@ This file does not interpret events.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiortc import (
@@ -77,15 +78,10 @@ class WebRTCUpstream:
                 await self._connect(seconds)
         except TimeoutError as error:
             # The socket's own, or the deadline over it all.
-            failure = (
-                UpstreamError(
-                    "upstream-timeout",
-                    f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}.",
-                    members={"phase": self._phase},
-                )
-                if deadline.expired()
-                else UpstreamError("upstream-failed", "The connection to OpenAI timed out.")
-            )
+            failure = UpstreamError("upstream-failed", "The connection to OpenAI timed out.")
+            if deadline.expired():
+                detail = f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}."
+                failure = UpstreamError("upstream-timeout", detail, members={"phase": self._phase})
             self._dialer.telemetry.upstream_error(failure.code)
             raise failure from error
         except UpstreamError as error:
@@ -121,12 +117,13 @@ class WebRTCUpstream:
         await self._apply(pc, created)
         await self._opened
         tuning.forget_negotiation(pc, dialer.hooks)
-        if signalling.is_ephemeral(self._request.bearer) and (
-            update := signalling.session_update(self._request.session)
-        ):
+        update = signalling.session_update(self._request.session)
+        if update is not None and signalling.is_ephemeral(self._request.bearer):
             # An ephemeral key carries its own session; the caller's members are applied over it.
             self.send([update])
             self._own_sends, self._frames["sent"] = 1, 0
+        # The session object may have a megabyte, and is not needed again.
+        self._request = replace(self._request, session={})
 
     def _build(self) -> RTCPeerConnection:
         dialer = self._dialer

@@ -103,6 +103,12 @@ async def test_call_measures_every_phase(hooks: frozenset[Hook]) -> None:
     assert diagnostics["candidates"]["selected"] in (["host", "host"], ["host", "prflx"])  # type: ignore[index]
 
 
+async def test_open_call_holds_no_session_object() -> None:
+    """A session object may have a megabyte: it is dropped once the call is made."""
+    async with open_call() as (call, _):
+        assert call._request.session == {}
+
+
 async def test_call_costs_three_tasks_one_socket_and_no_thread(far_end: str) -> None:
     """An open call has ICE's monitor, its consent checks and DTLS's reader, one UDP socket, and nothing else."""
     async with dialling(far_end) as dialer:
