@@ -50,7 +50,6 @@ from gateway.relay.records import (
     Handed,
     LineState,
     Record,
-    Released,
     Sealed,
     ServerEvent,
     TurnFinished,
@@ -161,10 +160,10 @@ class SessionState:
             case Border():
                 if record.epoch != self.epoch:  # else it belongs to a repair within an epoch
                     self.epochs = [*self.epochs, (record.epoch, self.head + 1)][-MAX_EPOCHS:]
-            case Released():
-                pass
             case Sealed():
                 return self._seal(record)
+            case _:  # Released: it says who may take the session over, and changes nothing in it.
+                pass
         return []
 
     def arrived(self, type: str, value: Json, sequence: int, now: float) -> tuple[int, list[Effect]]:

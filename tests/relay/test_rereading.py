@@ -1,0 +1,159 @@
+"""What a journal read back may hold beyond an ordinary run: records written twice, repairs, and turns in any state."""
+
+from gateway.errors import UpstreamError
+from gateway.relay.answers import MAX_KEYS, Answers
+from gateway.relay.deliveries import Ledger
+from gateway.relay.delivery import delivery
+from gateway.relay.effects import TurnOver
+from gateway.relay.eventlog import EventId
+from gateway.relay.facts import Opening
+from gateway.relay.fold import SessionState
+from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.mirror import Mirror
+from gateway.relay.ports import Principal, Receipt
+from gateway.relay.promise import Promise
+from gateway.relay.records import (
+    Border,
+    GatewayEvent,
+    Released,
+    ServerEvent,
+    TurnFinished,
+    TurnQueued,
+    encode,
+)
+from gateway.relay.saved import fold
+from gateway.relay.turn import Turn, TurnRequest, dump_failure
+from gateway.relay.turns import Turns
+from tests.relay.fakes import client_event
+
+REQUEST = TurnRequest([{"type": "message", "role": "user", "content": []}]).dump()
+
+
+def fresh() -> SessionState:
+    """Return the state of a session that was just opened."""
+    return SessionState(Opening("gws_1", Principal("ann"), {}, 600, 0.0), '{"model":"m"}', "e1")
+
+
+def test_an_event_written_twice_counts_once() -> None:
+    """The second copy has a sequence that the state has passed."""
+    state = fresh()
+    state.apply(ServerEvent(1, 0, "x", '{"type":"x"}'))
+
+    assert state.arrived("x", {"type": "x"}, 1, 0.0) == (0, [])
+    assert state.head == 1
+
+
+def test_a_repair_within_an_epoch_begins_none() -> None:
+    """A border with the present epoch leaves the epochs as they are; so does a release."""
+    state = fresh()
+    before = list(state.epochs)
+    state.apply(Border("n_1", "e1", 0))
+    state.apply(Released("n_2"))
+
+    assert list(state.epochs) == before
+
+
+def test_events_before_a_repair_are_void_beyond_its_start() -> None:
+    """What a border with a start follows is replaced by what follows the border."""
+    state = fresh()
+    first = encode(GatewayEvent(1, "gateway.recovering", '{"n":1}'))
+    void = encode(GatewayEvent(2, "gateway.recovering", '{"n":"void"}'))
+    right = encode(GatewayEvent(2, "gateway.recovering", '{"n":2}'))
+    saved = fold(state.dump(), [], [first, void, encode(Border("n_1", "e1", 1)), right])
+
+    assert [event.text for event in saved.events] == ['{"n":1}', '{"n":2}']
+
+
+def test_a_turn_is_finished_as_the_record_says() -> None:
+    """A waiting turn fails with its failure; one that never ran is not done; an unknown one is nobody's."""
+    state = fresh()
+    state.apply(TurnQueued(1, "t1", REQUEST, 300.0))
+    turn = state.turns.find(1)
+    assert turn is not None
+
+    assert state.apply(TurnFinished(1, 0)) == []
+    failed = UpstreamError("upstream-failed", "It is gone.")
+    state.apply(TurnFinished(1, 0, dump_failure(failed)))
+
+    assert turn.failure is not None
+    assert state.turns.find(1) is None
+
+
+def test_a_turn_that_runs_is_done_by_its_record() -> None:
+    """The owner saw its last event, although no response of it did end: it is over for those who wait."""
+    state = fresh()
+    state.apply(TurnQueued(1, "t1", REQUEST, 300.0))
+    asking = state.turns.due(False)
+    assert asking is not None
+    state.turns.sent(1, EventId("e1", 0), asked=True)
+    effects = state.apply(TurnFinished(1, 0))
+
+    assert [effect.turn for effect in effects if isinstance(effect, TurnOver)] == [asking.turn]
+
+
+def test_a_turn_that_neither_waits_nor_runs_can_fail() -> None:
+    """Its failure is kept, and the others go on."""
+    turns, turn = Turns(), Turn(7, "t7", TurnRequest(()))
+    turns.fail(turn, UpstreamError("upstream-failed", "It is gone."), EventId("e1", 3))
+
+    assert turn.failure is not None
+
+
+def test_running_turns_stay_when_answers_are_too_many() -> None:
+    """At the bound only finished answers go."""
+    answers, running = Answers(), Turn(1, "t1", TurnRequest(()))
+    answers.keep(Promise("running", "f"), running, 0.0)
+    for number in range(MAX_KEYS + 1):
+        answers.keep(Promise(f"k{number}", "f"), Receipt(1, 1, 1, EventId("e1", 0)), 0.0)
+
+    assert answers.find(Promise("running", "f")) is running
+    assert answers.find(Promise("k0", "f")) is None
+
+
+def test_answers_that_all_run_may_exceed_the_bytes() -> None:
+    """A request that runs is never forgotten, and a table without a budget closes as well."""
+    keys = IdempotencyKeys(max_bytes=1)
+    keys.claim("a", b"", 0.0)
+
+    assert keys.claim("b", b"", 0.0)[1]
+    keys.close()
+    assert keys.size == 0
+
+
+def test_another_clients_update_is_not_ours() -> None:
+    """In a call that others use too an echo says nothing of what this session asked for."""
+    ledger = Ledger(shared=True)
+
+    assert ledger.session_updated({"instructions": "x"}) is None
+
+
+def test_a_create_without_an_item_names_none() -> None:
+    """Whatever stands in place of the item, the event is followed as one without a name."""
+    made = delivery(1, 1, client_event("conversation.item.create", item=5))
+
+    assert made.account == {"number": 1, "event_id": None, "type": "conversation.item.create"}
+
+
+def test_what_the_mirror_does_not_know_changes_nothing() -> None:
+    """An output whose call is not kept is left out of a seed: the service would refuse it."""
+    mirror = Mirror('{"model":"m"}')
+    mirror.received("response.created", {"response": {"id": "r"}})
+    item = {
+        "id": "i1",
+        "type": "function_call_output",
+        "call_id": "gone",
+        "output": "1",
+        "status": "completed",
+    }
+    mirror.received("conversation.item.added", {"item": item})
+    mirror.received("conversation.item.done", {"item": item})
+
+    assert list(mirror.seed().items) == []
+
+
+def test_dropping_what_is_not_there_changes_nothing() -> None:
+    """A delivery that was confirmed before is dropped once."""
+    ledger = Ledger()
+    ledger.drop([99])
+
+    assert (ledger.size, list(ledger.in_flight)) == (0, [])
