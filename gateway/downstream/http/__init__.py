@@ -1,1 +1,1 @@
-"""What every answer and request of the HTTP side shares: bodies, problems, limits, the connection itself."""
+"""The parts that all HTTP requests and responses share: bodies, problem objects, limits, connections."""

@@ -1,4 +1,4 @@
-"""JSON answers in one spelling: compact, and all ASCII, since a value may hold half of a surrogate pair."""
+"""JSON responses: compact, and ASCII only, since a string may contain an unpaired surrogate."""
 
 import json
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 SERVER_NAME: Final = "realtime-gateway"
-"""What the Server header says; aiohttp would tell its own and Python's version."""
+"""Value of the Server header. aiohttp's default reveals its own version and Python's."""
 
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def compact(value: object) -> bytes:
-    """Encode a value."""
+    """Encode a value as JSON."""
     return _COMPACT.encode(value).encode("ascii")
 
 
 def json_answer(
     value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Answer with a value."""
-    # Setting the header itself rather than `content_type` saves aiohttp's reading it back.
+    """Return a response with a JSON value."""
+    # Set the header directly: with `content_type`, aiohttp would parse the header again.
     sent = CIMultiDict({"Content-Type": "application/json"})
     if headers:
         sent.update(headers)

@@ -1,6 +1,6 @@
-"""What handlers find in their application and leave in their request, by typed key.
+"""Typed keys of the values that handlers read from their application and store in their request.
 
-Nothing is global: `server` puts these in place, tests put others there. `ACCESS` and `STREAM` lie beside the classes they give.
+There are no globals: `server` sets these values, and tests set others. `ACCESS` and `STREAM` are next to their classes.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 """Whether the origins in `access.cors_origins` may call this listener."""
 CLOCK: Final = web.AppKey("clock", Clock)
 STEPS_LOCK: Final = web.AppKey("steps_lock", asyncio.Lock)
-"""Held by the one body that is read in steps."""
+"""Held while a body is read in steps, so that only one is read at a time."""
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 PEER_REQUEST: Final = web.RequestKey("peer_request", str)
-"""Set where there are several nodes: an id that stays the same when the request is passed on, or passed on again."""
+"""Set if there are several nodes: an id that stays the same each time the request is forwarded."""
 BODY: Final = web.RequestKey("body", bytes)
-"""The body, once it was read, for a request that has to be passed on after all."""
+"""The body, once it has been read, in case the request must be forwarded later."""
 BODY_SHA256: Final = web.RequestKey("body_sha256", str)
-"""Set where another node passed the request on: what it signed of the body."""
+"""Set if another node forwarded the request: the body's SHA-256 digest that it signed."""
 SESSION: Final = web.RequestKey("session", str)
 PRINCIPAL: Final = web.RequestKey("principal", str)
 ERROR_CODE: Final = web.RequestKey("error_code", str)
 ANSWERED_AT: Final = web.RequestKey("answered_at", float)
-"""When the headers of the answer were sent, in monotonic seconds."""
+"""When the response headers were sent, in monotonic seconds."""
 HOLDING: Final = web.RequestKey("holding", Holding)
-"""What the request's body is charged to, until the request is answered."""
+"""The memory charged for the request's body until the request is answered."""

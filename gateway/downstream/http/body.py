@@ -1,7 +1,7 @@
-"""Reading a request's body within its bounds, and saying what it is.
+"""Reads a request's body within its limits, and determines its media type.
 
-Own code rather than `request.read()`, because that neither has a deadline nor says which limit was passed, and answers
-`100-continue` before anybody looked at the caller.
+`request.read()` is not used: it has no deadline, does not report which limit was exceeded, and answers `100-continue`
+before the caller is authorized.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 TEXT: Final = "text/plain"
 FORM: Final = "application/x-www-form-urlencoded"
-"""What curl says of `-d` when not told otherwise; no form is meant."""
+"""curl's default media type for `-d`. The body is usually not a form."""
 
 CHARGED_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size are not charged to the memory budget: they are short-lived, and charging costs time."""
 
 _KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
-"""A key as the draft's quoted string or, as everybody sends it, bare: visible ASCII without quotes and backslashes."""
+"""A quoted string as in the draft or, as most clients send it, unquoted: visible ASCII without quotes or backslashes."""
 
 
 def media_type(request: web.Request, taken: Iterable[str]) -> str:
-    """Return the body's media type; JSON where none is named. Raises `unsupported-media-type` if it is not in `taken`."""
+    """Return the body's media type, JSON by default. Raises `unsupported-media-type` if it is not in `taken`."""
     named = request.content_type if hdrs.CONTENT_TYPE in request.headers else JSON
     if named not in taken:
         listed = ", ".join(sorted(taken))
@@ -42,12 +42,12 @@ def media_type(request: web.Request, taken: Iterable[str]) -> str:
 async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
     """Read the whole body. Raises `too-large`, `request-timeout`, or `unsupported-media-type` for an encoded one."""
     if BODY in request:
-        return request[BODY]  # It was read to be passed on, and is handled here after all.
+        return request[BODY]  # It was read for forwarding, but the request is handled here.
     limits = request.app[LIMITS]
     limit = limits.max_body_bytes if max_bytes is None else max_bytes
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     if encoding != "identity":
-        # A kilobyte of gzip is a megabyte of body: the limit would have to be held while unpacking.
+        # A kilobyte of gzip can expand to a megabyte, so the limit would have to be enforced while decompressing.
         raise CallerError("unsupported-media-type", f"A body with Content-Encoding '{encoding}' is not read.")
     if (request.content_length or 0) > limit:
         _refuse(limit)
@@ -82,13 +82,13 @@ def idempotency_key(request: web.Request) -> str | None:
 
 
 async def _continue(request: web.Request) -> None:
-    # RFC 9110 10.1.1. Only now, so that who is refused need not send the body at all.
+    # RFC 9110 10.1.1. Not sent earlier, so that a refused client need not send its body.
     if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _arrived(request: web.Request, limit: int) -> bytes:
-    """Return a body that came together with its head, as most do: there is nothing to wait for."""
+    """Return a body that arrived together with its head, as most do, without waiting."""
     body = request.content.read_nowait()
     if len(body) > limit:
         _refuse(limit)
@@ -109,13 +109,13 @@ async def _collect(request: web.Request, limit: int) -> bytes:
             if holding is not None:
                 holding.take(len(chunk))
     except web.RequestPayloadError as error:
-        # Malformed chunked encoding: what follows on this connection cannot be understood either.
+        # Malformed chunked encoding: nothing that follows on this connection can be parsed.
         raise web.HTTPBadRequest from error
     return bytes(body)
 
 
 def _holding(request: web.Request) -> Holding:
-    """Open what a large body is charged to until its request is answered."""
+    """Open the memory charge of a large body. It lasts until the request is answered."""
     holding = request[HOLDING] = request.app[SESSIONS].budget.open(request.get(PRINCIPAL, UNKNOWN))
     return holding
 

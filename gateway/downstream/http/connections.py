@@ -1,10 +1,10 @@
-"""The open connections of one listener: how many there are, which are idle, and what their unfinished heads hold.
+"""The open connections of one listener: their number, which are idle, and the size of their unfinished heads.
 
-A connection costs a descriptor and some memory whether or not it is used. When as many are open as may be, the one that
-has been idle for the longest is closed to make room. When none is idle, a new one gets 503 `capacity` for its first
-request and is closed. Beyond that reserve connections are closed unanswered.
+A connection uses a descriptor and some memory even while idle. At the limit, the connection that has been idle longest
+is closed to make room. If none is idle, a new connection gets 503 `capacity` for its first request and is closed.
+`REFUSALS` connections can be refused like this at once; any more are closed without a response.
 
-Unfinished request heads are held before anybody is authenticated, so they are bounded for all connections together.
+Unfinished request heads are buffered before the caller is authenticated, so their total size is bounded.
 """
 
 import math
@@ -17,32 +17,32 @@ from gateway.relay.budget import UNKNOWN, Budget, Holding
 from gateway.relay.telemetry import DownstreamTelemetry
 
 REFUSALS: Final = 32
-"""Connections beyond the bound that are kept open for the moment that telling them 503 takes."""
+"""Connections above the limit that are kept open until they have got their 503."""
 
 ANSWER_SHARE: Final = 0.125
-"""The part of a principal's memory that its unread answers may take. Large pages are asked for by few; the rest is for
-what has to be kept."""
+"""The share of a principal's memory that its unread responses may use. Few clients request large pages, and the rest is
+needed for data that must be kept."""
 
 RETRY_SECONDS: Final = 5.0
 
 TELL_SECONDS: Final = 60.0
-"""At most one log line in this time says that connections are refused."""
+"""Minimum time between two log lines about refused connections."""
 
 
 class Idle(Protocol):
-    """A connection as this file needs it."""
+    """The interface of a connection that this file uses."""
 
     def close_idle(self) -> None:
-        """Close it; no request is under way."""
+        """Close the connection, which has no request in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What all connections of one listener may take together."""
+    """Limits for all connections of one listener together."""
 
     max_connections: int = 10_000
     max_idle: int = 1024
-    """Idle connections kept. One more closes the one that has been idle for the longest."""
+    """Maximum number of idle connections. Above it, the one that has been idle longest is closed."""
     max_head_bytes: int = 16 * 1024 * 1024
 
 
@@ -66,7 +66,7 @@ class Connections:
         self._open = 0
         # Bounded by the configured principals' names.
         self._answers: dict[str, int] = {}
-        # In the order in which they became idle, the longest idle first.
+        # Ordered by when they became idle, the longest idle first.
         self._idle: dict[Idle, None] = {}
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class Connections:
 
     @property
     def room(self) -> bool:
-        """Whether one more connection may be opened, if only to be told that there is no room."""
+        """Whether one more connection can be accepted, even if only to be refused with 503."""
         return self._open < self.limits.max_connections + REFUSALS
 
     def opened(self, connection: Idle) -> bool:
@@ -99,7 +99,7 @@ class Connections:
             self._close_longest_idle()
 
     def refused(self, reason: Literal["connections", "descriptors"]) -> None:
-        """Note that a connection was refused; the log is told once a minute."""
+        """Count a refused connection. Logged at most once a minute."""
         self._untold += 1
         now = self._monotonic()
         if now - self._told_at >= TELL_SECONDS:
@@ -107,12 +107,12 @@ class Connections:
             self._untold, self._told_at = 0, now
 
     def head_grew(self, size: int) -> bool:
-        """Charge `size` bytes of an unfinished head, negative when it is finished. Return whether they fit."""
+        """Charge `size` bytes of an unfinished head; a negative size releases them. Return whether they fit."""
         self._heads.grow(size)
         return size <= 0 or self._heads.size <= self.limits.max_head_bytes
 
     def answering(self, principal: str, size: int) -> None:
-        """Count an answer that a principal's client has not taken yet. Raises `capacity` beyond its share."""
+        """Count a response that a principal's client has not read yet. Raises `capacity` above its share."""
         held = self._answers.get(principal, 0)
         if held + size > self.budget.principal_bytes * ANSWER_SHARE:
             raise OverloadError(
@@ -121,7 +121,7 @@ class Connections:
         self._answers[principal] = held + size
 
     def answered(self, principal: str, size: int) -> None:
-        """Count an answer off that was taken or given up."""
+        """Stop counting a response that was read or abandoned."""
         left = self._answers.pop(principal) - size
         if left:
             self._answers[principal] = left

@@ -1,4 +1,4 @@
-"""The HTTP side's limits as one frozen value; those of streams stand in `stream`."""
+"""The HTTP side's limits as one frozen value. The limits of streams are in `reading.stream`."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,30 +8,30 @@ MIB: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What one request or connection may take. Times are seconds, sizes bytes."""
+    """Limits for one request or connection. Times are in seconds, sizes in bytes."""
 
     max_body_bytes: int = MIB
     max_batch_events: int = 256
     max_metadata_bytes: int = 16 * 1024
-    """A session's metadata is in every listing, so it is kept small."""
+    """Small, because every listing contains the metadata of its sessions."""
     header_seconds: float = 10
-    """From the first byte of a request to the end of its headers, and from the opening of a connection to its first
-    byte: cuts slow-loris clients."""
+    """Deadline from the first byte of a request to the end of its headers, and from the opening of a connection to its
+    first byte. Protects against slow-loris clients."""
     body_seconds: float = 30
-    """For the body to arrive, whatever its size: 1 MiB in 30 s is a slow mobile network."""
+    """Deadline for a body of any size: 1 MiB in 30 s is a slow mobile network."""
     keepalive_seconds: float = 75
-    """Idle time between requests: longer than nginx and common load balancers keep theirs (60 s), so that they close
-    first and no request is lost in the race."""
+    """Idle time between requests. It is longer than the 60 s of nginx and common load balancers, so that they close
+    first and no request is lost in a race."""
     linger_seconds: float = 5
-    """How long a refused body is still read and thrown away, so that the refusal reaches the client before a reset."""
+    """How long a refused body is still read and discarded, so that the client gets the response before a reset."""
     half_close_seconds: float = 1.0
-    """How soon after its request a client's FIN means that it has finished sending, rather than that it has left."""
+    """A FIN this soon after a request means that the client has finished sending, not that it has left."""
     write_seconds: float = 10
-    """How long a client may take nothing of an answer before its connection is cut."""
+    """The connection is aborted if the client reads nothing of a response for this long."""
     max_line_bytes: int = 8190
     max_header_bytes: int = 16 * 1024
-    """Of one header; credentials of corporate proxies are known to reach 12 KiB."""
+    """Limit of one header. Credentials of corporate proxies can reach 12 KiB."""
     max_head_bytes: int = 64 * 1024
-    """Of all headers of a request together."""
+    """Limit of all headers of a request together."""
     shutdown_seconds: float = 5
-    """How long a closing server waits for running requests; drain came before it."""
+    """How long a closing server waits for running requests, after the drain."""

@@ -1,8 +1,8 @@
 """One application on one address: accepting connections.
 
-Own code rather than `loop.create_server`, for two reasons. uvloop accepts one connection per turn of the loop, so that
-under a flood of requests a new connection waits for seconds (measured: 200 of them 6 to 21 s). And neither loop tells a
-client anything when the process is out of descriptors.
+`loop.create_server` is not used, for two reasons. uvloop accepts one connection per loop iteration, so under heavy load
+a new connection waits for seconds (measured: 6 to 21 s for 200 of them). And neither uvloop nor asyncio sends a client a
+response when the process is out of descriptors.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from gateway.downstream.http.protocol import Connection
 from gateway.errors import OverloadError
 
 BACKLOG: Final = 1024
-"""Connections that wait to be accepted: after a restart all clients come back at once, and asyncio's 100 refuses some."""
+"""Connections waiting to be accepted. After a restart all clients reconnect at once; asyncio's default is only 100."""
 
 ACCEPT_BATCH: Final = 64
-"""Connections accepted in one turn of the loop. More would hold up those that are being served."""
+"""Connections accepted in one loop iteration. More would delay the open connections."""
 
 SEND_BUFFER_BYTES: Final = 32 * 1024
-"""The kernel's buffer of an answer. Its own default grows to 4 MiB for a client that does not read. Each round trip carries
-about this much, so that a client 100 ms away gets 300 KB a second."""
+"""The kernel's send buffer. By default it grows to 4 MiB for a client that does not read. About this much is sent per
+round trip, so a client with a latency of 100 ms gets 300 KB per second."""
 
 PAUSE_SECONDS: Final = 0.5
-"""How long accepting stops when the kernel is out of memory or descriptors and nothing can be freed."""
+"""How long accepting pauses when the kernel is out of memory or descriptors and none can be freed."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -41,13 +41,13 @@ _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Where to listen. Port 0 takes a free one."""
+    """Where to listen. Port 0 selects a free port."""
 
     host: str = "127.0.0.1"
     port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     shared: bool = False
-    """Other processes listen there as well, and the kernel spreads connections over them (SO_REUSEPORT)."""
+    """Other processes listen on the same port, and the kernel distributes connections among them (SO_REUSEPORT)."""
 
 
 class Listener:
@@ -63,17 +63,17 @@ class Listener:
         self._tls: ssl.SSLContext | None = None
 
     async def start(self, binding: Binding) -> None:
-        """Listen. Raises OSError where the address cannot be had."""
+        """Listen. Raises OSError if the address is not available."""
         await self._runner.setup()
         self._tls = binding.tls
         self._sockets = await _bound(binding, int(self._limits.write_seconds * 2000))
-        # Given up to accept one more connection when descriptors run out, so that it can be told.
+        # Closed when descriptors run out, to accept one more connection and answer it with 503.
         self._spare = os.open(os.devnull, os.O_RDONLY)
         for listening in self._sockets:
             asyncio.get_running_loop().add_reader(listening.fileno(), self._accept, listening)
 
     async def close(self) -> None:
-        """Stop accepting, and give running requests a moment. Harmless when repeated."""
+        """Stop accepting, and wait briefly for running requests. May be called more than once."""
         loop = asyncio.get_running_loop()
         sockets, self._sockets = self._sockets, []
         for listening in sockets:
@@ -121,7 +121,7 @@ class Listener:
                 self._turn_away(connection)
 
     async def _open(self, connection: socket.socket) -> None:
-        """Hand a connection to its protocol, TLS handshake included."""
+        """Create the protocol of a connection, after the TLS handshake if there is one."""
         loop, http = asyncio.get_running_loop(), self._runner.server
         assert http is not None  # set up by `start`
         try:
@@ -138,7 +138,7 @@ class Listener:
             raise
 
     def _refuse_one(self, listening: socket.socket) -> bool:
-        """Accept one connection with the spare descriptor and tell it that there is no room."""
+        """Accept one connection with the spare descriptor and refuse it with 503."""
         if self._spare is None:
             return False
         os.close(self._spare)
@@ -154,10 +154,10 @@ class Listener:
             try:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
             except OSError:
-                self._spare = None  # Somebody else took it; the next pause tries again.
+                self._spare = None  # The descriptor was taken meanwhile; the next pause tries again.
 
     def _turn_away(self, connection: socket.socket) -> None:
-        """Say 503 as far as one write goes, and close."""
+        """Send as much of a 503 as one write takes, and close."""
         try:
             connection.setblocking(False)
             if self._tls is None:
@@ -206,13 +206,13 @@ async def _bound(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
-                sockets.pop().close()  # IPv6 may be switched off where a name has an address of it.
+                sockets.pop().close()  # A name may have an IPv6 address although IPv6 is disabled.
                 absent = error
                 continue
             listening.listen(BACKLOG)
-            port = port or listening.getsockname()[1]  # One port for all addresses of the name.
+            port = port or listening.getsockname()[1]  # The same port for all addresses of the name.
         if not sockets:
-            assert absent is not None  # getaddrinfo gives at least one address
+            assert absent is not None  # getaddrinfo returns at least one address
             raise absent
     except BaseException:
         for listening in sockets:
@@ -228,7 +228,7 @@ def _set_options(listening: socket.socket, user_timeout_ms: int) -> None:
     if listening.family == socket.AF_INET6:
         listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Bytes that nobody acknowledges end the connection, where keepalive would wait for hours (RFC 5482).
+        # Unacknowledged data ends the connection after this time; keepalive would take hours (RFC 5482).
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
 
 

@@ -1,9 +1,9 @@
-"""Which media type to answer with: the one format negotiation of the HTTP side (RFC 9110 12.5.1).
+"""Content negotiation: which media type to answer with (RFC 9110 12.5.1).
 
-`python-mimeparse` reads the header, since it also reads what real clients send and the grammar does not have: weights
-without a leading zero (`q=.2`) and the bare `*` of Java's HttpURLConnection. Of the libraries tried, werkzeug drops such
-ranges and WebOb takes the header for absent. What the standard leaves open is decided here: of equal weights, the type
-that the more specific range names wins, then the order of what is offered. No I/O.
+`python-mimeparse` parses the header, since it accepts two invalid forms that real clients send: weights without a leading
+zero (`q=.2`) and the bare `*` of Java's HttpURLConnection. Of the other libraries tried, werkzeug drops such ranges and
+WebOb ignores the whole header. Where the standard leaves a choice, this file decides: among equal weights, the type with
+the more specific range wins, then the server's order. No I/O.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ Ranges = Sequence[tuple[str, str, dict[str, str]]]
 
 
 def negotiate(named: str | None, accept: str | None, media_types: Mapping[Form, str]) -> Form:
-    """Return the form to answer in: that of the parameter `format`, else the one Accept likes best.
+    """Return the form to answer in: the one the parameter `format` names, else the one that Accept prefers.
 
-    `media_types` has the forms in the server's order. Raises `invalid-parameter` or `not-acceptable`.
+    `media_types` contains the forms in the server's order. Raises `invalid-parameter` or `not-acceptable`.
     """
     if named is not None:
         for form in media_types:
@@ -38,10 +38,10 @@ def negotiate(named: str | None, accept: str | None, media_types: Mapping[Form, 
 
 
 def preferred(accept: str | None, offered: Sequence[str]) -> str | None:
-    """Return the media type of `offered` that a client likes best, None if it accepts none of them.
+    """Return the media type of `offered` that a client prefers, None if it accepts none of them.
 
-    `accept` holds the values of all its Accept headers, joined by commas. The first type offered is returned where there
-    is none.
+    `accept` contains the values of all its Accept headers, joined by commas. Without one, the first type offered is
+    returned.
     """
     ranges = _ranges(accept or "")
     if not ranges:
@@ -55,7 +55,7 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str | None:
 
 
 def _ranges(accept: str) -> Ranges:
-    """Read the media ranges; what is none is passed over, since the rest of the header may still be meant."""
+    """Parse the media ranges. Invalid ones are skipped, since the rest of the header may be usable."""
     ranges = []
     for part in accept.lower().split(","):
         try:

@@ -1,11 +1,11 @@
-"""aiohttp's request parser with what it lacks: errors that can be answered, and the size of an unfinished head.
+"""Extends aiohttp's request parser: errors get a proper response, and the size of an unfinished head is known.
 
-aiohttp answers every parse error with a bare 400. Most of them stand in a request whose first line is readable: a URL or
-a header that is too long, a method nobody knows, a missing Host. Such a request is passed on with a `refusal`, so that it
-gets a request id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for
-messages whose end cannot be known (RFC 9112 6.3), where anything that follows could be somebody else's request.
+aiohttp answers every parse error with a bare 400. In most of these requests the first line is readable: a URL or a header
+is too long, the method is unknown, or Host is missing. Such a request is handled with a `refusal`, so it gets a request
+id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for messages whose
+end is ambiguous (RFC 9112 6.3), since the bytes that follow could be another client's request.
 
-The parser also reports how many bytes of an unfinished head it holds, which bounds them in size and time.
+The parser also reports how many bytes of an unfinished head it holds, so that their size and time can be limited.
 """
 
 import re
@@ -28,7 +28,7 @@ _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HT
 _SAFE_PATH: Final = re.compile(r"/[A-Za-z0-9/._~%-]{0,255}\Z")
 _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([!-~][ -~]{0,255})?[ \t]*\Z")
 _LINE_MARGIN: Final = 64
-"""Of the first line beside its target: method, spaces and version."""
+"""Size of the rest of the first line, without the target: method, spaces and version."""
 _MAX_HEADERS_SHOWN: Final = 64
 
 
@@ -50,7 +50,7 @@ class RequestParser:
 
     def __init__(
         self, inner: Any, *, max_line_bytes: int, max_head_bytes: int
-    ) -> None:  # Any: C or Python, no type
+    ) -> None:  # Any: the C parser and the Python parser have no common type
         self._inner = inner
         self._max_line_bytes = max_line_bytes
         self._max_head_bytes = max_head_bytes
@@ -60,9 +60,9 @@ class RequestParser:
         self._says_close = False
         self._refused: tuple[RawRequestMessage, GatewayError] | None = None
         self.unfinished = 0
-        """Bytes received of a head that is not complete yet."""
+        """Bytes received of an incomplete head."""
         self.broken = False
-        """Nothing more can be understood on this connection."""
+        """Nothing more can be parsed on this connection."""
 
     @property
     def reads_body(self) -> bool:
@@ -71,15 +71,15 @@ class RequestParser:
 
     @property
     def says_close(self) -> bool:
-        """Whether the last request said that its connection ends with it."""
+        """Whether the last request asked to close the connection after it."""
         return self._says_close
 
     def refusal(self, message: RawRequestMessage) -> GatewayError | None:
-        """Return the error with which a message must be answered."""
+        """Return the error that must answer a message, if any."""
         return self._refused[1] if self._refused is not None and self._refused[0] is message else None
 
     def feed_data(self, data: bytes) -> tuple[Messages, bool, bytes]:
-        """Parse what arrived. Raises HttpProcessingError for what gets a bare 400."""
+        """Parse received data. Raises HttpProcessingError if the response is a bare 400."""
         if self.broken:
             return (), False, b""
         in_body, read_before = self.reads_body, self._payload.total_bytes
@@ -109,13 +109,13 @@ class RequestParser:
     # --- unfinished heads ---------------------------------------------------------------------------------------------
 
     def _measure(self, data: bytes, messages: Messages, in_body: bool, read_before: int) -> None:
-        """Count the bytes behind the last complete message: they begin the next head."""
+        """Count the bytes after the last complete message: they begin the next head."""
         if messages:
             message, self._payload = messages[-1]
             self._says_close = message.should_close
             length = message.headers.get(hdrs.CONTENT_LENGTH)
             self._length = None if length is None else int(length)
-            # What came of the body before this data, of a message that begins in it.
+            # The message begins in this data, so no part of its body came before.
             read_before = 0
         if self.reads_body or self.broken:
             self.unfinished = 0
@@ -130,25 +130,25 @@ class RequestParser:
             self._head = b""
 
     def _rest(self, data: bytes, read_before: int, *, begins: bool) -> bytes:
-        """Return what follows the last message of `data`, which ends in it and may begin in it."""
+        """Return the bytes after the last message that ends in `data`; `begins` if it also begins there."""
         length = self._length
         if not length:  # A head without a body, or a chunked body: both end with an empty line.
             return _after_empty_line(data)
         if not begins:
             return data[length - read_before :]
-        # The body may contain an empty line, too: the last one that leaves room for the body ends the head.
+        # The body may contain empty lines too. The last one that leaves room for the body ends the head.
         at = data.rfind(_HEAD_END, 0, len(data) - length)
         return data[at + len(_HEAD_END) + length :] if at >= 0 else b""
 
     # --- refusals -----------------------------------------------------------------------------------------------------
 
     def _checked(self, messages: Messages, size: int) -> Messages:
-        """Refuse what aiohttp takes and this server does not."""
+        """Refuse requests that aiohttp accepts and this server does not."""
         for index, (message, _) in enumerate(messages):
             refusal = self._objection(message, size)
             if refusal is not None:
                 self.broken = True
-                # Always answered in HTTP/1.1: in another version's name the client would not understand it.
+                # Answer in HTTP/1.1; the client would not understand a response that names another version.
                 refused = message._replace(should_close=True, version=_spoken(message.version))
                 self._refused = refused, refusal
                 return [*messages[:index], (refused, EMPTY_PAYLOAD)]
@@ -194,7 +194,7 @@ class RequestParser:
         raise error
 
     def _refuse(self, head: bytes, refusal: GatewayError | None) -> Messages:
-        """Make the message of a request that could not be parsed, from as much of its head as can be read."""
+        """Build the message of a request that could not be parsed, from the readable part of its head."""
         line, *lines = head.split(b"\r\n")
         method, _, rest = line.partition(b" ")
         target = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
@@ -228,12 +228,12 @@ def _after_empty_line(data: bytes) -> bytes:
     at = data.rfind(_HEAD_END)
     if at >= 0:
         return data[at + len(_HEAD_END) :]
-    # The line ends were cut apart between two reads.
+    # The line endings were split between two reads.
     return next((data[len(end) :] for end in (b"\n\r\n", b"\r\n", b"\n") if data.startswith(end)), b"")
 
 
 def _spoken(version: HttpVersion) -> HttpVersion:
-    """Return the version to answer in: this server's own where the client's is another (RFC 9110 2.5)."""
+    """Return the version to answer in: this server's own unless the client's is supported (RFC 9110 2.5)."""
     return version if version == HttpVersion10 else HttpVersion11
 
 

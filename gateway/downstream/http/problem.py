@@ -1,7 +1,7 @@
 """Errors as problem objects (RFC 9457).
 
-Every error of the API leaves through here in one form, the router's own included. Nothing of an unexpected exception
-is shown: it is logged under the request's id, and the id is all the client gets.
+All errors of the API, the router's included, are formatted here. The text of an unexpected exception is not sent: it is
+logged with the request's id, and the client gets only the id.
 """
 
 import math
@@ -16,7 +16,7 @@ from gateway.errors import Code, Flaw, GatewayError
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:realtime-gateway:error:"
-"""A name, not an address: RFC 9457 3.1.1 allows types that cannot be looked up, and no host has to live for ever."""
+"""A URN rather than a URL: RFC 9457 3.1.1 allows types that cannot be dereferenced, so no host is needed."""
 
 _CODES_BY_STATUS: Final[Mapping[int, Code]] = {
     HTTPStatus.NOT_FOUND: "not-found",
@@ -27,16 +27,16 @@ _CODES_BY_STATUS: Final[Mapping[int, Code]] = {
 }
 
 UNTOLD_WAIT_SECONDS: Final = 10
-"""What a client is told to wait where nobody knows better."""
+"""The default of Retry-After."""
 
 _BODY_UNREAD: Final = frozenset({"request-timeout", "too-large", "unsupported-media-type"})
-"""Errors raised before the whole body was read, after which the connection serves no other request."""
+"""Errors raised before the whole body was read. The connection is closed after them."""
 
 
 def document(error: GatewayError, instance: str) -> dict[str, object]:
-    """Return the problem object: type, title, status, detail, instance, code, retryable, and what the error adds.
+    """Return the problem object: type, title, status, detail, instance, code, retryable, and the error's own members.
 
-    `instance` is the request's path as it was sent, without its query, which may hold a ticket.
+    `instance` is the request's path as it was sent, without its query, which may contain a ticket.
     """
     problem: dict[str, object] = {
         "type": f"{TYPE_PREFIX}{error.code}",
@@ -56,7 +56,7 @@ def document(error: GatewayError, instance: str) -> dict[str, object]:
 
 
 def response(error: GatewayError, instance: str) -> web.Response:
-    """Answer with an error."""
+    """Return the response for an error."""
     headers = {}
     wait = _wait(error)
     if wait is not None:
@@ -74,7 +74,7 @@ def response(error: GatewayError, instance: str) -> web.Response:
 
 
 def translated(error: web.HTTPException) -> GatewayError | None:
-    """Return the router's and the parser's errors with their code; None for other exceptions."""
+    """Return an error of the router or the parser as a GatewayError; None for other exceptions."""
     code = _CODES_BY_STATUS.get(error.status)
     if code is None:
         return None
@@ -86,19 +86,19 @@ def translated(error: web.HTTPException) -> GatewayError | None:
 
 
 def internal(request_id: str) -> GatewayError:
-    """Make the error for a mistake of the gateway's own."""
+    """Return the error for a bug in the gateway."""
     return GatewayError("internal", f"The gateway failed; its log has the reason under '{request_id}'.")
 
 
 def _wait(error: GatewayError) -> int | None:
-    """Every 429 and 503 names a wait, also where OpenAI that refused has named none."""
+    """Return the seconds of Retry-After. Every 429 and 503 has one, even if OpenAI refused without naming it."""
     if error.retry_after is not None:
         return retry_after(error.retry_after)
     return UNTOLD_WAIT_SECONDS if error.kind.status in (429, 503) else None
 
 
 def retry_after(seconds: float) -> int:
-    """Whole seconds, as RFC 9110 10.2.3 wants them, and never 0, which clients take for "at once"."""
+    """Return whole seconds, as RFC 9110 10.2.3 requires, and never 0, at which clients would retry at once."""
     return max(1, math.ceil(seconds))
 
 

@@ -1,14 +1,16 @@
-"""One client connection: aiohttp's handler with what it lacks.
+"""One client connection: aiohttp's handler with additional rules.
 
-* A request head must arrive within a time and a size, also one that is pipelined behind another request.
-* A client that closes its sending side after its request still gets the answer (RFC 9112 9.6, half-closed connections).
-* An answer that is not taken is cut off: little is buffered between it and the socket, and a client that takes nothing
-  for the write deadline loses its connection. This holds for every answer, not only for streams.
-* What never reached the application is answered in the gateway's form, see `parser`.
 
-A FIN does not tell a half-closed client from one that has left. It counts as half-closed when it comes right after the
-request, or when the request said `Connection: close`. Otherwise, and when the next write is answered by a reset, the
-client has left. An answer that makes something for the client alone is therefore watched until it is acknowledged.
+* A request head is limited in time and size, even if it is pipelined behind another request.
+* A client that closes its sending side after its request still gets the response (RFC 9112 9.6).
+* A response that is not read is aborted: little is buffered between it and the socket, and a client that reads nothing
+  for the write deadline loses its connection. This applies to every response, not only to streams.
+* Requests that never reach the application are answered with problem objects, see `parser`.
+
+A FIN is the same from a half-closed client and from one that has left. The client counts as half-closed if the FIN comes
+right after the request, or if the request said `Connection: close`. Otherwise, or if the next write is answered by a
+reset, the client has left. A response that creates something only for this client is therefore watched until it is
+acknowledged.
 """
 
 import asyncio
@@ -29,16 +31,16 @@ from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.budget import UNKNOWN
 
 WRITE_BUFFER_BYTES: Final = 8 * 1024
-"""What asyncio keeps of an answer before a write waits; its own default is 64 KiB."""
+"""Bytes that asyncio buffers before a write waits. The default is 64 KiB."""
 
 CHARGED_BODY_BYTES: Final = 16 * 1024
 """Answers up to this size are not charged to the memory budget: they are short-lived, and charging costs time."""
 
 RESET_POLL_SECONDS: Final = 1.0
-"""How often a half-closed connection is looked at: asyncio reads no more from it, so it reports no reset."""
+"""How often a half-closed connection is checked. asyncio no longer reads from it, so it reports no reset."""
 
 TAKEN_POLL_SECONDS: Final = 0.01
-"""How often an answer to a half-closed client is looked at until it is acknowledged: a round trip, or a reset."""
+"""How often a response to a half-closed client is checked until it is acknowledged or reset."""
 
 
 class Connection(web.RequestHandler):
@@ -100,7 +102,7 @@ class Connection(web.RequestHandler):
         self._left = 0
         self._reset_timer: asyncio.TimerHandle | None = None
         self.cut_off = False
-        """The client took nothing for the write deadline."""
+        """The client read nothing for the write deadline."""
         self._on_lost: list[Callable[[], None]] = []
         self._undo: Callable[[], Awaitable[None]] | None = None
 
@@ -109,26 +111,26 @@ class Connection(web.RequestHandler):
     def on_lost(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call when the connection is lost, until the returned function is called.
 
-        aiohttp tells a handler only at its next write, and cancelling handlers would leave their work half done.
+        aiohttp reports the loss to a handler only at its next write, and cancelling handlers would interrupt their work.
         """
         self._on_lost.append(call)
         return lambda: self._on_lost.remove(call) if call in self._on_lost else None
 
     def undo_unless_taken(self, undo: Callable[[], Awaitable[None]]) -> None:
-        """Call `undo` when the answer that follows reaches nobody: the client closed its connection before it."""
+        """Call `undo` if the client closed its connection before it got the next response."""
         self._undo = undo
 
     def refusal(self, request: web.BaseRequest) -> GatewayError | None:
-        """Return the error that answers a request which must not be handled."""
+        """Return the error for a request that must not be handled, else None."""
         if self._refused:
             return OverloadError("capacity", "All connections are in use.", retry_after=RETRY_SECONDS)
-        return self._requests.refusal(request._message)  # noqa: SLF001  # the message is known by nothing else
+        return self._requests.refusal(request._message)  # noqa: SLF001  # the request has no public attribute for its message
 
     # --- opening and losing -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # uvloop's transports are no instances of asyncio's classes.
+        # uvloop's transports are not instances of asyncio's classes.
         self._wire = wire = cast("asyncio.Transport", transport)
         wire.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._refused = not self._connections.opened(self)
@@ -155,10 +157,10 @@ class Connection(web.RequestHandler):
         except Exception:
             if self._manager is not None:
                 raise
-            # aiohttp trips over a connection that is lost between two of its steps. Nobody is left to answer.
+            # aiohttp fails if the connection is lost between two of its steps. There is no client left to answer.
 
     def close_idle(self) -> None:
-        """Close a connection on which no request is under way."""
+        """Close a connection that has no request in progress."""
         self.force_close()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -185,12 +187,12 @@ class Connection(web.RequestHandler):
             self._head_late = False
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on reading where it was paused. aiohttp asks for it at every read of a body, and parses again."""
+        """Resume reading if it was paused. aiohttp calls this at every read of a body, and parses again."""
         if self._reading_paused or self._buffer_paused:
             super().resume_reading(resume_parser)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None, which closes
-        """Keep a half-closed connection open for the answers that are owed. asyncio closes it on False."""
+        """Keep a half-closed connection open for the pending responses. asyncio closes it if this returns False."""
         requests = self._requests
         self._finish_lingering()
         if not self._owed or requests.reads_body or requests.unfinished:
@@ -204,7 +206,7 @@ class Connection(web.RequestHandler):
 
     @property
     def _owed(self) -> int:
-        """Requests that have arrived and are not answered yet."""
+        """Return the number of requests that have arrived and are not answered yet."""
         return self._request_count - self._answered
 
     def _look_for_reset(self) -> None:
@@ -225,7 +227,7 @@ class Connection(web.RequestHandler):
     def _head_overdue(self) -> None:
         self._head_timer = None
         if self._owed:
-            self._head_late = True  # What is owed before it is answered first.
+            self._head_late = True  # Earlier requests are answered first.
         elif self._requests.unfinished:
             seconds = self._limits.header_seconds
             detail = f"The request's head did not arrive within {seconds:g} seconds."
@@ -238,7 +240,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, or the rest of it, and end the connection where nothing can follow."""
+        """Send a response, or the rest of it, and close the connection if no request can follow."""
         last = self._owed <= 1 and (self._half_closed or self._head_late)
         if last and not getattr(resp, "prepared", True):
             resp.force_close()
@@ -264,7 +266,7 @@ class Connection(web.RequestHandler):
     async def _finish_large(
         self, request: web.BaseRequest, resp: web.StreamResponse, size: int, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer that is charged to the memory budget until it is sent, or refuse it."""
+        """Send a response that is charged to the memory budget until it is sent, or refuse it."""
         principal, connections = request.get(PRINCIPAL, UNKNOWN), self._connections
         with connections.budget.open(principal) as held:
             try:
@@ -279,8 +281,8 @@ class Connection(web.RequestHandler):
                 connections.answered(principal, size)
 
     async def _taken(self) -> bool:
-        """Return whether the client was there for what was written. A client that closed its connection answers with a
-        reset. One whose acknowledgement is late is taken to be there."""
+        """Return whether the client got the written data. A client that closed its connection answers with a reset. A
+        client whose acknowledgement is late counts as present."""
         deadline = self._loop.time() + self._limits.linger_seconds
         while (wire := self._wire) is not None and self._half_closed:
             unsent = tcp.unsent(wire)  # Before the state: a reset empties the kernel's buffer.
@@ -293,8 +295,8 @@ class Connection(web.RequestHandler):
         return wire is not None
 
     async def _linger(self) -> None:
-        """Let the client finish sending what is not understood: closing now would reset the connection, and the client
-        would lose the answer (RFC 9112 9.6)."""
+        """Let the client finish sending data that cannot be parsed. Closing now would reset the connection, and the
+        client would lose the response (RFC 9112 9.6)."""
         wire = self._wire
         if wire is None or not wire.can_write_eof():
             return
@@ -316,8 +318,8 @@ class Connection(web.RequestHandler):
         if self._wire is None:
             return
         self._left = tcp.unsent(self._wire)
-        # Linux counts the user timeout from the first probe of a closed window, and goes on counting while a slow client
-        # takes some now and then. From here on this deadline is stricter and knows the difference.
+        # Linux counts the user timeout from the first probe of a closed window, and keeps counting while a slow client
+        # reads a little now and then. This deadline is stricter and restarts whenever the client reads.
         tcp.set_user_timeout(self._wire, 0)
         self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
 
@@ -330,7 +332,7 @@ class Connection(web.RequestHandler):
             self._write_timer = None
 
     def _writing_overdue(self) -> None:
-        """Cut off a client that takes nothing. One that took some has as long again for the rest."""
+        """Abort the connection of a client that reads nothing. If it read something, the deadline starts again."""
         self._write_timer = None
         if self._wire is None:
             return
@@ -344,12 +346,12 @@ class Connection(web.RequestHandler):
 
     def handle_error(
         self,
-        request: Any,  # BaseRequest, which aiohttp.web does not name in its stable interface
+        request: Any,  # BaseRequest, which is not in aiohttp.web's public interface
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never reached the application."""
+        """Answer a request that never reached the application."""
         if status < 500:
             answer = web.Response(status=status, headers={"Server": SERVER_NAME})
         else:
@@ -359,7 +361,7 @@ class Connection(web.RequestHandler):
         return answer
 
     def _end(self, error: GatewayError) -> None:
-        """Answer a request of which only a part has arrived, and close."""
+        """Answer a request that has arrived only in part, and close."""
         if self.transport is None:
             return
         request_id, status = secrets.token_hex(12), error.kind.status

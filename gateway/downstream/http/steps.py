@@ -1,4 +1,4 @@
-"""Work on a body in steps, so that reading a large one does not hold up other requests."""
+"""Processes a body in steps, so that a large one does not delay other requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def one_at_a_time(request: web.Request) -> AsyncIterator[None]:
-    """Hold up no other request by work that takes milliseconds, such as a list of a hundred sessions.
+    """Serialize work that takes milliseconds, such as a list of a hundred sessions.
 
-    Of all that ask at once, one is served in a turn of the loop; the sockets are looked at in between.
+    One caller runs per loop iteration, so other requests are served in between.
     """
     async with request.app[STEPS_LOCK]:
         await asyncio.sleep(0)
@@ -25,9 +25,9 @@ async def one_at_a_time(request: web.Request) -> AsyncIterator[None]:
 
 
 async def in_steps(request: web.Request, steps: Steps[T]) -> T:
-    """Run work to its end and give way after each step. Work of a single step runs at once.
+    """Run work to its end and yield to the event loop after each step. Work of a single step runs at once.
 
-    A turn of the loop has one step of one body, however many bodies wait.
+    Each loop iteration runs one step of one body, however many bodies wait.
     """
     result: T
     try:

@@ -1,4 +1,4 @@
-"""What the kernel knows of a client's TCP connection and asyncio does not tell. Other sockets have nothing to tell."""
+"""Reads state of a client's TCP connection from the kernel that asyncio does not report. Other sockets have none."""
 
 import asyncio
 import fcntl
@@ -14,7 +14,7 @@ _TCP_CLOSE: Final = 7
 
 
 def was_reset(wire: asyncio.Transport) -> bool:
-    """Return whether a connection was reset. asyncio reports no reset once it reads no more from a connection."""
+    """Return whether a connection was reset. asyncio reports no reset after it has stopped reading."""
     connection = wire.get_extra_info("socket")
     if connection is None or not hasattr(socket, "TCP_INFO"):
         return False
@@ -25,7 +25,7 @@ def was_reset(wire: asyncio.Transport) -> bool:
 
 
 def unsent(wire: asyncio.Transport) -> int:
-    """Return the bytes that the client has not acknowledged: those in asyncio's buffer, and those in the kernel's."""
+    """Return the number of unacknowledged bytes: those in asyncio's buffer and those in the kernel's."""
     connection = wire.get_extra_info("socket")
     try:
         (kernel,) = _INT.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))

@@ -1,4 +1,4 @@
-"""What streamed answers share: headers against buffering, and notice of a lost connection."""
+"""Shared parts of streamed responses: headers that disable buffering, and callbacks for a lost connection."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from gateway.downstream.http.protocol import Connection
 
 UNBUFFERED: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
-"""Ask proxies to pass every byte on as it comes; nginx listens to the second."""
+"""Ask proxies not to buffer. nginx uses the second header."""
 
 
 def accepted(request: web.BaseRequest) -> str | None:
@@ -26,13 +26,13 @@ def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[
 
 
 def undo_unless_taken(request: web.BaseRequest, undo: Callable[[], Awaitable[None]]) -> None:
-    """Call `undo` when the answer to this request finds that a half-closed client has left."""
+    """Call `undo` if a half-closed client has left before it got the response to this request."""
     protocol = request.protocol
     if isinstance(protocol, Connection):
         protocol.undo_unless_taken(undo)
 
 
 def cut_off(request: web.BaseRequest) -> bool:
-    """Return whether the client lost its connection because it took nothing for the write deadline."""
+    """Return whether the connection was aborted because the client read nothing for the write deadline."""
     protocol = request.protocol
     return isinstance(protocol, Connection) and protocol.cut_off
