@@ -233,7 +233,7 @@ def _after_empty_line(data: bytes) -> bytes:
 
 
 def _spoken(version: HttpVersion) -> HttpVersion:
-    """Return the version to answer in: this server's own unless the client's is supported (RFC 9110 2.5)."""
+    """Return the version to answer in: HTTP/1.0 for a client that uses it, else HTTP/1.1 (RFC 9110 2.5)."""
     return version if version == HttpVersion10 else HttpVersion11
 
 

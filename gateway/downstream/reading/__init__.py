@@ -1,1 +1,1 @@
-"""Reading a session's events: parameters, the cursor's loop, and how events look on the wire."""
+"""Reading a session's events: parameters, cursors, and wire formats."""

@@ -1,10 +1,10 @@
-"""One reader's place in a session's log, as an async iterator of pages.
+"""One reader's position in a session's log, as an async iterator of pages.
 
-Every read of a log is a `Cursor`: an event stream, JSON lines, a long-poll, the answer of a turn. First connect,
-reconnect and late joiner are the same code: read what follows the position, and wait where nothing follows. Nothing is
-queued for a client. What it has not taken yet is in the log, and a reader too slow for the log gets a gap.
+Every read of a log uses a `Cursor`: an event stream, JSON lines, a long-poll, the answer of a turn. First connections,
+reconnects and late joiners use the same code: read what follows the position, and wait if nothing follows. Nothing is
+queued per client. Events that it has not read yet are in the log, and a reader too slow for the log gets a gap.
 
-All events that were appended in one turn of the event loop come as one page, so their reader writes them at once.
+All events appended in one iteration of the event loop come as one page, so they are written together.
 
 Knows nothing of HTTP, time, or what the events mean.
 """
@@ -18,14 +18,14 @@ from gateway.relay.ports import Reader
 
 PAGE_EVENTS: Final = 1024
 PAGE_BYTES: Final = 256 * 1024
-"""Most that one page holds: enough to catch up fast, little enough that one reader does not hold up the others."""
+"""Limit of one page: enough to catch up fast, and small enough that one reader does not delay the others."""
 
 
 class Cursor:
-    """Pages of a log from a position on. Close it when the read is over, with `contextlib.closing`.
+    """Iterates over the pages of a log from a position. Close it after the read, with `contextlib.closing`.
 
-    The iteration ends after the page with the last event: that of a sealed log, or the one where `done` holds. When
-    somebody else than the log calls `wake`, the next page may be empty.
+    The iteration ends after the page with the last event: the end of a sealed log, or the position where `done` is true.
+    If `wake` is called by anything other than the log, the next page may be empty.
     """
 
     __slots__ = (
@@ -50,7 +50,7 @@ class Cursor:
         selects: Callable[[Entry], bool] | None = None,
         done: Callable[[EventId], bool] | None = None,
     ) -> None:
-        """`selects`: which entries pages hold, None for all; `done`: whether a position is the read's end."""
+        """`selects`: which entries pages contain, None for all; `done`: whether the read ends at a position."""
         self.position = after
         """The cursor after the last page."""
         self.max_events = PAGE_EVENTS
@@ -58,7 +58,7 @@ class Cursor:
         self._reader = reader
         self._selects = selects
         self._done = done
-        # Asked for once: before Python 3.12 each asking is a system call.
+        # Stored, because before Python 3.12 each call makes a system call.
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._awake = True
@@ -67,7 +67,7 @@ class Cursor:
 
     @property
     def filtered(self) -> bool:
-        """Pages may leave entries out, so the position moves without anything to write."""
+        """Whether pages may omit entries, so that the position moves without anything to write."""
         return self._selects is not None
 
     def wake(self) -> None:
@@ -78,7 +78,7 @@ class Cursor:
             waiter.set_result(None)
 
     def rewind(self, position: EventId) -> None:
-        """Read again from a position where this cursor was before."""
+        """Read again from an earlier position of this cursor."""
         self.position = position
         self._over = False
         self._awake = True

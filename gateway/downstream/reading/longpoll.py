@@ -1,7 +1,7 @@
-"""One long-poll: what a cursor gathers within a wait, answered as one JSON page.
+"""One long-poll: the events that arrive within a wait, answered as one JSON page.
 
-It answers when there is something, or when the wait is over. With `linger` it gathers for that long after the first
-event, so that a client that can only poll makes one request for many words.
+It answers when there is an event, or when the wait is over. With `linger` it collects more events for that long after the
+first one, so that a polling client needs fewer requests.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _JSON: Final = JsonPage.media_type
 
 
 class LongPoll:
-    """One waiting long-poll: a `Receiver` for its session, `Ticking` for the server."""
+    """One waiting long-poll. Implements `Receiver` for its session and `Ticking` for the server."""
 
     def __init__(
         self, request: web.Request, handle: Handle, cursor: Cursor, wanted: ReadRequest, reads: OpenReads
@@ -43,18 +43,18 @@ class LongPoll:
     # --- what others call ---------------------------------------------------------------------------------------------
 
     def supersede(self) -> None:
-        """Answer with what there is."""
+        """Answer with the events collected so far."""
         self._stop()
 
     def rotate(self) -> None:
-        """Answer with what there is: another node has the session now."""
+        """Answer with the events collected so far: another node has the session now."""
         self._stop()
 
     def shut(self) -> None:
         self._stop()
 
     def tick(self, now: float) -> None:
-        """Its wait has a timer of its own: the ticker's grain is too coarse for the last moments of a wait."""
+        """Do nothing: the wait has its own timer, because the ticker is not precise enough."""
 
     def _stop(self) -> None:
         self._over = True
@@ -67,7 +67,7 @@ class LongPoll:
     # --- the read -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> web.StreamResponse:
-        """Gather and answer. Raises `cursor-expired` where the log dropped what should have come first."""
+        """Collect events and answer. Raises `cursor-expired` if the log has dropped the events after the cursor."""
         reads, handle = self._reads, self._handle
         ignore_loss = watch_loss(self._request, self._lose)
         reads.telemetry.stream_opened("json", self._cursor.position != handle.reader.head)
@@ -92,9 +92,7 @@ class LongPoll:
         try:
             async for page in cursor:
                 if self._parts and (page.gap is not None or _size(page) > cursor.max_bytes):
-                    cursor.rewind(
-                        before
-                    )  # For the next poll, which is told of the gap or has room for the event.
+                    cursor.rewind(before)  # The next poll reports the gap or returns the event.
                     break
                 if page.gap is not None:
                     raise expired(page)
@@ -120,7 +118,7 @@ class LongPoll:
         if self._wanted.max_bytes - self._cursor.max_bytes <= PIECE_BYTES:
             size = page.size
         else:
-            # Measuring megabytes takes milliseconds, and hundreds may ask at once.
+            # Measuring megabytes takes milliseconds, and hundreds of polls may end at once.
             async with one_at_a_time(self._request):
                 size = page.size
         if size <= PIECE_BYTES:
@@ -133,7 +131,7 @@ class LongPoll:
 
 
 def expired(page: Page) -> CallerError:
-    """Return the 410 for a cursor whose events are gone, with the numbers that a stream would have told."""
+    """Return the 410 for a cursor whose events are gone, with the numbers of a stream's `gateway.gap`."""
     return CallerError(
         "cursor-expired", "Events after this cursor are no longer kept.", members=gap_members(page)
     )

@@ -1,7 +1,7 @@
-"""What a read asks for: format, cursor, filter and timing, from headers, query or a JSON body (api.md, 3 Receiving).
+"""The parameters of a read: format, cursor, filter and timing, from headers, query or a JSON body (api.md, 3 Receiving).
 
-A wrong parameter is refused by name. An unknown one is ignored in a query, where proxies and libraries add their
-own, and refused in a body, where only the caller writes.
+An invalid parameter is refused, and the error names it. An unknown one is ignored in a query, since proxies and libraries
+add their own, and refused in a body, since only the caller writes it.
 """
 
 import re
@@ -17,21 +17,21 @@ from gateway.relay.eventlog import EventId
 from gateway.relay.ports import Reader
 
 Format = Literal["sse", "ndjson", "json", "text"]
-"""How a read or a turn can be answered; text is for turns alone."""
+"""How a read or a turn can be answered; text is for turns only."""
 
 MEDIA_TYPES: Final[Mapping[Format, str]] = {
     "sse": "text/event-stream",
     "ndjson": "application/x-ndjson",
     "json": "application/json",
 }
-"""The formats of a read, in the order of preference."""
+"""The formats of a read, in order of preference."""
 
 MAX_HEARTBEAT_SECONDS: Final = 60
 MAX_WAIT_SECONDS: Final = 55
-"""Below the 60 s after which most proxies give up on an unanswered request."""
+"""Below the 60 s after which most proxies time out."""
 DEFAULT_WAIT_SECONDS: Final = 25
 MAX_LINGER_MS: Final = 2000
-"""Added to the wait it is still below what proxies allow."""
+"""The wait and the linger together stay below the time-outs of proxies."""
 DEFAULT_LIMIT: Final = 200
 MAX_LIMIT: Final = 1000
 DEFAULT_PAGE_BYTES: Final = 256 * 1024
@@ -43,12 +43,12 @@ _NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?\Z")
 
 
 class Filter:
-    """Which events pass: those of `types`, if any are named, except those of `exclude`; the gateway's own always."""
+    """Selects events: those of `types`, if any are named, except those of `exclude`. The gateway's own always pass."""
 
     def __init__(self, types: Sequence[str], exclude: Sequence[str]) -> None:
         self._types = tuple(types)
         self._exclude = tuple(exclude)
-        # The few dozen types there are, remembered; bounded all the same, since upstream may invent any number.
+        # Caches the few dozen known types. Bounded, since upstream may send any number of new ones.
         self._known: dict[str, bool] = {}
 
     def passes(self, type: str) -> bool:
@@ -68,7 +68,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """One read as asked for. Times are seconds, sizes bytes; None where the server's own value holds."""
+    """One requested read. Times are in seconds, sizes in bytes. None means the server's default."""
 
     format: Format
     cursor: str
@@ -106,7 +106,7 @@ _NAMES: Final = frozenset(
 
 
 def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> ReadRequest:
-    """Read the parameters; `header` is Last-Event-ID. Raises `invalid-parameter`, `invalid-cursor` or `not-acceptable`."""
+    """Parse the parameters; `header` is Last-Event-ID. Raises `invalid-parameter`, `invalid-cursor` or `not-acceptable`."""
     types, exclude = _patterns(query, "types"), _patterns(query, "exclude")
     return ReadRequest(
         format=parse_format(query, accept),
@@ -126,7 +126,7 @@ def parse(query: Mapping[str, str], accept: str | None, header: str | None) -> R
 
 
 def from_body(body: Mapping[str, object]) -> dict[str, str]:
-    """Return a JSON body's members as a query's. Raises `invalid-parameter` for unknown names and odd values."""
+    """Return a JSON body's members as query parameters. Raises `invalid-parameter` for unknown names or invalid values."""
     query = {}
     for name, value in body.items():
         if name not in _NAMES:
@@ -141,12 +141,12 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def parse_format(query: Mapping[str, str], accept: str | None) -> Format:
-    """Choose the rendering: `?format=` first, then Accept, then an event stream."""
+    """Choose the format: `?format=` first, then Accept, then an event stream."""
     return negotiate(query.get("format"), accept, MEDIA_TYPES)
 
 
 def start(cursor: str, reader: Reader) -> EventId:
-    """Return the position in a log that a cursor names. Raises `invalid-cursor`."""
+    """Return the log position that a cursor names. Raises `invalid-cursor`."""
     if cursor == "earliest":
         return reader.oldest.before
     if cursor == "now":

@@ -1,7 +1,7 @@
-"""How events look on the wire: Server-Sent Events, JSON lines, or one JSON page. No I/O.
+"""The wire formats of events: Server-Sent Events, JSON lines, or one JSON page. No I/O.
 
-All are made from the same log entries. The event stream writes the buffers that the log keeps as they are; the other two
-take the JSON out of them by position.
+All are built from the same log entries. The event stream writes the log's buffers unchanged; the other two slice the JSON
+out of them.
 """
 
 import json
@@ -15,7 +15,7 @@ _PAGE_BEGIN: Final = b'{"events":['
 
 
 class Rendering(Protocol):
-    """Encodes what a stream sends."""
+    """Encodes the data of a stream."""
 
     media_type: str
 
@@ -23,20 +23,20 @@ class Rendering(Protocol):
         """Return the first bytes: `gateway.open`."""
 
     def entries(self, epoch: str, entries: Sequence[Entry]) -> bytes:
-        """Return events of the log; there is at least one."""
+        """Return events of the log as bytes; there is at least one."""
 
     def own(self, name: str, members: Mapping[str, object], cursor: str | None = None) -> bytes:
-        """Return one of the gateway's own events that is not in the log; `cursor` moves the client's."""
+        """Return one of the gateway's own events that is not in the log; `cursor` sets the client's cursor."""
 
     def heartbeat(self, pad: int) -> bytes:
         """Return bytes that a client ignores."""
 
     def ending(self, name: str, members: Mapping[str, object], retry_ms: int) -> bytes:
-        """Return the last event, and when to come back."""
+        """Return the last event, with the delay before a reconnect."""
 
 
 class EventStream:
-    """WHATWG HTML 9.2."""
+    """Renders Server-Sent Events (WHATWG HTML 9.2)."""
 
     media_type = "text/event-stream; charset=utf-8"
 
@@ -60,7 +60,7 @@ class EventStream:
 
 
 class JsonLines:
-    """One `{"id":…,"event":{…}}` a line; `"id":null` for what is not in the log. The heartbeat is an empty line."""
+    """Renders one `{"id":…,"event":{…}}` per line, with a null `id` outside the log. A heartbeat is an empty line."""
 
     media_type = "application/x-ndjson"
 
@@ -83,7 +83,7 @@ class JsonLines:
 
 
 class JsonPage:
-    """One object with a list of events and the next cursor. It is encoded piece by piece: a page may have megabytes, and
+    """One object with a list of events and the next cursor. It is encoded in pieces, since a page may have megabytes and
     its reader may be slow."""
 
     media_type = "application/json"
@@ -95,7 +95,7 @@ class JsonPage:
 
     @property
     def size(self) -> int:
-        """Bytes of all pieces."""
+        """Return the size of all pieces in bytes."""
         size = len(_PAGE_BEGIN) + len(self._end) - bool(self._parts)
         for epoch, entries in self._parts:
             frame = len(_wrapped(epoch, 0, b"{}", b",")) - len("0") - len("{}")
@@ -106,7 +106,7 @@ class JsonPage:
         return size
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the page, one event a piece."""
+        """Yield the page in pieces of one event."""
         yield _PAGE_BEGIN
         last = len(self._parts) - 1
         for index, (epoch, entries) in enumerate(self._parts):

@@ -1,7 +1,7 @@
-"""`GET /v1/sessions/{id}/events` and its POST twin: a session's events on their way down (api.md, 3 Receiving).
+"""`GET /v1/sessions/{id}/events` and its POST form: reading a session's events (api.md, 3 Receiving).
 
-Three renderings of one read: an event stream, JSON lines, or one page after a wait. `parameters` says which it is and
-from where; `stream` and `longpoll` serve it.
+A read is answered as an event stream, as JSON lines, or as one page after a wait. `parameters` determines the format and
+the position; `stream` and `longpoll` serve the read.
 """
 
 import random
@@ -37,11 +37,11 @@ _MAX_PARAMETER_BYTES: Final = 16 * 1024
 ERROR: Final = "gateway.error"
 
 DRAINING_RETRY_SECONDS: Final = 2.0
-"""Another node behind the same address is likely to take the next try."""
+"""Short, because another node behind the same address probably accepts the next attempt."""
 
 _CURSOR_ERRORS: Final = frozenset({"invalid-cursor", "cursor-expired"})
 _TOLD_IN_STREAM: Final = _CURSOR_ERRORS | {"draining", "capacity", "recovering", "rate-limited"}
-"""What an `EventSource` is told inside a stream: it gives up for ever on any status but 200."""
+"""Errors that an `EventSource` gets as an event in a stream, since it stops reconnecting on any status but 200."""
 
 
 def add_routes(app: web.Application) -> None:
@@ -62,12 +62,12 @@ def add_routes(app: web.Application) -> None:
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
-    """Answer with what follows the cursor, in the format asked for."""
+    """Answer with the events after the cursor, in the requested format."""
     return await _read(request, request.query)
 
 
 async def post_stream(request: web.Request) -> web.StreamResponse:
-    """The same with the parameters in a JSON body, for clients and tunnels that buffer a GET."""
+    """Do the same with the parameters in a JSON body, for clients and tunnels that buffer a GET."""
     body = await read_body(request, _MAX_PARAMETER_BYTES)
     wanted: Mapping[str, str] = {}
     if body.strip():
@@ -77,7 +77,7 @@ async def post_stream(request: web.Request) -> web.StreamResponse:
 
 
 async def head_events(request: web.Request) -> web.StreamResponse:
-    """Answer with a stream's headers and open no receiver."""
+    """Answer with a stream's headers, without opening a receiver."""
     session_grant(request, "read")
     format_ = _parse(request, request.query).format
     if format_ == "json":
@@ -104,7 +104,7 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
         raise
     if page.sealed and not page.entries and page.gap is None:
         if wanted.format == "sse":
-            return web.Response(status=204)  # The one status that makes an EventSource stop for good reason.
+            return web.Response(status=204)  # Tells an EventSource to stop reconnecting.
         reason = handle.view().close_reason
         raise CallerError(
             "session-closed", "The session is closed and read to its end.", members={"reason": reason}
@@ -145,8 +145,8 @@ def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
 
 
 def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:
-    """Answer 200 with the error as an event, and end. After a cursor that cannot be read from, the event's ID is one that
-    can, for the next try; any other error leaves the client's cursor as it is."""
+    """Answer 200 with the error as an event, and end. If the cursor is not readable, the event's ID is a readable one for
+    the next attempt. Other errors leave the client's cursor unchanged."""
     cursor = str(handle.reader.oldest.before) if error.code in _CURSOR_ERRORS else None
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
@@ -159,8 +159,8 @@ def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) 
 
 
 def error_members(error: GatewayError, path: str) -> dict[str, object]:
-    """Return a problem object as the members of an event, whose own `type` replaces the problem's: the code says the
-    same."""
+    """Return a problem object as the members of an event. The event's `type` replaces the problem's, since the code has
+    the same meaning."""
     return {name: value for name, value in problem.document(error, path).items() if name != "type"}
 
 

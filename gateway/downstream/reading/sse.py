@@ -1,15 +1,14 @@
-"""The event stream format: blocks of bytes, and the cursor a reader sends back. No I/O.
+"""The event stream format: blocks of bytes, and the cursor that a reader sends back. No I/O.
 
 WHATWG HTML 9.2.6: a stream is lines that end in LF, CR or CRLF; a block is lines up to an empty one; several `data:`
 lines are joined by LF. Fields are written in the order `retry`, `id`, `event`, `data`, each once except `data`.
 
-JSON has line ends as white space only (RFC 8259 2), and a parser of event streams cannot tell the three kinds apart
-once the lines are cut. So each becomes an LF between two `data:` lines here, and a space where the JSON is taken out
-of its block for other renderings. The line readers of Python, Java and others also cut at U+0085, U+2028 and U+2029, which
-JSON allows inside strings. These are written as escapes, which mean the same to every JSON parser. Everything else passes
-byte for byte.
+In JSON, line ends occur only as white space (RFC 8259 2), and an event stream parser does not preserve which of the three
+kinds it found. So each becomes an LF between two `data:` lines, and a space if the JSON is taken out of its block for
+other renderings. The line readers of Python, Java and others also split at U+0085, U+2028 and U+2029, which JSON allows
+inside strings. These are written as escapes, which are equivalent for every JSON parser. All other bytes are unchanged.
 
-Knows nothing of logs, sockets or what the events mean.
+Knows nothing of logs, sockets or the meaning of events.
 """
 
 import re
@@ -19,14 +18,14 @@ from typing import Final
 MEDIA_TYPE: Final = "text/event-stream"
 
 NEVER_RETRY_MS: Final = 2**31 - 1
-"""24 days. No value tells a browser never to reconnect, and Chromium reads `retry` as a signed 32-bit number."""
+"""24 days, the largest signed 32-bit number, which is Chromium's limit of `retry`. No value means "never"."""
 
 COMMENT: Final = b":\n\n"
 """An empty comment. A parser ignores it; it resets the idle timeouts of the client and of every proxy."""
 
 CURSOR_PARAMETERS: Final = ("lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after")
-"""Query parameters that carry a cursor, the first one present wins. The names before `after` are what polyfills of
-`EventSource` add to a URL when they reconnect, so they are newer than an `after` that was in the URL from the start."""
+"""Query parameters that carry a cursor; the first one present is used. The names before `after` are those that polyfills
+of `EventSource` add to a URL when they reconnect, so they are newer than an `after` in the original URL."""
 
 _LINE_END: Final = re.compile("\r\n|\r|\n")
 _NEXT_LINE: Final = b"\ndata: "
@@ -34,13 +33,13 @@ _END: Final = b"\n\n"
 
 
 def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
-    """Return the block of an event of the log, and where the JSON begins in it. `name` None is the default, `message`."""
+    """Return the block of an event of the log, and the offset of its JSON. `name` None is the default, `message`."""
     head = f"id: {id}\ndata: " if name is None else f"id: {id}\nevent: {name}\ndata: "
     if "\n" in text or "\r" in text:
         text = _LINE_END.sub("\ndata: ", text)
     if not text.isascii():
         text = _escape_separators(text)
-    return f"{head}{text}\n\n".encode(), len(head)  # ids and names are ASCII: characters are bytes
+    return f"{head}{text}\n\n".encode(), len(head)  # ids and names are ASCII, so one character is one byte
 
 
 def unframe(block: bytes, start: int) -> bytes:
@@ -49,12 +48,12 @@ def unframe(block: bytes, start: int) -> bytes:
 
 
 def unframed_size(block: bytes, start: int) -> int:
-    """Return the size of the JSON of a block, without making it."""
+    """Return the size of the JSON of a block, without building it."""
     return len(block) - start - len(_END) - block.count(_NEXT_LINE, start) * (len(_NEXT_LINE) - 1)
 
 
 def notice(name: str, text: str, *, id: str | None = None, retry: int | None = None) -> bytes:
-    """Return the block of an event that is on one stream only. `id` moves the reader's cursor, `retry` is in ms."""
+    """Return the block of an event that is sent on one stream only. `id` sets the reader's cursor, `retry` is in ms."""
     fields = [] if retry is None else [f"retry: {retry}"]
     if id is not None:
         fields.append(f"id: {id}")
@@ -64,7 +63,7 @@ def notice(name: str, text: str, *, id: str | None = None, retry: int | None = N
 
 
 def padding(size: int) -> bytes:
-    """Return a comment of `size` bytes, or of a few more, to fill the buffer of a proxy; nothing for 0."""
+    """Return a comment of at least `size` bytes, to fill the buffer of a proxy; nothing for 0."""
     return b":" + b" " * max(size - 2, 0) + b"\n" if size else b""
 
 
@@ -72,12 +71,12 @@ def last_event_id(header: str | None, query: Mapping[str, str]) -> str | None:
     """Return the cursor a reader sends: the `Last-Event-ID` header, which an `EventSource` sets itself when it reconnects
     and which is therefore newer than anything in the URL, else the first of the `CURSOR_PARAMETERS` that is present.
 
-    An empty value counts as absent: it is what a stream without IDs leaves behind (WHATWG HTML 9.2.2).
+    An empty value counts as absent: it is the last event ID of a stream without IDs (WHATWG HTML 9.2.2).
     """
     return next((value for value in (header, *map(query.get, CURSOR_PARAMETERS)) if value), None)
 
 
 def _escape_separators(text: str) -> str:
-    """Escape the characters other than LF and CR at which line readers cut. Only strings can contain them, and a
+    """Escape the characters other than LF and CR at which line readers split. Only strings can contain them, and a
     backslash before one would not be JSON, so a replacement is always a whole character of a string."""
     return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,8 +1,8 @@
-"""One open stream: a cursor's pages, written to one client as they come, until either side ends it.
+"""One open stream: writes a cursor's pages to one client as they come, until either side ends it.
 
-A stream is one handler's coroutine. Heartbeats and rotation come from
-the one `Ticker` of the process, so ten thousand idle streams cost one timer. A client that takes nothing for the write
-deadline loses its connection (`http.protocol`), and the stream ends with it.
+A stream is one handler's coroutine. One `Ticker` per process causes heartbeats and rotation, so ten thousand idle streams
+need one timer. If a client reads nothing for the write deadline, its connection is aborted (`http.protocol`) and the
+stream ends.
 """
 
 import random
@@ -26,21 +26,21 @@ from gateway.relay.ports import Handle
 from gateway.relay.telemetry import DownstreamTelemetry
 
 Ended = Literal["client", "rotated", "superseded", "slow", "closed", "gap", "shutdown", "error"]
-"""Why a stream ended (label `reason` of `streams_closed_total`, where a gap counts as an error)."""
+"""Why a stream ended (label `reason` of `streams_closed_total`; a gap counts as an error)."""
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 
 RETRY_MS: Final = (1000, 3000)
-"""Drawn per connection, so that the clients of a restarted gateway do not come back at the same moment."""
+"""Chosen at random per connection, so that the clients of a restarted gateway do not reconnect all at once."""
 ROTATE_RETRY_MS: Final = (50, 500)
 ROTATE_EARLIEST: Final = 0.8
 ROTATE_PATIENCE_SECONDS: Final = 30.0
-"""How long a rotation waits for a pause between responses."""
+"""Maximum time that a rotation waits for a pause between responses."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """The operator's limits of open reads, in seconds."""
+    """The operator's limits for open reads, in seconds."""
 
     heartbeat_seconds: float = 15
     max_age_seconds: float = 300
@@ -51,7 +51,7 @@ STREAM: Final = web.AppKey("stream", StreamLimits)
 
 @dataclass(frozen=True, slots=True)
 class OpenReads:
-    """What the open reads of one server have in common: their limits, one timer, and what is counted of them."""
+    """Shared by the open reads of one server: limits, one timer, and telemetry."""
 
     limits: StreamLimits
     telemetry: DownstreamTelemetry
@@ -62,11 +62,11 @@ class OpenReads:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How one stream is kept up. Times are seconds, the padding bytes."""
+    """The settings of one stream. Times are in seconds, the padding in bytes."""
 
     heartbeat: float
     max_age: float
-    """Until it rotates: drawn per stream, so that the streams of a restarted gateway do not rotate together."""
+    """Age at which it rotates: random per stream, so that the streams of a restarted gateway do not rotate together."""
     rotates: bool = True
     heartbeat_as_event: bool = False
     pad: int = 0
@@ -79,7 +79,7 @@ def drawn_age(max_age: float) -> float:
 
 
 class Stream:
-    """One open stream: a `Receiver` for its session, `Ticking` for the server."""
+    """One open stream. Implements `Receiver` for its session and `Ticking` for the server."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class Stream:
         self._beat_due = False
         self._rotate_due = False
         self._told: Ended | None = None
-        """Why somebody else than the log ended it."""
+        """Why it was ended, if not by the log."""
         self.ended: Ended = "error"
-        """Why it ended, once it has."""
+        """Why it ended; set at the end."""
 
     # --- what others call ---------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Stream:
         return self._silent_since if self._writer is None else self._writer.taken_at
 
     def wake(self) -> None:
-        """Look at the log again, and at whether the read is done."""
+        """Check the log again, and whether the read is done."""
         self._cursor.wake()
 
     def supersede(self) -> None:
@@ -151,20 +151,20 @@ class Stream:
 
     def _hurry(self) -> None:
         if self._writer is not None and self._writer.waiting:
-            self._writer.abort()  # The client takes nothing, so it could not be told before the write deadline.
+            self._writer.abort()  # The client is not reading, so a last event would not reach it.
 
     # --- the read -----------------------------------------------------------------------------------------------------
 
     async def run(
         self, requested: str, headers: Mapping[str, str] = NO_HEADERS, *, receives: bool = True
     ) -> web.StreamResponse:
-        """Write the stream until it ends. `requested` is the cursor in the client's words; `receives`: the stream counts
+        """Write the stream until it ends. `requested` is the cursor as the client sent it; `receives`: the stream counts
         as one of the session's receivers."""
         reads, request, handle = self._reads, self._request, self._handle
         response = web.StreamResponse(
             headers={"Content-Type": self._rendering.media_type, **UNBUFFERED, **headers}
         )
-        response.force_close()  # A reader that does not see the end of the chunks sees the end of the connection.
+        response.force_close()  # For clients that notice only the end of the connection.
         await response.prepare(request)
         writer = self._writer = Writer(request, response, reads.monotonic)
         ignore_loss = watch_loss(request, self._leave)
@@ -221,12 +221,12 @@ class Stream:
             "heartbeat_seconds": self._terms.heartbeat,
             "max_age_seconds": round(self._terms.max_age),
         }
-        # No ID before a gap: a connection that breaks right here must not make the client forget where it was.
+        # No ID before a gap: if the connection breaks here, the client must keep its old cursor.
         cursor = None if gap else str(after)
         return self._rendering.opening(random.randint(*RETRY_MS), cursor, members, self._terms.pad)  # noqa: S311  # spread, not secrecy
 
     def _beat(self) -> bytes:
-        # A filtered stream's cursor would age while events pass it by, so its heartbeat carries the position read so far.
+        # A filtered stream's cursor would become stale while events are skipped, so its heartbeat carries the position.
         if self._cursor.filtered or self._terms.heartbeat_as_event:
             position = str(self._cursor.position)
             return self._rendering.own("gateway.ping", {"cursor": position}, position)
@@ -239,7 +239,7 @@ class Stream:
         await writer.write(self._rendering.own("gateway.gap", gap_members(page), str(gap.oldest.before)))
 
     def _may_rotate(self) -> bool:
-        """A rotation is least felt between responses; it waits a while for such a pause."""
+        """Return whether to rotate now. A rotation waits a limited time for a pause between responses."""
         overdue = self._reads.monotonic() - self._opened_at - self._terms.max_age
         return overdue >= ROTATE_PATIENCE_SECONDS or not self._handle.busy
 
@@ -256,19 +256,19 @@ class Stream:
     # --- after the read -----------------------------------------------------------------------------------------------
 
     async def add(self, data: bytes) -> None:
-        """Write something behind the last page of a stream that has ended."""
+        """Write data after the last page of a stream that has ended."""
         if self._writer is not None:
             with suppress(ConnectionError):
                 await self._writer.write(data)
 
     def cut(self) -> None:
-        """End the connection, so that nobody takes what was written for the whole."""
+        """Close the connection, so that the client does not take the response for complete."""
         if self._writer is not None:
             self._writer.cut()
 
 
 def gap_members(page: Page) -> Mapping[str, object]:
-    """Return what a client is told about a gap, in a stream or as 410."""
+    """Return the members that describe a gap, in a stream or in a 410."""
     gap = page.gap
     assert gap is not None  # asked by the caller
     return {

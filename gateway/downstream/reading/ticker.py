@@ -1,7 +1,7 @@
 """One timer for all open reads of a server: heartbeats and rotations.
 
-A stream's deadlines move with every write. Timers of their own would have to be moved as often; a walk over all of
-them costs 0.1 µs a stream and tick.
+A stream's deadlines change with every write. A timer per stream would have to be reset as often; checking all streams
+costs 0.1 µs per stream and tick.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ TICK_SECONDS: Final = 0.5
 
 
 class Ticking(Protocol):
-    """What the ticker looks after."""
+    """An open read, as the ticker uses it."""
 
     def tick(self, now: float) -> None: ...
 
     def shut(self) -> None:
-        """The server is closing."""
+        """End the read, because the server is closing."""
 
 
 class Ticker:
-    """One timer for all open reads of a server, and the list of them."""
+    """The timer for all open reads of a server, and their list."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -33,7 +33,7 @@ class Ticker:
         self._task = asyncio.create_task(self._run(), name="stream-ticker")
 
     async def close(self) -> None:
-        """End every open read; no other may begin. Harmless when repeated."""
+        """End every open read and accept no more. May be called more than once."""
         self.closing = True
         for ticking in list(self._open):
             ticking.shut()

@@ -1,7 +1,7 @@
-"""What is written to one client as it comes.
+"""Writes a streamed response to one client.
 
-aiohttp's own write costs a coroutine or two for each piece, 5 µs. So bytes go to the transport directly, in the chunks
-that HTTP/1.1 wants. How long a client may take for them is the connection's business, see `http.protocol`.
+aiohttp's own write runs one or two coroutines per piece, which takes 5 µs. So bytes are written to the transport directly,
+in HTTP/1.1 chunks. The connection enforces the write deadline, see `http.protocol`.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from typing import Final
 from aiohttp import hdrs, web
 
 PIECE_BYTES: Final = 64 * 1024
-"""Most that is handed to the transport at once of an answer whose parts are all there already."""
+"""Size of the pieces in which `write_all` passes a response to the transport."""
 
 
 class Writer:
-    """The body of one streamed answer, whose headers have been sent."""
+    """The body of one streamed response whose headers have been sent."""
 
     __slots__ = ("_chunked", "_monotonic", "_protocol", "_writer", "taken_at", "waiting", "wrote_at")
 
@@ -26,17 +26,17 @@ class Writer:
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
         self._monotonic = monotonic
         self.waiting = False
-        """The client has not yet taken what was written."""
+        """The client has not yet read what was written."""
         self.wrote_at = self.taken_at = monotonic()
-        """`taken_at`: when the client last took bytes from a full socket; at first, when its answer began."""
+        """`taken_at`: when the client last read from a full socket; at first, when its response began."""
 
     @property
     def full(self) -> bool:
-        """Enough is buffered: `drain` before more is put."""
+        """Whether the buffer is full: call `drain` before the next `put`."""
         return self._protocol.writing_paused
 
     def put(self, data: bytes) -> None:
-        """Hand bytes to the transport. Raises ConnectionResetError when the connection is lost."""
+        """Pass bytes to the transport. Raises ConnectionResetError if the connection is lost."""
         if not data:
             return  # An empty chunk would end the body.
         transport = self._protocol.transport
@@ -46,13 +46,13 @@ class Writer:
         self.wrote_at = self._monotonic()
 
     async def write(self, data: bytes) -> None:
-        """Hand bytes to the transport and wait until the client has taken most of them."""
+        """Pass bytes to the transport and wait until the client has read most of them."""
         self.put(data)
         if self._protocol.writing_paused:
             await self.drain()
 
     async def write_all(self, pieces: Iterable[bytes]) -> None:
-        """Write small pieces gathered into larger ones, each made when the client has taken the one before."""
+        """Write small pieces joined into larger ones. Each is built when the client has read the one before."""
         gathered: list[bytes] = []
         size = 0
         for piece in pieces:
@@ -64,7 +64,7 @@ class Writer:
         await self.write(b"".join(gathered))
 
     async def drain(self) -> None:
-        """Wait until the client has taken most of what was put. Raises ConnectionError when the connection is lost."""
+        """Wait until the client has read most of the buffer. Raises ConnectionError if the connection is lost."""
         self.waiting = True
         try:
             await self._writer.drain()
@@ -73,13 +73,13 @@ class Writer:
             self.waiting = False
 
     def cut(self) -> None:
-        """End the connection short of the body's end, after what was written: no client takes that for the whole."""
+        """Close the connection after the written data, without the body's end, so that the client notices the cut."""
         transport = self._protocol.transport
         if transport is not None:
             transport.close()
 
     def abort(self) -> None:
-        """End the connection at once, without what the client has not taken."""
+        """Abort the connection at once, and drop what the client has not read."""
         transport = self._protocol.transport
         if transport is not None:
             transport.abort()
