@@ -1,1 +1,1 @@
-"""Requests for sessions that live on another node: who may pass one on, where it goes, and how the answer comes back."""
+"""Requests for sessions of other nodes: how they are authorized, forwarded and answered."""

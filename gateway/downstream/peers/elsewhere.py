@@ -1,8 +1,8 @@
-"""A request for a session that lives on another node: found, passed on, and answered as if it lived here.
+"""Forwards requests for sessions of other nodes, and passes their responses on.
 
-A middleware, in place only where there are several nodes. Handlers run where the session lives, so nothing behind this
-file knows of other nodes. A session that is on its way from one node to another is waited for, up to the patience: the
-client then sees a slow answer instead of an error.
+This middleware is installed only if there are several nodes. Handlers run on the node that owns the session, so they know
+nothing of other nodes. While a session moves from one node to another, its requests wait, up to the patience: the client
+then gets a slow response instead of an error.
 """
 
 import asyncio
@@ -39,22 +39,22 @@ from gateway.relay.journal import Directory, Location, Peer
 Outcome = Literal["answered", "local", "recovering", "broken"]
 
 MOVED: Final = 421
-"""What a node answers for a session that it does not own (RFC 9110 15.5.20)."""
+"""Status for a session that the node does not own (RFC 9110 15.5.20)."""
 
 MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
-"""What a handler raises where the session leaves while it is handled."""
+"""Errors that a handler raises if the session moves during the request."""
 
 TURNS: Final = "/v1/turns"
 OPENING: Final = frozenset({"/v1/sessions", TURNS})
 
 POLL_SECONDS: Final = 0.1
-"""Between look-ups while a session has no living owner."""
+"""Time between look-ups while a session has no live owner."""
 GATHER_SECONDS: Final = 2.0
 UNSTEADY_SECONDS: Final = 1.0
 KEPT_LINES: Final = 32
-"""Idle connections to one node."""
+"""Maximum number of idle connections to one node."""
 IDLE_SECONDS: Final = 30.0
-"""Less than a listener keeps an idle connection."""
+"""Shorter than a listener keeps an idle connection."""
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -68,10 +68,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PeerTelemetry(Protocol):
-    """What forwarding tells. Methods return at once and never raise."""
+    """Receives the metrics of forwarding. Methods return at once and never raise."""
 
     def forwarded(self, kind: str, outcome: Outcome, seconds: float) -> None:
-        """A request was passed on; `kind` is `stream` or `request`, the time is that to the head of the answer."""
+        """Report a forwarded request; `kind` is `stream` or `request`, `seconds` the time to the head of the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class _Answer:
 
 
 class Elsewhere:
-    """Passes requests on, over kept connections."""
+    """Forwards requests over persistent connections."""
 
     def __init__(
         self,
@@ -101,20 +101,20 @@ class Elsewhere:
         self._busy: dict[str, set[Line]] = {}
 
     def lost(self, url: str) -> None:
-        """A node does not live any more: whoever waits for an answer of it looks elsewhere, and streams from it end. It
-        may only be paused, and would then never end them itself."""
+        """Handle the loss of a node: requests waiting for its response look up the session again, and streams from it
+        end. The node may only be paused, and then it would not end them itself."""
         for line in list(self._busy.get(url, ())):
             line.close()
 
     def close(self) -> None:
-        """Cut the idle connections."""
+        """Close the idle connections."""
         for lines in self._kept.values():
             for _, line in lines:
                 line.close()
         self._kept.clear()
 
     async def steady(self) -> None:
-        """Wait a moment where this node may not speak for its sessions now, such as while it connects to Redis again."""
+        """Wait briefly if this node may not answer for its sessions now, such as while it reconnects to Redis."""
         deadline = time.monotonic() + UNSTEADY_SECONDS
         while not self.directory.sure and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS / 4)
@@ -124,8 +124,10 @@ class Elsewhere:
     async def pass_on(
         self, request: web.Request, session_id: str, handler: Handler, prefix: str = ""
     ) -> web.StreamResponse:
-        """Have the session's owner answer; the handler here answers for sessions that nobody knows or that are here by
-        now. The caller's credential was looked at."""
+        """Forward to the session's owner. If the session is unknown or is now on this node, call the local handler.
+
+        The caller has already checked the credential.
+        """
         sessions = request.app[SESSIONS]
         began = time.monotonic()
         location = await self.directory.locate(session_id)
@@ -146,13 +148,13 @@ class Elsewhere:
                 raise OverloadError("recovering", detail, retry_after=1)
             location = await self._next(session_id, location)
             if location is None:
-                return await handler(request)  # It is gone, so the handler refuses it before it reads a body.
+                return await handler(request)  # It is gone; the handler refuses it before it reads a body.
         kind = "request" if hdrs.CONTENT_LENGTH in answer.head.headers else "stream"
         self._telemetry.forwarded(kind, "answered", time.monotonic() - began)
         return await self._answer(request, answer)
 
     async def pass_to(self, request: web.Request, peer: Peer, body: bytes) -> web.StreamResponse | None:
-        """Have one node answer a request that concerns no session yet; None if it cannot be reached."""
+        """Forward a request that concerns no session yet to one node. Return None if it cannot be reached."""
         answer = await self._try(Location(peer.node, peer.url, live=True), self._outgoing(request, body))
         return None if answer is None else await self._answer(request, answer)
 
@@ -165,9 +167,9 @@ class Elsewhere:
         after: str | None,
         principal: str | None = None,
     ) -> tuple[list[Object], bool]:
-        """Return a page of what all nodes list, newest first, and whether more follow. A node that does not answer is left
-        out. `principal` is whose sessions they are, if they are one's: several of one second are then in their order, too.
-        Raises `session-unknown` where `after` is on no list."""
+        """Return a page of the lists of all nodes, newest first, and whether more follow. A node that does not answer is
+        omitted. `principal` is the owner if all sessions have one; sessions of the same second are then ordered, too.
+        Raises `session-unknown` if `after` is on no list."""
         word = request.headers.get(hdrs.AUTHORIZATION)
         headers = () if word is None else ((hdrs.AUTHORIZATION, word),)
 
@@ -196,7 +198,7 @@ class Elsewhere:
     async def fetch(
         self, peer: Peer, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
     ) -> tuple[int, bytes]:
-        """Send a request of this node's own. Raises UnreachableError or BrokenError."""
+        """Send a request that this node makes itself. Raises UnreachableError or BrokenError."""
         request_id = secrets.token_hex(12)
         head = (("Host", "node"), *headers, *self._signed(method, path, request_id, body))
         answer = await self._send(peer.url, Outgoing(method, path, "1.1", head, body))
@@ -205,7 +207,7 @@ class Elsewhere:
         return answer.head.status, found
 
     async def _next(self, session_id: str, location: Location) -> Location | None:
-        """Look again where the session lives; wait a moment if that is where it was."""
+        """Look up the session's node again. Wait briefly if it is unchanged."""
         found = await self.directory.locate(session_id, fresh=True)
         if found is not None and found.node == location.node:
             await asyncio.sleep(POLL_SECONDS)
@@ -213,7 +215,7 @@ class Elsewhere:
         return found
 
     async def _try(self, location: Location, outgoing: Outgoing) -> _Answer | None:
-        """Ask one node; None if it cannot answer or does not own the session (any more)."""
+        """Ask one node. Return None if it cannot answer or does not own the session."""
         if location.url is None:
             return None
         try:
@@ -230,8 +232,8 @@ class Elsewhere:
         return None
 
     async def _send(self, url: str, outgoing: Outgoing) -> _Answer:
-        """Send over a kept connection or, if that broke meanwhile, a new one. A request that may have arrived twice is
-        harmless: it carries an id that the owner keeps with what it did."""
+        """Send over an idle connection or, if that has broken, a new one. A request may arrive twice without harm: it
+        carries an id that the owner stores with the effect."""
         while (line := self._take(url)) is not None:
             try:
                 return _Answer(url, line, await ask(line, outgoing))
@@ -307,7 +309,7 @@ ELSEWHERE: Final = web.AppKey("elsewhere", Elsewhere)
 
 @web.middleware
 async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Pass on what concerns a session that is not here."""
+    """Forward a request for a session that is not on this node."""
     session_id, sessions = request.match_info.get("id"), request.app[SESSIONS]
     if session_id is None:
         return await _answered_elsewhere(request) or await handler(request)
@@ -320,16 +322,16 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
         except GatewayError as error:
             if error.code not in MAY_HAVE_MOVED or sessions.has(session_id):
                 raise
-            # It went to another node in the middle of the request, which had no effect here.
+            # The session moved to another node during the request, which had no effect here.
     require_credential(request)
     return await request.app[ELSEWHERE].pass_on(request, session_id, handler)
 
 
 async def _answered_elsewhere(request: web.Request) -> web.StreamResponse | None:
-    """Have another node open a session; None where this one does.
+    """Have another node open a session. Return None if this node is to open it.
 
-    That is so while this node takes no sessions. And a turn in a session of its own with an Idempotency-Key goes to the
-    node that its key names, so that a repeat meets the first request, whichever node it comes to.
+    Another node opens sessions while this one accepts none. And a turn in its own session with an Idempotency-Key goes to
+    the node that its key selects, so that a repeat reaches the node of the first request.
     """
     if request.method != hdrs.METH_POST or request.path not in OPENING:
         return None
@@ -353,5 +355,5 @@ async def _answered_elsewhere(request: web.Request) -> web.StreamResponse | None
 
 
 def _named(key: str, nodes: Sequence[str]) -> str:
-    """Return the node that a key names; every node names the same one (rendezvous hashing)."""
+    """Return the node that a key selects. All nodes select the same one (rendezvous hashing)."""
     return min(nodes, key=lambda node: hashlib.blake2b(f"{key}\n{node}".encode()).digest(), default="")

@@ -1,7 +1,7 @@
-"""The listener for the other nodes: the client's side behind a signature instead of the guard against web pages.
+"""The listener for other nodes: the client's API, protected by a signature instead of the rules for web pages.
 
-A node answers only for sessions that it owns. For others it says 421 (RFC 9110 15.5.20), and the one that asked looks
-again where the session lives; it never passes a request on itself, so no request goes round in circles.
+A node answers only for sessions that it owns. For others it answers 421 (RFC 9110 15.5.20), and the requesting node looks
+up the owner again. A forwarded request is never forwarded again, so there are no loops.
 """
 
 import re
@@ -23,10 +23,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HandOver(Protocol):
-    """Takes sessions that another node gives up."""
+    """Takes over sessions that another node hands over."""
 
     async def prepare(self, session_id: str, bearer: str | None) -> None:
-        """Dial a call beside the present one. Raises GatewayError."""
+        """Dial a second call beside the current one. Raises GatewayError."""
 
     async def take(self, session_id: str, owner: str) -> None:
         """Claim the session. Raises GatewayError."""
@@ -42,13 +42,13 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 
 def add_routes(app: web.Application) -> None:
-    """Put the routes that only nodes call in place."""
+    """Add the routes that only nodes call."""
     app.router.add_post(PREPARE, prepare)
     app.router.add_post(TAKE, take)
 
 
 async def prepare(request: web.Request) -> web.Response:
-    """Make ready for a session that another node is about to hand over."""
+    """Prepare for a session that another node is about to hand over."""
     body = parse_object(await read_body(request))
     bearer = body.get("bearer")
     await request.app[HAND_OVER].prepare(str(body.get("id")), str(bearer) if bearer is not None else None)
@@ -56,7 +56,7 @@ async def prepare(request: web.Request) -> web.Response:
 
 
 async def take(request: web.Request) -> web.Response:
-    """Take a session that another node holds still for this."""
+    """Take over a session that another node has paused for this."""
     body = parse_object(await read_body(request))
     await request.app[HAND_OVER].take(str(body.get("id")), str(body.get("owner")))
     return web.Response(status=204)
@@ -64,7 +64,7 @@ async def take(request: web.Request) -> web.Response:
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Take over the request's id. Metrics and the access log are the business of the node that the client asked."""
+    """Use the id of the forwarded request. The node that the client called writes the metrics and the access log."""
     wanted = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = wanted if _SANE_ID.match(wanted) else secrets.token_hex(12)
     return await handler(request)
@@ -72,7 +72,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 @web.middleware
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let nodes in and nobody else, for sessions of this node."""
+    """Admit only requests of nodes, and only for sessions of this node."""
     app, headers = request.app, request.headers
     request_id = headers.get(signatures.REQUEST, "")
     digest = app[PEERS].body_digest(

@@ -1,7 +1,7 @@
-"""Requests that open a session, done once whichever nodes they reach (docs/api.md, 2 Sending: retries).
+"""Opens a session once, even if repeats of the request reach other nodes (docs/api.md, 2 Sending: retries).
 
-The promise stands in the directory: the session's ID, chosen before it is opened, and afterwards the answer without its
-credentials, which every node can make again.
+The directory stores the promise: the session's ID, chosen before it is opened, and afterwards the response without its
+credentials, which every node can create again.
 """
 
 import json
@@ -21,7 +21,7 @@ _ALPHABET: Final = string.ascii_letters + string.digits
 _ID_LENGTH: Final = 24
 
 Promise = tuple[str, str, str]
-"""Principal, key in its scope, fingerprint."""
+"""Principal, scoped key, fingerprint."""
 
 
 async def once_of_all(
@@ -30,7 +30,7 @@ async def once_of_all(
     promise: Promise,
     open_as: Callable[[str], Awaitable[Mapping[str, object]]],
 ) -> tuple[dict[str, object], bool]:
-    """Open a session under an ID, or return the object of the first time and True.
+    """Open a session under an ID, or return the object of the first request and True.
 
     Raises `idempotency-in-progress` while the first is still opening, `idempotency-key-reused` for another body.
     """
@@ -46,7 +46,7 @@ async def once_of_all(
         ):
             request.app[TELEMETRY].idempotent_replay()
             return dict(json.loads(first.answer)), True
-        # A key lives as long as its session; this is a first try again.
+        # A key is kept only as long as its session, so this counts as a first request.
         await directory.break_promise(principal, key)
         return await once_of_all(request, directory, promise, open_as)
     try:

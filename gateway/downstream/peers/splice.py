@@ -1,7 +1,7 @@
-"""A stream of another node's, passed on: bytes from the owner's connection to the client's, without a look at them.
+"""Copies another node's response, byte for byte, from the owner's connection to the client's.
 
-The owner's answer is framed as the client's HTTP version wants it, so its body is copied as it is. Nothing is queued: a
-client that takes nothing stops the reading from the owner, whose own rule for slow readers then ends both.
+The owner frames the response for the client's HTTP version, so the body is copied unchanged. Nothing is queued: while a
+client reads nothing, reading from the owner pauses, and the owner's rule for slow readers then ends both connections.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from gateway.downstream.http.wire import watch_loss
 
 CONNECT_SECONDS: Final = 2.0
 HEAD_SECONDS: Final = 90.0
-"""To the head of the answer: a long-poll takes up to 55 s."""
+"""Deadline for the head of the response. A long-poll takes up to 55 s."""
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_WAITING_BYTES: Final = 64 * 1024
-"""Read from the owner and not yet taken by the client; beyond it the owner is read no more."""
+"""Limit of bytes read from the owner and not yet sent to the client. Reading pauses above it."""
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -33,7 +33,7 @@ class UnreachableError(Exception):
 
 
 class BrokenError(Exception):
-    """The connection broke after the request was sent and before the answer was whole."""
+    """The connection broke after the request was sent and before the response was complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Outgoing:
     body: bytes
 
     def encoded(self) -> bytes:
-        """Return the request's bytes."""
+        """Return the encoded request."""
         lines = [f"{self.method} {self.path} HTTP/{self.version}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         lines.append(f"Content-Length: {len(self.body)}")
@@ -55,7 +55,7 @@ class Outgoing:
 
 
 class Line(asyncio.Protocol):
-    """One connection to another node, for one request at a time. Received bytes wait here within a bound."""
+    """One connection to another node, for one request at a time. It buffers received bytes up to a limit."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -63,14 +63,14 @@ class Line(asyncio.Protocol):
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self.ended = False
-        """No byte will follow."""
+        """No more bytes will arrive."""
         self.broken = False
         """The connection was reset."""
         self.on_end: Callable[[], None] = lambda: None
         """Called once the connection is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio's classes.
+        # uvloop's transports are not instances of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -92,7 +92,7 @@ class Line(asyncio.Protocol):
 
     @property
     def fresh(self) -> bool:
-        """Open, with nothing received that nobody asked for."""
+        """Whether the connection is open and has received no unexpected bytes."""
         return not (self.ended or self._buffer)
 
     def write(self, data: bytes) -> None:
@@ -100,14 +100,14 @@ class Line(asyncio.Protocol):
         self._transport.write(data)
 
     def close(self) -> None:
-        """Cut the connection; harmless when repeated."""
+        """Abort the connection. May be called more than once."""
         if self._transport is not None:
             self._transport.abort()
         self.ended = True
         self._wake()
 
     async def more(self) -> bytes:
-        """Wait for bytes and take them; empty at the end."""
+        """Wait for bytes and return them; empty at the end."""
         while not self._buffer and not self.ended:
             if self._paused and self._transport is not None:
                 self._paused = False
@@ -145,7 +145,7 @@ async def connect(url: str, tls: ssl.SSLContext | None) -> Line:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of an answer, and what of its body came with it."""
+    """The head of a response, and the part of its body that came with it."""
 
     status: int
     headers: CIMultiDict[str]
@@ -153,12 +153,12 @@ class Head:
 
     @property
     def keeps(self) -> bool:
-        """The connection serves another request."""
+        """Whether the connection can be used for another request."""
         return self.headers.get(hdrs.CONNECTION, "").lower() != "close"
 
 
 async def ask(line: Line, outgoing: Outgoing) -> Head:
-    """Send a request and wait for the head of its answer. Raises BrokenError."""
+    """Send a request and wait for the head of its response. Raises BrokenError."""
     line.write(outgoing.encoded())
     data = b""
     try:
@@ -182,7 +182,7 @@ async def ask(line: Line, outgoing: Outgoing) -> Head:
 
 
 async def whole_body(line: Line, head: Head) -> bytes:
-    """Read the body of an answer that has a length. Raises BrokenError."""
+    """Read the body of a response that has a Content-Length. Raises BrokenError."""
     length, data = int(head.headers.get(hdrs.CONTENT_LENGTH, "0")), head.rest
     while len(data) < length:
         more = await line.more()
@@ -193,17 +193,17 @@ async def whole_body(line: Line, head: Head) -> bytes:
 
 
 class Spliced(web.StreamResponse):
-    """An answer whose body, framing included, another node writes."""
+    """A response whose body, including its framing, comes from another node."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Write nothing: the other node has written the end."""
+        """Write nothing: the copied bytes include the end."""
         self._eof_sent = True
 
 
 async def splice(
     request: web.Request, line: Line, head: Head, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Pass an answer on until it ends. A body that was cut short cuts the client's connection short."""
+    """Copy a response until it ends. If its body is cut short, abort the client's connection."""
     response = Spliced(status=head.status, headers=headers)
     response.force_close()
     await response.prepare(request)

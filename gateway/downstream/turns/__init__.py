@@ -1,1 +1,1 @@
-"""One text turn in one request."""
+"""Text turns: one question and its answer in one request."""

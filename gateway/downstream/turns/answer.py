@@ -1,7 +1,7 @@
-"""A turn's answer in the form its client asked for (api.md, 4 Turns).
+"""A turn's answer in the requested format (api.md, 4 Turns).
 
-A turn is one more read of the log, of the entries that carry its number. As text these are the deltas, as an event
-stream or JSON lines all of them. As JSON it is the response they end with.
+An answer is a read of the log, limited to the entries with the turn's number. Text contains the deltas; an event stream or
+JSON lines contain all entries. JSON is the response at their end.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn
 
 RETRY_SECONDS: Final = "1"
-"""When to ask again for a turn that is not done: `wait` does the waiting."""
+"""Retry-After for a turn that is not done. Short, since the `wait` parameter already limits the polling rate."""
 
 FIRST_EVENT_SECONDS: Final = 10.0
-"""How long a stream waits for the turn's first event, and with it for the chance of a real error status, before it
-answers 200: while a turn is queued nothing else would keep the connection alive."""
+"""How long a stream waits for the turn's first event before it answers 200. Until then an error can still have its own
+status; afterwards heartbeats keep the connection of a queued turn alive."""
 
 
 class Answer:
-    """Answers one client with one turn, in the form it asked for."""
+    """Answers one client with one turn, in the requested format."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class Answer:
         after: EventId | None,
         headers: Mapping[str, str],
     ) -> None:
-        """`wait`: how many seconds a JSON answer may take; `after`: the last event that the client has of this turn;
-        `headers` are added to whatever is answered."""
+        """`wait`: how many seconds a JSON answer may take; `after`: the last event of this turn that the client has;
+        `headers` are added to the response."""
         self._request = request
         self._format = format
         self._wait = wait
@@ -57,12 +57,12 @@ class Answer:
         self._reader = handle.reader
         self._turn = turn
         self._headers = headers
-        # A waiting turn has no place in the log yet, but all of it will be behind the head.
+        # A waiting turn has no position in the log yet. All of its events will follow the head.
         begin = turn.after or handle.reader.head
         self._after = after if after is not None and _beyond(after, begin) else begin
 
     async def run(self) -> web.StreamResponse:
-        """Answer. Raises what the turn failed with, and ConnectionResetError when the client left."""
+        """Answer. Raises the turn's error, or ConnectionResetError if the client has left."""
         if self._format == "json":
             return await self._json()
         if self._format == "text":
@@ -81,7 +81,7 @@ class Answer:
         return json_answer(document, headers=self._headers)
 
     async def _text(self) -> web.StreamResponse:
-        """Stream the deltas. The status waits for the first of them, so that until then any error can be told."""
+        """Stream the deltas. The status is sent with the first one, so that earlier errors have their own status."""
         number = self._turn.number
         with closing(self._cursor(lambda entry: entry.turn == number and entry.type == DELTA)) as cursor:
             first = None if self._turn.finished else await self._first_page(cursor, None)
@@ -106,7 +106,7 @@ class Answer:
                 raise turn.failure
             stream = self._stream(cursor, rendering)
             response = await self._run(stream)
-            failure: GatewayError | None = turn.failure  # it may have come meanwhile, which mypy cannot know
+            failure: GatewayError | None = turn.failure  # may be set by now; mypy cannot know
             if failure is not None and stream.ended == "closed":
                 await stream.add(rendering.own(ERROR, error_members(failure, self._request.path)))
             return response
@@ -117,8 +117,8 @@ class Answer:
         return Cursor(self._reader, self._after, selects=selects, done=self._done)
 
     def _done(self, position: EventId) -> bool:
-        """Whether all of the turn's events are before this position. Those of a turn that failed may never be shown:
-        another node may have taken the session, and with it the events that the journal had not confirmed."""
+        """Return whether all of the turn's events are before this position. Events of a failed turn may never be shown: if
+        another node has taken the session, those that the journal had not confirmed are lost."""
         turn = self._turn
         if not turn.finished:
             return False
@@ -129,7 +129,7 @@ class Answer:
     def _stream(self, cursor: Cursor, rendering: Rendering) -> Stream:
         reads = self._request.app[READS]
         limits = reads.limits
-        # A gap in a text cannot be told, so there it ends the stream.
+        # Text cannot represent a gap, so a gap ends the stream.
         terms = Terms(
             heartbeat=limits.heartbeat_seconds,
             max_age=limits.max_age_seconds,
@@ -146,8 +146,8 @@ class Answer:
             cancel()
 
     async def _first_page(self, cursor: Cursor, seconds: float | None) -> Page | None:
-        """Wait for the turn's first events, at most so long, and leave the cursor before them. Return their page, or the
-        last one if there are none or a gap comes first; None when the time is over."""
+        """Wait at most `seconds` for the turn's first events, and leave the cursor before them. Return their page, or the
+        last page if there are none or a gap comes first; None at the time-out."""
         cancels = [self._turn.subscribe(cursor.wake), watch_loss(self._request, cursor.wake)]
         before, page = cursor.position, None
         try:
@@ -189,6 +189,6 @@ class Answer:
 
 
 def _beyond(after: EventId, begin: EventId) -> bool:
-    """Whether a client's cursor is behind a turn's beginning. One that names no event of ours is left to the read, which
-    tells of a gap."""
+    """Return whether a client's cursor is after a turn's beginning. If it names no event of this log, return True: the
+    read then reports a gap."""
     return after.sequence < 0 or after.sequence > begin.sequence

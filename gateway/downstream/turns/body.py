@@ -1,4 +1,4 @@
-"""What a turn's request says: its body, its items, and how it wants to be answered (api.md, 4 Turns). No I/O."""
+"""Parses a turn's request: its body, its items, and how to answer it (api.md, 4 Turns). No I/O."""
 
 import re
 from collections.abc import Mapping
@@ -24,37 +24,37 @@ MEDIA_TYPES_FOR_JSON: Final[Mapping[Format, str]] = {"json": "application/json",
 MAX_FORM_FIELDS: Final = 100
 
 MAX_WAIT_SECONDS: Final = 55.0
-"""Below the 60 s after which most proxies give up on an unanswered request."""
+"""Below the 60 s after which most proxies time out."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _INPUT_FIELD: Final = re.compile(rb"(?:^|&)input=")
-"""Tells a form from a text without parsing megabytes of text as fields."""
+"""Distinguishes a form from text without parsing megabytes of text as fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnWanted:
-    """A turn as asked for. `session` is what a session made for it is to be, None where the body names none."""
+    """A requested turn. `session` is the configuration of a session opened for it, None if the body has none."""
 
     request: TurnRequest
     plain: bool
-    """The body was text, so text is the natural answer."""
+    """The body was text, so the answer is text by default."""
     session: object = None
 
     @property
     def formats(self) -> Mapping[Format, str]:
-        """How it can be answered, the default first."""
+        """The formats of the answer, the default first."""
         return MEDIA_TYPES_FOR_TEXT if self.plain else MEDIA_TYPES_FOR_JSON
 
 
 def parse(body: bytes, media_type: str | None, *, own_session: bool) -> TurnWanted:
-    """Read a body at once, see `read`."""
+    """Parse a body in one step, see `read`."""
     return finish(read(body, media_type, own_session=own_session))
 
 
 def read(body: bytes, media_type: str | None, *, own_session: bool) -> Steps[TurnWanted]:
-    """Read a body by its media type. `media_type` is None where the request names none. JSON and text are read as what
-    they are called. Curl's default type says nothing about the body, so it is looked at: JSON if it begins like JSON, a
-    form if it has a field `input`, else text. Raises `invalid-json` or `invalid-parameter`."""
+    """Parse a body by its media type, None if the request names none. With curl's default type, which says nothing
+    about the body, the content decides: JSON if it begins like JSON, a form if it has a field `input`, else text. Raises
+    `invalid-json` or `invalid-parameter`."""
     if media_type == "application/json":
         return _from_object((yield from read_object(body)), own_session=own_session)
     if media_type != "text/plain":
@@ -66,7 +66,7 @@ def read(body: bytes, media_type: str | None, *, own_session: bool) -> Steps[Tur
 
 
 def wait(text: str | None, *, format: Format, keyed: bool) -> float | None:
-    """Read the parameter `wait`: how long to hold the request at most, None for as long as it takes."""
+    """Parse the parameter `wait`: the maximum time to hold the request, None for no limit."""
     if text is None:
         return None
     try:
@@ -113,7 +113,7 @@ def _items(given: object) -> list[Mapping[str, object]]:
 
 
 def _read_guessed(body: bytes) -> Steps[Mapping[str, object]]:
-    """Read what begins like JSON and was not called anything."""
+    """Parse a body without a media type that begins like JSON."""
     try:
         return (yield from read_object(body))
     except CallerError as error:
@@ -122,7 +122,7 @@ def _read_guessed(body: bytes) -> Steps[Mapping[str, object]]:
 
 
 def _from_form(body: bytes, *, own_session: bool) -> TurnWanted:
-    """Read fields of a form: `input` is the text, the others are members of the response.create, as in JSON."""
+    """Parse the fields of a form: `input` is the text, the others are members of `response.create`, as in JSON."""
     try:
         fields = parse_qsl(
             body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS

@@ -1,7 +1,7 @@
-"""A turn in a session of its own, which is opened for it and closed after it.
+"""A turn in its own session, which is opened for it and closed after it.
 
-Whoever asked may leave, and others may ask for the same turn by its Idempotency-Key. So the turn has a task, which is owned
-here and awaited when the server ends.
+The client may leave, and others may attach to the turn with its Idempotency-Key. So the turn runs in a task, which is
+owned here and awaited when the server closes.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from gateway.relay.turn import Turn, TurnRequest
 
 
 class OwnTurn:
-    """One such turn. `begun` is its session and the turn, or the error why there is none."""
+    """One such turn. `begun` resolves to its session and the turn, or to an error."""
 
     def __init__(self) -> None:
         self.begun: asyncio.Future[tuple[Handle, Turn]] = asyncio.get_running_loop().create_future()
@@ -26,15 +26,15 @@ class OwnTurn:
     def start(
         self, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest
     ) -> asyncio.Task[None]:
-        """Open a session for the turn, and close it after. The caller owns the task, which never raises."""
+        """Open a session for the turn, and close it afterwards. The caller owns the task, which never raises."""
         self._task = asyncio.create_task(self._run(open_session, request), name="turn")
         return self._task
 
     def abandon(self) -> None:
-        """Nobody waits for it any more: cancel the response and close the session."""
+        """Cancel the response and close the session, because no client waits for the turn."""
         self._abandoned.set()
         if self._task is not None and not self.begun.done():
-            self._task.cancel()  # Still opening; the hub closes what there is of it.
+            self._task.cancel()  # Still opening; the hub closes the partly opened session.
 
     async def _run(self, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest) -> None:
         try:
@@ -52,7 +52,7 @@ class OwnTurn:
                 await self._abandoned.wait()
             finally:
                 unsubscribe()
-        except Exception as error:  # noqa: BLE001  # whatever it is, those who wait are told and the session is closed
+        except Exception as error:  # noqa: BLE001  # on any error, waiters get it and the session is closed
             self._fail(error)
         finally:
             await handle.close(CloseReason.CLIENT)
@@ -62,13 +62,13 @@ class OwnTurn:
             return
         if isinstance(error, Exception):
             self.begun.set_exception(error)
-            self.begun.exception()  # The one who asked may have left; an unread exception would be logged.
+            self.begun.exception()  # If the client has left, nobody reads the exception and asyncio would log it.
         else:
             self.begun.cancel()
 
 
 class OwnTurns:
-    """The tasks of all turns in sessions of their own."""
+    """Owns the tasks of all turns that have their own session."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +79,7 @@ class OwnTurns:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """End what still runs."""
+        """Cancel the tasks that are still running, and await them."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -1,6 +1,6 @@
 """`POST /v1/sessions/{id}/turns` and `POST /v1/turns`: one text turn in one request (api.md, 4 Turns).
 
-Here a turn is taken once, however often it is asked for; `answer` answers with its result.
+This file runs a turn once, even if the request is repeated; `answer` sends its result.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ from gateway.relay.ports import Handle
 from gateway.relay.turn import Turn, check_text
 
 PARSED_FACTOR: Final = 4
-"""How many times its text a parsed JSON value takes."""
+"""Memory of a parsed JSON value, as a multiple of its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A finished turn as its Idempotency-Key keeps it: without the session, whose log would be kept with it."""
+    """A finished turn as stored with its Idempotency-Key: without the session, which would keep its log in memory."""
 
     session_id: str
     turn: Turn
@@ -64,7 +64,7 @@ def add_routes(app: web.Application) -> None:
 
 
 async def session_turn(request: web.Request) -> web.StreamResponse:
-    """Take a turn in an existing session. It goes on in the log when the client leaves."""
+    """Run a turn in an existing session. It continues if the client leaves."""
     caller, handle = session_grant(request, "send")
     asked = await _ask(request, caller, own_session=False)
 
@@ -79,8 +79,8 @@ async def session_turn(request: web.Request) -> web.StreamResponse:
 
 
 async def own_turn(request: web.Request) -> web.StreamResponse:
-    """Take a turn in a session made for it. When the client leaves, it is cancelled; with an Idempotency-Key it is kept,
-    since the client may come back for it."""
+    """Run a turn in a session opened for it. If the client leaves, the turn is cancelled. With an Idempotency-Key it is
+    kept, since the client may request it again."""
     caller = grant(request)
     bearer = required_upstream_bearer(request)
     asked = await _ask(request, caller, own_session=True)
@@ -89,7 +89,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     sessions = request.app[SESSIONS]
 
     async def open_session() -> Handle:
-        # Before opening: a refusal afterwards would leave behind a session that nobody knows.
+        # Before opening: a refusal afterwards would leave an unused session open.
         _spend(request, caller, asked)
         return sessions.find((await open_wanted(request, caller, session, bearer)).id, None)
 
@@ -137,7 +137,7 @@ def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
 async def _answer(
     request: web.Request, asked: _Asked, table: IdempotencyKeys, take: Callable[[OwnTurn], Awaitable[None]]
 ) -> web.StreamResponse:
-    """Take the turn, attach to it, or use its stored answer; then answer in the format asked for."""
+    """Run the turn, attach to it, or use its stored answer; then answer in the requested format."""
     if asked.key is None:
         own = OwnTurn()
         try:
@@ -158,7 +158,7 @@ async def _answer(
 
 
 def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) -> OwnTurn | _Done | None:
-    """Return the turn that a key stands for, None on the first try. Raises `idempotency-key-reused`."""
+    """Return the turn that is stored under a key, None for the first request. Raises `idempotency-key-reused`."""
     now = request.app[CLOCK].monotonic()
     slot, new = table.claim(key, fingerprint(request, body), now)
     if new:
@@ -166,7 +166,7 @@ def _claim(request: web.Request, table: IdempotencyKeys, key: str, body: bytes) 
     if isinstance(slot.answer, _Done):
         if still_known(request, slot.answer.session_id):
             return slot.answer
-        table.release(key)  # A key lives as long as its session.
+        table.release(key)  # A key is kept only as long as its session.
         table.claim(key, fingerprint(request, body), now)
         return None
     assert isinstance(slot.running, OwnTurn)  # set before anything waits, see `_begin`
@@ -184,7 +184,7 @@ async def _give(
     request: web.Request, asked: _Asked, handle: Handle, turn: Turn, *, replayed: bool
 ) -> web.StreamResponse:
     request[SESSION] = handle.id
-    # Only a repeat can have seen events of this turn. A first request may carry a stale cursor of another turn.
+    # Only a repeat can have read events of this turn. A first request may carry a stale cursor of another turn.
     after = _cursor(request, handle) if replayed else None
     headers = REPLAYED if replayed else NO_HEADERS
     answer = Answer(request, handle, turn, format=asked.format, wait=asked.wait, after=after, headers=headers)
@@ -192,13 +192,13 @@ async def _give(
 
 
 def _cursor(request: web.Request, handle: Handle) -> EventId | None:
-    """Return the position after the last event that the client says it has. Raises `invalid-cursor`."""
+    """Return the position of the request's cursor. Raises `invalid-cursor`."""
     cursor = last_event_id(request.headers.get("Last-Event-ID"), request.query)
     return None if cursor is None else parameters.start(cursor, handle.reader)
 
 
 def _begin(table: IdempotencyKeys, key: str) -> OwnTurn:
-    """Make the turn to which repeats of the request attach."""
+    """Create the turn to which repeats of the request attach."""
     own = OwnTurn()
     table.attach(key, own)
     own.begun.add_done_callback(_settle(table, key))
@@ -206,18 +206,18 @@ def _begin(table: IdempotencyKeys, key: str) -> OwnTurn:
 
 
 async def _take(own: OwnTurn, take: Callable[[OwnTurn], Awaitable[None]]) -> None:
-    """Take a turn that others may be waiting for, too."""
+    """Run a turn for which other requests may also be waiting."""
     try:
         await take(own)
     except BaseException as error:
         if not own.begun.done():
             own.begun.set_exception(error if isinstance(error, Exception) else ConnectionResetError())
-            own.begun.exception()  # It is raised here; others who wait for it read it themselves.
+            own.begun.exception()  # Mark it as retrieved: it is raised here, and other waiters read it themselves.
         raise
 
 
 async def _unless_left(request: web.Request, own: OwnTurn) -> tuple[Handle, Turn]:
-    """Wait until the turn has begun. Raises ConnectionResetError when the client leaves before."""
+    """Wait until the turn has begun. Raises ConnectionResetError if the client leaves before."""
     left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def leave() -> None:
@@ -229,7 +229,7 @@ async def _unless_left(request: web.Request, own: OwnTurn) -> tuple[Handle, Turn
         either: set[asyncio.Future[Any]] = {
             own.begun,
             left,
-        }  # of two kinds, and neither's value is read here
+        }  # of two types, and neither's value is read here
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         forget()
@@ -239,7 +239,7 @@ async def _unless_left(request: web.Request, own: OwnTurn) -> tuple[Handle, Turn
 
 
 def _settle(table: IdempotencyKeys, key: str) -> Callable[["asyncio.Future[tuple[Handle, Turn]]"], None]:
-    """Return what keeps a turn's answer under its key, or releases the key where a repeat should try again."""
+    """Return a callback that stores a turn's answer under its key, or releases the key if a repeat should try again."""
 
     def begun(future: "asyncio.Future[tuple[Handle, Turn]]") -> None:
         if future.cancelled() or future.exception() is not None:

@@ -1,7 +1,7 @@
-"""The result of a turn, as its answer tells it (api.md, 4 Turns). No I/O.
+"""The result of a turn, as its answer contains it (api.md, 4 Turns). No I/O.
 
-A response that failed is an answer all the same, as in OpenAI's Responses; only its rate limit is an error, because
-there the same request succeeds later. Text alone cannot tell of a failure, so there it is an error.
+A failed response is still an answer, as in OpenAI's Responses API. Only a rate limit is an error, because the same request
+can succeed later. Plain text cannot represent a failure, so in text every failure is an error.
 """
 
 import re
@@ -15,13 +15,13 @@ from gateway.relay.refusals import RATE_LIMITS
 from gateway.relay.turn import Turn
 
 RATE_LIMIT_RETRY_SECONDS: Final = 10.0
-"""Where OpenAI does not say when to come back."""
+"""Used if OpenAI does not say when to retry."""
 
 _TRY_AGAIN: Final = re.compile(r"try again in (?:(\d+)m(?!s))?(?:([\d.]+)(ms|s))?", re.I)
 
 
 def document(turn: Turn, session_id: str, head: str) -> dict[str, object]:
-    """Return a finished turn as a JSON answer. Raises what the turn failed with."""
+    """Return a finished turn as a JSON answer. Raises the turn's error."""
     result = result_of(turn)
     output = result.get("output")
     document = {
@@ -40,7 +40,7 @@ def document(turn: Turn, session_id: str, head: str) -> dict[str, object]:
 
 
 def result_of(turn: Turn) -> Json:
-    """Return the `response` of the turn's response.done. Raises what came instead, a rate limit included."""
+    """Return the `response` of the turn's response.done. Raises the turn's error, or that of a rate limit."""
     if turn.failure is not None:
         raise turn.failure
     result = turn.result or {}
@@ -57,8 +57,8 @@ def result_of(turn: Turn) -> Json:
 
 
 def text_of(turn: Turn) -> str:
-    """Return the whole text of a finished turn, in characters that UTF-8 can carry. Raises `shortcoming`, or
-    `no-text-output` where there is no text."""
+    """Return the whole text of a finished turn, in characters that UTF-8 can encode. Raises the `shortcoming`, or
+    `no-text-output` if there is no text."""
     error = shortcoming(turn)
     if error is not None:
         raise error
@@ -71,8 +71,8 @@ def text_of(turn: Turn) -> str:
 
 
 def shortcoming(turn: Turn) -> GatewayError | None:
-    """Return why the text of a finished turn, if it has any, is not its whole answer, since text alone cannot say so: the
-    turn failed, or its response did, was cancelled, is incomplete or asks for a function call."""
+    """Return why the text of a finished turn is not its whole answer, else None. Reasons: the turn or its response failed,
+    or the response was cancelled, is incomplete or contains a function call."""
     try:
         result = result_of(turn)
     except GatewayError as error:
@@ -91,7 +91,7 @@ def shortcoming(turn: Turn) -> GatewayError | None:
 
 
 def failure_of(turn: Turn) -> GatewayError | None:
-    """Return what a turn's answer as text would have been refused with."""
+    """Return the error of a turn's answer as text, else None."""
     try:
         text_of(turn)
     except GatewayError as error:
@@ -100,20 +100,20 @@ def failure_of(turn: Turn) -> GatewayError | None:
 
 
 def output_text(result: Json) -> str | None:
-    """Join the texts of a response's messages, None where it has none at all."""
+    """Join the texts of a response's messages; None if it has none."""
     texts = list(_texts(result))
     return "".join(texts) if texts else None
 
 
 def response_error(result: Json) -> Json | None:
-    """Return the error of a failed response."""
+    """Return the error of a failed response, else None."""
     details = result.get("status_details")
     error = details.get("error") if isinstance(details, Mapping) else None
     return error if isinstance(error, Mapping) else None
 
 
 def retryable(turn: Turn) -> bool:
-    """Return whether a finished turn left nothing worth keeping, so that a repeat should try again."""
+    """Return whether a finished turn has no answer to store, so that a repeat should try again."""
     failure = failure_of(turn)
     return (failure is not None and failure.retryable and turn.result is None) or _rate_limited(failure)
 

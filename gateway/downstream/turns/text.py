@@ -1,7 +1,7 @@
-"""A turn's answer as plain text: its deltas, as they come. No I/O.
+"""A turn's answer as plain text: its deltas, as they arrive. No I/O.
 
-A delta may end in half of a surrogate pair, because the far end counts in UTF-16; the other half begins the next one. Such
-halves are joined. A half without its other one cannot be written in UTF-8 and becomes U+FFFD.
+A delta may end in half of a surrogate pair, because OpenAI splits UTF-16; the next delta then begins with the other half.
+Such halves are joined. An unpaired half cannot be encoded in UTF-8 and becomes U+FFFD.
 """
 
 import json
@@ -17,7 +17,7 @@ DELTA: Final = "response.output_text.delta"
 
 
 class TextDeltas:
-    """A `Rendering` of delta events alone, for one turn: it keeps what the last delta left unfinished."""
+    """A `Rendering` of the delta events of one turn. It keeps an unpaired surrogate until the next delta."""
 
     media_type = "text/plain; charset=utf-8"
 
@@ -44,12 +44,12 @@ class TextDeltas:
         return b""
 
     def rest(self) -> bytes:
-        """Return what was held back for a delta that did not come."""
+        """Return the rest that was held back for a delta that did not come."""
         return well_formed(self._half).encode()
 
 
 def well_formed(text: str) -> str:
-    """Join halves of surrogate pairs, and replace those that have no other half."""
+    """Join surrogate pairs, and replace unpaired surrogates."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -66,6 +66,6 @@ def _delta(entry: Entry) -> str:
     event = unframe(entry.block, entry.start)
     try:
         return _decoder.decode(event).delta
-    except msgspec.DecodeError:  # Half of a surrogate pair, or no text at all.
+    except msgspec.DecodeError:  # An unpaired surrogate, or not a string.
         delta = json.loads(event).get("delta")
         return delta if isinstance(delta, str) else ""
