@@ -30,12 +30,12 @@ from gateway.relay.state import CloseReason
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """What the operator's listener needs beyond the hub."""
+    """The functions and values that the operator's listener needs in addition to the hub."""
 
     metrics: Callable[[str], tuple[bytes, str]]
     """Return the metrics and their content type for an `Accept` header."""
     drain: Callable[[], None]
-    """Start to shut down, as SIGTERM does. Returns at once."""
+    """Start the shutdown, as SIGTERM does. Returns at once."""
     token_sha256: tuple[bytes, ...] = field(default=(), repr=False)
     """Digests of the admin tokens. Without any, only loopback is served."""
     nodes: Callable[[], Sequence[Mapping[str, object]]] = tuple
@@ -94,7 +94,7 @@ async def metrics(request: web.Request) -> web.Response:
     best = preferred(accept, _EXPOSITIONS)
     if best is None:
         raise CallerError("not-acceptable", f"Metrics are given as {' or '.join(_EXPOSITIONS)}.")
-    # The library takes the first range that it knows and ignores weights. So it gets only the ranges of the best type,
+    # The library uses the first range that it knows and ignores weights. So pass only the ranges of the best type,
     # which name the version and the escaping that the client can read.
     ranges = ",".join(part for part in accept.split(",") if part.partition(";")[0].strip().lower() == best)
     body, content_type = request.app[OPERATOR].metrics(ranges.lower() or best)
@@ -143,7 +143,7 @@ async def restart(request: web.Request) -> web.Response:
 
 
 async def drain(request: web.Request) -> web.Response:
-    """Start to shut down."""
+    """Start the shutdown."""
     _require_operator(request)
     request.app[OPERATOR].drain()
     return json_answer({"draining": True}, status=202)
@@ -164,7 +164,7 @@ def _require_operator(request: web.Request) -> None:
 
 
 def _shown(view: View) -> dict[str, object]:
-    """Return a session without what its owner wrote, such as metadata."""
+    """Return a session without members that its owner wrote, such as metadata."""
     return {
         "id": view.id,
         "principal": view.principal,

@@ -1,6 +1,6 @@
-"""Running a request once, even if it is repeated (draft-ietf-httpapi-idempotency-key-header).
+"""Runs a request once, even if it is repeated (draft-ietf-httpapi-idempotency-key-header).
 
-For requests that are answered when they are done. Turns have code of their own, since a repeat attaches to a running turn.
+For requests that are answered when they are done. Turns have their own code, since a repeat attaches to a running turn.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def fingerprint(request: web.Request, body: bytes) -> bytes:
 
 
 def promise_of(request: web.Request, grant: Grant, body: bytes) -> Promise:
-    """Return what the session stores together with the effect of the request."""
+    """Return the promise that the session stores together with the effect of the request."""
     key = scoped_key(request, grant)
     peer_request = request.get(PEER_REQUEST)
     if key is None and peer_request is None:

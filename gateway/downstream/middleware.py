@@ -52,7 +52,7 @@ CLIENT_LEFT: Final = 499
 """Status in logs and metrics if the client left, or the server closed, before the response. nginx uses the same number."""
 
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
-"""Machines request these under any host name. They contain nothing that a page could misuse by DNS rebinding."""
+"""Paths that machines request under any host name. Their responses are no use to a page that uses DNS rebinding."""
 
 _TOLD_WHERE_KNOWN: Final = (("session", SESSION), ("principal", PRINCIPAL), ("code", ERROR_CODE))
 
@@ -61,7 +61,7 @@ STREAMED: Final = frozenset({"text/event-stream", "application/x-ndjson"})
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, and report its response: to the metrics when its headers are sent, to the log at its end."""
+    """Assign an id to the request, and report its response to the metrics at its headers and to the log at its end."""
     app = request.app
     clock, telemetry = app[CLOCK].monotonic, app[TELEMETRY]
     began = clock()
@@ -119,7 +119,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse requests that web pages may not make, and answer preflights."""
+    """Refuse requests that web pages are not allowed to make, and answer preflights."""
     rules = request.app[ACCESS].rules
     refusal = _refusal(request)
     if refusal is None:

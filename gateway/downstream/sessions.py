@@ -333,7 +333,7 @@ def created_object(request: web.Request, view: View) -> dict[str, object]:
 
 
 def credentials(request: web.Request, session_id: str, expires_at: object) -> dict[str, object]:
-    """Return the credentials of a new session. They are signed, so a repeated create gets the same ones."""
+    """Return the credentials of a new session. Signing is deterministic, so a repeated create gets the same ones."""
     signatures = request.app[ACCESS].signatures
     secret = {"value": signatures.sign("secret", session_id), "expires_at": expires_at}
     return {

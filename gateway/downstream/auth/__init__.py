@@ -1,1 +1,1 @@
-"""Who calls, from where, and what they may do."""
+"""Authentication and authorization of callers, and the rules on their origins."""

@@ -1,9 +1,9 @@
 """Who is calling, and what they may do (api.md, 6 Credentials).
 
-A caller shows an API key, a session's client secret or ticket, or nothing. `grant` and `session_grant` turn that into
-a `Grant`; handlers ask nothing else. Keys are kept as SHA-256 digests and compared in constant time. A key or a
-secret is never taken from a query, where proxies and histories would keep it; a ticket is, since `EventSource` can
-send no header.
+A caller sends an API key, a session's client secret or ticket, or nothing. `grant` and `session_grant` turn that into
+a `Grant`, which is all that handlers use. Keys are stored as SHA-256 digests and compared in constant time. Keys and
+secrets are not accepted in a query, since proxies and histories store it. Tickets are, since `EventSource` cannot send
+headers.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from gateway.relay.envelope import matches_type
 from gateway.relay.ports import Handle, Principal
 
 Need = Literal["read", "send"]
-"""What a caller wants of a session; tickets are for reading only."""
+"""The required permission. Tickets allow reading only."""
 
 ANONYMOUS: Final = "anonymous"
 
@@ -34,18 +34,18 @@ SECRET_ALLOWS: Final = (
     "response.cancel",
     "input_audio_buffer.*",
 )
-"""What a client secret may send whatever the create said: enough to talk, nothing that changes the session."""
+"""Event types that every client secret may send: enough for a conversation, without changes to the session."""
 
 BURST_SECONDS: Final = 2.0
-"""What a rate limit lets a quiet caller save up."""
+"""The burst of a rate limit, in seconds of its rate."""
 
 _BEARER: Final = re.compile(r"bearer +([!-~]+) *\Z", re.IGNORECASE)
-"""RFC 9110 11.1: the scheme's name is in any case."""
+"""The name of the scheme is case-insensitive (RFC 9110 11.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRule:
-    """One caller: the SHA-256 digests of its keys (two while they rotate) and its limits, None for no limit."""
+    """One caller: the SHA-256 digests of its keys (two during a rotation) and its limits, None for no limit."""
 
     name: str
     sha256: tuple[bytes, ...] = field(default=(), repr=False)
@@ -61,21 +61,21 @@ class KeyRule:
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    """Everything the operator says about access. Frozen: a reload replaces it whole."""
+    """All access settings of the operator. Frozen: a reload replaces the whole object."""
 
     keys: tuple[KeyRule, ...] = ()
     keys_expected: bool = False
-    """Keys are configured, even if there is none at the moment. Then no key lets nobody in."""
+    """Keys are configured, even if there is none at the moment. Then an empty list of keys admits no caller."""
     anonymous: KeyRule | None = None
-    """Callers without a credential, beside keys. Where no keys are configured they are let in without this, too."""
+    """The rule for callers without a credential if keys are configured. Without keys they are always admitted."""
     hosts: frozenset[str] = frozenset()
-    """Host names beside loopback's that are taken where there is no key."""
+    """Host names, in addition to loopback's, that are allowed for callers without a key."""
     own_origins: frozenset[str] = frozenset()
-    """Origins of the gateway itself as its clients see it, such as that of `server.public_url`."""
+    """The gateway's own origins as clients see them, such as that of `server.public_url`."""
     cors_origins: frozenset[str] = frozenset()
-    """Other sites' origins, in the spelling of `normal_origin`, or `*` for all."""
+    """Allowed origins of other sites, in the form of `normal_origin`, or `*` for all."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Whose `X-Forwarded-Proto` is believed."""
+    """Proxies whose `X-Forwarded-Proto` is trusted."""
     members_locked: bool = False
     """The operator has locked members of the session object."""
     client_upstream: bool = False
@@ -83,32 +83,32 @@ class AccessRules:
 
     @property
     def keyed(self) -> bool:
-        """Whoever shows a key must show a known one."""
+        """Whether a key that a caller sends must be a known one."""
         return bool(self.keys) or self.keys_expected
 
     @property
     def serves_anonymous(self) -> bool:
-        """Callers without a credential are let in."""
+        """Whether callers without a credential are admitted."""
         return self.anonymous is not None or not self.keyed
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A caller that was let in."""
+    """An authorized caller."""
 
     principal: Principal
     credential: Literal["key", "anonymous", "secret", "ticket"]
     patterns: tuple[str, ...] = ("*",)
-    """What it may send: event types, or beginnings of them with a `*`."""
+    """Event types that it may send, or prefixes of them followed by `*`."""
     restricted: bool = False
-    """An event's members matter to what is allowed, so an event that two parsers may read differently is refused."""
+    """Permissions depend on an event's members, so events that parsers may interpret differently are refused."""
 
     def allows(self, event_type: str) -> bool:
         return any(matches_type(pattern, event_type) for pattern in self.patterns)
 
 
 class Access:
-    """The rules in force and what they count. `replace` brings new rules while the gateway runs."""
+    """The current rules and their rate limits. `replace` changes the rules while the gateway runs."""
 
     def __init__(
         self,
@@ -119,22 +119,22 @@ class Access:
         self.rules = rules
         self.signatures = signatures
         self._monotonic = monotonic
-        # One bucket for a principal and a limit: bounded by the configured names.
+        # One bucket per principal and limit, so their number is bounded by the configured names.
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def replace(self, rules: AccessRules) -> None:
-        """Put new rules in force. Running sessions keep their owner by name; rate limits start with full buckets."""
+        """Apply new rules. Running sessions keep their owner by name; rate limits start with full buckets."""
         self.rules = rules
         self._buckets.clear()
 
     def rule(self, principal: str) -> KeyRule | None:
-        """Return a principal's limits; None if its key was removed or it needs none."""
+        """Return a principal's limits; None if its key was removed or it has none."""
         if principal == ANONYMOUS:
             return self.rules.anonymous
         return next((rule for rule in self.rules.keys if rule.name == principal), None)
 
     def caller_by_key(self, word: str) -> KeyRule | None:
-        """Find whose key this is. Takes the same time whichever it is."""
+        """Return the caller of a key, in constant time; None if the key is unknown."""
         digest = hashlib.sha256(word.encode("utf-8", "replace")).digest()
         found = None
         for rule in self.rules.keys:
@@ -147,27 +147,26 @@ class Access:
         """Count a session being opened. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.sessions_per_minute is not None:
-            # A whole minute's worth may be opened at once: that is what "a minute" promises.
+            # The sessions of a whole minute may be opened at once, since the limit is per minute.
             wanted = [("sessions", 1.0, rule.sessions_per_minute / 60, max(1.0, rule.sessions_per_minute))]
             self._spend(rule, wanted)
 
     def spend_bytes(self, grant: Grant, size: int) -> None:
-        """Count a body before it is looked into, since that is what a large one costs, right or wrong. Raises
-        `rate-limited`."""
+        """Count a body before it is parsed, since parsing costs the same if it is invalid. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.bytes_per_second is not None:
             rate = rule.bytes_per_second
             self._spend(rule, [("bytes", float(size), rate, rate * BURST_SECONDS)])
 
     def spend_events(self, grant: Grant, events: int) -> None:
-        """Count client events about to be sent. Raises `rate-limited`."""
+        """Count client events before they are sent. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.events_per_second is not None:
             rate = rule.events_per_second
             self._spend(rule, [("events", float(events), rate, rate * BURST_SECONDS)])
 
     def _spend(self, rule: KeyRule, wanted: list[tuple[str, float, float, float]]) -> None:
-        """Take all of (what, amount, rate, burst), or nothing."""
+        """Take all amounts of (limit, amount, rate, burst), or none."""
         now = self._monotonic()
         taken = []
         for what, amount, rate, burst in wanted:
@@ -186,7 +185,7 @@ ACCESS: Final = web.AppKey("access", Access)
 
 
 def grant(request: web.Request) -> Grant:
-    """Let a caller in where no session is concerned. Raises `unauthorized` or `forbidden`."""
+    """Authorize a request that concerns no session. Raises `unauthorized` or `forbidden`."""
     word, _ = _shown(request)
     if word is not None and looks_signed(word):
         kind, _ = _signed(request, word)
@@ -197,11 +196,11 @@ def grant(request: web.Request) -> Grant:
 
 
 def session_grant(request: web.Request, need: Need, *, word: str | None = None) -> tuple[Grant, Handle]:
-    """Let a caller in to the session of the path's `{id}`, and mark that somebody cares for it. A POST may bring the
-    session a newer upstream credential.
+    """Authorize a request for the session of the path's `{id}`, and mark the session as in use. A POST may bring a newer
+    upstream credential for the session.
 
-    `word` is a client secret that came another way than in a header. Raises `unauthorized`, `forbidden`, or
-    `session-unknown`, which is also what others' sessions are.
+    `word` is a client secret that was not in a header. Raises `unauthorized`, `forbidden`, or `session-unknown`, also
+    for sessions of other callers.
     """
     session_id = request.match_info["id"]
     shown, in_query = _shown(request)
@@ -235,12 +234,12 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
 
 
 def require_credential(request: web.Request) -> None:
-    """Turn away a caller whose credential is missing or not genuine, before anything is done for it. Whether it is good
-    for the session is for the session's node to say. Raises `unauthorized`."""
+    """Refuse a caller whose credential is missing or not genuine. The session's node checks whether it is valid for the
+    session. Raises `unauthorized`."""
     word, _ = _shown(request)
     if word is not None and looks_signed(word):
         _signed(request, word)
-    elif word is not None or not request.path.endswith("/close"):  # whose body may be the client secret
+    elif word is not None or not request.path.endswith("/close"):  # its body may be the client secret
         _by_key(request, word)
 
 
@@ -259,7 +258,7 @@ def upstream_bearer(request: web.Request) -> str | None:
 
 
 def bearer_word(request: web.Request) -> str | None:
-    """Return the Bearer credential of the Authorization header. Other schemes, such as Basic for a proxy, are ignored."""
+    """Return the Bearer credential of the Authorization header. Other schemes, such as a proxy's Basic, are ignored."""
     found = _BEARER.match(request.headers.get("Authorization", ""))
     return found[1] if found else None
 
@@ -327,7 +326,7 @@ def _by_session(request: web.Request, kind: Literal["secret", "ticket"], handle:
 
 
 def _require_known(request: web.Request, principal: str) -> None:
-    """Revoking a key revokes the client secrets and tickets of its sessions."""
+    """Check that the principal still exists: revoking a key revokes the client secrets and tickets of its sessions."""
     access = request.app[ACCESS]
     known = access.rules.serves_anonymous if principal == ANONYMOUS else access.rule(principal) is not None
     if not known:

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Bucket:
-    """Fills at `rate` a second up to `burst`.
+    """Fills at `rate` per second up to `burst`.
 
-    What is larger than `burst` is taken when the bucket is full and leaves a debt, so that nothing is refused for ever.
+    An amount larger than `burst` is taken when the bucket is full and leaves a debt, so that no amount is always refused.
     """
 
     rate: float
     burst: float
     level: float
     at: float
-    """When `level` was true, in monotonic seconds."""
+    """When `level` was last updated, in monotonic seconds."""
 
     @classmethod
     def full(cls, rate: float, burst: float, now: float) -> "Bucket":

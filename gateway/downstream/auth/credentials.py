@@ -1,8 +1,8 @@
-"""Client secrets and tickets: signed words that name one session.
+"""Client secrets and tickets: signed tokens that name one session.
 
-Signed rather than stored, so that every node that has the key can check them. They hold no time: they end with their
-session. Signing is deterministic, so a repeated create gives the same words. The first key signs, all of them verify,
-which is how keys are rotated. Knows no request and no session but its id.
+They are signed rather than stored, so that every node with the key can check them. They contain no time: they expire with
+their session. Signing is deterministic, so a repeated create returns the same tokens. The first key signs and all of them
+verify, so that keys can be rotated. Knows no requests, and only the ids of sessions.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ PREFIXES: Final[dict[Credential, str]] = {"secret": "gwk_", "ticket": "gwt_"}
 
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\Z")
-"""Session and signature. Checked first, since base64 decoders pass over what is not theirs: of 43 characters the last holds
-two bits beyond the 256, so that without this four words would be as good as each one that was signed."""
+"""Session and signature. Checked first, since base64 decoders ignore some invalid input: the last of 43 characters has two
+bits more than the 256 of the signature, so without this check four tokens would be valid for each signed one."""
 
 
 class Signatures:
-    """Makes and reads both kinds. A word of one kind is never valid as the other: each has its own derived key."""
+    """Signs and verifies both kinds. A token of one kind is never valid as the other: each has its own derived key."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        """`keys` begins with the one that signs; each has at least 32 bytes."""
+        """The first of `keys` signs; each has at least 32 bytes."""
         if not keys or min(map(len, keys)) < 32:
             raise ValueError("a signing key has at least 32 bytes")
         # itsdangerous signs with the last of its keys.
@@ -43,7 +43,7 @@ class Signatures:
         }
 
     def sign(self, kind: Credential, session_id: str) -> str:
-        """Make the word for a session."""
+        """Return the token for a session."""
         word = self._signers[kind].sign(session_id.removeprefix(SESSION_PREFIX))
         return PREFIXES[kind] + word.decode("ascii")
 

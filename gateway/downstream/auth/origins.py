@@ -1,8 +1,8 @@
-"""Whose pages may call: the rules on Host and Origin, and CORS (api.md, 6 Credentials).
+"""Which web pages may call: the rules on Host and Origin, and CORS (api.md, 6 Credentials).
 
-A browser on the operator's own machine is the danger. Any page it shows can post to localhost, and through DNS
-rebinding can even be same-origin with it. The `Origin` header betrays the first, the `Host` header the second. Values
-only; knows no server.
+The rules protect against pages in a browser on the operator's own machine. Any page can post to localhost, and with DNS
+rebinding it can even be same-origin. The `Origin` header reveals the first, the `Host` header the second. Works on values
+only and knows no server.
 """
 
 import re
@@ -17,28 +17,28 @@ ALLOWED_METHODS: Final = "GET, POST, DELETE"
 ALLOWED_HEADERS: Final = (
     "Authorization, Content-Type, Last-Event-ID, Idempotency-Key, X-Request-Id, X-Upstream-Authorization"
 )
-"""Named to a preflight that asks for none."""
+"""Headers allowed if a preflight asks for none."""
 EXPOSED_HEADERS: Final = "Location, Link, Retry-After, X-Request-Id, Idempotency-Replayed"
 PREFLIGHT_SECONDS: Final = 7200
-"""Chromium's own limit; more is cut to it."""
+"""Chromium's maximum."""
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 _NO_HOST: Final = re.compile(r"[@\s*,\\^|<>\"`{}%]")
-"""What no host of an origin holds: it would be of another part of a URL, or of a pattern."""
+"""Characters that are invalid in the host of an origin. They belong to other parts of a URL, or to a pattern."""
 _NUMERIC_END: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)$")
-"""A host with such an end is an IPv4 address (WHATWG URL 3.5)."""
+"""A host with this ending is an IPv4 address (WHATWG URL 3.5)."""
 _NOT_SENT: Final = frozenset({"about", "blob", "data", "file", "javascript"})
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110 5.6.2."""
+"""A token (RFC 9110 5.6.2)."""
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 
 
 def normal_origin(text: str) -> str | None:
-    """Return an origin in one spelling (RFC 6454 6.2); None for what is no origin, such as `null`.
+    """Return an origin in its normal form (RFC 6454 6.2); None if the text is not an origin, such as `null`.
 
-    Apps and extensions have origins of schemes of their own: `capacitor://localhost`, `chrome-extension://ID`.
+    Apps and extensions have origins with their own schemes: `capacitor://localhost`, `chrome-extension://ID`.
     """
     try:
         parts = urlsplit(text)
@@ -57,7 +57,7 @@ def normal_origin(text: str) -> str | None:
 
 
 def unmatchable(text: str) -> str | None:
-    """Say why no browser ever sends this as an origin, or how it writes it instead; None if it may."""
+    """Return why no browser sends this origin, or the form that browsers send instead; None if it is valid."""
     normal = normal_origin(text)
     if normal is None:
         return "is no origin; expected scheme://host[:port], as a browser sends it"
@@ -83,7 +83,7 @@ def unmatchable(text: str) -> str | None:
 
 @lru_cache(maxsize=256)  # the same few names in every request
 def host_name(host: str) -> str | None:
-    """Return the name in a Host header, without port and in small letters; None where it is malformed."""
+    """Return the name in a Host header, in lower case and without the port; None if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port
@@ -96,14 +96,14 @@ def host_name(host: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def is_loopback_name(name: str) -> bool:
-    """Whether a name can only mean this machine (RFC 6761 6.3)."""
+    """Return whether a name always means this machine (RFC 6761 6.3)."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return is_loopback_address(name)
 
 
 def is_loopback_address(text: str) -> bool:
-    """Whether a text is a loopback address, IPv4-mapped IPv6 addresses included."""
+    """Return whether a text is a loopback address, including IPv4-mapped IPv6 addresses."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -113,7 +113,7 @@ def is_loopback_address(text: str) -> bool:
 
 
 def cors_headers(origin: str, *, any_origin: bool) -> dict[str, str]:
-    """Return what every answer to a listed origin carries. Never with credentials: there are no cookies."""
+    """Return the CORS headers of a response to an allowed origin. Credentials are never allowed: there are no cookies."""
     return {
         "Access-Control-Allow-Origin": "*" if any_origin else origin,
         "Access-Control-Expose-Headers": EXPOSED_HEADERS,
@@ -121,10 +121,10 @@ def cors_headers(origin: str, *, any_origin: bool) -> dict[str, str]:
 
 
 def preflight_headers(asked: str | None) -> dict[str, str]:
-    """Return what the answer to a preflight adds (WHATWG Fetch 3.2.2).
+    """Return the additional headers of the response to a preflight (WHATWG Fetch 3.2.2).
 
-    `asked` is its Access-Control-Request-Headers. All of them are allowed, since pages carry the headers of tracing tools,
-    and a header by itself lets nobody in.
+    `asked` is its Access-Control-Request-Headers. All of them are allowed, since pages send the headers of tracing tools,
+    and a header does not grant access.
     """
     names = [name.strip() for name in (asked or "").split(",") if name.strip()]
     allowed = ", ".join(names) if all(map(_TOKEN.fullmatch, names)) else ""

@@ -1,10 +1,10 @@
-"""What is known of a client's connection: where it comes from, and whether it was encrypted there.
+"""The client's address, and whether its connection is encrypted.
 
-Behind a proxy the connection is the proxy's, and a header tells about the client's. Anybody may send such a header, so
-it is believed as far as trusted proxies wrote it (`server.trusted_proxies`). Each proxy appends an element for the hop
-that it received; counted from the right, the first element that was not written by a trusted proxy's client ends the
-search. `X-Forwarded-For` and `X-Forwarded-Proto` are read if present, else `Forwarded` (RFC 7239): most proxies write the
-first two and pass the other on as the client sent it.
+Behind a proxy the connection comes from the proxy, and a header describes the client's. Any client can send such a header,
+so only the elements written by trusted proxies are used (`server.trusted_proxies`). Each proxy appends an element for the
+hop that it received. The elements are read from the right, up to the first address that is not a trusted proxy.
+`X-Forwarded-For` and `X-Forwarded-Proto` are read if present, else `Forwarded` (RFC 7239): most proxies write the first
+two and pass the other on as the client sent it.
 """
 
 import re
@@ -30,7 +30,7 @@ def loopback_peer(request: web.Request) -> bool:
 
 
 def scheme(request: web.Request) -> str:
-    """Return the scheme that the client used, as trusted proxies tell it."""
+    """Return the scheme that the client used, as trusted proxies report it."""
     _, hops = _walk(request)
     if not hops:
         return request.scheme
@@ -39,14 +39,14 @@ def scheme(request: web.Request) -> str:
         told = [element.get("proto", "") for element in request.forwarded]
     if not told:
         return request.scheme
-    # One element for each hop. A proxy that replaces the list leaves one, which is about the client.
+    # One element per hop. A proxy that replaces the list leaves one element, which describes the client.
     word = told[max(0, len(told) - hops)].lower()
     return word if word in ("http", "https") else request.scheme
 
 
 def client_address(request: web.Request) -> str | None:
-    """Return the address of the client: of the connection's far side or, behind trusted proxies, the last one that they
-    tell of and that is none of theirs."""
+    """Return the client's address: that of the connection or, behind trusted proxies, the last one in their headers that
+    is not a trusted proxy."""
     if not request.app[ACCESS].rules.trusted_proxies:
         text = _peer_text(request)
         return text.removeprefix("::ffff:") if text is not None else None
@@ -55,7 +55,7 @@ def client_address(request: web.Request) -> str | None:
 
 
 def _walk(request: web.Request) -> tuple[Address | None, int]:
-    """Return the client's address, and how many trusted proxies stand before it."""
+    """Return the client's address, and the number of trusted proxies in front of the gateway."""
     address = _peer(request)
     networks = request.app[ACCESS].rules.trusted_proxies
     if not networks or address is None or not any(address in network for network in networks):
