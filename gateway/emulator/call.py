@@ -1,6 +1,6 @@
-"""One call, or one WebSocket session: its connection, what is spoken over it, and its end.
+"""One call, or one WebSocket session: its connection, its protocol, and its end.
 
-Refuses to know HTTP. It keeps a record of what reached it, verbatim and bounded, so that a test can ask afterwards.
+It does not know HTTP. It keeps a verbatim, bounded record of the frames it received, so that a test can read them afterwards.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from gateway.emulator.protocol.writing import Line
 # Bounds of a call's record: the oldest frames are dropped first, and counted.
 MAX_RECORD_FRAMES = 10_000
 MAX_RECORD_BYTES = 32 * 1024 * 1024
-# Between the last words (`session_expired`) and the end of the connection.
+# Between the last event (`session_expired`) and the end of the connection.
 _LAST_WORDS_SECONDS = 0.2
 
 
@@ -116,7 +116,7 @@ class Call:
         self.opened_at: float | None = None
         self.silent = False
         self.sidebands: set[Sideband] = set()
-        # The key that made it, and that key's project: others do not find the call.
+        # The key that created the call, and that key's project. Other projects cannot find the call.
         self.owner: str | None = None
         self.project: str | None = None
         self._on_end = on_end

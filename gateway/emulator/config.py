@@ -1,4 +1,4 @@
-"""What an emulator can be told before it starts. Refuses to know how: flags are `__main__`'s."""
+"""The configuration of an emulator. The command line flags are in `__main__`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""Everything that can be made to go wrong, as one value. No I/O.
+"""All faults that can be injected, as one value. No I/O.
 
-Refuses to do any of it: signalling, peer and session read their fields. A run begins with the faults of its flags
-(`--fault name=value`, repeatable); `POST /_emulator/faults` sets those of later calls, `POST /_emulator/calls/{id}/fault`
-those of one call while it runs (see `control`). A name or value that is not listed here is refused, never ignored.
+This file only lists them: signalling, peer and session read their fields and act on them. A run begins with the faults of
+its flags (`--fault name=value`, repeatable); `POST /_emulator/faults` sets those of later calls, `POST
+/_emulator/calls/{id}/fault` those of one call while it runs (see `control`). A name or value that is not listed here is
+refused, never ignored.
 
 | name | value | what happens |
 |---|---|---|

@@ -1,1 +1,1 @@
-"""What answers: rules, a chat completions server, tools."""
+"""The sources of answers: rules, a chat completions server, tools."""

@@ -1,7 +1,7 @@
-"""Finds a sum in a sentence and works it out. No I/O.
+"""Finds an arithmetic expression in a sentence and calculates it. No I/O.
 
-Refuses to be a programming language: numbers, the four operations, powers, percent, square roots and brackets, all
-bounded, worked out exactly with fractions.
+It supports numbers, the four operations, powers, percent, square roots and brackets. All are bounded, and results are exact
+because they are calculated with fractions.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A brain that asks a chat completions server, so that a local model server makes the whole stack a private chat.
 
-Refuses to know which server: anything with a streaming `POST /v1/chat/completions` will do. Text is passed on as it comes,
-function calls when they are whole. Nothing is retried: a failure ends the response as failed, as the service's would.
+It works with any server that has a streaming `POST /v1/chat/completions`. Text is passed on as it arrives, function calls
+when they are complete. Nothing is retried: a failure ends the response as failed, as on the service.
 """
 
 import json
@@ -13,7 +13,7 @@ import aiohttp
 from gateway.emulator.protocol.brain import BrainError, FunctionCall, Piece, Prompt
 from gateway.emulator.protocol.items import Item, text_of
 
-# A local model may think long before its first token, and load before that.
+# A local model may need to be loaded first, and may take long to produce its first token.
 _SILENCE_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
 _MAX_LINE = 1024 * 1024
@@ -38,7 +38,7 @@ class ChatBrain:
                     why = _complaint(await response.content.read(_MAX_COMPLAINT))
                     raise BrainError(None, f"The model server answered {response.status}{why}.")
                 if response.content_type == "application/json":
-                    # Read as a stream it would look like an empty answer.
+                    # Without this check, an error body read as a stream would look like an empty answer.
                     raise BrainError(None, "The model server does not stream its answers.")
                 async for line in response.content:
                     delta = _delta(line)
@@ -123,7 +123,7 @@ def _delta(line: bytes) -> dict[str, Any] | None:
         return None
     chunk = json.loads(data)
     if isinstance(chunk, dict) and chunk.get("error"):
-        # Too late for a status, so servers say it in the stream.
+        # The status has been sent by then, so servers report the error in the stream.
         raise BrainError(None, f"The model server failed{_complaint(data)}.")
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     delta = (

@@ -1,7 +1,7 @@
-"""What somebody said of themselves earlier, found again when asked. No I/O.
+"""Finds facts that users stated about themselves earlier in the conversation. No I/O.
 
-Refuses to remember anything itself: each question reads the conversation it is given. So what was told before a lost call
-is known after it if, and only if, the conversation was carried over.
+It stores nothing: each question searches the conversation it is given. So facts from before a lost call are known afterwards
+if, and only if, the conversation was carried over.
 """
 
 import re
@@ -43,10 +43,10 @@ Facts = dict[str, tuple[str, str]]
 
 
 def facts_in(texts: Iterable[str]) -> Facts:
-    """Collect what was told: key to (whose, value); the last word counts."""
+    """Collect the stated facts: key to (whose, value). A later statement replaces an earlier one."""
     facts: Facts = {}
     for text in texts:
-        # "What is my name?" tells nothing.
+        # "What is my name?" states no fact.
         for sentence in re.split(r"(?<=[.!?\n])\s+", text):
             if sentence.rstrip().endswith("?") or len(sentence) > 2000:
                 continue

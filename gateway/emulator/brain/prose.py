@@ -1,7 +1,7 @@
-"""Writes any number of words about anything. No I/O.
+"""Writes text of any length about any subject. No I/O.
 
-Refuses to mean anything: sentences are drawn in a fixed order that depends on the subject alone, so that a test can
-predict a text of a given length and a stream is worth watching.
+The text has no real content. Sentences are chosen in a fixed order that depends only on the subject, so that a test can
+predict a text of a given length and a demo shows varied text.
 """
 
 import zlib

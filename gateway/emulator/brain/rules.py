@@ -1,8 +1,8 @@
 """The offline brain: a list of rules, tried in order. No I/O.
 
-Refuses to be clever and to surprise: the same conversation always gets the same answer. What it can do is what a demo and
-a test need: greet, work out sums, count, spell, repeat, remember what it was told, tell the date it was given, write long
-texts, follow a few instructions, call functions and use their results.
+The same conversation always gets the same answer. The rules cover what demos and tests need: greet, work out sums,
+count, spell, repeat, remember what it was told, tell the date it was given, write long texts, follow a few
+instructions, call functions and use their results.
 """
 
 import json
@@ -79,13 +79,13 @@ class RuleBrain:
         """Answer the newest item: a function's result, or what the user said last."""
         asked = _last(prompt.items)
         spoken = asked is not None and asked.get("role") == "user"
-        # A choice that forces a call does so whatever came last, as the service's models do.
+        # A tool choice that forces a call does so whatever the newest item is, as with the service's models.
         if spoken or prompt.tool_choice not in ("auto", "none"):
             text = text_of(asked) if asked is not None and spoken else ""
             calls = tools.choose(text, prompt.tools, prompt.tool_choice)
             if calls:
                 if is_reasoning(prompt.model):
-                    # The newer models say what they are about to do in the same response.
+                    # The newer models announce the call in the same response.
                     for token in tokenize("Let me check."):
                         yield Comment(token)
                 for call in calls:

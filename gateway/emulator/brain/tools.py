@@ -1,7 +1,7 @@
 """Chooses a function to call and arguments that fit its JSON schema. No I/O.
 
-Refuses to understand: a function is asked for when the text names it or a word of its name, or several words of its
-description; arguments are taken from the text where something in it fits, and made up where nothing does.
+Matching is by words only. A function is chosen when the text contains its name, a word of its name, or several words of its
+description. Arguments are taken from the text where a value fits, and invented otherwise.
 """
 
 import json
@@ -53,7 +53,7 @@ _SAMPLES = (
 
 
 def choose(text: str, tools: Sequence[Schema], choice: str | Schema) -> list[FunctionCall]:
-    """Return the calls that `text` asks for, under `tool_choice`; none is a common answer."""
+    """Return the calls that `text` asks for, under `tool_choice`; often there are none."""
     functions = [t for t in tools if t.get("type") == "function" and isinstance(t.get("name"), str)]
     if choice == "none" or not functions:
         return []

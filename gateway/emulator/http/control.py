@@ -1,6 +1,6 @@
-"""The emulator's own endpoints under `/_emulator`, for tests and demos; the service has nothing like them.
+"""The emulator's own endpoints under `/_emulator`, for tests and demos. The service has no such endpoints.
 
-Refuses callers from other machines. All bodies are JSON.
+Callers from other machines are refused. All bodies are JSON.
 
 | call | does |
 |---|---|

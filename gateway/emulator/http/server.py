@@ -1,6 +1,6 @@
 """The service over HTTP: calls, hangup, client secrets, and how it refuses.
 
-Refuses to know what is said on a channel. Paths, statuses, headers and bodies are the service's own, as recorded or
+It does not know the events on a channel. Paths, statuses, headers and bodies are the service's own, as recorded or
 reported (Realtime: WebRTC, client secrets); what has no counterpart there is under `/_emulator` (`control`).
 """
 
@@ -104,7 +104,7 @@ class _Api:
         identity = self._identify(signalling.bearer(request))
         offer, given = await signalling.read_call(request)
         if given is None:
-            # A secret brings its session; a request's own overrides it. `?model=` is no part of it any more.
+            # A secret carries a session configuration, which the request's own overrides. `?model=` does not change it.
             given = identity.session or {}
         elif identity.session:
             given = identity.session | given
@@ -120,7 +120,7 @@ class _Api:
         return response
 
     async def hangup(self, request: web.Request) -> web.Response:
-        """Realtime: hang up. The key that opened a call ends it, even when it has expired since."""
+        """Realtime: hang up. The key that opened a call may end it, even after the key has expired."""
         key = signalling.bearer(request)
         call = self.service.calls.get(request.match_info["call_id"])
         project = call.project if call is not None and call.owner == key else self._identify(key).project
@@ -215,7 +215,7 @@ async def _service_answers(request: web.Request, handler: Any) -> web.StreamResp
         response = web.json_response({"error": body | {"code": "request_too_large"}}, status=413)
     headers = response.headers
     headers["Access-Control-Allow-Origin"] = "*"
-    # Two instances, as recorded: clients that read only the first must find the call's address there.
+    # The header is sent twice, as recorded. Clients that read only the first one must find the call's address there.
     headers["Access-Control-Expose-Headers"] = "Location, X-Request-Id"
     headers.add("Access-Control-Expose-Headers", "CF-Ray")
     headers["X-Request-Id"] = f"req_{uuid.uuid4().hex}"

@@ -1,6 +1,6 @@
 """Reads what clients post to the service and writes its refusals.
 
-Refuses to open anything: bodies, credentials and headers only. The forms are those of the reference and of its examples:
+It opens no calls; it handles bodies, credentials and headers only. It accepts the forms of the reference and its examples:
 multipart with or without content types on its parts, a raw offer, an optional `?dcid=`.
 """
 

@@ -1,7 +1,7 @@
 """WebSockets: sidebands of running calls, and sessions that have nothing else (Realtime: server controls, WebSocket).
 
-Refuses to know what is said. `?call_id=` joins a call: both connections then speak for it and hear the same events from
-now on, without `session.created` and without sound. `?model=` or `?intent=transcription` begins a session, and so does a
+It does not know the events. `?call_id=` joins a call: from then on both connections may send events for it and receive the
+same events, without `session.created` and without sound. `?model=` or `?intent=transcription` begins a session, and so does a
 bare address with an ephemeral key, which brings one. The key comes as Bearer or, from browsers, whose WebSocket can set no
 header, as a sub-protocol. An unknown call, and one of another project, is 404 before the upgrade.
 """
@@ -19,7 +19,7 @@ from gateway.emulator.protocol.client_secrets import Identity
 from gateway.emulator.protocol.errors import HttpRefusal
 from gateway.emulator.service import Service
 
-# What a reader of a sideband has not taken yet. At the bound its sideband is closed, not the call.
+# The bytes that a sideband's client has not read yet. At the bound the sideband is closed, not the call.
 _MAX_WAITING_BYTES = 32 * 1024 * 1024
 # Above this much unsent, a session's next delta waits, as on a data channel.
 _HIGH_WATER = 256 * 1024
@@ -55,7 +55,7 @@ class WebSockets:
                 return await _refuse(request, "invalid_intent")
             given["type"] = "transcription"
         elif model is not None:
-            # A key that brings its session has named the model.
+            # A key that carries a session configuration has named the model.
             given = {"type": "realtime", "model": model} | given
         elif identity.session is None:
             return await _refuse(request, "missing_model")
@@ -90,9 +90,9 @@ class WebSockets:
 
 
 class Outlet:
-    """The way out of one WebSocket: a queue, and `run`, which empties it until the end.
+    """The send queue of one WebSocket, and `run`, which sends it until the end.
 
-    With a bound, what exceeds it ends the socket; without one, `writable` holds the writer back.
+    With a bound, exceeding it ends the socket. Without one, `writable` makes the writer wait.
     """
 
     def __init__(self, request: web.Request, socket: web.WebSocketResponse, bound: int | None) -> None:

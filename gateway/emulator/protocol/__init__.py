@@ -1,1 +1,1 @@
-"""The Realtime protocol of one session, without a wire."""
+"""The Realtime protocol of one session, without a transport."""

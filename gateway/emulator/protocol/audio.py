@@ -1,7 +1,7 @@
 """The input audio buffer: how much was appended, and where speech begins and ends in it. No I/O.
 
-Refuses to understand: it measures loudness in frames of 20 ms, and keeps no audio. A commit needs 100 ms of it, as the
-service demands. Times are milliseconds of audio since the session began (Realtime: input_audio_buffer.speech_started).
+It measures loudness in frames of 20 ms. It does not recognise words and keeps no audio. A commit needs 100 ms of audio, as on
+the service. Times are milliseconds of audio since the session began (Realtime: input_audio_buffer.speech_started).
 """
 
 import base64
@@ -53,7 +53,7 @@ class AudioBuffer:
         try:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
-            # Reported of the service, word for word (openai-realtime notes, beta time).
+            # The service's reported message, word for word (from its beta period).
             raise Refusal(
                 "invalid_value",
                 "Invalid 'audio'. Expected base64-encoded audio bytes (mono PCM16 at 24kHz) but got an invalid value.",

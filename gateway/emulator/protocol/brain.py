@@ -1,6 +1,6 @@
-"""What a brain is: something that answers a prompt, token by token. No I/O.
+"""The interface of a brain, which answers a prompt token by token. No I/O.
 
-Refuses to know how. `rules` holds the offline one, `chat` one that asks a chat completions server.
+`rules` implements the offline brain, `chat` one that asks a chat completions server.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +23,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """A token said on the way to a function call; the newer models mark such messages `commentary`."""
+    """A token of a message before a function call. The newer models mark such messages `commentary`."""
 
     token: str
 

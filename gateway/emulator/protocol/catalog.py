@@ -1,7 +1,7 @@
 """Every client event and session member of the Realtime API, as shapes. No I/O.
 
-Refuses to act on them. Each entry is from the API's reference (Realtime: client events, session object); a member missing
-here is refused as unknown, as the service does.
+It does not act on them. Each entry is from the API's reference (Realtime: client events, session object). A member that is
+not listed here is refused as unknown, as on the service.
 """
 
 from gateway.emulator.protocol.shapes import (
@@ -161,7 +161,7 @@ _AUDIO = Record(
     }
 )
 _INCLUDE = Nullable(Series(Word(("item.input_audio_transcription.logprobs",))))
-# GA: `type` is required; what the beta called modalities, voice, temperature … is unknown now.
+# GA: `type` is required. The beta's members `modalities`, `voice`, `temperature` and others are unknown now.
 REALTIME_SESSION = Record(
     {
         "type": Word(("realtime",)),
@@ -257,7 +257,7 @@ _ITEMS: dict[str, Shape] = {
         },
         ("call_id", "output"),
     ),
-    # A history that is seeded again has what a server's own tools did.
+    # A history that is re-created in a new call includes the results of a server's own tools.
     "mcp_list_tools": Record(
         {
             "id": _ID,

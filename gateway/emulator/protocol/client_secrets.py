@@ -1,7 +1,7 @@
 """Ephemeral keys (`ek_…`): creation, look-up and expiry. No I/O.
 
-Refuses to know HTTP and the clock, which is an argument. A secret carries a session's configuration, opens any number of
-calls until it expires, and its expiry does not touch a running call (Realtime: client_secrets).
+It does not know HTTP, and gets the time as an argument. A secret carries a session's configuration and opens any number of
+calls until it expires. Its expiry does not affect a running call (Realtime: client_secrets).
 """
 
 from dataclasses import dataclass

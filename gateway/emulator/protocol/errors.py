@@ -1,6 +1,6 @@
-"""What the service says when it refuses: over HTTP, and as an `error` event.
+"""The service's errors: over HTTP, and as an `error` event.
 
-Refuses to know who asked. Both forms share message, type, param and code; only the envelope differs.
+Both forms share message, type, param and code; only the envelope differs.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Reads a frame from a client into an event. No I/O.
 
-Refuses to act on it. A frame is JSON text with an object in it; its `type` must be one the service knows, its members
-those of that type.
+It does not act on the event. A frame is the JSON text of an object. Its `type` must be one that the service knows, and its
+members must belong to that type.
 """
 
 import json
