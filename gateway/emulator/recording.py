@@ -1,11 +1,11 @@
 """Serves a recorded session back instead of answering.
 
-Refuses to understand it. A recording is JSON lines, `{"direction":"sent"|"received","event":{…}}`. What the client had
-received before its first event is said when the channel opens; each client event of the type recorded next lets the
-recording go on to its next `sent`. Events go out as they stand in the file, byte for byte, deltas at the set pace. Client
-events of another type than the one expected are recorded by the call and otherwise ignored; after its end a recording is
-silent. Of the faults, those that change what a response says (`response_error`, `rate_limits`, `garbage` …) have nothing to
-change here; the others strike.
+It does not interpret the events. A recording is JSON lines, `{"direction":"sent"|"received","event":{…}}`. The events that the
+client received before it sent its first event are sent when the channel opens. Each client event of the type that was recorded
+next continues the recording up to its next `sent`. Events are sent byte for byte as in the file, deltas at the set pace. Client
+events of another type than the expected one are recorded by the call and otherwise ignored. After the end of the recording
+nothing is sent. Faults that change the content of a response (`response_error`, `rate_limits`, `garbage` …) have no effect
+here; the others do.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The calls of a run: opened, found, ended.
 
-Refuses to know HTTP. It holds what all calls share (certificate, brain, secrets, faults of later calls) and owns every
+It does not know HTTP. It holds what all calls share (certificate, brain, secrets, faults of later calls) and owns every
 call's end: a call that ends by itself is closed by a task kept here, and `close` waits for all of them.
 """
 

@@ -1,6 +1,6 @@
 """Identifiers in the form the service gives them.
 
-Refuses to know what they name. Every id is a prefix and characters of `[0-9A-Za-z]`, drawn from a block of random bytes
+Every id is a prefix and characters of `[0-9A-Za-z]`, taken from a block of random bytes
 that is refilled when used up: a response of a thousand tokens needs a thousand event ids, and asking the random
 generator character by character was the most expensive step of making a delta.
 """

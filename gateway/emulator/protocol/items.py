@@ -1,6 +1,6 @@
 """The conversation: items in order, found by id. No I/O.
 
-Refuses to know how items come to be; it keeps them, and says what stands before what.
+It keeps the items and their order. It does not know how items are created.
 """
 
 import json
@@ -60,7 +60,7 @@ class Conversation:
 
     def before(self, item_id: str) -> str | None:
         """Return the id before an item, or None where it is the first or gone."""
-        # From the end: what is asked about is nearly always the newest.
+        # Searched from the end: the item is nearly always one of the newest.
         for at in range(len(self._items) - 1, 0, -1):
             if self._items[at]["id"] == item_id:
                 return str(self._items[at - 1]["id"])

@@ -1,7 +1,7 @@
 """The input side of a session: appended audio, turn detection, transcription, and the idle timeout.
 
-Refuses to hear words: what was said is told to it (`--hear`), or described by its length. Loudness is all it measures
-(`audio`), and it keeps no audio. The order of events is the recorded one: `speech_started`, `speech_stopped`, `committed`,
+It does not recognise words: transcripts come from `--hear`, or describe the length of the audio. It measures only loudness
+(`audio`) and keeps no audio. The events are in the recorded order: `speech_started`, `speech_stopped`, `committed`,
 `item.added`, `item.done`, transcription, and then the response.
 """
 

@@ -1,7 +1,7 @@
-"""Tools of MCP servers, without servers: what each lists and answers is configured.
+"""Tools of MCP servers, without servers: their lists and answers are configured.
 
-Refuses to speak MCP. A session names servers by `server_label`; a label that is not configured is a server that cannot be
-reached. A file for `--mcp` holds one server:
+It does not speak MCP. A session names servers by `server_label`. A label that is not configured stands for an unreachable
+server. A file for `--mcp` holds one server:
 
     {"server_label": "demo", "tools": [{"name": "roll", "description": "Roll dice.",
       "input_schema": {"type": "object"}, "output": "4"}]}

@@ -1,7 +1,7 @@
-"""When the next token may go out.
+"""The pace at which tokens are sent.
 
-Refuses to know what tokens are. Due times are counted from the start of a response, so a late wake-up is made good by the
-next token and the mean pace holds.
+Due times are counted from the start of a response. After a late wake-up the next token is sent earlier, so the mean pace is
+kept.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The Realtime protocol of one session: client events in, server events out.
 
-Refuses to know WebRTC and HTTP, and what answers are made of: it is given a way out (`Line`) and a brain, and leaves
-responses to `writing`. Everything here happens within `receive`.
+It does not know WebRTC, HTTP or how answers are made. It gets a `Line` to send on and a brain, and `writing` creates the
+responses. Everything here runs within `receive`.
 """
 
 import json
@@ -91,7 +91,7 @@ class Realtime:
         assert self._handlers.keys() == EVENTS.keys()
 
     def opened(self) -> None:
-        """Speak first, as the service does when the channel opens."""
+        """Send `session.created`, as the service does when the channel opens."""
         self._emit({"type": "session.created", "session": self.session})
         self._remote.load(self.session.get("tools", ()))
 
@@ -185,7 +185,7 @@ class Realtime:
                 param="audio_end_ms",
             )
         sounds[event["item_id"]] = end
-        # The service drops the transcript with the audio: what was not heard was not said (conversation.item.truncate).
+        # The service drops the transcript too, so that no unheard text remains (conversation.item.truncate).
         content[at]["transcript"] = ""
         self._emit(
             {

@@ -1,6 +1,6 @@
 """The MCP servers of one session: their tools imported, offered to the brain, approved, and called.
 
-Refuses to reach a server: `mcp` holds what each would say. Importing happens at once, when the session begins and when an
+It contacts no server: `mcp` holds each server's answers. Importing happens at once, when the session begins and when an
 update names a new server. No recording of MCP over Realtime is known, so the order of events is that of the reference: a
 call runs within its response, or after its approval; the client then asks for the next response, as with functions.
 """

@@ -1,7 +1,7 @@
 """One response: the events it causes, in the recorded order.
 
-Refuses to know where its text comes from and at which pace: `token`, `function_call` and `finish` are called, events go out.
-It is a plain object without a task, so that a cancelled response can still end as the service's do.
+It does not know where the text comes from or at which pace. Callers call `token`, `function_call` and `finish`, and it sends
+the events. It is a plain object without a task, so that a cancelled response can still end as on the service.
 """
 
 import json

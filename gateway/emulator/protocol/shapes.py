@@ -1,7 +1,7 @@
-"""Says what a client's JSON may look like, and refuses what does not, in the service's words. No I/O.
+"""Validates a client's JSON, and refuses it with the service's messages. No I/O.
 
-Refuses to know any particular event; `catalog` lists them. A shape is a value that checks another: it raises `Refusal`
-with the code and the dotted path (`session.audio.input.foo`) the service would name. An unknown key refuses the whole.
+It knows no particular event; `catalog` lists them. A shape is a value that checks another: it raises `Refusal`
+with the code and the dotted path (`session.audio.input.foo`) the service would name. An unknown key makes the whole object invalid.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""PCM16 and G.711 as far as they are needed: how loud a frame is, and a quiet tone to speak with. No I/O.
+"""Loudness of PCM16 and G.711 frames, and a quiet tone that stands for speech. No I/O.
 
-Refuses to be a codec. Formats are the service's names: `audio/pcm` is 24 kHz, 16 bit, mono, little-endian; `audio/pcmu` and
+It is not a codec. Formats have the service's names: `audio/pcm` is 24 kHz, 16 bit, mono, little-endian; `audio/pcmu` and
 `audio/pcma` are 8 kHz (ITU-T G.711).
 """
 
@@ -11,7 +11,7 @@ import math
 import sys
 
 BYTES_PER_MS = {"audio/pcm": 48, "audio/pcmu": 8, "audio/pcma": 8}
-# What a token of a transcript lasts: about the pace of speech, and six audio tokens of 50 ms (Realtime costs).
+# The duration of one transcript token: about the pace of speech, and six audio tokens of 50 ms (Realtime costs).
 TOKEN_MS = 300
 # A whole number of periods in TOKEN_MS, so that one piece after another is one unbroken tone.
 _HERTZ = 400

@@ -1,8 +1,8 @@
 """Cuts text into tokens as a language model's tokenizer roughly would. No I/O.
 
-Refuses to be exact: no vocabulary is shipped. Joining the tokens gives the text back, always; a token is a word with the
-space before it, at most three digits, or a mark; long words fall into pieces. Streams are one token a delta and usage is
-counted in the same tokens, so both agree with each other.
+It is an approximation, because no vocabulary is shipped. Joining the tokens always returns the text. A token is a word with
+the space before it, at most three digits, or a punctuation mark. Long words are split. Streams send one token per delta, and
+usage counts the same tokens, so the two agree.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""What a response costs, in tokens. No I/O.
+"""The usage of a response, in tokens. No I/O.
 
-Refuses to know prices. The arithmetic is the service's: totals are sums, cached tokens are a part of the input, every
+It does not know prices. The arithmetic is the service's: totals are sums, cached tokens are a part of the input, every
 kind is named even where it is zero. Counts are those of `tokens`, plus what recordings show around them.
 """
 

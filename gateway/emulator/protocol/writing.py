@@ -1,9 +1,9 @@
 """The responses of a session: begun, written at a pace, ended.
 
-Refuses to read client events; `realtime` does. Each response has one task that feeds it from the brain, owned here and
-awaited by `close`. One response at a time may write to the default conversation; those out of band
-(`conversation: "none"`) run beside it, write nowhere, and are told apart by id and metadata. The faults that strike in the
-middle of a response strike here.
+`realtime` reads client events, not this file. Each response has one task that feeds it from the brain. The task is owned here
+and awaited by `close`. One response at a time may write to the default conversation. Out-of-band responses
+(`conversation: "none"`) run concurrently, add no items, and are distinguished by id and metadata. Faults in the middle of a
+response are applied here.
 """
 
 import asyncio
@@ -225,7 +225,7 @@ class Writer:
         except BrainError as error:
             self._fail(active, error.code, str(error))
         except Exception as error:
-            # A brain's mistake ends its response, as one of the service's would; nothing else waits on this task.
+            # An error in a brain ends its response, as an error in the service would. Nothing else waits for this task.
             _logger.error("brain_failed", exc_info=error)
             self._fail(active, None, "The server had an error while processing your request.")
         else:

@@ -1,7 +1,7 @@
 """SCTP for a far end with many calls: aiortc's association with bundling, linear reassembly and input checks.
 
-Refuses to know what the messages say. Three things are changed, each by overriding a method of aiortc 1.16; under another
-version the association is stock but for its guards:
+It does not know the content of the messages. Three things are changed, each by overriding a method of aiortc 1.16. With
+another version the association is aiortc's own, except for the guards:
 
 * Messages sent in one turn of the loop leave in as few packets as they fit in (RFC 9260 6.10), as Pion's do. aiortc makes
   one task a message and one packet a chunk, so both ends pay for each delta.
@@ -205,7 +205,7 @@ class Association(RTCSctpTransport):
         return super()._get_inbound_stream(stream_id)
 
     async def _handle_data(self, data: bytes) -> None:
-        # An INIT in company, or a second OPEN on a live stream, is an AssertionError in aiortc and would end the call.
+        # In aiortc a bundled INIT, or a second OPEN on an open stream, is an AssertionError that would end the call.
         with contextlib.suppress(AssertionError):
             await super()._handle_data(data)
 

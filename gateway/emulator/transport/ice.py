@@ -1,7 +1,7 @@
 """An ICE-lite agent (RFC 8445, 2.5): it answers checks and never sends one.
 
-Refuses to know SDP, DTLS and the Realtime API. A lite agent needs no remote candidates: a valid check that nominates
-tells where the peer is, whatever the peer's offer said of itself. So a browser that hides its addresses behind mDNS
+It does not know SDP, DTLS or the Realtime API. A lite agent needs no remote candidates: a valid nominating check shows the
+peer's address, whatever candidates the offer had. So a browser that hides its addresses behind mDNS
 connects like any other, and an idle call costs nothing at all.
 
 `RTCDtlsTransport` needs four things of its transport: `role`, `state`, `_send` and `_recv`. They are here, so aiortc's own

@@ -1,6 +1,6 @@
 """The far end of one call: ICE-lite, DTLS and SCTP under one data channel.
 
-Refuses to know what is said on the channel. It is built of aiortc's transports without its `RTCPeerConnection`: the
+It does not know the events on the channel. It is built of aiortc's transports without its `RTCPeerConnection`: the
 answer is written by `sdp`, audio is answered and then ignored (no RTP task, no decoder thread), so a call costs one
 socket and one task. Messages above the offer's `max-message-size` are dropped silently and counted, as Pion does.
 """
@@ -172,7 +172,7 @@ class FarPeer:
         self.agent.consenting = False
 
     def finish(self, code: int, reason: str, how: str | None) -> None:
-        """A peer connection ends without words; `close` does it."""
+        """Do nothing: a peer connection ends without a last message, in `close`."""
 
     def close_channel(self) -> None:
         """Close the data channel and keep the connection."""

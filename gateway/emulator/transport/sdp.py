@@ -1,6 +1,6 @@
 """Reads an offer and writes the service's answer. No I/O.
 
-Refuses to know sockets, keys and aiortc. The answer has the shape of recorded ones (2026): ICE-lite, one session-level
+It does not know sockets, keys or aiortc. The answer has the shape of recorded ones (2026): ICE-lite, one session-level
 sha-256 fingerprint, one UDP and one TCP candidate for each address in the first section only, no end-of-candidates,
 BUNDLE, CRLF line ends. The rule that decides most first attempts is here too: an offer without an audio section is
 refused.
