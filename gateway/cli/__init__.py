@@ -1,7 +1,7 @@
-"""The command line, one file a command (README.md, The API). Knows how to talk to a person; the work is done elsewhere.
+"""The command line, one file per command (README.md, The API). It handles input and output; other packages do the work.
 
-Exit status: 0 done, 1 failed, 2 bad usage or configuration. Commands import what is heavy when they are called, so that
-`gateway keygen` does not load WebRTC, and the emulator's process holds nothing of the gateway.
+Exit status: 0 success, 1 failure, 2 wrong usage or configuration. Commands import large packages only when called, so that
+`gateway keygen` does not load WebRTC, and the emulator's process does not load the gateway.
 """
 
 import sys

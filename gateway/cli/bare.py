@@ -22,13 +22,13 @@ from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer
 
 TO_CONNECT = frozenset({Hook.CHOSEN_ADDRESSES, Hook.NOMINATED_CONSENT})
-"""aioice leaves 127.0.0.1 out, and a strict ICE-lite peer lets it go after 30 s; neither is on the receiving path."""
+"""Without these, aioice omits 127.0.0.1 and a strict ICE-lite peer ends the call after 30 s. Neither affects receiving."""
 
 SESSION = {"type": "realtime", "model": "gpt-realtime-2.1", "output_modalities": ["text"]}
 
 
 class Counter:
-    """A `Sink` that looks at frames no further than to see that an answer is over."""
+    """A `Sink` that reads frames only to detect the end of a response."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -47,7 +47,7 @@ class Counter:
 
 
 async def measure(url: str, sessions: int, turns: int, words: int, *, stock: bool) -> dict[str, float]:
-    """Open calls, run the turns, and give what they cost this process."""
+    """Open calls, run the turns, and return their cost for this process."""
     config = UpstreamConfig(base_url=url, api_key="sk-offline", hooks=TO_CONNECT if stock else ALL_HOOKS)
     dialer = WebRTCDialer(config, NO_TELEMETRY, Clock())
     await dialer.start()
@@ -86,7 +86,7 @@ async def _turns(call: Upstream, counter: Counter, turns: int, words: int, delay
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(prog="python -m gateway.cli.bare", description=__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--sessions", type=int, required=True)

@@ -1,7 +1,7 @@
-"""`gateway bench`: what the gateway costs and how fast it is, on this machine, now.
+"""`gateway bench`: measures the gateway's CPU, memory and latency on this machine.
 
-Without `--url` it runs a gateway and an emulator in processes of their own, and beside them, in the same run, bare aiortc
-peers that receive the same stream: figures of another day or machine compare with nothing.
+Without `--url` it runs a gateway and an emulator in separate processes. In the same run it also measures bare aiortc peers
+that receive the same stream, since figures of different days or machines cannot be compared.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from gateway.client import Client
 
 IDLE_SECONDS: Final = 10.0
-"""Two rounds of consent checks, which are all that an idle session does."""
+"""Two rounds of consent checks, the only work of an idle session."""
 
 SETTLE_SECONDS: Final = 1.0
 WARM_SESSIONS: Final = 3
 BARE_SECONDS: Final = 600.0
 
 SENDER: Final = "the emulator (aiortc; what falls into one turn of its loop shares datagrams)"
-"""Named with every figure: what an event costs to receive depends on its sender and its pace more than on code."""
+"""Printed with every figure: the cost of receiving an event depends more on its sender and its pace than on code."""
 
 Figures = dict[str, float | int | str | None]
 
@@ -77,7 +77,7 @@ def bench(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run."""
+    """The parameters of a run."""
 
     sessions: int
     turns: int
@@ -87,7 +87,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The gateway under test; its process and the emulator's URL where they are ours."""
+    """The gateway under test; also its process and the emulator's URL if this run started them."""
 
     url: str
     pid: int | None = None
@@ -134,8 +134,8 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
         return resident_bytes(pid) if pid else 0
 
     figures: Figures = {}
-    # What is loaded and allocated once belongs to no session. These stay open: memory they gave back would hide in the
-    # next ones.
+    # Modules and memory that are loaded once belong to no session. These sessions stay open: the next ones would reuse
+    # their memory and seem to need less.
     warm, _ = await open_one_by_one(client, WARM_SESSIONS, lambda done: None)
     async with listening(warm) as talkers:
         await talk(talkers, 1, plan.words, lambda done: None)
@@ -173,7 +173,7 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
 
 
 async def _histograms(target: Target) -> "dict[str, Buckets]":
-    """Give what the gateway itself counted so far, where its operator's side is known."""
+    """Return the gateway's own histograms, if the URL of its operator's listener is known."""
     from gateway.cli.scrape import histogram
 
     if target.admin is None:
@@ -197,7 +197,7 @@ def _quantiles(before: "dict[str, Buckets]", after: "dict[str, Buckets]") -> Fig
 
 
 async def _idle_share(pid: int | None, progress: Progress, what: str) -> float:
-    """Give the share of a core that the process takes while nothing is asked of it."""
+    """Return the share of a core that the process uses while idle."""
     from gateway.cli.procfs import cpu_seconds
 
     if pid is None:
@@ -211,7 +211,7 @@ async def _idle_share(pid: int | None, progress: Progress, what: str) -> float:
 
 
 async def _compare(upstream: str, plan: Plan, progress: Progress) -> Figures:
-    """Run the same turns straight through data channels, without a gateway."""
+    """Run the same turns directly over data channels, without a gateway."""
     figures: Figures = {}
     for name, flags in (("bare_tuned", ()), ("bare_stock", ("--stock",))):
         task = progress.add_task(f"{name.replace('_', ' ')} aiortc", total=None)

@@ -1,7 +1,7 @@
 """`gateway chat`: a conversation in the terminal, over POST and SSE.
 
-The loop of the program is the person's: between their lines nothing is open but the session. Each answer is read by an
-event stream of its own, from the head that the receipt of the question names, so nothing of it can be missed.
+Between two lines of input only the session is open. Each answer is read from its own event stream, which starts at the
+head in the receipt of the question, so no event can be missed.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.client import Session
 
 GRACE_SECONDS: Final = 3600
-"""How long a person may think about their next line: the longest that a create may ask for."""
+"""How long the session waits for the next line: the maximum that a create accepts."""
 
 ANSWER_SECONDS: Final = 300.0
 LEAVE_SECONDS: Final = 5.0
@@ -48,7 +48,7 @@ def chat(
             with suppress(ProblemError):
                 runner.run(asyncio.wait_for(session.close(), LEAVE_SECONDS))
         except ProblemError as error:
-            # What sends no problem object is something else, or a proxy before the gateway.
+            # A response without a problem object is from another server, or from a proxy in front of the gateway.
             known = error.code or error.problem.get("detail")
             _fail(console, str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -83,8 +83,8 @@ def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
 
 
 async def _answer(console: Console, session: "Session", line: str) -> bool:
-    """Send a line and show the answer. Gives whether the session is over."""
-    said: list[dict[str, Any]] = [  # events of OpenAI's, whose members are of any type
+    """Send a line and show the answer. Return whether the session has ended."""
+    said: list[dict[str, Any]] = [  # OpenAI's events, with members of any type
         {
             "type": "conversation.item.create",
             "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": line}]},

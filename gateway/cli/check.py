@@ -1,4 +1,4 @@
-"""`gateway check`: the doctor. Looks at each thing the gateway needs and says what to do where it is missing."""
+"""`gateway check`: checks everything the gateway needs, and prints a remedy for each failure."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gateway.config import Config
 
 PUBLIC_STUN: Final = "stun.l.google.com:19302"
-"""Asked nothing but "do you hear me"; any STUN server would do."""
+"""Gets only a binding request; any STUN server can be used."""
 
 _MARKS: Final = {
     "ok": "[green]ok[/]",
@@ -44,7 +44,7 @@ def check(
     console = Console(highlight=False)
     settings = configure(config, {"upstream": {"base_url": upstream_url}})
     with config_errors_exit():
-        Gateway(settings)  # Reads every file that the configuration names.
+        Gateway(settings)  # Reads all files that the configuration names.
     _print(console, "ok", "configuration", str(config or "defaults and environment"), "")
     sys.exit(run(_check(settings, stun, console)))
 

@@ -1,6 +1,6 @@
-"""A process of its own for the emulator, or for a gateway that is measured; it never outlives this one.
+"""A child process for the emulator, or for a gateway under measurement. It never outlives this process.
 
-The emulator must not share an interpreter with the gateway: upstream/tuning.py changes the WebRTC library under both.
+The emulator must not share an interpreter with the gateway: upstream/tuning.py patches the WebRTC library for both.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ EMULATOR: Final = ("gateway.emulator", "--port", "0")
 
 
 class ChildError(Exception):
-    """The process did not start, or ended by itself."""
+    """The process did not start, or ended unexpectedly."""
 
 
 class Child:
-    """`python -m …`, from `async with` to its end.
+    """A process `python -m …`, which runs inside an `async with` block.
 
-    It is ready when each of `wanted`, a regular expression with one group, has matched a line of its output; `found`
-    holds the groups.
+    It is ready when each regular expression of `wanted` has matched a line of its output. Each has one group; `found`
+    contains the groups.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Child:
             stdout=PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=self._environ,
-            # Ctrl-C is for the parent, which ends its child when it has no more use for it.
+            # Ctrl-C goes only to the parent, which ends the child itself.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
@@ -86,13 +86,13 @@ class Child:
         await self.stop()
 
     async def wait(self) -> None:
-        """Wait until it ends by itself, and raise ChildError then."""
+        """Wait until the process ends by itself, then raise ChildError."""
         assert self._process is not None, "not started"
         status = await self._process.wait()
         raise ChildError(self._complaint(f"ended with status {status}"))
 
     async def stop(self) -> None:
-        """End it: politely, then not."""
+        """End the process: with SIGTERM, then with SIGKILL."""
         process = self._process
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
@@ -120,12 +120,12 @@ class Child:
         if not line:
             raise ChildError(self._complaint(f"ended with status {await self._process.wait()}"))
         text = line.decode("utf-8", "replace").rstrip()
-        # The last words, in case it dies.
+        # The last lines, for the error if the process ends.
         self._tail = [*self._tail[1 - _KEPT_LINES :], text]
         return text
 
     async def _drain(self) -> None:
-        """Read on, so that it never waits for us."""
+        """Keep reading the output, so that the process never blocks on a full pipe."""
         with suppress(ChildError, ValueError):
             while True:
                 await self._line()
@@ -139,15 +139,15 @@ def _die_with_parent() -> None:
     """Ask Linux to end this process with its parent, even if that one is killed (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)  # It died in between.
+        os.kill(os.getpid(), signal.SIGTERM)  # The parent ended before the prctl call.
 
 
 def emulator(*flags: str) -> Child:
-    """Give an emulator on a free port; its base URL is `found[0]`."""
+    """Return an emulator on a free port; its base URL is `found[0]`."""
     return Child((*EMULATOR, *flags), [r"emulator listening on (\S+)"])
 
 
 def offline_environment() -> dict[str, str]:
-    """Give this environment without anybody's configuration and key."""
+    """Return this environment without the user's gateway configuration, and with a dummy key."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_"))}
     return {**kept, "OPENAI_API_KEY": "sk-offline", "NO_PROXY": "*", "no_proxy": "*"}

@@ -1,7 +1,6 @@
-"""`gateway demo`: a gateway and the offline upstream on this machine, and a conversation to watch.
+"""`gateway demo`: runs a gateway and the offline upstream on this machine, and shows a conversation.
 
-What is shown is what went over the wire: real requests by POST, real events by SSE, a real WebRTC call between the two
-processes.
+The output is the real traffic: requests by POST, events by SSE, and a WebRTC call between the two processes.
 """
 
 import asyncio
@@ -74,7 +73,7 @@ async def _demo(wanted: int | None) -> int:
 
 
 async def _show(console: Console, gateway: "Gateway", far_end: "Child", key: str | None) -> None:
-    """Hold the conversation, say how to go on, and wait: serving goes on beside this."""
+    """Show the conversation and the next steps, then wait while the gateway keeps serving."""
     from gateway.cli.demo_settings import local_url
     from gateway.client import Client
 
@@ -110,7 +109,7 @@ async def _converse(console: Console, client: "Client") -> None:
 
 
 async def _ask(console: Console, session: "Session", question: str) -> None:
-    said: list[dict[str, Any]] = [  # events of OpenAI's, whose members are of any type
+    said: list[dict[str, Any]] = [  # OpenAI's events, with members of any type
         {
             "type": "conversation.item.create",
             "item": {
@@ -128,15 +127,13 @@ async def _ask(console: Console, session: "Session", question: str) -> None:
     console.print(f"[dim]202, {receipt['accepted']} events accepted[/]")
 
 
-async def _listen(
-    console: Console, events: Any
-) -> None:  # Any: the generator's third type is nobody's concern
-    """Show the events of one answer: all by name, the text as it grows."""
+async def _listen(console: Console, events: Any) -> None:  # Any: the generator's third type is not used
+    """Show the events of one answer: the name of each event, and the text as it arrives."""
     streaming = False
     async for event in events:
         if event.type == "response.output_text.delta":
             if not streaming:
-                # The first one as it came over the wire, the others as a person would see them.
+                # The first one is shown as received, the others in short form.
                 console.print(f"  [dim]{event.id:>8}  {escape(event.text)}[/]", soft_wrap=True)
                 console.print(f"  {'':>8}  ", end="")
             streaming = True
@@ -155,7 +152,7 @@ async def _listen(
 
 
 async def _turn(console: Console, client: "Client") -> None:
-    """Show the shortest conversation: one request, its answer streamed as text."""
+    """Show a turn: one request, with its answer streamed as text."""
     console.print("[bold]POST[/] /v1/turns")
     console.print(f"  [cyan]{LAST_QUESTION}[/]")
     async with (

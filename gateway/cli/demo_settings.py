@@ -1,4 +1,4 @@
-"""What `gateway demo` runs with: the operator's own settings, less what would take it away from the emulator."""
+"""The settings of `gateway demo`: the operator's own, without those that would replace the emulator as upstream."""
 
 import hashlib
 import secrets
@@ -15,26 +15,26 @@ from gateway.config import Config, load
 from gateway.config.files import access_keys
 
 DRAIN_SECONDS: Final = 3.0
-"""Whoever ends a demo does not want to wait for its conversations."""
+"""Short, since the user who ends a demo does not want to wait for its conversations."""
 
 _OPENAI_KEYS: Final = ("OPENAI_API_KEY", "GATEWAY_UPSTREAM__API_KEY", "GATEWAY_UPSTREAM__API_KEY_FILE")
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """The configuration, and the key that the demo's own client shows; None where none is needed."""
+    """The configuration, and the key that the demo's own client sends; None if none is needed."""
 
     config: Config
     key: str | None = field(default=None, repr=False)
 
 
 def asked_for(environ: Mapping[str, str]) -> Config:
-    """Read the settings of file and environment, with no key of OpenAI's. Raises ConfigError."""
+    """Read the settings from file and environment, without OpenAI's key. Raises ConfigError."""
     return load(environ=_offline(environ))
 
 
 def settings(environ: Mapping[str, str], port: int, admin_port: int, base_url: str) -> DemoSettings:
-    """Lay what the demo needs over the operator's settings. Raises ConfigError."""
+    """Return the operator's settings with the demo's changes. Raises ConfigError."""
     asked = asked_for(environ)
     key, keys = None, access_keys(asked.access)
     flags: dict[str, dict[str, object]] = {
@@ -64,11 +64,11 @@ def settings(environ: Mapping[str, str], port: int, admin_port: int, base_url: s
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port if it can be had, else one that can."""
+    """Return the port if it is available, else a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in (port, 0):
         with socket.socket(family) as probe:
-            # As the gateway's own listener does, so that a port in TIME_WAIT counts as free.
+            # As in the gateway's own listener, so that a port in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, candidate))
@@ -79,7 +79,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def local_url(url: str) -> str:
-    """Return the address under which this machine reaches a listener: 0.0.0.0 and :: are no address of anybody."""
+    """Return a URL at which this machine can reach a listener, since 0.0.0.0 and :: are not valid destinations."""
     parts = urlsplit(url)
     try:
         if not ip_address(parts.hostname or "").is_unspecified:

@@ -1,6 +1,6 @@
-"""What `gateway check` looks at, one function a dependency. Each gives findings; none raises for what it looks for.
+"""The checks of `gateway check`, one function per dependency. Each returns findings and does not raise for a failed check.
 
-Every remedy is a sentence for the person who runs the gateway.
+Every remedy is a sentence for the operator.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ GREETING_SECONDS: Final = 3.0
 STUN_TRIES: Final = 3
 
 FILES_PER_SESSION: Final = 3
-"""One UDP socket, and a client's connections."""
+"""One UDP socket, and the client's connections."""
 FILES_BESIDE: Final = 100
 
 Result = Literal["ok", "warning", "failed", "skipped"]
@@ -42,7 +42,7 @@ Result = Literal["ok", "warning", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one look."""
+    """The result of one check."""
 
     result: Result
     what: str
@@ -51,7 +51,7 @@ class Finding:
 
 
 async def examine(config: Config, stun: str) -> AsyncIterator[Finding]:
-    """Look at everything, in the order in which a session would need it."""
+    """Run all checks, in the order in which a session needs their subjects."""
     for finding in (*libraries(), open_files(config), *listeners(config)):
         yield finding
     resolved = await names(config)
@@ -69,7 +69,7 @@ _NO_NAME: Final = "the upstream's name does not resolve, see the DNS line"
 
 
 def libraries() -> list[Finding]:
-    """Look at what is installed."""
+    """Check the installed libraries."""
     found = [Finding("ok", "Python", platform.python_version())]
     if missing := tuning.missing():
         versions = ", ".join(f"{name} {version}x" for name, version in tuning.TESTED.items())
@@ -94,7 +94,7 @@ def libraries() -> list[Finding]:
 
 
 def open_files(config: Config) -> Finding:
-    """Look whether the process may open as many sockets as its sessions need."""
+    """Check whether the process may open as many sockets as its sessions need."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = config.relay.max_sessions * FILES_PER_SESSION + FILES_BESIDE
     if allowed != resource.RLIM_INFINITY and allowed < needed:
@@ -108,7 +108,7 @@ def open_files(config: Config) -> Finding:
 
 
 def listeners(config: Config) -> list[Finding]:
-    """Look whether both addresses can be had."""
+    """Check whether both addresses are available."""
     wanted = (
         ("server", config.server.host, config.server.port),
         ("admin", config.admin.host, config.admin.port),
@@ -144,7 +144,7 @@ def _listener_remedy(section: str, port: int, error: OSError) -> str:
 
 
 async def names(config: Config) -> Finding:
-    """Look whether the upstream's name resolves."""
+    """Check whether the upstream's name resolves."""
     host = urlsplit(config.upstream.base_url).hostname or ""
     try:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -159,7 +159,7 @@ async def names(config: Config) -> Finding:
 
 
 async def https(config: Config) -> Finding:
-    """Look whether the upstream answers over HTTP, through the proxy if there is one. Any status is an answer."""
+    """Check whether the upstream answers over HTTP, through the proxy if there is one. Any status counts."""
     url, proxy = config.upstream.base_url, config.upstream.proxy
     what = f"{urlsplit(url).scheme.upper()} to upstream" + (" through the proxy" if _proxy(config) else "")
     timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS * 2)
@@ -189,7 +189,7 @@ def _is_local(config: Config) -> bool:
 
 
 async def udp(config: Config, stun: str) -> Finding:
-    """Look whether UDP gets out and back, by one STUN request (RFC 8489)."""
+    """Check whether UDP works in both directions, with one STUN request (RFC 8489)."""
     if _is_local(config):
         return Finding("skipped", "UDP egress", "the upstream is on this machine")
     host, _, port = stun.rpartition(":")
@@ -214,11 +214,11 @@ class _Answers(asyncio.DatagramProtocol):
             self.first.set_result(data)
 
     def error_received(self, exc: Exception) -> None:
-        """ICMP says that nobody is there: the wait for an answer says so, too."""
+        """Ignore ICMP errors: the wait for an answer then times out."""
 
 
 async def _stun(host: str, port: int) -> float | None:
-    """Send binding requests until one is answered; give the seconds it took."""
+    """Send binding requests until one is answered. Return the seconds it took, or None."""
     loop = asyncio.get_running_loop()
     transaction = os.urandom(12)
     request = struct.pack("!HHI", 0x0001, 0, 0x2112A442) + transaction
@@ -241,7 +241,7 @@ async def _stun(host: str, port: int) -> float | None:
 
 
 async def ice_server(server: IceServer) -> Finding:
-    """Ask a server of one URL for what a call would ask it: a STUN server for an answer, a TURN server for an address."""
+    """Send a server with one URL the request of a call: to a STUN server a binding, to a TURN server an allocation."""
     (url,) = server.urls
     scheme, _, rest = url.partition(":")
     what = f"{scheme.upper()} server"
@@ -265,7 +265,7 @@ async def ice_server(server: IceServer) -> Finding:
 
 
 class _Greeting:
-    """A `Sink` that waits for the far end's first word."""
+    """A `Sink` that waits for the first event from OpenAI."""
 
     def __init__(self) -> None:
         self.came = asyncio.Event()
@@ -274,14 +274,14 @@ class _Greeting:
         self.came.set()
 
     def unreadable(self, generation: int, size: int) -> None:
-        """Not what is waited for."""
+        """Ignore it."""
 
     def lost(self, generation: int, cause: LossCause) -> None:
-        """Seen by the missing greeting."""
+        """Ignore it: the wait for the greeting then times out."""
 
 
 async def call(config: Config) -> Finding:
-    """Open a real call, wait for its greeting, and hang up. It costs nothing: no response is asked for."""
+    """Open a real call, wait for its greeting, and hang up. It costs nothing, since no response is requested."""
     settings = upstream_config(config)
     what = "a real call"
     if settings.auth == "client":
@@ -331,7 +331,7 @@ _BY_CODE: Final = {
 
 
 def _remedy(error: GatewayError, config: Config) -> str:
-    """Name the one thing to do about a call that did not come about."""
+    """Return the remedy for a call that failed."""
     if isinstance(error.__cause__, aiohttp.ClientConnectorDNSError):
         return "The upstream's name does not resolve: see the line about DNS above."
     if isinstance(error.__cause__, aiohttp.ClientError):
@@ -361,7 +361,7 @@ def _remedy(error: GatewayError, config: Config) -> str:
 
 
 def _key_source(config: Config) -> str:
-    """Return the setting that the key came from."""
+    """Return the name of the setting that contains the key."""
     if config.upstream.api_key is None:
         return f"upstream.api_key_file ({config.upstream.api_key_file})"
     name = "GATEWAY_UPSTREAM__API_KEY"
@@ -369,5 +369,5 @@ def _key_source(config: Config) -> str:
 
 
 def worst(findings: Sequence[Finding]) -> int:
-    """Give the exit status: 1 if anything failed."""
+    """Return the exit status: 1 if any check failed."""
     return 1 if any(finding.result == "failed" for finding in findings) else 0

@@ -1,4 +1,4 @@
-"""What `gateway check` looks at where several nodes share a Redis."""
+"""The checks of `gateway check` if several nodes share a Redis."""
 
 import statistics
 import time
@@ -9,13 +9,13 @@ from gateway.config import Config, ConfigError
 
 TRIES: Final = 20
 SLOW_SECONDS: Final = 0.01
-"""Every answer of the gateway waits for one round trip."""
+"""Every response of the gateway waits for one round trip."""
 CLOCK_SECONDS: Final = 60.0
-"""Requests between nodes are good for five minutes."""
+"""Requests between nodes are valid for five minutes."""
 
 
 async def redis(config: Config) -> list[Finding]:
-    """Look at version, eviction, rights, latency and clock. Nothing where `cluster.url` is empty."""
+    """Check version, eviction, permissions, latency and clock. Do nothing if `cluster.url` is empty."""
     if not config.cluster.url:
         return []
     from gateway.cluster.checks import UnfitError, inspect
@@ -49,7 +49,7 @@ async def redis(config: Config) -> list[Finding]:
         try:
             seconds, micros = await connections.command("TIME")
         except (ReplyError, DeniedError):
-            return findings  # The rights that are needed do not include it.
+            return findings  # The required permissions do not include it.
         skew = abs(time.time() - int(seconds) - int(micros) / 1e6)
         late = skew > CLOCK_SECONDS
         remedy = "set the clocks of all nodes by NTP" if late else ""

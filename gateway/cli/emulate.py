@@ -70,7 +70,7 @@ def emulate(
         raise typer.BadParameter(f"{consent!r} is neither strict nor lenient", param_hint="--consent")
     if setup not in ("active", "passive"):
         raise typer.BadParameter(f"{setup!r} is neither active nor passive", param_hint="--setup")
-    # Written so that a NaN, which no comparison holds for, is refused as well.
+    # Written this way to refuse NaN too, for which every comparison is false.
     if not 0 <= tokens_per_second < math.inf:
         raise typer.BadParameter(
             f"{tokens_per_second:g} is no pace, expected 0 or more", param_hint="--tokens-per-second"

@@ -1,4 +1,4 @@
-"""`gateway keygen`: makes an API key."""
+"""`gateway keygen`: creates an API key."""
 
 import hashlib
 import re

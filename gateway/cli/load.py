@@ -1,4 +1,4 @@
-"""Talks to a gateway with many sessions at once, and measures what a client sees of it."""
+"""Runs many sessions on a gateway at once, and measures their latency as clients see it."""
 
 import asyncio
 import time
@@ -14,14 +14,14 @@ CLOSE_AT_ONCE: Final = 20
 READY_SECONDS: Final = 30.0
 
 SPREAD_SECONDS: Final = 1.0
-"""Over which sessions begin to talk: people do not press return in the same millisecond."""
+"""The first turns of the sessions are spread over this time, since real users do not start in the same millisecond."""
 
 Said = Callable[[int], None]
-"""Told how many more are done."""
+"""Called with the number of newly completed steps."""
 
 
-def question(words: int) -> list[dict[str, Any]]:  # events of OpenAI's, whose members are of any type
-    """Give the client events that ask for an answer of some length."""
+def question(words: int) -> list[dict[str, Any]]:  # OpenAI's events, with members of any type
+    """Return the client events that request an answer of a certain length."""
     text = f"Write {words} words about the sea."
     content = [{"type": "input_text", "text": text}]
     return [
@@ -32,7 +32,7 @@ def question(words: int) -> list[dict[str, Any]]:  # events of OpenAI's, whose m
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What came of a number of turns: seconds to first deltas, events received, seconds for all of it."""
+    """The result of several turns: seconds to the first deltas, events received, total seconds."""
 
     first_deltas: list[float]
     events: int
@@ -52,13 +52,13 @@ class Talker:
         self._reading: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
-        """Begin to read, and wait until something came: `session.created` is in the log already."""
+        """Start reading, and wait for the first event. `session.created` is already in the log."""
         self._reading = asyncio.create_task(self._read())
         async with asyncio.timeout(READY_SECONDS):
             await self._ready.wait()
 
     async def turn(self, words: int) -> None:
-        """Ask, and wait for the whole answer."""
+        """Send a question, and wait for the whole answer."""
         assert self._reading is not None, "nobody listens"
         self._done.clear()
         self._asked_at = time.perf_counter()
@@ -100,7 +100,7 @@ class Talker:
 
 
 async def open_one_by_one(client: Client, count: int, said: Said) -> tuple[list[Session], list[float]]:
-    """Open sessions one after the other, so that each time is that of one set-up. Gives their seconds."""
+    """Open sessions one after the other, so that each time covers one set-up. Return the sessions and their seconds."""
     sessions, seconds = [], []
     for _ in range(count):
         began = time.perf_counter()
@@ -112,7 +112,7 @@ async def open_one_by_one(client: Client, count: int, said: Said) -> tuple[list[
 
 @asynccontextmanager
 async def listening(sessions: Sequence[Session]) -> AsyncIterator[list[Talker]]:
-    """Read every session meanwhile."""
+    """Read all sessions during the block."""
     talkers = [Talker(session) for session in sessions]
     try:
         for talker in talkers:
@@ -123,7 +123,7 @@ async def listening(sessions: Sequence[Session]) -> AsyncIterator[list[Talker]]:
 
 
 async def talk(talkers: Sequence[Talker], turns: int, words: int, said: Said) -> Rounds:
-    """Let all sessions talk at once, each its turns one after the other."""
+    """Run all sessions at once. Each runs its turns one after the other."""
 
     async def one(talker: Talker, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -143,6 +143,6 @@ async def talk(talkers: Sequence[Talker], turns: int, words: int, said: Said) ->
 
 
 async def close_all(sessions: Sequence[Session]) -> None:
-    """End them, some at a time."""
+    """Close the sessions, several at a time."""
     for start in range(0, len(sessions), CLOSE_AT_ONCE):
         await asyncio.gather(*(session.close() for session in sessions[start : start + CLOSE_AT_ONCE]))

@@ -1,4 +1,4 @@
-"""Runs a command's coroutine, and ends the program with a sentence where it cannot go on."""
+"""Runs a command's coroutine, and exits with an error message if it cannot continue."""
 
 import asyncio
 import os
@@ -16,11 +16,11 @@ EXIT_USAGE: Final = 2
 
 def run(
     main: Coroutine[Any, Any, T],
-) -> T:  # Any: what a coroutine yields and is sent is asyncio's own affair
-    """Run on uvloop where it exists, which halves the cost of a small write."""
+) -> T:  # Any: the values a coroutine yields and is sent are internal to asyncio
+    """Run on uvloop if it is installed, which halves the cost of a small write."""
     factory = None
     with suppress(ImportError):
-        import uvloop  # not on every platform
+        import uvloop  # not available on every platform
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -28,16 +28,16 @@ def run(
 
 
 def why(error: Exception) -> str:
-    """Say in the system's words why an address could not be reached or had, without the library's details."""
-    found = getattr(error, "os_error", error)  # where aiohttp keeps the cause
+    """Return the system's message on why an address is not reachable or available, without the library's details."""
+    found = getattr(error, "os_error", error)  # aiohttp's attribute for the cause
     if isinstance(found, OSError) and not isinstance(found, ssl.SSLError):
-        # asyncio puts a sentence of its own in place of the system's; a resolver's number is negative.
+        # asyncio replaces the system's message with its own; the error numbers of the resolver are negative.
         words = os.strerror(found.errno) if found.errno and found.errno > 0 else found.strerror
         return words or str(found) or "time-out"
     return str(found) or "time-out"
 
 
 def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:
-    """Say what is wrong and exit."""
+    """Print an error message and exit."""
     print(f"gateway: {message}", file=sys.stderr)
     sys.exit(status)

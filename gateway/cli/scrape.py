@@ -11,14 +11,14 @@ PREFIX = "realtime_gateway_"
 SCRAPE_SECONDS = 5.0
 
 Samples = Mapping[str, Sequence[Sample]]
-"""Samples by name, the gateway's prefix left out."""
+"""Samples by name, without the gateway's prefix."""
 
 Buckets = Mapping[float, float]
-"""Cumulated counts by upper bound."""
+"""Cumulative counts by upper bound."""
 
 
 def parse(text: str) -> Samples:
-    """Read an exposition."""
+    """Parse the Prometheus text format."""
     found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -27,7 +27,7 @@ def parse(text: str) -> Samples:
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
-    """Add up the samples of a name that have these labels."""
+    """Return the sum of the samples of a name that have these labels."""
     return sum(sample.value for sample in samples.get(name, ()) if labels.items() <= sample.labels.items())
 
 
@@ -52,13 +52,13 @@ async def histogram(admin_url: str, name: str, **labels: str) -> Buckets:
 
 
 def since(before: Buckets, after: Buckets) -> Buckets:
-    """Return what was counted in between."""
+    """Return the counts between two scrapes."""
     return {bound: count - before.get(bound, 0) for bound, count in after.items()}
 
 
 def quantile(buckets: Buckets, share: float) -> float | None:
-    """Estimate a quantile as Prometheus' histogram_quantile does: evenly spread within a bucket, the last bound for all
-    beyond it. None where nothing was counted."""
+    """Estimate a quantile as Prometheus's histogram_quantile does: linear within a bucket, and the last bound for values
+    above it. Return None if there are no counts."""
     bounds = sorted(buckets)
     if not bounds or not buckets[bounds[-1]]:
         return None

@@ -56,6 +56,6 @@ def serve(
 
 
 def _flags(config: Path | None, host: str | None, upstream_url: str | None) -> list[str]:
-    """Return the command line that a worker is given as well."""
+    """Return the arguments that are passed on to workers."""
     given = {"--config": config, "--host": host, "--upstream-url": upstream_url}
     return [str(word) for name, value in given.items() if value is not None for word in (name, value)]

@@ -1,4 +1,4 @@
-"""Runs a gateway for a command: its configuration, its signals, its end."""
+"""Runs a gateway for a command: configuration, signals and shutdown."""
 
 import asyncio
 import resource
@@ -21,7 +21,7 @@ log = structlog.stdlib.get_logger()
 
 @contextmanager
 def config_errors_exit() -> Iterator[None]:
-    """Turn a ConfigError into its sentences and exit status 2."""
+    """On a ConfigError, print its problems and exit with status 2."""
     try:
         yield
     except ConfigError as error:
@@ -29,7 +29,7 @@ def config_errors_exit() -> Iterator[None]:
 
 
 def configure(file: Path | None, flags: dict[str, dict[str, object]]) -> Config:
-    """Read the configuration, set up the logs as it says, or exit with status 2. Flags that are None were not given."""
+    """Read the configuration and set up logging, or exit with status 2. Flags that are None were not given."""
     given = {
         section: {name: value for name, value in keys.items() if value is not None}
         for section, keys in flags.items()
@@ -46,20 +46,20 @@ async def serve_until_told(
     *,
     shared: bool = False,
 ) -> int:
-    """Serve until SIGTERM, SIGINT or `POST /drain`, then drain; a second signal ends at once. Gives the exit status.
+    """Serve until SIGTERM, SIGINT or `POST /drain`, then drain. A second signal ends at once. Return the exit status.
 
-    `ready` runs beside it once the gateway listens, and is cancelled when it ends; what it raises ends the gateway and is
-    raised. SIGHUP reads the keys file again.
+    `ready` runs concurrently once the gateway listens, and is cancelled at the end. If it raises, the gateway ends and the
+    exception is raised here. SIGHUP reloads the keys file.
     """
     told, hurried = asyncio.Event(), asyncio.Event()
 
     def on_signal(name: str) -> None:
-        # First what it asks for: nothing that tells of it may come in between.
+        # Set the event first: nothing that reports the signal may run before it.
         (hurried if told.is_set() else told).set()
         log.info("signal_received", signal=name)
 
     loop = asyncio.get_running_loop()
-    # A connection and a session take a descriptor each; the soft limit is often 1024.
+    # Connections and sessions need one descriptor each; the soft limit is often 1024.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with config_errors_exit():
@@ -101,22 +101,22 @@ async def serve_until_told(
 
 
 async def _reload_when_asked(gateway: Gateway, asked: asyncio.Event) -> None:
-    """Reload at each SIGHUP; several that come during one reload are one."""
+    """Reload at each SIGHUP. Several during one reload cause one more."""
     while True:
         await asked.wait()
         asked.clear()
         await gateway.reload()
 
 
-async def _watch(task: "asyncio.Future[Any]") -> None:  # Any: its result is nobody's concern
-    """Wait for a task's failure without cancelling it."""
+async def _watch(task: "asyncio.Future[Any]") -> None:  # Any: its result is not used
+    """Wait for a task to fail, without cancelling it."""
     await asyncio.wait({task})
     task.result()
-    await asyncio.Event().wait()  # It ended well: others decide when to end.
+    await asyncio.Event().wait()  # It succeeded, so something else decides when to stop.
 
 
 async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait until one is done, cancel the others and wait for them; raises what the first one did."""
+    """Wait until one is done, then cancel and await the others. Raises the exception of the first one."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

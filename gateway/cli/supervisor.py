@@ -1,4 +1,4 @@
-"""Tells the system's supervisor how the gateway stands (sd_notify(3)), where it was started with `Type=notify`.
+"""Reports the gateway's state to systemd (sd_notify(3)), if it was started with `Type=notify`.
 
 Knows nothing of the gateway. Without NOTIFY_SOCKET every call does nothing.
 """
@@ -11,16 +11,16 @@ from contextlib import suppress
 from typing import Final
 
 BEATS: Final = 2
-"""Signs of life in the time allowed, as sd_watchdog_enabled(3) advises: one may come late."""
+"""Keep-alive messages per watchdog time-out, as sd_watchdog_enabled(3) advises, so that one may be late."""
 
 
 def notify_supervisor(state: str) -> None:
-    """Send one state, such as READY=1. A supervisor that does not listen is none of the clients' business."""
+    """Send one state, such as READY=1. Errors are ignored, since they must not affect clients."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        # The loop must not wait for a supervisor that does not read.
+        # The event loop must not block on a supervisor that does not read.
         channel.setblocking(False)
         # A leading @ means a name in the abstract namespace.
         channel.connect("\0" + address[1:] if address.startswith("@") else address)
@@ -28,7 +28,7 @@ def notify_supervisor(state: str) -> None:
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
-    """Give the time after which the supervisor takes this process for stuck; None where it does not watch it."""
+    """Return the watchdog time-out of this process; None if it has no watchdog."""
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     with suppress(ValueError):
@@ -37,7 +37,7 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 async def beat() -> None:
-    """Say for as long as it is not cancelled that the event loop runs."""
+    """Report that the event loop runs, until cancelled."""
     seconds = watchdog_seconds(os.environ, os.getpid())
     while seconds:
         notify_supervisor("WATCHDOG=1")

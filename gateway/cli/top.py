@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 5.0
 PAGE: Final = 100
 MAX_SESSIONS: Final = 1000
-"""More would not be read by anybody, and each look would cost the gateway more."""
+"""More would not be readable, and each poll would cost the gateway more."""
 
 _LINES_AROUND: Final = 9
-"""Totals, blank line, the table's head, the line about what is left out."""
+"""Totals, blank line, the table's header, the line about omitted sessions."""
 
 
 def top(
@@ -89,7 +89,7 @@ def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
 
 
 async def look(http: "aiohttp.ClientSession", url: str) -> "Look":
-    """Ask for metrics and sessions."""
+    """Fetch metrics and sessions."""
     from gateway.cli.scrape import parse
     from gateway.cli.top_view import Look
 

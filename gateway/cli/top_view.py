@@ -1,4 +1,4 @@
-"""What `gateway top` shows: two looks at a gateway, the rates between them, and a table. Values in, a drawing out."""
+"""The view of `gateway top`: totals, rates between two snapshots of a gateway, and a table of sessions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _HOUR: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the operator's listener said at one moment."""
+    """A snapshot from the operator's listener."""
 
     at: float
     """Monotonic seconds."""
@@ -31,7 +31,7 @@ class Look:
     samples: Samples
     sessions: Sequence[Json]
     more: bool = False
-    """There are more sessions than were asked for."""
+    """There are more sessions than were requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Row:
 
 
 def rows(before: Look | None, now: Look) -> list[Row]:
-    """Return the sessions, the busiest first, then the dearest."""
+    """Return the sessions, ordered by activity, then by cost."""
     heads = {session["id"]: _sequence(session) for session in before.sessions} if before else {}
     seconds = now.at - before.at if before else 0.0
     found = [_row(session, heads.get(session["id"]), seconds, now.unix) for session in now.sessions]
@@ -75,13 +75,13 @@ def _row(session: Json, head: int | None, seconds: float, unix: float) -> Row:
 
 
 def _sequence(session: Json) -> int:
-    """Return the number in an event id, `epoch-sequence`: it goes on over calls and nodes."""
+    """Return the sequence in an event id, `epoch-sequence`. It continues across calls and nodes."""
     number = str(session["head"]).rpartition("-")[2]
     return int(number) if number.isdigit() else 0
 
 
 def drawing(before: Look | None, now: Look, height: int) -> Group:
-    """Draw totals and as many sessions as there is room for."""
+    """Return the totals and as many sessions as fit."""
     table = Table(box=None, pad_edge=False, expand=True, header_style="bold")
     for name in ("session", "key", "state", "model"):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
@@ -107,7 +107,7 @@ def drawing(before: Look | None, now: Look, height: int) -> Group:
 
 
 def totals(before: Look | None, now: Look) -> list[Text]:
-    """Write the lines above the table."""
+    """Return the lines above the table."""
     samples = now.samples
     states = " · ".join(f"{total(samples, 'sessions', state=state):.0f} {state}" for state in STATES)
     limit = total(samples, "limit", kind="sessions")
@@ -128,7 +128,7 @@ def totals(before: Look | None, now: Look) -> list[Text]:
 
 
 def _rate(before: Look | None, now: Look, name: str, **labels: str) -> float:
-    """Return how fast a counter grows, 0 where there is nothing to compare with."""
+    """Return the rate of a counter per second; 0 without an earlier snapshot."""
     if before is None or now.at <= before.at:
         return 0.0
     grown = total(now.samples, name, **labels) - total(before.samples, name, **labels)
@@ -150,14 +150,14 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Write an amount; small ones with the digits that tell them apart."""
+    """Format an amount of dollars. Small amounts have more digits."""
     if value is None:
         return "unknown"
     return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Write an age in its two largest units."""
+    """Format a duration in its two largest units."""
     whole = int(seconds)
     if whole < _MINUTE:
         return f"{whole}s"

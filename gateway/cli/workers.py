@@ -1,7 +1,7 @@
-"""`gateway serve --workers N`: several processes on one port, so that one machine's cores are used.
+"""`gateway serve --workers N`: several processes on one port, to use all cores of a machine.
 
-Each worker is a node of the cluster like any other: nothing is shared but the port, over which the kernel spreads
-connections, and Redis. This process starts the workers, passes signals on, and starts one again that ended by itself.
+Each worker is a normal node of the cluster. Workers share only Redis and the port, whose connections the kernel
+distributes. This process starts the workers, forwards signals, and restarts a worker that ended by itself.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from gateway.config import Config
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
-"""Before a worker that ended by itself is started again: doubled each time, and forgotten after a minute of running."""
+"""Maximum pause before a worker is restarted. The pause doubles each time, and is reset after a minute of running."""
 _STABLE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
 _READY_SECONDS: Final = 120.0
@@ -31,21 +31,21 @@ log = structlog.stdlib.get_logger()
 
 
 class Workers:
-    """The processes, from `start` until all have ended."""
+    """The worker processes, until all have ended."""
 
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
         self._commands = commands
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._ending = False
         self.usage_error = False
-        """A worker ended because of its configuration: the others would, too."""
+        """A worker ended because of its configuration, so the others would too."""
 
     async def run(self) -> None:
-        """Keep all of them running until told to end."""
+        """Keep all workers running until told to end."""
         await asyncio.gather(*(self._keep(number) for number in range(len(self._commands))))
 
     def tell(self, number: signal.Signals) -> None:
-        """Pass a signal on to every worker."""
+        """Forward a signal to every worker."""
         if number in (signal.SIGTERM, signal.SIGINT):
             self._ending = True
         for process in self._processes.values():
@@ -59,7 +59,7 @@ class Workers:
             began = loop.time()
             process = await asyncio.create_subprocess_exec(
                 *self._commands[number],
-                # Signals come from this process alone, and not even its sudden end leaves a worker behind.
+                # Workers get signals only from this process, and end with it even if it is killed.
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
@@ -83,7 +83,7 @@ class Workers:
 
 
 async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
-    """Serve with several processes until SIGTERM or SIGINT. Returns the exit status."""
+    """Serve with several processes until SIGTERM or SIGINT. Return the exit status."""
     if not config.cluster.url:
         fail("--workers: needs cluster.url, since the workers share sessions over Redis", EXIT_USAGE)
     if config.cluster.port:
@@ -116,7 +116,7 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
 
 
 def _held_port(host: str, port: int) -> socket.socket:
-    """Hold the port without listening on it, so that port 0 is the same one for all workers."""
+    """Bind the port without listening on it, so that port 0 is the same port for all workers."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     held = socket.socket(family, socket.SOCK_STREAM)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -129,7 +129,7 @@ def _held_port(host: str, port: int) -> socket.socket:
 
 
 async def _ready(port: int) -> None:
-    """Tell the supervisor once a worker takes connections."""
+    """Notify the supervisor once a worker accepts connections."""
     deadline = asyncio.get_running_loop().time() + _READY_SECONDS
     while asyncio.get_running_loop().time() < deadline:
         with suppress(OSError):
