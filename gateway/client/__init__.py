@@ -1,7 +1,7 @@
-"""A Python client for the gateway: sessions, sends that never double, events that resume by themselves, turns.
+"""A Python client for the gateway: sessions, idempotent sends, event streams that resume automatically, turns.
 
-Shares nothing with the gateway but the wire (docs/api.md), so it works against any deployment. Needs aiohttp and nothing
-else: importing it loads no part of the gateway. docs/python.md is its page.
+It shares no code with the gateway, only the API (docs/api.md), so it works with any deployment. It needs only aiohttp, and
+importing it loads no part of the gateway. It is documented in docs/python.md.
 
 ```python
 async with Client("http://127.0.0.1:8080") as client:

@@ -5,32 +5,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-Json = dict[str, Any]  # JSON as the parser gives it; what is in it is the service's to say
+Json = dict[str, Any]  # JSON as the parser returns it; the service defines its content
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """A function that the model wants to have called. `arguments` is JSON text."""
+    """A function call that the model requests. `arguments` is JSON text."""
 
     name: str
     call_id: str
     arguments: str
 
     def values(self) -> Json:
-        """Return the arguments as a dict. Raises ValueError where the model wrote no JSON object."""
+        """Return the arguments as a dict. Raises ValueError if they are not a JSON object."""
         values = json.loads(self.arguments)
         if not isinstance(values, dict):
             raise ValueError(f"the arguments of {self.name} are no JSON object")  # noqa: TRY004  # one error for both
         return values
 
     def output(self, output: str) -> Json:
-        """Return the item that answers this call, to be the next turn's input."""
+        """Return the item that answers this call, for the next turn's input."""
         return {"type": "function_call_output", "call_id": self.call_id, "output": output}
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a response cost, in tokens. `cached` is a part of `input`, `audio` a part of both."""
+    """The tokens of a response. `cached` is a part of `input`, `audio` a part of both."""
 
     input: int = 0
     output: int = 0
@@ -39,7 +39,7 @@ class Usage:
 
     @classmethod
     def of(cls, usage: Mapping[str, Any] | None) -> Self:
-        """Read OpenAI's usage object."""
+        """Parse OpenAI's usage object."""
         usage = usage or {}
         before, after = usage.get("input_token_details") or {}, usage.get("output_token_details") or {}
         return cls(
@@ -61,11 +61,11 @@ class Answer:
     usage: Usage
     error: Json | None
     raw: Json = field(repr=False)
-    """The gateway's JSON, or OpenAI's response object where the turn was streamed."""
+    """The gateway's JSON, or OpenAI's response object if the turn was streamed."""
 
     @property
     def calls(self) -> list[FunctionCall]:
-        """The functions that the model wants to have called, in order."""
+        """The function calls that the model requests, in order."""
         return [
             FunctionCall(str(item["name"]), str(item["call_id"]), str(item.get("arguments", "")))
             for item in self.output
@@ -74,7 +74,7 @@ class Answer:
 
     @classmethod
     def of(cls, response: Mapping[str, Any]) -> Self:
-        """Read the JSON of a turn, or a response object of OpenAI's."""
+        """Parse the JSON of a turn, or OpenAI's response object."""
         output = list(response.get("output") or [])
         text = response.get("output_text")
         error = response.get("error") or (response.get("status_details") or {}).get("error")

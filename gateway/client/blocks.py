@@ -1,4 +1,4 @@
-"""Reads an event stream (WHATWG HTML 9.2.6): bytes in, blocks out. No I/O."""
+"""Parses an event stream (WHATWG HTML 9.2.6) into blocks. No I/O."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Block:
 
 
 class BlockParser:
-    """Cuts bytes into blocks, wherever the network split them."""
+    """Parses bytes into blocks. Chunks may be split at any byte."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -24,15 +24,15 @@ class BlockParser:
         self._started = False
 
     def feed(self, chunk: bytes) -> Iterator[Block]:
-        """Take what came and yield the blocks that it completes."""
+        """Parse a chunk and yield the blocks that it completes."""
         held = self._rest + chunk
-        # A CR at the end may be half of a CRLF: it waits for what follows.
+        # A CR at the end may be half of a CRLF, so it is kept until the next chunk.
         held, self._rest = (held[:-1], b"\r") if held.endswith(b"\r") else (held, b"")
         lines = held.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop() + self._rest
         for line in lines:
             if not self._started:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of the line
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not part of the line
                 self._started = True
             if line:
                 self._take(line.decode("utf-8", "replace"))

@@ -1,6 +1,6 @@
-"""What can go wrong, as types: each says whose fault it is and what to do.
+"""The client's errors. Each type says whose fault the error is and what to do.
 
-The gateway's refusals are problem objects (RFC 9457). `problem_error` chooses the type by `code`, then by status.
+The gateway's errors are problem objects (RFC 9457). `problem_error` chooses the type by `code`, then by status.
 """
 
 import json
@@ -11,11 +11,11 @@ import aiohttp
 
 
 class ClientError(Exception):
-    """The base of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class UnreachableError(ClientError, aiohttp.ClientError):
-    """Nothing answered at the URL, or the connection was lost and repeating did not help."""
+    """No server answered at the URL, or the connection was lost and retries failed."""
 
     def __init__(self, url: str, cause: Exception) -> None:
         self.url = url
@@ -24,14 +24,14 @@ class UnreachableError(ClientError, aiohttp.ClientError):
 
 
 class SupersededError(ClientError):
-    """Too many readers of the session: another one took this stream's place. Do not come back."""
+    """The session has too many readers, and another one replaced this stream. Do not reconnect."""
 
 
 class ProblemError(ClientError):
-    """The gateway refused.
+    """The gateway answered with an error.
 
-    `status` is the answer's. `problem` is the problem object, or `{}` where something else answered. `code` is the word to
-    decide by, `retry_after` the seconds that the gateway asked to wait.
+    `status` is the HTTP status. `problem` is the problem object, or `{}` if another server answered. `code` identifies the
+    error, `retry_after` is the number of seconds that the gateway asked to wait.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
@@ -45,20 +45,20 @@ class ProblemError(ClientError):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request may succeed later without anything else being done."""
+        """Whether the same request may succeed later without a change."""
         return bool(self.problem.get("retryable", self.status in (429, 502, 503, 504)))
 
 
 class InvalidRequestError(ProblemError):
-    """The request is wrong as it stands: see `problem["errors"]`."""
+    """The request is invalid: see `problem["errors"]`."""
 
 
 class UnauthorizedError(ProblemError):
-    """The credential is missing, not valid, or not for this."""
+    """The credential is missing, invalid, or does not permit the request."""
 
 
 class SessionGoneError(ProblemError):
-    """The session has ended, or there is none of that ID: open another one."""
+    """The session has ended, or none has this ID: open another one."""
 
 
 class CursorExpiredError(ProblemError):
@@ -66,11 +66,11 @@ class CursorExpiredError(ProblemError):
 
 
 class RateLimitedError(ProblemError):
-    """A limit of the key or of OpenAI: try again after `retry_after` seconds."""
+    """A limit of the key or of OpenAI was exceeded: try again after `retry_after` seconds."""
 
 
 class UnavailableError(ProblemError):
-    """The gateway has no room, shuts down, or waits for a new call: try again."""
+    """The gateway is full, is shutting down, or is waiting for a new call: try again."""
 
 
 class UpstreamError(ProblemError):
@@ -94,7 +94,7 @@ _BY_STATUS: Final[Mapping[int, type[ProblemError]]] = {
 
 
 def problem_error(status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> ProblemError:
-    """Return the error for a refusal."""
+    """Return the error for a problem object."""
     kind = _BY_CODE.get(str(problem.get("code", ""))) or _BY_STATUS.get(status)
     if kind is None:
         kind = InvalidRequestError if 400 <= status < 500 else ProblemError
@@ -102,7 +102,7 @@ def problem_error(status: int, problem: Mapping[str, Any], retry_after: float | 
 
 
 async def raise_for_problem(answer: aiohttp.ClientResponse) -> None:
-    """Raise the ProblemError that an answer is, if it is one."""
+    """Raise a ProblemError if the response is an error."""
     if answer.status < 400:
         return
     try:

@@ -1,4 +1,4 @@
-"""The connections to one gateway, its requests with their retries, and what needs no session."""
+"""The connections to one gateway, requests with retries, and the calls that need no session."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ class Client:
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # aiohttp's own limit is 100 connections, after which a request waits without a word.
+        # aiohttp's default limit is 100 connections; further requests would wait silently.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -44,13 +44,13 @@ class Client:
 
     @property
     def http(self) -> aiohttp.ClientSession:
-        """The connections, for requests of the caller's own."""
+        """The aiohttp session, for the caller's own requests."""
         if self._http is None:
             raise RuntimeError("use `async with Client(…)`")
         return self._http
 
     async def reach(self) -> None:
-        """Check that something answers at the URL. Raises aiohttp.ClientError or TimeoutError at once, without retries."""
+        """Check that a server answers at the URL. Raises aiohttp.ClientError or TimeoutError at once, without retries."""
         async with self.http.get(f"{self.url}/livez", timeout=aiohttp.ClientTimeout(total=CONNECT_SECONDS)):
             pass
 
@@ -59,10 +59,10 @@ class Client:
         return Session(self, await self.request("POST", "/v1/sessions", json=body, repeatable=True))
 
     def attach(self, session_id: str, credential: str | None = None) -> Session:
-        """Return a session that somebody else opened, without a request.
+        """Return an existing session, without a request.
 
-        `credential` is the session's client secret (`gwk_…`), or a ticket (`gwt_…`), which only reads; without one the
-        client's key is used.
+        `credential` is the session's client secret (`gwk_…`), or a ticket (`gwt_…`), which allows reading only. Without
+        one the client's key is used.
         """
         return Session(self, {"id": session_id}, credential)
 
@@ -80,7 +80,7 @@ class Client:
     async def ask(
         self, input: str | list[Json], *, session: Json | None = None, **response: object
     ) -> Answer:
-        """Run one turn in a session made for it, and return the whole answer.
+        """Run one turn in a session opened for it, and return the whole answer.
 
         `session` is as in a create; the other keywords go into `response.create`.
         """
@@ -92,7 +92,7 @@ class Client:
     def stream(
         self, input: str | list[Json], *, session: Json | None = None, **response: object
     ) -> TurnStream:
-        """Run one turn in a session made for it, and stream the answer: `async for piece in client.stream("Hello")`."""
+        """Run one turn in a session opened for it, and stream the answer: `async for piece in client.stream("Hello")`."""
         return TurnStream(self, "/v1/turns", turn_body(input, response, session))
 
     async def request(
@@ -104,10 +104,10 @@ class Client:
         seconds: float | None = None,
         **options: Any,  # aiohttp's
     ) -> Json:
-        """Send a request and return the JSON of its answer, `{}` where it has none.
+        """Send a request and return the JSON of the response, `{}` if it has none.
 
-        A `repeatable` one carries an Idempotency-Key, and is tried again where the connection failed or the gateway asks to
-        come back. Raises ProblemError or UnreachableError.
+        A `repeatable` request has an Idempotency-Key, and is sent again if the connection fails or the gateway asks for a
+        retry. Raises ProblemError or UnreachableError.
         """
         headers = {"Accept": "application/json", **(options.pop("headers", None) or {})}
         if repeatable:

@@ -1,4 +1,4 @@
-"""One connection to an event stream: its blocks, until it ends."""
+"""One connection to an event stream: yields its blocks until it ends."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Final
@@ -11,11 +11,11 @@ from gateway.client.errors import ProblemError, raise_for_problem
 CONNECT_SECONDS: Final = 10.0
 HEARTBEAT_SECONDS: Final = 15.0
 SILENT_HEARTBEATS: Final = 2.5
-"""A stream that is silent this many heartbeats is dead, whatever TCP believes."""
+"""A stream that is silent for this many heartbeats counts as lost, even if TCP reports no error."""
 
 
 class EndedError(Exception):
-    """204: there is nothing more to read, now or ever."""
+    """The gateway answered 204: the log has ended and has been read completely."""
 
 
 async def read_blocks(

@@ -1,4 +1,4 @@
-"""When to try again, and how long to wait before it."""
+"""When to retry, and how long to wait before."""
 
 import random
 from collections.abc import Iterator
@@ -9,23 +9,23 @@ from gateway.client.errors import ProblemError
 FIRST_BACKOFF_SECONDS: Final = 0.25
 LONGEST_BACKOFF_SECONDS: Final = 15.0
 TRIES: Final = 5
-"""Of a request that may be repeated. With back-off about 8 s: a gateway that restarts is back by then."""
+"""Attempts of a repeatable request. With back-off they take about 8 s, enough for a gateway to restart."""
 
 
 def passing(error: ProblemError) -> bool:
-    """Tell whether waiting alone may help. A full gateway or key needs somebody to end a session first."""
+    """Return whether a retry may succeed. If the gateway or key has no free session, one must be closed first."""
     return error.retryable and error.code not in ("session-limit", "capacity")
 
 
 def waits() -> Iterator[float | None]:
-    """Yield the seconds to wait after each try, None after the last."""
+    """Yield the seconds to wait after each attempt, None after the last."""
     for failures in range(1, TRIES):
         yield backoff(failures)
     yield None
 
 
 def backoff(failures: int) -> float:
-    """Double with each failure, with jitter, so that the clients of a gateway that restarts do not return all at once."""
+    """Return a delay that doubles with each failure, with jitter, so that clients do not all return at once."""
     if failures == 0:
         return 0.0
     longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0**failures)

@@ -1,4 +1,4 @@
-"""One session: sends events, runs turns, and reads the log over as many connections as it takes."""
+"""One session: sends events, runs turns, and reads the log, reconnecting as needed."""
 
 import asyncio
 import json
@@ -27,12 +27,12 @@ _NEVER_AGAIN_MS: Final = 2**31 - 1
 """The `retry` of a stream that another one superseded."""
 
 _UNSEEN: Final = frozenset({"gateway.open", "gateway.ping", "gateway.rotating"})
-"""Stream-only events that are this file's business and not its caller's."""
+"""Stream-only events that are handled here and not passed to the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of the log, or a `gateway.gap` between two of them. `text` is its JSON as it came."""
+    """One event of the log, or a `gateway.gap` between two of them. `text` is its JSON as received."""
 
     id: str | None
     text: str
@@ -48,7 +48,7 @@ class Session:
 
     def __init__(self, client: "Client", created: Json, credential: str | None = None) -> None:
         self.created = created
-        """The session object of the create answer; only `id` for an attached session."""
+        """The session object in the response to the create; only `id` for an attached session."""
         self.id = str(created["id"])
         self._client = client
         self._path = f"/v1/sessions/{self.id}"
@@ -63,9 +63,9 @@ class Session:
         await self.close()
 
     async def send(self, *events: Mapping[str, Any]) -> Json:
-        """Send client events in order, all or none, and once even where the connection fails meanwhile.
+        """Send client events in order, all or none, and only once even if the connection fails.
 
-        Return the receipt: `accepted`, `first`, `last`, `head`. Read after `head` to see all that they cause.
+        Return the receipt: `accepted`, `first`, `last`, `head`. Read after `head` to see all events that they cause.
         """
         return await self._client.request(
             "POST", f"{self._path}/events", json=list(events), repeatable=True, headers=self._headers
@@ -76,12 +76,12 @@ class Session:
         return await self._client.request("GET", self._path, headers=self._headers)
 
     async def usage(self) -> Json:
-        """Return what the session has cost so far, over all its calls: tokens by kind and `cost_usd`, which is None
-        where a price is not known."""
+        """Return the usage of the session so far, over all its calls: tokens by kind and `cost_usd`, which is None if a
+        price is unknown."""
         return dict((await self.look()).get("usage") or {})
 
     async def turn(self, input: str | list[Json], **response: object) -> Answer:
-        """Say something and return the whole answer. `response` goes into `response.create`."""
+        """Run a turn and return the whole answer. `response` goes into `response.create`."""
         return Answer.of(
             await self._client.request(
                 "POST",
@@ -94,7 +94,7 @@ class Session:
         )
 
     def stream(self, input: str | list[Json], **response: object) -> TurnStream:
-        """Say something and stream the answer: `async for piece in session.stream("Hello")`."""
+        """Run a turn and stream the answer: `async for piece in session.stream("Hello")`."""
         return TurnStream(
             self._client, f"{self._path}/turns", turn_body(input, response), self._headers, self._heartbeat
         )
@@ -110,12 +110,12 @@ class Session:
     async def events(
         self, after: str = EARLIEST, *, types: Iterable[str] = (), exclude: Iterable[str] = ()
     ) -> AsyncGenerator[Event]:
-        """Yield the log's events after a cursor, in order and each once, across as many connections as it takes.
+        """Yield the log's events after a cursor, in order and each once, reconnecting as needed.
 
-        `after` is an event's ID, `EARLIEST` or `NOW`. `types` and `exclude` filter by type, `*` at the end standing for any
-        rest; the gateway's own events always pass. A `gateway.gap` is yielded where events are lost. Ends after
-        `gateway.closed`. Raises SupersededError, or ProblemError where the session cannot be read any more. Close the
-        generator (`contextlib.aclosing`) where you leave the loop early.
+        `after` is an event's ID, `EARLIEST` or `NOW`. `types` and `exclude` filter by type, and a `*` at the end matches any
+        suffix; the gateway's own events always pass. A `gateway.gap` is yielded if events are lost. Ends after
+        `gateway.closed`. Raises SupersededError, or ProblemError if the session can no longer be read. Close the
+        generator (`contextlib.aclosing`) if you leave the loop early.
         """
         filters = {name: ",".join(words) for name, words in (("types", types), ("exclude", exclude)) if words}
         cursor, failures = after, 0

@@ -1,7 +1,7 @@
 """The client without `async`, for scripts, notebooks and threads: the same names, with `for` and `with`.
 
-The asyncio client runs on a loop in a thread of its own, which ends with the client. A call waits for its result; Ctrl-C
-cancels what it waits for.
+The asyncio client runs on an event loop in its own thread, which ends with the client. A call waits for its result; Ctrl-C
+cancels the pending work.
 
 ```python
 with Client("http://127.0.0.1:8080") as client:
@@ -31,7 +31,7 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway-client", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:  # Any: asyncio's own affair
+    def run(self, work: Coroutine[Any, Any, T]) -> T:  # Any: internal to asyncio
         waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return waiting.result()
@@ -91,7 +91,7 @@ class Client:
         return Session(self._running, self._running.run(self._client.open(**body)))
 
     def attach(self, session_id: str, credential: str | None = None) -> "Session":
-        """Return a session that somebody else opened, without a request."""
+        """Return an existing session, without a request."""
         return Session(self._running, self._client.attach(session_id, credential))
 
     def sessions(self) -> list[Json]:
@@ -99,13 +99,13 @@ class Client:
         return self._running.run(self._client.sessions())
 
     def ask(self, input: str | list[Json], *, session: Json | None = None, **response: object) -> Answer:
-        """Run one turn in a session made for it, and return the whole answer."""
+        """Run one turn in a session opened for it, and return the whole answer."""
         return self._running.run(self._client.ask(input, session=session, **response))
 
     def stream(
         self, input: str | list[Json], *, session: Json | None = None, **response: object
     ) -> "TurnStream":
-        """Run one turn in a session made for it, and stream the answer."""
+        """Run one turn in a session opened for it, and stream the answer."""
         return TurnStream(self._running, self._client.stream(input, session=session, **response))
 
 
@@ -135,15 +135,15 @@ class Session:
         return self._loop.run(self._session.look())
 
     def usage(self) -> Json:
-        """Return what the session has cost so far."""
+        """Return the usage of the session so far."""
         return self._loop.run(self._session.usage())
 
     def turn(self, input: str | list[Json], **response: object) -> Answer:
-        """Say something and return the whole answer."""
+        """Run a turn and return the whole answer."""
         return self._loop.run(self._session.turn(input, **response))
 
     def stream(self, input: str | list[Json], **response: object) -> "TurnStream":
-        """Say something and stream the answer."""
+        """Run a turn and stream the answer."""
         return TurnStream(self._loop, self._session.stream(input, **response))
 
     def events(
@@ -158,7 +158,7 @@ class Session:
 
 
 class TurnStream:
-    """An answer as it is made: iterate over its pieces of text, then look at `answer`."""
+    """A streamed answer: iterate over its pieces of text, then read `answer`."""
 
     def __init__(self, loop: _Loop, wrapped: turns.TurnStream) -> None:
         self._loop = loop
@@ -173,5 +173,5 @@ class TurnStream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer, once it has been read to its end."""
+        """The whole answer, available after it has been read to its end."""
         return self._turn.answer

@@ -1,4 +1,4 @@
-"""A turn whose answer is read as it is made. A connection that is cut is made again and joins the same turn."""
+"""A turn whose answer is streamed. If the connection is lost, a new one continues the same turn."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.client.http import Client
 
 TURN_SECONDS: Final = 330.0
-"""Longer than the gateway's own deadline for a turn, so that its answer, not ours, tells what went wrong."""
+"""Longer than the gateway's own deadline for a turn, so that the gateway's error is reported, not a local time-out."""
 
 _TEXT: Final = frozenset({"response.output_text.delta", "response.output_audio_transcript.delta"})
 
@@ -30,9 +30,9 @@ def turn_body(input: str | list[Json], response: Mapping[str, object], session: 
 
 
 class TurnStream:
-    """An answer as it is made: iterate over its pieces of text, or over `events()`; then look at `answer`.
+    """A streamed answer: iterate over its pieces of text, or over `events()`; then read `answer`.
 
-    Use it as `async with` where you may leave the loop early: that ends the connection, not the turn.
+    Use it with `async with` if you may leave the loop early: that closes the connection but does not end the turn.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class TurnStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the connection. The turn goes on in its session."""
+        """Close the connection. The turn continues in its session."""
         await self._events.aclose()
 
     @property
     def answer(self) -> Answer:
-        """The whole answer, once it has been read to its end."""
+        """The whole answer, available after it has been read to its end."""
         if self._answer is None:
             raise RuntimeError("read the turn to its end first")
         return self._answer
@@ -85,7 +85,7 @@ class TurnStream:
                     yield str(event["delta"])
 
     async def _read(self) -> AsyncGenerator[Json]:
-        # A gateway may tell the turn from its start again: what was read once is passed over.
+        # A gateway may send the turn from its start again, so events already read are skipped.
         seen: set[str] = set()
         last: str | None = None
         pauses = waits()
