@@ -234,7 +234,7 @@ class Stream:
 
     async def _tell_gap(self, writer: Writer, page: Page) -> None:
         gap = page.gap
-        assert gap is not None  # asked by the caller
+        assert gap is not None  # checked by the caller
         self._reads.telemetry.gap(gap.reason, gap.missed)
         await writer.write(self._rendering.own("gateway.gap", gap_members(page), str(gap.oldest.before)))
 
@@ -270,7 +270,7 @@ class Stream:
 def gap_members(page: Page) -> Mapping[str, object]:
     """Return the members that describe a gap, in a stream or in a 410."""
     gap = page.gap
-    assert gap is not None  # asked by the caller
+    assert gap is not None  # checked by the caller
     return {
         "requested": str(gap.requested),
         "oldest": str(gap.oldest),

@@ -62,7 +62,7 @@ class OwnTurn:
             return
         if isinstance(error, Exception):
             self.begun.set_exception(error)
-            self.begun.exception()  # If the client has left, nobody reads the exception and asyncio would log it.
+            self.begun.exception()  # Mark it as retrieved: if the client has left, asyncio would log it.
         else:
             self.begun.cancel()
 
