@@ -112,7 +112,7 @@ def changed(dotted: str, value: object) -> Config:
 
 
 def rooms(config: Config) -> tuple[object, ...]:
-    """Return all that the rooms are told."""
+    """Return everything that the packages receive."""
     return (
         relay_limits(config),
         upstream_config(config),
@@ -156,7 +156,7 @@ async def status(url: str, method: str = "GET", key: str | None = None) -> int:
 
 
 def test_going_by_a_relay_reaches_the_upstream_room() -> None:
-    """It stands only beside a TURN server."""
+    """`ice_transport_policy` only makes sense with a TURN server."""
     servers = CHANGES["upstream.ice_servers"]
     config = load(environ={}, flags={"upstream": {"ice_servers": servers, "ice_transport_policy": "relay"}})
 
@@ -165,31 +165,31 @@ def test_going_by_a_relay_reaches_the_upstream_room() -> None:
 
 @pytest.mark.parametrize("dotted", CHANGES)
 def test_setting_reaches_a_room(dotted: str) -> None:
-    """Changing it changes what some room is told."""
+    """Changing the setting changes what some package receives."""
     assert rooms(changed(dotted, CHANGES[dotted])) != rooms(Config())
 
 
 def test_every_setting_is_accounted_for() -> None:
-    """No key of the configuration is without effect."""
+    """Every configuration key has an effect."""
     assert {key for key in keys() if "[]" not in key} == set(CHANGES) | ELSEWHERE
 
 
 def test_the_memory_budget_reaches_the_relay() -> None:
-    """What the operator allows all buffers together is what the relay charges to."""
+    """The configured memory budget is the one that the relay charges."""
     gateway = Gateway(changed("server.memory_budget_bytes", 64 << 20))
 
     assert gateway._hub.budget.total_bytes == 64 << 20
 
 
 def test_connections_leave_descriptors_for_sessions() -> None:
-    """Half of what the process may open, less a reserve, however many are configured."""
+    """The limit is at most half of the open-files limit, minus a reserve, whatever is configured."""
     assert connection_limits(changed("server.max_connections", 50), 1024).max_connections == 50
     assert connection_limits(Config(), 1024).max_connections == 480
     assert connection_limits(Config(), 1 << 20).max_connections == 10_000
 
 
 def test_key_limits_reach_the_rules() -> None:
-    """All of a key's limits are mapped."""
+    """All limits of a key are mapped."""
     key = {
         "name": "ada",
         "sha256": DIGEST,
@@ -205,7 +205,7 @@ def test_key_limits_reach_the_rules() -> None:
 
 
 def test_template_says_its_type() -> None:
-    """A template without a type would be refused upstream."""
+    """OpenAI would refuse a session template without a type."""
     template = relay_limits(changed("upstream.session", {"type": "realtime"})).template
 
     assert template["type"] == "realtime"
@@ -214,13 +214,13 @@ def test_template_says_its_type() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_loopback_needs_no_key(host: str) -> None:
-    """Whoever is on this machine may try it."""
+    """On loopback, callers on this machine need no key."""
     assert access_rules(changed("server.host", host)).keys == ()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example.com"])
 def test_listening_to_strangers_needs_a_key_or_a_word(host: str) -> None:
-    """Beyond loopback the gateway is not started open by mistake."""
+    """On other addresses the gateway does not start without access control by mistake."""
     with pytest.raises(ConfigError, match="no key is configured"):
         access_rules(changed("server.host", host))
 
@@ -229,7 +229,7 @@ def test_listening_to_strangers_needs_a_key_or_a_word(host: str) -> None:
 
 
 def test_public_url_makes_host_and_origin_known() -> None:
-    """Behind a proxy the gateway goes by another name."""
+    """Behind a proxy the gateway has another host name."""
     rules = access_rules(changed("server.public_url", "https://realtime.example.com:8443/"))
 
     assert rules.hosts == {"realtime.example.com"}
@@ -237,7 +237,7 @@ def test_public_url_makes_host_and_origin_known() -> None:
 
 
 def test_unreadable_networks_are_refused() -> None:
-    """A proxy's address that is none would never match."""
+    """An invalid proxy address would never match, so it is refused."""
     with pytest.raises(ConfigError, match=r"server\.trusted_proxies"):
         access_rules(changed("server.trusted_proxies", ("nginx",)))
 
@@ -251,7 +251,7 @@ def test_proxy_of_the_environment_that_cannot_be_used_is_refused(monkeypatch: py
 
 
 def test_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    """TLS fails at start, not at the first client."""
+    """Invalid TLS files fail at start, not at the first client."""
     flags = {"server": {"tls_certificate_file": str(tmp_path / "c"), "tls_key_file": str(tmp_path / "k")}}
     with pytest.raises(ConfigError, match="tls_certificate_file"):
         Gateway(load(environ={}, flags=flags))
@@ -278,7 +278,7 @@ async def test_certificate_is_served(tmp_path: Path) -> None:
 
 
 async def test_both_listeners_answer_on_their_real_ports() -> None:
-    """Port 0 takes a free one, and the URLs tell which."""
+    """Port 0 takes a free port, and the URLs contain it."""
     async with running() as gateway:
         answers = [await status(f"{url}/readyz") for url in (gateway.url, gateway.admin_url)]
         metrics = await status(f"{gateway.admin_url}/metrics")
@@ -303,7 +303,7 @@ async def test_nothing_is_left_behind() -> None:
 
 
 async def test_failed_start_frees_the_other_port() -> None:
-    """If one address cannot be had, the other is given back."""
+    """If one address is not available, the other one is released."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -319,7 +319,7 @@ async def test_failed_start_frees_the_other_port() -> None:
 
 
 async def test_drain_is_not_ready_but_alive() -> None:
-    """While it drains it takes nothing new and says so, to load balancers and Prometheus alike."""
+    """While draining, the gateway refuses new sessions and reports it to load balancers and Prometheus."""
     async with running() as gateway:
         await gateway.drain()
         ready, live = await status(f"{gateway.url}/readyz"), await status(f"{gateway.url}/livez")
@@ -350,7 +350,7 @@ async def test_admin_token_is_asked_for() -> None:
 
 
 async def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
-    """A key that is added to the file is let in after a reload; a broken file changes nothing."""
+    """A key that is added to the file is accepted after a reload; a broken file changes nothing."""
     file = tmp_path / "keys.toml"
     other = hashlib.sha256(b"other").hexdigest()
     file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n')
@@ -370,7 +370,7 @@ async def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "keys = []\n"])
 def test_keys_file_without_keys_refuses_to_start(tmp_path: Path, text: str) -> None:
-    """Where keys are configured no key means nobody: letting everybody in was not asked for."""
+    """An empty keys file is refused: it does not mean that everybody may call."""
     file = tmp_path / "keys.toml"
     file.write_text(text)
     config = load(environ={}, flags={"access": {"keys_file": str(file)}})
@@ -391,7 +391,7 @@ async def test_keys_file_without_keys_lets_in_whoever_was_asked_for(tmp_path: Pa
 
 @pytest.mark.parametrize("anonymous", [False, True])
 async def test_emptied_keys_file_changes_nothing(tmp_path: Path, anonymous: bool) -> None:
-    """The keys that were known are still taken, nobody else is let in, and the log says so as an error."""
+    """Known keys stay valid, nobody else is accepted, and the log reports an error."""
     file = tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "ada"\nsha256 = "{DIGEST}"\n')
     async with running(access={"keys_file": str(file), "anonymous": anonymous}) as gateway:

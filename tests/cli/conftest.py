@@ -1,4 +1,4 @@
-"""Runs commands as a person does: in a process of their own."""
+"""Runs commands as a user does: in separate processes."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ DEADLINE_SECONDS = 30.0
 
 @dataclass
 class Running:
-    """A command that runs; its output so far, errors included."""
+    """A running command and its output so far, errors included."""
 
     process: Process
     output: str = ""
@@ -47,7 +47,7 @@ class Running:
         self.process.send_signal(number)
 
     async def ended(self) -> int:
-        """Wait for its end and give its exit status."""
+        """Wait for the command to end and return its exit status."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self.process.wait()
 
@@ -56,7 +56,7 @@ Start = Callable[..., Awaitable[Running]]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Return an environment without anybody's configuration, proxy or key."""
+    """Return an environment without configuration, proxy or key."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -98,7 +98,7 @@ async def start() -> AsyncIterator[Start]:
 
 @contextmanager
 def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator[str]:
-    """Run a program beside many tests; give what the pattern finds in its output."""
+    """Run a program during many tests; yield what the pattern finds in its output."""
     with subprocess.Popen(
         [sys.executable, "-m", *arguments],
         stdin=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[str]:
-    """Run an emulator and give its base URL."""
+    """Run an emulator and yield its base URL."""
     with _program(
         ["gateway.emulator", "--port", "0", "--tokens-per-second", "200"], r"emulator listening on (\S+)"
     ) as url:
@@ -136,7 +136,7 @@ def emulator() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def gateway(emulator: str) -> Iterator[str]:
-    """Run a gateway in front of it and give its URL."""
+    """Run a gateway in front of the emulator and yield its URL."""
     with _program(
         ["gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator],
         r"(?<!admin )listening on (\S+)",

@@ -1,4 +1,4 @@
-"""`gateway bench` measures what it says, against processes of its own and against a gateway that runs."""
+"""`gateway bench` measures processes that it starts, and a gateway that already runs."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ def figures(output: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
-    """Small, but whole: the gateway, and aiortc alone beside it, receive the same events."""
+    """A small but complete run: the gateway and bare aiortc receive the same events."""
     bench = await start("bench", "--sessions", "4", "--turns", "1", "--words", "20", "--json")
     async with asyncio.timeout(90):
         await bench.process.wait()
@@ -45,7 +45,7 @@ async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
 
 @pytest.mark.slow
 async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start, gateway: str) -> None:
-    """Without its process at hand there is no CPU and no memory to tell, and none is made up."""
+    """Without access to the process, no CPU or memory figure is reported."""
     bench = await start(
         "bench", "--url", gateway, "--sessions", "2", "--turns", "1", "--words", "5", "--json"
     )
@@ -60,7 +60,7 @@ async def test_bench_of_a_running_gateway_gives_what_a_client_sees(start: Start,
 
 
 async def test_bench_without_a_gateway_fails(start: Start) -> None:
-    """One line, exit status 1."""
+    """The error is one line, and the exit status is 1."""
     bench = await start("bench", "--url", "http://127.0.0.1:1")
 
     assert await bench.ended() == 1
@@ -68,7 +68,7 @@ async def test_bench_without_a_gateway_fails(start: Start) -> None:
 
 
 def test_cpu_time_grows_with_work() -> None:
-    """What is spent here is seen there."""
+    """CPU that the process spends is measured."""
     before = cpu_seconds(os.getpid())
     sum(range(2_000_000))
 
@@ -76,7 +76,7 @@ def test_cpu_time_grows_with_work() -> None:
 
 
 def test_memory_grows_with_use() -> None:
-    """32 MiB that are written to are seen."""
+    """32 MiB of written memory are measured."""
     before = resident_bytes(os.getpid())
     kept = bytearray(os.urandom(32 * 1024 * 1024))
 

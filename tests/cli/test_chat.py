@@ -1,4 +1,4 @@
-"""`gateway chat` over a real gateway, its lines coming from a pipe."""
+"""`gateway chat` with a real gateway, with input from a pipe."""
 
 import signal
 from asyncio.subprocess import PIPE
@@ -15,7 +15,7 @@ async def say(chat: Running, line: str) -> None:
 
 
 async def test_conversation_remembers_and_ends(start: Start, gateway: str) -> None:
-    """Answers come, the session remembers what was said, an empty line ends it."""
+    """Answers arrive, the session remembers earlier turns, and an empty line ends it."""
     chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "What is 6 times 7?")
     await chat.says("42")
@@ -51,7 +51,7 @@ async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> No
 
 
 async def test_gateway_that_is_not_there_is_told(start: Start) -> None:
-    """A failure in one line."""
+    """The failure is reported in one line."""
     chat = await start("chat", "--url", "http://127.0.0.1:1")
 
     assert await chat.ended() == 1
@@ -60,7 +60,7 @@ async def test_gateway_that_is_not_there_is_told(start: Start) -> None:
 
 
 async def test_server_that_is_no_gateway_is_told(start: Start, emulator: str) -> None:
-    """It answers, but with nothing that a gateway would say."""
+    """A server that is not a gateway is reported."""
     chat = await start("chat", "--url", emulator)
 
     assert await chat.ended() == 1
@@ -68,7 +68,7 @@ async def test_server_that_is_no_gateway_is_told(start: Start, emulator: str) ->
 
 
 async def test_wrong_key_is_told(start: Start, emulator: str) -> None:
-    """The gateway's own words."""
+    """The gateway's own message is shown."""
     keys = '[{"name": "ada", "sha256": "' + "0" * 64 + '"}]'
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test", GATEWAY_ACCESS__KEYS=keys)
     url = (await addresses(running))[0]

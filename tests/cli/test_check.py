@@ -25,7 +25,7 @@ def pointed_at(url: str, **upstream: object) -> Config:
 
 @pytest.fixture
 async def stun() -> AsyncIterator[str]:
-    """Run a server that answers binding requests (RFC 8489) and nothing else, and give its address."""
+    """Run a server that answers only binding requests (RFC 8489), and yield its address."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ async def stun() -> AsyncIterator[str]:
 
 
 async def test_everything_well_exits_with_zero(start: Start, emulator: str) -> None:
-    """Against an upstream that works, with a key: each line is ok, and a real call was made."""
+    """With a working upstream and a key, each line is ok and a real call was made."""
     check = await start("check", "--upstream-url", emulator, OPENAI_API_KEY="sk-test")
     status = await check.ended()
     await check.says("a real call: opened in")
@@ -54,7 +54,7 @@ async def test_everything_well_exits_with_zero(start: Start, emulator: str) -> N
 
 
 async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
-    """What failed and what to do about it."""
+    """The output says what failed and what to do about it."""
     check = await start("check", "--upstream-url", NOWHERE, OPENAI_API_KEY="sk-test")
     status = await check.ended()
     await check.says("a real call")
@@ -66,14 +66,14 @@ async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
 
 
 async def test_missing_key_is_a_warning(emulator: str) -> None:
-    """Everything else may be well."""
+    """A missing key is only a warning, since all other checks may pass."""
     finding = await doctor.call(pointed_at(emulator))
 
     assert (finding.result, "OPENAI_API_KEY" in finding.remedy) == ("warning", True)
 
 
 async def test_refused_key_is_explained() -> None:
-    """401 is about the key and nothing else."""
+    """401 is reported as a problem with the key only."""
 
     async def refuse(request: web.Request) -> web.Response:
         error = {
@@ -137,7 +137,7 @@ async def test_name_that_does_not_resolve_is_told_once() -> None:
 
 
 async def test_upstream_without_a_listener_is_not_openais_fault() -> None:
-    """The line above tells what is wrong."""
+    """An earlier line already reports the cause."""
     finding = await doctor.call(pointed_at(NOWHERE, api_key="sk-test"))
 
     assert finding.remedy == "The HTTP request was not answered: see the line about HTTPS above."
@@ -147,7 +147,7 @@ async def test_upstream_without_a_listener_is_not_openais_fault() -> None:
     ("host", "remedy"), [("192.0.2.1", "server.host"), ("no-such-name.invalid", "server.host")]
 )
 def test_address_of_another_machine_is_seen(host: str, remedy: str) -> None:
-    """Only the setting that is wrong is named."""
+    """Only the invalid setting is named."""
     config = load(environ={}, flags={"server": {"host": host, "port": 0}, "admin": {"port": 0}})
     client, _ = doctor.listeners(config)
 
@@ -164,14 +164,14 @@ async def test_unknown_name_fails() -> None:
 
 
 async def test_udp_that_gets_through_is_seen(stun: str) -> None:
-    """A STUN server's answer is proof."""
+    """A STUN server's answer proves that UDP works."""
     finding = await doctor.udp(pointed_at("https://api.example.invalid/v1"), stun)
 
     assert finding.result == "ok"
 
 
 async def test_udp_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is a warning with a way out."""
+    """No answer is a warning with a remedy."""
     monkeypatch.setattr(doctor, "WAIT_SECONDS", 0.3)
     finding = await doctor.udp(pointed_at("https://api.example.invalid/v1"), "127.0.0.1:1")
 

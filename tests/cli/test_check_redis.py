@@ -1,4 +1,4 @@
-"""What `gateway check` says of a Redis."""
+"""What `gateway check` reports about Redis."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def configured(url: str) -> Config:
 
 
 async def test_good_redis_is_ok_in_every_point() -> None:
-    """Version, latency and clock are each told."""
+    """Version, latency and clock are each reported."""
     server = RedisServer().start()
     try:
         findings = await redis(configured(server.url))
@@ -44,5 +44,5 @@ async def test_redis_that_may_evict_or_is_not_there_fails_with_the_remedy() -> N
 
 
 async def test_one_process_is_not_asked_for_a_redis() -> None:
-    """Without `cluster.url` there is nothing to look at."""
+    """Without `cluster.url` nothing is checked."""
     assert await redis(Config()) == []

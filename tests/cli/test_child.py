@@ -1,4 +1,4 @@
-"""Processes of one's own: how they start, and that they never outlive who started them."""
+"""Child processes: how they start, and that they never outlive their parent."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process runs; one that only waits to be buried does not."""
+    """Return whether a process runs; a zombie does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -54,21 +54,21 @@ async def test_child_is_ready_when_it_said_so_and_gone_afterwards(script: str) -
 
 
 async def test_child_that_fails_tells_its_last_words(script: str) -> None:
-    """What it printed before it died is in the error."""
+    """The error contains what the process printed before it ended."""
     with pytest.raises(ChildError, match=r"ended with status 1\n(.*\n)*  cannot go on"):
         async with Child([script, "fail"], [r"ready as (\d+)"]):
             pass
 
 
 async def test_child_that_stays_mute_is_ended(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Being ready has a deadline."""
+    """Waiting for readiness has a deadline."""
     with pytest.raises(ChildError, match="was not ready after 1 s"):
         async with Child([script, "mute"], [r"ready as (\d+)"], start_seconds=1):
             pass
 
 
 async def test_stubborn_child_is_killed(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that ignores SIGTERM ends all the same."""
+    """A process that ignores SIGTERM is killed."""
     monkeypatch.setattr(child_module, "STOP_SECONDS", 0.3)
     async with Child([script, "stubborn"], [r"ready as (\d+)"]) as child:
         pid = child.pid

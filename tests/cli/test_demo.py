@@ -1,4 +1,4 @@
-"""`gateway demo`: it talks, it keeps serving, it leaves nothing behind."""
+"""`gateway demo` holds a conversation, keeps serving and leaves no process behind."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ async def test_demo_holds_a_conversation_and_keeps_serving(start: Start) -> None
 
 @pytest.mark.slow
 async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
-    """A port in use is no reason not to show anything."""
+    """If its port is in use, the demo takes another one."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -87,7 +87,7 @@ async def test_demo_honours_settings(start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_emulator_never_outlives_the_demo(start: Start, number: signal.Signals) -> None:
-    """Even a demo that is killed takes its child with it."""
+    """When a demo is killed, its child process ends too."""
     demo = await start("demo", "--port", "0")
     child = int((await demo.says(r"in process (\d+)"))[1])
     await demo.tell(number)
@@ -99,7 +99,7 @@ async def test_emulator_never_outlives_the_demo(start: Start, number: signal.Sig
 
 @pytest.mark.slow
 async def test_demo_ends_with_its_emulator(start: Start) -> None:
-    """Without an upstream there is nothing to show: it says so and fails."""
+    """Without an upstream the demo reports the problem and fails."""
     demo = await start("demo", "--port", "0")
     child = int((await demo.says(r"in process (\d+)"))[1])
     await demo.says("Serving until Ctrl-C")

@@ -74,7 +74,7 @@ def test_demo_has_a_key_of_its_own_where_keys_are_configured() -> None:
 
 
 def test_wrong_setting_is_refused() -> None:
-    """As `gateway serve` does."""
+    """The behaviour is that of `gateway serve`."""
     with pytest.raises(ConfigError, match="max_sesions"):
         settings({"GATEWAY_RELAY__MAX_SESIONS": "3"}, 1, 2, BASE)
 
@@ -103,5 +103,5 @@ def test_free_port_is_another_one_where_it_is_taken() -> None:
     ],
 )
 def test_listener_is_reached_by_an_address(url: str, local: str) -> None:
-    """Nobody has the address 0.0.0.0, and it is no loopback name."""
+    """0.0.0.0 is neither a usable address nor a loopback name."""
     assert local_url(url) == local

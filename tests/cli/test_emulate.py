@@ -10,7 +10,7 @@ from tests.cli.conftest import Start
 
 
 async def test_emulator_serves_until_told(start: Start) -> None:
-    """It says where it listens, asks for a key, and ends well on SIGTERM."""
+    """It prints its address, requires a key, and ends cleanly on SIGTERM."""
     manner = ("--setup", "passive", "--consent", "lenient", "--no-item-done-quirk")
     running = await start("emulate", "--port", "0", *manner)
     url = (await running.says(r"emulator listening on (http://127\.0\.0\.1:\d+/v1)"))[1]
@@ -23,7 +23,7 @@ async def test_emulator_serves_until_told(start: Start) -> None:
 
 
 async def test_emulator_without_its_port_fails(start: Start) -> None:
-    """One line, exit status 1."""
+    """The error is one line, and the exit status is 1."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -50,7 +50,7 @@ def serving(emulator: str, stderr: int) -> Iterator[tuple[subprocess.Popen[bytes
 
 
 async def listening(url: str) -> None:
-    """Wait until it answers."""
+    """Wait until the gateway answers."""
     async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as http:
         while True:
             try:
@@ -71,7 +71,7 @@ async def converse(url: str) -> None:
 
 
 def ends(process: "subprocess.Popen[bytes]") -> int:
-    """Tell it to end, and give its exit status."""
+    """Stop the gateway and return its exit status."""
     process.send_signal(signal.SIGTERM)
     return process.wait(SECONDS)
 
@@ -89,7 +89,7 @@ async def test_a_reader_that_leaves_after_two_lines(emulator: str) -> None:
 
 
 async def test_a_reader_that_stops_reading(emulator: str) -> None:
-    """Once the pipe is full the log waits, and nothing else does."""
+    """When the pipe is full only the log waits."""
     reading, writing = os.pipe()
     with serving(emulator, writing) as (process, url, _):
         os.close(writing)
@@ -101,7 +101,7 @@ async def test_a_reader_that_stops_reading(emulator: str) -> None:
 
 
 async def test_a_full_disk(emulator: str) -> None:
-    """Every line fails; the metric counts them."""
+    """Every line fails to be written, and the metric counts them."""
     full = os.open("/dev/full", os.O_WRONLY)
     with serving(emulator, full) as (process, url, admin):
         os.close(full)

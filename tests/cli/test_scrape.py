@@ -21,18 +21,18 @@ def test_quantile_is_spread_evenly_within_its_bucket(share: float, value: float)
 
 
 def test_quantile_beyond_the_last_bound_is_the_last_bound() -> None:
-    """More is not known."""
+    """The histogram has no more detail."""
     assert quantile({0.001: 1, math.inf: 10}, 0.99) == 0.001
 
 
 def test_quantile_of_nothing_is_nothing() -> None:
-    """No events, no figure."""
+    """Without events there is no figure."""
     assert quantile({0.001: 0, math.inf: 0}, 0.5) is None
     assert quantile({}, 0.5) is None
 
 
 def test_only_what_came_in_between_counts() -> None:
-    """A warm-up is taken off."""
+    """The warm-up is subtracted."""
     assert since({0.001: 10, math.inf: 12}, {0.001: 10, math.inf: 15}) == {0.001: 0, math.inf: 3}
 
 

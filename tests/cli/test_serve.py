@@ -1,4 +1,4 @@
-"""`gateway serve` as its operator meets it: lines, signals, exit status."""
+"""`gateway serve` as its operator sees it: log lines, signals, exit status."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ SERVE = ("serve", "--port", "0", "--admin-port", "0", "--upstream-url")
 
 
 async def addresses(running: Running) -> tuple[str, str]:
-    """Wait until it listens and give both addresses."""
+    """Wait until the gateway listens and return both addresses."""
     client = await running.says(r"(?<!admin )listening on (http://127\.0\.0\.1:\d+)")
     admin = await running.says(r"admin listening on (http://127\.0\.0\.1:\d+)")
     return client[1], admin[1]
@@ -32,7 +32,7 @@ async def fetch(url: str, method: str = "GET") -> tuple[int, str]:
 
 
 async def test_serves_until_sigterm_and_exits_with_zero(start: Start, emulator: str) -> None:
-    """It logs where it listens, serves, drains on SIGTERM and is done."""
+    """It logs its addresses, serves, drains on SIGTERM and exits."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test", GATEWAY_DRAIN__TIMEOUT_SECONDS="2")
     url, admin = await addresses(running)
     async with Client(url) as client:
@@ -56,7 +56,7 @@ async def test_serves_until_sigterm_and_exits_with_zero(start: Start, emulator: 
 
 @pytest.mark.slow
 async def test_second_signal_ends_at_once(start: Start, emulator: str) -> None:
-    """Who cannot wait for the drain need not."""
+    """A second signal ends the drain."""
     environ = {"OPENAI_API_KEY": "sk-test", "GATEWAY_DRAIN__TIMEOUT_SECONDS": "60"}
     running = await start(*SERVE, emulator, **environ)
     url, _ = await addresses(running)
@@ -86,7 +86,7 @@ async def test_second_signal_ends_at_once(start: Start, emulator: str) -> None:
 
 
 async def test_post_drain_ends_as_sigterm_does(start: Start) -> None:
-    """The operator may ask over HTTP."""
+    """The operator can start a drain over HTTP."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")
     _, admin = await addresses(running)
     answer = await fetch(f"{admin}/drain", "POST")
@@ -96,7 +96,7 @@ async def test_post_drain_ends_as_sigterm_does(start: Start) -> None:
 
 
 async def test_port_in_use_exits_with_one(start: Start) -> None:
-    """A failure, not a mistake in the configuration; said in one line."""
+    """A port in use is a failure, not a configuration error, and is reported in one line."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -135,7 +135,7 @@ async def test_json_lines_are_json(start: Start) -> None:
 
 @pytest.mark.slow
 async def test_flags_go_before_the_environment(start: Start, tmp_path: Path) -> None:
-    """A flag overrules the environment, which overrules the file."""
+    """A flag overrides the environment, which overrides the file."""
     file = tmp_path / "gateway.toml"
     file.write_text("[server]\nport = 1\n[admin]\nport = 0\n[log]\nformat = 'json'\n")
     running = await start(

@@ -1,4 +1,4 @@
-"""What the system's supervisor is told, on real datagram sockets."""
+"""Notifications to the service manager, on real datagram sockets."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ def test_a_state_arrives_at_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) 
 def test_a_supervisor_that_is_gone_or_does_not_read_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever serves does not stumble, nor wait, over a supervisor."""
+    """A supervisor that is gone or does not read neither fails nor delays the gateway."""
     path = os.fspath(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     notify_supervisor("READY=1")

@@ -1,4 +1,4 @@
-"""`gateway top` as its operator meets it: over a real gateway, and where there is none."""
+"""`gateway top` as its operator sees it: with a real gateway, and without one."""
 
 import os
 import re
@@ -34,7 +34,7 @@ async def test_top_shows_sessions_and_what_they_cost(start: Start, emulator: str
 
 @pytest.mark.slow
 async def test_top_is_live_until_it_is_ended(start: Start, emulator: str) -> None:
-    """In a terminal it draws again and again; Ctrl-C ends it."""
+    """In a terminal it redraws until Ctrl-C."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
     admin = (await running.says(r"admin listening on (http://\S+)"))[1]
     # rich takes it for a terminal, as `script` or a multiplexer would be.

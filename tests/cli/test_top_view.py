@@ -51,7 +51,7 @@ def session(id: str, head: str = "k-1", **changes: Any) -> dict[str, Any]:
 
 
 def printed(before: Look | None, now: Look, height: int = 10) -> str:
-    """What stands in the terminal."""
+    """Return what the terminal shows."""
     console = Console(file=io.StringIO(), width=160)
     console.print(drawing(before, now, height))
     assert isinstance(console.file, io.StringIO)
@@ -81,7 +81,7 @@ def test_sessions_stand_in_the_order_of_their_activity() -> None:
 
 
 def test_totals_tell_states_rates_and_cost() -> None:
-    """Rates are what grew between the looks."""
+    """Rates are the increases between two samples."""
     before = look(0, up=10, down=100, tokens=1000, cost=1, lag=5)
     text = printed(before, look(10, up=30, down=300, tokens=1100, cost=1.5, lag=10))
 
@@ -127,7 +127,7 @@ def test_names_are_no_markup() -> None:
     [(None, "unknown"), (0, "$0.00"), (0.00042, "$0.0004"), (0.5, "$0.5000"), (1234.5, "$1,234.50")],
 )
 def test_dollars_are_written_with_the_digits_that_matter(value: float | None, text: str) -> None:
-    """An unknown cost is never 0."""
+    """An unknown cost is not shown as 0."""
     assert dollars(value) == text
 
 

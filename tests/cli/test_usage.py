@@ -57,7 +57,7 @@ async def test_version_is_printed(start: Start) -> None:
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
-    """Usage errors are told apart from failures."""
+    """Usage errors and failures have different exit statuses."""
     result = CliRunner().invoke(app, arguments)
 
     assert result.exit_code == 2
@@ -124,7 +124,7 @@ def test_keygen_appends_to_a_keys_file(tmp_path: Path) -> None:
 
 
 async def test_keygen_never_repeats_itself(start: Start) -> None:
-    """Two keys are two keys."""
+    """Each call generates a different key."""
     one, other = await start("keygen"), await start("keygen")
     await one.ended()
     await other.ended()

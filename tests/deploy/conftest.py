@@ -1,4 +1,4 @@
-"""What the tests of deploy/ share: its files, and a real Prometheus that scrapes what it is told."""
+"""Shared fixtures of the tests of deploy/: its files, and a real Prometheus with given targets."""
 
 import re
 import signal

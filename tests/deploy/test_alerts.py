@@ -36,7 +36,7 @@ def queries() -> Iterator[str]:
 
 
 def promtool(part_path: Callable[[str], str], *arguments: str) -> str:
-    """Run promtool and give what it printed; it must succeed."""
+    """Run promtool, which must succeed, and return its output."""
     done = subprocess.run(
         [part_path("promtool"), *arguments],
         cwd=ALERTS.parent,

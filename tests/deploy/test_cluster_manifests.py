@@ -59,7 +59,7 @@ def test_pods_have_the_time_to_hand_their_sessions_over() -> None:
 
 
 def test_only_gateways_reach_the_port_between_them() -> None:
-    """And they reach Redis and each other."""
+    """The nodes reach Redis and each other."""
     policy = read(FOLDER / "networkpolicy.yaml")["spec"]
     [rule] = policy["ingress"]
 

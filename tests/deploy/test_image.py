@@ -111,11 +111,11 @@ class Image:
                 shutil.copy(ROOT / source, place)
 
     def moved(self, command: str) -> str:
-        """Return a command with the image's folders where they are here."""
+        """Return a command with the image's folders replaced by the local ones."""
         return command.replace("/opt/gateway", str(self.top / "opt/gateway"))
 
     def command(self, word: str) -> list[str]:
-        """Return a command in its list form, with the image's folders where they are here."""
+        """Return a command in its list form, with the image's folders replaced by the local ones."""
         listed = last(self.final, word)
         found: list[str] = json.loads(self.moved(listed[listed.index("[") :]))
         return found
@@ -197,7 +197,7 @@ def _sha256(text: str) -> str:
 
 
 def said(log: Path, process: "subprocess.Popen[bytes]", pattern: str) -> str:
-    """Wait until the log has a line and give its first group."""
+    """Wait for a matching log line and return its first group."""
     deadline = time.monotonic() + START_SECONDS
     while (match := re.search(pattern, log.read_text())) is None:
         assert process.poll() is None, log.read_text()
@@ -207,7 +207,7 @@ def said(log: Path, process: "subprocess.Popen[bytes]", pattern: str) -> str:
 
 
 async def ended(command: list[str], environ: dict[str, str]) -> int:
-    """Run a command to its end and give its exit status."""
+    """Run a command to its end and return its exit status."""
     done = await asyncio.to_thread(
         subprocess.run, command, env=environ, timeout=30, capture_output=True, check=False
     )
@@ -252,7 +252,7 @@ async def test_the_steps_by_hand_give_a_gateway_that_nobody_runs(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_image_holds_no_installer_and_no_source(image: Image) -> None:
-    """What is not needed to serve is not there: no pip, no build backend, no tests."""
+    """The image contains nothing that serving does not need: no pip, no build backend, no tests."""
     packages = {path.name for path in (image.top / "opt/gateway").glob("lib/python3*/site-packages/*")}
 
     assert packages >= {"gateway", "aiortc", "aiohttp"}

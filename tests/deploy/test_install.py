@@ -183,7 +183,7 @@ def test_the_script_keeps_what_is_there(debian: Debian) -> None:
 
 @pytest.mark.parametrize("argument", ["", "none.whl", "realtime-gateway", "a.tar.gz"])
 def test_the_script_refuses_what_it_cannot_install(debian: Debian, argument: str) -> None:
-    """Before it changes anything, with a sentence."""
+    """It refuses before it changes anything, and says why."""
     done = subprocess.run(
         ["chroot", str(debian.top), SCRIPT, *([argument] if argument else [])],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},

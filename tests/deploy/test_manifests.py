@@ -100,7 +100,7 @@ def test_what_is_applied_is_what_lies_there_but_for_the_secret() -> None:
 
 
 def test_the_config_map_is_the_production_configuration() -> None:
-    """Word for word."""
+    """The config map contains config/production.toml word for word."""
     data = read("deploy/kubernetes/configmap.yaml")["data"]
 
     assert data["gateway.toml"] == (ROOT / "config/production.toml").read_text()

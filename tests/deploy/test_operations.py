@@ -98,7 +98,7 @@ def test_links_within_the_page_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("setting", sorted(set(re.findall(r"`((?:relay|drain|upstream|log)\.\w+)", PAGE))))
 def test_settings_that_are_named_exist(setting: str) -> None:
-    """A renamed setting is renamed here, too."""
+    """Every setting that the page names exists."""
     section, key = setting.split(".")
 
     assert key in type(getattr(Config(), section)).model_fields

@@ -113,12 +113,12 @@ class First:
 
     @property
     def pid(self) -> int:
-        """Its number outside."""
+        """Return its process ID outside the namespace."""
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()
         return int(children.split()[0])
 
     def number_inside(self) -> str:
-        """Its number in the namespace."""
+        """Return its process ID in the namespace."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return str(re.findall(r"^NSpid:.*\s(\d+)$", status, re.MULTILINE)[0])
 
