@@ -14,9 +14,10 @@ Consent = Literal["strict", "lenient"]
 class EmulatorConfig:
     """One emulator.
 
-    `tokens_per_second` 0 means as fast as the channel takes them. `api_keys` empty takes any key that is not an `ek_…`
-    the emulator did not issue; `KEY@PROJECT` puts keys into one project, whose calls they share. `recordings` are JSON lines files served back in turn, one a call, instead of the brain.
-    `hear` is what input audio says, in turn; `mcp_servers` are files of tools (`protocol.mcp`).
+    `tokens_per_second` 0 means as fast as the channel accepts them. With empty `api_keys` any key is accepted, except an
+    `ek_…` that the emulator did not issue. `KEY@PROJECT` puts a key into a project; keys of a project share its calls.
+    `recordings` are JSON lines files that are played back in turn, one per call, instead of the brain.
+    `hear` are the transcripts of input audio, in turn; `mcp_servers` are files of tools (`protocol.mcp`).
     `brain_url` is the base URL of a chat completions server (`http://127.0.0.1:11434/v1`), asked instead of the brain.
     """
 

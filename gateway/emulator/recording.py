@@ -64,7 +64,7 @@ def _verbatim(line: str, event: Any) -> str:
 
 
 class Playback:
-    """A recording as the voice of a call."""
+    """A recording in place of the protocol of a call."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Playback:
             self._wake.set()
 
     def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
-        """Say an error that belongs to the call, not to the recording."""
+        """Send an error that belongs to the call, not to the recording."""
         error = {
             "type": refusal.kind,
             "code": refusal.code,

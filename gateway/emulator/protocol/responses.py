@@ -20,7 +20,7 @@ Emit = Callable[[Json], None]
 Phase = Literal["commentary", "final_answer"]
 # Recorded: padding fills a short delta up to 16 characters.
 _PADDED = 16
-# Recorded: sound follows its transcript, and begins after the third delta.
+# Recorded: audio follows its transcript, and begins after the third delta.
 _HEARD_AFTER = 3
 
 

@@ -27,7 +27,7 @@ from gateway.emulator.transport.association import Association
 from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.sdp import Offer
 
-# Deadline from the answer to an open association.
+# Deadline for opening the association after the answer was sent.
 CONNECT_SECONDS = 30.0
 # A lite agent sends no checks, so silence is all it can go by; a living peer sends consent checks every 5 s (RFC 7675).
 SILENCE_SECONDS = 40.0
