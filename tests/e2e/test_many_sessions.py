@@ -58,6 +58,9 @@ async def round_trip(gateway: Gateway, count: int) -> Holdings:
 
     try:
         sessions = await asyncio.gather(*(use(number) for number in range(count)))
+        async with asyncio.timeout(20):  # A stream that was left at once is noticed within seconds.
+            while (await settled()).descriptors > count * DESCRIPTORS_EACH + DESCRIPTORS_SHARED:
+                await asyncio.sleep(0.5)
         held = Holdings.now()
         assert threading.active_count() == held.threads
         assert len(os.listdir("/proc/self/task")) < count or count == 1

@@ -205,6 +205,11 @@ class Connection(web.RequestHandler):
         return True
 
     @property
+    def half_closed(self) -> bool:
+        """The client has closed its sending side while a response was pending."""
+        return self._half_closed
+
+    @property
     def _owed(self) -> int:
         """Return the number of requests that have arrived and are not answered yet."""
         return self._request_count - self._answered

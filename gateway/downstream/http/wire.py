@@ -36,3 +36,9 @@ def cut_off(request: web.BaseRequest) -> bool:
     """Return whether the connection was aborted because the client read nothing for the write deadline."""
     protocol = request.protocol
     return isinstance(protocol, Connection) and protocol.cut_off
+
+
+def half_closed(request: web.BaseRequest) -> bool:
+    """Return whether the client has closed its sending side, and perhaps has left."""
+    protocol = request.protocol
+    return isinstance(protocol, Connection) and protocol.half_closed

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from gateway.downstream.http.wire import UNBUFFERED, cut_off, watch_loss
+from gateway.downstream.http.wire import UNBUFFERED, cut_off, half_closed, watch_loss
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.delivery import Deliveries, Delivery
 from gateway.downstream.reading.parameters import Format
@@ -73,6 +73,10 @@ class Terms:
     fail_on_gap: bool = False
 
 
+HALF_CLOSED_BEAT_SECONDS: Final = 1.0
+"""When a client that closed its sending side gets its first heartbeat: only a write shows whether it has left."""
+
+
 def drawn_age(max_age: float) -> float:
     """Return the age at which one stream rotates."""
     return max_age * random.uniform(ROTATE_EARLIEST, 1.0)  # noqa: S311  # spread, not secrecy
@@ -101,6 +105,8 @@ class Stream:
         self._opened_at = self._silent_since = reads.monotonic()
         self._writer: Writer | None = None
         self._beat_due = False
+        self._checked = False
+        """A heartbeat was sent since the client closed its sending side: one that has left answers it with a reset."""
         self._rotate_due = False
         self._told: Ended | None = None
         """Why it was ended, if not by the log."""
@@ -129,7 +135,11 @@ class Stream:
         writer = self._writer
         if writer is None or writer.waiting:
             return
-        if now - writer.wrote_at >= self._terms.heartbeat:
+        due = self._terms.heartbeat
+        if not self._checked and half_closed(self._request):
+            due = min(due, HALF_CLOSED_BEAT_SECONDS)
+        if now - writer.wrote_at >= due:
+            self._checked = half_closed(self._request)
             self._beat_due = True
             self._cursor.wake()
         if self._terms.rotates and now - self._opened_at >= self._terms.max_age:
