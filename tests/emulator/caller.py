@@ -143,6 +143,11 @@ class Caller:
             return answer
 
     async def close(self) -> None:
+        # aiortc leaves its consent checks running where it is closed while it connects.
+        for _ in range(100):
+            if self.peer.connectionState != "connecting":
+                break
+            await asyncio.sleep(0.01)
         await self.peer.close()
         await self.http.close()
 
