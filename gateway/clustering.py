@@ -138,7 +138,7 @@ class Clustering:
             log.warning("redis_may_evict", policy=found.eviction, remedy="set maxmemory-policy to noeviction")
 
     async def hand_over(self, timeout: float) -> None:
-        """Give the sessions to other nodes as far as those take them."""
+        """Hand the sessions over to other nodes, as many as they accept."""
         assert self.membership is not None, "built first"
         await self.membership.hand_over_all(timeout)
 

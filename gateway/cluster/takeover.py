@@ -1,7 +1,7 @@
 """Taking over the sessions of a lost node.
 
 Each observer reads the lost node's list and takes the sessions for which it ranks first among the nodes that serve; the
-one that ranks next waits, and takes what is still unclaimed then. Claims are safe whoever makes them: the fence lets one
+one that ranks next waits, and takes what is still unclaimed then. Any node may claim: the fence lets one
 through. A session is readable as soon as it is adopted; its call comes later, through the gate.
 
 Work is done in steps of a bounded size, so that this node's own sessions are not delayed.

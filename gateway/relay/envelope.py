@@ -245,7 +245,7 @@ def peek(text: str) -> dict[str, object] | None:
 def member(value: object, *names: str) -> object:
     """Follow member names into a parsed value; None if a member is missing or a value on the path is not an object."""
     for name in names:
-        # JSON objects are dicts whoever parsed them, and asking for a Mapping takes ten times as long.
+        # Every parser returns JSON objects as dicts, and a check for Mapping takes ten times as long.
         if not isinstance(value, dict):
             return None
         value = value.get(name)

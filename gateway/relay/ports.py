@@ -335,4 +335,4 @@ class Sessions(Protocol):
         """Return what the operator may see of one session's inside. Raises `session-unknown`."""
 
     def restart(self, session_id: str) -> None:
-        """Give a session a new call, its history kept. Raises `session-unknown` or `session-closed`."""
+        """Replace a session's call and keep its history. Raises `session-unknown` or `session-closed`."""

@@ -9,7 +9,7 @@ from aiohttp import web
 
 @asynccontextmanager
 async def site(folder: Path) -> AsyncIterator[str]:
-    """Serve a folder's files, as whoever owns the page does, from an origin that is not the gateway's."""
+    """Serve a folder's files from an origin that is not the gateway's, as the owner of a page does."""
     app = web.Application()
     app.router.add_static("/", folder)
     runner = web.AppRunner(app, shutdown_timeout=0)

@@ -18,7 +18,7 @@ from tests.e2e.house import Caller, Json, Read, number
 
 # A session is told to recover within 60 s; twice that without news of an accepted event is standing still.
 STILL_SECONDS = 120.0
-# Sessions are closed and opened anew, so that conversations, and with them recoveries, stay short.
+# Sessions are closed and opened again, so that conversations, and with them recoveries, stay short.
 SHORTEST_LIFE_SECONDS, LONGEST_LIFE_SECONDS = 60.0, 180.0
 LONGEST_PAUSE_SECONDS = 1.0
 RETRY_SECONDS = 0.5

@@ -126,7 +126,7 @@ async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_a_running_turn_fails_or_is_asked_again(retry: bool) -> None:
-    """As after a lost call; a repeat of its request attaches, or tries anew."""
+    """As after a lost call; a repeat of its request attaches, or tries again."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first, retry_interrupted=retry)
         turn = await session.turn(HELLO, KEY)
