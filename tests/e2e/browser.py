@@ -173,6 +173,13 @@ class Page:
         async with asyncio.timeout(DEADLINE_SECONDS):
             await self._tools.loaded.wait()
 
+    async def reload(self) -> None:
+        """Load the page again to its end, so that nothing that follows sees the document of before."""
+        self._tools.loaded.clear()
+        await self.ask("Page.reload")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self._tools.loaded.wait()
+
     async def evaluate(self, expression: str) -> Any:
         """Evaluate JavaScript, await it if it is a promise, and give its value as JSON."""
         told = await self.ask(

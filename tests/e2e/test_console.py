@@ -438,7 +438,7 @@ async def test_tool_round_is_played(page: Page) -> None:
     await page.click(".call button")
     told = await answers(page, 2)
     focus = await page.evaluate("document.activeElement.id")
-    await page.evaluate("location.reload()")
+    await page.reload()
     await page.until("!!document.querySelector('.call.done')")
     again = await answers(page, 2)
 
