@@ -22,10 +22,10 @@ from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame, unframe
 from gateway.downstream.server import Server, ServerDependencies
-from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
-from gateway.relay.state import State
+from gateway.relay.memory import Budget
+from gateway.relay.states import State
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.dialer import CallDialer

@@ -12,11 +12,11 @@ import structlog
 
 from gateway import __version__
 from gateway.cluster.beat import NodeSeen, Status
-from gateway.cluster.checks import UnfitError, inspect
 from gateway.cluster.connections import AwayError
 from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import Errand, Membership
 from gateway.cluster.node import ClusterNode
+from gateway.cluster.redis_requirements import UnfitError, inspect
 from gateway.cluster.settings import ClusterSettings, Target
 from gateway.config import Config, ConfigError
 from gateway.config.files import secret
@@ -26,10 +26,10 @@ from gateway.downstream.peers.internal import PREPARE, TAKE
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.peers.splice import BrokenError, UnreachableError
 from gateway.relay.clock import Clock
+from gateway.relay.events.records import VERSION
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Peer
 from gateway.relay.ports import Dialer
-from gateway.relay.records import VERSION
 from gateway.telemetry import Metrics
 
 FIRST_CONTACT_SECONDS: Final = 60.0

@@ -64,13 +64,13 @@ COMPUTING = {"msgspec", "python_mimeparse"}
 # Whatever else may come to promise it, these must.
 PURE_BY_DESIGN = {
     "gateway.downstream.reading.sse",
-    "gateway.relay.budget",
+    "gateway.relay.memory",
     "gateway.relay.conversation",
-    "gateway.relay.envelope",
-    "gateway.relay.jsontext",
-    "gateway.relay.eventlog",
+    "gateway.relay.events.envelope",
+    "gateway.relay.events.jsontext",
+    "gateway.relay.events.eventlog",
     "gateway.relay.idempotency",
-    "gateway.relay.state",
+    "gateway.relay.states",
     "gateway.upstream.sdp",
 }
 

@@ -1,4 +1,4 @@
-"""The command line, one file per command (README.md, The API). It handles input and output; other packages do the work.
+"""The command line: one file per command, and what several of them share. Other packages do the work.
 
 Exit status: 0 success, 1 failure, 2 wrong usage or configuration. Commands import large packages only when called, so that
 `gateway keygen` does not load WebRTC, and the emulator's process does not load the gateway.

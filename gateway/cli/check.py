@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from gateway.cli.doctor import Finding
+    from gateway.cli.check_upstream import Finding
     from gateway.config import Config
 
 PUBLIC_STUN: Final = "stun.l.google.com:19302"
@@ -50,8 +50,8 @@ def check(
 
 
 async def _check(config: "Config", stun: str, console: Console) -> int:
-    from gateway.cli.doctor import examine, worst
-    from gateway.cli.doctor_redis import redis
+    from gateway.cli.check_redis import redis
+    from gateway.cli.check_upstream import examine, worst
 
     findings: list[Finding] = await redis(config)
     for finding in findings:

@@ -1,6 +1,6 @@
 """A child process for the emulator, or for a gateway under measurement. It never outlives this process.
 
-The emulator must not share an interpreter with the gateway: upstream/tuning.py patches the WebRTC library for both.
+The emulator must not share an interpreter with the gateway whose CPU time and memory are measured.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ import structlog
 
 from gateway.app import Gateway
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
-from gateway.cli.supervisor import beat, notify_supervisor
+from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config, ConfigError, load
 from gateway.telemetry import configure_logging
 

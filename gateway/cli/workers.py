@@ -17,7 +17,7 @@ import structlog
 
 from gateway.cli.child import _die_with_parent as die_with_parent
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
-from gateway.cli.supervisor import beat, notify_supervisor
+from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config
 
 FIRST_PAUSE_SECONDS: Final = 1.0

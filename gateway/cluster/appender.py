@@ -17,8 +17,8 @@ from gateway.cluster.appends import Item, Outcome
 from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.journal import RedisJournal, Rewrite
 from gateway.cluster.keys import EntryId
+from gateway.cluster.resp import Reply, ReplyError, Wire, command
 from gateway.cluster.tasks import end
-from gateway.cluster.wire import Reply, ReplyError, Wire, command
 
 UNANSWERED_SECONDS: Final = 3.0
 CHECK_AT_ONCE: Final = 256

@@ -14,9 +14,16 @@ from typing import Any, Final
 
 from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.keys import Keys
-from gateway.cluster.liveness import BEAT_SHARE, SURE_SHARE, Liveness
+from gateway.cluster.liveness import Liveness
+from gateway.cluster.resp import ReplyError
 from gateway.cluster.tasks import end
-from gateway.cluster.wire import ReplyError
+
+BEAT_SHARE: Final = 0.25
+"""Of the lease: how often a node beats."""
+
+SURE_SHARE: Final = 0.75
+"""Of the lease: an owner whose last answered beat was sent longer ago does not send, dial or acknowledge, because it may
+be replaced soon."""
 
 LATE_BEATS: Final = 2.5
 

@@ -27,8 +27,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from gateway.cluster.resp import ReplyError, Wire, command
 from gateway.cluster.settings import ClusterSettings
-from gateway.cluster.wire import ReplyError, Wire, command
 
 CONTROL_SECONDS: Final = 1.0
 """For a beat, a claim or a look-up: a retry is better than a longer wait."""

@@ -15,12 +15,12 @@ from gateway.cluster.codec import Codec, UnreadableError
 from gateway.cluster.connections import AwayError, Connections, DeniedError, Value
 from gateway.cluster.journal import Identity, RedisJournal, Writing
 from gateway.cluster.keys import EntryId, Keys
+from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
-from gateway.cluster.wire import ReplyError
 from gateway.errors import CallerError, OverloadError
+from gateway.relay.events.records import VERSION, Border, encode
 from gateway.relay.journal import Journal, Location, Peer, Promised
 from gateway.relay.ports import Principal
-from gateway.relay.records import VERSION, Border, encode
 
 SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 """Of a session's keys; renewed every five minutes. Long enough for an operator to bring a cluster back."""

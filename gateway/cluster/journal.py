@@ -15,8 +15,8 @@ from gateway.cluster.appends import MAX_APPEND_BYTES, Appends, Item, Outcome
 from gateway.cluster.codec import Codec
 from gateway.cluster.keys import EntryId, Keys
 from gateway.errors import OverloadError
+from gateway.relay.events.records import Border, Record, encode, sequence_of
 from gateway.relay.journal import JournalOwner
-from gateway.relay.records import Border, Record, encode, sequence_of
 
 MAX_UNSETTLED_BYTES: Final = 4 * 1024 * 1024
 """Of one session while Redis is away. Beyond it the records are dropped: the session's state and log

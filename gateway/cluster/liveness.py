@@ -12,15 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-BEAT_SHARE: Final = 0.25
-"""Of the lease: how often a node beats."""
-
 BREAK_SHARE: Final = 0.375
 """Of the lease: a longer pause between two answers of Redis is a break, and observations before it are discarded."""
-
-SURE_SHARE: Final = 0.75
-"""Of the lease: an owner whose last answered beat was sent longer ago does not send, dial or acknowledge, because it may
-be replaced soon."""
 
 
 @dataclass(slots=True)

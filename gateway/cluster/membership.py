@@ -18,17 +18,17 @@ from gateway.cluster.directory import GoneError, Stored
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
+from gateway.cluster.resp import ReplyError
 from gateway.cluster.takeover import Takeover, UnreadableError
-from gateway.cluster.wire import ReplyError
 from gateway.errors import GatewayError, OverloadError
-from gateway.relay.fold import SessionState
+from gateway.relay.calls.succession import Prepared
+from gateway.relay.events.records import UnreadableRecord
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Peer
 from gateway.relay.ports import Dialer
-from gateway.relay.records import UnreadableRecord
-from gateway.relay.saved import fold
 from gateway.relay.session import Session
-from gateway.relay.succession import Prepared
+from gateway.relay.state.fold import SessionState
+from gateway.relay.state.saved import fold
 from gateway.relay.telemetry import ClusterTelemetry
 
 AT_ONCE: Final = 16

@@ -17,10 +17,10 @@ from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.directory import RedisDirectory
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId, Keys
+from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
 from gateway.cluster.tasks import end
-from gateway.cluster.wire import ReplyError
-from gateway.relay.records import VERSION
+from gateway.relay.events.records import VERSION
 from gateway.relay.telemetry import ClusterTelemetry
 
 EXPIRY_RENEWAL_SECONDS: Final = 300.0

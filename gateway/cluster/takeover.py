@@ -16,8 +16,8 @@ from gateway.cluster.connections import AwayError, DeniedError
 from gateway.cluster.directory import GoneError, Stored, TakenError
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
+from gateway.cluster.resp import ReplyError
 from gateway.cluster.tasks import end
-from gateway.cluster.wire import ReplyError
 from gateway.relay.telemetry import ClusterTelemetry
 
 RANK_SECONDS: Final = 3.0

@@ -25,7 +25,7 @@ from gateway.downstream.peers.elsewhere import ELSEWHERE
 from gateway.downstream.sessions import listing, requested_page
 from gateway.errors import CallerError
 from gateway.relay.ports import View
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from gateway.downstream.http.body import FORM, JSON, NDJSON, TEXT, media_type, r
 from gateway.downstream.http.steps import in_steps
 from gateway.downstream.idempotency import REPLAYED, promise_of
 from gateway.errors import CallerError, Flaw
-from gateway.relay.envelope import ClientEvent, read_json, read_ndjson
+from gateway.relay.events.envelope import ClientEvent, read_json, read_ndjson
 
 _TAKEN: Final = (JSON, NDJSON, TEXT, FORM)
 

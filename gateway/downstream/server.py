@@ -39,7 +39,7 @@ class ServerDependencies:
     telemetry: DownstreamTelemetry
     access: Access
     operator: admin.Operator
-    stream: StreamLimits = field(default_factory=StreamLimits)
+    stream: StreamLimits
     limits: ServerLimits = field(default_factory=ServerLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     """Limits of the client's listener."""

@@ -19,9 +19,9 @@ from gateway.downstream.peers.elsewhere import ELSEWHERE
 from gateway.downstream.peers.promises import once_of_all
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
-from gateway.relay.envelope import read_object
+from gateway.relay.events.envelope import read_object
 from gateway.relay.ports import OpenRequest, View
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 
 _SECRET_BODY_BYTES: Final = 4096
 """Limit of a body that contains only a client secret."""

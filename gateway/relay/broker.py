@@ -10,8 +10,8 @@ appends the event, adds it to the journal, and calls `settle` when the journal c
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gateway.relay.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded, Unframing
-from gateway.relay.records import GatewayEvent, ServerEvent
+from gateway.relay.events.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded, Unframing
+from gateway.relay.events.records import GatewayEvent, ServerEvent
 from gateway.relay.telemetry import RelayTelemetry
 
 _TRIM_BYTES = 64 * 1024

@@ -10,19 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from gateway.errors import GatewayError, OverloadError
-from gateway.relay import effects as fx
 from gateway.relay.broker import LocalLog
-from gateway.relay.delivery import Delivery
-from gateway.relay.effects import Effect
+from gateway.relay.calls.lifecycle import STATE_OF, Phase
+from gateway.relay.calls.line import Line
 from gateway.relay.ending import End
-from gateway.relay.envelope import ClientEvent, server_event
-from gateway.relay.fold import READ_WHOLE, WATCHED, SessionState
-from gateway.relay.journal import Journal
-from gateway.relay.lifecycle import STATE_OF, Phase
-from gateway.relay.line import Line
-from gateway.relay.ports import CallRequest, Json, Receiver, SessionId
-from gateway.relay.promise import NO_PROMISE, Promise
-from gateway.relay.records import (
+from gateway.relay.events.envelope import ClientEvent, server_event
+from gateway.relay.events.records import (
     Accepted,
     GatewayEvent,
     Handed,
@@ -30,9 +23,16 @@ from gateway.relay.records import (
     ServerEvent,
     TurnFinished,
 )
+from gateway.relay.journal import Journal
+from gateway.relay.ports import CallRequest, Json, Receiver, SessionId
+from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.services import Services
-from gateway.relay.state import CloseReason, State
-from gateway.relay.turn import Turn, dump_failure
+from gateway.relay.state import effects as fx
+from gateway.relay.state.delivery import Delivery
+from gateway.relay.state.effects import Effect
+from gateway.relay.state.fold import READ_WHOLE, WATCHED, SessionState
+from gateway.relay.state.turn import Turn, dump_failure
+from gateway.relay.states import CloseReason, State
 from gateway.relay.usage import Charge
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.errors import CallerError, GatewayError, UpstreamError
-from gateway.relay.envelope import ClientEvent
+from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.ports import Json
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 
 
 @dataclass(frozen=True, slots=True)

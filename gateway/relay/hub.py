@@ -13,26 +13,26 @@ from collections.abc import Mapping
 from typing import Final
 
 from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
-from gateway.relay.allowance import Allowance
 from gateway.relay.broker import Broker
-from gateway.relay.budget import Budget
-from gateway.relay.calls import HANDOVER, NODE_LOST
+from gateway.relay.calls.lifecycle import Phase
+from gateway.relay.calls.steps import HANDOVER, NODE_LOST
+from gateway.relay.calls.succession import Prepared
 from gateway.relay.clock import Clock
-from gateway.relay.eventlog import Framing, Unframing
-from gateway.relay.facts import Opening
-from gateway.relay.fold import SessionState
+from gateway.relay.events.eventlog import Framing, Unframing
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.journal import Directory, Journal, NullJournal
-from gateway.relay.lifecycle import Phase
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
+from gateway.relay.memory import Budget
 from gateway.relay.ports import CallRequest, Dialer, Handle, Json, OpenRequest, Principal, SessionId, View
-from gateway.relay.saved import Saved
 from gateway.relay.services import Gate, Services
 from gateway.relay.session import Session
 from gateway.relay.sessionobject import check_locked, merge
-from gateway.relay.state import CloseReason
+from gateway.relay.spending import Allowance
+from gateway.relay.state.facts import Opening
+from gateway.relay.state.fold import SessionState
+from gateway.relay.state.saved import Saved
+from gateway.relay.states import CloseReason
 from gateway.relay.strain import Strain
-from gateway.relay.succession import Prepared
 from gateway.relay.telemetry import RelayTelemetry
 
 TICK_SECONDS: Final = 1.0

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Final
 
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.budget import Holding
+from gateway.relay.memory import Holding
 
 MAX_KEYS: Final = 1024
 MAX_BYTES: Final = 4 * 1024 * 1024

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.relay.records import Record
+from gateway.relay.events.records import Record
 
 if TYPE_CHECKING:
     from gateway.relay.ports import Principal

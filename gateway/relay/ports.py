@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
-from gateway.relay.envelope import ClientEvent
-from gateway.relay.eventlog import EventId, Page
+from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.eventlog import EventId, Page
 from gateway.relay.promise import NO_PROMISE, Promise
-from gateway.relay.state import CloseReason, State
-from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.state.turn import Turn, TurnRequest
+from gateway.relay.states import CloseReason, State
 from gateway.relay.usage import Usage
 
 if TYPE_CHECKING:
-    from gateway.relay.budget import Budget
     from gateway.relay.idempotency import IdempotencyKeys
     from gateway.relay.limits import RelayLimits
+    from gateway.relay.memory import Budget
 
 SessionId = NewType("SessionId", str)
 

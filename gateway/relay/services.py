@@ -5,11 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.relay.allowance import Allowance
-from gateway.relay.budget import Budget
 from gateway.relay.clock import Clock
 from gateway.relay.limits import RelayLimits
+from gateway.relay.memory import Budget
 from gateway.relay.ports import Dialer
+from gateway.relay.spending import Allowance
 from gateway.relay.telemetry import RelayTelemetry
 
 

@@ -14,25 +14,25 @@ from collections.abc import Iterable, Sequence
 
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.broker import JournalledLog
-from gateway.relay.calls import NODE_LOST, RESTART
+from gateway.relay.calls.lifecycle import STATE_OF, Phase
+from gateway.relay.calls.steps import NODE_LOST, RESTART
+from gateway.relay.calls.succession import Prepared
 from gateway.relay.core import SessionCore
 from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
-from gateway.relay.envelope import ClientEvent
-from gateway.relay.lifecycle import STATE_OF, Phase
-from gateway.relay.ports import Json, Reader, Receipt, Receiver, View
-from gateway.relay.promise import NO_PROMISE, Promise
-from gateway.relay.records import (
+from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.records import (
     LineState,
     Record,
     Released,
     Sealed,
     TurnQueued,
 )
+from gateway.relay.ports import Json, Reader, Receipt, Receiver, View
+from gateway.relay.promise import NO_PROMISE, Promise
 from gateway.relay.sessionobject import check_locked
-from gateway.relay.state import CloseReason, State
-from gateway.relay.succession import Prepared
-from gateway.relay.turn import Turn, TurnRequest
-from gateway.relay.turns import TOKEN_LENGTH
+from gateway.relay.state.turn import Turn, TurnRequest
+from gateway.relay.state.turns import TOKEN_LENGTH
+from gateway.relay.states import CloseReason, State
 
 
 class Session(SessionCore):

@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol, cast
 
 from gateway.errors import GatewayError
 from gateway.relay.ports import Json, LossCause, View
-from gateway.relay.state import State
+from gateway.relay.states import State
 from gateway.relay.usage import Charge
 
 Direction = Literal["up", "down"]

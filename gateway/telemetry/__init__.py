@@ -6,8 +6,8 @@ fact is counted and logged. `configure_logging` sets up the log.
 
 from gateway.telemetry.garbage import Collector
 from gateway.telemetry.logs import LogFormat, LogLevel, configure_logging, flush_logs
+from gateway.telemetry.looplag import Probes
 from gateway.telemetry.metrics import Metrics, exposition
-from gateway.telemetry.probes import Probes
 
 __all__ = [
     "Collector",

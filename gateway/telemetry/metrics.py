@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
-from gateway.telemetry.calls import CallMetrics
+from gateway.telemetry.cluster import NodeMetrics
+from gateway.telemetry.downstream import RequestMetrics
 from gateway.telemetry.hot import HotMetrics
-from gateway.telemetry.nodes import NodeMetrics
 from gateway.telemetry.process import ProcessMetrics
 from gateway.telemetry.registry import PREFIX, Registry
-from gateway.telemetry.requests import RequestMetrics
-from gateway.telemetry.sessions import SessionMetrics
+from gateway.telemetry.relay import SessionMetrics
+from gateway.telemetry.upstream import CallMetrics
 from gateway.telemetry.usage import UsageMetrics
 
 

@@ -4,7 +4,7 @@ Labels with words chosen by a client or by OpenAI would create time series witho
 a monitoring system.
 """
 
-from gateway.relay.refusals import MEANINGS
+from gateway.relay.openai_errors import MEANINGS
 
 OTHER = "other"
 

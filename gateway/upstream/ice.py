@@ -38,7 +38,8 @@ _FIRST_DTLS, _LAST_DTLS = 20, 63
 class NominatedConsent(Connection):
     """Consent checks that a strict ICE-lite peer answers, and that notice a dead one sooner."""
 
-    consent_timeout = 15.0
+    consent_timeout: float
+    """In seconds; set by `tuning.tune` from `upstream/config.py`."""
 
     async def query_consent(self) -> None:
         """Check consent until it expires, then close the connection."""

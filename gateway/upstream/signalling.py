@@ -20,8 +20,8 @@ import aiohttp
 
 from gateway.errors import UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.openai_errors import code_of
 from gateway.relay.ports import CallRequest, Json
-from gateway.relay.refusals import code_of
 from gateway.upstream.config import UpstreamConfig
 
 # A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway.cli import doctor
+from gateway.cli import check_upstream as doctor
 from gateway.config import Config, load
 from gateway.upstream.config import IceServer
 from tests.cli.conftest import Start

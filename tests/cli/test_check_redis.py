@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.cli.doctor_redis import redis
+from gateway.cli.check_redis import redis
 from gateway.config import Config
 from tests.cluster.redis_server import RedisServer, free_port
 

@@ -8,8 +8,8 @@ from gateway.cluster.beat import Status
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.settings import ClusterSettings, Target
+from gateway.relay.events.records import Accepted, Record, ServerEvent
 from gateway.relay.ports import Principal
-from gateway.relay.records import Accepted, Record, ServerEvent
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 

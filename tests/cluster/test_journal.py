@@ -7,8 +7,8 @@ import pytest
 
 from gateway.cluster.directory import TakenError
 from gateway.errors import OverloadError
+from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Promised
-from gateway.relay.records import Accepted, ServerEvent, decode
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
 

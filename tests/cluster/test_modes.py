@@ -12,8 +12,8 @@ from gateway.cluster.settings import ClusterSettings, Target
 from tests.certificate import write_certificate
 from tests.cluster.kit import FakeSession, node, opened, until
 from tests.cluster.redis_server import RedisServer, free_port
-from tests.cluster.test_checks import inspected
 from tests.cluster.test_journal import texts
+from tests.cluster.test_redis_requirements import inspected
 from tests.conftest import require_part
 
 StartRedis = Callable[..., RedisServer]

@@ -12,7 +12,7 @@ from gateway.downstream.reading import parameters as reading
 from gateway.downstream.server import client_application, operator_application
 from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 from gateway.telemetry import Metrics
 from gateway.telemetry.registry import PREFIX
 from tests.conftest import ROOT

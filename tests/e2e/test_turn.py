@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import doctor
+from gateway.cli import check_upstream as doctor
 from gateway.upstream.config import IceServer
 from tests.certificate import write_certificate
 from tests.e2e.farend import FarEnd

@@ -25,6 +25,7 @@ from gateway.downstream.auth.access import Access, AccessRules
 from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame
+from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
@@ -56,7 +57,11 @@ async def measure(posts: int, profile: bool) -> None:
     metrics = Metrics(CollectorRegistry(), version="0", access_log=True)
     hub = Hub(FarEnd(), frame, metrics, RelayLimits())
     access = Access(AccessRules(), Signatures([b"k" * 32]), time.monotonic)
-    server = Server(ServerDependencies(hub, metrics, access, Operator(lambda _: (b"", ""), lambda: None)))
+    server = Server(
+        ServerDependencies(
+            hub, metrics, access, Operator(lambda _: (b"", ""), lambda: None), StreamLimits(15.0, 300.0)
+        )
+    )
     await server.start(Binding(), Binding())
     session = await hub.open(OpenRequest(Principal("anonymous", anonymous=True)))
     port = int(server.url.rpartition(":")[2])

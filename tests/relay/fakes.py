@@ -14,14 +14,14 @@ from typing import Any, cast
 
 from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.clock import Clock
-from gateway.relay.envelope import ClientEvent
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.eventlog import Entry
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenRequest, Principal, Reader, Sink
 from gateway.relay.session import Session
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 from gateway.relay.telemetry import Telemetry
 
 START_UNIX = 1_790_000_000.0

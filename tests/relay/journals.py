@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import OverloadError
+from gateway.relay.events.records import Border, Record, encode, sequence_of
 from gateway.relay.journal import JournalOwner, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import Principal
-from gateway.relay.records import Border, Record, encode, sequence_of
-from gateway.relay.saved import Saved, fold
+from gateway.relay.state.saved import Saved, fold
 from tests.relay.fakes import FakeCall, House
 
 

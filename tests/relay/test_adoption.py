@@ -1,4 +1,4 @@
-"""gateway/relay/saved.py and Hub.adopt: another node goes on with a session from any prefix of its journal."""
+"""gateway/relay/state/saved.py and Hub.adopt: another node goes on with a session from any prefix of its journal."""
 
 import asyncio
 import json
@@ -13,9 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
-from gateway.relay.fold import SessionState
-from gateway.relay.promise import Promise
-from gateway.relay.records import (
+from gateway.relay.events.records import (
     Accepted,
     Acknowledged,
     Record,
@@ -26,10 +24,12 @@ from gateway.relay.records import (
     decode,
     encode,
 )
-from gateway.relay.saved import Saved, fold
+from gateway.relay.promise import Promise
 from gateway.relay.session import Session
-from gateway.relay.state import CloseReason, State
-from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.state.fold import SessionState
+from gateway.relay.state.saved import Saved, fold
+from gateway.relay.state.turn import Turn, TurnRequest
+from gateway.relay.states import CloseReason, State
 from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, until
 from tests.relay.journals import MemoryDirectory, MemoryJournal, answering, node, taken
 

@@ -3,9 +3,9 @@
 import tracemalloc
 
 from gateway.relay.limits import RelayLimits
-from gateway.relay.mirror import MAX_BYTES
 from gateway.relay.ports import CallRequest
-from gateway.relay.state import CloseReason
+from gateway.relay.state.mirror import MAX_BYTES
+from gateway.relay.states import CloseReason
 from tests.relay.fakes import House
 
 MIB = 1024 * 1024

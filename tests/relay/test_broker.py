@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.broker import Broker, LocalLog
-from gateway.relay.eventlog import Epoch, EventId, Recorded
+from gateway.relay.events.eventlog import Epoch, EventId, Recorded
 from tests.relay.fakes import Notebook
 
 MAX_EVENTS, MAX_BYTES = 1000, 1 << 20

@@ -4,7 +4,7 @@ import string
 import time
 
 from gateway.relay.clock import Clock
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.eventlog import EventId
 
 
 def test_clocks_are_the_machines() -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.relay.budget import Budget
 from gateway.relay.idempotency import SLOT_BYTES, IdempotencyKeys
+from gateway.relay.memory import Budget
 
 
 def test_a_new_key_is_the_claimers() -> None:

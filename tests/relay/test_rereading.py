@@ -1,18 +1,8 @@
 """What a journal read back may hold beyond an ordinary run: records written twice, repairs, and turns in any state."""
 
 from gateway.errors import UpstreamError
-from gateway.relay.answers import MAX_KEYS, Answers
-from gateway.relay.deliveries import Ledger
-from gateway.relay.delivery import delivery
-from gateway.relay.effects import TurnOver
-from gateway.relay.eventlog import EventId
-from gateway.relay.facts import Opening
-from gateway.relay.fold import SessionState
-from gateway.relay.idempotency import IdempotencyKeys
-from gateway.relay.mirror import Mirror
-from gateway.relay.ports import Principal, Receipt
-from gateway.relay.promise import Promise
-from gateway.relay.records import (
+from gateway.relay.events.eventlog import EventId
+from gateway.relay.events.records import (
     Border,
     GatewayEvent,
     Released,
@@ -21,9 +11,19 @@ from gateway.relay.records import (
     TurnQueued,
     encode,
 )
-from gateway.relay.saved import fold
-from gateway.relay.turn import Turn, TurnRequest, dump_failure
-from gateway.relay.turns import Turns
+from gateway.relay.idempotency import IdempotencyKeys
+from gateway.relay.ports import Principal, Receipt
+from gateway.relay.promise import Promise
+from gateway.relay.state.answers import MAX_KEYS, Answers
+from gateway.relay.state.deliveries import Ledger
+from gateway.relay.state.delivery import delivery
+from gateway.relay.state.effects import TurnOver
+from gateway.relay.state.facts import Opening
+from gateway.relay.state.fold import SessionState
+from gateway.relay.state.mirror import Mirror
+from gateway.relay.state.saved import fold
+from gateway.relay.state.turn import Turn, TurnRequest, dump_failure
+from gateway.relay.state.turns import Turns
 from tests.relay.fakes import client_event
 
 REQUEST = TurnRequest([{"type": "message", "role": "user", "content": []}]).dump()

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.eventlog import EventId
 from gateway.relay.ports import LossCause, Receipt
 from gateway.relay.session import Session
-from gateway.relay.state import CloseReason, State
-from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.state.turn import Turn, TurnRequest
+from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
 from tests.relay.fakes import START_UNIX, FakeReceiver, House, client_event, logged, types_of, until
 

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import GatewayError, OverloadError
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.eventlog import EventId
 from gateway.relay.ports import LossCause, SessionId, View
-from gateway.relay.state import CloseReason, State
+from gateway.relay.states import CloseReason, State
 from gateway.relay.telemetry import Telemetry
 from gateway.relay.usage import ModelPrices, PriceList, charge
 from gateway.telemetry import Metrics, exposition

@@ -156,6 +156,7 @@ async def test_consent_checks_are_nominated() -> None:
 
     connection = aioice.ice.Connection(ice_controlling=True)
     connection.__class__ = ice.NominatedConsent
+    connection.consent_timeout = 15.0  # type: ignore[attr-defined]
     connection.remote_username = connection.remote_password = "x" * 22
     connection._nominated[1] = Pair()  # type: ignore[assignment]
     checking = asyncio.create_task(_with_interval(connection, 0.0))

@@ -20,7 +20,7 @@ from gateway.downstream.auth.buckets import Bucket
 from gateway.downstream.auth.credentials import Signatures, looks_signed
 from gateway.downstream.http.app_keys import PRINCIPAL, SESSION, SESSIONS
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.envelope import matches_type
+from gateway.relay.events.envelope import matches_type
 from gateway.relay.ports import Handle, Principal
 
 Need = Literal["read", "send"]

@@ -9,8 +9,8 @@ from typing import Final
 from aiohttp import web
 
 from gateway.downstream.http.limits import ServerLimits
-from gateway.relay.budget import Holding
 from gateway.relay.clock import Clock
+from gateway.relay.memory import Holding
 from gateway.relay.ports import Sessions
 from gateway.relay.telemetry import DownstreamTelemetry
 

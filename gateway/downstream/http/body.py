@@ -15,7 +15,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, LIMITS, PRINCIPAL, SESSIONS
 from gateway.errors import CallerError
-from gateway.relay.budget import UNKNOWN, Holding
+from gateway.relay.memory import UNKNOWN, Holding
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from gateway.errors import OverloadError
-from gateway.relay.budget import UNKNOWN, Budget, Holding
+from gateway.relay.memory import UNKNOWN, Budget, Holding
 from gateway.relay.telemetry import DownstreamTelemetry
 
 REFUSALS: Final = 32

@@ -28,7 +28,7 @@ from gateway.downstream.http.connections import RETRY_SECONDS, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.parser import RequestParser
 from gateway.errors import CallerError, GatewayError, OverloadError
-from gateway.relay.budget import UNKNOWN
+from gateway.relay.memory import UNKNOWN
 
 WRITE_BUFFER_BYTES: Final = 8 * 1024
 """Bytes that asyncio buffers before a write waits. The default is 64 KiB."""

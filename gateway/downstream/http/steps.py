@@ -8,7 +8,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from gateway.downstream.http.app_keys import STEPS_LOCK
-from gateway.relay.jsontext import Steps
+from gateway.relay.events.jsontext import Steps
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from gateway.downstream.peers import signatures
 from gateway.downstream.peers.elsewhere import ELSEWHERE, MAY_HAVE_MOVED, MOVED
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.errors import CallerError, GatewayError
-from gateway.relay.envelope import parse_object
+from gateway.relay.events.envelope import parse_object
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from gateway.relay.eventlog import Entry, EventId, Page
+from gateway.relay.events.eventlog import Entry, EventId, Page
 from gateway.relay.ports import Reader
 
 PAGE_EVENTS: Final = 1024

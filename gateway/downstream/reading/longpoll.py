@@ -18,7 +18,7 @@ from gateway.downstream.reading.rendering import JsonPage
 from gateway.downstream.reading.stream import OpenReads, gap_members
 from gateway.downstream.reading.writer import PIECE_BYTES, Writer
 from gateway.errors import CallerError
-from gateway.relay.eventlog import Entry, Page
+from gateway.relay.events.eventlog import Entry, Page
 from gateway.relay.ports import Handle
 
 _JSON: Final = JsonPage.media_type

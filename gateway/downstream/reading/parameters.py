@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
 from gateway.downstream.http.negotiation import negotiate
-from gateway.downstream.reading.sse import CURSOR_PARAMETERS, last_event_id
 from gateway.errors import CallerError, Flaw
-from gateway.relay.envelope import matches_type
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.envelope import matches_type
+from gateway.relay.events.eventlog import EventId
 from gateway.relay.ports import Reader
 
 Format = Literal["sse", "ndjson", "json", "text"]
@@ -25,6 +24,10 @@ MEDIA_TYPES: Final[Mapping[Format, str]] = {
     "json": "application/json",
 }
 """The formats of a read, in order of preference."""
+
+CURSOR_PARAMETERS: Final = ("lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after")
+"""Query parameters that carry a cursor; the first one present is used. The names before `after` are those that polyfills
+of `EventSource` add to a URL when they reconnect, so they are newer than an `after` in the original URL."""
 
 MAX_HEARTBEAT_SECONDS: Final = 60
 MAX_WAIT_SECONDS: Final = 55
@@ -143,6 +146,15 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
 def parse_format(query: Mapping[str, str], accept: str | None) -> Format:
     """Choose the format: `?format=` first, then Accept, then an event stream."""
     return negotiate(query.get("format"), accept, MEDIA_TYPES)
+
+
+def last_event_id(header: str | None, query: Mapping[str, str]) -> str | None:
+    """Return the cursor a reader sends: the `Last-Event-ID` header, which an `EventSource` sets itself when it reconnects
+    and which is therefore newer than anything in the URL, else the first of the `CURSOR_PARAMETERS` that is present.
+
+    An empty value counts as absent: it is the last event ID of a stream without IDs (WHATWG HTML 9.2.2).
+    """
+    return next((value for value in (header, *map(query.get, CURSOR_PARAMETERS)) if value), None)
 
 
 def start(cursor: str, reader: Reader) -> EventId:

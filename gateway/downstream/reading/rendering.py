@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from gateway.downstream.reading import sse
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.eventlog import Entry
 
 _PAGE_BEGIN: Final = b'{"events":['
 

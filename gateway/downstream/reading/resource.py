@@ -18,15 +18,15 @@ from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.wire import UNBUFFERED, accepted
 from gateway.downstream.reading import parameters, sse
 from gateway.downstream.reading.cursor import Cursor
-from gateway.downstream.reading.delivery import Deliveries
+from gateway.downstream.reading.latency import Deliveries
 from gateway.downstream.reading.longpoll import LongPoll, expired
 from gateway.downstream.reading.parameters import MEDIA_TYPES, ReadRequest
 from gateway.downstream.reading.rendering import EventStream, JsonLines, own_json
 from gateway.downstream.reading.stream import RETRY_MS, STREAM, OpenReads, Stream, Terms, drawn_age
 from gateway.downstream.reading.ticker import Ticker
 from gateway.errors import CallerError, GatewayError, OverloadError
-from gateway.relay.envelope import parse_object
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.envelope import parse_object
+from gateway.relay.events.eventlog import Entry
 from gateway.relay.ports import Handle
 
 READS: Final = web.AppKey("reads", OpenReads)

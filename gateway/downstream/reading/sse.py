@@ -1,4 +1,4 @@
-"""The event stream format: blocks of bytes, and the cursor that a reader sends back. No I/O.
+"""The event stream format: blocks of bytes. No I/O.
 
 WHATWG HTML 9.2.6: a stream is lines that end in LF, CR or CRLF; a block is lines up to an empty one; several `data:`
 lines are joined by LF. Fields are written in the order `retry`, `id`, `event`, `data`, each once except `data`.
@@ -12,7 +12,6 @@ Knows nothing of logs, sockets or the meaning of events.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
 MEDIA_TYPE: Final = "text/event-stream"
@@ -22,10 +21,6 @@ NEVER_RETRY_MS: Final = 2**31 - 1
 
 COMMENT: Final = b":\n\n"
 """An empty comment. A parser ignores it; it resets the idle timeouts of the client and of every proxy."""
-
-CURSOR_PARAMETERS: Final = ("lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after")
-"""Query parameters that carry a cursor; the first one present is used. The names before `after` are those that polyfills
-of `EventSource` add to a URL when they reconnect, so they are newer than an `after` in the original URL."""
 
 _LINE_END: Final = re.compile("\r\n|\r|\n")
 _NEXT_LINE: Final = b"\ndata: "
@@ -65,15 +60,6 @@ def notice(name: str, text: str, *, id: str | None = None, retry: int | None = N
 def padding(size: int) -> bytes:
     """Return a comment of at least `size` bytes, to fill the buffer of a proxy; nothing for 0."""
     return b":" + b" " * max(size - 2, 0) + b"\n" if size else b""
-
-
-def last_event_id(header: str | None, query: Mapping[str, str]) -> str | None:
-    """Return the cursor a reader sends: the `Last-Event-ID` header, which an `EventSource` sets itself when it reconnects
-    and which is therefore newer than anything in the URL, else the first of the `CURSOR_PARAMETERS` that is present.
-
-    An empty value counts as absent: it is the last event ID of a stream without IDs (WHATWG HTML 9.2.2).
-    """
-    return next((value for value in (header, *map(query.get, CURSOR_PARAMETERS)) if value), None)
 
 
 def _escape_separators(text: str) -> str:

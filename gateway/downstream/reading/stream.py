@@ -15,13 +15,13 @@ from aiohttp import web
 
 from gateway.downstream.http.wire import UNBUFFERED, cut_off, half_closed, watch_loss
 from gateway.downstream.reading.cursor import Cursor
-from gateway.downstream.reading.delivery import Deliveries, Delivery
+from gateway.downstream.reading.latency import Deliveries, Delivery
 from gateway.downstream.reading.parameters import Format
 from gateway.downstream.reading.rendering import Rendering
 from gateway.downstream.reading.sse import NEVER_RETRY_MS
 from gateway.downstream.reading.ticker import Ticker
 from gateway.downstream.reading.writer import Writer
-from gateway.relay.eventlog import Page
+from gateway.relay.events.eventlog import Page
 from gateway.relay.ports import Handle
 from gateway.relay.telemetry import DownstreamTelemetry
 
@@ -42,8 +42,8 @@ ROTATE_PATIENCE_SECONDS: Final = 30.0
 class StreamLimits:
     """The operator's limits for open reads, in seconds."""
 
-    heartbeat_seconds: float = 15
-    max_age_seconds: float = 300
+    heartbeat_seconds: float
+    max_age_seconds: float
 
 
 STREAM: Final = web.AppKey("stream", StreamLimits)

@@ -22,9 +22,9 @@ from gateway.downstream.reading.stream import Stream, Terms
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.text import DELTA, TextDeltas
 from gateway.errors import GatewayError
-from gateway.relay.eventlog import Entry, EventId, Page
+from gateway.relay.events.eventlog import Entry, EventId, Page
 from gateway.relay.ports import Handle
-from gateway.relay.turn import Turn
+from gateway.relay.state.turn import Turn
 
 RETRY_SECONDS: Final = "1"
 """Retry-After for a turn that is not done. Short, since the `wait` parameter already limits the polling rate."""

@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl
 
 from gateway.downstream.reading.parameters import Format
 from gateway.errors import CallerError, Flaw
-from gateway.relay.envelope import read_object
-from gateway.relay.jsontext import Steps, finish
-from gateway.relay.turn import TurnRequest
+from gateway.relay.events.envelope import read_object
+from gateway.relay.events.jsontext import Steps, finish
+from gateway.relay.state.turn import TurnRequest
 
 MEDIA_TYPES_FOR_TEXT: Final[Mapping[Format, str]] = {
     "text": "text/plain",

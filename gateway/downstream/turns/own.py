@@ -11,8 +11,8 @@ from typing import Final
 from aiohttp import web
 
 from gateway.relay.ports import Handle
-from gateway.relay.state import CloseReason
-from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.state.turn import Turn, TurnRequest
+from gateway.relay.states import CloseReason
 
 
 class OwnTurn:

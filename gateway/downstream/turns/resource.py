@@ -25,8 +25,7 @@ from gateway.downstream.idempotency import (
     scoped_key,
 )
 from gateway.downstream.reading import parameters
-from gateway.downstream.reading.parameters import Format
-from gateway.downstream.reading.sse import last_event_id
+from gateway.downstream.reading.parameters import Format, last_event_id
 from gateway.downstream.reading.stream import NO_HEADERS
 from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer, still_known
 from gateway.downstream.turns import body as turnbody
@@ -34,10 +33,10 @@ from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
 from gateway.downstream.turns.own import OWN_TURNS, OwnTurn, OwnTurns
 from gateway.errors import CallerError
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.eventlog import EventId
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
-from gateway.relay.turn import Turn, check_text
+from gateway.relay.state.turn import Turn, check_text
 
 PARSED_FACTOR: Final = 4
 """Memory of a parsed JSON value, as a multiple of its text."""

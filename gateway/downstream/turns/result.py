@@ -10,9 +10,9 @@ from typing import Final
 
 from gateway.downstream.turns.text import well_formed
 from gateway.errors import CallerError, GatewayError, UpstreamError
+from gateway.relay.openai_errors import RATE_LIMITS
 from gateway.relay.ports import Json
-from gateway.relay.refusals import RATE_LIMITS
-from gateway.relay.turn import Turn
+from gateway.relay.state.turn import Turn
 
 RATE_LIMIT_RETRY_SECONDS: Final = 10.0
 """Used if OpenAI does not say when to retry."""

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from gateway.downstream.reading.sse import unframe
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.eventlog import Entry
 
 DELTA: Final = "response.output_text.delta"
 

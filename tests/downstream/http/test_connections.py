@@ -6,7 +6,7 @@ import pytest
 
 from gateway.downstream.http.connections import REFUSALS, ConnectionLimits, Connections
 from gateway.errors import OverloadError
-from gateway.relay.budget import Budget
+from gateway.relay.memory import Budget
 from gateway.relay.telemetry import DownstreamTelemetry
 from tests.downstream.house import Facts
 

@@ -17,7 +17,7 @@ from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
 from gateway.downstream.server import Server
-from gateway.relay.budget import Budget
+from gateway.relay.memory import Budget
 from gateway.relay.telemetry import NO_TELEMETRY
 from tests.downstream.house import House
 from tests.downstream.raw import ask, connect, read_all

@@ -16,6 +16,7 @@ from gateway.downstream.http.listener import Binding
 from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.reading.sse import frame
+from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Location
@@ -80,7 +81,9 @@ async def _node(table: Table) -> House:
     operator = Operator(metrics=lambda _: (b"", "text/plain"), drain=lambda: None)
     # A client that closes its side has left: tests of leaving need not wait.
     limits = ServerLimits(half_close_seconds=0)
-    parts = ServerDependencies(hub, telemetry, access, operator, limits=limits, elsewhere=elsewhere)
+    parts = ServerDependencies(
+        hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits, elsewhere=elsewhere
+    )
     server = Server(parts)
     await server.listen_to_peers(Binding())
     await server.start(Binding(), Binding())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.sse import frame
 from gateway.relay.broker import Broker, LocalLog
-from gateway.relay.eventlog import EventId, GapReason, Page
+from gateway.relay.events.eventlog import EventId, GapReason, Page
 from gateway.relay.telemetry import NO_TELEMETRY
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.downstream.reading.rendering import EventStream, JsonLines, JsonPage
 from gateway.downstream.reading.sse import frame
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.eventlog import Entry
 
 TEXTS = ['{"type":"a"}', '{"type":"b",\n"c":"ü"}']
 

@@ -17,7 +17,7 @@ from gateway.downstream.reading.resource import READS
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server
 from gateway.relay.limits import RelayLimits
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 from tests.downstream.house import Build, House
 from tests.downstream.streams import DELTA, Session, deltas, event, opened, reading, said, until
 
@@ -681,7 +681,7 @@ class Second:
 async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str, Any], beat: bytes) -> None:
     """Nothing for the client, but something for every proxy on the way."""
     async with (
-        Second(session.house, StreamLimits(heartbeat_seconds=0.2)) as url,
+        Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
         reading(session.house.http, f"{url}{session.path}", after="now", **query) as stream,
     ):
         seen = b""
@@ -693,7 +693,7 @@ async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str
 async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
     """What is filtered out is read, and need not be read again."""
     async with (
-        Second(session.house, StreamLimits(heartbeat_seconds=0.2)) as url,
+        Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
         reading(session.house.http, f"{url}{session.path}", after="now", types="response.done") as stream,
     ):
         await stream.next()

@@ -172,27 +172,6 @@ def test_padding_has_the_size_asked_for(size: int) -> None:
     assert len(sse.padding(size)) == size
 
 
-@pytest.mark.parametrize(
-    ("header", "query", "cursor"),
-    [
-        (None, {}, None),
-        ("k-7", {"after": "k-1", "lastEventId": "k-2"}, "k-7"),
-        (None, {"after": "k-1", "lastEventId": "k-2"}, "k-2"),
-        (None, {"after": "k-1", "lastEventID": "k-2"}, "k-2"),
-        (None, {"after": "k-1", "last_event_id": "k-2"}, "k-2"),
-        (None, {"after": "k-1", "Last-Event-ID": "k-2"}, "k-2"),
-        (None, {"after": "k-1"}, "k-1"),
-        ("", {"lastEventId": "", "after": "k-1"}, "k-1"),
-        ("", {"after": ""}, None),
-    ],
-)
-def test_last_event_id_prefers_the_newest(
-    header: str | None, query: dict[str, str], cursor: str | None
-) -> None:
-    """The header wins over the URL, polyfills' names over `after`, and an empty value counts as absent."""
-    assert sse.last_event_id(header, query) == cursor
-
-
 @given(
     text=st.text(st.sampled_from("a\\\u0085\u2028\u2029é😀\x1c"), max_size=12),
     name=st.sampled_from([None, "x"]),

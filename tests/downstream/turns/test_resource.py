@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 
 from gateway.errors import OverloadError, UpstreamError
-from gateway.relay.eventlog import EventId
+from gateway.relay.events.eventlog import EventId
 from gateway.relay.limits import RelayLimits
-from gateway.relay.state import CloseReason
+from gateway.relay.states import CloseReason
 from tests.downstream.house import Answer, Build, House
 from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said, until
 

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.downstream.turns import result as turnresult
 from gateway.errors import GatewayError, UpstreamError
-from gateway.relay.turn import Turn, TurnRequest
+from gateway.relay.state.turn import Turn, TurnRequest
 
 
 def done(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.turns.text import DELTA, TextDeltas, well_formed
-from gateway.relay.eventlog import Entry
+from gateway.relay.events.eventlog import Entry
 
 UNITS = st.lists(
     st.sampled_from(["a", "é", "\ud83d", "\ude00", "\udbff", "\udfff", "\ufeff", "\u2028"]), max_size=12

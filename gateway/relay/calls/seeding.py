@@ -1,0 +1,116 @@
+"""Seeding a new call with the conversation of the old one. No I/O, no clock.
+
+A new call is created with the session's configuration, so what is left are the items. All are sent at once, each with
+the ID it had. An item that the service refuses, perhaps for its ID, is sent again without one: when all others have been
+answered, one such item after the other, each after the item it followed before. The id it is given is kept in `renamed`.
+The call's events during seeding are read only here, because clients did not cause them.
+"""
+
+from collections.abc import Mapping
+
+from gateway.relay.events.envelope import compose, member
+from gateway.relay.state.mirror import Json, Seed
+
+_EVENT_ID = "evt_seed_"
+
+
+class Seeding:
+    """One attempt to seed one call."""
+
+    def __init__(self, seed: Seed) -> None:
+        self._seed = seed
+        self._pending: dict[str, Json] = {str(item["id"]): item for item in seed.items}
+        self._again: set[str] = set()
+        self._nameless: str | None = None
+        self._order = list(self._pending)
+        self._given: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
+        """Old item id to new, where they differ."""
+        self.refused: set[str] = set()
+        """Items that the new call refuses with and without an ID."""
+        self.session: Json = {}
+        """The session object as the new call echoes it."""
+
+    @property
+    def done(self) -> bool:
+        """Every item is in the conversation, or refused for good."""
+        return not self._pending
+
+    @property
+    def restored(self) -> int:
+        """Items that the new call has."""
+        return len(self._order) - len(self._pending) - len(self.refused)
+
+    @property
+    def lost(self) -> int:
+        """Items that the new call does not have."""
+        return self._seed.lost + len(self.refused)
+
+    def opening(self) -> list[str]:
+        """Return the events to send once the channel is open."""
+        return [
+            compose(
+                {
+                    "type": "conversation.item.create",
+                    "event_id": f"{_EVENT_ID}{at}",
+                    "item": self._pending[item_id],
+                }
+            )
+            for at, item_id in enumerate(self._order)
+        ]
+
+    def received(self, type: str, value: Json) -> list[str]:
+        """Process an event of the new call; return the events to send in answer."""
+        match type:
+            case "session.created" | "session.updated":
+                session = value.get("session")
+                self.session = session if isinstance(session, Mapping) else {}
+            case "conversation.item.added":
+                self._added(str(member(value, "item", "id")))
+            case "conversation.item.done":
+                return self._done(str(member(value, "item", "id")))
+            case "error":
+                return self._refused(member(value, "error", "event_id"))
+        return []
+
+    def _added(self, item_id: str) -> None:
+        if item_id not in self._pending and self._nameless is not None and item_id not in self._given:
+            self._given[item_id] = self._nameless
+            self.renamed[self._nameless] = item_id
+
+    def _done(self, item_id: str) -> list[str]:
+        old = self._given.get(item_id, item_id)
+        self._pending.pop(old, None)
+        if old == self._nameless:
+            self._nameless = None
+            self._again.discard(old)
+        return self._next()
+
+    def _refused(self, event_id: object) -> list[str]:
+        if not isinstance(event_id, str) or not event_id.startswith(_EVENT_ID):
+            return []
+        number, _, again = event_id.removeprefix(_EVENT_ID).partition("_")
+        old = self._order[int(number)]
+        if again:
+            self._again.discard(old)
+            self._pending.pop(old, None)
+            self.refused.add(old)
+            self._nameless = None
+        else:
+            self._again.add(old)
+        return self._next()
+
+    def _next(self) -> list[str]:
+        """Send the first of the refused items again, once nothing else is on its way."""
+        if self._nameless is not None or not self._again or len(self._pending) > len(self._again):
+            return []
+        at, old = next((at, old) for at, old in enumerate(self._order) if old in self._again)
+        before = next((kept for kept in reversed(self._order[:at]) if kept not in self.refused), None)
+        self._nameless = old
+        event = {
+            "type": "conversation.item.create",
+            "event_id": f"{_EVENT_ID}{at}_again",
+            "previous_item_id": "root" if before is None else self.renamed.get(before, before),
+            "item": {name: part for name, part in self._pending[old].items() if name != "id"},
+        }
+        return [compose(event)]

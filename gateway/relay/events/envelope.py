@@ -1,0 +1,352 @@
+"""Client and server events as the relay handles them: their JSON text, and as little of its meaning as is needed.
+
+A body is checked whole before any of it is sent, and what is sent are slices of the text that came in: nothing is
+added, dropped, reordered or re-encoded. What an event means is OpenAI's to judge, so unknown types pass. No I/O.
+
+The JSON is RFC 8259 in strict UTF-8, see `jsontext`. Of an event only the members that decide its way are read by type; its
+whole value is built where somebody looks at it. The `read_*` functions work in steps, so that a body of millions of values
+holds nobody up; the `parse_*` functions do the same at once.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import msgspec
+
+from gateway.errors import CallerError, Flaw
+from gateway.relay.events import jsontext
+from gateway.relay.events.jsontext import MAX_DEPTH, NotJsonError, Steps, finish
+
+_SPACE = b" \t\n\r"
+_CONTENT = re.compile(rb"[^ \t\n\r]")
+
+
+class _Client(msgspec.Struct, gc=False):
+    """The members of a client event that are read here."""
+
+    type: str | None = None
+    event_id: str | None = None
+
+
+class ServerHead(msgspec.Struct, gc=False):
+    """The members of a server event that decide its route. A member that is missing, null or not a string is None."""
+
+    type: str | None = None
+    response_id: str | None = None
+    item_id: str | None = None
+
+
+_client = msgspec.json.Decoder(_Client)
+_server = msgspec.json.Decoder(ServerHead)
+_any = msgspec.json.Decoder()
+_TYPE_FIRST = '{"type":"'
+_write = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class ClientEvent:
+    """One event on its way up. `text` is sent as it is."""
+
+    text: str
+    type: str
+    event_id: str | None
+    known: Mapping[str, object] | None = field(default=None, repr=False, compare=False)
+    """The event's value, if it was built already."""
+
+    @property
+    def value(self) -> Mapping[str, object]:
+        """The parsed event. It is built for each access, so that no event is held twice."""
+        if self.known is not None:
+            return self.known
+        value = jsontext.plain(self.text.encode())
+        assert isinstance(value, dict)  # it was checked
+        return value
+
+    @property
+    def size(self) -> int:
+        """Bytes in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
+
+def parse_json(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
+    """Read a body at once, see `read_json`."""
+    return finish(read_json(body, max_events=max_events, strict_members=strict_members))
+
+
+def parse_ndjson(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
+    """Read lines at once, see `read_ndjson`."""
+    return finish(read_ndjson(body, max_events=max_events, strict_members=strict_members))
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """Read an object at once, see `read_object`."""
+    return finish(read_object(body))
+
+
+def read_json(
+    body: bytes, *, max_events: int, strict_members: bool = False
+) -> Steps[tuple[ClientEvent, ...]]:
+    """Read one client event or an array of them.
+
+    `strict_members` refuses objects whose members repeat or differ only in case: two parsers may see two different
+    events in them, so no rule about an event's members could be relied on. Raises CallerError `invalid-json`,
+    `invalid-event` (both with JSON pointers) or `too-large`.
+    """
+    _require_utf8(body)
+    data = body.strip(_SPACE)
+    if not data.startswith(b"["):
+        try:
+            return ((yield from _read_event(data, Flaw("", pointer=""), MAX_DEPTH, strict_members)),)
+        except NotJsonError as error:
+            _refuse_json(str(error), body, error.at + len(body) - len(body.lstrip(_SPACE)))
+    try:
+        yield from jsontext.checked(body)
+    except NotJsonError as error:
+        number = yield from jsontext.element_at(body, error.at)
+        _refuse_json(str(error), body, error.at, pointer=None if number is None else f"/{number}")
+    slices = yield from jsontext.elements(data, max_events)
+    if not slices:
+        raise CallerError("invalid-event", "The batch is empty.")
+    if len(slices) > max_events:
+        _too_many(max_events)
+    events: list[ClientEvent] = []
+    for index, slice_ in enumerate(slices):
+        place = Flaw("", pointer=f"/{index}")
+        try:
+            events.append((yield from _read_event(slice_, place, MAX_DEPTH - 1, strict_members)))
+        except NotJsonError as error:
+            _refuse_json(str(error), body, _begin(body, slices[: index + 1]), pointer=place.pointer)
+    return tuple(events)
+
+
+def read_ndjson(
+    body: bytes, *, max_events: int, strict_members: bool = False
+) -> Steps[tuple[ClientEvent, ...]]:
+    """Read client events as lines, ended by LF or CRLF; blank lines are passed over. Errors name the line, from 1."""
+    _require_utf8(body)
+    events: list[ClientEvent] = []
+    begin, number = 0, 1
+    while content := _line(body, begin):
+        start, end = content
+        number += body.count(b"\n", begin, start)
+        begin = end
+        if len(events) == max_events:
+            _too_many(max_events)
+        line = body[start:end].strip(_SPACE)
+        try:
+            events.append((yield from _read_event(line, Flaw("", line=number), MAX_DEPTH, strict_members)))
+        except NotJsonError as error:
+            what = "more than one value on a line" if str(error).startswith("trailing") else str(error)
+            _refuse_json(what, line, error.at, line=number)
+    if not events:
+        raise CallerError("invalid-event", "The batch is empty.")
+    return tuple(events)
+
+
+def read_object(body: bytes) -> Steps[dict[str, object]]:
+    """Read a body that is one JSON object, such as that of a create. Raises CallerError `invalid-json`.
+
+    Unlike an event, this object is serialised again on its way up. JSON that parsers need not accept (RFC 8259 6 and
+    8.2) is therefore refused: numbers out of range and lone surrogates.
+    """
+    _require_utf8(body)
+    try:
+        yield from jsontext.checked(body)
+        yield from jsontext.scanned(body.decode(), MAX_DEPTH, strict=True)
+    except NotJsonError as error:
+        _refuse_json(str(error), body, error.at)
+    value = yield from jsontext.built(body)
+    if not isinstance(value, dict):
+        raise CallerError(
+            "invalid-json", "The body must be a JSON object.", flaws=(Flaw("not an object", pointer=""),)
+        )
+    flaw = yield from jsontext.unwritable(body)
+    if flaw is not None:
+        _refuse_json(str(flaw), body, flaw.at)
+    return value
+
+
+def compose(value: Mapping[str, object]) -> str:
+    """Return an event of the gateway's own as JSON that can be encoded as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can carry only as an escape
+        return json.dumps(value, separators=(",", ":"))
+    return text
+
+
+def compact(value: object) -> bytes:
+    """Write a value that was parsed as JSON, as short as it can be. A lone surrogate, which JSON can name, stays one."""
+    try:
+        return _write(value)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ):  # surrogates, and numbers beyond msgspec's range
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def head(text: str) -> ServerHead | None:
+    """Read the routing members of a frame from upstream. Return None if it is not a JSON object and must not be relayed."""
+    try:
+        return _server.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        pass
+    value = peek(text)
+    if value is None:
+        return None
+    members = (value.get(name) for name in ServerHead.__struct_fields__)
+    return ServerHead(*(found if isinstance(found, str) else None for found in members))
+
+
+def server_event(text: str, whole: frozenset[str]) -> tuple[str, Mapping[str, object]] | None:
+    """Read the type of a frame from upstream, and its value: all of it for the types in `whole`, the IDs of `ServerHead`
+    alone for others. None if it is no JSON object."""
+    # OpenAI writes the type first. Where it is a type of these the event is parsed once; the parser has the last word.
+    if text.startswith(_TYPE_FIRST) and text[len(_TYPE_FIRST) : text.find('"', len(_TYPE_FIRST))] in whole:
+        value = peek(text)
+        if value is not None:
+            told = value.get("type")
+            return told if isinstance(told, str) else "", value
+    read = head(text)
+    if read is None:
+        return None
+    value = peek(text) if read.type in whole else None
+    return read.type or "", value or {"response_id": read.response_id, "item_id": read.item_id}
+
+
+def peek(text: str) -> dict[str, object] | None:
+    """Read a frame from upstream. Return None if it is not a JSON object and must not be relayed.
+
+    Of a frame with very many values the lists that hold them are left out.
+    """
+    if text.count(",") <= jsontext.DENSE:
+        try:
+            value = _any.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        else:
+            return value if isinstance(value, dict) else None
+    try:
+        data = text.encode()
+        finish(jsontext.checked(data))
+        value = jsontext.thinned(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def member(value: object, *names: str) -> object:
+    """Follow member names into a parsed value; None if a member is missing or a value on the path is not an object."""
+    for name in names:
+        # Every parser returns JSON objects as dicts, and a check for Mapping takes ten times as long.
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _require_utf8(body: bytes) -> None:
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise CallerError("invalid-json", "The body starts with a byte order mark; JSON is sent without one.")
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        detail = f"The body is not UTF-8: byte {error.start} is 0x{body[error.start]:02x}."
+        raise CallerError("invalid-json", detail) from None
+
+
+def _begin(body: bytes, slices: Sequence[bytes]) -> int:
+    """Return where the last of an array's first elements begins."""
+    end = begin = body.index(b"[") + 1
+    for slice_ in slices:
+        begin = body.index(slice_, end)
+        end = begin + len(slice_)
+    return begin
+
+
+def _line(body: bytes, begin: int) -> tuple[int, int] | None:
+    """Return where the next line that is not blank begins and ends."""
+    found = _CONTENT.search(body, begin)
+    if found is None:
+        return None
+    end = body.find(b"\n", found.start())
+    return found.start(), len(body) if end < 0 else end
+
+
+def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[ClientEvent]:
+    """Read an event from its text without white space around it. Raises NotJsonError and CallerError."""
+    value: object = None
+    read: _Client | None = None
+    try:
+        read = _client.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        # Not JSON, not an event, or a member of the wrong type. Everything except msgspec's own limits is refused here.
+        yield from jsontext.checked(data)
+    if len(data) > jsontext.LARGE_BYTES:
+        yield
+    text = data.decode()
+    if strict or jsontext.is_deep(data, levels):
+        yield from jsontext.scanned(text, levels, strict)
+    if read is None or data.count(b",") > jsontext.DENSE:
+        value = yield from jsontext.built(data)
+    if read is None:
+        type_, event_id = _judged(value, where)
+    elif read.type is None:
+        _refuse_event("'type' is missing", where, "/type")
+    else:
+        type_, event_id = read.type, read.event_id
+    return ClientEvent(text, type_, event_id, value if isinstance(value, dict) else None)
+
+
+def _judged(value: object, where: Flaw) -> tuple[str, str | None]:
+    """Return the type and the id of an event's value. Raises CallerError `invalid-event`."""
+    if not isinstance(value, dict):
+        _refuse_event("a client event is a JSON object", where, "")
+    type_, event_id = value.get("type"), value.get("event_id")
+    if not isinstance(type_, str):
+        _refuse_event("'type' is missing" if type_ is None else "'type' is not a string", where, "/type")
+    if event_id is not None and not isinstance(event_id, str):
+        _refuse_event("'event_id' is neither a string nor null", where, "/event_id")
+    return type_, event_id
+
+
+def _refuse_json(
+    what: str, data: bytes, at: int, *, pointer: str | None = None, line: int | None = None
+) -> NoReturn:
+    row = data.count(b"\n", 0, at) + 1
+    column = len(data[data.rfind(b"\n", 0, at) + 1 : at].decode(errors="replace")) + 1
+    place = f"line {line}" if line is not None else f"line {row} column {column}"
+    flaw = Flaw(what, pointer=pointer, line=line if line is not None else row)
+    raise CallerError("invalid-json", f"Not JSON: {what} ({place}).", flaws=(flaw,))
+
+
+def _refuse_event(what: str, where: Flaw, member: str) -> NoReturn:
+    pointer = None if where.pointer is None else where.pointer + member
+    flaw = Flaw(what, pointer=pointer if pointer is not None else member or None, line=where.line)
+    place = (
+        f"line {where.line}"
+        if where.line is not None
+        else f"at '{flaw.pointer}'"
+        if flaw.pointer
+        else "the body"
+    )
+    raise CallerError("invalid-event", f"Not a client event: {what} ({place}).", flaws=(flaw,))
+
+
+def _too_many(max_events: int) -> NoReturn:
+    detail = f"A batch may have at most {max_events} events."
+    raise CallerError("too-large", detail, members={"limit": max_events})
+
+
+def matches_type(pattern: str, type: str) -> bool:
+    """Return whether an event's type is the pattern, or begins with what stands before its final `*`."""
+    return type.startswith(pattern[:-1]) if pattern.endswith("*") else type == pattern

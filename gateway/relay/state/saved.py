@@ -1,0 +1,63 @@
+"""A session at rest: what another node needs to go on with it. No I/O, no clock.
+
+`fold` makes it of a snapshot and the records after it, as a journal kept them. The log's events before the snapshot are
+given as well, because a snapshot does not hold them. An event may have been written twice, where a journal was repaired:
+its sequence says so, and it counts once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gateway.relay.events.eventlog import Epoch, Recorded
+from gateway.relay.events.records import Border, GatewayEvent, Record, ServerEvent, UnreadableRecord, decode
+from gateway.relay.state.fold import SessionState
+from gateway.relay.usage import PriceList
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A session's state, and the events of its log that are kept."""
+
+    state: SessionState
+    first: int
+    """Sequence of the first of the events."""
+    events: Sequence[Recorded]
+
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        """The epochs of the log."""
+        return [Epoch(name, first) for name, first in self.state.epochs]
+
+
+def fold(
+    snapshot: bytes, before: Iterable[bytes], after: Iterable[bytes], prices: PriceList | None = None
+) -> Saved:
+    """Return the session of a snapshot, the encoded records before it, of which only events of the log matter, and those
+    after it. Raises UnreadableRecord for what this version cannot read: the session must then not be taken over."""
+    state = SessionState.load(snapshot, prices)
+    events: dict[int, Recorded] = {}
+    for data in before:
+        _keep(events, decode(data))
+    for data in after:
+        record = decode(data)
+        _keep(events, record)
+        state.apply(record)
+    # What a repair made void left a hole behind it; the events that count are those without one, up to the head.
+    first = state.head + 1
+    while first - 1 in events:
+        first -= 1
+    return Saved(state, first, [events[sequence] for sequence in range(first, state.head + 1)])
+
+
+def _keep(events: dict[int, Recorded], record: Record) -> None:
+    match record:
+        case ServerEvent():
+            events[record.sequence] = Recorded(record.type, record.text, record.turn)
+        case GatewayEvent():
+            events[record.sequence] = Recorded(record.type, record.text, name=record.type)
+        case Border(start=int(start)):
+            for sequence in [sequence for sequence in events if sequence > start]:
+                del events[sequence]
+
+
+__all__ = ["Saved", "UnreadableRecord", "fold"]

@@ -1,0 +1,91 @@
+"""What is wrong with a Redis is said before a node joins, with the remedy; and the rights that the docs name suffice."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.cluster.connections import AwayError, Connections
+from gateway.cluster.redis_requirements import UnfitError, inspect
+from gateway.cluster.settings import ClusterSettings, Target
+from tests.cluster.kit import node, opened
+from tests.cluster.redis_server import RedisServer, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+StartRedis = Callable[..., RedisServer]
+
+
+async def inspected(settings: ClusterSettings) -> str:
+    """Look at a server and return what is wrong with it, or its engine."""
+    connections = Connections(settings)
+    try:
+        return (await inspect(connections, settings)).engine
+    except UnfitError as error:
+        return str(error)
+    finally:
+        await connections.close()
+
+
+async def test_good_redis_is_taken(redis_server: RedisServer) -> None:
+    """A server as Debian ships it, with nothing set, can be used."""
+    assert await inspected(ClusterSettings(Target.parse(redis_server.url))) == "redis"
+
+
+async def test_redis_that_may_evict_is_refused_unless_that_is_allowed(start_redis: StartRedis) -> None:
+    """A session that is evicted is lost with its owner."""
+    server = start_redis("--maxmemory-policy", "allkeys-lru")
+    settings = ClusterSettings(Target.parse(server.url))
+
+    assert "noeviction" in await inspected(settings)
+    assert await inspected(replace(settings, allow_eviction=True)) == "redis"
+
+
+async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis) -> None:
+    """Each is told by the keys of the configuration that mend it."""
+    server = start_redis("--requirepass", "right")
+    settings = ClusterSettings(Target.parse(server.url))
+
+    assert "cluster.password_file" in await inspected(settings)
+    assert "cluster.username" in await inspected(replace(settings, password="wrong"))
+    assert await inspected(replace(settings, password="right")) == "redis"
+
+
+async def test_foreign_prefix_is_told(redis_server: RedisServer) -> None:
+    """A key of ours that is somebody else's is not written to."""
+    redis_server.cli("SET", "rg:{nodes}", "mine")
+
+    assert "cluster.prefix" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
+
+
+async def test_old_server_is_told(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that is needed is named."""
+    monkeypatch.setattr("gateway.cluster.redis_requirements.OLDEST_REDIS", (99, 1))
+
+    assert "99.1 or newer" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
+
+
+async def test_server_that_does_not_answer_is_away() -> None:
+    """That may be over soon, so it is no reason to give up at once."""
+    with pytest.raises(AwayError):
+        await inspected(ClusterSettings(Target.parse(f"redis://127.0.0.1:{free_port()}")))
+
+
+async def test_rights_that_the_docs_name_are_enough(redis_server: RedisServer) -> None:
+    """A user with exactly those opens, appends, claims and lists; other keys and dangerous commands are refused."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    found = re.search(r"ACL SETUSER gateway on >PASSWORD (.*)", text)
+    assert found is not None
+    redis_server.cli("ACL", "SETUSER", "gateway", "reset", "on", ">secret", *found[1].split())
+    user = {"username": "gateway", "password": "secret"}
+
+    assert await inspected(ClusterSettings(Target.parse(redis_server.url), **user)) == "redis"  # type: ignore[arg-type]
+    async with node(redis_server.url, **user) as a, node(redis_server.url, **user) as b:
+        session = await opened(a, "gws_1")
+        await session.accept()
+        assert await a.directory.sessions_of("one") == ["gws_1"]
+        await b.directory.claim("gws_1", a.id)
+    assert "NOPERM" in redis_server.cli(
+        "--user", "gateway", "--pass", "secret", "--no-auth-warning", "GET", "other"
+    )

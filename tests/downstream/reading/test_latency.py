@@ -1,0 +1,58 @@
+"""What is counted of events on their way to clients."""
+
+from typing import cast
+
+from gateway.downstream.reading.latency import Deliveries
+from gateway.relay.events.eventlog import Entry
+from gateway.relay.telemetry import DownstreamTelemetry
+from tests.downstream.house import Facts
+
+
+def entries(first: int, last: int) -> list[Entry]:
+    """Return events that came at the time of their sequence."""
+    return [Entry(sequence, "x", b"", 0, 0, float(sequence)) for sequence in range(first, last + 1)]
+
+
+def make() -> tuple[Deliveries, Facts]:
+    """Make an empty count."""
+    facts = Facts()
+    return Deliveries(cast("DownstreamTelemetry", facts)), facts
+
+
+def test_the_first_write_of_an_event_is_timed() -> None:
+    """By whichever read of the session; the others' writes of it are not."""
+    deliveries, facts = make()
+    one, two = deliveries.open("s", 10), deliveries.open("s", 11)
+    one.wrote(entries(11, 12), 20.0)
+    two.wrote(entries(12, 13), 30.0)
+    one.wrote(entries(13, 13), 40.0)
+
+    assert facts.of("relayed_down") == [(9.0,), (8.0,), (17.0,)]
+    assert facts.of("replayed") == []
+
+
+def test_what_was_there_before_is_counted() -> None:
+    """Each read of it, and without a time; a page may hold both kinds."""
+    deliveries, facts = make()
+    one, two = deliveries.open("s", 2), deliveries.open("s", 2)
+    one.wrote(entries(1, 3), 5.0)
+    two.wrote(entries(2, 2), 5.0)
+
+    assert facts.of("replayed") == [(2,), (1,)]
+    assert facts.of("relayed_down") == [(2.0,)]
+
+
+def test_sessions_are_counted_apart_and_forgotten() -> None:
+    """A session without an open read takes no memory."""
+    deliveries, facts = make()
+    one, other = deliveries.open("s", 0), deliveries.open("t", 0)
+    again = deliveries.open("s", 0)
+    one.wrote(entries(1, 1), 1.0)
+    other.wrote(entries(1, 1), 1.0)
+    one.close()
+    open_with_one_left = len(deliveries)
+    again.close()
+    other.close()
+
+    assert (open_with_one_left, len(deliveries)) == (2, 0)
+    assert len(facts.of("relayed_down")) == 2

@@ -1,0 +1,820 @@
+"""gateway/relay/calls/line.py and succession.py: a session outlives its calls."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.calls.succession import delays
+from gateway.relay.ports import LossCause
+from gateway.relay.session import Session
+from gateway.relay.state.turn import TurnRequest
+from gateway.relay.states import CloseReason, State
+from tests.relay.conftest import Build
+from tests.relay.fakes import START_UNIX, FakeCall, FakeReceiver, House, client_event, logged, types_of, until
+
+HELLO = TurnRequest([{"type": "message", "role": "user"}])
+
+
+def item(item_id: str, text: str = "Hello") -> dict[str, Any]:
+    """Return a user's message."""
+    return {
+        "id": item_id,
+        "type": "message",
+        "role": "user",
+        "status": "completed",
+        "content": [{"type": "input_text", "text": text}],
+    }
+
+
+def service(call: FakeCall) -> None:
+    """Have a call take items as the service does."""
+
+    def take(own: dict[str, Any]) -> None:
+        call.say("conversation.item.added", item=own)
+        call.say("conversation.item.done", item=own)
+
+    def answer(event: dict[str, Any]) -> None:
+        if event["type"] == "conversation.item.create":
+            own = {"id": f"item_{len(call.sent)}", **event["item"], "status": "completed"}
+            asyncio.get_running_loop().call_soon(take, own)
+
+    call.on_send = answer  # type: ignore[assignment]
+
+
+@pytest.fixture
+async def house(build: Build) -> House:
+    """Return a running hub whose calls take items."""
+    house = build()
+    house.dialer.prepare = service
+    return house
+
+
+async def attended(house: House, **members: Any) -> Session:
+    """Open a session that somebody reads."""
+    session = await house.open(**members)
+    session.attach(FakeReceiver(0.0))
+    return session
+
+
+async def say(session: Session, *ids: str) -> None:
+    """Have a client create items."""
+    await session.submit([client_event("conversation.item.create", item=item(item_id)) for item_id in ids])
+    await asyncio.sleep(0.01)
+
+
+def gateway_events(session: Session) -> list[dict[str, Any]]:
+    """Return the gateway's own events in a log."""
+    return [event for event in logged(session.reader) if event["type"].startswith("gateway.")]
+
+
+def after(seconds: float, then: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    """Wait, then do something, inside a dial."""
+
+    async def gate() -> None:
+        await asyncio.sleep(seconds)
+        then()
+
+    return gate
+
+
+# --- after a loss -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", LossCause)
+async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
+    house: House, cause: LossCause
+) -> None:
+    """The session goes on under its id; what happened stands in the log."""
+    session = await attended(house)
+    await say(session, "a", "b")
+    old = house.call
+    old.lose(cause)
+    assert session.view().state is State.RECOVERING
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert [event["item"]["id"] for event in house.call.events] == ["a", "b"]
+    assert gateway_events(session) == [
+        {"type": "gateway.recovering", "cause": cause},
+        {
+            "type": "gateway.recovered",
+            "cause": cause,
+            "call_id": "rtc_2",
+            "items_restored": 2,
+            "items_lost": 0,
+            "renamed": {},
+            "response": None,
+            "unknown": [],
+            "refused": [],
+        },
+    ]
+    assert session.view().call_id == "rtc_2"
+    assert old.closings == [cause is not LossCause.CHANNEL_CLOSED]
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [(cause, "recovered")]
+
+
+async def test_what_is_sent_meanwhile_follows_on_the_new_call(house: House) -> None:
+    """In order, behind the conversation, and accepted at once."""
+    session = await attended(house)
+    await say(session, "a")
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await say(session, "b", "c")
+    await session.submit([client_event("response.create")])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    types = house.call.types()
+    assert [event["item"]["id"] for event in house.call.events[:3]] == ["a", "b", "c"]
+    assert types[3:] == ["response.create"]
+    assert session.diagnostics()["accepted"] == 4
+
+
+async def test_what_waits_for_a_new_call_is_bounded(build: Build) -> None:
+    """In events and bytes; more is refused as recovering, with Retry-After."""
+    house = build(held_max_events=2, held_max_bytes=2000)
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await session.submit([client_event("x"), client_event("x")])
+    for batch in ([client_event("x")], [client_event("x", a="b" * 3000)]):
+        with pytest.raises(OverloadError) as caught:
+            await session.submit(batch)
+        assert (caught.value.code, caught.value.retry_after) == ("recovering", 1)
+
+
+async def test_what_was_in_flight_is_told_as_unknown(house: House) -> None:
+    """By its number and its event_id, so that its sender can look whether it was taken."""
+    session = await attended(house)
+    house.call.on_send = None
+    await session.submit([client_event("conversation.item.create", event_id="mine", item=item("a"))])
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    (_, recovered) = gateway_events(session)
+    assert recovered["unknown"] == [{"number": 1, "event_id": "mine", "type": "conversation.item.create"}]
+
+
+async def test_what_nothing_answers_is_told_unless_it_was_acknowledged(house: House) -> None:
+    """Audio, or a kind that is not known here: the transport's word counts, which is end to end, not a later event."""
+    session = await attended(house)
+    await session.submit([client_event("input_audio_buffer.append"), client_event("some.future.event")])
+    house.call.acknowledged = 2
+    house.call.say("rate_limits.updated")
+    await session.submit([client_event("some.future.event", event_id="last")])
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    (_, recovered) = gateway_events(session)
+    assert recovered["unknown"] == [{"number": 3, "event_id": "last", "type": "some.future.event"}]
+
+
+async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(house: House) -> None:
+    """Accepted is accepted: its last word says which events found no call, and which may not have been taken."""
+    session = await attended(house)
+    house.call.on_send = None
+    await session.submit([client_event("conversation.item.create", event_id="handed", item=item("a"))])
+    house.call.lose()
+    await session.submit([client_event("response.create", event_id="held")])
+    await session.close(CloseReason.CLIENT)
+
+    closed = gateway_events(session)[-1]
+    assert closed["unknown"] == [{"number": 1, "event_id": "handed", "type": "conversation.item.create"}]
+    assert closed["unsent"] == [{"number": 2, "event_id": "held", "type": "response.create"}]
+
+
+async def test_a_session_that_left_nothing_says_no_more_than_its_reason(house: House) -> None:
+    """The members are there only where there is something to tell."""
+    session = await attended(house)
+    await say(session, "a")
+    await session.close(CloseReason.CLIENT)
+
+    assert set(gateway_events(session)[-1]) == {"type", "reason", "retryable", "upstream"}
+
+
+async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
+    """Its turn fails, and the next one is sent on the new call."""
+    session = await attended(house)
+    turn, following = await session.turn(HELLO), await session.turn(HELLO)
+    house.call.start("resp_1", turn.id)
+    house.call.lose()
+    assert turn.failure is not None
+    assert turn.failure.code == "upstream-failed"
+    await until(lambda: following.after is not None)
+
+    assert gateway_events(session)[1]["response"] == "interrupted"
+    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.call.types()[-1] == "response.create"
+
+
+async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house: House) -> None:
+    """Before whatever else waited."""
+    session = await attended(house, retry_interrupted=True)
+    asked = client_event("response.create", event_id="again")
+    await session.submit([asked])
+    house.call.start("resp_1")
+    house.call.lose()
+    await session.submit([client_event("x")])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert gateway_events(session)[1]["response"] == "retried"
+    assert house.call.types() == ["response.create", "x"]
+
+
+async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_response(house: House) -> None:
+    """An answer to the conversation without it would be none; what is sent again is not unknown."""
+    session = await attended(house, retry_interrupted=True)
+    house.call.on_send = None
+    await session.submit(
+        [client_event("conversation.item.create", item=item("a")), client_event("response.create")]
+    )
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert (recovered["response"], recovered["unknown"]) == ("retried", [])
+    assert house.call.types() == ["conversation.item.create", "response.create"]
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_a_refused_question_is_not_asked_again_by_a_loss(house: House, retry: bool) -> None:
+    """Nothing was in flight, though something was asked for; and nothing is unknown."""
+    session = await attended(house, retry_interrupted=retry)
+    await session.submit([client_event("response.create")])
+    house.call.say("error", error={"code": "invalid_value", "event_id": None})
+    await asyncio.sleep(8)
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert (recovered["response"], recovered["unknown"]) == (None, [])
+    assert house.call.types() == []
+
+
+async def test_a_question_held_back_is_asked_once(house: House) -> None:
+    """Also where the old call is lost in the middle of the hand-over that held it back."""
+    session = await attended(house, retry_interrupted=True)
+    await say(session, "a")
+    old, taken = house.call, asyncio.Event()
+
+    def prepare(call: FakeCall) -> None:
+        call.on_send = lambda event: taken.set()
+
+    house.dialer.prepare = prepare
+    house.hub.restart(session.id)
+    await taken.wait()
+    await session.submit([client_event("response.create")])
+    house.dialer.prepare = service
+    old.lose()
+    await until(lambda: session.view().call_id == "rtc_3", 60)
+
+    assert gateway_events(session)[-1]["response"] is None
+    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+
+
+async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House) -> None:
+    """Whoever waits for the turn is told at once, and the log names its events."""
+    session = await attended(house)
+    turn = await session.turn(HELLO)
+    house.hub.restart(session.id)
+    await until(lambda: turn.finished, 20)
+
+    assert turn.failure is not None
+    assert turn.failure.code == "upstream-failed"
+    recovered = gateway_events(session)[-1]
+    assert recovered["response"] == "interrupted"
+    assert [event["type"] for event in recovered["unknown"]] == ["response.create"]
+
+
+async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(house: House) -> None:
+    """The loss is told a moment later; if it never is, the first tick finds it."""
+    session = await attended(house)
+    house.call.open = False
+    await say(session, "a")
+    assert session.diagnostics()["accepted"] == 1
+    await until(lambda: session.view().call_id == "rtc_2")
+
+    assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "connection_failed"}
+    assert house.call.types() == ["conversation.item.create"]
+
+
+async def test_what_waited_is_sent_however_full_the_new_channel_is(build: Build) -> None:
+    """It was accepted; refusing it now would lose it."""
+    house = build(high_water_bytes=10)
+    house.dialer.prepare = lambda call: setattr(call, "buffered", 5)
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await session.submit([client_event("x", text="y" * 100)])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert house.call.types() == ["x"]
+
+
+async def test_what_the_new_call_cannot_take_for_its_size_is_told(house: House) -> None:
+    """By number; the rest goes its way."""
+    session = await attended(house)
+    house.dialer.prepare = lambda call: setattr(call, "max_message_bytes", 100)
+    house.dialer.gate = lambda: asyncio.sleep(2)
+    house.call.lose()
+    await session.submit([client_event("x", text="y" * 100, event_id="big"), client_event("z")])
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert gateway_events(session)[1]["refused"] == [{"number": 1, "event_id": "big", "type": "x"}]
+    assert house.call.types() == ["z"]
+
+
+async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(house: House) -> None:
+    """It is sent once, on the call after it."""
+    session = await attended(house)
+    await say(session, "a")
+    numbers = itertools.count()
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        if next(numbers) == 0:
+            asyncio.get_running_loop().call_later(0.5, setattr, call, "open", False)
+
+    house.dialer.prepare = prepare
+    house.dialer.greets = False
+    house.call.lose()
+    await session.submit([client_event("response.create")])
+    await until(lambda: session.view().call_id == "rtc_3", 20)
+
+    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+    assert gateway_events(session)[-1]["response"] is None
+
+
+async def test_a_rate_limit_is_waited_out(house: House) -> None:
+    """As long as the service says, within the time for a recovery."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-rate-limited", "Later.", retry_after=30)
+    house.call.lose()
+    await asyncio.sleep(25)
+    assert len(house.dialer.requests) == 2
+    house.dialer.refusal = None
+    await until(lambda: session.view().state is State.CONNECTED, 10)
+
+
+async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(house: House) -> None:
+    """The session ends when it is over, not when the dial gives up."""
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(3600)
+    house.call.lose()
+
+    assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
+    assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=1)
+
+
+async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: House) -> None:
+    """Hanging up where nobody answers takes its time beside the dialling."""
+    session = await attended(house)
+    old = house.call
+    old.closing = lambda: asyncio.sleep(5)
+    old.lose()
+    await until(lambda: session.view().state is State.CONNECTED, 2)
+
+    assert old.closings == [True]
+
+
+async def test_nothing_is_mirrored_without_continuity(build: Build) -> None:
+    """Nobody will ever ask for it."""
+    house = build(continuity=False)
+    session = await attended(house)
+    await say(session, "a")
+    house.call.say("conversation.item.added", item=item("a"))
+    await session.submit([client_event("response.create")])
+
+    assert session.state.mirror.seed().items == []
+
+
+async def test_calls_are_tried_until_one_comes(house: House) -> None:
+    """With growing pauses, for as long as the limit says."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    house.call.lose()
+    await asyncio.sleep(20)
+    assert 4 < len(house.dialer.requests) < 12
+    house.dialer.refusal = None
+    await until(lambda: session.view().state is State.CONNECTED, 20)
+
+    generations = [request.generation for request in house.dialer.requests]
+    assert generations == sorted(set(generations))
+
+
+async def test_a_session_without_a_call_for_too_long_ends(house: House) -> None:
+    """As lost; another session may work."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    house.call.lose(LossCause.CONSENT_EXPIRED)
+
+    assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
+    assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=10)
+    assert gateway_events(session)[-1]["upstream"] == {"cause": "consent_expired"}
+    assert [args[2] for args in house.notebook.told("recovered")] == ["failed"]
+
+
+async def test_a_refused_call_ends_the_session(house: House) -> None:
+    """Trying again would be refused again; the service's words are passed on."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-rejected", "No.", members={"upstream": {"status": 401}})
+    house.call.lose()
+
+    assert await house.closed(session) is CloseReason.UPSTREAM_REJECTED
+    assert gateway_events(session)[-1]["upstream"] == {"status": 401}
+
+
+async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another(house: House) -> None:
+    """Nothing is left of it."""
+    session = await attended(house)
+    await say(session, "a")
+    numbers = itertools.count()
+
+    def prepare(call: FakeCall) -> None:
+        if next(numbers) == 0:
+            call.on_send = lambda event: call.lose()
+        else:
+            service(call)
+
+    house.dialer.prepare = prepare
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert session.view().call_id == "rtc_3"
+    assert house.dialer.calls[1].closings == [False]
+
+
+async def test_a_new_call_that_takes_nothing_is_given_up(house: House) -> None:
+    """After the time for seeding."""
+    session = await attended(house)
+    await say(session, "a")
+    house.dialer.prepare = None
+    house.call.lose()
+    await asyncio.sleep(house.limits.seeding_seconds - 1)
+    house.dialer.prepare = service
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert house.dialer.calls[1].closings == [True]
+
+
+async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> None:
+    """The client knows its items by the old ones."""
+    session = await attended(house)
+    await say(session, "a")
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        take = call.on_send
+        assert take is not None
+
+        def answer(event: Any) -> None:
+            if event.get("item", {}).get("id") == "a":
+                call.say("error", error={"event_id": event["event_id"], "code": "x"})
+            else:
+                take(event)
+
+        call.on_send = answer
+
+    house.dialer.prepare = prepare
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert (recovered["items_restored"], recovered["renamed"]) == (1, {"a": "item_2"})
+
+
+async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(house: House) -> None:
+    """Its clients did not cause it; nor is its greeting, which may come a moment after the channel is open."""
+    session = await attended(house)
+    house.dialer.greets = False
+    house.dialer.greeting = {}
+
+    def prepare(call: FakeCall) -> None:
+        asyncio.get_running_loop().call_later(0.1, lambda: call.greet(expires_at=int(START_UNIX) + 9999))
+
+    house.dialer.prepare = prepare
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+    await asyncio.sleep(1)
+
+    assert types_of(session) == ["session.created", "gateway.recovering", "gateway.recovered"]
+    assert session.view().call_expires_at == START_UNIX + 9999
+
+
+async def test_a_new_call_that_never_greets_is_taken_all_the_same(house: House) -> None:
+    """As the first one is."""
+    session = await attended(house)
+    house.dialer.greets = False
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED, 3)
+
+    assert session.live
+
+
+async def test_a_session_that_ends_while_it_recovers_leaves_nothing(house: House) -> None:
+    """The dial is cut off, and what was held is gone with the session."""
+    session = await attended(house)
+    house.dialer.gate = lambda: asyncio.sleep(3600)
+    house.call.lose()
+    await asyncio.sleep(1)
+    await session.close(CloseReason.CLIENT)
+    await until(lambda: not house.hub._tasks)
+
+    assert [args[2] for args in house.notebook.told("recovered")] == ["ended"]
+    assert len(house.dialer.calls) == 1
+
+
+async def test_a_callers_new_credential_is_used_for_the_next_call(house: House) -> None:
+    """Contract 3: any later POST of the session may bring one."""
+    session = await attended(house, bearer="ek_1")
+    session.renew("ek_2")
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert [request.bearer for request in house.dialer.requests] == ["ek_1", "ek_2"]
+
+
+# --- before a planned end ---------------------------------------------------------------------------------------------
+
+
+async def test_a_call_about_to_end_is_replaced_in_a_pause(house: House) -> None:
+    """Nobody notices but by the log; the old call is hung up."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+    old.start()
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
+    await asyncio.sleep(3600 - 120 + 10)
+    assert session.view().call_id == "rtc_1"
+    old.finish()
+    await until(lambda: session.view().call_id == "rtc_2", 10)
+
+    assert session.view().state is State.CONNECTED
+    assert [event["type"] for event in gateway_events(session)] == ["gateway.recovered"]
+    assert gateway_events(session)[0]["cause"] == "rotation"
+    assert session.view().call_expires_at == START_UNIX + 7200
+    await until(lambda: old.closings == [True])
+
+
+async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(house: House) -> None:
+    """Half a minute before, rather than by the service."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    house.call.start()
+    await asyncio.sleep(3600 - 31)
+    assert session.view().call_id == "rtc_1"
+    await until(lambda: session.view().call_id == "rtc_2", 10)
+
+    assert gateway_events(session)[0]["response"] == "interrupted"
+
+
+async def test_a_hand_over_that_fails_is_tried_again(house: House) -> None:
+    """The old call still works, and events go to it meanwhile."""
+    session = await attended(house)
+    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    house.hub.restart(session.id)
+    await until(lambda: bool(house.notebook.told("recovered")))
+    await say(session, "a")
+
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [("restart", "failed")]
+    assert house.call.types() == ["conversation.item.create"]
+    assert gateway_events(session) == []
+
+
+async def test_an_operators_restart_keeps_the_history(house: House) -> None:
+    """A new call with the same items; asking twice is once."""
+    session = await attended(house)
+    await say(session, "a")
+    house.hub.restart(session.id)
+    house.hub.restart(session.id)
+    await until(lambda: session.view().call_id == "rtc_2")
+    await asyncio.sleep(10)
+
+    assert len(house.dialer.calls) == 2
+    assert house.call.types() == ["conversation.item.create"]
+
+
+async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> None:
+    """One way or the other the session has a call, and the log says so."""
+    session = await attended(house)
+    house.dialer.gate = after(1, house.dialer.calls[0].lose)
+    house.hub.restart(session.id)
+    await until(lambda: session.view().state is State.RECOVERING)
+    house.dialer.gate = None
+    await until(lambda: session.view().state is State.CONNECTED)
+    await until(lambda: all(call.closings for call in house.dialer.calls[:-1]))
+
+    assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
+    assert house.call.open
+
+
+async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: House) -> None:
+    """Its question was on its way when the pause seemed to have come."""
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+    await session.submit([client_event("response.create")])
+    house.hub.restart(session.id)
+    await until(lambda: session._line.holding)
+    old.start()
+    await asyncio.sleep(5)
+    assert (session.view().call_id, session._line.holding) == ("rtc_1", False)
+    old.say("conversation.item.added", item=item("answer"))
+    old.finish()
+    await until(lambda: session.view().call_id == "rtc_2")
+
+    assert [event["item"]["id"] for event in house.call.events] == ["a", "answer"]
+    assert gateway_events(session)[0]["response"] is None
+
+
+async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
+    """What it said while the new call is seeded would be missing there, so clients do not see it either."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+    old.start()
+    house.dialer.prepare = lambda call: setattr(call, "on_send", lambda event: old.finish())
+    await asyncio.sleep(3600 - 32)
+    await until(lambda: session.view().state is State.RECOVERING, 30)
+    house.dialer.prepare = service
+    await until(lambda: session.view().state is State.CONNECTED, 60)
+
+    assert "response.done" not in types_of(session)
+    assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
+    assert gateway_events(session)[-1]["response"] == "interrupted"
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [
+        ("rotation", "failed"),
+        ("rotation", "recovered"),
+    ]
+
+
+async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: House) -> None:
+    """One event tells of it, and nothing of the seeding is taken for the old call's."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    house.call.start()
+    before = types_of(session)
+    await asyncio.sleep(3600 - 32)
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
+    await until(lambda: "gateway.recovered" in types_of(session), 10)
+
+    assert types_of(session) == [*before, "gateway.recovered"]
+    assert session.view().call_id == "rtc_2"
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [("rotation", "recovered")]
+
+
+async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
+    """What it answers to its seeding stays out of the log, and it is taken into use: that is the recovery as well."""
+    session = await attended(house)
+    await say(session, "a")
+    before, old, seeded = types_of(session), house.call, list[str]()
+    house.dialer.prepare = lambda call: setattr(
+        call, "on_send", lambda event: seeded.append(event["item"]["id"])
+    )
+    house.hub.restart(session.id)
+    await until(lambda: seeded == ["a"])
+    old.lose()
+    for kind in ("added", "done"):
+        house.dialer.calls[1].say(f"conversation.item.{kind}", item=item("a"))
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert types_of(session) == [*before, "gateway.recovering", "gateway.recovered"]
+    assert session.view().call_id == "rtc_2"
+
+
+async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(house: House) -> None:
+    """The service may add to it by itself; what the new call has not heard of would be lost."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(house)
+    await say(session, "a")
+    old = house.call
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        take = call.on_send
+        assert take is not None
+
+        def move(event: Any) -> None:
+            if len(house.dialer.calls) == 2:
+                old.say("conversation.item.added", item=item("b"))
+            take(event)
+
+        call.on_send = move
+
+    house.dialer.prepare = prepare
+    await asyncio.sleep(3600 - 122)
+    await until(lambda: session.view().call_id != "rtc_1", 20)
+
+    assert session.view().call_id == "rtc_3"
+    assert [event["item"]["id"] for event in house.call.events] == ["a", "b"]
+
+
+async def test_a_session_that_ends_during_a_hand_over_closes_both_calls(house: House) -> None:
+    """The new one and the old one."""
+    session = await attended(house)
+    house.call.start()
+    house.hub.restart(session.id)
+    await until(lambda: len(house.dialer.calls) == 2)
+    await session.close(CloseReason.CLIENT)
+    await until(lambda: not house.hub._tasks)
+
+    assert [call.closings for call in house.dialer.calls] == [[True], [True]]
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: House) -> None:
+    """Within eight seconds, long before its consent expires."""
+    session = await attended(house)
+    house.call.start()
+    house.call.alive = False
+    begun = house.clock.monotonic()
+    await until(lambda: "gateway.recovering" in types_of(session), 20)
+
+    assert house.clock.monotonic() - begun < 8
+    assert house.notebook.told("consent_failed") == [()]
+
+
+async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) -> None:
+    """Also where nothing need answer: the sender wants to know whether anybody is there."""
+    session = await attended(house)
+    house.call.alive = False
+    await asyncio.sleep(60)
+    begun = house.clock.monotonic()
+    await session.submit([client_event("input_audio_buffer.append")])
+    await until(lambda: "gateway.recovering" in types_of(session), 20)
+
+    assert house.clock.monotonic() - begun < 8
+
+
+async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(house: House) -> None:
+    """It would cancel the response that is asked for again."""
+    session = await attended(house, retry_interrupted=True)
+    await session.submit([client_event("response.create"), client_event("response.cancel", event_id="c")])
+    house.call.start("resp_1")
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    recovered = gateway_events(session)[1]
+    assert recovered["response"] == "retried"
+    assert recovered["unknown"] == [{"number": 2, "event_id": "c", "type": "response.cancel"}]
+    assert house.call.types() == ["response.create"]
+
+
+async def test_a_silent_call_that_answers_its_probe_stays(house: House) -> None:
+    """A model may think for long."""
+    session = await attended(house)
+    house.call.start()
+    await asyncio.sleep(60)
+
+    assert session.view().call_id == "rtc_1"
+    assert session.view().state is State.CONNECTED
+
+
+async def test_a_silent_call_that_owes_nothing_is_left_alone(house: House) -> None:
+    """Silence is what a quiet conversation sounds like."""
+    session = await attended(house)
+    house.call.alive = False
+    await asyncio.sleep(60)
+
+    assert session.view().state is State.CONNECTED
+
+
+async def test_a_session_may_end_during_a_probe(house: House) -> None:
+    """The probe is cut off with it."""
+    session = await attended(house)
+    house.call.start()
+    house.call.alive = False
+    await asyncio.sleep(5)
+    await session.close(CloseReason.CLIENT)
+    await until(lambda: not house.hub._tasks)
+
+    assert house.notebook.told("consent_failed") == []
+
+
+def test_pauses_between_tries_grow_to_a_bound() -> None:
+    """The first try is at once, and no two sessions keep step."""
+    drawn = list(itertools.islice(delays(), 12))
+
+    assert drawn[0] == 0
+    assert all(0.125 <= delay <= 8 for delay in drawn[1:])
+    assert drawn[-1] >= 4
+
+
+async def test_a_session_without_a_call_takes_no_batch(house: House) -> None:
+    """It is not opened yet; nobody knows it, but the line says so."""
+    house.dialer.gate = lambda: asyncio.sleep(5)
+    opening = asyncio.create_task(house.open())
+    await asyncio.sleep(1)
+    (session,) = house.hub._opening.values()
+    with pytest.raises(GatewayError) as caught:
+        await session.submit([client_event("x")])
+    await opening
+
+    assert caught.value.code == "upstream-failed"

@@ -1,0 +1,125 @@
+"""gateway/relay/calls/seeding.py: a new call is told what the old one knew."""
+
+import json
+from typing import Any
+
+from gateway.relay.calls.seeding import Seeding
+from gateway.relay.state.mirror import Seed
+
+
+def make(*ids: str, lost: int = 0) -> Seeding:
+    """Begin to seed items of these ids."""
+    return Seeding(Seed({}, [{"id": item_id, "type": "message", "text": "é"} for item_id in ids], lost))
+
+
+def added(seeding: Seeding, item_id: str) -> None:
+    """Have the service take an item under this id."""
+    for type in ("conversation.item.added", "conversation.item.done"):
+        assert seeding.received(type, {"item": {"id": item_id}}) == []
+
+
+def refused(seeding: Seeding, event_id: object) -> list[dict[str, Any]]:
+    """Have the service refuse an event; give what is sent in answer."""
+    return [json.loads(text) for text in seeding.received("error", {"error": {"event_id": event_id}})]
+
+
+def test_every_item_is_created_in_order_under_its_own_id() -> None:
+    """Each event has a name, so that a refusal can be told from another."""
+    events = [json.loads(text) for text in make("a", "b").opening()]
+
+    assert [event["item"]["id"] for event in events] == ["a", "b"]
+    assert [event["event_id"] for event in events] == ["evt_seed_0", "evt_seed_1"]
+    assert {event["type"] for event in events} == {"conversation.item.create"}
+
+
+def test_seeding_is_done_when_every_item_is() -> None:
+    """An item that was only added is not."""
+    seeding = make("a", "b", lost=3)
+    added(seeding, "a")
+    seeding.received("conversation.item.added", {"item": {"id": "b"}})
+    assert (seeding.done, seeding.restored) == (False, 1)
+    seeding.received("conversation.item.done", {"item": {"id": "b"}})
+
+    assert (seeding.done, seeding.restored, seeding.lost, seeding.renamed) == (True, 2, 3, {})
+
+
+def test_nothing_to_seed_is_done() -> None:
+    """An empty conversation needs no events."""
+    assert make().done
+    assert make().opening() == []
+
+
+def test_an_id_that_is_refused_gives_way_to_another() -> None:
+    """The item is sent once more without, where it stood, and the new id is kept beside the old."""
+    seeding = make("a", "b", "c")
+    assert refused(seeding, "evt_seed_1") == []
+    added(seeding, "a")
+    seeding.received("conversation.item.added", {"item": {"id": "c"}})
+    (again,) = [
+        json.loads(text) for text in seeding.received("conversation.item.done", {"item": {"id": "c"}})
+    ]
+    added(seeding, "item_new")
+
+    assert again == {
+        "type": "conversation.item.create",
+        "event_id": "evt_seed_1_again",
+        "previous_item_id": "a",
+        "item": {"type": "message", "text": "é"},
+    }
+    assert (seeding.done, seeding.restored, seeding.renamed) == (True, 3, {"b": "item_new"})
+
+
+def test_several_refused_ids_keep_their_order() -> None:
+    """One after the other, each behind the one before it under that one's new name, the first of all at the root."""
+    seeding = make("a", "b")
+    assert refused(seeding, "evt_seed_1") == []
+    (first,) = refused(seeding, "evt_seed_0")
+    seeding.received("conversation.item.added", {"item": {"id": "a2"}})
+    seeding.received("conversation.item.added", {"item": {"id": "a2"}})
+    (second,) = [json.loads(t) for t in seeding.received("conversation.item.done", {"item": {"id": "a2"}})]
+    added(seeding, "b2")
+
+    assert [first["previous_item_id"], second["previous_item_id"]] == ["root", "a2"]
+    assert (seeding.done, seeding.renamed) == (True, {"a": "a2", "b": "b2"})
+
+
+def test_an_item_refused_twice_is_lost() -> None:
+    """It is counted, and holds nothing up; the next stands behind the one before it."""
+    seeding = make("a", "b", "c", lost=1)
+    refused(seeding, "evt_seed_0")
+    refused(seeding, "evt_seed_2")
+    seeding.received("conversation.item.added", {"item": {"id": "b"}})
+    assert len(seeding.received("conversation.item.done", {"item": {"id": "b"}})) == 1
+    (third,) = refused(seeding, "evt_seed_0_again")
+    assert refused(seeding, "evt_seed_2_again") == []
+
+    assert third["previous_item_id"] == "b"
+    assert (seeding.done, seeding.restored, seeding.lost, seeding.renamed) == (True, 1, 3, {})
+    assert seeding.refused == {"a", "c"}
+
+
+def test_errors_about_anything_else_are_passed_over() -> None:
+    """They name nothing of the seeding."""
+    seeding = make("a")
+
+    assert [refused(seeding, event_id) for event_id in (None, 7, "evt_other")] == [[], [], []]
+    assert not seeding.done
+
+
+def test_items_nobody_sent_are_passed_over() -> None:
+    """Where no item waits for a name."""
+    seeding = make("a")
+    added(seeding, "stranger")
+
+    assert (seeding.done, seeding.renamed) == (False, {})
+
+
+def test_the_sessions_echo_is_kept() -> None:
+    """It says when the new call ends; one of no shape says nothing, as do other events."""
+    seeding = make()
+    seeding.received("session.created", {"session": {"expires_at": 7}})
+    assert seeding.session == {"expires_at": 7}
+    seeding.received("rate_limits.updated", {})
+    seeding.received("session.updated", {"session": None})
+
+    assert seeding.session == {}

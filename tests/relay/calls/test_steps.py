@@ -1,0 +1,229 @@
+"""gateway/relay/calls/steps.py and line.py: no call stands still, and nothing is sent that is not accounted for."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from gateway.errors import OverloadError
+from gateway.relay.ports import LossCause, Principal
+from gateway.relay.state.deliveries import MAX_IN_FLIGHT
+from gateway.relay.state.turn import TurnRequest
+from gateway.relay.states import CloseReason, State
+from tests.relay.calls.test_line import attended, gateway_events, item, service
+from tests.relay.conftest import Build
+from tests.relay.fakes import START_UNIX, FakeCall, House, client_event, logged, types_of, until
+
+HELLO = TurnRequest(
+    [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
+)
+
+
+@pytest.fixture
+async def house(build: Build) -> House:
+    """Return a running hub whose calls take items."""
+    house = build()
+    house.dialer.prepare = service
+    return house
+
+
+# --- a call that stalls -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("owe", [lambda call: call.start(), lambda call: None])
+async def test_a_call_that_acknowledges_and_delivers_nothing_is_replaced(
+    house: House, owe: Callable[[FakeCall], None]
+) -> None:
+    """It answers its probes, so only the events that do not come show it."""
+    session = await attended(house)
+    house.call.on_send = None
+    await session.submit([client_event("conversation.item.create", item=item("a"))])
+    owe(house.call)
+    house.call.undelivered = True
+    await asyncio.sleep(house.limits.stall_timeout_seconds - 2)
+    assert session.view().state is State.CONNECTED
+    await until(lambda: "gateway.recovered" in types_of(session), 10)
+
+    assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "stalled"}
+    assert house.notebook.told("upstream_lost") == [(session.id, LossCause.STALLED)]
+    assert [args[1:3] for args in house.notebook.told("recovered")] == [("stalled", "recovered")]
+
+
+@pytest.mark.parametrize("undelivered", [False, True])
+async def test_a_model_that_thinks_and_a_call_that_owes_nothing_are_left_alone(
+    house: House, undelivered: bool
+) -> None:
+    """Silence alone is no stall, nor is part of an event that nobody waits for."""
+    session = await attended(house)
+    if not undelivered:
+        house.call.start()
+    house.call.undelivered = undelivered
+    await asyncio.sleep(200)
+
+    assert session.view().call_id == "rtc_1"
+
+
+# --- the end of a call ------------------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_is_ahead_makes_no_new_calls(house: House) -> None:
+    """An end that lies in the past is ignored, and told once."""
+    house.dialer.greeting = {"expires_at": int(START_UNIX) - 3600}
+    session = await attended(house)
+    house.call.say("session.updated", session={"expires_at": int(START_UNIX) - 3601})
+    await asyncio.sleep(600)
+
+    assert len(house.dialer.calls) == 1
+    assert session.view().call_expires_at is None
+    assert house.notebook.told("call_expiry_ignored") == [(session.id, int(START_UNIX) - 3600)]
+
+
+async def test_calls_that_end_at_once_are_replaced_at_a_distance(house: House) -> None:
+    """A clock that is ahead by nearly a call's life would else make one call after the other."""
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        house.dialer.greeting = {"expires_at": int(START_UNIX + house.clock.monotonic()) + 2}
+
+    house.dialer.prepare = prepare
+    house.dialer.greeting = {"expires_at": int(START_UNIX) + 2}
+    await attended(house)
+    await asyncio.sleep(60)
+
+    assert 2 <= len(house.dialer.calls) <= 21
+
+
+# --- what is in flight ------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_accepted_is_forgotten(house: House) -> None:
+    """Beyond what can be accounted for a batch is refused; what was accepted is delivered or named."""
+    session = await attended(house)
+    house.call.on_send = None
+    accepted = 0
+    refused: OverloadError | None = None
+    for number in range(3000):
+        try:
+            await session.submit([client_event("input_audio_buffer.append", event_id=f"e{number}")])
+            accepted += 1
+        except OverloadError as error:
+            refused = error
+            break
+    assert refused is not None
+    assert (refused.code, refused.retry_after, accepted) == ("upstream-backpressure", 1, MAX_IN_FLIGHT)
+    house.call.acknowledged = 24
+    await session.submit([client_event("input_audio_buffer.append")])
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    unknown = gateway_events(session)[1]["unknown"]
+    assert [account["number"] for account in unknown] == list(range(25, MAX_IN_FLIGHT + 2))
+
+
+async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House) -> None:
+    """Nameless events of a mebibyte are bounded in bytes, and charged to the budget."""
+    session = await attended(house)
+    house.call.on_send = None
+    for _ in range(4):
+        await session.submit([client_event("response.cancel", a="x" * 1_000_000)])
+    with pytest.raises(OverloadError) as caught:
+        await session.submit([client_event("response.cancel", a="x" * 1_000_000)])
+
+    assert caught.value.code == "upstream-backpressure"
+    assert session.diagnostics()["memory_bytes"] < 6_000_000  # type: ignore[operator]
+    await session.close(CloseReason.CLIENT)
+    await until(lambda: house.hub.budget.held == 0)
+
+
+# --- a response that was asked for ------------------------------------------------------------------------------------
+
+
+async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house: House) -> None:
+    """It is billed all the same, so the caller's day is charged an estimate."""
+    session = await attended(house, principal=Principal("ann", tokens_per_day=100_000))
+    house.call.on_send = None
+    await session.submit([client_event("response.create")])
+    await session.close(CloseReason.CLIENT)
+
+    assert house.call.events[-1] == {"type": "response.cancel"}
+    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.hub._services.allowance.spent("ann", START_UNIX).tokens > 0
+
+
+async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House) -> None:
+    """The service may have begun it."""
+    session = await attended(house)
+    house.call.on_send = None
+    await session.submit([client_event("response.create")])
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+
+    assert house.notebook.told("usage_unrecorded") == [()]
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+async def test_turns_that_wait_have_their_time(build: Build) -> None:
+    """From their request, behind a response that never ends and while there is no call."""
+    house = build(turn_timeout_seconds=5)
+    session = await attended(house)
+    house.call.start()
+    turns = [await session.turn(HELLO) for _ in range(3)]
+    await asyncio.sleep(7)
+    assert [turn.failure.code for turn in turns if turn.failure] == ["upstream-timeout"] * 3
+    house.dialer.gate = lambda: asyncio.sleep(30)
+    house.call.lose()
+    waiting = await session.turn(HELLO)
+    await asyncio.sleep(7)
+
+    assert waiting.failure is not None
+    assert waiting.failure.code == "upstream-timeout"
+
+
+async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> None:
+    """Only its response can be meant."""
+    session = await attended(house)
+    turn = await session.turn(HELLO)
+    house.call.start("resp_1", None)
+    house.call.finish("resp_1")
+
+    assert turn.result is not None
+    assert turn.result["id"] == "resp_1"
+
+
+# --- somebody else's call ---------------------------------------------------------------------------------------------
+
+
+async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmation(house: House) -> None:
+    """Others use the call; it is made again with nothing seeded, and its end is the session's."""
+    session = await attended(house, call_id="rtc_other")
+    call = house.call
+    assert (call.request.attach_to, call.request.session) == ("rtc_other", {})
+    assert session.view().attached
+    call.on_send = None
+    await session.submit(
+        [client_event("conversation.item.create", item=item("mine")), client_event("response.create")]
+    )
+    call.say("conversation.item.added", item=item("theirs"))
+    call.say("response.created", response={"id": "theirs"})
+    call.say("response.done", response={"id": "theirs", "status": "completed"})
+    call.lose()
+    await until(lambda: session.view().state is State.CONNECTED)
+    recovered = gateway_events(session)[-1]
+    assert [account["number"] for account in recovered["unknown"]] == [1, 2]
+    assert (recovered["items_restored"], house.call.sent) == (0, [])
+    house.call.lose(LossCause.CHANNEL_CLOSED)
+
+    assert await house.closed(session) is CloseReason.UPSTREAM_CLOSED
+
+
+async def test_leaving_an_attached_session_leaves_the_call(house: House) -> None:
+    """Unless its end is asked for."""
+    for hang_up in (None, True):
+        session = await attended(house, call_id="rtc_other")
+        call = house.call
+        await session.close(CloseReason.CLIENT, hang_up=hang_up)
+        await until(lambda: bool(call.closings))  # noqa: B023  # awaited in the same round
+        assert call.closings == [bool(hang_up)]
+        assert logged(session.reader)[-1]["reason"] == "client"

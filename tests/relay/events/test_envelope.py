@@ -1,0 +1,727 @@
+"""gateway/relay/events/envelope.py: what comes in is checked whole and goes out as it came."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import CallerError
+from gateway.relay.events import jsontext
+from gateway.relay.events.envelope import (
+    ClientEvent,
+    ServerHead,
+    compose,
+    head,
+    matches_type,
+    member,
+    parse_json,
+    parse_ndjson,
+    parse_object,
+    peek,
+    read_json,
+    read_object,
+    server_event,
+)
+from gateway.relay.events.jsontext import MAX_DEPTH, Steps
+
+T = TypeVar("T")
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**400), 10**400)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
+    max_leaves=10,
+)
+PLAIN: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**200), 10**200) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=10,
+)
+EVENT = st.builds(
+    lambda members, type_: {**members, "type": type_, "event_id": None},
+    st.dictionaries(st.text(st.characters()), JSON, max_size=3),
+    st.text(st.characters()),
+)
+SPACE = st.text(" \t\n\r", max_size=3)
+INLINE_SPACE = st.text(" \t\r", max_size=3)
+
+
+@st.composite
+def texts(draw: st.DrawFn, separators: bool = True) -> str:
+    """An event's text as some client may write it: escaped or not, spaced or not."""
+    value = draw(EVENT)
+    ascii_only = draw(st.booleans())
+    spaces = draw(st.sampled_from([(",", ":"), (", ", ": ")] + ([(" ,\r\n", "\t: ")] if separators else [])))
+    text = json.dumps(value, ensure_ascii=ascii_only, separators=spaces)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, separators=spaces)  # half a surrogate pair can only be escaped
+    return text
+
+
+def refused(body: bytes, *, lines: bool = False, max_events: int = 100, strict: bool = False) -> CallerError:
+    """Return what a body is refused with."""
+    parse = parse_ndjson if lines else parse_json
+    with pytest.raises(CallerError) as caught:
+        parse(body, max_events=max_events, strict_members=strict)
+    return caught.value
+
+
+# --- what goes through ------------------------------------------------------------------------------------------------
+
+
+@given(texts(), SPACE, SPACE)
+def test_one_event_is_the_slice_that_came(text: str, before: str, after: str) -> None:
+    """White space around goes; within, every byte stays, and the value is what any parser reads."""
+    (event,) = parse_json((before + text + after).encode(), max_events=1)
+
+    assert event.text == text
+    assert event.size == len(text.encode())
+    assert event.type == json.loads(text)["type"]
+    assert event.event_id is None
+
+
+@given(st.lists(st.tuples(SPACE, texts(), SPACE), min_size=1, max_size=5))
+def test_an_arrays_elements_are_slices_of_it(parts: list[tuple[str, str, str]]) -> None:
+    """Joined by what stood between them, the slices are the body again."""
+    body = "[" + ",".join(before + text + after for before, text, after in parts) + "]"
+    events = parse_json(body.encode(), max_events=5)
+
+    assert [event.text for event in events] == [text for _, text, _ in parts]
+
+
+@given(
+    st.lists(st.tuples(INLINE_SPACE, texts(separators=False), INLINE_SPACE), min_size=1, max_size=5),
+    st.data(),
+)
+def test_lines_are_the_array_of_the_same_events(
+    parts: list[tuple[str, str, str]], data: st.DataObject
+) -> None:
+    """NDJSON gives what the array gives, whatever line ends and blank lines there are."""
+    ends = st.sampled_from(["\n", "\r\n", "\n\n", "\n \r\n"])
+    body = "".join(before + text + after + data.draw(ends) for before, text, after in parts)
+    array = "[" + ",".join(text for _, text, _ in parts) + "]"
+
+    assert [e.text for e in parse_ndjson(body.encode(), max_events=5)] == [text for _, text, _ in parts]
+    assert [e.text for e in parse_json(array.encode(), max_events=5)] == [text for _, text, _ in parts]
+
+
+def test_numbers_go_through_as_written() -> None:
+    """A number of any length is sent as it came; the parsed one is only for looking at."""
+    text = '{"type":"x","a":' + "1" * 5000 + ',"b":1e999,"c":-0.0,"d":1.50}'
+    (event,) = parse_json(text.encode(), max_events=1)
+
+    assert event.text == text
+    assert event.value["a"] == math.inf
+
+
+@pytest.mark.parametrize("lone", ['"\\ud800"', '"\\udc00\\ud800"'])
+def test_half_a_surrogate_pair_goes_through_as_its_escape(lone: str) -> None:
+    """RFC 8259 8.2 allows it; what it means is OpenAI's to judge."""
+    text = f'{{"type":"x","a":{lone}}}'
+    (event,) = parse_json(text.encode(), max_events=1)
+
+    assert event.text == text
+
+
+def test_an_event_id_is_a_string_or_null() -> None:
+    """Both are read; the string is kept for the error that may name it."""
+    events = parse_json(b'[{"type":"x","event_id":"e"},{"type":"x","event_id":null}]', max_events=2)
+
+    assert [event.event_id for event in events] == ["e", None]
+
+
+def test_a_batch_may_be_as_long_as_allowed() -> None:
+    """The bound itself still passes, as array and as lines."""
+    assert len(parse_json(b'[{"type":"x"},{"type":"x"}]', max_events=2)) == 2
+    assert len(parse_ndjson(b'{"type":"x"}\n{"type":"x"}', max_events=2)) == 2
+
+
+# --- what does not ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \n",
+        b"\xef\xbb\xbf{}",
+        b'{"type":"\xff"}',
+        b'{"type":"\xed\xa0\x80"}',
+        b'{"type":"x"} {"type":"x"}',
+        b'{"type":"x"}]',
+        b"[",
+        b'[{"type":"x"}',
+        b'[{"type":"x"} {"type":"x"}]',
+        b'[{"type":"x"},]',
+        b"[,]",
+        b'[{"type":"x"}] 1',
+        b'{"type":NaN}',
+        b'{"type":"x","a":-Infinity}',
+        b'{"type":"x","a":[Infinity]}',
+        b'{"type":"x",}',
+        b"{'type':'x'}",
+        b'{"type":"a\nb"}',
+        b'{"type":"x","a":01}',
+        b'{"type":"x","a":.5}',
+        b'\x00{"type":"x"}',
+        b'\xc2\xa0{"type":"x"}',
+    ],
+)
+def test_what_is_no_json_is_refused(body: bytes) -> None:
+    """RFC 8259 in strict UTF-8, and nothing more."""
+    assert refused(body).code == "invalid-json"
+
+
+@pytest.mark.parametrize(
+    "body", [b"1", b'"x"', b"null", b"[1]", b"[[]]", b"{}", b'{"type":1}', b'{"type":null}']
+)
+def test_what_is_json_but_no_event_is_refused(body: bytes) -> None:
+    """An event is an object with a type that is a string."""
+    assert refused(body).code == "invalid-event"
+
+
+@pytest.mark.parametrize("event_id", [b"1", b"[]", b"{}", b"true"])
+def test_an_event_id_of_another_kind_is_refused(event_id: bytes) -> None:
+    """It could not be matched with an error that names it."""
+    error = refused(b'{"type":"x","event_id":' + event_id + b"}")
+
+    assert (error.code, error.flaws[0].pointer) == ("invalid-event", "/event_id")
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_an_empty_batch_is_refused(lines: bool) -> None:
+    """Nothing to send is a mistake worth telling."""
+    assert refused(b"\n \r\n" if lines else b"[ ]", lines=lines).code == "invalid-event"
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_batch_above_the_bound_is_too_large(lines: bool) -> None:
+    """The bound is in the answer."""
+    body = b'{"type":"x"}\n' * 3 if lines else b'[{"type":"x"},{"type":"x"},{"type":"x"}]'
+    error = refused(body, lines=lines, max_events=2)
+
+    assert (error.code, error.members) == ("too-large", {"limit": 2})
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "line"),
+    [
+        (b'[{"type":"x"},{"type":2}]', "/1/type", None),
+        (b'[{"type":"x"},7]', "/1", None),
+        (b'{"event_id":"e"}', "/type", None),
+        (b"7", "", None),
+        (b'[{"type":"x"},\n{"type":NaN}]', "/1", 2),
+        (b'{"type":"x",\n\n!}', None, 3),
+        (b'{"type":"NaN \\" NaN",\n\n"a":[1,-Infinity]}', None, 3),
+    ],
+)
+def test_a_flaw_in_json_is_pointed_at(body: bytes, pointer: str | None, line: int | None) -> None:
+    """By pointer where an event is at fault, by line where the JSON is."""
+    flaw = refused(body).flaws[0]
+
+    assert (flaw.pointer, flaw.line) == (pointer, line)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "line", "code"),
+    [
+        (b'\n{"type":"x"}\r\n\n7', None, 4, "invalid-event"),
+        (b'{"type":"x"}\n{"event_id":3,"type":"x"}', "/event_id", 2, "invalid-event"),
+        (b'{"type":"x"}\n{"type":', None, 2, "invalid-json"),
+        (b'{"type":"x"}\n{"type":"x"}{"type":"x"}', None, 2, "invalid-json"),
+        (b'[{"type":"x"}]', None, 1, "invalid-event"),
+    ],
+)
+def test_a_flaw_in_lines_is_named_by_line(body: bytes, pointer: str | None, line: int, code: str) -> None:
+    """Lines are counted from 1, blank ones too."""
+    error = refused(body, lines=True)
+
+    assert (error.code, error.flaws[0].pointer, error.flaws[0].line) == (code, pointer, line)
+
+
+def test_a_flaw_inside_an_element_is_found_where_the_element_begins() -> None:
+    """What is wrong with an element as a whole is told by its pointer and by the line on which it begins."""
+    deep = nested(MAX_DEPTH).decode()
+    flaw = refused(f'[{{"type":"x"}},\n\n{deep}]'.encode()).flaws[0]
+
+    assert (flaw.pointer, flaw.line) == ("/1", 3)
+
+
+def test_the_place_is_said_in_words_too() -> None:
+    """The detail alone is enough to find the mistake."""
+    assert "byte 2 is 0xff" in refused(b'{"\xff').detail
+    assert "(line 2 column 3)" in refused(b'{"type":\n  !}').detail
+    assert "at '/1/type'" in refused(b'[{"type":"x"},{}]').detail
+    assert "(the body)" in refused(b"7").detail
+    assert "(line 2)" in refused(b'{"type":"x"}\n7', lines=True).detail
+
+
+# --- depth ------------------------------------------------------------------------------------------------------------
+
+
+def nested(levels: int) -> bytes:
+    """Return an event of so many levels."""
+    return b'{"type":"x","a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+def test_the_deepest_allowed_passes() -> None:
+    """64 levels, the array of a batch counted in."""
+    assert parse_json(nested(MAX_DEPTH), max_events=1)
+    assert parse_json(b"[" + nested(MAX_DEPTH - 1) + b"]", max_events=1)
+
+
+@pytest.mark.parametrize("body", [nested(MAX_DEPTH + 1), b"[" + nested(MAX_DEPTH) + b"]", nested(200_000)])
+def test_deeper_is_refused(body: bytes) -> None:
+    """One level more, or so many that the parser itself gives up."""
+    error = refused(body)
+
+    assert error.code == "invalid-json"
+    assert "deeper than 64" in error.detail
+
+
+@pytest.mark.parametrize("filler", ["[" * 500, '\\"[' * 500, "\\\\" * 99 + "{" * 99])
+def test_brackets_in_strings_are_no_depth(filler: str) -> None:
+    """Only structure nests, also behind escapes, and beside many shallow pairs."""
+    text = f'{{"type":"x","a":"{filler}","b":[{",".join(["[]"] * 99)}]}}'
+
+    assert parse_json(text.encode(), max_events=1)[0].text == text
+
+
+def test_depth_is_found_quickly_in_a_megabyte() -> None:
+    """A long string costs no state for each of its characters: milliseconds, where a naive pattern takes a hundred."""
+    body = b'{"type":"x","a":"' + b"a" * 1_000_000 + b"[" * 80 + b'"}'
+    begun = time.process_time()
+    parse_json(body, max_events=1)
+
+    assert time.process_time() - begun < 0.05
+
+
+# --- the standard library as the reference ----------------------------------------------------------------------------
+
+
+def _constant(word: str) -> None:
+    raise ValueError(word)
+
+
+def reference(body: bytes) -> Any:
+    """Return what the standard library's parser reads from a body under this module's rules; raises ValueError."""
+    value = json.loads(body.decode(), parse_constant=_constant)
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError("depth")
+    return value
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+
+
+def is_event(value: Any) -> bool:
+    """Return whether a value is a client event."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("type"), str)
+        and (value.get("event_id") is None or isinstance(value["event_id"], str))
+    )
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """An event, or an array of events, with a few characters replaced, repeated or dropped."""
+    parts = draw(st.lists(texts(), min_size=1, max_size=3))
+    text = draw(st.sampled_from(parts) | st.just("[" + ",".join(parts) + "]"))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        cut = draw(st.integers(0, 2))
+        piece = draw(st.text('{}[]":,\\ue0d18D-+.\t\n nul\x00\x1f\u00a0', max_size=3))
+        text = text[:at] + piece + text[at + cut :]
+    return text.encode()
+
+
+@given(damaged(), st.booleans())
+@settings(max_examples=500)
+def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool) -> None:
+    """A body passes exactly if the reference parser reads it and every value is an event; the values are the same."""
+    try:
+        value = reference(body)
+        events = value if isinstance(value, list) else [value]
+        expected = events if events and all(map(is_event, events)) else None
+        code = "invalid-event"
+    except (ValueError, RecursionError):
+        expected, code = None, "invalid-json"
+    got: tuple[ClientEvent, ...] = ()
+    refusal = None
+    with dense_from(0 if dense else jsontext.DENSE):
+        try:
+            got = parse_json(body, max_events=10)
+        except CallerError as error:
+            refusal = error.code
+
+    assert refusal == (None if expected is not None else code)
+    expected = expected or []
+    assert [(event.type, event.event_id) for event in got] == [
+        (each["type"], each.get("event_id")) for each in expected
+    ]
+    assert all(same(json.loads(event.text), each) for event, each in zip(got, expected, strict=True))
+    assert all(same(event.value, each) for event, each in zip(got, expected, strict=True))
+
+
+@contextlib.contextmanager
+def dense_from(commas: int) -> Iterator[None]:
+    """Have texts count as dense from a number of commas on, and work be cut into many steps."""
+    before = jsontext.DENSE, jsontext.STEP_TOKENS
+    jsontext.DENSE, jsontext.STEP_TOKENS = commas, 2 if commas < 10 else before[1]
+    try:
+        yield
+    finally:
+        jsontext.DENSE, jsontext.STEP_TOKENS = before
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Compare values; a long integer may be a float here."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name]) for name in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(theirs, int) and not isinstance(theirs, bool) and abs(theirs) > 10**290:
+        return isinstance(ours, int | float)
+    return bool(ours == theirs and type(ours) is type(theirs))
+
+
+@given(st.lists(JSON, min_size=2, max_size=6))
+def test_a_value_built_by_token_is_the_standard_librarys(values: list[Any]) -> None:
+    """The way for texts with very many values reads them as the other way does."""
+    data = json.dumps(values).encode()
+    with dense_from(0):
+        value = jsontext.finish(jsontext.built(data))
+
+    assert same(value, json.loads(data))
+
+
+@given(st.lists(st.tuples(SPACE, texts(), SPACE), min_size=2, max_size=5), st.integers(1, 4))
+def test_a_dense_arrays_elements_are_the_same_slices(
+    parts: list[tuple[str, str, str]], max_events: int
+) -> None:
+    """Cut by token or by msgspec: the same slices, and the same bound."""
+    body = ("[" + ",".join(before + text + after for before, text, after in parts) + "]").encode()
+    outcomes = []
+    for commas in (0, jsontext.DENSE):
+        with dense_from(commas):
+            try:
+                outcomes.append([event.text for event in parse_json(body, max_events=max_events)])
+            except CallerError as error:
+                outcomes.append([error.code])
+
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("filler", ["[],", "{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,"])
+@pytest.mark.parametrize("form", ['{"type":"x","a":[%s0]}', '[{"type":"x","a":[%s0]},{"type":"y"}]'])
+def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) -> None:
+    """A body of very many values gives way again and again: after some thousand tokens, and after each pass of msgspec."""
+    body = (form % (filler * ((1 << 20) // len(filler) - 40))).encode()
+    count, events = steps_of(read_json(body, max_events=256, strict_members=True))
+
+    assert events[0].type == "x"
+    assert count >= 2 * body.count(b",") // jsontext.STEP_TOKENS
+
+
+def test_a_megabyte_of_events_beyond_the_bound_is_refused_in_one_pass() -> None:
+    """Elements are not collected only to be counted."""
+    body = b"[" + b"[]," * 300_000 + b"0]"
+    begun = time.process_time()
+    error = refused(body)
+
+    assert error.code == "too-large"
+    assert time.process_time() - begun < 0.1
+
+
+def steps_of(steps: Steps[T]) -> tuple[int, T]:
+    """Return how often work gave way, and its result."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return count, result
+        count += 1
+
+
+def test_an_object_of_very_many_values_is_read_in_steps() -> None:
+    """A create's body is built in steps, too, and is what the standard library reads."""
+    body = json.dumps({"a": [[1, "x", None, {"b": True}]] * 10_000}).encode()
+    count, value = steps_of(read_object(body))
+
+    assert value == json.loads(body)
+    assert count > 5
+
+
+# --- strict members ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"x","type":"y"}',
+        b'{"type":"x","Type":"y"}',
+        b'{"type":"x","a":{"k":1,"K":2}}',
+        b'{"type":"x","a":[{"k":1,"\\u006b":2}]}',
+        '{"type":"x","stra\u00dfe":1,"STRASSE":2}'.encode(),
+    ],
+)
+def test_ambiguous_members_are_refused_where_rules_depend_on_them(body: bytes) -> None:
+    """Repeated members, or such that differ only in case, at any depth and however escaped."""
+    for lines in (False, True):
+        error = refused(body, lines=lines, strict=True)
+        assert error.code == "invalid-json"
+        assert "repeat" in error.detail
+
+
+def test_ambiguous_members_pass_untouched_elsewhere() -> None:
+    """Without such rules they are OpenAI's to judge."""
+    text = '{"type":"x","type":"y","Type":"z"}'
+    (event,) = parse_json(text.encode(), max_events=1)
+
+    assert (event.text, event.type) == (text, "y")
+
+
+# --- bodies that are no events ----------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.sampled_from("abc"), PLAIN, max_size=3))
+def test_an_object_is_read_as_what_it_is(value: dict[str, object]) -> None:
+    """Any object of ordinary values, white space around."""
+    assert parse_object(f" {json.dumps(value)}\n".encode()) == value
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"7", b"{} {}", b'{"a":1,"A":2}', b'{"a":NaN}', b"\xef\xbb\xbf{}"]
+)
+def test_what_is_no_object_is_refused(body: bytes) -> None:
+    """Under the same rules as an event's, and members are always strict."""
+    with pytest.raises(CallerError) as caught:
+        parse_object(body)
+    assert caught.value.code == "invalid-json"
+
+
+@pytest.mark.parametrize(
+    ("part", "what", "column"),
+    [
+        ('"1e999",1e999', "a number beyond all range", 15),
+        ("-1.5E+400", "a number beyond all range", 7),
+        ('"\\\\ud800 \\ud83d\\ude00 \\udc00"', "half of a surrogate pair", 29),
+        ('"\\uD800x"', "half of a surrogate pair", 8),
+        ('"é",1e999', "a number beyond all range", 11),
+    ],
+)
+def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: str, column: int) -> None:
+    """One cause, and the line and column where it stands."""
+    with pytest.raises(CallerError) as refused:
+        parse_object(('{\n "a":[' + part + "]}").encode())
+
+    assert refused.value.detail == f"Not JSON: {what} (line 2 column {column})."
+
+
+@pytest.mark.parametrize("part", ["1e999", "-1e999", "1" * 400, '"\\ud800"', '{"\\udfff":1}'])
+def test_what_could_not_be_written_again_is_refused(part: str) -> None:
+    """A create or a turn is written anew, and no JSON in UTF-8 could say this."""
+    with pytest.raises(CallerError) as caught:
+        parse_object(f'{{"a":[{part}]}}'.encode())
+    assert caught.value.code == "invalid-json"
+
+
+@given(st.dictionaries(st.text(st.characters()), JSON, max_size=3))
+def test_what_the_gateway_writes_can_be_sent_and_read(value: dict[str, object]) -> None:
+    """Its own events are UTF-8 and mean what they are made of, half surrogate pairs included."""
+    text = compose(value)
+
+    assert json.loads(text.encode()) == value
+
+
+def test_half_a_surrogate_pair_is_written_as_its_escape() -> None:
+    """UTF-8 has no way to say it."""
+    assert compose({"a": "\ud800", "b": "é"}) == '{"a":"\\ud800","b":"\\u00e9"}'
+
+
+def test_what_the_gateway_writes_is_short() -> None:
+    """No spaces, and no escapes where none are needed."""
+    assert compose({"a": "é", "b": [1]}) == '{"a":"é","b":[1]}'
+
+
+@pytest.mark.parametrize("number", ["1" * 280 + "e99", "-" + "9" * 280 + "E+99", "12e400"])
+def test_a_number_is_judged_by_its_value_not_by_its_look(number: str) -> None:
+    """What is beyond the range of a float is refused however it is written, and text that looks alike is not."""
+    with pytest.raises(CallerError):
+        parse_object(f'{{"a":{number}}}'.encode())
+
+    assert parse_object(f'{{"a":"{number}","b":1e12}}'.encode()) == {"a": number, "b": 1e12}
+
+
+@pytest.mark.parametrize("part", ["1e999", '"\\ud800","\\ud801","\\ud802"'])
+def test_an_object_is_judged_in_steps_as_at_once(part: str) -> None:
+    """However the work is cut, what cannot be written again is found, and an ordinary large exponent is not."""
+    with dense_from(0):
+        with pytest.raises(CallerError):
+            parse_object(f'{{"a":[1,2,3,4,{part}]}}'.encode())
+
+        assert parse_object(b'{"a":[1,2,3,4,1e20]}') == {"a": [1, 2, 3, 4, 1e20]}
+
+
+def test_an_objects_flaw_is_found_behind_white_space() -> None:
+    """The place of a mistake is its place in the body as it was sent."""
+    with pytest.raises(CallerError) as caught:
+        parse_object(b' \n{"a":!}')
+
+    assert caught.value.flaws[0].line == 2
+
+
+# --- on the way down --------------------------------------------------------------------------------------------------
+
+
+@given(texts(), SPACE, SPACE)
+def test_a_frame_that_is_an_object_is_read(text: str, before: str, after: str) -> None:
+    """With or without white space around."""
+    value = peek(before + text + after)
+
+    assert value is not None
+    assert value["type"] == json.loads(text)["type"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "7",
+        "[]",
+        "null",
+        "{",
+        "{} {}",
+        '{"a":NaN}',
+        "\ufeff{}",
+        "\x00",
+        '{"a":' * 200_000,
+        "not json",
+    ],
+)
+def test_a_frame_that_is_no_object_is_none(text: str) -> None:
+    """It is not to be relayed, and raises nothing."""
+    assert peek(text) is None
+
+
+def test_a_frame_with_a_number_of_any_length_is_read() -> None:
+    """int() refuses more than 4300 digits; an event must not get lost for that."""
+    assert peek('{"type":"x","a":' + "7" * 5000 + "}") == {"type": "x", "a": math.inf}
+
+
+@given(texts(), SPACE, SPACE)
+def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, after: str) -> None:
+    """Typed reading and building the value agree on the members that decide a frame's way."""
+    value = json.loads(text)
+    found = head(before + text + after)
+
+    assert found is not None
+    for name in ("type", "response_id", "item_id"):
+        expected = value.get(name)
+        assert getattr(found, name) == (expected if isinstance(expected, str) else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"type":"x","response_id":"r","item_id":"i"}', ServerHead("x", "r", "i")),
+        ('{"type":7,"response_id":[],"item_id":"i"}', ServerHead(None, None, "i")),
+        ('{"type":"x","a":"\\ud800"}', ServerHead("x")),
+        ("{}", ServerHead()),
+        ("[]", None),
+        ("7", None),
+        ('{"type":"x"', None),
+        ('{"type":NaN}', None),
+        ('{"a":' * 200_000, None),
+    ],
+)
+def test_the_head_of_an_odd_frame(text: str, expected: ServerHead | None) -> None:
+    """Members of another type count as missing; what is no object has no head."""
+    assert head(text) == expected
+
+
+def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
+    """What would hold the loop is not built; everything around it is."""
+    many = "[" + "[]," * 30_000 + "0]"
+    text = f'{{"type":"x","a":[1,2],"item":{{"id":"i","content":{many}}},"b":{many}}}'
+
+    assert peek(text) == {"type": "x", "a": [1, 2], "item": {"id": "i", "content": None}, "b": None}
+    assert peek(many) is None
+
+
+def test_half_a_surrogate_pair_in_a_frame_of_very_many_values_is_read() -> None:
+    """Such a frame is for looking at only, so the half may be shown as U+FFFD."""
+    text = f'{{"type":"x","a":"\\ud800","b":[{"0," * 30_000}0]}}'
+
+    assert peek(text) == {"type": "x", "a": "\ufffd", "b": None}
+
+
+def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
+    """Nothing is kept beside the text unless it was built already."""
+    assert ClientEvent('{"type":"x","a":1}', "x", None).value == {"type": "x", "a": 1}
+    assert ClientEvent("", "x", None, {"a": 2}).value == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"a": {"b": 1}}, 1),
+        ({"a": {}}, None),
+        ({"a": 7}, None),
+        ([], None),
+        (None, None),
+        ({"a": {"b": None}}, None),
+    ],
+)
+def test_members_are_followed_as_far_as_they_go(value: object, found: object) -> None:
+    """Nothing on the way raises, whatever stands there."""
+    assert member(value, "a", "b") == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "type", "matches"),
+    [
+        ("response.create", "response.create", True),
+        ("response.create", "response.created", False),
+        ("response.*", "response.create", True),
+        ("response.*", "responses", False),
+        ("*", "anything", True),
+    ],
+)
+def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, matches: bool) -> None:
+    """The same for what a client secret may send and for what a filtered read shows."""
+    assert matches_type(pattern, type) is matches
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"type":"error","a":1}', ("error", {"type": "error", "a": 1})),
+        ('{ "a":1,"type":"error"}', ("error", {"type": "error", "a": 1})),
+        ('{"type":"error","item_id":"i","type":"x"}', ("x", {"type": "x", "item_id": "i"})),
+        ('{"type":"error","type":7}', ("", {"type": 7})),
+        ('{"type":"x","item_id":"i","a":1}', ("x", {"response_id": None, "item_id": "i"})),
+        ('{"type":"error"', None),
+        ("[]", None),
+    ],
+)
+def test_an_event_is_read_whole_where_its_type_says_so(text: str, found: object) -> None:
+    """Wherever the type stands, and whatever a first guess at it was."""
+    assert server_event(text, frozenset({"error"})) == found

@@ -1,0 +1,565 @@
+"""gateway/relay/state/turns.py: one turn at a time, and whose response a cancel ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.eventlog import EventId
+from gateway.relay.state.effects import Effect, Send, TurnOver
+from gateway.relay.state.turn import Progress, Turn, TurnRequest
+from gateway.relay.state.turns import Turns
+
+HEAD = EventId("e", 5)
+LATER = EventId("e", 6)
+BUSY = "conversation_already_has_active_response"
+PLAIN = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]}
+ODD = {"type": "message"}
+
+
+class Desk:
+    """The turns of a session whose shell is this, what it sent, and the service's side of it."""
+
+    def __init__(self, max_waiting: int = 8) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.refusal: GatewayError | None = None
+        self.queue = Turns()
+        self.over: list[Turn] = []
+        self._max_waiting = max_waiting
+
+    def _send(self, events: Sequence[ClientEvent]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.sent += [dict(event.value) for event in events]
+
+    def carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send() if self.refusal is None:
+                    self._send(effect.events)
+                case TurnOver():
+                    self.over.append(effect.turn)
+
+    def add(self, item: dict[str, Any] = PLAIN, now: float = 0.0) -> Turn:
+        self.queue.require_room(self._max_waiting)
+        number = self.queue.count + 1
+        return self.queue.add(number, f"{number:018d}", TurnRequest([item]).dump(), now + 300)
+
+    def advance(self, busy: bool = False) -> None:
+        while (asking := self.queue.due(busy)) is not None:
+            try:
+                self._send(asking.events)
+            except OverloadError:
+                return
+            except GatewayError as error:
+                self.carry(self.queue.fail(asking.turn, error, HEAD))
+            else:
+                asked = any(event.type == "response.create" for event in asking.events)
+                self.queue.sent(asking.turn.number, HEAD, asked=asked)
+                return
+
+    def expire(self, now: float) -> None:
+        for turn in self.queue.expired(now):
+            self.carry(self.queue.expire(turn, HEAD, 300))
+
+    def withdraw(self, turn: Turn) -> None:
+        self.carry(self.queue.withdraw(turn, HEAD))
+
+    def run(self, item: dict[str, Any] = PLAIN) -> Turn:
+        """Add a turn and send it."""
+        turn = self.add(item)
+        self.advance()
+        assert self.queue.running is turn
+        return turn
+
+    def say(self, type: str, *, sole: bool = False, **value: object) -> Progress:
+        progress, effects = self.queue.look(type, value, sole=sole)
+        self.carry(effects)
+        if progress is Progress.DONE:
+            self.carry(self.queue.done(LATER))
+        return progress
+
+    def create(self, turn: Turn) -> Progress:
+        return self.say(
+            "response.created", response={"id": f"r_{turn.number}", "metadata": {"gateway_turn": turn.id}}
+        )
+
+    def take(self, turn: Turn) -> Progress:
+        """Confirm the turn's first item."""
+        return self.say("conversation.item.added", item={"id": f"item_{turn.token}000"})
+
+    def finish(self, turn: Turn) -> Progress:
+        return self.say("response.done", response={"id": f"r_{turn.number}", "status": "completed"})
+
+    def refuse(self, turn: Turn, suffix: str, code: str = "invalid_value") -> Progress:
+        event_id = f"evt_{turn.token}_{suffix}"
+        return self.say("error", error={"event_id": event_id, "code": code, "message": "No."})
+
+    @property
+    def types(self) -> list[str]:
+        return [str(event["type"]) for event in self.sent]
+
+    @property
+    def cancels(self) -> list[str | None]:
+        return [event.get("response_id") for event in self.sent if event["type"] == "response.cancel"]
+
+
+def test_a_turn_waits_behind_an_active_response() -> None:
+    """Nothing is sent while the conversation is being answered."""
+    desk = Desk()
+    turn = desk.add()
+    desk.advance(busy=True)
+    assert (desk.sent, turn.after) == ([], None)
+    desk.advance()
+
+    assert desk.types == ["conversation.item.create", "response.create"]
+    assert turn.after == HEAD
+
+
+def test_turns_run_one_after_the_other() -> None:
+    """In the order in which they came, each when the one before is done."""
+    desk = Desk()
+    first, second = desk.run(), desk.add()
+    desk.advance()
+    assert desk.queue.running is first
+    desk.create(first)
+    desk.finish(first)
+    desk.advance()
+
+    assert desk.queue.running is second
+    assert first.finished
+    assert (first.number, second.number) == (1, 2)
+
+
+def test_one_turn_too_many_is_refused() -> None:
+    """The running one does not count as waiting."""
+    desk = Desk(max_waiting=2)
+    desk.run()
+    desk.add()
+    desk.add()
+
+    with pytest.raises(GatewayError) as caught:
+        desk.add()
+    assert caught.value.code == "turn-queue-full"
+
+
+def test_nobody_runs_where_nobody_waits() -> None:
+    """An event without a turn is nobody's."""
+    desk = Desk()
+    desk.advance()
+
+    assert desk.say("response.done", response={"id": "r"}) is Progress.FOREIGN
+
+
+def test_a_turn_that_was_second_asks_again() -> None:
+    """Its items are there already, so only the response is asked for, and only when the other one is done."""
+    desk = Desk()
+    turn = desk.run()
+    assert desk.refuse(turn, "r", BUSY) is Progress.BUSY
+    desk.advance(busy=True)
+    assert len(desk.sent) == 2
+    desk.advance()
+    desk.advance()
+
+    assert desk.types[2:] == ["response.create"]
+    assert not turn.finished
+
+
+def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
+    """What the channel refuses is the turn's answer; the queue goes on."""
+    desk = Desk()
+    desk.refusal = UpstreamError("upstream-failed", "Gone.")
+    turn = desk.add()
+    desk.advance()
+    desk.refusal = None
+
+    assert turn.failure is not None
+    assert (turn.failure.code, turn.last) == ("upstream-failed", HEAD)
+    assert desk.run() is not turn
+
+
+def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
+    """It was accepted, and nobody behind it overtakes it."""
+    desk = Desk()
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    first, second = desk.add(), desk.add()
+    desk.advance()
+    assert (first.finished, first.after, desk.queue.running) == (False, None, None)
+    desk.refusal = None
+    desk.advance()
+
+    assert desk.queue.running is first
+    assert not second.finished
+
+
+def test_a_turn_for_which_there_is_never_room_fails() -> None:
+    """When its time is over, which counts from its request; one behind it has its own."""
+    desk = Desk()
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    first, second = desk.add(), desk.add(now=10)
+    desk.advance()
+    desk.expire(299.9)
+    assert not first.finished
+    desk.expire(300)
+
+    assert first.failure is not None
+    assert first.failure.code == "upstream-timeout"
+    assert (desk.over, second.finished) == ([first], False)
+
+
+def test_a_question_for_which_there_is_no_room_is_asked_later() -> None:
+    """The same for the second try, whose turn runs on."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "r", BUSY)
+    desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
+    desk.advance()
+    desk.refusal = None
+    sent = len(desk.sent)
+    desk.advance()
+
+    assert desk.queue.running is turn
+    assert [event["type"] for event in desk.sent[sent:]] == ["response.create"]
+
+
+def test_a_question_that_cannot_be_asked_again_fails_the_turn() -> None:
+    """The same for the second try."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "r", BUSY)
+    desk.refusal = UpstreamError("upstream-failed", "Gone.")
+    desk.advance()
+
+    assert (turn.failure, desk.queue.running) == (desk.refusal, None)
+
+
+# --- an item that was refused ------------------------------------------------------------------------------------------
+
+
+def test_a_refused_item_ends_the_turn_at_once() -> None:
+    """Whoever waits is told; the response that was asked for is cancelled by its name as soon as it has one."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "i0")
+    assert turn.finished
+    assert (turn.last, desk.cancels) == (LATER, [])
+    assert desk.create(turn) is Progress.OURS
+
+    assert desk.cancels == ["r_1"]
+
+
+def test_a_refused_item_is_followed_by_the_next_turn_when_its_response_is_over() -> None:
+    """The response belongs to nobody any more, but to the conversation still."""
+    desk = Desk()
+    turn, waiting = desk.run(), desk.add()
+    desk.refuse(turn, "i0")
+    desk.advance()
+    assert desk.queue.running is turn
+    desk.create(turn)
+    desk.finish(turn)
+    desk.advance()
+
+    assert desk.queue.running is waiting
+
+
+def test_an_item_refused_in_the_middle_of_the_response_cancels_it() -> None:
+    """Its name is known then."""
+    desk = Desk()
+    turn = desk.run()
+    desk.create(turn)
+    desk.refuse(turn, "i0")
+
+    assert desk.cancels == ["r_1"]
+
+
+@pytest.mark.parametrize("order", [("i0", "r"), ("r", "i0")])
+def test_a_refused_item_of_a_turn_that_was_second_cancels_nobody(order: tuple[str, str]) -> None:
+    """The active response is somebody else's, and the turn does not ask again."""
+    desk = Desk()
+    turn, waiting = desk.run(), desk.add()
+    for suffix in order:
+        desk.refuse(turn, suffix, BUSY if suffix == "r" else "invalid_value")
+    desk.advance(busy=True)
+    desk.advance()
+
+    assert desk.cancels == []
+    assert turn.finished
+    assert desk.queue.running is waiting
+
+
+def test_a_refused_item_and_a_refused_response_leave_nothing_running() -> None:
+    """Both refusals came, so no response will."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "i0")
+    desk.refuse(turn, "r")
+
+    assert (desk.queue.running, desk.cancels) == (None, [])
+
+
+# --- nobody waits any more ---------------------------------------------------------------------------------------------
+
+
+def test_a_waiting_turn_that_is_withdrawn_is_never_sent() -> None:
+    """It costs nothing then."""
+    desk = Desk()
+    desk.run()
+    turn = desk.add()
+    desk.withdraw(turn)
+
+    assert turn.finished
+    assert len(desk.sent) == 2
+
+
+def test_a_running_turn_that_is_withdrawn_is_cancelled() -> None:
+    """Its response.done still ends it, and says what it cost. Twice is once."""
+    desk = Desk()
+    turn = desk.run()
+    desk.create(turn)
+    desk.withdraw(turn)
+    desk.withdraw(turn)
+    assert (desk.cancels, turn.finished) == (["r_1"], False)
+    desk.finish(turn)
+
+    assert turn.finished
+
+
+def test_a_turn_withdrawn_before_its_response_is_created_is_cancelled_by_name() -> None:
+    """An unnamed cancel could meet a response that a client asked for a moment before."""
+    desk = Desk()
+    turn = desk.run()
+    desk.withdraw(turn)
+    assert desk.cancels == []
+    desk.create(turn)
+
+    assert desk.cancels == ["r_1"]
+
+
+def test_a_turn_withdrawn_while_another_response_is_active_leaves_that_alone() -> None:
+    """It has no response, and does not ask for one any more."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "r", BUSY)
+    desk.withdraw(turn)
+    desk.advance()
+
+    assert turn.finished
+    assert (desk.queue.running, len(desk.sent)) == (None, 2)
+
+
+def test_a_withdrawn_turn_that_turns_out_second_ends() -> None:
+    """The refusal came after the caller had left."""
+    desk = Desk()
+    turn = desk.run()
+    desk.withdraw(turn)
+    desk.refuse(turn, "r", BUSY)
+    desk.advance(busy=True)
+
+    assert turn.finished
+    assert (desk.queue.running, desk.cancels) == (None, [])
+
+
+def test_withdrawing_a_finished_turn_changes_nothing() -> None:
+    """The caller left with the answer."""
+    desk = Desk()
+    turn = desk.run()
+    desk.create(turn)
+    desk.finish(turn)
+    desk.withdraw(turn)
+
+    assert (desk.cancels, turn.failure) == ([], None)
+
+
+def test_a_cancel_that_cannot_be_sent_is_let_go() -> None:
+    """The channel is gone, and the response with it."""
+    desk = Desk()
+    turn = desk.run()
+    desk.create(turn)
+    desk.refusal = UpstreamError("upstream-failed", "Gone.")
+    desk.withdraw(turn)
+
+    assert not turn.finished
+
+
+# --- time and loss -----------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_has_its_time_from_when_it_is_asked_for() -> None:
+    """Then its response is cancelled and it fails with the phase."""
+    desk = Desk()
+    turn = desk.add(now=1000)
+    desk.advance()
+    desk.create(turn)
+    desk.expire(1299.9)
+    assert not turn.finished
+    desk.expire(1300)
+
+    assert turn.failure is not None
+    assert (turn.failure.code, turn.failure.members) == ("upstream-timeout", {"phase": "response"})
+    assert (desk.cancels, desk.queue.running) == (["r_1"], None)
+
+
+def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> None:
+    """Its time is over, not the other's."""
+    desk = Desk()
+    turn = desk.run()
+    desk.refuse(turn, "r", BUSY)
+    desk.expire(300)
+
+    assert turn.finished
+    assert desk.cancels == []
+
+
+def test_time_passes_for_those_who_wait_as_well() -> None:
+    """Behind a response that never ends, or while there is no call."""
+    desk = Desk()
+    running, waiting = desk.run(), desk.add(now=5)
+    desk.expire(300)
+    assert (running.finished, waiting.finished) == (True, False)
+    desk.expire(305)
+
+    assert waiting.failure is not None
+    assert waiting.failure.code == "upstream-timeout"
+
+
+def test_a_lost_call_interrupts_the_running_turn_alone() -> None:
+    """Those that wait have cost nothing yet."""
+    desk = Desk()
+    running, waiting = desk.run(), desk.add()
+    failure = UpstreamError("upstream-failed", "Lost.")
+    desk.carry(desk.queue.interrupt(failure, HEAD))
+    desk.carry(desk.queue.interrupt(failure, HEAD))
+
+    assert (running.failure, waiting.finished) == (failure, False)
+
+
+def test_the_sessions_end_fails_every_turn() -> None:
+    """Nothing will be sent any more."""
+    desk = Desk()
+    turns = [desk.run(), desk.add(), desk.add()]
+    failure = UpstreamError("upstream-failed", "Over.")
+    desk.carry(desk.queue.fail_all(failure, HEAD))
+
+    assert [turn.failure for turn in turns] == [failure] * 3
+    assert desk.queue.running is None
+
+
+STEPS = [
+    "add",
+    "advance",
+    "advance busy",
+    "create",
+    "finish",
+    "busy",
+    "refuse item",
+    "refuse",
+    "withdraw",
+    "expire",
+]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=40))
+def test_any_order_of_events_keeps_the_order_and_cancels_only_by_name(steps: list[str]) -> None:
+    """One turn runs at a time, in order; a cancel names a response of ours, but after a silence of minutes."""
+    desk, turns, now = Desk(max_waiting=3), list[Turn](), 0.0
+    for step in steps:
+        running = desk.queue.running
+        match step:
+            case "add":
+                try:
+                    turns.append(desk.add(now=now))
+                except GatewayError:
+                    assert sum(turn.after is None and not turn.finished for turn in turns) == 3
+            case "advance" | "advance busy":
+                desk.advance(step == "advance busy")
+            case "expire":
+                now += 300
+                desk.expire(now)
+            case "withdraw" if running is not None:
+                desk.withdraw(running)
+            case "create" if running is not None:
+                desk.create(running)
+            case "finish" if running is not None:
+                desk.finish(running)
+            case "busy" if running is not None:
+                desk.refuse(running, "r", BUSY)
+            case "refuse item" if running is not None:
+                desk.refuse(running, "i0")
+            case "refuse" if running is not None:
+                desk.refuse(running, "r")
+        if step != "expire":
+            assert None not in desk.cancels
+        desk.sent = [event for event in desk.sent if event["type"] != "response.cancel"]
+        begun = [turn.after is not None for turn in turns if turn.after is not None or not turn.finished]
+        assert begun == sorted(begun, reverse=True)
+        assert all(t.finished or t is desk.queue.running or t.after is None for t in turns)
+
+
+# --- items before the response -----------------------------------------------------------------------------------------
+
+
+def test_the_response_is_asked_for_when_all_items_are_taken() -> None:
+    """Items that a client wrote may be refused; a single text that the gateway wrote is sent with its response."""
+    desk = Desk()
+    turn = desk.run(ODD)
+    assert desk.types == ["conversation.item.create"]
+    desk.advance()
+    assert len(desk.sent) == 1
+    desk.take(turn)
+    desk.advance(busy=True)
+    assert len(desk.sent) == 1
+    desk.advance()
+
+    assert desk.types == ["conversation.item.create", "response.create"]
+
+
+def test_a_refused_item_starts_no_response() -> None:
+    """Nothing is billed, nothing is cancelled, and the next turn runs at once."""
+    desk = Desk()
+    turn, waiting = desk.run(ODD), desk.add()
+    desk.refuse(turn, "i0")
+    desk.advance()
+
+    assert turn.finished
+    assert desk.queue.running is waiting
+    assert desk.types == ["conversation.item.create", "conversation.item.create", "response.create"]
+
+
+# --- a far end that echoes no metadata ---------------------------------------------------------------------------------
+
+
+def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> None:
+    """The turn asked for the only response that can be meant; with other metadata it is somebody else's."""
+    desk = Desk()
+    turn = desk.run()
+    assert desk.say("response.created", sole=True, response={"id": "x", "metadata": {"a": "b"}}) == "foreign"
+    assert desk.say("response.created", response={"id": "y", "metadata": None}) == "foreign"
+    assert desk.say("response.created", sole=True, response={"id": "r_1", "metadata": None}) == "ours"
+    desk.finish(turn)
+
+    assert turn.result == {"id": "r_1", "status": "completed"}
+
+
+# --- a snapshot --------------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_read_back_as_they_were() -> None:
+    """The running one recognises its events, those that wait go on waiting."""
+    desk = Desk()
+    turn, waiting = desk.run(), desk.add()
+    desk.create(turn)
+    loaded = Turns.load(desk.queue.dump())
+    assert loaded.running is not None
+    assert (loaded.count, loaded.running.response_id, loaded.running.after) == (2, "r_1", HEAD)
+    assert [one.number for one in loaded.waiting] == [waiting.number]
+    assert loaded.find(2) is loaded.waiting[0]
+    assert loaded.find(3) is None
+    progress, _ = loaded.look("response.done", {"response": {"id": "r_1", "status": "completed"}})
+
+    assert progress is Progress.DONE
+    assert loaded.running.over
+    assert Turns.load(Turns().dump()).running is None

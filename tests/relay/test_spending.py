@@ -1,0 +1,426 @@
+"""gateway/relay/spending.py: what callers may spend, what is reserved, and what a session does when it is spent."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from gateway.errors import OverloadError
+from gateway.relay.ports import LossCause, Principal
+from gateway.relay.spending import (
+    BYTES_PER_TOKEN,
+    MAX_RESERVED,
+    OUTPUT_TOKENS,
+    RESERVED_SECONDS,
+    RETRY_SECONDS,
+    Account,
+    Allowance,
+    Amount,
+)
+from gateway.relay.state.turn import TurnRequest
+from gateway.relay.states import CloseReason
+from gateway.relay.usage import PICODOLLARS, Charge, ModelPrices, PriceList
+from tests.relay.conftest import Build
+from tests.relay.fakes import client_event
+
+NOON = 1_790_000_000.0 // 86_400 * 86_400 + 43_200
+ANN = Principal("ann", tokens_per_day=10)
+DOLLAR = PICODOLLARS
+PRICES = PriceList(
+    models={
+        "m": ModelPrices({("input", "text"): 2, ("output", "text"): 5, ("output", "audio"): 7}),
+        "dear": ModelPrices({("input", "text"): 100, ("output", "text"): 1000}),
+    }
+)
+
+
+def cost(tokens: int, picodollars: int = 0) -> Charge:
+    """What a response with so many tokens cost."""
+    return Charge("m", output={"text": tokens}, assumed_cost=picodollars)
+
+
+def create(**response: Any) -> Any:
+    """A response.create."""
+    return client_event("response.create", response=response) if response else client_event("response.create")
+
+
+def ask(account: Account, *responses: Any, unix: float = NOON) -> int:
+    """Reserve for these responses."""
+    return account.reserve(responses or (create(),), None, "m", unix)
+
+
+# --- days -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spent_day_is_refused_until_midnight() -> None:
+    """The refusal says how long that is; the next day begins at nothing."""
+    allowance = Allowance()
+    allowance.spend("ann", Amount(9), NOON)
+    allowance.check(ANN, NOON)
+    allowance.spend("ann", Amount(1), NOON)
+    with pytest.raises(OverloadError) as caught:
+        allowance.check(ANN, NOON)
+
+    assert (caught.value.code, caught.value.retry_after) == ("rate-limited", 43_200)
+    assert "10 tokens" in caught.value.detail
+    allowance.check(ANN, NOON + 43_200)
+
+
+def test_dollars_of_a_day_are_a_limit_of_their_own() -> None:
+    """Whatever the tokens."""
+    allowance, ann = Allowance(), Principal("ann", tokens_per_day=10, dollars_per_day=0.25)
+    allowance.spend("ann", Amount(1, DOLLAR // 4 - 1), NOON)
+    allowance.check(ann, NOON)
+    allowance.spend("ann", Amount(0, 1), NOON)
+
+    with pytest.raises(OverloadError, match=r"0\.25 dollars"):
+        allowance.check(ann, NOON)
+
+
+def test_callers_spend_apart() -> None:
+    """Another caller's tokens, or a caller without a limit, do not count."""
+    allowance = Allowance()
+    allowance.spend("bob", Amount(1000), NOON)
+
+    allowance.check(ANN, NOON)
+    allowance.check(Principal("bob"), NOON)
+
+
+# --- reservations -----------------------------------------------------------------------------------------------------
+
+
+def test_parallel_sessions_cannot_spend_the_same_tokens() -> None:
+    """One of twenty is let in while the rest of the day is smaller than an estimate; the next one when it is done."""
+    allowance = Allowance()
+    accounts = [allowance.open(Principal("ann", tokens_per_day=100)) for _ in range(20)]
+    let_in, spent = [], 0
+    for account in accounts:
+        with suppress(OverloadError):
+            ask(account)
+            let_in.append(account)
+    assert let_in == accounts[:1]
+    with pytest.raises(OverloadError) as refused:
+        ask(accounts[1])
+    assert (refused.value.code, refused.value.retry_after) == ("rate-limited", RETRY_SECONDS)
+    for account in accounts:
+        with suppress(OverloadError):
+            if account not in let_in:
+                ask(account)
+            account.spend(cost(30), NOON)
+            spent += 30
+
+    assert spent == 120  # the last response passed the bound that it found open
+
+
+def test_responses_that_fit_together_run_together() -> None:
+    """A limit of its own makes a response's estimate small."""
+    allowance = Allowance()
+    first, second, third = (allowance.open(Principal("ann", tokens_per_day=1000)) for _ in range(3))
+    small = create(max_output_tokens=400)
+    ask(first, small)
+    ask(second, small)
+    with pytest.raises(OverloadError):
+        ask(third, small)
+    first.spend(cost(100), NOON)
+
+    assert ask(third, small) == 1
+
+
+def test_a_batch_is_reserved_whole_or_not_at_all() -> None:
+    """Its first response is let in by itself, both together are not."""
+    allowance = Allowance()
+    account = allowance.open(Principal("ann", tokens_per_day=1000))
+    with pytest.raises(OverloadError):
+        ask(account, create(max_output_tokens=600), create(max_output_tokens=600))
+    assert account.reserved == 0
+
+    assert ask(account, create(max_output_tokens=400), create(max_output_tokens=400)) == 2
+
+
+def test_a_batch_that_was_not_sent_gives_back_its_own_reservations() -> None:
+    """The newest ones: those of responses that run stay."""
+    allowance = Allowance()
+    account = allowance.open(Principal("ann", tokens_per_day=1000))
+    ask(account, create(max_output_tokens=700))
+    account.cancel(ask(account, create(max_output_tokens=50), create(max_output_tokens=50)))
+    account.cancel(0)
+
+    assert account.reserved == 1
+    with pytest.raises(OverloadError):
+        ask(account, create(max_output_tokens=700))
+
+
+def test_a_limit_of_the_session_counts_what_is_reserved_in_it() -> None:
+    """Another session of the same key has its own."""
+    allowance = Allowance()
+    ann = Principal("ann", tokens_per_session=100)
+    account, other = allowance.open(ann), allowance.open(ann)
+    ask(account)
+    with pytest.raises(OverloadError):
+        ask(account)
+
+    assert ask(other) == 1
+
+
+def test_a_session_that_is_spent_asks_for_nothing_more() -> None:
+    """Another session does, as far as the day goes."""
+    allowance = Allowance()
+    ann = Principal("ann", dollars_per_session=1.5)
+    account = allowance.open(ann)
+    assert not account.exhausted
+    account.spend(cost(1, DOLLAR * 3 // 2), NOON)
+
+    assert account.exhausted
+    with pytest.raises(OverloadError, match=r"1\.5 dollars.*another session"):
+        ask(account)
+    assert ask(allowance.open(ann)) == 1
+
+
+def test_an_estimate_is_the_context_and_the_longest_answer() -> None:
+    """The last response's tokens are read again, and what was sent since; each at its model's highest price."""
+    allowance = Allowance(PRICES)
+    account = allowance.open(Principal("ann", dollars_per_day=1))
+    account.spend(cost(1000), NOON)
+    item = client_event("conversation.item.create", item={"text": "x" * 400})
+    asking = create(max_output_tokens=50)
+    account.reserve([item, asking], "inf", "m", NOON)
+
+    context = 1000 + item.size // BYTES_PER_TOKEN + asking.size // BYTES_PER_TOKEN
+    assert allowance.release(account, 1) == [Amount(context + 50, context * 2 + 50 * 7)]
+
+
+@pytest.mark.parametrize(
+    ("of_session", "of_response", "output"),
+    [
+        (None, None, OUTPUT_TOKENS),
+        (7, None, 7),
+        (7, 9, 9),
+        (7, "inf", OUTPUT_TOKENS),
+        ("inf", None, OUTPUT_TOKENS),
+        (True, None, OUTPUT_TOKENS),
+    ],
+)
+def test_the_longest_answer_is_what_the_response_or_its_session_says(
+    of_session: object, of_response: object, output: int
+) -> None:
+    """A model without a price is taken for the dearest."""
+    allowance = Allowance(PRICES)
+    account = allowance.open(Principal("ann", tokens_per_day=10**6))
+    asking = create() if of_response is None else create(max_output_tokens=of_response)
+    account.reserve([asking], of_session, "unheard-of", NOON)
+    (reserved,) = allowance.release(account, 1)
+
+    context = asking.size // BYTES_PER_TOKEN
+    assert reserved == Amount(context + output, context * 100 + output * 1000)
+
+
+def test_nothing_is_reserved_where_nothing_is_limited() -> None:
+    """A caller without limits costs no memory, however much it asks."""
+    account = Allowance().open(Principal("bob"))
+
+    assert (ask(account), account.reserved) == (0, 0)
+    account.spend(cost(5), NOON)
+    account.close()
+
+
+def test_what_asks_for_nothing_reserves_nothing() -> None:
+    """It passes with a spent budget, too."""
+    allowance = Allowance()
+    account = allowance.open(ANN)
+    allowance.spend("ann", Amount(10), NOON)
+
+    assert account.reserve([client_event("response.cancel")], None, "m", NOON) == 0
+
+
+def test_a_reservation_does_not_outlive_the_longest_response() -> None:
+    """A response that upstream forgot does not hold the budget for ever."""
+    allowance = Allowance()
+    first, second = (allowance.open(Principal("ann", tokens_per_day=100)) for _ in range(2))
+    ask(first)
+    with pytest.raises(OverloadError):
+        ask(second, unix=NOON + RESERVED_SECONDS - 1)
+
+    assert ask(second, unix=NOON + RESERVED_SECONDS) == 1
+
+
+def test_reservations_are_bounded_in_number() -> None:
+    """Where estimates are tiny the budget alone would not bound them."""
+    allowance = Allowance()
+    account = allowance.open(Principal("ann", tokens_per_day=10**9))
+    for _ in range(MAX_RESERVED):
+        ask(account, create(max_output_tokens=1))
+
+    with pytest.raises(OverloadError):
+        ask(account, create(max_output_tokens=1))
+
+
+def test_a_closed_session_reserves_nothing() -> None:
+    """Another session of its key goes on."""
+    allowance = Allowance()
+    first, second = allowance.open(ANN), allowance.open(ANN)
+    ask(first)
+    first.close()
+
+    assert ask(second) == 1
+
+
+def test_what_will_never_be_told_is_charged_as_estimated() -> None:
+    """OpenAI bills it all the same."""
+    allowance = Allowance()
+    account = allowance.open(Principal("ann", tokens_per_day=10**6))
+    ask(account)
+    (estimate,) = allowance.release(account, 1)
+    ask(account)
+    account.forfeit(2, NOON)  # one more than there is
+
+    assert allowance.spent("ann", NOON) == account.spent
+    assert account.spent.tokens >= estimate.tokens
+    assert account.reserved == 0
+
+
+def test_a_transcription_gives_no_reservation_back() -> None:
+    """It was not asked for by a response.create."""
+    account = Allowance().open(Principal("ann", tokens_per_day=100))
+    ask(account)
+    account.spend(cost(2), NOON, response=False)
+
+    assert (account.reserved, account.spent.tokens) == (1, 2)
+
+
+def test_another_node_goes_on_counting() -> None:
+    """From plain JSON; the day is the node's own."""
+    account = Allowance().open(Principal("ann", tokens_per_session=100))
+    account.spend(cost(60, 5), NOON)
+    taken = Allowance(PRICES).open(Principal("ann", tokens_per_session=100))
+    taken.load(account.dump())
+
+    assert (taken.spent, taken.dump()) == (Amount(60, 5), account.dump())
+    taken.load({"tokens": "x"})
+    assert taken.spent == Amount()
+
+
+# --- in a session -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_that_has_cost_its_limit_ends(build: Build) -> None:
+    """After the response.done that says so, with reason `limit`."""
+    house = build()
+    session = await house.open(principal=Principal("ann", tokens_per_session=5))
+    for _ in range(2):  # three tokens each
+        await session.submit([client_event("response.create")])
+        house.call.start()
+        house.call.finish()
+
+    assert await house.closed(session) is CloseReason.LIMIT
+
+
+async def test_nothing_more_is_asked_once_the_day_is_spent(build: Build) -> None:
+    """Not by events, not by turns, not by another session; what costs nothing passes."""
+    house = build()
+    ann = Principal("ann", tokens_per_day=3)
+    session = await house.open(principal=ann)
+    await session.submit([client_event("response.create")])
+    house.call.start()
+    house.call.finish()
+
+    for asking in (
+        session.submit([client_event("response.create")]),
+        session.turn(TurnRequest([])),
+        house.open(principal=ann),
+    ):
+        with pytest.raises(OverloadError) as caught:
+            await asking
+        assert caught.value.code == "rate-limited"
+    await session.submit([client_event("conversation.item.create", item={})])
+
+
+async def test_twenty_sessions_at_once_stay_within_the_day(build: Build) -> None:
+    """Each of them asks before any response is done."""
+    house = build()
+    ann = Principal("ann", tokens_per_day=4)
+    sessions = [await house.open(principal=ann) for _ in range(20)]
+    results = await asyncio.gather(
+        *(session.submit([client_event("response.create")]) for session in sessions), return_exceptions=True
+    )
+
+    assert sum(not isinstance(result, OverloadError) for result in results) == 1
+
+
+async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> None:
+    """It is sent when that one's response is done, and refused where the day is spent meanwhile."""
+    house = build()
+    ann = Principal("ann", tokens_per_day=6)
+    first, second = [await house.open(principal=ann) for _ in range(2)]
+    await first.submit([client_event("response.create")])
+    calls = house.dialer.calls
+    turn = await second.turn(TurnRequest([]))
+    assert calls[1].types() == []
+    calls[0].start()
+    calls[0].finish()  # three tokens
+    await asyncio.sleep(1.5)
+    assert calls[1].types() == ["response.create"]
+    last = await first.turn(TurnRequest([]))
+    calls[1].finish()
+    assert not turn.finished
+    await asyncio.sleep(1.5)
+
+    assert last.failure is not None
+    assert last.failure.code == "rate-limited"
+
+
+async def test_a_refused_response_gives_its_reservation_back(build: Build) -> None:
+    """The error is the answer; nothing will be done."""
+    house = build()
+    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    await session.submit([client_event("response.create")])
+    house.call.say("error", error={"code": "invalid_value", "event_id": None})
+
+    await session.submit([client_event("response.create")])
+
+
+async def test_a_batch_that_is_not_taken_reserves_nothing(build: Build) -> None:
+    """Back-pressure refuses it, and the same batch passes when there is room."""
+    house = build(high_water_bytes=10)
+    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    house.call.buffered = 100
+    with pytest.raises(OverloadError, match="OpenAI"):
+        await session.submit([client_event("response.create")])
+    house.call.buffered = 0
+
+    await session.submit([client_event("response.create")])
+
+
+async def test_a_lost_response_is_charged_as_estimated(build: Build) -> None:
+    """What it cost will never be told, and OpenAI bills it."""
+    house = build(continuity=False)
+    ann = Principal("ann", tokens_per_day=100)
+    session = await house.open(principal=ann)
+    await session.submit([client_event("response.create")])
+    house.call.start()
+    house.call.lose(LossCause.CONNECTION_FAILED)
+    await house.closed(session)
+
+    with pytest.raises(OverloadError):
+        await house.open(principal=ann)
+
+
+async def test_usage_stands_in_the_session(build: Build) -> None:
+    """It adds up every response.done and the transcriptions, whatever the model."""
+    prices = PriceList(models={"m": PRICES.of("m"), "t": ModelPrices(minute=60)})
+    house = build(prices=prices)
+    session = await house.open(session={"model": "m"})
+    transcription = {"audio": {"input": {"transcription": {"model": "t"}}}}
+    house.call.say("session.updated", session=transcription)
+    house.call.say(
+        "conversation.item.input_audio_transcription.completed", usage={"type": "duration", "seconds": 3}
+    )
+    house.call.say("conversation.item.input_audio_transcription.completed")
+    details = {"input_token_details": {"text_tokens": 10}, "output_token_details": {"text_tokens": 4}}
+    for _ in range(2):
+        house.call.start()
+        house.call.finish(usage=details)
+
+    usage = session.view().usage
+    assert (usage.input_text, usage.output_text, usage.cost) == (20, 8, 3 + 2 * (10 * 2 + 4 * 5))
+    assert session.diagnostics()["usage"] == usage.shown()
