@@ -1,6 +1,7 @@
 /** The console page: puts the conversation, the events, the figures and the sessions together over relay.js. */
 
 import { RelayChannel } from "./relay.js";
+import { Composer } from "./composer.js";
 import { showCurl } from "./curl.js";
 import { EventList } from "./events.js";
 import { Figures } from "./figures.js";
@@ -15,6 +16,15 @@ const OWN_EVENTS = "open gap recovering recovered expiring draining rotating sup
 const gateway = new URL(".", import.meta.url);
 const figures = new Figures();
 const talk = new Talk({ send, figures, onDone: () => void look() });
+const composer = new Composer({
+  say(text) {
+    if (channel?.readyState !== "open") return false;
+    talk.say(text);
+    return true;
+  },
+  cancel: () => talk.cancel(),
+  answering: () => talk.answering,
+});
 const raw = new RawForm({ send });
 const events = new EventList({
   list: $("event-list"), empty: $("event-empty"), form: $("filters"), types: $("filter-type"), text: $("filter-text"),
@@ -83,7 +93,7 @@ function opened() {
   sessions.remember(channel);
   talk.clear($("with-tool").checked);
   show("messages", "composer", "end");
-  fit();
+  composer.fit();
   $("say").focus({ preventScroll: true });
   $("begin").disabled = false;
   raw.enable(true);
@@ -222,35 +232,6 @@ function curl(title, path, options) {
 function sawEvent(way, text, id) {
   events.add(way, text, id);
   $("event-count").textContent = events.total;
-}
-
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const text = $("say").value.trim();
-  if (!text || channel?.readyState !== "open") return;
-  $("say").value = "";
-  fit();
-  talk.say(text);
-});
-
-$("say").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  $("composer").requestSubmit();
-});
-$("say").addEventListener("input", fit);
-$("cancel").addEventListener("click", () => {
-  talk.cancel();
-  $("say").focus({ preventScroll: true });
-});
-addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && talk.answering && !event.isComposing) talk.cancel();
-});
-
-function fit() {
-  const field = $("say");
-  field.style.height = "auto";
-  field.style.height = `${field.scrollHeight + 2}px`;
 }
 
 for (const button of document.querySelectorAll(".views button")) {
