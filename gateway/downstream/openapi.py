@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.downstream.http.answers import compact
+from gateway.downstream.reading.parameters import MAX_PAGE_BYTES
 from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED, SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
@@ -235,7 +236,10 @@ _READING: Final[Mapping[str, tuple[Schema, str]]] = {
         "Seconds until the connection is rotated.",
     ),
     "on_gap": ({"enum": ["continue", "fail"]}, "Whether a gap is reported in the stream, or as 410."),
-    "errors": ({"const": "status"}, "Error statuses also for a read with a ticket."),
+    "errors": (
+        {"enum": ["stream", "status"]},
+        "With `status`, a read with a ticket also gets error statuses.",
+    ),
     "wait": ({"type": "number", "minimum": 0, "maximum": 55}, "Seconds to wait for a response."),
     "linger": (
         {"type": "integer", "minimum": 0, "maximum": 2000},
@@ -243,7 +247,7 @@ _READING: Final[Mapping[str, tuple[Schema, str]]] = {
     ),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000}, "Maximum number of events in a long-poll."),
     "max_bytes": (
-        {"type": "integer", "minimum": 1},
+        {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_BYTES},
         "Maximum bytes of a long-poll; at least one event is returned.",
     ),
 }
