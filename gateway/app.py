@@ -183,11 +183,9 @@ class Gateway:
             # In a thread: the file may be on a network file system that does not answer.
             rules = await asyncio.to_thread(access_rules, self._config)
             if self._access.rules.keys and not rules.keys:
-                raise ConfigError(
-                    [f"access.keys_file: {self._config.access.keys_file} holds no key any more"]
-                )
+                raise ConfigError([f"access.keys_file: {self._config.access.keys_file} contains no keys now"])
         except ConfigError as error:
-            remedy = "correct the file and send SIGHUP again; until then the keys that were known are taken"
+            remedy = "correct the file and send SIGHUP again; until then the previous keys stay valid"
             log.error("keys_not_reloaded", problems=error.problems, remedy=remedy)
             return
         self._access.replace(rules)

@@ -144,20 +144,18 @@ def access_rules(config: Config) -> AccessRules:
     keys = access_keys(access)
     if access.keys_file is not None and not (keys or access.anonymous):
         # An empty file is either a mistake or meant to lock everybody out. Behind a proxy on loopback it would let everybody in.
-        remedy = (
-            "add one (`gateway keygen NAME` prints it), or set access.anonymous = true to let everybody in"
-        )
+        remedy = "add one (`gateway keygen NAME` prints it), or set access.anonymous = true to allow callers without a key"
         raise ConfigError(
             [
-                f"access.keys_file: {access.keys_file} holds no key, so nobody could call this gateway; {remedy}"
+                f"access.keys_file: {access.keys_file} contains no keys, so this gateway would refuse every caller; {remedy}"
             ]
         )
     if not (keys or access.anonymous or is_loopback_name(server.host)):
-        remedy = (
-            "set access.keys (`gateway keygen` makes one), or access.anonymous = true to let everybody in"
-        )
+        remedy = "set access.keys (`gateway keygen` makes one), or access.anonymous = true to allow callers without a key"
         raise ConfigError(
-            [f"server.host: {server.host} is reachable from elsewhere and no key is configured; {remedy}"]
+            [
+                f"server.host: {server.host} is reachable from other machines, but no key is configured; {remedy}"
+            ]
         )
     unusable = [
         f"server.allowed_hosts: {name!r} can never match; expected a host name as in the Host header, without a scheme"

@@ -33,7 +33,7 @@ SETTLE_SECONDS: Final = 1.0
 WARM_SESSIONS: Final = 3
 BARE_SECONDS: Final = 600.0
 
-SENDER: Final = "the emulator (aiortc; what falls into one turn of its loop shares datagrams)"
+SENDER: Final = "the emulator (aiortc; messages of one turn of its loop are bundled into datagrams)"
 """Printed with every figure: the cost of receiving an event depends more on its sender and its pace than on code."""
 
 Figures = dict[str, float | int | str | None]
@@ -42,14 +42,14 @@ Figures = dict[str, float | int | str | None]
 def bench(
     url: Annotated[
         str | None,
-        typer.Option(metavar="U", help="A running gateway; without it one is started for the purpose."),
+        typer.Option(metavar="U", help="A running gateway. Without it, bench starts one."),
     ] = None,
     key: Annotated[str | None, typer.Option(metavar="K", envvar="GATEWAY_KEY", help="API key.")] = None,
     sessions: Annotated[int, typer.Option(metavar="N", min=1, help="Sessions at once.")] = 50,
     turns: Annotated[int, typer.Option(metavar="T", min=1, help="Turns of each.")] = 3,
     words: Annotated[int, typer.Option(metavar="W", min=1, help="Length of an answer.")] = 100,
     tokens_per_second: Annotated[
-        float, typer.Option(metavar="R", min=0, help="Pace of the emulator; 0 for as fast as it can.")
+        float, typer.Option(metavar="R", min=0, help="Pace of the emulator; 0 for as fast as possible.")
     ] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -275,15 +275,15 @@ _ROWS: Final = (
     ("first_delta_ms_p99", "question to first delta, p99", "ms", 1),
     ("relay_ms_p50", "data channel to socket, p50", "ms", 2),
     ("relay_ms_p99", "data channel to socket, p99", "ms", 2),
-    ("loop_lag_ms_p99", "event loop's lag meanwhile, p99", "ms", 1),
+    ("loop_lag_ms_p99", "event loop lag during the turns, p99", "ms", 1),
     ("events", "events relayed", "", 0),
     ("events_per_second", "events a second", "", 0),
-    ("gateway_cpu_percent", "CPU of the gateway meanwhile", "% of a core", 0),
+    ("gateway_cpu_percent", "CPU of the gateway during the turns", "% of a core", 0),
     ("gateway_us_per_event", "CPU of an event, gateway", "µs", 1),
-    ("bare_tuned_us_per_event", "CPU of an event, aiortc alone, tuned alike", "µs", 1),
+    ("bare_tuned_us_per_event", "CPU of an event, aiortc alone, same tuning", "µs", 1),
     ("bare_stock_us_per_event", "CPU of an event, aiortc alone, stock", "µs", 1),
-    ("own_us_per_event", "CPU of an event, the gateway's own", "µs", 1),
-    ("bare_tuned_session_kib", "memory of a call, aiortc alone, tuned alike", "KiB", 0),
+    ("own_us_per_event", "CPU of an event, without aiortc's", "µs", 1),
+    ("bare_tuned_session_kib", "memory of a call, aiortc alone, same tuning", "KiB", 0),
     ("bare_stock_session_kib", "memory of a call, aiortc alone, stock", "KiB", 0),
 )
 
@@ -292,7 +292,7 @@ def _show(console: Console, figures: Figures) -> None:
     pace = figures["tokens_per_second"]
     talk = f"{figures['sessions']} sessions, {figures['turns']} turns of {figures['words']} words"
     if pace is not None:
-        talk += f", {pace:g} tokens a second each" if pace else ", as fast as the emulator can"
+        talk += f", {pace:g} tokens a second each" if pace else ", as fast as possible"
     machine = f"sender: {figures['sender']}\n{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
     table = Table(title=f"gateway {figures['version']}: {talk}", caption=machine)
     table.add_column("what")

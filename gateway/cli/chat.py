@@ -27,7 +27,7 @@ def chat(
     url: Annotated[str, typer.Option(metavar="U", help="The gateway.")] = "http://127.0.0.1:8080",
     key: Annotated[
         str | None,
-        typer.Option(metavar="K", envvar="GATEWAY_KEY", help="API key, where the gateway asks for one."),
+        typer.Option(metavar="K", envvar="GATEWAY_KEY", help="API key, if the gateway requires one."),
     ] = None,
 ) -> None:
     """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
@@ -52,7 +52,7 @@ def chat(
             known = error.code or error.problem.get("detail")
             _fail(console, str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
-            remedy = "`gateway serve` or `gateway demo` starts a gateway, --url names another."
+            remedy = "`gateway serve` or `gateway demo` starts a gateway; --url sets another address."
             _fail(console, f"{url} cannot be reached: {why(error)}. {remedy}")
         finally:
             runner.run(client.__aexit__(None, None, None))

@@ -28,10 +28,11 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="TOML file; also GATEWAY_CONFIG.")
     ] = None,
     upstream_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where OpenAI is.  \\[https://api.openai.com/v1]")
+        str | None,
+        typer.Option(metavar="URL", help="Base URL of the Realtime API.  \\[https://api.openai.com/v1]"),
     ] = None,
     stun: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="STUN server that is asked whether UDP gets out.")
+        str, typer.Option(metavar="HOST:PORT", help="STUN server for testing outgoing UDP.")
     ] = PUBLIC_STUN,
 ) -> None:
     """Check configuration, DNS, HTTPS, UDP, TURN and, with a key, one real call; say what to do about each failure."""

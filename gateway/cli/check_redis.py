@@ -43,7 +43,7 @@ async def redis(config: Config) -> list[Finding]:
                 "warning" if slow else "ok",
                 "Redis latency",
                 f"{typical * 1000:.1f} ms",
-                "every answer waits for it: bring Redis nearer" if slow else "",
+                "every answer waits for it: use a Redis server with a shorter round trip" if slow else "",
             ),
         ]
         try:
@@ -58,7 +58,7 @@ async def redis(config: Config) -> list[Finding]:
         what, _, remedy = str(error).partition(": ")
         return [Finding("failed", "Redis", what, remedy)]
     except (AwayError, DeniedError, ReplyError) as error:
-        remedy = "start Redis, correct cluster.url, or open the way to it"
+        remedy = "start Redis, correct cluster.url, or allow connections to it"
         return [Finding("failed", "Redis", f"does not answer: {error}", remedy)]
     finally:
         await connections.close()

@@ -77,16 +77,16 @@ def libraries() -> list[Finding]:
             Finding(
                 "warning",
                 "WebRTC library",
-                f"untested versions are installed; switched off: {', '.join(missing)}",
-                f"Install the tested ones ({versions}): without the hooks calls may end after half a minute.",
+                f"untested versions are installed; these hooks are off: {', '.join(missing)}",
+                f"Install the tested ones ({versions}): without them calls may end after half a minute.",
             )
         )
     else:
         found.append(Finding("ok", "WebRTC library", "the versions that were tested"))
     if importlib.util.find_spec("uvloop") is None:
-        remedy = "Install uvloop where it exists; the gateway works without it."
+        remedy = "Install uvloop if your platform has it; the gateway also works without it."
         found.append(
-            Finding("warning", "uvloop", "not installed: an event costs about half as much again", remedy)
+            Finding("warning", "uvloop", "not installed: an event needs about 50 % more CPU", remedy)
         )
     else:
         found.append(Finding("ok", "uvloop", "installed"))
@@ -127,7 +127,7 @@ def _listener(section: str, host: str, port: int) -> Finding:
         return Finding(
             "warning",
             what,
-            f"{host}:{port} cannot be had: {error.strerror or error}",
+            f"{host}:{port} cannot be used: {error.strerror or error}",
             _listener_remedy(section, port, error),
         )
     return Finding("ok", what, f"{host}:{port} is free")
@@ -137,10 +137,10 @@ def _listener_remedy(section: str, port: int, error: OSError) -> str:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return f"Set {section}.host to an address of this machine."
     if error.errno == errno.EACCES:
-        return f"Set {section}.port to 1024 or more: ports below belong to root."
+        return f"Set {section}.port to 1024 or more: only root may listen on lower ports."
     if error.errno == errno.EADDRINUSE:
-        return f"If the gateway runs already, all is well; else end what listens on port {port}, or set {section}.port."
-    return f"Set {section}.host and {section}.port to an address that can be had."
+        return f"If the gateway is already running, ignore this. Otherwise stop the program that listens on port {port}, or set {section}.port."
+    return f"Set {section}.host and {section}.port to a free address."
 
 
 async def names(config: Config) -> Finding:
@@ -151,8 +151,8 @@ async def names(config: Config) -> Finding:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError) as error:
         if _proxy(config):
-            return Finding("warning", "DNS", f"{host} does not resolve here; the proxy may do it")
-        remedy = "Look at /etc/resolv.conf, at the container's DNS, and at upstream.base_url."
+            return Finding("warning", "DNS", f"{host} does not resolve here; the proxy may resolve it")
+        remedy = "Check /etc/resolv.conf, the container's DNS, and upstream.base_url."
         return Finding("failed", "DNS", f"{host} does not resolve: {str(error) or 'no answer'}", remedy)
     count = len({address[4][0] for address in found})
     return Finding("ok", "DNS", f"{host} has {count} address{'es' if count > 1 else ''}")
@@ -170,10 +170,12 @@ async def https(config: Config) -> Finding:
         ):
             return Finding("ok", what, f"answered {answer.status} without a key, as it should")
     except aiohttp.ClientConnectorCertificateError as error:
-        remedy = "A proxy opens TLS here: give its root certificate in SSL_CERT_FILE, or let api.openai.com pass unopened."
+        remedy = "A proxy intercepts TLS: set SSL_CERT_FILE to its root certificate, or exempt api.openai.com from interception."
         return Finding("failed", what, f"certificate not trusted: {error.certificate_error}", remedy)
     except (aiohttp.ClientError, TimeoutError) as error:
-        remedy = "Let TCP port 443 out to it, or set upstream.proxy (or HTTPS_PROXY) to the proxy that may."
+        remedy = (
+            "Allow TCP port 443 to it, or set upstream.proxy (or HTTPS_PROXY) to a proxy that may connect."
+        )
         return Finding("failed", what, f"no answer: {str(error) or 'time-out'}", remedy)
 
 
@@ -199,8 +201,8 @@ async def udp(config: Config, stun: str) -> Finding:
     if upstream_config(config).has_turn:
         return Finding("warning", "UDP egress", f"no answer from {stun}; calls go through TURN")
     remedy = (
-        "Let UDP out (OpenAI's media servers use port 3478), or set upstream.ice_servers to a TURN "
-        "server over TCP or TLS. If only this STUN server is blocked, the call below works: name another by --stun."
+        "Allow outgoing UDP (OpenAI's media servers use port 3478), or set upstream.ice_servers to a TURN "
+        "server over TCP or TLS. If only this STUN server is blocked, the call below works: use another one with --stun."
     )
     return Finding("warning", "UDP egress", f"no answer from {stun}", remedy)
 
@@ -256,7 +258,7 @@ async def ice_server(server: IceServer) -> Finding:
         async with asyncio.timeout(WAIT_SECONDS):
             address = await turn.allocate(server)
     except turn.RefusedError as error:
-        remedy = "Look at the server's username and credential in upstream.ice_servers, and at its own log."
+        remedy = "Check the server's username and credential in upstream.ice_servers, and the server's log."
         return Finding("failed", what, f"{rest} refused: {error}", remedy)
     except (OSError, TimeoutError) as error:
         remedy = f"Look at upstream.ice_servers: {url} must be reachable from here."
@@ -304,24 +306,28 @@ async def call(config: Config) -> Finding:
     except GatewayError as error:
         return Finding("failed", what, f"{error.code}: {error.detail}", _remedy(error, config))
     except TimeoutError:
-        remedy = "The channel is open and silent: is upstream.base_url the Realtime API?"
-        return Finding("failed", what, "no session.created came", remedy)
+        remedy = (
+            "The channel is open, but OpenAI sent nothing: check that upstream.base_url is the Realtime API."
+        )
+        return Finding("failed", what, "no session.created arrived", remedy)
     finally:
         await dialer.close()
     return Finding("ok", what, f"opened in {seconds * 1e3:.0f} ms, greeted, hung up")
 
 
-_UDP_REMEDY: Final = "Packets do not get through: let UDP out to OpenAI, or set upstream.ice_servers to a TURN server (tcp or tls)."
+_UDP_REMEDY: Final = (
+    "Packets do not arrive: allow UDP to OpenAI, or set upstream.ice_servers to a TURN server (tcp or tls)."
+)
 
 _BY_PHASE: Final = {
     "signalling": "The HTTP request was not answered: see the line about HTTPS above.",
     "ice": _UDP_REMEDY,
     "dtls": _UDP_REMEDY,
-    "channel": "The call stands, but its data channel did not open: try again, then look at OpenAI's status page.",
+    "channel": "The call is connected, but its data channel did not open: try again, then check OpenAI's status page.",
 }
 
 _BY_CODE: Final = {
-    "insufficient_quota": "The account has no credit left: look at its billing page.",
+    "insufficient_quota": "The account has no credit left: see its billing page.",
     "billing_hard_limit_reached": "The account's spending limit is reached: raise it on its billing page.",
     "billing_not_active": "The account's billing is not active: see its billing page.",
     "model_not_found": "Set upstream.session.model to a Realtime model that the key's project may use.",
@@ -345,19 +351,19 @@ def _remedy(error: GatewayError, config: Config) -> str:
     param = str(upstream.get("param", ""))
     match upstream.get("status"):
         case 401:
-            return f"The key is not accepted: look at {_key_source(config)}."
+            return f"OpenAI does not accept the key: check {_key_source(config)}."
         case 403:
-            return f"The key may not do this: look at the rights of the key in {_key_source(config)}."
+            return f"The key may not do this: check the permissions of the key in {_key_source(config)}."
         case 429:
             return "Wait, or raise the account's limits."
         case 404:
-            return "There is no Realtime API at this address: look at upstream.base_url."
+            return "There is no Realtime API at this address: check upstream.base_url."
         case int(status) if 400 <= status < 500:
             member = param if param.startswith("session.") else "session"
-            return f"Look at the session template, upstream.{member}."
+            return f"Check the session template, upstream.{member}."
         case int(status) if 300 <= status < 400:
-            return "The address points elsewhere: set upstream.base_url to where it points."
-    return "Try again; then look at OpenAI's status page."
+            return "The address redirects: set upstream.base_url to the target of the redirect."
+    return "Try again; then check OpenAI's status page."
 
 
 def _key_source(config: Config) -> str:

@@ -32,7 +32,7 @@ def demo(
             metavar="P",
             min=0,
             max=65535,
-            help="Clients' port; a free one is taken where it is in use.  \\[8080]",
+            help="Port for clients; if it is in use, a free port is used.  \\[8080]",
         ),
     ] = None,
 ) -> None:
@@ -56,7 +56,7 @@ async def _demo(wanted: int | None) -> int:
     wanted = asked.server.port if wanted is None else wanted
     port = free_port(asked.server.host, wanted)
     if wanted not in (port, 0):
-        console.print(f"Port {wanted} is in use; taking {port} instead.")
+        console.print(f"Port {wanted} is in use; using {port} instead.")
     admin_port = free_port(asked.admin.host, asked.admin.port)
     try:
         async with emulator() as far_end:
@@ -170,7 +170,7 @@ def _explain(console: Console, url: str, admin: str, key: str | None) -> None:
     curl = "curl" if key is None else 'curl -H "Authorization: Bearer $KEY"'
     item = '{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"Hello"}]}}'
     lines = [
-        *([] if key is None else ["# a key of the demo's own, for as long as it runs", f"KEY={key}", ""]),
+        *([] if key is None else ["# a key that is valid while the demo runs", f"KEY={key}", ""]),
         "# one turn in one request",
         f"{curl} -N {url}/v1/turns -d 'What can you do?'",
         "",
@@ -179,7 +179,7 @@ def _explain(console: Console, url: str, admin: str, key: str | None) -> None:
         f"{curl} -N {url}/v1/sessions/$S/events",
         f'{curl} {url}/v1/sessions/$S/events -d \'[{item},{{"type":"response.create"}}]\'',
         "",
-        "# what the operator sees",
+        "# metrics, on the operator's listener",
         f"curl -s {admin}/metrics | grep ^realtime_gateway",
     ]
     console.print("[bold]Try it yourself:[/]\n")

@@ -9,9 +9,11 @@ import typer
 
 def emulate(
     host: Annotated[str, typer.Option(metavar="H", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="Port, 0 for a free one.")] = 8090,
+    port: Annotated[
+        int, typer.Option(metavar="P", min=0, max=65535, help="Port; 0 picks a free port.")
+    ] = 8090,
     tokens_per_second: Annotated[
-        float, typer.Option(metavar="N", help="How fast it speaks, 0 for as fast as it can.")
+        float, typer.Option(metavar="N", help="Pace of its answers; 0 for as fast as possible.")
     ] = 50,
     consent: Annotated[
         str,
@@ -21,41 +23,46 @@ def emulate(
         ),
     ] = "strict",
     setup: Annotated[
-        str, typer.Option(metavar="active|passive", help="Its part in the DTLS handshake.")
+        str, typer.Option(metavar="active|passive", help="Its role in the DTLS handshake.")
     ] = "active",
-    max_session_seconds: Annotated[float, typer.Option(metavar="N", help="When a call ends.")] = 3600,
+    max_session_seconds: Annotated[
+        float, typer.Option(metavar="N", help="Maximum duration of a call.")
+    ] = 3600,
     record: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Serve this recording instead of answering; repeatable."),
+        typer.Option(metavar="FILE", help="Play back this recording instead of answering; repeatable."),
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Make this go wrong in every call; repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Inject this fault into every call; repeatable."),
     ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY[@PROJECT]",
-            help="Accept this key only, instead of any; keys of one project share calls.",
+            help="Accept only this key instead of any; keys of one project share calls; repeatable.",
         ),
     ] = None,
     brain_url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Ask this chat completions server for the answers."),
+        typer.Option(metavar="URL", help="Get the answers from this chat completions server."),
     ] = None,
-    brain_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
+    brain_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model to use on that server.")
+    ] = None,
     hear: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="What input audio says; repeatable, in turn."),
+        typer.Option(metavar="TEXT", help="Transcript of input audio; repeatable, used in turn."),
     ] = None,
     mcp: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="The tools of an MCP server, as JSON; repeatable."),
+        typer.Option(metavar="FILE", help="JSON file with the tools of an MCP server; repeatable."),
     ] = None,
     no_item_done_quirk: Annotated[
         bool,
         typer.Option(
-            "--no-item-done-quirk", help="Name the true item before each; OpenAI is recorded not to."
+            "--no-item-done-quirk",
+            help="Send the real previous_item_id in every event; OpenAI was recorded without it.",
         ),
     ] = False,
 ) -> None:
@@ -73,14 +80,15 @@ def emulate(
     # Written this way to refuse NaN too, for which every comparison is false.
     if not 0 <= tokens_per_second < math.inf:
         raise typer.BadParameter(
-            f"{tokens_per_second:g} is no pace, expected 0 or more", param_hint="--tokens-per-second"
+            f"{tokens_per_second:g} is not a valid pace, expected 0 or more", param_hint="--tokens-per-second"
         )
     if not 0 < max_session_seconds < math.inf:
         raise typer.BadParameter(
-            f"{max_session_seconds:g} is no time, expected more than 0", param_hint="--max-session-seconds"
+            f"{max_session_seconds:g} is not a valid duration, expected more than 0",
+            param_hint="--max-session-seconds",
         )
     if brain_url is not None and not brain_url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{brain_url!r} is no http URL", param_hint="--brain-url")
+        raise typer.BadParameter(f"{brain_url!r} is not an http URL", param_hint="--brain-url")
     arguments = ["--host", host, "--port", str(port), "--tokens-per-second", str(tokens_per_second)]
     arguments += ["--consent", consent, "--setup", setup, "--max-session-seconds", str(max_session_seconds)]
     for file in record or []:
@@ -112,4 +120,4 @@ def emulate(
     try:
         main(arguments)
     except OSError as error:
-        fail(f"cannot listen on {host}:{port}: {why(error)}; --host and --port name another address")
+        fail(f"cannot listen on {host}:{port}: {why(error)}; choose another address with --host and --port")

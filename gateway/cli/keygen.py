@@ -14,7 +14,7 @@ KEY_PREFIX = "gwp_"
 
 def keygen(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="What metrics and logs call its owner.")
+        str, typer.Argument(metavar="[NAME]", help="Name of the key's owner in metrics and logs.")
     ] = "default",
 ) -> None:
     """Print the configuration lines of a new API key, and the key itself, once, on stderr.

@@ -12,15 +12,16 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="TOML file; also GATEWAY_CONFIG. See config/gateway.toml."),
     ] = None,
-    host: Annotated[str | None, typer.Option(metavar="H", help="Clients' address.  \\[127.0.0.1]")] = None,
+    host: Annotated[str | None, typer.Option(metavar="H", help="Address for clients.  \\[127.0.0.1]")] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="P", help="Clients' port, 0 for a free one.  \\[8080]")
+        int | None, typer.Option(metavar="P", help="Port for clients; 0 picks a free port.  \\[8080]")
     ] = None,
     admin_port: Annotated[
-        int | None, typer.Option(metavar="P", help="Operator's port, 0 for a free one.  \\[8081]")
+        int | None, typer.Option(metavar="P", help="Port for operators; 0 picks a free port.  \\[8081]")
     ] = None,
     upstream_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where OpenAI is.  \\[https://api.openai.com/v1]")
+        str | None,
+        typer.Option(metavar="URL", help="Base URL of the Realtime API.  \\[https://api.openai.com/v1]"),
     ] = None,
     workers: Annotated[
         int | None,

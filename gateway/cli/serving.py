@@ -72,7 +72,9 @@ async def serve_until_told(
         with config_errors_exit():
             await gateway.start()
     except OSError as error:
-        remedy = "end what listens there, or choose another address: --host, --port, --admin-port"
+        remedy = (
+            "stop the program that listens there, or choose another address: --host, --port, --admin-port"
+        )
         remedy = getattr(error, "remedy", remedy)
         log.error("not_listening", error=error.strerror or str(error), remedy=remedy)
         return EXIT_FAILED

@@ -25,16 +25,18 @@ _LINES_AROUND: Final = 9
 
 
 def top(
-    url: Annotated[str, typer.Option(metavar="U", help="The operator's listener.")] = "http://127.0.0.1:8081",
+    url: Annotated[
+        str, typer.Option(metavar="U", help="URL of the operator's listener.")
+    ] = "http://127.0.0.1:8081",
     token: Annotated[
         str | None,
-        typer.Option(metavar="T", envvar="GATEWAY_ADMIN__TOKEN", help="Admin token, where one is set."),
+        typer.Option(metavar="T", envvar="GATEWAY_ADMIN__TOKEN", help="Admin token, if one is set."),
     ] = None,
     interval: Annotated[
-        float, typer.Option(metavar="S", min=0.5, max=3600, help="Seconds between two looks.")
+        float, typer.Option(metavar="S", min=0.5, max=3600, help="Seconds between two updates.")
     ] = 2.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one look, with rates over the interval, and end.")
+        bool, typer.Option("--once", help="Print once, with rates over the interval, and exit.")
     ] = False,
 ) -> None:
     """Watch a gateway: sessions, states, rates, tokens and cost. Ctrl-C ends."""
@@ -69,7 +71,7 @@ async def _top(console: Console, url: str, token: str | None, interval: float, *
             console.print(f"[red]gateway top:[/] {escape(_refusal(error, url))}", soft_wrap=True)
         except (aiohttp.ClientError, TimeoutError) as error:
             remedy = (
-                "--url names the operator's listener, which `gateway serve` logs as `admin listening on …`."
+                "Set --url to the operator's listener, which `gateway serve` logs as `admin listening on …`."
             )
             console.print(
                 f"[red]gateway top:[/] {escape(f'{url} cannot be reached: {why(error)}. {remedy}')}",
@@ -80,11 +82,9 @@ async def _top(console: Console, url: str, token: str | None, interval: float, *
 
 def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
     if error.status == 401:
-        return "The admin token is not accepted; --token or GATEWAY_ADMIN__TOKEN names it."
+        return "The admin token is not accepted; set it with --token or GATEWAY_ADMIN__TOKEN."
     if error.status == 404:
-        return (
-            f"{url} lists no sessions here: set admin.token_file on the gateway, or ask from its own machine."
-        )
+        return f"{url} lists no sessions here: set admin.token_file on the gateway, or run `gateway top` on the gateway's machine."
     return f"{url} answered {error.status}, not as an operator's listener does."
 
 

@@ -87,7 +87,10 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
     if not config.cluster.url:
         fail("--workers: needs cluster.url, since the workers share sessions over Redis", EXIT_USAGE)
     if config.cluster.port:
-        fail("cluster.port: must be 0 with --workers, since each worker listens for the others", EXIT_USAGE)
+        fail(
+            "cluster.port: must be 0 with --workers, since each worker needs its own port for the others",
+            EXIT_USAGE,
+        )
     if not hasattr(socket, "SO_REUSEPORT"):
         fail("--workers: this system cannot share a port (SO_REUSEPORT)")
     with _held_port(config.server.host, config.server.port) as held:

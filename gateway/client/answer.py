@@ -20,7 +20,7 @@ class FunctionCall:
         """Return the arguments as a dict. Raises ValueError if they are not a JSON object."""
         values = json.loads(self.arguments)
         if not isinstance(values, dict):
-            raise ValueError(f"the arguments of {self.name} are no JSON object")  # noqa: TRY004  # one error for both
+            raise ValueError(f"the arguments of {self.name} are not a JSON object")  # noqa: TRY004  # one error for both
         return values
 
     def output(self, output: str) -> Json:

@@ -127,7 +127,7 @@ class RedisDirectory:
                 return
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
-        detail = f"This key may hold {most} sessions at once."
+        detail = f"This key may have {most} sessions at once."
         raise OverloadError("session-limit", detail, retry_after=_RETRY_SECONDS)
 
     async def create(self, session_id: str, journal: Journal) -> None:

@@ -54,7 +54,7 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
         raise UnfitError(f"{found.engine} {found.version} is too old: version {needed} or newer is needed")
     if kind not in (b"none", b"hash", "none", "hash"):
         raise UnfitError(
-            f"the key {Keys(settings.prefix).nodes} belongs to something else; set cluster.prefix to one that is free"
+            f"the key {Keys(settings.prefix).nodes} belongs to something else; set cluster.prefix to an unused prefix"
         )
     if found.eviction != "noeviction" and not settings.allow_eviction:
         raise UnfitError(

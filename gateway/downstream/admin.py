@@ -93,7 +93,7 @@ async def metrics(request: web.Request) -> web.Response:
     accept = accepted(request) or ""
     best = preferred(accept, _EXPOSITIONS)
     if best is None:
-        raise CallerError("not-acceptable", f"Metrics are given as {' or '.join(_EXPOSITIONS)}.")
+        raise CallerError("not-acceptable", f"Metrics are available as {' or '.join(_EXPOSITIONS)}.")
     # The library uses the first range that it knows and ignores weights. So pass only the ranges of the best type,
     # which name the version and the escaping that the client can read.
     ranges = ",".join(part for part in accept.split(",") if part.partition(";")[0].strip().lower() == best)
@@ -160,7 +160,7 @@ def _require_operator(request: web.Request) -> None:
         return
     name = host_name(request.headers.get(hdrs.HOST, ""))
     if not loopback_peer(request) or name is None or not is_loopback_name(name):
-        raise CallerError("not-found", "Without an admin token this exists on loopback only.")
+        raise CallerError("not-found", "Without an admin token this path exists only on loopback.")
 
 
 def _shown(view: View) -> dict[str, object]:

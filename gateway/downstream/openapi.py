@@ -198,7 +198,7 @@ def _paths() -> Schema:
         "/v1/sessions/{id}/events/stream": session
         | {
             "post": _operation(
-                "The same read, for clients and tunnels that buffer GET",
+                "The same read, for clients and proxies that buffer GET",
                 read,
                 parameters=reading,
                 body=_body({"application/json": _OBJECT}),
@@ -208,7 +208,10 @@ def _paths() -> Schema:
         | {"post": _operation("One text turn in one request", turn, parameters=turning, body=turn_body)},
         "/v1/turns": {
             "post": _operation(
-                "One text turn in a session of its own", turn, parameters=turning, body=turn_body
+                "One text turn in a new session that is closed afterwards",
+                turn,
+                parameters=turning,
+                body=turn_body,
             )
         },
     }
@@ -224,7 +227,7 @@ _READING: Final[Mapping[str, tuple[Schema, str]]] = {
         _TEXT,
         "Only these types, separated by commas; each may end with `*`. `gateway.*` always passes.",
     ),
-    "exclude": (_TEXT, "Not these types."),
+    "exclude": (_TEXT, "All types except these."),
     "heartbeat": ({"type": "number", "minimum": 5, "maximum": 60}, "Seconds of silence before a heartbeat."),
     "heartbeat_as": ({"enum": ["comment", "event"]}, "The form of heartbeats in SSE."),
     "pad": (

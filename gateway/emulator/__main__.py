@@ -41,13 +41,15 @@ def parse(arguments: list[str]) -> EmulatorConfig:
     )
     parser.add_argument("--brain-url", help="base URL of a chat completions server to ask for answers")
     parser.add_argument("--brain-model", default=default.brain_model)
-    parser.add_argument("--no-item-done-quirk", action="store_true", help="give every true previous_item_id")
+    parser.add_argument(
+        "--no-item-done-quirk", action="store_true", help="send the real previous_item_id in every event"
+    )
     parser.add_argument(
         "--hear",
         action="append",
         default=[],
         metavar="TEXT",
-        help="what input audio says (repeatable, in turn)",
+        help="the transcript of input audio (repeatable, used in turn)",
     )
     parser.add_argument(
         "--mcp", type=Path, action="append", default=[], help="a file with an MCP server's tools"

@@ -49,7 +49,7 @@ class Sideband(Protocol):
 
 
 class Voice(Protocol):
-    """What is spoken over a call: the protocol, or a recording of it."""
+    """What answers on a call: the protocol, or a recording of it."""
 
     faults: Faults
 
@@ -142,19 +142,19 @@ class Call:
 
     @property
     def can_be_joined(self) -> bool:
-        """Whether a sideband finds it: a WebSocket session is nobody's call, and a fault may hide a new one."""
+        """Whether a sideband finds it: a WebSocket session is not a call, and a fault may hide a new call."""
         age = time.time() - self.times.began
         return self.id.startswith("rtc_") and age >= self.voice.faults.sideband_delay_seconds
 
     def hear(self, frame: str | bytes) -> None:
-        """Take one client event, from the channel or a sideband."""
+        """Process one client event from the channel or a sideband."""
         self.received.add(frame)
         self.voice.receive(frame)
 
     def send_frames(self, frames: list[bytes]) -> None:
-        """Send frames as text messages, even where the call is told to be silent; the offered size holds.
+        """Send frames as text messages, even if a fault makes the call silent; the offer's maximum message size applies.
 
-        Sidebands get them, too, with what is not UTF-8 in them replaced.
+        Sidebands get them too, with invalid UTF-8 replaced.
         """
         for frame in frames:
             self.peer.send_frame(frame)
@@ -196,7 +196,7 @@ class Call:
             self._on_end(self)
 
     async def close(self) -> None:
-        """End the call: the voice first, so that nothing is said on a closing channel."""
+        """End the call: the voice first, so that nothing is sent on a closing channel."""
         if self.end_reason is None:
             self.end_reason = "hung up"
         self._expiry.cancel()
@@ -208,7 +208,7 @@ class Call:
         return f"Your session hit the maximum duration of {minutes} minutes."
 
     def _close_sockets(self, reason: str) -> None:
-        """Close the WebSockets of the call, as the service does: 1001 with words at the hour, 1000 otherwise."""
+        """Close the WebSockets of the call, as the service does: 1001 with a reason when the time is up, 1000 otherwise."""
         how = self.voice.faults.sockets_end
         words = {"expired": self._too_long(), "stopped": "The server is shutting down."}.get(reason, "")
         code = 1001 if words else 1000

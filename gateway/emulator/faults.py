@@ -9,26 +9,26 @@ refused, never ignored.
 |---|---|---|
 | `signal_status` | 400-599 | `POST /calls` is refused with this status and the error body the service sends with it |
 | `signal_retry_after` | seconds | the refusal carries `Retry-After` |
-| `signal_delay_seconds` | seconds | `POST /calls` is answered that much later |
+| `signal_delay_seconds` | seconds | the answer to `POST /calls` is delayed by this time |
 | `signal_times` | count | only this many calls get the three faults above (default: all) |
-| `answer` | `broken`, `no_audio`, `empty` | 201 with an answer that is no SDP, lacks the audio section, or is empty |
+| `answer` | `broken`, `no_audio`, `empty` | 201 with an answer that is not SDP, lacks the audio section, or is empty |
 | `deaf` | true | no ICE check is ever answered |
-| `consent` | false | once connected, no check is answered any more; data goes on |
+| `consent` | false | once connected, checks are no longer answered; data continues |
 | `fail` | `silence`, `close_channel`, `hang_up`, `vanish`, `cut_sockets` | send nothing more; close the channel; close the connection; drop every datagram; cut the call's WebSockets without a close frame |
-| `fail_after_deltas` | count | `fail` happens after so many deltas of the call (default 0: when the first response begins) |
-| `sideband_delay_seconds` | seconds | a sideband is 404 until the call has this age |
+| `fail_after_deltas` | count | `fail` happens after this many deltas of the call (default 0: when the first response begins) |
+| `sideband_delay_seconds` | seconds | a sideband gets 404 until the call is this old |
 | `sockets_end` | `eof`, `never` | when a call ends, its WebSockets end without a close frame, or stay open in silence |
 | `oversize` | `drop`, `send` | events above the offer's max-message-size: dropped silently (default, as Pion does) or sent |
-| `response_error` | a code | responses end `failed` with it after their deltas so far (`fail_after_deltas`), at once by default |
+| `response_error` | a code | responses end `failed` with this code after `fail_after_deltas` deltas, at once by default |
 | `response_incomplete` | `content_filter`, `max_output_tokens` | responses end `incomplete` |
-| `transcription_error` | a code | input audio is not transcribed: `…input_audio_transcription.failed` with it |
+| `transcription_error` | a code | input audio is not transcribed: `…input_audio_transcription.failed` with this code |
 | `mcp_error` | `list`, `call` | MCP servers cannot list their tools; every MCP call fails |
 | `rate_limits` | `late`, `missing`, `doubled` | `rate_limits.updated` 0.5 s late, not at all, twice |
 | `first_delta_seconds` | seconds | time before a response's first delta |
-| `tokens_per_second` | number | instead of the run's; 0 = as fast as the channel takes them |
-| `burst` | count | deltas come in groups of this size, at the same mean pace |
+| `tokens_per_second` | number | replaces the emulator's setting; 0 = as fast as the channel accepts them |
+| `burst` | count | deltas are sent in groups of this size, at the same mean pace |
 | `unknown_event` | true | each response has an event of a type that does not exist |
-| `garbage` | `text`, `utf8`, `array`, `huge` | before a response's deltas: a frame that is no JSON, no UTF-8, no object, or a good event of 3 MB |
+| `garbage` | `text`, `utf8`, `array`, `huge` | before a response's deltas: a frame that is not JSON, not UTF-8 or not an object, or a valid event of 3 MB |
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ class Step:
 def load(path: Path) -> tuple[Step, ...]:
     """Read a recording; raises ValueError naming the malformed line."""
     steps = []
-    # Not splitlines: a text may hold U+2028 and others as they are, which end a line for Python and not for JSON lines.
+    # Not splitlines: U+2028 and others may occur in a text, and Python would split there, unlike JSON lines.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -45,7 +45,7 @@ def load(path: Path) -> tuple[Step, ...]:
             direction, event = entry["direction"], entry["event"]
             kind = str(event["type"])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}:{number} is no line of a recording") from None
+            raise ValueError(f"{path}:{number} is not a line of a recording") from None
         if direction not in ("sent", "received"):
             raise ValueError(f"{path}:{number} has direction '{direction}', not 'sent' or 'received'")
         steps.append(Step(direction == "sent", kind, _verbatim(line, event)))
@@ -53,7 +53,7 @@ def load(path: Path) -> tuple[Step, ...]:
 
 
 def _verbatim(line: str, event: Any) -> str:
-    """Cut the event out of its line, so that spacing and escapes stay what they were."""
+    """Cut the event out of its line, so that spacing and escapes are unchanged."""
     text = line[line.index(_EVENT) + len(_EVENT) :].strip().removesuffix("}").strip()
     try:
         if json.loads(text) == event:
@@ -88,7 +88,7 @@ class Playback:
         self._task: asyncio.Task[None] | None = None
 
     def opened(self) -> None:
-        """Begin; recordings made beside a call lack the `session.created` its channel began with."""
+        """Begin; recordings made through a sideband lack the `session.created` that began the channel."""
         if not any(step.kind == "session.created" for step in self._steps[:1]):
             self._say({"type": "session.created", "event_id": self._ids.event(), "session": self._session})
         self._task = asyncio.create_task(self._play())
@@ -99,7 +99,7 @@ class Playback:
             kind = events.parse(frame).get("type")
         except Refusal:
             return
-        # Bounded by the recording: more events than it has steps cannot move it.
+        # Bounded by the recording: events beyond its steps have no effect.
         if isinstance(kind, str) and len(self._waiting) <= len(self._steps):
             self._waiting.append(kind)
             self._wake.set()

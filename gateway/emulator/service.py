@@ -1,4 +1,4 @@
-"""The calls of a run: opened, found, ended.
+"""Opens, finds and ends the calls of an emulator.
 
 It does not know HTTP. It holds what all calls share (certificate, brain, secrets, faults of later calls) and owns every
 call's end: a call that ends by itself is closed by a task kept here, and `close` waits for all of them.
@@ -36,7 +36,7 @@ from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.peer import FarPeer, SharedCertificate
 from gateway.emulator.transport.sdp import Endpoint, Offer, answer_setup, write_answer
 
-# Ended calls stay known to the control endpoint, so that a test can ask what reached them.
+# The control endpoint keeps ended calls, so that a test can see what they received.
 _MAX_ENDED = 256
 MAX_CALLS = 10_000
 
@@ -128,7 +128,7 @@ class Service:
         self._signals = 0
 
     def still_signals_badly(self) -> bool:
-        """Count one more signalling request; say whether `signal_times` still lets it meet the faults."""
+        """Count one more signalling request; return whether the signalling faults still apply to it (`signal_times`)."""
         self._signals += 1
         return self.faults.signal_times is None or self._signals <= self.faults.signal_times
 
@@ -141,13 +141,13 @@ class Service:
         call.end("hung up")
 
     def end_all(self) -> None:
-        """Begin the end of every call, and of every answer that is held back."""
+        """Begin to end every call and every delayed answer."""
         self._stopping.set()
         for call in list(self.calls.values()):
             call.end("stopped")
 
     async def close(self) -> None:
-        """End every call and wait until all are gone."""
+        """End every call and wait until all have ended."""
         self.end_all()
         while self._endings:
             await asyncio.wait(set(self._endings))
@@ -188,7 +188,7 @@ class Service:
 
 
 def _ear(told: Sequence[str]) -> Callable[[float], str]:
-    """Return what hears input audio: the texts of `--hear` in turn, else a sentence about its length."""
+    """Return the function that transcribes input audio: the texts of `--hear` in turn, else a sentence about its length."""
     if told:
         words = itertools.cycle(told)
         return lambda seconds: next(words)
@@ -196,11 +196,11 @@ def _ear(told: Sequence[str]) -> Callable[[float], str]:
 
 
 def media_addresses(host: str) -> list[str]:
-    """Return the addresses media is offered on.
+    """Return the addresses for media in the answer.
 
-    A listener on one address offers that one; loopback too, which ICE libraries leave out, though with only `lo` up there
-    is no other. A name offers what it resolves to. A wildcard offers every IPv4 address of the machine; `::`, and a machine
-    without IPv4, the IPv6 addresses too, link-local ones left out.
+    A listener on one address offers that address, also loopback: ICE libraries leave it out, but with only `lo` up it is the only
+    one. A name offers what it resolves to. A wildcard offers every IPv4 address of the machine. `::`, or a machine without IPv4,
+    also offers the IPv6 addresses except link-local ones.
     """
     if host not in ("0.0.0.0", "", "::"):
         return _resolved(host)
@@ -225,7 +225,7 @@ def _resolved(host: str) -> list[str]:
 
 
 def _usable(addresses: list[str]) -> list[str]:
-    """Keep what a socket can be bound to: a family may be switched off while its addresses are still listed."""
+    """Keep the addresses that can be bound: a family may be disabled while its addresses are still listed."""
     usable = []
     for address in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -27,7 +27,7 @@ UPSTREAM_REASONS = frozenset(
 def failure_of(end: End, session_id: str) -> GatewayError:
     """Return the error for requests that are waiting on the session."""
     if end.reason is CloseReason.INTERNAL:
-        return GatewayError("internal", f"The gateway failed; its log has the reason under '{session_id}'.")
+        return GatewayError("internal", f"The gateway failed; see its log for session '{session_id}'.")
     detail = f"The session ended: {end.reason}."
     if end.reason not in UPSTREAM_REASONS:
         return CallerError("session-closed", detail, members={"reason": end.reason})

@@ -274,7 +274,7 @@ class Hub:
             else:
                 listed.append(session.view())
         if not begun:
-            raise CallerError("session-unknown", "'after' names no session of this list.")
+            raise CallerError("session-unknown", "The session in 'after' is not in this list.")
         return listed, False
 
     def all_sessions(self) -> list[View]:
@@ -313,7 +313,7 @@ class Hub:
             raise OverloadError("capacity", "The gateway is too busy.", retry_after=RETRY_CAPACITY_SECONDS)
         live = [*self._opening.values(), *self._live()]
         if len(live) >= self.limits.max_sessions:
-            detail = f"All {self.limits.max_sessions} sessions are taken."
+            detail = f"All {self.limits.max_sessions} sessions are in use."
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
         if self._broker.full and not self._broker.relieve():
             raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
@@ -324,7 +324,7 @@ class Hub:
             sum(session.state.opening.principal.name == principal.name for session in live)
             >= principal.max_sessions
         ):
-            detail = f"This key may hold {principal.max_sessions} sessions at once."
+            detail = f"This key may have {principal.max_sessions} sessions at once."
             raise OverloadError("session-limit", detail, retry_after=RETRY_CAPACITY_SECONDS)
 
     def live_sessions(self) -> list[Session]:

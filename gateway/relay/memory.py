@@ -64,7 +64,7 @@ class Budget:
         if self.held + size > self.total_bytes:
             raise OverloadError("capacity", "The gateway's memory is full.", retry_after=RETRY_SECONDS)
         if self.held_by(principal) + size > self.principal_bytes:
-            detail = f"This caller holds all of the {self.principal_bytes} bytes that one caller may hold."
+            detail = f"This caller uses all of the {self.principal_bytes} bytes that one caller may use."
             raise OverloadError("capacity", detail, retry_after=RETRY_SECONDS)
 
     def open(self, principal: str) -> "Holding":

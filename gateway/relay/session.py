@@ -156,9 +156,11 @@ class Session(SessionCore):
         is kept that a new call could be told."""
         self._require_live()
         if self.state.opening.attach_to is not None:
-            raise CallerError("invalid-parameter", "The call is somebody else's and cannot be replaced.")
+            raise CallerError(
+                "invalid-parameter", "Another application made the call; it cannot be replaced."
+            )
         if not self._limits.continuity:
-            detail = "relay.continuity is off, so a new call would know nothing of the conversation."
+            detail = "relay.continuity is off, so a new call would start without the conversation."
             raise CallerError("invalid-parameter", detail)
         self._line.replace(RESTART)
 

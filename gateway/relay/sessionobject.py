@@ -27,7 +27,7 @@ def check_locked(members: object, locked: Iterable[str], pointer: str) -> None:
         if _sets(members, name.split(".")):
             flaw = Flaw("locked by the operator", pointer=f"{pointer}/{name.replace('.', '/')}")
             raise CallerError(
-                "member-locked", f"'{name}' is fixed by the operator of this gateway.", flaws=(flaw,)
+                "member-locked", f"'{name}' is locked by the operator of this gateway.", flaws=(flaw,)
             )
 
 

@@ -94,7 +94,7 @@ class Allowance:
         spent = _of_day(principal).reached(self.spent(principal.name, unix))
         if spent is not None:
             left = _DAY_SECONDS - unix % _DAY_SECONDS
-            detail = f"This key's {spent} of today are spent; the day ends at midnight UTC."
+            detail = f"This key's {spent} per day are used up; the next day begins at midnight UTC."
             raise OverloadError("rate-limited", detail, retry_after=left, members={"limit": spent})
 
     def spent(self, principal: str, unix: float) -> Amount:
@@ -181,7 +181,7 @@ class Account:
         self._allowance.check(self.principal, unix)
         spent = self._limit.reached(self.spent)
         if spent is not None:
-            detail = f"The {spent} that a session of this key may cost are spent; open another session."
+            detail = f"The {spent} per session of this key are used up; open another session."
             raise OverloadError("rate-limited", detail, retry_after=RETRY_SECONDS, members={"limit": spent})
 
     def reserve(
@@ -263,7 +263,6 @@ def _whole(value: object) -> int:
 
 def _reserved_whole() -> OverloadError:
     detail = (
-        "What is left of this key's budget is reserved for responses that are being answered; "
-        "ask again when they are done."
+        "The rest of this key's budget is reserved for responses in progress; try again when they are done."
     )
     return OverloadError("rate-limited", detail, retry_after=RETRY_SECONDS)

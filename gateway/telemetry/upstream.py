@@ -44,7 +44,7 @@ class CallMetrics:
         self._errors.labels(known(code, words.UPSTREAM_CODES)).inc()
 
     def turn_unavailable(self) -> None:
-        log.warning("turn_unavailable", remedy="run `gateway check`, and look at upstream.ice_servers")
+        log.warning("turn_unavailable", remedy="run `gateway check`, and check upstream.ice_servers")
 
     def relay_failed(self, session: str, error: BaseException) -> None:
         left_out = self._failure_lines.admit()

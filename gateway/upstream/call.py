@@ -101,14 +101,16 @@ class WebRTCUpstream:
         try:
             offer = sdp.offer_to_send(pc.localDescription.sdp, largest)
         except sdp.SdpError as error:
-            raise UpstreamError("upstream-failed", f"No offer could be made: {error}.") from error
+            raise UpstreamError("upstream-failed", f"The offer could not be created: {error}.") from error
         local = sdp.local_candidates(offer)
         without_relay = dialer.config.has_turn and not any(kind.startswith("relay") for kind in local)
         if without_relay:
             dialer.telemetry.turn_unavailable()
         if not local:
             lacking = "The TURN server gave" if without_relay else "This machine has"
-            raise UpstreamError("upstream-failed", f"{lacking} no network address to reach OpenAI from.")
+            raise UpstreamError(
+                "upstream-failed", f"{lacking} no network address for the connection to OpenAI."
+            )
         self._candidates["local"] = list(local)
         left = seconds - (dialer.clock.monotonic() - self._began)
         created = await dialer.signaller.create(offer, self._request, left)
@@ -169,7 +171,7 @@ class WebRTCUpstream:
         except sdp.SdpError as error:
             raise UpstreamError(
                 "upstream-failed",
-                f"OpenAI's answer makes no call: {error}.",
+                f"OpenAI's answer is not usable: {error}.",
                 members={"upstream": {"status": created.status}},
             ) from error
         self.max_message_bytes = answer.max_message_bytes
@@ -323,7 +325,7 @@ class WebRTCUpstream:
                 if 4 * len(text) > limit and (size := len(text.encode())) > limit:
                     raise CallerError(
                         "too-large",
-                        f"OpenAI takes events of up to {limit} bytes on this call, this one has {size}.",
+                        f"OpenAI accepts events of up to {limit} bytes on this call, this one has {size}.",
                         members={"limit": limit},
                     )
         for text in batch:

@@ -50,7 +50,7 @@ def offer_to_send(offer: str, max_message_bytes: int) -> str:
     """Return the offer as it is sent to the service; raises SdpError when it has no audio or no data section."""
     head, sections = _sections(offer)
     if not any(_kind(section) == "audio" for section in sections):
-        raise SdpError("the offer has no audio section, which the service demands")
+        raise SdpError("the offer has no audio section, which the service requires")
     if not any(_kind(section) == "application" for section in sections):
         raise SdpError("the offer has no section for the data channel")
     sent = [_one_fingerprint(head)]
@@ -65,7 +65,7 @@ def offer_to_send(offer: str, max_message_bytes: int) -> str:
 def answer_to_apply(answer: str) -> Answer:
     """Check the service's answer and return it as it is to be applied; raises SdpError naming what is missing."""
     if not answer.startswith("v=0"):
-        raise SdpError("the answer is no session description: it does not begin with v=0")
+        raise SdpError("the answer is not a session description: it does not begin with v=0")
     head, sections = _sections(answer)
     kinds = [_kind(section) for section in sections]
     for kind, name in (("audio", "audio section"), ("application", "section for the data channel")):

@@ -190,7 +190,9 @@ class SidebandUpstream:
         sized = [(text, len(text) if text.isascii() else len(text.encode())) for text in batch]
         size = sum(size for _, size in sized)
         if self._queued_bytes and self._queued_bytes + size > MAX_QUEUED_BYTES:
-            detail = f"{self._queued_bytes} bytes wait for OpenAI to take them; the batch was not accepted."
+            detail = (
+                f"{self._queued_bytes} bytes are waiting for OpenAI to read them; the batch was not accepted."
+            )
             raise OverloadError("upstream-backpressure", detail, retry_after=1)
         self._queue.extend(sized)
         self._queued_bytes += size

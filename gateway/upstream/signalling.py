@@ -47,8 +47,8 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _DETAILS: Mapping[int, str] = {
     401: "OpenAI does not accept the credential",
-    403: "OpenAI does not allow this to the credential",
-    404: "OpenAI does not know this address: look at upstream.base_url",
+    403: "The credential is not allowed to do this at OpenAI",
+    404: "OpenAI does not know this address: check upstream.base_url",
     429: "OpenAI's rate limit was reached",
 }
 
@@ -166,7 +166,9 @@ class Signaller:
             # The body is lost with the handshake, and the service often sends none.
             upstream: Json = {"status": error.status}
             if error.status == 404:
-                detail = "OpenAI knows no such call, it has ended, or it belongs to another project."
+                detail = (
+                    "OpenAI does not know the call, the call has ended, or it belongs to another project."
+                )
                 raise UpstreamError("call-unknown", detail, members={"upstream": upstream}) from error
             retry_after = error.headers.get("Retry-After") if error.headers else None
             raise _refusal(upstream, retry_after, self._clock.unix()) from error
@@ -214,7 +216,7 @@ class Signaller:
             detail = (
                 "The caller's OpenAI key is missing: send it as 'X-Upstream-Authorization: Bearer'."
                 if config.auth == "client"
-                else "This gateway has no OpenAI key: its operator sets OPENAI_API_KEY or upstream.api_key_file."
+                else "This gateway has no OpenAI key; its operator must set OPENAI_API_KEY or upstream.api_key_file."
             )
             raise UpstreamError("upstream-rejected", f"{detail} OpenAI was not asked.")
         headers = {"Authorization": f"Bearer {credential}", "Accept": "application/sdp"}
@@ -271,7 +273,7 @@ def proxy_for(config: UpstreamConfig) -> str | None:
     if scheme != "http":
         name = f"{parts.scheme}_proxy".upper()
         raise ValueError(
-            f"{name} names a proxy of the kind {scheme}; signalling goes through http:// proxies only"
+            f"{name} names a proxy of the kind {scheme}; signalling works only through http:// proxies"
         )
     return proxy
 
@@ -365,14 +367,14 @@ def _seconds(retry_after: str | None, unix: float) -> float | None:
 def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
     # The text of a connector error names the operator's host and port; its class is enough for a caller.
     kinds: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
-        (aiohttp.ClientConnectorDNSError, "its name is not known here"),
+        (aiohttp.ClientConnectorDNSError, "its name cannot be resolved"),
         (aiohttp.ClientConnectorCertificateError, "its certificate is not trusted"),
         (aiohttp.ClientConnectorSSLError, "no TLS connection could be made"),
         (aiohttp.ClientProxyConnectionError, "the proxy cannot be reached"),
         (aiohttp.ClientHttpProxyError, "the proxy refused"),
         (aiohttp.ClientConnectorError, "the connection was refused"),
         (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
-        (aiohttp.InvalidURL, "its address, or the proxy's, is no URL"),
+        (aiohttp.InvalidURL, "its address, or the proxy's, is not a URL"),
         (aiohttp.ClientPayloadError, "its answer was cut short or cannot be decoded"),
         (aiohttp.ClientResponseError, "its answer is not HTTP"),
     )

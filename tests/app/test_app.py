@@ -374,7 +374,9 @@ def test_keys_file_without_keys_refuses_to_start(tmp_path: Path, text: str) -> N
     file = tmp_path / "keys.toml"
     file.write_text(text)
     config = load(environ={}, flags={"access": {"keys_file": str(file)}})
-    with pytest.raises(ConfigError, match=r"access\.keys_file: .* holds no key.*access\.anonymous = true"):
+    with pytest.raises(
+        ConfigError, match=r"access\.keys_file: .* contains no keys.*access\.anonymous = true"
+    ):
         access_rules(config)
 
 
@@ -403,7 +405,7 @@ async def test_emptied_keys_file_changes_nothing(tmp_path: Path, anonymous: bool
 
     assert answers == [404, 401, 404 if anonymous else 401]
     assert [(line["event"], line["log_level"]) for line in lines] == [("keys_not_reloaded", "error")]
-    assert "holds no key" in str(lines[0]["problems"])
+    assert "contains no keys" in str(lines[0]["problems"])
 
 
 @pytest.mark.parametrize(
@@ -412,9 +414,9 @@ async def test_emptied_keys_file_changes_nothing(tmp_path: Path, anonymous: bool
         ("https://bücher.example", "https://xn--bcher-kva.example"),
         ("http://127.1:8080", "is no address"),
         ("http://[0:0:0:0:0:0:0:1]", "the address ::1"),
-        ("https://a.example:99999", "is no origin"),
-        ("https://a.example:", "is no origin"),
-        ("https://a,b", "is no origin"),
+        ("https://a.example:99999", "is not an origin"),
+        ("https://a.example:", "is not an origin"),
+        ("https://a,b", "is not an origin"),
         ("data://x", "origin null"),
     ],
 )

@@ -89,7 +89,7 @@ async def test_refused_key_is_explained() -> None:
         finding = await doctor.call(pointed_at(str(server.make_url("/v1")), api_key="sk-wrong"))
 
     assert finding.result == "failed"
-    assert finding.remedy == "The key is not accepted: look at the environment's OPENAI_API_KEY."
+    assert finding.remedy == "OpenAI does not accept the key: check the environment's OPENAI_API_KEY."
     assert "sk-wrong" not in finding.detail + finding.remedy
 
 

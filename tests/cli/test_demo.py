@@ -47,7 +47,7 @@ async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         demo = await start("demo", "--port", str(port))
-        said = await demo.says(rf"Port {port} is in use; taking (\d+) instead")
+        said = await demo.says(rf"Port {port} is in use; using (\d+) instead")
         url = await demo.says(r"listening on http://127\.0\.0\.1:(\d+)")
         await demo.tell(signal.SIGTERM)
         status = await demo.ended()

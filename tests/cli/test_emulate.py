@@ -56,7 +56,7 @@ async def test_emulator_takes_faults_and_keys(start: Start) -> None:
     ("flag", "value", "says"),
     [
         ("--fault", "premonition=1", "no fault is named 'premonition'"),
-        ("--record", __file__, "no line of a recording"),
+        ("--record", __file__, "not a line of a recording"),
         ("--mcp", __file__, "is not an MCP server"),
     ],
 )

@@ -86,7 +86,7 @@ def test_listening_to_strangers_without_a_key_is_refused() -> None:
     """Beyond loopback somebody must have said who may come in."""
     said = refused("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")
 
-    assert "server.host: 0.0.0.0 is reachable from elsewhere and no key is configured" in said
+    assert "server.host: 0.0.0.0 is reachable from other machines, but no key is configured" in said
 
 
 def test_missing_secret_file_is_refused_by_its_key(tmp_path: Path) -> None:

@@ -58,5 +58,5 @@ def test_usage_adds_audio_of_both_directions() -> None:
 
 def test_arguments_that_are_no_object_are_told() -> None:
     """A model may write anything."""
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         FunctionCall("f", "call_1", "[]").values()

@@ -145,7 +145,7 @@ async def test_expiry_is_told_over_a_recording(
 
 async def test_wrong_recording_refuses_to_start(tmp_path: Path, emulate: Callable[..., Any]) -> None:
     """An emulator does not start with a file that is no recording."""
-    with pytest.raises(ValueError, match="no line of a recording"):
+    with pytest.raises(ValueError, match="not a line of a recording"):
         await emulate(recordings=(write(tmp_path / "r.jsonl", "x"),))
 
 

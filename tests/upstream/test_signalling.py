@@ -401,7 +401,7 @@ async def test_proxy_of_the_environment_is_used_except_towards_loopback(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"), [("127.0.0.1:9", "the proxy cannot be reached"), ("http://[half", "is no URL")]
+    ("given", "told"), [("127.0.0.1:9", "the proxy cannot be reached"), ("http://[half", "is not a URL")]
 )
 async def test_proxy_of_the_environment_is_read_as_others_read_it(
     given: str, told: str, monkeypatch: pytest.MonkeyPatch

@@ -189,7 +189,7 @@ def grant(request: web.Request) -> Grant:
     word, _ = _shown(request)
     if word is not None and looks_signed(word):
         kind, _ = _signed(request, word)
-        raise CallerError("forbidden", f"A {kind} is for its own session only; this needs an API key.")
+        raise CallerError("forbidden", f"A {kind} is valid only for its own session; this needs an API key.")
     found = _by_key(request, word)
     request[PRINCIPAL] = found.principal.name
     return found
@@ -214,13 +214,13 @@ def session_grant(request: web.Request, need: Need, *, word: str | None = None) 
         kind, named = _signed(request, shown)
         if in_query and kind != "ticket":
             raise CallerError(
-                "unauthorized", "Only a ticket may stand in a query; a secret is sent as Bearer."
+                "unauthorized", "Only a ticket may be sent in the query; send a secret as Bearer."
             )
         if named != session_id:
             raise CallerError("session-unknown", "There is no such session, or it is not yours.")
         if need != "read" and kind == "ticket":
             raise CallerError(
-                "forbidden", "A ticket is for reading; sending needs a key or the client secret."
+                "forbidden", "A ticket is only for reading; sending needs an API key or the client secret."
             )
         handle = sessions.find(session_id, None)
         found = _by_session(request, kind, handle)
@@ -249,7 +249,7 @@ def upstream_bearer(request: web.Request) -> str | None:
     if header is None:
         return None
     if not request.app[ACCESS].rules.client_upstream:
-        detail = "This gateway uses its own upstream credential and takes no X-Upstream-Authorization."
+        detail = "This gateway uses its own upstream credential and does not accept X-Upstream-Authorization."
         raise CallerError("invalid-parameter", detail)
     found = _BEARER.match(header)
     if found is None:
@@ -289,7 +289,7 @@ def _by_key(request: web.Request, word: str | None) -> Grant:
     if rules.keyed and word is not None:
         rule = access.caller_by_key(word)
         if rule is None:
-            raise CallerError("unauthorized", "The API key is not known here.")
+            raise CallerError("unauthorized", "This gateway does not know the API key.")
         principal = _principal(rule)
         return Grant(principal, "key", restricted=rules.members_locked or principal.budgeted)
     if not rules.serves_anonymous:
@@ -330,4 +330,4 @@ def _require_known(request: web.Request, principal: str) -> None:
     access = request.app[ACCESS]
     known = access.rules.serves_anonymous if principal == ANONYMOUS else access.rule(principal) is not None
     if not known:
-        raise CallerError("unauthorized", "The key that opened this session is not known here any more.")
+        raise CallerError("unauthorized", "The API key that opened this session has been revoked.")

@@ -60,17 +60,17 @@ def unmatchable(text: str) -> str | None:
     """Return why no browser sends this origin, or the form that browsers send instead; None if it is valid."""
     normal = normal_origin(text)
     if normal is None:
-        return "is no origin; expected scheme://host[:port], as a browser sends it"
+        return "is not an origin; expected scheme://host[:port], as a browser sends it"
     scheme, _, rest = normal.partition("://")
     host = urlsplit(normal).hostname or ""
     if scheme in _NOT_SENT:
-        return f"pages of {scheme}: have the origin null, which cannot be let in"
+        return f"pages of {scheme}: have the origin null, which cannot be allowed"
     if scheme not in _DEFAULT_PORTS:
         return None
     if not host.isascii():
         with suppress(UnicodeError):
             return f"a browser writes it {scheme}://{rest.replace(host, host.encode('idna').decode())}"
-        return f"{host!r} is no host name"
+        return f"{host!r} is not a host name"
     if ":" in host or _NUMERIC_END.search(host):
         try:
             address = ip_address(host)

@@ -35,7 +35,7 @@ def media_type(request: web.Request, taken: Iterable[str]) -> str:
     named = request.content_type if hdrs.CONTENT_TYPE in request.headers else JSON
     if named not in taken:
         listed = ", ".join(sorted(taken))
-        raise CallerError("unsupported-media-type", f"'{named}' is not read here; these are: {listed}.")
+        raise CallerError("unsupported-media-type", f"'{named}' is not supported; supported: {listed}.")
     return named
 
 
@@ -65,7 +65,7 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
             raise CallerError("request-timeout", detail) from None
     signed = request.get(BODY_SHA256)
     if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
-        raise CallerError("forbidden", "The body is not the one that the other node signed.")
+        raise CallerError("forbidden", "The body differs from the one that the other node signed.")
     request[BODY] = body
     return body
 
@@ -122,5 +122,7 @@ def _holding(request: web.Request) -> Holding:
 
 def _refuse(limit: int) -> NoReturn:
     raise CallerError(
-        "too-large", f"The body is larger than {limit} bytes, the limit here.", members={"limit": limit}
+        "too-large",
+        f"The body is larger than {limit} bytes, the limit of this request.",
+        members={"limit": limit},
     )

@@ -34,7 +34,7 @@ def negotiate(named: str | None, accept: str | None, media_types: Mapping[Form, 
         if media_type == best:
             return form
     offered = ", ".join(media_types.values())
-    raise CallerError("not-acceptable", f"None of the types in Accept can be given; these can: {offered}.")
+    raise CallerError("not-acceptable", f"None of the types in Accept is available; available: {offered}.")
 
 
 def preferred(accept: str | None, offered: Sequence[str]) -> str | None:

@@ -160,7 +160,7 @@ class RequestParser:
         if message.chunked and message.headers.get(hdrs.TRANSFER_ENCODING, "").strip().lower() != "chunked":
             coding = message.headers[hdrs.TRANSFER_ENCODING]
             return CallerError(
-                "not-implemented", f"Transfer-Encoding '{coding}' is not supported; 'chunked' alone is."
+                "not-implemented", f"Transfer-Encoding '{coding}' is not supported; only 'chunked' is."
             )
         if self.unfinished + size > self._max_head_bytes:
             head = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
@@ -238,9 +238,9 @@ def _spoken(version: HttpVersion) -> HttpVersion:
 
 
 def _wrong_version(version: str) -> CallerError:
-    return CallerError("http-version-not-supported", f"HTTP/{version} is not spoken here; use HTTP/1.1.")
+    return CallerError("http-version-not-supported", f"HTTP/{version} is not supported; use HTTP/1.1.")
 
 
 def _missing_host() -> CallerError:
     flaw = Flaw("is missing", pointer="/Host")
-    return CallerError("invalid-parameter", "A request in HTTP/1.1 needs a Host header.", flaws=(flaw,))
+    return CallerError("invalid-parameter", "An HTTP/1.1 request needs a Host header.", flaws=(flaw,))

@@ -80,14 +80,14 @@ def translated(error: web.HTTPException) -> GatewayError | None:
         return None
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = sorted(error.allowed_methods)
-        detail = f"{error.method} is not allowed here; allowed: {', '.join(allowed)}."
+        detail = f"{error.method} is not allowed for this path; allowed: {', '.join(allowed)}."
         return GatewayError(code, detail, members={"allow": allowed})
-    return GatewayError(code, "There is nothing at this path." if code == "not-found" else str(error.reason))
+    return GatewayError(code, "This path does not exist." if code == "not-found" else str(error.reason))
 
 
 def internal(request_id: str) -> GatewayError:
     """Return the error for a bug in the gateway."""
-    return GatewayError("internal", f"The gateway failed; its log has the reason under '{request_id}'.")
+    return GatewayError("internal", f"The gateway failed; see its log for request ID '{request_id}'.")
 
 
 def _wait(error: GatewayError) -> int | None:

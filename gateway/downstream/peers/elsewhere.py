@@ -191,7 +191,7 @@ class Elsewhere:
         )
         if after is not None:
             if after not in every:
-                raise CallerError("session-unknown", "'after' names no session of this list.")
+                raise CallerError("session-unknown", "The session in 'after' is not in this list.")
             listed = listed[listed.index(every[after]) + 1 :]
         return listed[:limit], len(listed) > limit
 
@@ -260,7 +260,7 @@ class Elsewhere:
         try:
             body = await whole_body(answer.line, head)
         except BrokenError as error:
-            detail = "The node that holds the session went away in the middle of its answer."
+            detail = "The node that holds the session stopped in the middle of its answer."
             raise OverloadError("recovering", detail, retry_after=1) from error
         self._keep(answer)
         return web.Response(status=head.status, body=body, headers=headers)

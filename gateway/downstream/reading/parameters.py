@@ -133,7 +133,7 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
     query = {}
     for name, value in body.items():
         if name not in _NAMES:
-            _refuse(name, f"is not known; known are {', '.join(sorted(_NAMES))}")
+            _refuse(name, f"is unknown; known parameters: {', '.join(sorted(_NAMES))}")
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             query[name] = ",".join(value)
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -166,7 +166,7 @@ def start(cursor: str, reader: Reader) -> EventId:
     try:
         return EventId.parse(cursor)
     except ValueError as error:
-        raise CallerError("invalid-cursor", f"The cursor is not an event id: {error}.") from None
+        raise CallerError("invalid-cursor", f"The cursor is not an event ID: {error}.") from None
 
 
 def _patterns(query: Mapping[str, str], name: str) -> list[str]:

@@ -107,7 +107,9 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
             return web.Response(status=204)  # Tells an EventSource to stop reconnecting.
         reason = handle.view().close_reason
         raise CallerError(
-            "session-closed", "The session is closed and read to its end.", members={"reason": reason}
+            "session-closed",
+            "The session is closed, and you have read all of its events.",
+            members={"reason": reason},
         )
     reads = request.app[READS]
     with closing(Cursor(handle.reader, after, selects=_selects(wanted))) as cursor:

@@ -76,9 +76,9 @@ def wait(text: str | None, *, format: Format, keyed: bool) -> float | None:
     if not 1 <= seconds <= MAX_WAIT_SECONDS:
         _refuse("wait", f"must be a number of seconds from 1 to {MAX_WAIT_SECONDS:g}")
     if format != "json":
-        _refuse("wait", "is for JSON answers; a stream shows how far it is")
+        _refuse("wait", "is only for JSON answers; a stream needs no waiting")
     if not keyed:
-        _refuse("wait", "needs an Idempotency-Key, with which the answer is asked for again")
+        _refuse("wait", "needs an Idempotency-Key, with which you can request the answer again")
     return seconds
 
 
@@ -86,7 +86,7 @@ def _from_object(value: Mapping[str, object], *, own_session: bool) -> TurnWante
     if "input" not in value:
         _refuse("input", "is missing: a text, or a list of conversation items")
     if "session" in value and not own_session:
-        _refuse("session", "is for POST /v1/turns; this session has its own")
+        _refuse("session", "is only for POST /v1/turns; this session already has a session object")
     response = {name: member for name, member in value.items() if name not in ("input", "session")}
     metadata = response.get("metadata")
     if not (metadata is None or isinstance(metadata, dict)):

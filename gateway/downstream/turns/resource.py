@@ -116,7 +116,7 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     wanted = await in_steps(request, turnbody.read(body, named, own_session=own_session))
     limit = request.app[LIMITS].max_batch_events
     if len(wanted.request.items) + 1 > limit:
-        detail = f"'input' has {len(wanted.request.items)} items; with its response.create a turn may be {limit} events."
+        detail = f"'input' has {len(wanted.request.items)} items; including its response.create a turn may have {limit} events."
         raise CallerError("too-large", detail, members={"limit": limit})
     format_ = negotiate(request.query.get("format"), accepted(request), wanted.formats)
     key = scoped_key(request, caller)

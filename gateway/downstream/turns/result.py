@@ -64,9 +64,7 @@ def text_of(turn: Turn) -> str:
         raise error
     text = output_text(turn.result or {})
     if not text:
-        raise CallerError(
-            "no-text-output", "The response has no text; ask for it as JSON to see what it has."
-        )
+        raise CallerError("no-text-output", "The response has no text; request JSON to see its content.")
     return well_formed(text)
 
 
@@ -81,11 +79,11 @@ def shortcoming(turn: Turn) -> GatewayError | None:
     if status in ("failed", "cancelled", "incomplete"):
         reason = _reason(result)
         upstream = response_error(result) or {"status": status, "reason": reason}
-        detail = f"The response is {status}: {upstream.get('message') or reason or 'OpenAI gives no reason'}"
+        detail = f"The response is {status}: {upstream.get('message') or reason or 'OpenAI gave no reason'}"
         return UpstreamError("upstream-failed", detail, members={"upstream": upstream})
     call = next((item for item in _items(result) if item.get("type") == "function_call"), None)
     if call is not None:
-        detail = f"The response calls the function '{call.get('name')}'; ask for it as JSON to get the call."
+        detail = f"The response calls the function '{call.get('name')}'; request JSON to get the call."
         return CallerError("no-text-output", detail)
     return None
 

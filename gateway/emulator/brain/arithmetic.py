@@ -41,8 +41,8 @@ def number_word(word: str) -> int | None:
 
 
 def solve(text: str) -> str | None:
-    """Work out the first sum in `text`, or return None if there is none or it is `x/0`."""
-    # A grouping comma is dropped, any other ends a sum.
+    """Calculate the first expression in `text`; return None if there is none or it divides by zero."""
+    # A comma that groups digits is dropped. Any other comma ends the expression.
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text[: _MAX_CHARACTERS * 4].lower())
     for pattern, sign in _SPOKEN:
         text = re.sub(pattern, sign, text)

@@ -21,7 +21,7 @@ _MAX_COMPLAINT = 16 * 1024
 
 
 class ChatBrain:
-    """Asks `{base_url}/chat/completions` with `model`; `key` is sent as Bearer where there is one."""
+    """Asks `{base_url}/chat/completions` with `model`; `key`, if not empty, is sent as Bearer."""
 
     def __init__(self, base_url: str, model: str, key: str | None) -> None:
         self._url = base_url.rstrip("/") + "/chat/completions"
@@ -123,7 +123,7 @@ def _delta(line: bytes) -> dict[str, Any] | None:
         return None
     chunk = json.loads(data)
     if isinstance(chunk, dict) and chunk.get("error"):
-        # The status has been sent by then, so servers report the error in the stream.
+        # The status has already been sent, so servers report the error in the stream.
         raise BrainError(None, f"The model server failed{_complaint(data)}.")
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     delta = (
@@ -135,7 +135,7 @@ def _delta(line: bytes) -> dict[str, Any] | None:
 
 
 def _complaint(body: str | bytes) -> str:
-    """Return what a server says of its failure, in the form `: words`; nothing where it says none."""
+    """Return the server's error message in the form `: message`, or an empty string if there is none."""
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):

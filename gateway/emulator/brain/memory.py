@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 _STOP = r"(?=[.,;!?\n]|\s+(?:and|but|so)\s+(?:my|the|i|call|please|remember)\b|$)"
 _TOLD = [
-    # The head in any case; a further word of the name only where it is capitalised.
+    # The introduction matches in any case. A further word of the name must be capitalised.
     (re.compile(r"\b(?i:my name is|call me|i am called|i'm called)\s+([\w'’-]+(?:\s+[A-Z][\w'’-]+)*)"), "name"),
     (re.compile(r"\bi(?: am|'m|’m)\s+(\d{1,3}\s+years old)", re.I), "age"),
     (re.compile(rf"\bi (?:live|stay) in\s+(.+?){_STOP}", re.I), "home"),
@@ -57,13 +57,13 @@ def facts_in(texts: Iterable[str]) -> Facts:
 
 
 def remembered(texts: Iterable[str]) -> list[str]:
-    """List what somebody asked to have remembered, in their words."""
+    """List what users asked to have remembered, in their words."""
     found = (_REMEMBER.search(text) for text in texts if not text.rstrip().endswith("?"))
     return [match[1].strip() for match in found if match]
 
 
 def answer(question: str, facts: Facts) -> tuple[str, str] | None:
-    """Answer a question about what was told, as (sentence, bare value); None where it asks for nothing of the kind."""
+    """Answer a question about a stated fact, as (sentence, bare value); None if the question is about something else."""
     for pattern, key in _QUESTIONS:
         if pattern.search(question):
             return _one(key, "my", facts)

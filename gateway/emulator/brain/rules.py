@@ -1,7 +1,7 @@
 """The offline brain: a list of rules, tried in order. No I/O.
 
 The same conversation always gets the same answer. The rules cover what demos and tests need: greet, work out sums,
-count, spell, repeat, remember what it was told, tell the date it was given, write long texts, follow a few
+count, spell, repeat, remember facts, say the date from the instructions, write long texts, follow a few
 instructions, call functions and use their results.
 """
 
@@ -61,7 +61,7 @@ class _Question:
 
     @property
     def head(self) -> str:
-        """The beginning of the text: most rules look at no more, which bounds their cost."""
+        """The beginning of the text. Most rules look only at this, which bounds their cost."""
         return self.text[:_HEAD]
 
     @property
@@ -79,7 +79,7 @@ class RuleBrain:
         """Answer the newest item: a function's result, or what the user said last."""
         asked = _last(prompt.items)
         spoken = asked is not None and asked.get("role") == "user"
-        # A tool choice that forces a call does so whatever the newest item is, as with the service's models.
+        # A tool choice can force a call for any newest item, as with the service's models.
         if spoken or prompt.tool_choice not in ("auto", "none"):
             text = text_of(asked) if asked is not None and spoken else ""
             calls = tools.choose(text, prompt.tools, prompt.tool_choice)
@@ -95,7 +95,7 @@ class RuleBrain:
             yield token
 
     async def close(self) -> None:
-        """Do nothing: it holds no connection."""
+        """Do nothing: there is no connection to close."""
 
 
 def reply(prompt: Prompt) -> str:
@@ -153,7 +153,7 @@ def _repeat(question: _Question) -> Reply | None:
     )
     if match is None:
         return None
-    # "Say hello" and "repeat my name" ask for something else, unless the words to repeat are plainly set apart.
+    # "Say hello" and "repeat my name" ask for something else, unless a colon or quotes mark the words to repeat.
     plain = match[1] is not None or ":" in match[2]
     if not plain and re.match(r"(?:hello|hi|something|it again|my |the )\b", match[3], re.I):
         return None

@@ -8,7 +8,7 @@ from gateway.emulator.brain.arithmetic import number_word
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer; `short` is the bare fact in it, for those who asked for few words."""
+    """An answer; `short` is the fact alone, for instructions that ask for few words."""
 
     text: str
     short: str | None = None

@@ -155,7 +155,7 @@ class _Maker:
         required = [k for k in required if isinstance(k, str)] if isinstance(required, list) else []
         made = {key: self.make(properties.get(key, {}), key, depth + 1) for key in required[:_MAX_ITEMS]}
         for key, inner in properties.items():
-            # An optional choice is made where the text names one of its values.
+            # An optional member with an enum is filled only if the text names one of its values.
             options = inner.get("enum") if isinstance(inner, dict) else None
             if key not in made and isinstance(options, list) and self._named_option(options) is not None:
                 made[key] = self._chosen(options)

@@ -6,10 +6,10 @@ Callers from other machines are refused. All bodies are JSON.
 |---|---|
 | `GET /_emulator` | `{"calls":2,"opened":7,"cpu_seconds":1.25}` |
 | `GET /_emulator/faults` · `POST` · `DELETE` | show, change (given names only) and clear the faults of later calls (`faults`) |
-| `GET /_emulator/calls` · `GET /_emulator/calls/{id}` | running and lately ended calls and WebSocket sessions: times, ICE state, counters, `end_reason` |
+| `GET /_emulator/calls` · `GET /_emulator/calls/{id}` | running and recently ended calls and WebSocket sessions: times, ICE state, counters, `end_reason` |
 | `GET /_emulator/calls/{id}/received` | `{"data":["…"],"dropped":0}`: the client's frames, verbatim; binary ones as `{"base64":"…"}` |
-| `POST /_emulator/calls/{id}/send` | `{"frames":["…",{"base64":"…"}]}`: sends each as a text message, as it is |
-| `POST /_emulator/calls/{id}/fault` | fault names and values for this call, and `"do"`: `silence`, `close_channel`, `hang_up`, `vanish`, `cut_sockets`, `stop_consent`, `expire`, now |
+| `POST /_emulator/calls/{id}/send` | `{"frames":["…",{"base64":"…"}]}`: sends each one unchanged as a text message |
+| `POST /_emulator/calls/{id}/fault` | fault names and values for this call; `"do"` triggers one now: `silence`, `close_channel`, `hang_up`, `vanish`, `cut_sockets`, `stop_consent`, `expire` |
 """
 
 import base64

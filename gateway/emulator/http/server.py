@@ -1,7 +1,7 @@
-"""The service over HTTP: calls, hangup, client secrets, and how it refuses.
+"""The service over HTTP: calls, hangup, client secrets, and refusals.
 
-It does not know the events on a channel. Paths, statuses, headers and bodies are the service's own, as recorded or
-reported (Realtime: WebRTC, client secrets); what has no counterpart there is under `/_emulator` (`control`).
+It does not know the events on a channel. Paths, statuses, headers and bodies are those of the service, as recorded or
+reported (Realtime: WebRTC, client secrets); endpoints that the service does not have are under `/_emulator` (`control`).
 """
 
 import time
@@ -27,7 +27,7 @@ _BAD_ANSWERS = {"broken": "v=0\r\nthis is no session description\r\n", "empty": 
 class Emulator:
     """The offline service: `start`, use `base_url`, `close`.
 
-    It can run beside its client in one process, and runs best in one of its own: its work is then not counted as its
+    It can run in its client's process, but prefer a separate one: its CPU time is then not counted as the
     client's.
     """
 
@@ -47,12 +47,12 @@ class Emulator:
         return f"http://[{host}]:{self._port}/v1" if ":" in host else f"http://{host}:{self._port}/v1"
 
     async def start(self) -> None:
-        """Listen; raises OSError where the port is taken, ValueError where a recording is none."""
+        """Listen; raises OSError where the port is taken, ValueError if a recording is malformed."""
         self.service = Service(self.config)
         app = web.Application(client_max_size=_MAX_BODY, middlewares=[_service_answers])
         _Api(self.service).add_routes(app)
         control.add_routes(app, self.service)
-        # Sidebands last as long as their calls: end these first, or the server waits for those.
+        # Sidebands last as long as their calls. End the calls first, or the server waits for the sidebands.
         app.on_shutdown.append(self._end_calls)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=3.0)
         await self._runner.setup()
@@ -156,7 +156,7 @@ class _Api:
         raise HttpRefusal(400, signalling.BETA_IS_OVER)
 
     async def preflight(self, request: web.Request) -> web.Response:
-        """Answer a browser's question before its request (Fetch 4.8)."""
+        """Answer a browser's preflight request (Fetch 4.8)."""
         wanted = request.headers.get("Access-Control-Request-Headers", "*")
         headers = {
             "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
@@ -169,7 +169,7 @@ class _Api:
         raise http_refusal(404, Refusal(None, f"Invalid URL ({request.method} {request.path})"))
 
     def _identify(self, key: str) -> Identity:
-        """Return whose key it is; refuses one that is not accepted. A key is a project of its own unless one is named."""
+        """Return the key's identity; raises if the key is not accepted. A key without a project has one to itself."""
         if key.startswith("ek_"):
             secret = self.service.secrets.find(key)
             if secret is None:

@@ -1,4 +1,4 @@
-"""Reads what clients post to the service and writes its refusals.
+"""Reads the requests that clients post to the service, and writes its refusals.
 
 It opens no calls; it handles bodies, credentials and headers only. It accepts the forms of the reference and its examples:
 multipart with or without content types on its parts, a raw offer, an optional `?dcid=`.
@@ -14,7 +14,7 @@ from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.protocol.events import strict_json
 from gateway.emulator.transport.sdp import Offer, OfferError, parse_offer
 
-# SDP and a session with many tools stay far below it.
+# SDP and a session with many tools stay far below this.
 _MAX_PART = 2 * 1024 * 1024
 NO_SUCH_CALL = {
     "message": "No session found for the provided call_id",
@@ -60,7 +60,7 @@ def asks_for_beta(request: web.Request) -> bool:
 
 
 def bearer(request: web.Request) -> str:
-    """Return the key a request came with; refuses a request without."""
+    """Return the request's key; raises if there is none."""
     if asks_for_beta(request):
         raise HttpRefusal(400, BETA_IS_OVER)
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
@@ -70,7 +70,7 @@ def bearer(request: web.Request) -> str:
 
 
 def wrong_key(key: str) -> HttpRefusal:
-    """Refuse a key, showing no more of it than its ends."""
+    """Refuse a key; the message shows only its first and last characters."""
     shown = f"{key[:3]}***{key[-2:]}" if len(key) > 8 else "***"
     return http_refusal(401, Refusal("invalid_api_key", f"Incorrect API key provided: {shown}."))
 
@@ -103,7 +103,7 @@ async def read_call(request: web.Request) -> tuple[Offer, dict[str, Any] | None]
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
-    """Read a JSON object; an empty body is an empty one."""
+    """Read a JSON object; an empty body is read as `{}`."""
     return _object(await request.read(), None)
 
 

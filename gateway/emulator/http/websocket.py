@@ -1,9 +1,9 @@
-"""WebSockets: sidebands of running calls, and sessions that have nothing else (Realtime: server controls, WebSocket).
+"""WebSockets: sidebands of running calls, and sessions without a call (Realtime: server controls, WebSocket).
 
 It does not know the events. `?call_id=` joins a call: from then on both connections may send events for it and receive the
-same events, without `session.created` and without sound. `?model=` or `?intent=transcription` begins a session, and so does a
-bare address with an ephemeral key, which brings one. The key comes as Bearer or, from browsers, whose WebSocket can set no
-header, as a sub-protocol. An unknown call, and one of another project, is 404 before the upgrade.
+same events, without `session.created` and without audio. `?model=` or `?intent=transcription` begins a session, and so does a
+URL without a query if its ephemeral key has a session configuration. The key is sent as Bearer, or as a sub-protocol from
+browsers, whose WebSocket cannot set headers. An unknown call, or a call of another project, is 404 before the upgrade.
 """
 
 import asyncio
@@ -19,27 +19,27 @@ from gateway.emulator.protocol.client_secrets import Identity
 from gateway.emulator.protocol.errors import HttpRefusal
 from gateway.emulator.service import Service
 
-# The bytes that a sideband's client has not read yet. At the bound the sideband is closed, not the call.
+# Bytes that a sideband's client has not read yet. Above this the sideband is closed, but not the call.
 _MAX_WAITING_BYTES = 32 * 1024 * 1024
 # Above this much unsent, a session's next delta waits, as on a data channel.
 _HIGH_WATER = 256 * 1024
 # An audio event may have 15 MB; the rest is its envelope.
 _MAX_MESSAGE = 16 * 1024 * 1024
-# A client that does not answer a close frame; a stopping emulator waits for it.
+# How long a stopping emulator waits for a client to answer its close frame.
 _CLOSE_SECONDS = 1.0
 _KEY_PROTOCOL = "openai-insecure-api-key."
 _BETA_PROTOCOL = "openai-beta.realtime-v1"
 
 
 class WebSockets:
-    """The endpoint; `identify` returns whose key it is, or refuses it."""
+    """The endpoint; `identify` returns the key's identity, or raises."""
 
     def __init__(self, service: Service, identify: Callable[[str], Identity]) -> None:
         self._service = service
         self._identify = identify
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
-        """Join a call or begin a session, until one of the two ends."""
+        """Join a call or begin a session, and serve until either side ends."""
         protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         key = next((p.removeprefix(_KEY_PROTOCOL) for p in protocols if p.startswith(_KEY_PROTOCOL)), None)
         if _BETA_PROTOCOL in protocols or signalling.asks_for_beta(request):
@@ -121,7 +121,7 @@ class Outlet:
             self.close(1013, "The client reads too slowly.")
 
     def close(self, code: int, reason: str) -> None:
-        """Close with a code when the queue is empty; the first close counts."""
+        """Close with a code when the queue is empty; later calls are ignored."""
         if self.ended is None:
             self.ended = (code, reason)
             self._wake.set()
@@ -137,7 +137,7 @@ class Outlet:
         await self._room.wait()
 
     async def run(self) -> None:
-        """Send until closed and empty; ends as well where the client is gone."""
+        """Send until closed and empty, or until the client is gone."""
         try:
             while self._waiting or self.ended is None:
                 if not self._waiting:
@@ -179,11 +179,11 @@ class SocketPeer:
     def send(self, text: str) -> None:
         if not self._vanished:
             self.sent += 1
-            # A lone surrogate has no UTF-8; its JSON escape has.
+            # A lone surrogate cannot be encoded as UTF-8, but its JSON escape can.
             self.outlet.send(text.encode("utf-8", "backslashreplace").decode())
 
     def send_frame(self, frame: bytes) -> None:
-        """Send bytes as a text message, where they are UTF-8: aiohttp sends no broken text."""
+        """Send bytes as a text message if they are valid UTF-8; aiohttp cannot send others as text."""
         self.send(frame.decode("utf-8", "replace"))
 
     async def writable(self) -> None:
@@ -214,9 +214,9 @@ def finish(outlet: Outlet, code: int, reason: str, how: str | None) -> None:
 
 
 async def _serve(socket: web.WebSocketResponse, outlet: Outlet, hear: Callable[[str | bytes], None]) -> None:
-    """Read and write until one of the two ends, then close.
+    """Read and write until either side ends, then close.
 
-    aiohttp's `close` waits for the client's close frame only where nobody else is reading, so reading stops first.
+    aiohttp's `close` waits for the client's close frame only if no other task is reading, so reading stops first.
     """
 
     async def read() -> None:

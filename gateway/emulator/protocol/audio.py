@@ -22,14 +22,14 @@ _SEMANTIC_SILENCE_MS = 500
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """A border of speech: it `begins` or ends `at_ms`."""
+    """The start or end of speech at `at_ms`."""
 
     begins: bool
     at_ms: int
 
 
 class AudioBuffer:
-    """What was appended since the last commit, in milliseconds, and whether somebody is speaking."""
+    """The audio appended since the last commit, in milliseconds, and whether it is speech now."""
 
     __slots__ = ("_committed", "_ms", "_quiet_ms", "_rest", "speaking")
 
@@ -46,9 +46,9 @@ class AudioBuffer:
         return int(self._ms)
 
     def append(self, audio: str, kind: str, detection: dict[str, Any] | None) -> list[Speech]:
-        """Append base64 audio of the format `kind` and return the borders of speech in it, none without `detection`.
+        """Append base64 audio of the format `kind` and return where speech starts and ends in it (nothing without `detection`).
 
-        Raises Refusal where it is no base64.
+        Raises Refusal if it is not base64.
         """
         try:
             data = base64.b64decode(audio, validate=True)
@@ -72,9 +72,9 @@ class AudioBuffer:
         self._quiet_ms = 0
 
     def commit(self, start_ms: int | None = None) -> float:
-        """Empty the buffer into an item and return its seconds; speech found by detection began at `start_ms`.
+        """Empty the buffer and return its length in seconds; speech found by detection began at `start_ms`.
 
-        Raises Refusal where a client commits too little.
+        Raises Refusal if a client commits too little.
         """
         ms = self._ms - (self._committed if start_ms is None else start_ms)
         if start_ms is None and ms < _LEAST_MS:

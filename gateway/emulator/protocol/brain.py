@@ -12,7 +12,7 @@ from gateway.emulator.protocol.items import Item
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a response is made from: the items in order, the newest last, and what the session or the request set."""
+    """The input of a response: the items in order, the newest last, and the settings of the session or the request."""
 
     instructions: str
     items: Sequence[Item]

@@ -21,7 +21,7 @@ from gateway.emulator.protocol.shapes import (
 
 _ANY_TEXT = Text()
 _NULLABLE_TEXT = Nullable(Text())
-# Realtime: conversation.item.create. Ids given by clients are short strings.
+# Realtime: conversation.item.create. IDs chosen by clients are short strings.
 _ID = Text(longest=32)
 # Reported: a `call_id` with a slash is refused, naming this pattern (livekit/agents#5652).
 _CALL_ID = Text(longest=32, pattern="[a-zA-Z0-9_-]+")

@@ -25,7 +25,7 @@ REQUEST = Record(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose key it is. `session` is what an ephemeral key brings, None for a standard one."""
+    """The owner of a key. `session` is the configuration in an ephemeral key, None for a standard key."""
 
     key: str
     project: str
@@ -50,7 +50,7 @@ class ClientSecrets:
         self._secrets: dict[str, Secret] = {}
 
     def create(self, request: dict[str, Any], now: int, project: str) -> Secret:
-        """Make a secret from a request body; raises Refusal where the body is wrong."""
+        """Make a secret from a request body; raises Refusal if the body is invalid."""
         REQUEST.check(request, "")
         ttl = (request.get("expires_after") or {}).get("seconds", DEFAULT_TTL_SECONDS)
         secret = Secret(self._ids.secret(), now + ttl, request.get("session") or {}, project)

@@ -11,7 +11,7 @@ _INVALID_REQUEST = "invalid_request_error"
 class Refusal(Exception):
     """A request or a client event that is refused, in the service's own words.
 
-    `param` names the member (`session.foo`), or is None; `code` is the machine's word for it.
+    `param` names the member (`session.foo`), or is None; `code` is the machine-readable reason.
     """
 
     def __init__(

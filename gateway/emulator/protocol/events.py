@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def parse(frame: str | bytes) -> Json:
-    """Read JSON; raises Refusal. How the service answers a frame that is none is not known; this is the mildest."""
+    """Read JSON; raises Refusal. It is not known how the service treats a frame that is not JSON; this keeps the call."""
     try:
         event = strict_json(frame)
     except (ValueError, RecursionError):
@@ -27,7 +27,7 @@ def parse(frame: str | bytes) -> Json:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Read JSON as RFC 8259 has it. What Python takes beyond it could be echoed, and then no client could read the echo.
+    """Read JSON as RFC 8259 defines it. Python accepts more; if that were echoed, clients could not parse it.
 
     Raises ValueError or RecursionError.
     """
@@ -37,18 +37,18 @@ def strict_json(text: str | bytes) -> Any:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no number of JSON, or too large for one")
+        raise ValueError(f"{text} is not a JSON number, or is too large")
     return value
 
 
 def event_id(event: Json) -> str | None:
-    """Return the client's own id of an event, the only thing of it that ever comes back, and only in an error."""
+    """Return the client's event ID, which the service repeats only in an `error` event."""
     given = event.get("event_id")
     return given if isinstance(given, str) else None
 
 
 def check(event: Json, unknown: Sequence[str] = ()) -> str:
-    """Check an event against the catalog, but for types `unknown` here, and return its type; raises Refusal."""
+    """Check an event against the catalog, treating the types in `unknown` as unknown, and return its type; raises Refusal."""
     kind = event.get("type")
     if kind is None:
         raise Refusal("missing_required_parameter", "Missing required parameter: 'type'.", param="type")

@@ -1,7 +1,7 @@
 """Identifiers in the form the service gives them.
 
 Every id is a prefix and characters of `[0-9A-Za-z]`, taken from a block of random bytes
-that is refilled when used up: a response of a thousand tokens needs a thousand event ids, and asking the random
+that is refilled when used up. A response of a thousand tokens needs a thousand event IDs, and calling the random
 generator character by character was the most expensive step of making a delta.
 """
 

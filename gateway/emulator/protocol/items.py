@@ -20,7 +20,7 @@ class Conversation:
 
     def __init__(self, conversation_id: str) -> None:
         self.id = conversation_id
-        # What was said in audio items, by id: a model hears it, whether or not a transcript is asked for.
+        # The words of audio items, by ID: a model hears them even if no transcript was requested.
         self.heard: dict[str, str] = {}
         # Milliseconds of sound in items that were heard or spoken, by id.
         self.sounds: dict[str, int] = {}
@@ -59,7 +59,7 @@ class Conversation:
         return any(i["type"] == "function_call" and i["call_id"] == call_id for i in reversed(self._items))
 
     def before(self, item_id: str) -> str | None:
-        """Return the id before an item, or None where it is the first or gone."""
+        """Return the ID before an item, or None if the item is the first or was deleted."""
         # Searched from the end: the item is nearly always one of the newest.
         for at in range(len(self._items) - 1, 0, -1):
             if self._items[at]["id"] == item_id:
@@ -106,7 +106,7 @@ class Conversation:
 
 
 def text_of(item: Item) -> str:
-    """Return everything in an item that reads as text."""
+    """Return all text in an item."""
     kind = item.get("type")
     if kind == "function_call":
         return f"{item.get('name', '')}{item.get('arguments', '')}"
@@ -123,13 +123,13 @@ def text_of(item: Item) -> str:
 
 
 def new_item(given: Item, ids: IdSource) -> Item:
-    """Make a conversation item of a checked one: an id, and `status` where items of its type have it, as recorded."""
+    """Make a conversation item from a checked one: add an ID, and `status` for the types that have it, as recorded."""
     item: Item = {"id": given.get("id") or ids.item(), "type": given["type"]}
     if given["type"] in ("message", "function_call"):
         item["status"] = "completed"
     kept = {k: v for k, v in given.items() if k not in ("id", "type", "status", "object")}
     if given["type"] == "message":
-        # A copy: what a later event changes in an item must not change what the client's event said.
+        # A copy: a later event that changes the item must not change the client's event.
         item |= {"role": kept.pop("role"), **kept, "content": [dict(part) for part in kept["content"]]}
     elif given["type"] == "function_call":
         item |= {"name": kept["name"], "call_id": kept.get("call_id") or ids.function_call()}

@@ -17,9 +17,9 @@ from gateway.emulator.protocol.items import Conversation, new_item
 from gateway.emulator.protocol.tokens import tokenize
 
 Json = dict[str, Any]
-# Realtime costs: input audio is one token for 100 ms.
+# Realtime costs: input audio is one token per 100 ms.
 _TOKENS_PER_SECOND = 10
-# The log probability of a transcript's token where a client asks for `logprobs`.
+# The log probability of each token of a transcript if a client asks for `logprobs`.
 _LOGPROB = -0.01
 
 
@@ -33,7 +33,7 @@ class Turns:
 
 
 class Listener:
-    """One session's audio input. `hear(seconds)` returns what was said in so much audio."""
+    """One session's audio input. `hear(seconds)` returns the words in that much audio."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Listener:
         self._idle: asyncio.TimerHandle | None = None
 
     def append(self, audio: str) -> None:
-        """Take audio; raises Refusal. With turn detection on, speech in it becomes items and responses."""
+        """Append audio; raises Refusal. With turn detection on, speech in it causes items and responses."""
         given = self._session["audio"]["input"]
         for speech in self._buffer.append(audio, given["format"]["type"], given["turn_detection"]):
             if speech.begins:
@@ -73,13 +73,13 @@ class Listener:
         self._emit({"type": "input_audio_buffer.cleared"})
 
     def commit(self) -> None:
-        """Make an item of what was appended; raises Refusal where it is too little."""
+        """Make an item from the appended audio; raises Refusal if it is too short."""
         self._commit(self._ids.item(), self._buffer.commit())
 
     def rest(self, seconds: float = 0.0) -> None:
-        """Begin to wait for the user: a response has ended, and its sound takes `seconds` more.
+        """Begin to wait for the user after a response whose audio still plays for `seconds`.
 
-        After `idle_timeout_ms` without speech a turn begins by itself (Realtime: turn_detection).
+        After `idle_timeout_ms` without speech a response begins by itself (Realtime: turn_detection).
         """
         self.wake()
         timeout = (self._session["audio"]["input"]["turn_detection"] or {}).get("idle_timeout_ms")
@@ -207,7 +207,7 @@ class Listener:
 
 
 def _usage(model: str, seconds: float, tokens: int) -> Json:
-    """Write what a transcription costs: by the minute for whisper and the live models, by tokens for the others."""
+    """Return the usage of a transcription: a duration for whisper and the live models, tokens for the others."""
     if "whisper" in model or "live" in model:
         return {"type": "duration", "seconds": seconds}
     audio = round(seconds * _TOKENS_PER_SECOND)

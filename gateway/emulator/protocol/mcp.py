@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class McpTool:
-    """One tool: what the server's list says of it, and how a call of it ends."""
+    """One tool: its entry in the server's list, and the result of a call."""
 
     listed: Json
     output: str | None = None
@@ -39,7 +39,7 @@ class McpTool:
 
 McpServers = Mapping[str, Sequence[McpTool]]
 
-# Known without a file, so that a client can be tried at once.
+# Available without a file, so that a client can be tried at once.
 DEMO: McpServers = {
     "demo": (
         McpTool(
@@ -90,7 +90,7 @@ def allowed(config: Json, tools: Sequence[McpTool]) -> list[McpTool]:
 
 
 def needs_approval(config: Json, tool: McpTool) -> bool:
-    """Return whether a call of `tool` waits for the client's approval: `require_approval`, "always" where it is absent."""
+    """Return whether a call of `tool` waits for the client's approval: `require_approval`, "always" if absent."""
     required = config.get("require_approval") or "always"
     if isinstance(required, str):
         return required == "always"
@@ -100,7 +100,7 @@ def needs_approval(config: Json, tool: McpTool) -> bool:
 
 
 def _matches(wanted: Any, tool: McpTool) -> bool:
-    """Return whether a list of names, or a filter of names and read-only tools, takes a tool."""
+    """Return whether a list of names, or a filter of names and read-only tools, includes a tool."""
     if isinstance(wanted, list):
         return tool.name in wanted
     names, read_only = wanted.get("tool_names"), wanted.get("read_only")

@@ -40,7 +40,7 @@ class Realtime:
         self._ids = ids
         self._line = line
         self._hear = manner.hear
-        # A WebSocket has no output buffer at the service's end, and the service does not list the event there.
+        # With a WebSocket the service has no output buffer, and its reference does not list the event there.
         self._unknown = ("output_audio_buffer.clear",) if manner.carries_audio else ()
         self._closed = False
         self._remote = RemoteTools(
@@ -96,7 +96,7 @@ class Realtime:
         self._remote.load(self.session.get("tools", ()))
 
     def receive(self, frame: str | bytes) -> None:
-        """Take one client event; whatever is wrong with it is answered with an `error` event."""
+        """Process one client event; an invalid one is answered with an `error` event."""
         client_id: str | None = None
         try:
             event = events.parse(frame)
@@ -106,7 +106,7 @@ class Realtime:
             self.refuse(refusal, client_id)
 
     def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
-        """Send an `error` event; the session goes on."""
+        """Send an `error` event; the session continues."""
         error = {
             "type": refusal.kind,
             "code": refusal.code,
@@ -135,7 +135,7 @@ class Realtime:
             raise Refusal("conversation_too_long", f"A conversation holds at most {MAX_ITEMS} items.")
         item = new_item(event["item"], self._ids)
         if item["type"] == "function_call_output" and not self.conversation.has_call(item["call_id"]):
-            # Reported: code and words are the service's, `param` is null (livekit/agents#3344).
+            # Reported: code and message are the service's, `param` is null (livekit/agents#3344).
             raise Refusal(
                 "invalid_tool_call_id", f"Tool call ID '{item['call_id']}' not found in conversation."
             )
@@ -149,7 +149,7 @@ class Realtime:
             self._remote.approved(item)
 
     def _listen_to(self, item: Item) -> None:
-        """Hear what the audio of an item says, where it comes without a transcript."""
+        """Transcribe the audio of an item that has no transcript."""
         for part in item.get("content") or ():
             if part["type"] == "input_audio" and part.get("audio") and not part.get("transcript"):
                 seconds = len(part["audio"]) * 3 / 4 / _BYTES_A_SECOND
@@ -171,7 +171,7 @@ class Realtime:
             item.get("role") == "assistant" and at < len(content) and content[at]["type"] == "output_audio"
         )
         if not spoken:
-            # Reported, code and words (livekit/agents#6157).
+            # Code and message as reported (livekit/agents#6157).
             raise Refusal(
                 "unsupported_content_type",
                 "Only model output audio messages can be truncated.",
@@ -196,7 +196,7 @@ class Realtime:
             }
         )
 
-    # -- audio buffers: what can be answered without hearing ---------------------------------------------------------
+    # -- audio buffers: events that need no transcription -------------------------------------------------------------
 
     def _audio_append(self, event: Json) -> None:
         self._listener.append(event["audio"])

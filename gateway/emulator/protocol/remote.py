@@ -30,7 +30,7 @@ class RemoteTool:
 
 
 class RemoteTools:
-    """What a session's MCP entries bring."""
+    """The tools of a session's MCP entries."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RemoteTools:
         self._faults = faults
         # Labels whose tools were listed, or could not be.
         self._imported: set[str] = set()
-        # Asked for and not answered yet: id of the request to its item.
+        # Approvals requested and not answered yet: ID of the request to its item.
         self._asked: dict[str, Item] = {}
 
     def load(self, tools: Sequence[Json]) -> None:
@@ -59,7 +59,7 @@ class RemoteTools:
                 self._list(config)
 
     def offered(self, tools: Sequence[Json]) -> list[Json]:
-        """Return what a brain may choose from: functions as they are, remote tools in the form of functions."""
+        """Return the functions that a brain may choose from, remote tools included in the form of functions."""
         offered = [tool for tool in tools if tool["type"] == "function"]
         for remote in self._usable(tools):
             listed = remote.tool.listed
@@ -68,7 +68,7 @@ class RemoteTools:
         return offered
 
     def choice(self, given: str | Json, tools: Sequence[Json]) -> str | Json:
-        """Return a `tool_choice` in terms of functions: a server's first tool where none of its tools is named."""
+        """Return a `tool_choice` in terms of functions: a server's first tool if no tool is named."""
         if isinstance(given, str) or given["type"] != "mcp":
             return given
         names = [r.tool.name for r in self._usable(tools) if r.server_label == given["server_label"]]
@@ -76,7 +76,7 @@ class RemoteTools:
         return {"type": "function", "name": name}
 
     def find(self, name: str, tools: Sequence[Json]) -> RemoteTool | None:
-        """Return the remote tool of a name; a function of the same name comes before it."""
+        """Return the remote tool of a name; a function with the same name takes precedence."""
         if any(tool["type"] == "function" and tool.get("name") == name for tool in tools):
             return None
         return next((remote for remote in self._usable(tools) if remote.tool.name == name), None)
@@ -99,7 +99,7 @@ class RemoteTools:
             )
 
     def approved(self, response: Item) -> None:
-        """Run the call that an approval allows; a denied one is forgotten."""
+        """Run the call that was approved, or drop it if it was denied."""
         request = self._asked.pop(response["approval_request_id"])
         if not response["approve"]:
             return

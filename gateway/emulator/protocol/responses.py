@@ -26,10 +26,10 @@ _HEARD_AFTER = 3
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a response is asked to be, echoed in its object.
+    """The settings of a response, echoed in its object.
 
     `phased` is the form of gpt-realtime-2 and later, whose messages say whether they comment or answer. `carries_audio`
-    puts sound into events (`response.output_audio.delta`, WebSocket), where a call has it on a track of its own.
+    puts audio into events (`response.output_audio.delta`, WebSocket); a call has it on its audio track.
     """
 
     modalities: list[str]
@@ -48,7 +48,7 @@ class _Output:
     index: int
     item: Item
     pieces: list[str] = field(default_factory=list)
-    # The delta event around its varying members, encoded once: half the cost of a delta.
+    # The constant parts of the delta event, encoded once. This halves the cost of a delta.
     frame: tuple[str, str] = ("", "")
 
 
@@ -90,7 +90,7 @@ class Response:
 
     @property
     def seconds(self) -> float:
-        """How long the sound of its messages is."""
+        """The duration of the audio of its messages."""
         return self._tokens["message"] * TOKEN_MS / 1000 if self._spoken else 0.0
 
     @property
@@ -99,7 +99,7 @@ class Response:
         return Written(t["message"], t["messages"], t["call"], t["calls"], self._spoken and t["messages"] > 0)
 
     def describe(self, status_details: Json | None, usage: Json | None) -> Json:
-        """Write the response object as it stands."""
+        """Return the current response object."""
         return {
             "object": "realtime.response",
             "id": self.id,
@@ -115,7 +115,7 @@ class Response:
         }
 
     def token(self, text: str, phase: Phase = "final_answer") -> None:
-        """Write one token of the message, beginning it where none is open."""
+        """Write one token of the message; begin the message if none is open."""
         output = next((o for o in self._open if o.item["type"] == "message"), None) or self._begin_message(
             phase
         )
@@ -169,7 +169,7 @@ class Response:
         self._end_all("completed")
 
     def ask_approval(self, name: str, server_label: str, arguments: str) -> Item:
-        """Ask the client whether a tool may be called and return the item that asks; the arguments come whole."""
+        """Ask the client whether a tool may be called, and return the item that asks; it contains the complete arguments."""
         if not self._shape.phased:
             self._end_all("completed")
         item = {"id": self._ids.item(), "type": "mcp_approval_request", "server_label": server_label}
@@ -186,11 +186,11 @@ class Response:
         self._delta(self._open[-1], text)
 
     def end_call(self) -> None:
-        """End the open function call, and whatever message it was interleaved with."""
+        """End the open function call, and the message that it interrupted, if any."""
         self._end_all("completed")
 
     def finish(self, status: str, details: Json | None, usage: Json) -> None:
-        """End the response; does nothing when it has ended already."""
+        """End the response; do nothing if it has already ended."""
         if self.status != "in_progress":
             return
         self._end_all("completed" if status == "completed" else "incomplete")
@@ -230,7 +230,7 @@ class Response:
         return output
 
     def _delta_frame(self, kind: str, output: _Output, members: str) -> tuple[str, str]:
-        """Encode what all deltas of an item share: what stands before the event id, and what after it."""
+        """Encode the constant parts of an item's deltas: before the event ID, and after it."""
         return (
             f'{{"type":"{kind}","event_id":"',
             (
@@ -330,7 +330,7 @@ class Response:
 
 
 def new_mcp_call(ids: IdSource, name: str, server_label: str, arguments: str, request_id: str | None) -> Item:
-    """Make the item of an MCP call that has not run; `request_id` names the approval it was given."""
+    """Make the item of an MCP call that has not run; `request_id` names its approval."""
     return {
         "id": ids.item(),
         "type": "mcp_call",
@@ -344,7 +344,7 @@ def new_mcp_call(ids: IdSource, name: str, server_label: str, arguments: str, re
 
 
 def emit_mcp_call(emit: Emit, item: Item, index: int, answer: tuple[str | None, Json | None]) -> None:
-    """Say that an MCP call runs and how it ended, and put its answer in the item."""
+    """Send the events of a running and ended MCP call, and put its result in the item."""
     place = {"output_index": index, "item_id": item["id"]}
     emit({"type": "response.mcp_call.in_progress", **place})
     item["output"], item["error"] = answer

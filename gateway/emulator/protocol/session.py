@@ -1,4 +1,4 @@
-"""The session object: its defaults, and what an update does to it. No I/O.
+"""The session object: its defaults, and how an update changes it. No I/O.
 
 `catalog` checks keys and types. This file checks how members depend on each other. The object's keys and their order are as
 recorded.
@@ -28,7 +28,7 @@ def is_reasoning(model: str) -> bool:
 
 
 def check_update(session: Json, given: Json, *, spoken: bool) -> None:
-    """Refuse what no session may change while it runs; `given` is otherwise checked."""
+    """Refuse changes that a running session does not allow; the rest of `given` has been checked."""
     if given["type"] != session["type"]:
         raise Refusal(
             None,
@@ -138,7 +138,7 @@ def update(session: Json, given: Json) -> None:
         if key == "audio":
             _update_audio(session["audio"], cast(Json, value or {}), newer)
         elif key == "instructions":
-            # Recorded: an empty string gives the default instructions back.
+            # Recorded: an empty string restores the default instructions.
             session[key] = value or DEFAULT_INSTRUCTIONS
         elif key == "tools":
             session[key] = [_tool(tool) for tool in value or []]
@@ -156,7 +156,7 @@ def _update_audio(audio: Json, given: Json, newer: bool) -> None:
             elif key == "transcription" and value is not None:
                 audio[side][key] = {"model": None, "language": None, "prompt": None} | value
             elif key == "noise_reduction" and value is not None:
-                # What is left out keeps its present value.
+                # Members that are left out keep their current values.
                 audio[side][key] = (audio[side][key] or {}) | value
             elif key == "format" and value["type"] == "audio/pcm":
                 audio[side][key] = {"type": "audio/pcm", "rate": 24000}
@@ -186,6 +186,6 @@ def _turn_detection(given: Json, newer: bool) -> Json:
 
 
 def _tool(given: Json) -> Json:
-    # Echoed in this order whatever the order they came in.
+    # Echoed in this order, whatever order the client used.
     first = {key: given[key] for key in ("type", "name", "description", "parameters") if key in given}
     return first | given

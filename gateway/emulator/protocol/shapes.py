@@ -1,7 +1,7 @@
 """Validates a client's JSON, and refuses it with the service's messages. No I/O.
 
-It knows no particular event; `catalog` lists them. A shape is a value that checks another: it raises `Refusal`
-with the code and the dotted path (`session.audio.input.foo`) the service would name. An unknown key makes the whole object invalid.
+It does not know the events; `catalog` lists them. A shape checks a value, and raises `Refusal` with the code and the dotted
+path (`session.audio.input.foo`) that the service would name. An unknown key makes the whole object invalid.
 """
 
 import re
@@ -135,7 +135,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Nullable:
-    """Null, or what `shape` takes."""
+    """Null, or a value that `shape` accepts."""
 
     shape: Shape
 
@@ -146,7 +146,7 @@ class Nullable:
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """What any of two shapes takes; the second one's complaint is told."""
+    """A value that one of two shapes accepts; if neither does, the second one's error is raised."""
 
     first: Shape
     second: Shape

@@ -1,4 +1,4 @@
-"""Loudness of PCM16 and G.711 frames, and a quiet tone that stands for speech. No I/O.
+"""Loudness of PCM16 and G.711 frames, and a quiet tone in place of speech. No I/O.
 
 It is not a codec. Formats have the service's names: `audio/pcm` is 24 kHz, 16 bit, mono, little-endian; `audio/pcmu` and
 `audio/pcma` are 8 kHz (ITU-T G.711).
@@ -13,9 +13,9 @@ import sys
 BYTES_PER_MS = {"audio/pcm": 48, "audio/pcmu": 8, "audio/pcma": 8}
 # The duration of one transcript token: about the pace of speech, and six audio tokens of 50 ms (Realtime costs).
 TOKEN_MS = 300
-# A whole number of periods in TOKEN_MS, so that one piece after another is one unbroken tone.
+# A whole number of periods in TOKEN_MS, so that consecutive pieces join without a break.
 _HERTZ = 400
-# 1 % of full scale: heard in headphones, harmless in a test's loudspeakers, and no speech to a detector.
+# 1 % of full scale: audible in headphones, quiet on loudspeakers, and not detected as speech.
 _AMPLITUDE = 328
 
 
@@ -64,5 +64,5 @@ def _a_law(code: int) -> int:
 
 
 _DECODERS = {"audio/pcmu": _mu_law, "audio/pcma": _a_law}
-# The high byte of each code's magnitude, for bytes.translate: a frame's peak is then one call.
+# The high byte of each code's magnitude, for bytes.translate: finding a frame's peak is then one call.
 _LOUDNESS = {kind: bytes(abs(decode(code)) >> 8 for code in range(256)) for kind, decode in _DECODERS.items()}

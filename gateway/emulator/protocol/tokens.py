@@ -14,7 +14,7 @@ _TOKEN = re.compile(r" ?[^\W\d_]+|\d{1,3}| (?=\d)|[ \t]*\n+[ \t]*| ?[^\w\s]|\s+|
 
 
 def tokenize(text: str) -> list[str]:
-    """Cut `text` into tokens; `"".join` undoes it."""
+    """Split `text` into tokens; `"".join` restores the text."""
     tokens: list[str] = []
     for token in _TOKEN.findall(text):
         if len(token) > _LONGEST_WORD + 1:

@@ -73,7 +73,7 @@ def _segment(item: Item, heard_ms: int | None) -> Segment:
 
 
 def total(parts: Iterable[Segment]) -> Segment:
-    """Add up segments."""
+    """Return the sum of the segments' tokens."""
     parts = list(parts)
     return Segment("", sum(part.text for part in parts), sum(part.audio for part in parts))
 
@@ -86,7 +86,7 @@ def cached(previous: Sequence[Segment], now: Sequence[Segment]) -> Segment:
 
 
 def account(given: Segment, served: Segment, output: Output) -> dict[str, Any]:
-    """Write the `usage` object of a response to the input `given`, of which the cache served `served`."""
+    """Return the `usage` object of a response to the input `given`, of which `served` came from the cache."""
     text, audio = output.text_tokens, output.audio_tokens
     return {
         "total_tokens": given.text + given.audio + text + audio,

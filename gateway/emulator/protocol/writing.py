@@ -1,4 +1,4 @@
-"""The responses of a session: begun, written at a pace, ended.
+"""Begins the responses of a session, writes them at a pace, and ends them.
 
 `realtime` reads client events, not this file. Each response has one task that feeds it from the brain. The task is owned here
 and awaited by `close`. One response at a time may write to the default conversation. Out-of-band responses
@@ -25,7 +25,7 @@ from gateway.emulator.protocol.remote import RemoteTools
 from gateway.emulator.protocol.responses import Response, Shape
 from gateway.emulator.protocol.tokens import tokenize
 
-# Out-of-band responses have no limit in the reference; this one keeps a runaway client from owning the process.
+# The reference has no limit for out-of-band responses. This one keeps a faulty client from using up the process.
 MAX_RESPONSES = 64
 _TOKEN_LIMIT = 15_000_000
 _REFILL_PER_SECOND = _TOKEN_LIMIT / 60
@@ -38,8 +38,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The way out: `send` puts one text on the channel, `send_frame` raw bytes, `writable` waits until there is room,
-    `fail` makes the call go wrong."""
+    """The output: `send` puts one text on the channel, `send_frame` raw bytes, `writable` waits until there is room,
+    `fail` triggers a fault."""
 
     send: Callable[[str], None]
     send_frame: Callable[[bytes], None]
@@ -49,10 +49,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a session behaves where the protocol leaves it open.
+    """Settings of a session that the protocol does not define.
 
-    `hear(seconds)` returns the words in so much input audio, `mcp_servers` the tools of the servers it can reach.
-    `carries_audio` is a WebSocket session, whose sound comes in events; a call's is on its track.
+    `hear(seconds)` returns the words in that much input audio. `mcp_servers` has the tools of the servers that it can reach.
+    `carries_audio` is true for a WebSocket session, which sends audio in events; a call sends it on its track.
     """
 
     tokens_per_second: float
@@ -73,14 +73,14 @@ class _Active:
 
 
 class _Incomplete(Exception):
-    """The response ends here, before its end; the text is the reason."""
+    """The response ends incomplete; the text is the reason."""
 
 
 class Writer:
     """All responses of one session.
 
-    `session` is the session's own object, read when a response begins. `spoken` tells whether any answer was audio.
-    `ended(seconds)` is called when a response of the conversation has ended whose sound takes so long.
+    `session` is the session object, read when a response begins. `spoken` is true once an answer had audio.
+    `ended(seconds)` is called when a response of the conversation has ended; `seconds` is the duration of its audio.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Writer:
         self._active: dict[str, _Active] = {}
         self._seen: list[usage.Segment] = []
         self._deltas = 0
-        # Those of ended responses too, until they are done: a cancelled one may still be closing its brain's request.
+        # Includes ended responses until their tasks are done: a cancelled one may still be closing its brain's request.
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.TimerHandle] = set()
 
@@ -136,14 +136,14 @@ class Writer:
         return self._running() is not None
 
     def cancel(self, response_id: str | None) -> None:
-        """End a response, the one writing to the conversation unless another is named; raises Refusal."""
+        """End the named response, by default the one that writes to the conversation; raises Refusal."""
         active = self._active.get(response_id) if response_id is not None else self._running()
         if active is None:
             raise Refusal("response_cancel_not_active", "Cancellation failed: no active response found")
         self._cut(active, "client_cancelled")
 
     def interrupt(self) -> None:
-        """End the response that is running, because the user speaks: its sound stops, too."""
+        """End the running response and its audio because the user speaks."""
         if (running := self._running()) is not None:
             self.hush()
             self._cut(running, "turn_detected")
@@ -154,7 +154,7 @@ class Writer:
         self._finish(active, "cancelled", {"type": "cancelled", "reason": reason})
 
     def hush(self) -> None:
-        """Stop the sound of the response that is speaking, if one is."""
+        """Stop the audio of the response that is speaking, if any."""
         running = self._running()
         if running is not None and running.response.speaking:
             running.response.hush()
@@ -185,7 +185,7 @@ class Writer:
 
     def _start(self, options: Json, items: list[Item], default: bool) -> None:
         session = self._session
-        # What a response does not say for itself it takes from the session; the members' names are the same.
+        # Members that the request leaves out come from the session, which uses the same names.
         asked = session | options
         instructions = options.get("instructions") or session["instructions"]
         output = session["audio"]["output"] | ((options.get("audio") or {}).get("output") or {})

@@ -3,11 +3,11 @@
 It does not know the content of the messages. Three things are changed, each by overriding a method of aiortc 1.16. With
 another version the association is aiortc's own, except for the guards:
 
-* Messages sent in one turn of the loop leave in as few packets as they fit in (RFC 9260 6.10), as Pion's do. aiortc makes
-  one task a message and one packet a chunk, so both ends pay for each delta.
-* A message is put together in linear time, and messages are ordered by stream sequence number. aiortc looks at all
-  fragments again for each one that comes, and never delivers a message whose numbers cross with another's.
-* What a broken client sends (a text that is no UTF-8, a second OPEN, an INIT in company) does not end the call.
+* Messages sent in one turn of the loop are bundled into as few packets as possible (RFC 9260 6.10), as in Pion. aiortc uses
+  a task per message and a packet per chunk, which costs both ends CPU for each delta.
+* A message is reassembled in linear time, and messages are ordered by stream sequence number. aiortc scans all fragments
+  again for each new one, and never delivers a message that has a lower TSN but a later sequence number than another.
+* Invalid input (text that is not UTF-8, a second OPEN, an INIT bundled with other chunks) does not end the call.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ from google_crc32c import value as crc32c
 _TUNED = version("aiortc").startswith("1.16.")
 # RFC 8831 8: payload protocol identifiers.
 _DCEP, _TEXT, _EMPTY_TEXT = 50, 51, 56
-# Chunks taken from the channel's queue at a time; what waits beyond them still counts as `bufferedAmount`.
+# Chunks taken from the channel's queue at a time; those that still wait count as `bufferedAmount`.
 _MAX_QUEUED_CHUNKS = 64
 _PACKET_ROOM = SCTP_MAX_PACKET_LENGTH - SCTP_COMMON_HEADER_LENGTH
 
 
 class _Stream(InboundStream):
-    """An inbound stream that joins fragments in constant time each and orders messages by stream sequence number.
+    """An inbound stream that joins each fragment in constant time and orders messages by stream sequence number.
 
     RFC 9260 6.6 orders messages by that number alone. A client with two writers may send a later one with an earlier TSN.
     """
@@ -87,7 +87,7 @@ class _Stream(InboundStream):
             begins = bool(run[0].flags & SCTP_DATA_FIRST_FRAG)
             missing = tsn if begins else tsn_plus_one(tsn)
             if uint32_gt(run[0].tsn, missing) or (begins and uint32_gte(run[-1].tsn, tsn)):
-                continue  # nothing of it is missing yet
+                continue  # no fragment of it has been lost so far
             self._before.pop(tsn_minus_one(run[0].tsn), None)
             self._after.pop(tsn_plus_one(run[-1].tsn), None)
             size += sum(len(fragment.user_data) for fragment in run)
@@ -112,7 +112,7 @@ class _Stream(InboundStream):
 
 
 class Association(RTCSctpTransport):
-    """One association; `on_garbled` is called with a text message that is no UTF-8."""
+    """One association; `on_garbled` is called with a text message that is not UTF-8."""
 
     on_garbled: Callable[[bytes], None] | None = None
     _corked = False
@@ -124,7 +124,7 @@ class Association(RTCSctpTransport):
 
     def enqueue(self, channel: RTCDataChannel, frame: bytes) -> None:
         """Send bytes as one text message, valid UTF-8 or not, at the end of this turn of the loop."""
-        # SCTP cannot send nothing: an empty text is one byte that its protocol identifier takes back (RFC 8831 6.6).
+        # SCTP cannot send an empty message: one byte is sent, and the protocol identifier marks it as empty (RFC 8831 6.6).
         protocol, frame = (_TEXT, frame) if frame else (_EMPTY_TEXT, b"\0")
         channel._addBufferedAmount(len(frame))  # noqa: SLF001 - the public send takes no bytes as text
         self._data_channel_queue.append((channel, protocol, frame))
@@ -169,7 +169,7 @@ class Association(RTCSctpTransport):
             return
         repairing: bool = self._fast_recovery_exit is not None or self._forward_tsn_chunk is not None  # type: ignore[redundant-expr] # aiortc types the first as None
         if not _TUNED or repairing or any(chunk._retransmit for chunk in self._sent_queue):  # noqa: SLF001 - aiortc's mark
-            # Repair is left to aiortc: it is rare, and bundling gains nothing there.
+            # aiortc does retransmissions: they are rare, and bundling gains nothing there.
             await super()._transmit()
             return
         window = min(self._flight_size + 4 * USERDATA_MAX_LENGTH, self._cwnd)

@@ -4,8 +4,8 @@ It does not know SDP, DTLS or the Realtime API. A lite agent needs no remote can
 peer's address, whatever candidates the offer had. So a browser that hides its addresses behind mDNS
 connects like any other, and an idle call costs nothing at all.
 
-`RTCDtlsTransport` needs four things of its transport: `role`, `state`, `_send` and `_recv`. They are here, so aiortc's own
-ICE, which is a full agent with timers of its own, stays out of the far end.
+`RTCDtlsTransport` needs four members of its transport: `role`, `state`, `_send` and `_recv`. This class has them, so the far
+end does not need aiortc's ICE, which is a full agent with timers.
 
 Consent (RFC 7675): the service is reported to ignore checks without USE-CANDIDATE once connected. With
 `strict_consent` this agent does the same, and a peer that sends plain consent checks lives for about 30 s.
@@ -20,9 +20,9 @@ from typing import cast
 
 from aioice import stun
 
-# RFC 8445 makes no demand; what the kernel holds for one call while the loop is busy with others.
+# RFC 8445 does not require a size. This is what the kernel buffers for one call while the loop is busy.
 _RECEIVE_BUFFER = 256 * 1024
-# Datagrams waiting for DTLS. Beyond it they are dropped and counted, as a full socket buffer would.
+# Datagrams waiting for DTLS. More are dropped and counted, as with a full socket buffer.
 _MAX_WAITING = 4096
 _CHECKS_WHILE_OPENING = ("new", "checking")
 
@@ -52,8 +52,8 @@ class _Port(asyncio.DatagramProtocol):
 class LiteAgent:
     """The far end's side of one ICE connection.
 
-    `deaf` makes it answer no check at all, `vanished` makes it neither hear nor send anything: faults, settable at any
-    time. `consenting` false stops answering checks once connected, and lets data through.
+    These faults can be set at any time: with `deaf` it answers no check, with `vanished` it receives and sends nothing. With
+    `consenting` false it stops answering checks once connected, but passes data.
     """
 
     role = "controlled"
@@ -107,7 +107,7 @@ class LiteAgent:
         self._ports.clear()
 
     def received(self, port: _Port, data: bytes, source: Address) -> None:
-        """Take one datagram: a check, or data for DTLS; RTP is dropped unread (RFC 7983 7)."""
+        """Process one datagram: a check, or data for DTLS; RTP is dropped unread (RFC 7983 7)."""
         if self.vanished or not data:
             return
         first = data[0]

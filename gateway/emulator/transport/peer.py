@@ -29,13 +29,13 @@ from gateway.emulator.transport.sdp import Offer
 
 # Deadline for opening the association after the answer was sent.
 CONNECT_SECONDS = 30.0
-# A lite agent sends no checks, so silence is all it can go by; a living peer sends consent checks every 5 s (RFC 7675).
+# A lite agent sends no checks, so it can only detect silence; a live peer sends consent checks every 5 s (RFC 7675).
 SILENCE_SECONDS = 40.0
-# Above this much unsent, `writable` waits, so that an unpaced stream does not fill memory.
+# With more bytes unsent than this, `writable` waits, so that an unpaced stream does not fill memory.
 HIGH_WATER = 256 * 1024
-# Messages of one call in one turn of the loop: enough to fill a few packets, few enough that others do not wait.
+# Messages of one call in one turn of the loop: enough to fill a few packets, but other calls do not wait long.
 _MESSAGES_A_TURN = 16
-# A megabyte (aiortc's own) would stall a client event larger than that.
+# aiortc's default of one megabyte would stall larger client events.
 _RECEIVE_WINDOW = 16 * 1024 * 1024
 
 
@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 class SharedCertificate(RTCCertificate):
     """One certificate and one OpenSSL context for every call of a process.
 
-    A context for each call costs 0.2 ms and the service, too, has one identity for many calls.
+    A context for each call would cost 0.2 ms, and the service also uses one identity for many calls.
     """
 
     _context: SSL.Context | None = None
@@ -62,13 +62,13 @@ class SharedCertificate(RTCCertificate):
 
 
 class _Dtls(RTCDtlsTransport):
-    """DTLS without SRTP: RTP is dropped before it gets here, and a peer without media need not offer use_srtp."""
+    """DTLS without SRTP: RTP is dropped earlier, and a peer without media need not offer use_srtp."""
 
     def _setup_srtp(self) -> None:
         return None
 
     def take_role(self, role: str) -> None:
-        """Set what the answer says in `a=setup`."""
+        """Set the DTLS role that the answer names in `a=setup`."""
         self._set_role(role)
 
     @property
@@ -122,7 +122,7 @@ class FarPeer:
         return self.channel.bufferedAmount if self.channel is not None else 0
 
     async def writable(self) -> None:
-        """Wait until the channel has room; give other calls a turn now and then even if it has."""
+        """Wait until the channel has room; sometimes yield to other calls even if it has."""
         if self.buffered > HIGH_WATER:
             self._writable.clear()
             await self._writable.wait()
@@ -132,8 +132,8 @@ class FarPeer:
             await asyncio.sleep(0)
 
     def send(self, text: str) -> None:
-        """Send one text message, unless the peer said it does not take one so large."""
-        # A lone surrogate has no UTF-8; its JSON escape has.
+        """Send one text message, unless it is larger than the peer accepts."""
+        # A lone surrogate cannot be encoded as UTF-8, but its JSON escape can.
         self.send_frame(text.encode("utf-8", "backslashreplace"))
 
     def send_frame(self, frame: bytes) -> None:
@@ -203,7 +203,7 @@ class FarPeer:
             self._lose(reason)
 
     async def _live(self) -> str:
-        """Connect, then watch; return the reason of the end."""
+        """Connect, wait for the end, and return its reason."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self.agent.connected.wait()

@@ -13,13 +13,13 @@ from typing import Literal
 
 Setup = Literal["active", "passive"]
 
-# RFC 8841 6.1: what a peer takes that does not say.
+# RFC 8841 6.1: the default maximum message size.
 DEFAULT_MAX_MESSAGE_SIZE = 65536
-# RFC 8841 6.1 lets 0 mean "any size"; Pion takes it for the largest it would send without being told.
+# In RFC 8841 6.1, 0 means "any size". Pion treats it as its own default maximum.
 PION_UNLIMITED = 65535
 # Pion's default, which the service advertises.
 ADVERTISED_MAX_MESSAGE_SIZE = 1073741823
-# An offer has a few kilobytes; a browser's with video and many interfaces reaches some tens.
+# An offer has a few kilobytes; a browser's offer with video and many interfaces has tens of kilobytes.
 MAX_OFFER_CHARACTERS = 256 * 1024
 
 _M_LINE = re.compile(r"(\S+) (\d+) (\S+) (.+)")
@@ -29,12 +29,12 @@ _TCP_PORT = 443
 
 
 class OfferError(ValueError):
-    """An offer that cannot be answered; the text is what the service says of it."""
+    """An offer that cannot be answered; the text is the service's message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One m-section, and the attributes in it, in order."""
+    """One m-section with its attributes in order."""
 
     kind: str
     profile: str
@@ -50,7 +50,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the far end needs of an offer."""
+    """The parts of an offer that the far end needs."""
 
     sections: tuple[Section, ...]
     ufrag: str
@@ -71,7 +71,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What the answering side brings: its ICE and DTLS parameters and where it listens."""
+    """The answering side: its ICE and DTLS parameters and its addresses."""
 
     ufrag: str
     password: str
@@ -83,7 +83,7 @@ class Endpoint:
 
 
 def parse_offer(text: str) -> Offer:
-    """Read an offer; raises `OfferError` with the service's words for what is wrong with it."""
+    """Read an offer; raises `OfferError` with the service's message."""
     session, sections = _split(text)
     if not any(section.kind == "audio" for section in sections):
         raise OfferError("Invalid SDP offer. Offer did not have an audio media section.")
@@ -136,7 +136,7 @@ def write_answer(offer: Offer, endpoint: Endpoint) -> str:
             continue
         lines += _audio(section, mid, endpoint) if section.kind == "audio" else _application(mid, endpoint)
         if candidates:
-            # Only the first section carries candidates; in the data section they would stand before the ICE lines.
+            # Only the first section has candidates; in the data section they would come before the ICE lines.
             at = len(lines) if section.kind == "audio" else len(lines) - 2
             lines[at:at] = candidates
             candidates = []
@@ -144,7 +144,7 @@ def write_answer(offer: Offer, endpoint: Endpoint) -> str:
 
 
 def answer_setup(offered: str, wanted: Setup) -> Setup:
-    """Choose the DTLS role: ours to choose only where the offer leaves it open (RFC 8842 5.3)."""
+    """Choose the DTLS role; the answerer may choose only if the offer leaves it open (RFC 8842 5.3)."""
     if offered == "active":
         return "passive"
     return "active" if offered == "passive" else wanted
@@ -155,7 +155,7 @@ _SESSION = ("session", "", ())
 
 
 def _split(text: str) -> tuple[Section, tuple[Section, ...]]:
-    # A missing final line end is an error to the service as well; `.trim()` in a client is its usual cause.
+    # The service also rejects a missing final line end; `.trim()` in a client is the usual cause.
     if len(text) > MAX_OFFER_CHARACTERS or not text.startswith("v=0") or not text.endswith("\n"):
         raise OfferError(_NOT_WHIP)
     heads: list[tuple[str, str, tuple[str, ...]]] = [_SESSION]
@@ -180,7 +180,7 @@ def _split(text: str) -> tuple[Section, tuple[Section, ...]]:
 
 
 def _bundled(sections: tuple[Section, ...]) -> list[Section]:
-    # The first accepted section carries the transport of a bundle; its fellows may repeat it or leave it out.
+    # The first accepted section has the transport of a bundle; the other sections may repeat it or leave it out.
     return [s for s in sections if s.kind in ("audio", "application")]
 
 
@@ -204,7 +204,7 @@ def _sctp_port(application: Section | None) -> int:
 
 
 def _codecs(audio: Section) -> list[tuple[str, str]]:
-    """Return (payload type, encoding) of what is kept: opus, PCMU and PCMA, in the offer's order."""
+    """Return (payload type, encoding) of the accepted codecs: opus, PCMU and PCMA, in the offer's order."""
     named = dict(value.split(" ", 1) for value in audio.every("rtpmap") if " " in value)
     named.setdefault("0", "PCMU/8000")
     named.setdefault("8", "PCMA/8000")

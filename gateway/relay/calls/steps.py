@@ -135,7 +135,7 @@ class Calls:
                 raise UpstreamError("upstream-failed", "The session has no call.")
             buffered = upstream.buffered
             if buffered and buffered + size > self._limits.high_water_bytes:
-                detail = f"{buffered} bytes wait for OpenAI to take them; the batch was not accepted."
+                detail = f"{buffered} bytes are waiting for OpenAI to read them; the batch was not accepted."
                 raise OverloadError("upstream-backpressure", detail, retry_after=1)
             if self._state.ledger.crowded(len(batch), size):
                 self.confirm()

@@ -48,7 +48,7 @@ class EventId(NamedTuple):
         """Read an ID that a client sent. Raises ValueError for characters that no ID has. A malformed ID of valid
         characters gets sequence -1, which a read answers with a gap."""
         if not _WORD.match(text):
-            raise ValueError("an event id has only the characters 0-9, a-z and -")
+            raise ValueError("an event ID has only the characters 0-9, a-z and -")
         epoch, dash, digits = text.rpartition("-")
         if not (dash and digits.isdigit()):
             return cls(text, -1)

@@ -213,7 +213,7 @@ def unwritable(data: bytes) -> Steps[NotJsonError | None]:
     for count, found in enumerate(_TOKENS.finditer(text), start=1):
         word = found[4]
         if word and word not in _WORDS and _number(word) in _INFINITE:
-            return NotJsonError("a number beyond all range", len(text[: found.start()].encode()))
+            return NotJsonError("a number out of range", len(text[: found.start()].encode()))
         if not count % STEP_TOKENS:
             yield
     return None
@@ -245,7 +245,7 @@ def _without_backslashes(data: bytes) -> bytes:
 def _located(error: Exception, data: bytes) -> NotJsonError:
     found = _PLACE.match(str(error))
     if found is None:
-        return NotJsonError("it ends too early", len(data))
+        return NotJsonError("it is incomplete", len(data))
     what, at = found[1], int(found[2])
     for word in (b"NaN", b"Infinity"):
         if data.startswith(word, at):

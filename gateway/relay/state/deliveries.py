@@ -121,7 +121,7 @@ class Ledger:
     def require_room_to_hold(self, count: int, size: int, max_events: int, max_bytes: int) -> None:
         """Raise `recovering` if a batch of this size would exceed the bound on held events."""
         if len(self._held) + count > max_events or self._held_bytes + size > max_bytes:
-            detail = "The session is being recovered and no more events can wait for it."
+            detail = "The session is being recovered, and no more events can be held for it."
             raise OverloadError("recovering", detail, retry_after=1)
 
     def accept(

@@ -316,5 +316,5 @@ def check_text(request: TurnRequest) -> None:
 def queue_full(waiting: int) -> OverloadError:
     """Return the error for one turn too many."""
     return OverloadError(
-        "turn-queue-full", f"{waiting} turns are waiting in this session already.", retry_after=2
+        "turn-queue-full", f"{waiting} turns are already waiting in this session.", retry_after=2
     )

@@ -75,11 +75,11 @@ def test_origins_that_are_sent_can_be_listed(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("null", "is no origin"),
-        ("https://a.example/", "is no origin"),
+        ("null", "is not an origin"),
+        ("https://a.example/", "is not an origin"),
         ("file://host", "null"),
         ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
-        ("https://a..é.example", "no host name"),
+        ("https://a..é.example", "not a host name"),
         ("http://1.2.3", "no address"),
         ("http://0x7f.1", "no address"),
         ("http://[::0:1]", "::1"),
