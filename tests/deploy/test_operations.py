@@ -50,9 +50,16 @@ def test_every_log_line_stands_in_the_table_and_no_other() -> None:
     assert logged() == set(table())
 
 
-def test_levels_in_the_table_are_levels() -> None:
-    """The column is read as it is meant."""
+def test_each_log_line_has_one_row_with_its_level() -> None:
+    """No event has two rows, and a line that is logged at one level in the code has that level in its row."""
+    rows = re.findall(r"^\| `(\w+)` \| (?:info|warning|error|debug)", PAGE, re.MULTILINE)
+    calls = re.compile(rf"\blog\.({'|'.join(LEVELS)})\(\s*\"(\w+)\"")
+    sources = [path.read_text() for path in (ROOT / "gateway").rglob("*.py")]
+    logged_at = {name: level for source in sources for level, name in calls.findall(source)}
+
+    assert len(rows) == len(set(rows))
     assert {level for levels, _ in table().values() for level in levels} <= LEVELS
+    assert {name for name, level in logged_at.items() if level not in table()[name][0]} == set()
 
 
 def test_fields_of_log_lines_are_those_in_the_table() -> None:

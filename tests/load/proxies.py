@@ -84,10 +84,10 @@ async def standing(gateway: str, home: Path) -> AsyncIterator[dict[str, str]]:
     async with AsyncExitStack() as stack:
         urls = {"none": gateway}
         servers = {
-            "nginx as it is by default": (proxies.nginx, proxies.NGINX_DEFAULT),
+            "nginx, default configuration": (proxies.nginx, proxies.NGINX_DEFAULT),
             "nginx, HTTP/1.0 to the gateway": (proxies.nginx, proxies.NGINX_HTTP_1_0),
-            "nginx told to buffer all the same": (proxies.nginx, proxies.NGINX_BUFFERING),
-            "nginx that compresses streams": (proxies.nginx, proxies.NGINX_GZIP),
+            "nginx, `X-Accel-Buffering` ignored": (proxies.nginx, proxies.NGINX_BUFFERING),
+            "nginx with `gzip` for streams": (proxies.nginx, proxies.NGINX_GZIP),
             "nginx with nginx.conf": (proxies.nginx, shown("nginx.conf")),
             "HAProxy, 30 s time-outs": (proxies.haproxy, proxies.HAPROXY_30_SECONDS),
             "HAProxy with haproxy.cfg": (proxies.haproxy, shown("haproxy.cfg")),
@@ -96,8 +96,10 @@ async def standing(gateway: str, home: Path) -> AsyncIterator[dict[str, str]]:
         for number, (name, (start, text)) in enumerate(servers.items()):
             if find_part(start.__name__):
                 urls[name] = await stack.enter_async_context(start(part, text, home / str(number), gateway))
-        urls["a proxy that holds 4 KiB"] = await stack.enter_async_context(proxies.holding(gateway))
-        urls["a proxy that holds all"] = await stack.enter_async_context(proxies.holding(gateway, None))
+        urls["a proxy that buffers 4 KiB"] = await stack.enter_async_context(proxies.holding(gateway))
+        urls["a proxy that buffers whole responses"] = await stack.enter_async_context(
+            proxies.holding(gateway, None)
+        )
         yield urls
 
 
@@ -161,7 +163,7 @@ def _seconds(seconds: float) -> str:
 
 def show(table: dict[str, dict[str, Delays]], rounds: int) -> str:
     """Return the table as Markdown."""
-    lines = [f"| in between | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
+    lines = [f"| proxy | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
     for name, ways in table.items():
         lines.append(f"| {name} | {' | '.join(cell(ways[way], rounds) for way in WAYS)} |")
     return "\n".join(lines)
