@@ -29,7 +29,7 @@ async def test_emulator_without_its_port_fails(start: Start) -> None:
         taken.listen()
         running = await start("emulate", "--port", str(taken.getsockname()[1]))
         status = await running.ended()
-        await running.says("cannot listen on 127.*: Address already in use; --host and --port")
+        await running.says("cannot listen on 127.*: Address already in use; choose another address")
 
     assert status == 1
     assert "Traceback" not in running.output
