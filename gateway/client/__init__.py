@@ -16,6 +16,7 @@ async with Client("http://127.0.0.1:8080") as client:
 
 from gateway.client.answer import Answer, FunctionCall, Usage
 from gateway.client.blocks import Block, BlockParser
+from gateway.client.client import Client
 from gateway.client.errors import (
     ClientError,
     CursorExpiredError,
@@ -29,7 +30,6 @@ from gateway.client.errors import (
     UnreachableError,
     UpstreamError,
 )
-from gateway.client.http import Client
 from gateway.client.session import EARLIEST, NOW, Event, Session
 from gateway.client.turns import TurnStream
 

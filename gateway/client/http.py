@@ -1,4 +1,4 @@
-"""The connections to one gateway, requests with retries, and the calls that need no session."""
+"""The HTTP connections to one gateway, and requests with retries."""
 
 import asyncio
 import json
@@ -8,18 +8,16 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from gateway.client.answer import Answer, Json
+from gateway.client.answer import Json
 from gateway.client.errors import ProblemError, UnreachableError, raise_for_problem
 from gateway.client.retrying import passing, waits
-from gateway.client.session import Session
-from gateway.client.turns import TURN_SECONDS, TurnStream, turn_body
 
 CONNECT_SECONDS: Final = 10.0
 REQUEST_SECONDS: Final = 60.0
 
 
-class Client:
-    """Talks to one gateway. Use it as `async with Client(url, key) as client`."""
+class Connection:
+    """Sends requests to one gateway, inside an `async with` block."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -53,47 +51,6 @@ class Client:
         """Check that a server answers at the URL. Raises aiohttp.ClientError or TimeoutError at once, without retries."""
         async with self.http.get(f"{self.url}/livez", timeout=aiohttp.ClientTimeout(total=CONNECT_SECONDS)):
             pass
-
-    async def open(self, **body: object) -> Session:
-        """Open a session. `body` is that of a create: `session`, `metadata`, `detach_grace_seconds`, `call_id`."""
-        return Session(self, await self.request("POST", "/v1/sessions", json=body, repeatable=True))
-
-    def attach(self, session_id: str, credential: str | None = None) -> Session:
-        """Return an existing session, without a request.
-
-        `credential` is the session's client secret (`gwk_…`), or a ticket (`gwt_…`), which allows reading only. Without
-        one the client's key is used.
-        """
-        return Session(self, {"id": session_id}, credential)
-
-    async def sessions(self) -> list[Json]:
-        """Return the caller's session objects, newest first. Needs an API key."""
-        listed: list[Json] = []
-        query = {"limit": 100}
-        while True:
-            page = await self.request("GET", "/v1/sessions", params=query)
-            listed += page["data"]
-            if not page.get("has_more"):
-                return listed
-            query["after"] = listed[-1]["id"]
-
-    async def ask(
-        self, input: str | list[Json], *, session: Json | None = None, **response: object
-    ) -> Answer:
-        """Run one turn in a session opened for it, and return the whole answer.
-
-        `session` is as in a create; the other keywords go into `response.create`.
-        """
-        body = turn_body(input, response, session)
-        return Answer.of(
-            await self.request("POST", "/v1/turns", json=body, repeatable=True, seconds=TURN_SECONDS)
-        )
-
-    def stream(
-        self, input: str | list[Json], *, session: Json | None = None, **response: object
-    ) -> TurnStream:
-        """Run one turn in a session opened for it, and stream the answer: `async for piece in client.stream("Hello")`."""
-        return TurnStream(self, "/v1/turns", turn_body(input, response, session))
 
     async def request(
         self,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 
@@ -14,11 +14,9 @@ from gateway.client import retrying
 from gateway.client.answer import Answer, Json
 from gateway.client.blocks import Block
 from gateway.client.errors import ProblemError, SupersededError, problem_error
+from gateway.client.http import Connection
 from gateway.client.reading import HEARTBEAT_SECONDS, EndedError, read_blocks
 from gateway.client.turns import TURN_SECONDS, TurnStream, turn_body
-
-if TYPE_CHECKING:
-    from gateway.client.http import Client
 
 EARLIEST: Final = "earliest"
 NOW: Final = "now"
@@ -46,11 +44,11 @@ class Event:
 class Session:
     """One session. `Client.open` and `Client.attach` return it; `async with` closes it at the end."""
 
-    def __init__(self, client: "Client", created: Json, credential: str | None = None) -> None:
+    def __init__(self, connection: Connection, created: Json, credential: str | None = None) -> None:
         self.created = created
         """The session object in the response to the create; only `id` for an attached session."""
         self.id = str(created["id"])
-        self._client = client
+        self._connection = connection
         self._path = f"/v1/sessions/{self.id}"
         self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
 
@@ -67,13 +65,13 @@ class Session:
 
         Return the receipt: `accepted`, `first`, `last`, `head`. Read after `head` to see all events that they cause.
         """
-        return await self._client.request(
+        return await self._connection.request(
             "POST", f"{self._path}/events", json=list(events), repeatable=True, headers=self._headers
         )
 
     async def look(self) -> Json:
         """Return the session object as it is now."""
-        return await self._client.request("GET", self._path, headers=self._headers)
+        return await self._connection.request("GET", self._path, headers=self._headers)
 
     async def usage(self) -> Json:
         """Return the usage of the session so far, over all its calls: tokens by kind and `cost_usd`, which is None if a
@@ -83,7 +81,7 @@ class Session:
     async def turn(self, input: str | list[Json], **response: object) -> Answer:
         """Run a turn and return the whole answer. `response` goes into `response.create`."""
         return Answer.of(
-            await self._client.request(
+            await self._connection.request(
                 "POST",
                 f"{self._path}/turns",
                 json=turn_body(input, response),
@@ -96,12 +94,16 @@ class Session:
     def stream(self, input: str | list[Json], **response: object) -> TurnStream:
         """Run a turn and stream the answer: `async for piece in session.stream("Hello")`."""
         return TurnStream(
-            self._client, f"{self._path}/turns", turn_body(input, response), self._headers, self._heartbeat
+            self._connection,
+            f"{self._path}/turns",
+            turn_body(input, response),
+            self._headers,
+            self._heartbeat,
         )
 
     async def close(self) -> None:
         """End the session."""
-        await self._client.request("DELETE", self._path, headers=self._headers)
+        await self._connection.request("DELETE", self._path, headers=self._headers)
 
     @property
     def _heartbeat(self) -> float:
@@ -159,7 +161,7 @@ class Session:
             query["after"] = cursor
         else:
             headers["Last-Event-ID"] = cursor
-        url = f"{self._client.url}{self._path}/events"
+        url = f"{self._connection.url}{self._path}/events"
         return read_blocks(
-            self._client.http, "GET", url, headers=headers, heartbeat=self._heartbeat, params=query
+            self._connection.http, "GET", url, headers=headers, heartbeat=self._heartbeat, params=query
         )

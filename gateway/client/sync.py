@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mappi
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from gateway.client import http, session, turns
+from gateway.client import client, session, turns
 from gateway.client.answer import Answer, Json
 from gateway.client.session import EARLIEST, Event
 
@@ -63,7 +63,7 @@ class Client:
     """Talks to one gateway. Use it as `with Client(url, key) as client`."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self._client = http.Client(url, key)
+        self._client = client.Client(url, key)
         self._loop: _Loop | None = None
 
     def __enter__(self) -> Self:

@@ -6,17 +6,15 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import aiohttp
 
 from gateway.client.answer import Answer, Json
 from gateway.client.errors import ProblemError, UnreachableError, problem_error
+from gateway.client.http import Connection
 from gateway.client.reading import HEARTBEAT_SECONDS, EndedError, read_blocks
 from gateway.client.retrying import passing, waits
-
-if TYPE_CHECKING:
-    from gateway.client.http import Client
 
 TURN_SECONDS: Final = 330.0
 """Longer than the gateway's own deadline for a turn, so that the gateway's error is reported, not a local time-out."""
@@ -37,13 +35,13 @@ class TurnStream:
 
     def __init__(
         self,
-        client: "Client",
+        connection: Connection,
         path: str,
         body: Json,
         headers: Mapping[str, str] | None = None,
         heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._client = client
+        self._connection = connection
         self._path = path
         self._body = body
         # One key for all connections: the gateway runs the turn once.
@@ -92,9 +90,9 @@ class TurnStream:
         while True:
             headers = self._headers | ({"Last-Event-ID": last} if last else {})
             try:
-                url = self._client.url + self._path
+                url = self._connection.url + self._path
                 blocks = read_blocks(
-                    self._client.http,
+                    self._connection.http,
                     "POST",
                     url,
                     headers=headers,
@@ -132,5 +130,5 @@ class TurnStream:
                 cause = ConnectionError("the turn is gone")
             pause = next(pauses)
             if pause is None:
-                raise UnreachableError(self._client.url, cause) from cause
+                raise UnreachableError(self._connection.url, cause) from cause
             await asyncio.sleep(pause)

@@ -1,8 +1,8 @@
-"""The relay's limits as one frozen value; every buffer and wait of this room is bounded by a line here."""
+"""The relay's limits as one frozen value; every buffer and wait of this package is bounded by a line here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.relay.ports import Json
 from gateway.relay.usage import PriceList
 
 KIB, MIB = 1024, 1024 * 1024
@@ -12,7 +12,7 @@ KIB, MIB = 1024, 1024 * 1024
 class RelayLimits:
     """The operator's limits. Times are in seconds, sizes in bytes."""
 
-    template: Json = field(default_factory=dict)
+    template: Mapping[str, object] = field(default_factory=dict)
     """The OpenAI session object that every create is merged over."""
     session_locked: tuple[str, ...] = ()
     """Members of it that a caller may not set; dots lead into objects, as in `audio.input.turn_detection`."""

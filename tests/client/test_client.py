@@ -62,12 +62,18 @@ def script() -> Script:
 
 
 @pytest.fixture
-async def session(script: Script) -> AsyncIterator[Session]:
-    """Return a session on the scripted server."""
+async def client(script: Script) -> AsyncIterator[Client]:
+    """Return a client of the scripted server."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", script.handle)
     async with TestServer(app) as server, Client(str(server.make_url("")), key="secret") as client:
-        yield Session(client, CREATED)
+        yield client
+
+
+@pytest.fixture
+def session(client: Client) -> Session:
+    """Return a session on the scripted server."""
+    return Session(client, CREATED)
 
 
 def problem(status: int, code: str, *, retryable: bool = False, retry_after: str | None = None) -> Answer:
@@ -352,11 +358,11 @@ async def test_answer_is_not_there_before_its_end(script: Script, session: Sessi
             _ = turn.answer
 
 
-async def test_attached_session_uses_its_own_credential(script: Script, session: Session) -> None:
+async def test_attached_session_uses_its_own_credential(script: Script, client: Client) -> None:
     """A client secret is sent for that session, in place of the client's key."""
     script.then(SEND, data({"accepted": 1}))
     script.then(EVENTS, stream(CLOSED))
-    attached = session._client.attach("gws_a", "gwk_secret")
+    attached = client.attach("gws_a", "gwk_secret")
     await attached.send({"type": "a"})
     await collect(attached)
 
@@ -372,7 +378,7 @@ async def test_filters_are_the_gateways(script: Script, session: Session) -> Non
     assert script.asked[0].query["exclude"] == "x"
 
 
-async def test_sessions_are_listed_over_all_pages(script: Script, session: Session) -> None:
+async def test_sessions_are_listed_over_all_pages(script: Script, client: Client) -> None:
     """The gateway gives a page at a time; the list has all of them, in order."""
     pages = [
         {"data": [{"id": "gws_c"}, {"id": "gws_b"}], "has_more": True},
@@ -380,7 +386,7 @@ async def test_sessions_are_listed_over_all_pages(script: Script, session: Sessi
     ]
     script.then("GET /v1/sessions", *map(data, pages))
 
-    assert [one["id"] for one in await session._client.sessions()] == ["gws_c", "gws_b", "gws_a"]
+    assert [one["id"] for one in await client.sessions()] == ["gws_c", "gws_b", "gws_a"]
     assert [request.query.get("after") for request in script.asked] == [None, "gws_b"]
 
 
