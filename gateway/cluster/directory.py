@@ -20,7 +20,7 @@ from gateway.cluster.settings import ClusterSettings
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.events.records import VERSION, Border, encode
 from gateway.relay.journal import Journal, Location, Peer, Promised
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 
 SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 """Of a session's keys; renewed every five minutes. Long enough for an operator to bring a cluster back."""

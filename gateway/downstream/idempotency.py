@@ -14,7 +14,7 @@ from gateway.downstream.http.app_keys import CLOCK, PEER_REQUEST, TELEMETRY
 from gateway.downstream.http.body import idempotency_key
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.idempotency import IdempotencyKeys
-from gateway.relay.promise import NO_PROMISE, Promise
+from gateway.relay.requests import NO_PROMISE, Promise
 
 Answer = TypeVar("Answer")
 

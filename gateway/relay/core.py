@@ -25,7 +25,7 @@ from gateway.relay.events.records import (
 )
 from gateway.relay.journal import Journal
 from gateway.relay.ports import CallRequest, Json, Receiver, SessionId
-from gateway.relay.promise import NO_PROMISE, Promise
+from gateway.relay.requests import NO_PROMISE, Promise
 from gateway.relay.services import Services
 from gateway.relay.state import effects as fx
 from gateway.relay.state.delivery import Delivery

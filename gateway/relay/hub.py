@@ -23,7 +23,8 @@ from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.journal import Directory, Journal, NullJournal
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
 from gateway.relay.memory import Budget
-from gateway.relay.ports import CallRequest, Dialer, Handle, Json, OpenRequest, Principal, SessionId, View
+from gateway.relay.ports import CallRequest, Dialer, Handle, Json, OpenRequest, SessionId, View
+from gateway.relay.requests import Principal
 from gateway.relay.services import Gate, Services
 from gateway.relay.session import Session
 from gateway.relay.sessionobject import check_locked, merge

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.relay.events.records import Record
 
 if TYPE_CHECKING:
-    from gateway.relay.ports import Principal
+    from gateway.relay.requests import Principal
 
 
 class JournalOwner(Protocol):

@@ -8,11 +8,11 @@ HTTP, WebRTC, Redis or Prometheus.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
+from typing import TYPE_CHECKING, NewType, Protocol
 
 from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.events.eventlog import EventId, Page
-from gateway.relay.promise import NO_PROMISE, Promise
+from gateway.relay.requests import NO_PROMISE, Principal, Promise, Receipt
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State
 from gateway.relay.usage import Usage
@@ -133,31 +133,6 @@ class Dialer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Principal:
-    """Who is calling. `name` is a configured key's name or `anonymous`; sessions belong to it."""
-
-    name: str
-    anonymous: bool = False
-    max_sessions: int | None = None
-    """Sessions at once; None for no limit of its own."""
-    tokens_per_session: int | None = None
-    tokens_per_day: int | None = None
-    dollars_per_session: float | None = None
-    dollars_per_day: float | None = None
-
-    @property
-    def budgeted(self) -> bool:
-        """Its spending is limited, in tokens or dollars, so no event may hide a response.create."""
-        limits = (
-            self.tokens_per_session,
-            self.tokens_per_day,
-            self.dollars_per_session,
-            self.dollars_per_day,
-        )
-        return any(limit is not None for limit in limits)
-
-
-@dataclass(frozen=True, slots=True)
 class OpenRequest:
     """What a caller wants opened (docs/api.md, 1 Sessions)."""
 
@@ -238,18 +213,6 @@ class View:
     """The call was made by another application."""
     usage: Usage = field(default_factory=Usage)
     """What its responses have cost so far, over all its calls."""
-
-
-class Receipt(NamedTuple):
-    """What became of a batch: how many events, their numbers in the session's own count of accepted events from 1, and
-    the log's head as it was before sending."""
-
-    accepted: int
-    first: int
-    last: int
-    head: EventId
-    replayed: bool = False
-    """It is the receipt of an earlier request with the same Idempotency-Key."""
 
 
 class Handle(Protocol):

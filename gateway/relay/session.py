@@ -27,8 +27,8 @@ from gateway.relay.events.records import (
     Sealed,
     TurnQueued,
 )
-from gateway.relay.ports import Json, Reader, Receipt, Receiver, View
-from gateway.relay.promise import NO_PROMISE, Promise
+from gateway.relay.ports import Json, Reader, Receiver, View
+from gateway.relay.requests import NO_PROMISE, Promise, Receipt
 from gateway.relay.sessionobject import check_locked
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.state.turns import TOKEN_LENGTH

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 from gateway.errors import OverloadError
 from gateway.relay.events.envelope import ClientEvent, member
-from gateway.relay.ports import Json, Principal
+from gateway.relay.ports import Json
+from gateway.relay.requests import Principal
 from gateway.relay.usage import PICODOLLARS, Charge, Direction, PriceList
 
 _DAY_SECONDS: Final = 86_400

@@ -9,7 +9,7 @@ from gateway.cluster.journal import RedisJournal
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.settings import ClusterSettings, Target
 from gateway.relay.events.records import Accepted, Record, ServerEvent
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 

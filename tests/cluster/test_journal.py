@@ -218,7 +218,7 @@ async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis:
 
 async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer) -> None:
     """A key's sessions at once are counted in Redis, and places of sessions that are gone are given away."""
-    from gateway.relay.ports import Principal
+    from gateway.relay.requests import Principal
 
     key = Principal("one", max_sessions=2)
     async with node(redis_server.url) as a, node(redis_server.url) as b:

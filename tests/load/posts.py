@@ -29,7 +29,8 @@ from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import OpenRequest, Principal
+from gateway.relay.ports import OpenRequest
+from gateway.relay.requests import Principal
 from gateway.telemetry import Metrics, configure_logging
 from tests.downstream.house import FarEnd
 

@@ -19,7 +19,8 @@ from gateway.relay.events.eventlog import Entry
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenRequest, Principal, Reader, Sink
+from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenRequest, Reader, Sink
+from gateway.relay.requests import Principal
 from gateway.relay.session import Session
 from gateway.relay.states import CloseReason
 from gateway.relay.telemetry import Telemetry

@@ -8,7 +8,7 @@ from gateway.errors import OverloadError
 from gateway.relay.events.records import Border, Record, encode, sequence_of
 from gateway.relay.journal import JournalOwner, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 from gateway.relay.state.saved import Saved, fold
 from tests.relay.fakes import FakeCall, House
 

@@ -24,7 +24,7 @@ from gateway.relay.events.records import (
     decode,
     encode,
 )
-from gateway.relay.promise import Promise
+from gateway.relay.requests import Promise
 from gateway.relay.session import Session
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold

@@ -8,7 +8,8 @@ import pytest
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.hub import template
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS
-from gateway.relay.ports import LossCause, Principal
+from gateway.relay.ports import LossCause
+from gateway.relay.requests import Principal
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
 from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of, until

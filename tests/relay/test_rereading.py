@@ -12,8 +12,7 @@ from gateway.relay.events.records import (
     encode,
 )
 from gateway.relay.idempotency import IdempotencyKeys
-from gateway.relay.ports import Principal, Receipt
-from gateway.relay.promise import Promise
+from gateway.relay.requests import Principal, Promise, Receipt
 from gateway.relay.state.answers import MAX_KEYS, Answers
 from gateway.relay.state.deliveries import Ledger
 from gateway.relay.state.delivery import delivery

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.errors import GatewayError
 from gateway.relay.events.eventlog import EventId
-from gateway.relay.ports import LossCause, Receipt
+from gateway.relay.ports import LossCause
+from gateway.relay.requests import Receipt
 from gateway.relay.session import Session
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import OverloadError
-from gateway.relay.ports import LossCause, Principal
+from gateway.relay.ports import LossCause
+from gateway.relay.requests import Principal
 from gateway.relay.spending import (
     BYTES_PER_TOKEN,
     MAX_RESERVED,

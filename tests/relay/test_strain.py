@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.errors import OverloadError
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 from gateway.relay.strain import LASTING_SECONDS, RELIEF, Strain
 from tests.relay.conftest import Build
 from tests.relay.fakes import client_event

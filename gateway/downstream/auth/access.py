@@ -21,7 +21,8 @@ from gateway.downstream.auth.credentials import Signatures, looks_signed
 from gateway.downstream.http.app_keys import PRINCIPAL, SESSION, SESSIONS
 from gateway.errors import CallerError, OverloadError
 from gateway.relay.events.envelope import matches_type
-from gateway.relay.ports import Handle, Principal
+from gateway.relay.ports import Handle
+from gateway.relay.requests import Principal
 
 Need = Literal["read", "send"]
 """The required permission. Tickets allow reading only."""

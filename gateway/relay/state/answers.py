@@ -15,8 +15,7 @@ from typing import Final
 from gateway.errors import CallerError
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.openai_errors import RATE_LIMITS
-from gateway.relay.ports import Receipt
-from gateway.relay.promise import Promise
+from gateway.relay.requests import Promise, Receipt
 from gateway.relay.state.turn import Turn
 
 Json = Mapping[str, object]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.relay.events.envelope import member
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 from gateway.relay.states import State
 
 Json = Mapping[str, object]

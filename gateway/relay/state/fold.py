@@ -47,8 +47,7 @@ from gateway.relay.events.records import (
     TurnQueued,
     UnreadableRecord,
 )
-from gateway.relay.ports import Principal, Receipt
-from gateway.relay.promise import Promise
+from gateway.relay.requests import Principal, Promise, Receipt
 from gateway.relay.state import effects as fx
 from gateway.relay.state.answers import Answers
 from gateway.relay.state.deliveries import ANSWERED_BY, ASKING, OF_THE_CALL, Ledger

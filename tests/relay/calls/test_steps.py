@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from gateway.errors import OverloadError
-from gateway.relay.ports import LossCause, Principal
+from gateway.relay.ports import LossCause
+from gateway.relay.requests import Principal
 from gateway.relay.state.deliveries import MAX_IN_FLIGHT
 from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State

@@ -4,8 +4,7 @@ import pytest
 
 from gateway.errors import CallerError, UpstreamError
 from gateway.relay.events.eventlog import EventId
-from gateway.relay.ports import Receipt
-from gateway.relay.promise import Promise
+from gateway.relay.requests import Promise, Receipt
 from gateway.relay.state.answers import MAX_AGE_SECONDS, MAX_BYTES, MAX_KEYS, MAX_REQUEST_IDS, Answers
 from gateway.relay.state.turn import Turn, TurnRequest
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, Acknowledged, DoubtSettled, LineState
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 from gateway.relay.state.deliveries import MAX_IN_FLIGHT
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import WATCHED, SessionState

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.relay.calls.seeding import Seeding
 from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.events.records import Accepted
-from gateway.relay.ports import Principal
+from gateway.relay.requests import Principal
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.mirror import Mirror, Seed
