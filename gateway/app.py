@@ -1,6 +1,6 @@
-"""The composition root: builds every room from the configuration, starts and closes them in order.
+"""The composition root: builds every package from the configuration, starts and closes them in order.
 
-This is the only module that knows all rooms. `wiring` maps the configuration to the values that rooms take. Tests build
+This is the only module that knows all packages. `wiring` maps the configuration to the values that packages take. Tests build
 the same type on port 0.
 """
 

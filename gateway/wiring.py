@@ -1,4 +1,4 @@
-"""The mapping from configuration to each room's own values.
+"""The mapping from configuration to each package's own values.
 
 Rooms know no configuration: each takes a frozen value with its limits. One function here makes each of these values,
 and reads the files that the settings name. Raises ConfigError where a file or a combination of settings cannot be used.

@@ -1,4 +1,4 @@
-"""The port for metrics and log lines: one method per fact, grouped by the room that states it.
+"""The port for metrics and log lines: one method per fact, grouped by the package that reports it.
 
 Methods return at once and never raise; those marked hot are called for every event. `gateway.telemetry.Metrics`
 implements all of them, `NO_TELEMETRY` ignores them.

@@ -1,4 +1,4 @@
-"""The composition root: that every setting reaches its room, and that starting and ending leave nothing behind."""
+"""The composition root: that every setting reaches its package, and that starting and ending leave nothing behind."""
 
 import asyncio
 import hashlib
@@ -76,7 +76,7 @@ CHANGES: dict[str, Any] = {
     "stream.max_receivers": 4,
     "stream.write_timeout_seconds": 14,
 }
-"""Another value for each setting that a room is given."""
+"""Another value for each setting that a package gets."""
 
 ELSEWHERE = {
     # seen in the tests below and in those of the command line
@@ -111,7 +111,7 @@ def changed(dotted: str, value: object) -> Config:
     return load(environ={}, flags={section: {name: value}})
 
 
-def rooms(config: Config) -> tuple[object, ...]:
+def limits_of(config: Config) -> tuple[object, ...]:
     """Return everything that the packages receive."""
     return (
         relay_limits(config),
@@ -166,7 +166,7 @@ def test_going_by_a_relay_reaches_the_upstream_room() -> None:
 @pytest.mark.parametrize("dotted", CHANGES)
 def test_setting_reaches_a_room(dotted: str) -> None:
     """Changing the setting changes what some package receives."""
-    assert rooms(changed(dotted, CHANGES[dotted])) != rooms(Config())
+    assert limits_of(changed(dotted, CHANGES[dotted])) != limits_of(Config())
 
 
 def test_every_setting_is_accounted_for() -> None:

@@ -1,4 +1,4 @@
-"""A node without a gateway, and a session without a call, for tests of the cluster room alone."""
+"""A node without a gateway, and a session without a call, for tests of the cluster package."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""A far end for the upstream room's tests: stock aiortc behind one HTTP route, in a process of its own.
+"""A far end for the tests of upstream: stock aiortc behind one HTTP route, in a process of its own.
 
 Its own process, so that what is measured or changed here is the gateway's side alone. The test drives it by text over the
 data channel, one JSON object a message:

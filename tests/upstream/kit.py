@@ -1,4 +1,4 @@
-"""What the upstream room's tests share: a sink and a telemetry that remember, a dialer that is closed at the end."""
+"""What the tests of upstream share: a sink and a telemetry that remember, a dialer that is closed at the end."""
 
 import asyncio
 import json

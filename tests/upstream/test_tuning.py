@@ -107,7 +107,7 @@ async def test_call_works_with_only_one_hook(hook: Hook) -> None:
 
 
 async def test_other_connections_stay_stock() -> None:
-    """Hooks are given to this room's connections alone; the libraries' classes are as they were."""
+    """Hooks are given to this package's connections alone; the libraries' classes are as they were."""
     before = (aioice.ice.CONSENT_INTERVAL, aioice.ice.Connection.connect, RTCSctpTransport._send_sack)
     tuned, plain = _peer(ALL_HOOKS), RTCPeerConnection(RTCConfiguration(iceServers=[]))
     plain.createDataChannel("x")
