@@ -83,11 +83,12 @@ class Gateway:
             _clustering(config, configured, self._metrics, clock) if config.cluster.url else None
         )
         nodes = self._clustering
+        limits = relay_limits(config, descriptors())
         self._hub = Hub(
             self._dialer,
             frame,
             self._metrics,
-            relay_limits(config),
+            limits,
             clock,
             Budget(config.server.memory_budget_bytes),
             unframing=lambda block, start: unframe(block, start).decode(),
@@ -98,7 +99,7 @@ class Gateway:
         relay = config.relay
         self._metrics.limits(
             {
-                "sessions": relay.max_sessions,
+                "sessions": limits.max_sessions,
                 "log_bytes": relay.log_total_bytes,
                 "memory_bytes": config.server.memory_budget_bytes,
             }
@@ -172,6 +173,10 @@ class Gateway:
         upstream = self._dialer.config
         if upstream.auth == "gateway" and upstream.api_key is None:
             log.warning("openai_key_missing", remedy="set OPENAI_API_KEY or upstream.api_key_file")
+        allowed = self._hub.limits.max_sessions
+        if allowed < self._config.relay.max_sessions:
+            remedy = "raise the limit on open files (ulimit -n, LimitNOFILE), or lower relay.max_sessions"
+            log.warning("max_sessions_lowered", allowed=allowed, remedy=remedy)
         if hooks := tuning.missing():
             log.warning(
                 "webrtc_hooks_left_out", hooks=list(hooks), remedy="install the tested versions of aiortc"

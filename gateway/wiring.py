@@ -30,13 +30,13 @@ RESERVED_DESCRIPTORS: Final = 64
 the others, so that sessions always find enough."""
 
 
-def relay_limits(config: Config) -> RelayLimits:
-    """Return the limits of sessions and their logs."""
+def relay_limits(config: Config, descriptors: int = sys.maxsize) -> RelayLimits:
+    """Return the limits of sessions and their logs, within the process's limit on file descriptors."""
     relay = config.relay
     return RelayLimits(
         template=template(config.upstream.session),
         session_locked=config.upstream.session_locked,
-        max_sessions=relay.max_sessions,
+        max_sessions=max(1, min(relay.max_sessions, _descriptors_left(config, descriptors))),
         max_loop_lag_seconds=relay.max_loop_lag_seconds,
         max_event_bytes=config.server.max_event_bytes,
         high_water_bytes=relay.high_water_bytes,
@@ -118,6 +118,11 @@ def connection_limits(config: Config, descriptors: int) -> ConnectionLimits:
     """Return the limits of all connections together, within the process's limit on file descriptors."""
     share = (descriptors - RESERVED_DESCRIPTORS) // 2
     return ConnectionLimits(max_connections=max(1, min(config.server.max_connections, share)))
+
+
+def _descriptors_left(config: Config, descriptors: int) -> int:
+    """Return how many descriptors there are for calls, each of which needs one, when all connections are in use."""
+    return descriptors - RESERVED_DESCRIPTORS - connection_limits(config, descriptors).max_connections
 
 
 def descriptors() -> int:

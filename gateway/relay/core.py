@@ -175,9 +175,10 @@ class SessionCore:
         """Execute the effects of an applied record."""
         advance = settled = False
         for effect in effects:
+            if effect is fx.ADVANCE:
+                advance = True
+                continue
             match effect:
-                case fx.Advance():
-                    advance = True
                 case fx.ResponseDone():
                     settled = True
                     self._response_done(effect)
@@ -211,11 +212,13 @@ class SessionCore:
 
     def _response_done(self, done: fx.ResponseDone) -> None:
         self._telemetry.response_done(done.status, done.seconds)
-        if done.charge is None:
+        charge = done.charge
+        if charge is None:
             self._unrecorded(1)
         else:
-            self._spend(done.charge)
-            self._watch_audio(done.charge)
+            self._spend(charge)
+            if self.state.settings.text_only:
+                self._watch_audio(charge)
         if done.error is not None:
             self._telemetry.upstream_error(done.error)
 
@@ -233,13 +236,13 @@ class SessionCore:
         self._end_if_spent()
 
     def _end_if_spent(self) -> None:
-        if self._account.exhausted:
+        if self._account.limited and self._account.exhausted:
             self.end(CloseReason.LIMIT)
 
     def _watch_audio(self, charge: Charge) -> None:
-        """Log once that a session which asked for text only is billed for audio."""
+        """Log once that a session, which asked for text only, is billed for audio."""
         audio = charge.input.get("audio", 0) + charge.output.get("audio", 0)
-        if audio and self.state.settings.text_only and not self._audio_told:
+        if audio and not self._audio_told:
             self._audio_told = True
             self._telemetry.audio_tokens_in_text_session(self._id, audio)
 
@@ -255,24 +258,24 @@ class SessionCore:
         head: int | None = None,
     ) -> None:
         """Hand the whole batch to the line, hold it, or raise. `first` is 0 for the gateway's own events."""
-        before, state = self._holding.size, self.state
-        reserved = self._account.reserve(
-            batch, state.settings.max_output_tokens, state.call.model, self._clock.unix()
-        )
+        before, state, line, unix = self._holding.size, self.state, self._line, self._clock.unix()
+        reserved = self._account.reserve(batch, state.settings.max_output_tokens, state.call.model, unix)
+        texts, size = [event.text for event in batch], 0
+        for event in batch:
+            size += event.size
         try:
-            sizes = [event.size for event in batch]
-            self._holding.take(sum(sizes))  # Corrected by `_charge`.
-            position = self._line.message
-            handed = self._line.send(batch, sum(sizes))
+            self._holding.take(size)  # Corrected by `_charge`.
+            position = line.message
+            handed = line.send(texts, size)
         except GatewayError:
             self._holding.resize(before)
             self._account.cancel(reserved)
-            self._line.catch_up()
+            line.catch_up()
             raise
         now = self._event_at = self._clock.monotonic()
         record = Accepted(
             first,
-            [event.text for event in batch],
+            texts,
             not handed,
             turn,
             promise.key,
@@ -280,16 +283,15 @@ class SessionCore:
             promise.request_id,
             # Readers can go on from there: what is appended may not be settled yet.
             self.log.head.sequence if head is None else head,
-            self._clock.unix(),
+            unix,
         )
-        effects = self.state.accept(record, batch, now, position)
+        state.accept(record, batch, now, position)
         if self.journal.keeps:
             self.journal.add(record)
         if handed:
-            for event, size in zip(batch, sizes, strict=True):
-                self._telemetry.event_up(event.type, size)
-        self._carry_out(effects)
-        self._line.catch_up()
+            for event in batch:
+                self._telemetry.event_up(event.type, event.size)
+        line.catch_up()
 
     def _send_quietly(self, events: Sequence[ClientEvent]) -> None:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.errors import CallerError, GatewayError, UpstreamError
-from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.envelope import ClientEvent, client_event
 from gateway.relay.ports import Json
 from gateway.relay.states import CloseReason
 
@@ -40,4 +40,4 @@ def cancelling(response_id: str | None) -> ClientEvent:
     value: dict[str, object] = {"type": "response.cancel"}
     if response_id is not None:
         value["response_id"] = response_id
-    return ClientEvent(json.dumps(value, separators=(",", ":")), "response.cancel", None, value)
+    return client_event(json.dumps(value, separators=(",", ":")), "response.cancel", None, value)

@@ -337,6 +337,9 @@ class Hub:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         session = self._tasks.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._telemetry.relay_failed(session.id, error)
         if self._opening.pop(session.id, None) is not None:
             self._broker.drop(session.log)  # It never opened, so no client knows it or will read its log.
 

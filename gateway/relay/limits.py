@@ -47,11 +47,12 @@ class RelayLimits:
     continuity: bool = True
     """Replace a call that is lost or about to end, and go on."""
     recovery_timeout_seconds: float = 60
-    """How long a session without a call tries for another one."""
+    """How long a session without a call tries for another one. A call that is open by then may take the conversation for
+    as long again."""
     stall_timeout_seconds: float = 30
     """A call that owes an answer, acknowledges what is sent, and delivers nothing for so long is replaced."""
     seeding_seconds: float = 15
-    """Deadline of one attempt to seed a new call."""
+    """An attempt to seed a new call is given up when no item was taken for so long."""
     held_max_events: int = 1000
     held_max_bytes: int = MIB
     """Bound on what is accepted while there is no call; more is refused as `recovering`."""

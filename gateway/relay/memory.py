@@ -94,7 +94,9 @@ class Holding:
 
     def take(self, size: int) -> None:
         """Charge `size` bytes, or raise `capacity` and charge nothing."""
-        self._budget.check(self._principal, size)
+        budget, account = self._budget, self._account
+        if budget.held + size > budget.total_bytes or account.held + size > budget.principal_bytes:
+            budget.check(self._principal, size)  # It says which bound does not hold.
         self.grow(size)
 
     def grow(self, size: int) -> None:

@@ -1,5 +1,6 @@
 """What every session of a process shares."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -32,3 +33,5 @@ class Services:
     allowance: Allowance = field(default_factory=Allowance)
     budget: Budget = field(default_factory=Budget)
     gate: Gate | None = None
+    seeding_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a few items are sent to a new call."""

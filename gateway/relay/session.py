@@ -88,17 +88,18 @@ class Session(SessionCore):
             self.touch()
 
     async def submit(self, batch: Sequence[ClientEvent], promise: Promise = NO_PROMISE) -> Receipt:
-        known = self.promised(promise)
-        if isinstance(known, Receipt):
-            await self.journal.flushed()
-            return known
+        if promise is not NO_PROMISE:
+            known = self.state.answers.find(promise)
+            if isinstance(known, Receipt):
+                await self.journal.flushed()
+                return known
         self._require_live()
         self._check(batch)
-        before, first = self.log.head, self.state.accepted + 1
+        before, first, count = self.log.head, self.state.accepted + 1, len(batch)
         self._send(batch, first, promise=promise, head=before.sequence)
         if self.journal.keeps:
             await self.journal.flushed()
-        return Receipt(len(batch), first, first + len(batch) - 1, before)
+        return Receipt(count, first, first + count - 1, before)
 
     async def turn(self, request: TurnRequest, promise: Promise = NO_PROMISE) -> Turn:
         known = self.promised(promise)
@@ -360,16 +361,14 @@ class Session(SessionCore):
             raise CallerError("session-closed", detail, members={"reason": self._reason})
 
     def _check(self, batch: Sequence[ClientEvent]) -> None:
-        limits = self._limits
+        most, session_locked = self._limits.max_event_bytes, self._limits.session_locked
         for index, event in enumerate(batch):
-            if event.size > limits.max_event_bytes:
-                detail = (
-                    f"Event {index} has {event.size} bytes; at most {limits.max_event_bytes} are allowed."
-                )
-                raise CallerError("too-large", detail, members={"limit": limits.max_event_bytes})
-            if limits.session_locked and event.type in _HOLDS_SESSION:
+            if event.size > most:
+                detail = f"Event {index} has {event.size} bytes; at most {most} are allowed."
+                raise CallerError("too-large", detail, members={"limit": most})
+            if session_locked and event.type in _HOLDS_SESSION:
                 holder = _HOLDS_SESSION[event.type]
-                locked = [f"{holder}.{name}" for name in limits.session_locked]
+                locked = [f"{holder}.{name}" for name in session_locked]
                 check_locked(event.value, locked, f"/{index}" if len(batch) > 1 else "")
 
     def _queue(self, request: TurnRequest, promise: Promise) -> Turn:

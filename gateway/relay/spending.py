@@ -82,8 +82,9 @@ class Allowance:
 
     def __init__(self, prices: PriceList | None = None) -> None:
         self._prices = prices or PriceList()
-        self._day = 0
-        self._spent: dict[str, Amount] = {}
+        self._day = 0.0
+        # Tokens and picodollars, as lists: they change with every response.
+        self._spent: dict[str, list[int]] = {}
         self._reserved: dict[str, list[_Reservation]] = {}
 
     def open(self, principal: Principal) -> "Account":
@@ -100,15 +101,17 @@ class Allowance:
 
     def spent(self, principal: str, unix: float) -> Amount:
         """Return what a caller has spent today."""
-        day = int(unix // _DAY_SECONDS)
-        if day != self._day:
-            self._day = day
-            self._spent.clear()
-        return self._spent.get(principal, _NOTHING)
+        return Amount(*self._today(unix).get(principal, _NOTHING))
 
-    def spend(self, principal: str, amount: Amount, unix: float) -> None:
+    def spend(self, principal: str, tokens: int, cost: int, unix: float) -> None:
         """Count what was spent."""
-        self._spent[principal] = self.spent(principal, unix) + amount
+        today = self._today(unix)
+        counted = today.get(principal)
+        if counted is None:
+            today[principal] = [tokens, cost]
+        else:
+            counted[0] += tokens
+            counted[1] += cost
 
     def reserve(self, account: "Account", wanted: Sequence[Amount], unix: float) -> None:
         """Reserve an amount for each response about to be asked for, or raise and reserve nothing."""
@@ -149,6 +152,13 @@ class Allowance:
         cost = input_tokens * self._price(model, "input") + output_tokens * self._price(model, "output")
         return Amount(input_tokens + output_tokens, cost)
 
+    def _today(self, unix: float) -> dict[str, list[int]]:
+        day = unix // _DAY_SECONDS
+        if day != self._day:
+            self._day = day
+            self._spent.clear()
+        return self._spent
+
     def _price(self, model: str | None, direction: Direction) -> int:
         tokens = self._prices.of(model or "").tokens
         prices = [price for (priced, _), price in tokens.items() if priced == direction]
@@ -160,22 +170,28 @@ class Account:
 
     def __init__(self, allowance: Allowance, principal: Principal) -> None:
         self.principal = principal
-        self.spent = Amount()
+        self.limited = principal.budgeted
+        """Some budget applies."""
+        self._tokens = self._cost = 0
         self._allowance = allowance
-        self._limited = principal.budgeted
         self._limit = _of_session(principal)
         self._context = 0
         """Tokens that the next response reads: those of the last one, and an estimate of what was sent since."""
 
     @property
+    def spent(self) -> Amount:
+        """What the session has spent."""
+        return Amount(self._tokens, self._cost)
+
+    @property
     def exhausted(self) -> bool:
         """The session's own tokens or dollars are spent, so it ends."""
-        return self._limited and self._limit.reached(self.spent) is not None
+        return self.limited and self._limit.reached(self.spent) is not None
 
     @property
     def reserved(self) -> int:
         """How many responses have been asked for and not settled yet; 0 where nothing is limited."""
-        return self._allowance.reserved(self) if self._limited else 0
+        return self._allowance.reserved(self) if self.limited else 0
 
     def check(self, unix: float) -> None:
         """Raise `rate-limited` once the tokens or dollars of today or of the session are spent."""
@@ -191,7 +207,7 @@ class Account:
         """Reserve what the responses that `batch` asks for may cost; `max_output_tokens` is the session's.
 
         Returns how many there are, for `cancel` if the batch is not sent. Raises `rate-limited` and reserves nothing."""
-        if not self._limited:
+        if not self.limited:
             return 0
         context, wanted = self._context, []
         for event in batch:
@@ -214,9 +230,9 @@ class Account:
         tokens = charge.tokens
         if response:
             self._context = tokens
-            if self._limited:
+            if self.limited:
                 self.release(1)
-        self._spend(Amount(tokens, charge.assumed_cost), unix)
+        self._spend(tokens, charge.assumed_cost, unix)
 
     def release(self, count: int) -> None:
         """Release the oldest reservations: upstream refused those responses."""
@@ -225,7 +241,7 @@ class Account:
     def forfeit(self, count: int, unix: float) -> None:
         """Count the oldest estimates as spent: the cost of those responses will never be reported."""
         for amount in self._allowance.release(self, count):
-            self._spend(amount, unix)
+            self._spend(amount.tokens, amount.cost, unix)
 
     def close(self) -> None:
         """Release all remaining reservations. Safe to call twice."""
@@ -233,16 +249,17 @@ class Account:
 
     def dump(self) -> dict[str, int]:
         """Return what `load` goes on from: plain JSON, without reservations, whose responses end with their call."""
-        return {"tokens": self.spent.tokens, "cost": self.spent.cost, "context": self._context}
+        return {"tokens": self._tokens, "cost": self._cost, "context": self._context}
 
     def load(self, dumped: Json) -> None:
         """Go on from what another node has counted."""
-        self.spent = Amount(_whole(dumped.get("tokens")), _whole(dumped.get("cost")))
+        self._tokens, self._cost = _whole(dumped.get("tokens")), _whole(dumped.get("cost"))
         self._context = _whole(dumped.get("context"))
 
-    def _spend(self, amount: Amount, unix: float) -> None:
-        self.spent += amount
-        self._allowance.spend(self.principal.name, amount, unix)
+    def _spend(self, tokens: int, cost: int, unix: float) -> None:
+        self._tokens += tokens
+        self._cost += cost
+        self._allowance.spend(self.principal.name, tokens, cost, unix)
 
 
 def _of_day(principal: Principal) -> Limit:

@@ -15,6 +15,8 @@ from typing import Final, Literal, NamedTuple
 
 Json = Mapping[str, object]
 
+_NONE: Final[Mapping[str, int]] = {}
+
 PICODOLLARS: Final = 10**12
 """Picodollars in a US dollar."""
 
@@ -82,11 +84,8 @@ class Charge(NamedTuple):
     """Everything had a price, so `cost` is all of it."""
     assumed_cost: int = 0
     """`cost`, and the tokens without a price at the list's highest: what a budget is charged."""
-
-    @property
-    def tokens(self) -> int:
-        """All tokens, as in `usage.total_tokens`."""
-        return sum(self.input.values()) + sum(self.output.values())
+    tokens: int = 0
+    """All tokens, as in `usage.total_tokens`."""
 
 
 def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
@@ -96,31 +95,28 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     if usage.get("type") == "duration":
         return _by_duration(usage, name, prices)
     details = usage.get("input_token_details")
-    input_ = _by_kind(details, usage.get("input_tokens"))
-    output = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
-    told_by_total_only = _count(usage.get("total_tokens")) - sum(input_.values()) - sum(output.values())
+    input_, read = _by_kind(details, usage.get("input_tokens"))
+    output, written = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
+    tokens = read + written
+    told_by_total_only = _count(usage.get("total_tokens")) - tokens
     if told_by_total_only > 0:
         output[OTHER] = output.get(OTHER, 0) + told_by_total_only  # Their direction is not known.
-    cached = _cached(details, input_)
+        tokens += told_by_total_only
+    cached = _cached(details, input_) if isinstance(details, dict) else _NONE
     price_of = prices.of(name).tokens
     cost = unpriced = assumed = 0
-    billed: tuple[tuple[Direction, Mapping[str, int]], ...] = (
-        ("input", input_),
-        ("cached", cached),
-        ("output", output),
-    )
-    for direction, counts in billed:
+    for direction, counts in (("input", input_), ("cached", cached), ("output", output)):
         for kind, count in counts.items():
-            if direction == "input" and cached:
+            if cached and direction == "input":
                 count -= cached.get(kind, 0)  # billed as cached
-            price = price_of.get((direction, kind))
+            price = price_of.get((direction, kind))  # type: ignore[arg-type]  # mypy sees str, not the three words
             if price is None:
                 unpriced += count
                 # A cached token of an unknown price is assumed to cost what a fresh one does.
                 assumed += count * prices.highest("output" if direction == "output" else "input")
             else:
                 cost += count * price
-    return Charge(name, input_, cached, output, cost, unpriced, unpriced == 0, cost + assumed)
+    return Charge(name, input_, cached, output, cost, unpriced, unpriced == 0, cost + assumed, tokens)
 
 
 class Usage(NamedTuple):
@@ -138,16 +134,19 @@ class Usage(NamedTuple):
 
     def plus(self, charge: Charge) -> "Usage":
         """Return the sum."""
-        known = self.cost is not None and charge.complete
-        return Usage(
-            self.input_text + charge.input.get("text", 0),
-            self.input_audio + charge.input.get("audio", 0),
-            self.input_image + charge.input.get("image", 0),
-            self.cached_input + sum(charge.cached.values()),
-            self.output_text + charge.output.get("text", 0),
-            self.output_audio + charge.output.get("audio", 0),
-            (self.cost or 0) + charge.cost if known else None,
-        )
+        input_text, input_audio, input_image, cached_input, output_text, output_audio, cost = self
+        input_, cached, output = charge.input, charge.cached, charge.output
+        if input_:
+            input_text += input_.get("text", 0)
+            input_audio += input_.get("audio", 0)
+            input_image += input_.get("image", 0)
+        if cached:
+            cached_input += sum(cached.values())
+        if output:
+            output_text += output.get("text", 0)
+            output_audio += output.get("audio", 0)
+        cost = None if cost is None or not charge.complete else cost + charge.cost
+        return Usage(input_text, input_audio, input_image, cached_input, output_text, output_audio, cost)
 
     def shown(self) -> dict[str, int | float | None]:
         """Return it as the session object shows it, the cost in dollars."""
@@ -179,19 +178,19 @@ def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
     return Charge(model, cost=cost, assumed_cost=cost)
 
 
-def _by_kind(details: object, total: object) -> dict[str, int]:
-    """Split a token count by kind; what no kind accounts for is `other`, so that nothing billed goes uncounted."""
-    counts = _counts(details)
-    left = _count(total) - sum(counts.values())
-    if left > 0:
-        counts[OTHER] = left
-    return counts
+def _by_kind(details: object, total: object) -> tuple[dict[str, int], int]:
+    """Split a token count by kind, and return its sum. What no kind accounts for is `other`, so that nothing billed goes
+    uncounted."""
+    counts = _counts(details) if isinstance(details, dict) else {}
+    known, told = sum(counts.values()), _count(total)
+    if told > known:
+        counts[OTHER] = told - known
+        return counts, told
+    return counts, known
 
 
-def _cached(details: object, input_: Mapping[str, int]) -> dict[str, int]:
+def _cached(details: Json, input_: Mapping[str, int]) -> dict[str, int]:
     """Split the cached tokens by kind, never more of a kind than there are."""
-    if not isinstance(details, dict):
-        return {}
     told = _counts(details.get("cached_tokens_details"))
     counts = {kind: min(count, input_[kind]) for kind, count in told.items() if kind in input_}
     left = _count(details.get("cached_tokens")) - sum(counts.values())

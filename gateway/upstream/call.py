@@ -17,19 +17,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aiortc import (
-    RTCBundlePolicy,
-    RTCConfiguration,
-    RTCDataChannel,
-    RTCIceServer,
-    RTCIceTransportPolicy,
-    RTCPeerConnection,
-    RTCSessionDescription,
-)
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
 from gateway.errors import CallerError, Phase, UpstreamError
 from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.upstream import sdp, signalling, tuning
+from gateway.upstream.descriptors import exhausted, no_descriptor
 
 # Any label is accepted; the service's examples use this one.
 CHANNEL_LABEL = "oai-events"
@@ -64,7 +57,7 @@ class WebRTCUpstream:
         self._hanging_up: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._began = self._since = dialer.clock.monotonic()
-        self._pc: RTCPeerConnection | None = None
+        self._pc: tuning.PeerConnection | None = None
         self._channel: RTCDataChannel | None = None
 
     # --- set-up
@@ -84,6 +77,10 @@ class WebRTCUpstream:
                 failure = UpstreamError("upstream-timeout", detail, members={"phase": self._phase})
             self._dialer.telemetry.upstream_error(failure.code)
             raise failure from error
+        except OSError as error:
+            if exhausted(error):
+                raise no_descriptor() from error
+            raise
         except UpstreamError as error:
             told = error.members.get("upstream")
             word = (told.get("code") or told.get("type")) if isinstance(told, dict) else None
@@ -107,10 +104,7 @@ class WebRTCUpstream:
         if without_relay:
             dialer.telemetry.turn_unavailable()
         if not local:
-            lacking = "The TURN server gave" if without_relay else "This machine has"
-            raise UpstreamError(
-                "upstream-failed", f"{lacking} no network address for the connection to OpenAI."
-            )
+            raise dialer.no_address(without_relay)
         self._candidates["local"] = list(local)
         left = seconds - (dialer.clock.monotonic() - self._began)
         created = await dialer.signaller.create(offer, self._request, left)
@@ -120,7 +114,7 @@ class WebRTCUpstream:
         await self._opened
         tuning.forget_negotiation(pc, dialer.hooks)
         update = signalling.session_update(self._request.session)
-        if update is not None and signalling.is_ephemeral(self._request.bearer):
+        if update and signalling.is_ephemeral(self._request.bearer):
             # An ephemeral key carries its own session; the caller's members are applied over it.
             self.send([update])
             self._own_sends, self._frames["sent"] = 1, 0
@@ -130,17 +124,9 @@ class WebRTCUpstream:
     def _build(self) -> RTCPeerConnection:
         dialer = self._dialer
         config = dialer.config
-        configuration = RTCConfiguration(
-            # An empty list, not None: with None aiortc asks a public STUN server for up to five seconds.
-            iceServers=[
-                RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
-                for server in config.ice_servers
-            ],
-            iceTransportPolicy=RTCIceTransportPolicy(config.ice_transport_policy),
-            bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
-        )
-        pc = tuning.new_peer_connection(configuration, dialer.hooks, dialer.certificates)
+        pc = tuning.new_peer_connection(dialer.configuration(), dialer.hooks, dialer.certificates)
         self._pc = pc
+        pc.failed = self._connecting_failed
         dialer.telemetry.peer_connections(+1)
         # The transceiver comes first: with MAX_BUNDLE the other order never connects, as candidates reach one section only.
         pc.addTransceiver("audio")
@@ -203,6 +189,11 @@ class WebRTCUpstream:
             self._opened.exception()
 
     # --- what the connection reports; called by aiortc's emitters
+
+    def _connecting_failed(self, error: BaseException) -> None:
+        if exhausted(error) and not self._opened.done():
+            self._opened.set_exception(error)  # `open` says what it means.
+        self._fail(f"The connection to OpenAI's media server failed: {type(error).__name__}.")
 
     def _ice_changed(self) -> None:
         state = self._transport_state("ice")
@@ -372,7 +363,7 @@ class WebRTCUpstream:
             self._pc = self._channel = None
             self._dialer.forget(self)
 
-    async def _close_connection(self, pc: RTCPeerConnection) -> None:
+    async def _close_connection(self, pc: tuning.PeerConnection) -> None:
         assert pc.sctp is not None
         transport = pc.sctp.transport
         if self._gathering is not None:
@@ -394,6 +385,7 @@ class WebRTCUpstream:
         finally:
             # aiortc keeps these references, and they keep the call alive.
             transport.remove_all_listeners()
+            pc.failed = None
             self._dialer.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:

@@ -32,6 +32,8 @@ CONSENT_RETRANSMISSIONS = 1
 PACE_SECONDS = 0.02
 # RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
+# No answer, or a socket that cannot send: it was closed, which uvloop and asyncio tell in different ways.
+_UNANSWERED = (stun.TransactionError, OSError, RuntimeError, AttributeError)
 _FIRST_DTLS, _LAST_DTLS = 20, 63
 
 
@@ -59,7 +61,7 @@ class NominatedConsent(Connection):
                         integrity_key=key,
                         retransmissions=CONSENT_RETRANSMISSIONS,
                     )
-                except stun.TransactionError:
+                except _UNANSWERED:
                     answered = False
                 else:
                     answered, heard = True, loop.time()
@@ -82,7 +84,7 @@ class NominatedConsent(Connection):
                 await pair.protocol.request(
                     request, pair.remote_addr, integrity_key=key, retransmissions=retransmissions
                 )
-            except (stun.TransactionError, OSError):
+            except _UNANSWERED:
                 continue
             return True
         return False

@@ -103,7 +103,10 @@ class DirectSend(RTCSctpTransport):
     """Sending without a task for each message: nothing in the flush of a channel ever waits."""
 
     async def _send_chunk(self, chunk: Chunk) -> None:
-        self._put(chunk)
+        # aiortc also sends from timers, in tasks that nobody awaits. A packet that cannot be sent is a lost packet: the
+        # connection is going, and its close event says so.
+        with contextlib.suppress(ConnectionError):
+            self._put(chunk)
 
     def _put(self, chunk: Chunk) -> None:
         cast(DirectRecords, self.transport).put(

@@ -27,6 +27,7 @@ from aiohttp import WSMsgType
 from gateway.errors import OverloadError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, Json, LossCause, Sink
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.signalling import Signaller
@@ -57,14 +58,13 @@ class SidebandDialer:
         self.telemetry = telemetry
         self.clock = clock
         self._calls: set[SidebandUpstream] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def close(self) -> None:
         """Close every connection that is left, and wait for all that is still being closed."""
         for call in list(self._calls):
             _ = call.begin_close()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._tasks.ended()
 
     async def dial(self, request: CallRequest, sink: Sink) -> "SidebandUpstream":
         """Attach to `request.attach_to` (ports.Dialer). Raises UpstreamError, `call-unknown` among them."""
@@ -126,10 +126,7 @@ class SidebandDialer:
 
     def own(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":  # Any: what a coroutine yields
         """Run something to its end, even if its waiter is cancelled."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.run(work)
 
 
 class SidebandUpstream:

@@ -18,11 +18,12 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 import aiohttp
 
-from gateway.errors import UpstreamError
+from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.openai_errors import code_of
 from gateway.relay.ports import CallRequest, Json
 from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.descriptors import exhausted, no_descriptor
 
 # A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.
 MAX_ANSWER_BYTES = 256 * 1024
@@ -364,7 +365,9 @@ def _seconds(retry_after: str | None, unix: float) -> float | None:
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
 
 
-def _unreachable(error: aiohttp.ClientError) -> UpstreamError:
+def _unreachable(error: aiohttp.ClientError) -> GatewayError:
+    if exhausted(error):
+        return no_descriptor()
     # The text of a connector error names the operator's host and port; its class is enough for a caller.
     kinds: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
         (aiohttp.ClientConnectorDNSError, "its name cannot be resolved"),

@@ -144,17 +144,31 @@ class Certificates:
 
 def new_peer_connection(
     configuration: RTCConfiguration, hooks: frozenset[Hook], certificates: Certificates
-) -> RTCPeerConnection:
+) -> "PeerConnection":
     """Make a peer connection; with SHARED_CERTIFICATE it has the certificate all calls share."""
     if Hook.SHARED_CERTIFICATE not in hooks:
-        return RTCPeerConnection(configuration)
+        return PeerConnection(configuration)
     module = cast(Any, rtcpeerconnection)  # Any: an object stands in for a class
     stock = module.RTCCertificate
     module.RTCCertificate = certificates
     try:
-        return RTCPeerConnection(configuration)
+        return PeerConnection(configuration)
     finally:
         module.RTCCertificate = stock
+
+
+class PeerConnection(RTCPeerConnection):
+    """Reports what ends aiortc's task that connects, which nobody awaits."""
+
+    failed: Callable[[BaseException], None] | None = None
+    """None once the connection is closed: what fails then is of no interest."""
+
+    async def _RTCPeerConnection__connect(self) -> None:  # noqa: N802  # aiortc's private method, under its mangled name
+        try:
+            await super()._RTCPeerConnection__connect()  # type: ignore[misc]  # as above
+        except Exception as error:  # noqa: BLE001  # whatever it is, the call that owns the connection decides
+            if self.failed is not None:
+                self.failed(error)
 
 
 def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptions) -> None:

@@ -10,13 +10,17 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from gateway.errors import UpstreamError
+from aiortc import RTCBundlePolicy, RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
+
+from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, Sink
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import signalling, tuning
 from gateway.upstream.call import WebRTCUpstream
 from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.descriptors import exhausted, no_descriptor
 from gateway.upstream.loopturn import LoopTurn
 
 _CHATTY = ("aioice", "aiortc")
@@ -37,7 +41,7 @@ class WebRTCDialer:
         self.certificates = tuning.Certificates(clock.monotonic)
         self.turn = LoopTurn()
         self._calls: set[WebRTCUpstream] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def start(self) -> None:
         """Prepare to dial; nothing is sent yet."""
@@ -51,8 +55,7 @@ class WebRTCDialer:
         """Close all remaining calls without hanging up, and wait until they are closed."""
         for call in list(self._calls):
             _ = call.begin_close()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._tasks.ended()
         await self.signaller.close()
 
     async def dial(self, request: CallRequest, sink: Sink) -> "WebRTCUpstream":
@@ -84,10 +87,30 @@ class WebRTCDialer:
         self, work: Coroutine[Any, Any, None]
     ) -> "asyncio.Task[None]":  # Any: what a coroutine yields is asyncio's
         """Run something to its end, even if its waiter is cancelled."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.run(work)
+
+    def configuration(self) -> RTCConfiguration:
+        """Return aiortc's configuration of a connection."""
+        config = self.config
+        return RTCConfiguration(
+            # An empty list, not None: with None aiortc asks a public STUN server for up to five seconds.
+            iceServers=[
+                RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
+                for server in config.ice_servers
+            ],
+            iceTransportPolicy=RTCIceTransportPolicy(config.ice_transport_policy),
+            bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
+        )
+
+    def no_address(self, turn_failed: bool) -> GatewayError:
+        """Return why a connection found no local address. The libraries only log that a socket could not be opened."""
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+        except OSError as error:
+            if exhausted(error):
+                return no_descriptor()
+        lacking = "The TURN server gave" if turn_failed else "This machine has"
+        return UpstreamError("upstream-failed", f"{lacking} no network address for the connection to OpenAI.")
 
     def addresses(self) -> tuple[str, ...]:
         """Return the local addresses to gather from; none means every interface.

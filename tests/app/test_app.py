@@ -188,6 +188,14 @@ def test_connections_leave_descriptors_for_sessions() -> None:
     assert connection_limits(Config(), 1 << 20).max_connections == 10_000
 
 
+def test_sessions_are_limited_by_the_descriptors_that_connections_leave() -> None:
+    """Otherwise a create would fail in the middle, for want of a socket."""
+    assert relay_limits(Config(), 1024).max_sessions == 480
+    assert relay_limits(changed("server.max_connections", 50), 1024).max_sessions == 910
+    assert relay_limits(Config(), 1 << 20).max_sessions == 2000
+    assert relay_limits(Config(), 10).max_sessions == 1
+
+
 def test_key_limits_reach_the_rules() -> None:
     """All limits of a key are mapped."""
     key = {

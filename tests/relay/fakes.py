@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from gateway.errors import CallerError, GatewayError, UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.events import envelope
 from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.events.eventlog import Entry
 from gateway.relay.hub import Hub
@@ -257,7 +258,7 @@ def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
 def client_event(type: str, **members: Any) -> ClientEvent:
     """Return an event as the envelope would read it."""
     value = {"type": type, **members}
-    return ClientEvent(json.dumps(value), type, members.get("event_id"), value)
+    return envelope.client_event(json.dumps(value), type, members.get("event_id"), value)
 
 
 def logged(reader: Reader) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ PRICES = PriceList(
 
 def cost(tokens: int, picodollars: int = 0) -> Charge:
     """What a response with so many tokens cost."""
-    return Charge("m", output={"text": tokens}, assumed_cost=picodollars)
+    return Charge("m", output={"text": tokens}, assumed_cost=picodollars, tokens=tokens)
 
 
 def create(**response: Any) -> Any:
@@ -57,9 +57,9 @@ def ask(account: Account, *responses: Any, unix: float = NOON) -> int:
 def test_a_spent_day_is_refused_until_midnight() -> None:
     """The refusal says how long that is; the next day begins at nothing."""
     allowance = Allowance()
-    allowance.spend("ann", Amount(9), NOON)
+    allowance.spend("ann", 9, 0, NOON)
     allowance.check(ANN, NOON)
-    allowance.spend("ann", Amount(1), NOON)
+    allowance.spend("ann", 1, 0, NOON)
     with pytest.raises(OverloadError) as caught:
         allowance.check(ANN, NOON)
 
@@ -71,9 +71,9 @@ def test_a_spent_day_is_refused_until_midnight() -> None:
 def test_dollars_of_a_day_are_a_limit_of_their_own() -> None:
     """Whatever the tokens."""
     allowance, ann = Allowance(), Principal("ann", tokens_per_day=10, dollars_per_day=0.25)
-    allowance.spend("ann", Amount(1, DOLLAR // 4 - 1), NOON)
+    allowance.spend("ann", 1, DOLLAR // 4 - 1, NOON)
     allowance.check(ann, NOON)
-    allowance.spend("ann", Amount(0, 1), NOON)
+    allowance.spend("ann", 0, 1, NOON)
 
     with pytest.raises(OverloadError, match=r"0\.25 dollars"):
         allowance.check(ann, NOON)
@@ -82,7 +82,7 @@ def test_dollars_of_a_day_are_a_limit_of_their_own() -> None:
 def test_callers_spend_apart() -> None:
     """Another caller's tokens, or a caller without a limit, do not count."""
     allowance = Allowance()
-    allowance.spend("bob", Amount(1000), NOON)
+    allowance.spend("bob", 1000, 0, NOON)
 
     allowance.check(ANN, NOON)
     allowance.check(Principal("bob"), NOON)
@@ -229,7 +229,7 @@ def test_what_asks_for_nothing_reserves_nothing() -> None:
     """It passes with a spent budget, too."""
     allowance = Allowance()
     account = allowance.open(ANN)
-    allowance.spend("ann", Amount(10), NOON)
+    allowance.spend("ann", 10, 0, NOON)
 
     assert account.reserve([client_event("response.cancel")], None, "m", NOON) == 0
 

@@ -811,3 +811,17 @@ async def test_open_call_keeps_nothing_of_its_negotiation() -> None:
         await call.close(hang_up=False)
 
     assert pc.connectionState == "closed"
+
+
+async def test_a_connection_whose_task_fails_is_a_failed_call(
+    far_end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library connects in a task that nobody awaits: without its report the set-up would wait for its deadline."""
+
+    async def fail(self: RTCPeerConnection) -> None:
+        raise ConnectionError("not connected")
+
+    monkeypatch.setattr(RTCPeerConnection, "_RTCPeerConnection__connect", fail)
+    async with dialling(far_end) as dialer:
+        with pytest.raises(UpstreamError, match="failed: ConnectionError"):
+            await dialer.dial(REQUEST, Remembering())

@@ -21,6 +21,7 @@ from gateway.downstream.http.connections import RETRY_SECONDS, Connections
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.protocol import Connection
 from gateway.errors import OverloadError
+from gateway.relay.tasks import Tasks
 
 BACKLOG: Final = 1024
 """Connections waiting to be accepted. After a restart all clients reconnect at once; asyncio's default is only 100."""
@@ -58,7 +59,7 @@ class Listener:
         self._connections = connections
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
         self._sockets: list[socket.socket] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening = Tasks(lambda error: connections.telemetry.http_failed("", error))
         self._spare: int | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -79,10 +80,8 @@ class Listener:
         for listening in sockets:
             loop.remove_reader(listening.fileno())
             listening.close()
-        for task in self._opening:
-            task.cancel()
-        if self._opening:
-            await asyncio.wait(set(self._opening))
+        self._opening.cancel()
+        await self._opening.ended()
         await self._runner.cleanup()
         if self._spare is not None:
             os.close(self._spare)
@@ -113,9 +112,7 @@ class Listener:
                 continue
             connection.setblocking(False)
             if self._connections.room:
-                task = asyncio.get_running_loop().create_task(self._open(connection), name="accept")
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
+                _ = self._opening.run(self._open(connection), "accept")
             else:
                 self._connections.refused("connections")
                 self._turn_away(connection)

@@ -154,10 +154,11 @@ class Connection(web.RequestHandler):
         """Serve requests until the connection ends."""
         try:
             await super().start()
-        except Exception:
-            if self._manager is not None:
-                raise
+        except Exception as error:  # noqa: BLE001  # nobody awaits this task
             # aiohttp fails if the connection is lost between two of its steps. There is no client left to answer.
+            if self._manager is not None:
+                self._connections.telemetry.http_failed("", error)
+                self.force_close()
 
     def close_idle(self) -> None:
         """Close a connection that has no request in progress."""

@@ -176,7 +176,7 @@ class Line(Calls):
                     left = deadline - self._clock.monotonic()
                     if left <= 0 or self._ending.done():
                         break
-                    seeding = await self._unless_ended(_within(self._bring_up(), left))
+                    seeding = await self._unless_ended(self._bring_up(left))
             except GatewayError as error:
                 if not error.retryable:
                     gone = CloseReason.UPSTREAM_CLOSED if self._attached else CloseReason.UPSTREAM_REJECTED
@@ -201,12 +201,16 @@ class Line(Calls):
         while self._state.opening.own_credential and self._request.bearer is None:
             await self._next_move(None)
 
-    async def _bring_up(self) -> Seeding:
-        """Dial and seed one call. After any failure the call is closed."""
+    async def _bring_up(self, seconds: float) -> Seeding:
+        """Dial a call within a time, and seed it. After any failure the call is closed."""
         successor = self._successor = self._next()
         seeding: Seeding | None = None
         try:
-            await successor.open(self)
+            try:
+                async with asyncio.timeout(seconds):
+                    await successor.open(self)
+            except TimeoutError as error:
+                raise UpstreamError("upstream-timeout", "The new call did not open in time.") from error
             self._step(Input.OPENED)
             seeding = await self._seed(successor)
             if seeding is None:
@@ -221,10 +225,14 @@ class Line(Calls):
 
     async def _seed(self, successor: Successor) -> Seeding | None:
         """Seed a call with the conversation; None if that takes too long. Raises UpstreamError."""
-        seed = self._state.mirror.seed()
-        return await _within(
-            successor.seed(seed, self._limits.greeting_seconds), self._limits.seeding_seconds
+        limits = self._limits
+        work = successor.seed(
+            self._state.mirror.seed(),
+            self._services.seeding_turn,
+            limits.seeding_seconds,
+            limits.greeting_seconds,
         )
+        return await _within(work, limits.recovery_timeout_seconds)
 
     async def _hand_over(self, cause: str) -> None:
         """Replace a call that still works; if that fails the session stays with it and tries again later."""
@@ -341,8 +349,13 @@ class Line(Calls):
 
     async def _probe_call(self, upstream: Upstream, generation: int) -> None:
         # Two at once: on a path that loses every twentieth packet one probe of three tries misses once in a thousand.
-        alive = any(await asyncio.gather(*(upstream.probe(_PROBE_SECONDS) for _ in range(2))))
-        self._probe = None
+        try:
+            alive = any(await asyncio.gather(*(upstream.probe(_PROBE_SECONDS) for _ in range(2))))
+        except Exception as error:  # noqa: BLE001  # a call that cannot be asked is not alive, and must not stop later probes
+            self._telemetry.relay_failed(self._owner.id, error)
+            alive = False
+        finally:
+            self._probe = None
         self._heard_at = self._clock.monotonic()
         if alive:
             self._owner.note(DoubtSettled())

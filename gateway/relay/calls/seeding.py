@@ -6,7 +6,7 @@ answered, one such item after the other, each after the item it followed before.
 The call's events during seeding are read only here, because clients did not cause them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gateway.relay.events.envelope import compose, member
 from gateway.relay.state.mirror import Json, Seed
@@ -37,6 +37,11 @@ class Seeding:
         return not self._pending
 
     @property
+    def left(self) -> int:
+        """Items that are neither in the conversation nor refused for good."""
+        return len(self._pending)
+
+    @property
     def restored(self) -> int:
         """Items that the new call has."""
         return len(self._order) - len(self._pending) - len(self.refused)
@@ -46,18 +51,11 @@ class Seeding:
         """Items that the new call does not have."""
         return self._seed.lost + len(self.refused)
 
-    def opening(self) -> list[str]:
-        """Return the events to send once the channel is open."""
-        return [
-            compose(
-                {
-                    "type": "conversation.item.create",
-                    "event_id": f"{_EVENT_ID}{at}",
-                    "item": self._pending[item_id],
-                }
-            )
-            for at, item_id in enumerate(self._order)
-        ]
+    def opening(self) -> Iterator[str]:
+        """Yield the events to send once the channel is open. Others may be answered meanwhile."""
+        for at, item in enumerate(self._seed.items):
+            event = {"type": "conversation.item.create", "event_id": f"{_EVENT_ID}{at}", "item": item}
+            yield compose(event)
 
     def received(self, type: str, value: Json) -> list[str]:
         """Process an event of the new call; return the events to send in answer."""

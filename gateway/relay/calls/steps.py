@@ -17,7 +17,7 @@ from gateway.relay.calls.lifecycle import HEARING, HOLDING, STATE_OF, Action, In
 from gateway.relay.calls.owner import Owner
 from gateway.relay.calls.seeding import Seeding
 from gateway.relay.calls.succession import Successor
-from gateway.relay.events.envelope import ClientEvent, member
+from gateway.relay.events.envelope import member
 from gateway.relay.events.records import Acknowledged, Handed, LineState
 from gateway.relay.ports import CallRequest, Json, LossCause, Upstream
 from gateway.relay.services import Services
@@ -48,6 +48,8 @@ class Calls:
     ) -> None:
         """`ending` is the session's; its result is not used here, hence Any."""
         self.phase = phase
+        self.holding = phase in HOLDING
+        """Events are held back at the moment."""
         self.call_expires_at: int | None = None
         self.last_refusal: Json | None = None
         """Code and message of the last `error` event: a call's end is often explained just before it comes."""
@@ -93,11 +95,6 @@ class Calls:
         return self._upstream.max_message_bytes if self._upstream else None
 
     @property
-    def holding(self) -> bool:
-        """Events are held back at the moment."""
-        return self.phase in HOLDING
-
-    @property
     def message(self) -> int:
         """The number of the call's next message."""
         return self._messages + 1
@@ -124,7 +121,7 @@ class Calls:
         """The caller's own credential."""
         return self._request.bearer
 
-    def send(self, batch: Sequence[ClientEvent], size: int) -> bool:
+    def send(self, texts: Sequence[str], size: int) -> bool:
         """Hand a batch of so many bytes to the channel whole and return True, or return False where it is to be held.
         Raises GatewayError, after which nothing of it was accepted. `catch_up` must follow, when the batch is in the
         state."""
@@ -137,23 +134,23 @@ class Calls:
             if buffered and buffered + size > self._limits.high_water_bytes:
                 detail = f"{buffered} bytes are waiting for OpenAI to read them; the batch was not accepted."
                 raise OverloadError("upstream-backpressure", detail, retry_after=1)
-            if self._state.ledger.crowded(len(batch), size):
+            if self._state.ledger.crowded(len(texts), size):
                 self.confirm()
-                self._state.ledger.require_room(len(batch), size)
+                self._state.ledger.require_room(len(texts), size)
             try:
-                upstream.send([event.text for event in batch])
+                upstream.send(texts)
             except UpstreamError:
                 # The channel is closed and its loss about to be told: what is sent between the two waits for the next call.
                 if not self._replaceable:
                     raise
                 self._step(Input.BLOCKED)
             else:
-                self._messages += len(batch)
+                self._messages += len(texts)
                 self._handed_at = self._clock.monotonic()
                 return True
         limits = self._limits
         self._state.ledger.require_room_to_hold(
-            len(batch), size, limits.held_max_events, limits.held_max_bytes
+            len(texts), size, limits.held_max_events, limits.held_max_bytes
         )
         return False
 
@@ -199,6 +196,7 @@ class Calls:
         before, changing = self.phase, self._changing
         step = advance(before, happened)
         self.phase, self._changing = step.phase, True
+        self.holding = step.phase in HOLDING
         if STATE_OF[before] is not STATE_OF[step.phase]:
             self._owner.moved(STATE_OF[before], STATE_OF[step.phase])
         for action in step.actions:

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from gateway.errors import GatewayError, UpstreamError
@@ -19,6 +20,9 @@ from gateway.relay.state.mirror import Seed
 
 _FIRST_DELAY_SECONDS: Final = 0.25
 _LONGEST_DELAY_SECONDS: Final = 8.0
+
+_SLICE: Final = 16
+"""Items of a conversation that are sent before other work has its turn: about 1 ms."""
 
 _MAX_EARLY: Final = 16
 """Bound on buffered events: an idle call sends session.created and little else."""
@@ -54,17 +58,32 @@ class Successor:
         """Dial. Raises UpstreamError."""
         self._upstream = await self._dialer.dial(self._request, sink)
 
-    async def seed(self, seed: Seed, greeting_seconds: float) -> Seeding:
-        """Seed the open call with `seed`; the caller bounds the time. Raises UpstreamError.
+    async def seed(
+        self, seed: Seed, turn: asyncio.Lock, patience_seconds: float, greeting_seconds: float
+    ) -> Seeding | None:
+        """Seed the open call with `seed`; the caller bounds the time. Return None if for `patience_seconds` no item was
+        taken: a long conversation takes long on a bad path, and an attempt that makes progress is not given up. Raises
+        UpstreamError.
 
+        The process's sessions share `turn`, which is held for each slice. After an outage many sessions are seeded at once.
         A call that has nothing to take may greet a moment later; that is waited for, since it says when the call ends.
         """
         self._seeding = seeding = Seeding(seed)
         early, self._early = self._early, []
         for text in early:
             self._read(text)
-        self._send(seeding.opening())
-        await self._until(lambda: seeding.done)
+        opening = seeding.opening()
+        while self._loss is None and (texts := list(islice(opening, _SLICE))):
+            async with turn:
+                self._send(texts)
+                await asyncio.sleep(0)
+        while not seeding.done and self._loss is None:
+            left = seeding.left
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_seconds):
+                    await self._until(lambda: seeding.done)
+            if seeding.left == left:
+                return None
         if self._request.attach_to is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(greeting_seconds):

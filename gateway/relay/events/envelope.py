@@ -11,7 +11,6 @@ holds nobody up; the `parse_*` functions do the same at once.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 import msgspec
@@ -42,18 +41,20 @@ class ServerHead(msgspec.Struct, gc=False):
 _client = msgspec.json.Decoder(_Client)
 _server = msgspec.json.Decoder(ServerHead)
 _any = msgspec.json.Decoder()
-_TYPE_FIRST = '{"type":"'
+# OpenAI writes the type first; a proxy may add white space.
+_TYPE_FIRST = re.compile(r'\{\s*"type"\s*:\s*"([a-z_.]*)"')
 _write = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class ClientEvent:
+class ClientEvent(msgspec.Struct, frozen=True, gc=False):
     """One event on its way up. `text` is sent as it is."""
 
     text: str
     type: str
     event_id: str | None
-    known: Mapping[str, object] | None = field(default=None, repr=False, compare=False)
+    size: int
+    """Bytes of the text in UTF-8."""
+    known: Mapping[str, object] | None = None
     """The event's value, if it was built already."""
 
     @property
@@ -65,10 +66,13 @@ class ClientEvent:
         assert isinstance(value, dict)  # it was checked
         return value
 
-    @property
-    def size(self) -> int:
-        """Bytes in UTF-8."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
+def client_event(
+    text: str, type: str, event_id: str | None, known: Mapping[str, object] | None = None
+) -> ClientEvent:
+    """Create an event from a text whose size is not known."""
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return ClientEvent(text, type, event_id, size, known)
 
 
 def parse_json(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
@@ -208,8 +212,9 @@ def head(text: str) -> ServerHead | None:
 def server_event(text: str, whole: frozenset[str]) -> tuple[str, Mapping[str, object]] | None:
     """Read the type of a frame from upstream, and its value: all of it for the types in `whole`, the IDs of `ServerHead`
     alone for others. None if it is no JSON object."""
-    # OpenAI writes the type first. Where it is a type of these the event is parsed once; the parser has the last word.
-    if text.startswith(_TYPE_FIRST) and text[len(_TYPE_FIRST) : text.find('"', len(_TYPE_FIRST))] in whole:
+    # Where the type comes first and is one of these, the event is parsed once; the parser has the last word.
+    first = _TYPE_FIRST.match(text)
+    if first is not None and first[1] in whole:
         value = peek(text)
         if value is not None:
             told = value.get("type")
@@ -304,7 +309,7 @@ def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[Cl
         _refuse_event("'type' is missing", where, "/type")
     else:
         type_, event_id = read.type, read.event_id
-    return ClientEvent(text, type_, event_id, value if isinstance(value, dict) else None)
+    return ClientEvent(text, type_, event_id, len(data), value if isinstance(value, dict) else None)
 
 
 def _judged(value: object, where: Flaw) -> tuple[str, str | None]:

@@ -35,10 +35,8 @@ class _Slot:
     fingerprint: str
     at: float
     answer: Answer
-
-    @property
-    def size(self) -> int:
-        return _OVERHEAD + (self.answer.size if isinstance(self.answer, Turn) else 0)
+    size: int
+    """Bytes that it is counted with, its key included; a turn's as of the last look."""
 
 
 class Answers:
@@ -47,6 +45,8 @@ class Answers:
     def __init__(self) -> None:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._requests: OrderedDict[str, Answer] = OrderedDict()
+        # Those of turns that are not finished, whose size changes. All others are counted once.
+        self._growing: dict[str, _Slot] = {}
         self.size = 0
         """Bytes kept, as of the last `expire`, which is about once a second, and what came since."""
 
@@ -71,9 +71,8 @@ class Answers:
     def keep(self, promise: Promise, answer: Answer, at: float) -> None:
         """Store an answer, given at `at` in Unix seconds."""
         if promise.key is not None:
-            self._slots.pop(promise.key, None)
-            slot = self._slots[promise.key] = _Slot(promise.fingerprint or "", at, answer)
-            self.size += slot.size + len(promise.key)
+            self._drop(promise.key)
+            self._add(promise.key, _Slot(promise.fingerprint or "", at, answer, 0))
             if len(self._slots) > MAX_KEYS or self.size > MAX_BYTES:
                 self._make_room()
         if promise.request_id is not None:
@@ -83,9 +82,14 @@ class Answers:
 
     def expire(self, unix: float) -> None:
         """Drop answers that are too old or exceed the bounds."""
-        for key in [key for key, slot in self._slots.items() if unix - slot.at > MAX_AGE_SECONDS]:
-            if _finished(self._slots[key].answer):
-                del self._slots[key]
+        old = list[str]()
+        for key, slot in self._slots.items():  # the oldest first
+            if unix - slot.at <= MAX_AGE_SECONDS:
+                break
+            if _finished(slot.answer):
+                old.append(key)
+        for key in old:
+            self._drop(key)
         self._make_room()
 
     def dump(self, running: Mapping[int, Turn]) -> Json:
@@ -118,20 +122,44 @@ class Answers:
 
         slots, requests = dumped.get("slots"), dumped.get("requests")
         for key, fingerprint, at, row in slots if isinstance(slots, list) else ():
-            answers._slots[key] = _Slot(fingerprint, at, answer(row))
+            answers._add(key, _Slot(fingerprint, at, answer(row), 0))
         for request_id, row in requests if isinstance(requests, list) else ():
             answers._requests[request_id] = answer(row)
         answers._make_room()
         return answers
 
+    def _add(self, key: str, slot: _Slot) -> None:
+        self._slots[key] = slot
+        if isinstance(slot.answer, Turn):
+            self._growing[key] = slot
+        self._weigh(key, slot)
+
+    def _weigh(self, key: str, slot: _Slot) -> None:
+        """Correct the size of a slot, for the last time when its turn is finished."""
+        size = _OVERHEAD + len(key)
+        if isinstance(slot.answer, Turn):
+            size += slot.answer.size
+            if slot.answer.finished:
+                del self._growing[key]
+        self.size += size - slot.size
+        slot.size = size
+
+    def _drop(self, key: str) -> None:
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            self._growing.pop(key, None)
+            self.size -= slot.size
+
     def _make_room(self) -> None:
-        self.size = sum(slot.size + len(key) for key, slot in self._slots.items())
+        for key, slot in list(self._growing.items()):
+            self._weigh(key, slot)
+        if len(self._slots) <= MAX_KEYS and self.size <= MAX_BYTES:
+            return
         for key, slot in list(self._slots.items()):
             if len(self._slots) <= MAX_KEYS and self.size <= MAX_BYTES:
                 return
             if _finished(slot.answer):
-                self.size -= slot.size + len(key)
-                del self._slots[key]
+                self._drop(key)
 
 
 def worth_another_try(turn: Turn) -> bool:

@@ -6,10 +6,11 @@ memory.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from gateway.relay.events.envelope import ClientEvent, member, peek
+import msgspec
+
+from gateway.relay.events.envelope import ClientEvent, client_event, member, peek
 
 Json = Mapping[str, object]
 
@@ -24,8 +25,7 @@ _NAMES_ITEM: Final = frozenset(
 _SHAPELESS: Final[tuple[object, object]] = (None, None)
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, gc=False):
     """One accepted event."""
 
     id: int
@@ -39,18 +39,14 @@ class Delivery:
     event_id: str | None
     size: int
     """Bytes of its text in UTF-8."""
+    held_bytes: int
+    """Bytes of memory that it takes."""
     names: str | None = None
     """The item or response that it names."""
     shape: tuple[object, object] = _SHAPELESS
     """Type and role of the item that it creates."""
     position: int = 0
     """Which message of its call it is, from 1; 0 while it is held or unknown."""
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of memory that it takes."""
-        characters = len(self.text)
-        return characters * (1 if characters == self.size else 4) + _OVERHEAD
 
     @property
     def account(self) -> Json:
@@ -64,28 +60,54 @@ class Delivery:
         return found if isinstance(found, Mapping) else {}
 
 
+class _Item(msgspec.Struct, gc=False):
+    id: str | None = None
+    type: str | None = None
+    role: str | None = None
+
+
+class _Creates(msgspec.Struct, gc=False):
+    item: _Item
+
+
+_creates = msgspec.json.Decoder(_Creates)
+
+
 def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
     """Create a delivery from an event."""
-    type, text = event.type, event.text
+    type, text, size = event.type, event.text, event.size
     names: str | None = None
     shape = _SHAPELESS
     if type == "conversation.item.create":
-        item = event.value.get("item")
-        if isinstance(item, dict):
-            names = _text(item.get("id"))
-            shape = (item.get("type"), item.get("role"))
+        names, shape = _item_of(event)
     elif type in _NAMES_ITEM:
         names = _text(event.value.get("item_id"))
     elif type == "response.cancel":
         names = _text(event.value.get("response_id"))
-    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return Delivery(id, number, turn, text, type, event.event_id, size, names, shape)
+    characters = len(text)
+    held = characters * (1 if characters == size else 4) + _OVERHEAD
+    return Delivery(id, number, turn, text, type, event.event_id, size, held, names, shape)
+
+
+def _item_of(event: ClientEvent) -> tuple[str | None, tuple[object, object]]:
+    """Return the ID of the item that an event creates, and the item's type and role."""
+    if event.known is None:
+        try:
+            item = _creates.decode(event.text).item
+        except msgspec.DecodeError:  # no item, a member of another type, or what msgspec does not read
+            pass
+        else:
+            return item.id, (item.type, item.role)
+    found = event.value.get("item")
+    if not isinstance(found, dict):
+        return None, _SHAPELESS
+    return _text(found.get("id")), (found.get("type"), found.get("role"))
 
 
 def read_event(text: str) -> ClientEvent:
     """Rebuild a delivery from the text of an accepted event."""
     value = peek(text) or {}
-    return ClientEvent(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
+    return client_event(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
 
 
 def _text(value: object) -> str | None:

@@ -112,7 +112,8 @@ class SessionState:
     @property
     def size(self) -> int:
         """Bytes of memory that it takes, beside the log."""
-        return self.ledger.size + self.mirror.size + self.answers.size + self.turns.size
+        size = self.ledger.size + self.mirror.size + self.answers.size
+        return size + self.turns.size if self.turns.unfinished else size
 
     @property
     def cut(self) -> bool:
@@ -143,7 +144,7 @@ class SessionState:
                 if record.type == "gateway.recovered":
                     self.ledger.told()
             case Accepted():
-                return self.accept(record, [read_event(text) for text in record.texts], now)
+                self.accept(record, [read_event(text) for text in record.texts], now)
             case Handed():
                 self.handed(record, now)
             case Acknowledged():
@@ -191,9 +192,7 @@ class SessionState:
             effects.append(fx.ADVANCE)
         return tag, effects
 
-    def accept(
-        self, record: Accepted, events: Sequence[ClientEvent], now: float, position: int = 0
-    ) -> list[Effect]:
+    def accept(self, record: Accepted, events: Sequence[ClientEvent], now: float, position: int = 0) -> None:
         """Apply a batch whose events are parsed already; `position` is that of the first among the call's messages."""
         asks = self.ledger.accept(events, record.first, record.turn, record.held, position)
         if record.first:
@@ -206,7 +205,6 @@ class SessionState:
             self.turns.sent(record.turn, EventId(self.epoch, record.head), asked=asks)
         if asks and not record.held:
             self.responses.asked(now)
-        return []
 
     def handed(self, record: Handed, now: float, position: int = 0) -> None:
         """Take in that held deliveries were handed over, the first as this message of the call."""
@@ -277,9 +275,8 @@ class SessionState:
                 if isinstance(item, dict) and item.get("status") != "in_progress":
                     ledger.item_added(item)
             case "response.done":
-                response_id, response = response_of(value)
-                if response.get("status") == "cancelled":
-                    ledger.response_cancelled(response_id)
+                if member(value, "response", "status") == "cancelled":
+                    ledger.response_cancelled(response_of(value)[0])
             case "conversation.item.deleted":
                 ledger.item_named("conversation.item.delete", str(value.get("item_id")))
             case "conversation.item.truncated":
@@ -307,11 +304,10 @@ class SessionState:
             case "response.created":
                 return self.responses.created(value, request, now)
             case "response.done":
-                usage = member(value, "response", "usage")
-                before, cost = self.spent.tokens, None
+                usage, cost = member(value, "response", "usage"), None
                 if isinstance(usage, dict):
                     cost = self._charge(usage, self.call.model)
-                    self.spent.context = self.spent.tokens - before
+                    self.spent.context = cost.tokens
                 return self.responses.done(value, cost, now)
             case "conversation.item.input_audio_transcription.completed":
                 usage = value.get("usage")
@@ -323,10 +319,10 @@ class SessionState:
         return []
 
     def _charge(self, usage: Json, model: str | None) -> Charge:
-        cost = charge(usage, model, self.prices)
+        cost, spent = charge(usage, model, self.prices), self.spent
         self.usage = self.usage.plus(cost)
-        self.spent.tokens += cost.tokens
-        self.spent.cost += cost.assumed_cost
+        spent.tokens += cost.tokens
+        spent.cost += cost.assumed_cost
         return cost
 
     # --- snapshots ----------------------------------------------------------------------------------------------------

@@ -101,12 +101,18 @@ class Mirror:
     def restart(self, renamed: Mapping[str, str], refused: Collection[str] = ()) -> None:
         """A new call holds the conversation: items that were unfinished or refused are gone, and IDs that it did not
         accept are replaced. What was lost has been told, and is not counted again."""
-        items = [(item_id, _parse(text)) for item_id, text in self._items.items() if item_id not in refused]
+        texts = self._items
         self._items, self._size, self._lost = {}, 0, 0
-        for item_id, item in items:
+        for item_id, text in texts.items():
+            if item_id in refused:
+                continue
+            item = _parse(text)
             if restorable(item) is not None:
-                new = renamed.get(item_id, item_id)
-                self._put(new, {**item, "id": new})
+                new = renamed.get(item_id)
+                if new is None:
+                    self._store(item_id, text)
+                else:
+                    self._put(new, {**item, "id": new})
 
     def forget(self) -> None:
         """Drop everything: the session is over and no call will be seeded."""

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
-from gateway.relay.events.envelope import ClientEvent, compose, member
+from gateway.relay.events.envelope import ClientEvent, client_event, compose, member
 from gateway.relay.events.eventlog import EventId
 
 METADATA_KEY: Final = "gateway_turn"
@@ -161,7 +161,7 @@ class Turn:
         event_id = f"evt_{self.token}_{suffix}"
         self._event_ids.add(event_id)
         value = {**value, "event_id": event_id}
-        return ClientEvent(compose(value), str(value["type"]), event_id, value)
+        return client_event(compose(value), str(value["type"]), event_id, value)
 
     def look(self, type: str, value: Mapping[str, object], *, sole: bool = False) -> Progress:
         """Say what a server event means for this turn, and remember what identifies the events to come. `sole`: the

@@ -459,6 +459,49 @@ async def test_a_new_call_that_takes_nothing_is_given_up(house: House) -> None:
     assert house.dialer.calls[1].closings == [True]
 
 
+async def test_a_call_whose_probe_fails_is_replaced_and_the_next_one_is_probed_too(house: House) -> None:
+    """A probe that raises is reported. It must not be the session's last one."""
+    session = await attended(house)
+
+    async def fail(timeout: float) -> bool:
+        raise RuntimeError("the socket is closed")
+
+    for _ in range(2):
+        calls = len(house.dialer.calls)
+        house.call.probe = fail  # type: ignore[method-assign]  # the fault
+        await session.submit([client_event("response.cancel")])
+        await until(lambda: len(house.dialer.calls) == calls + 1, seconds=20)  # noqa: B023  # it ends in this round
+        await until(lambda: session.view().state is State.CONNECTED)
+    failures = house.notebook.told("relay_failed")
+    house.notebook.facts = [fact for fact in house.notebook.facts if fact[0] != "relay_failed"]
+
+    assert len(failures) == 2
+
+
+async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(house: House) -> None:
+    """An attempt that makes progress goes on, although all items together take longer than the time for one."""
+    session = await attended(house)
+    await say(session, *"abcd")
+    loop = asyncio.get_running_loop()
+
+    def prepare(call: FakeCall) -> None:
+        service(call)
+        take, late = call.on_send, itertools.count(1)
+        assert take is not None
+
+        def answer_late(event: Any) -> None:
+            loop.call_later(next(late) * (house.limits.seeding_seconds - 1), take, event)
+
+        call.on_send = answer_late
+
+    house.dialer.prepare = prepare
+    house.call.lose()
+    await until(lambda: session.view().state is State.CONNECTED, seconds=100)
+
+    assert session.view().call_id == "rtc_2"
+    assert gateway_events(session)[-1]["items_restored"] == 4
+
+
 async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> None:
     """The client knows its items by the old ones."""
     session = await attended(house)

@@ -46,7 +46,7 @@ def test_seeding_is_done_when_every_item_is() -> None:
 def test_nothing_to_seed_is_done() -> None:
     """An empty conversation needs no events."""
     assert make().done
-    assert make().opening() == []
+    assert list(make().opening()) == []
 
 
 def test_an_id_that_is_refused_gives_way_to_another() -> None:

@@ -16,6 +16,7 @@ from gateway.relay.events import jsontext
 from gateway.relay.events.envelope import (
     ClientEvent,
     ServerHead,
+    client_event,
     compose,
     head,
     matches_type,
@@ -675,8 +676,8 @@ def test_half_a_surrogate_pair_in_a_frame_of_very_many_values_is_read() -> None:
 
 def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
     """Nothing is kept beside the text unless it was built already."""
-    assert ClientEvent('{"type":"x","a":1}', "x", None).value == {"type": "x", "a": 1}
-    assert ClientEvent("", "x", None, {"a": 2}).value == {"a": 2}
+    assert client_event('{"type":"x","a":1}', "x", None).value == {"type": "x", "a": 1}
+    assert client_event("", "x", None, {"a": 2}).value == {"a": 2}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Followed(Talk):
 def replayed(seed: Seed, refusing: Sequence[str] = ()) -> tuple[Seeding, Talk]:
     """Seed a fresh session, which takes items of these ids under other ids only."""
     fresh, seeding = Talk(session=dict(seed.session)), Seeding(seed)
-    waiting = seeding.opening()
+    waiting = list(seeding.opening())
     while waiting:
         event = json.loads(waiting.pop(0))
         if event["item"].get("id") in refusing:

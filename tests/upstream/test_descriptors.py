@@ -1,0 +1,55 @@
+"""gateway/upstream/descriptors.py: a call that cannot have a socket says so, and does not blame the network or OpenAI."""
+
+import itertools
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.errors import OverloadError, UpstreamError
+from gateway.upstream.descriptors import exhausted
+from tests.upstream.kit import REQUEST, Remembering, dialling
+
+
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Leave the process so many file descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The listing itself uses one, which is closed when it is looked at.
+    used = {int(name) for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()}
+    free = itertools.islice((number for number in itertools.count() if number not in used), count, None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("free", [0, 1])
+async def test_a_call_without_a_descriptor_is_refused_as_capacity(far_end: str, free: int) -> None:
+    """Whether the socket for packets cannot be opened, or the one for signalling."""
+    async with dialling(far_end) as dialer:
+        with free_descriptors(free), pytest.raises(OverloadError) as refusal:
+            await dialer.dial(REQUEST, Remembering())
+
+        assert (refusal.value.code, refusal.value.retry_after) == ("capacity", 5.0)
+        assert "file descriptor" in refusal.value.detail
+
+
+async def test_a_machine_without_an_address_is_told_as_such() -> None:
+    """Where descriptors are free, the network is what is missing."""
+    async with dialling("http://127.0.0.1:9/v1") as dialer:
+        refusal = dialer.no_address(turn_failed=True)
+
+    assert isinstance(refusal, UpstreamError)
+    assert refusal.detail == "The TURN server gave no network address for the connection to OpenAI."
+
+
+def test_only_errors_of_the_system_are_an_exhaustion() -> None:
+    """A refused connection is not."""
+    assert not exhausted(ConnectionRefusedError(111, "refused"))
+    assert not exhausted(aiohttp.ServerDisconnectedError())
