@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 
+# Containers often forbid Python to write bytecode. The suite starts a gateway some hundred times, so it is compiled once.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN     := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 SUITE   := $(VENV)/.suite-installed
