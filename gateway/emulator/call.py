@@ -223,8 +223,13 @@ class Call:
         self.opened_at = time.time()
         self.voice.opened()
 
+    @property
+    def _mute(self) -> bool:
+        """Whether nothing more is sent. Closing takes a few turns of the loop, in which a response would go on."""
+        return self.silent or self.end_reason is not None
+
     def _send(self, text: str) -> None:
-        if self.silent:
+        if self._mute:
             return
         self.peer.send(text)
         if self.sidebands:
@@ -232,5 +237,5 @@ class Call:
                 sideband.send(text)
 
     def _send_frame(self, frame: bytes) -> None:
-        if not self.silent:
+        if not self._mute:
             self.peer.send_frame(frame)

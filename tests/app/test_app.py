@@ -26,6 +26,7 @@ from gateway.wiring import (
     upstream_config,
 )
 from tests.certificate import write_certificate
+from tests.ports import free_port
 
 KEY = "gwp_test"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -316,9 +317,7 @@ async def test_failed_start_frees_the_other_port() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = probe.getsockname()[1]
+        free = free_port()
         gateway = Gateway(load(environ={}, flags={"server": {"port": port}, "admin": {"port": free}}))
         with pytest.raises(OSError, match="in use"):
             await gateway.start()

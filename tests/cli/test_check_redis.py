@@ -4,7 +4,8 @@ import pytest
 
 from gateway.cli.check_redis import redis
 from gateway.config import Config
-from tests.cluster.redis_server import RedisServer, free_port
+from tests.cluster.redis_server import RedisServer
+from tests.ports import free_port
 
 pytestmark = pytest.mark.needs("redis-server")
 

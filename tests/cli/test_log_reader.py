@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,19 +14,13 @@ import pytest
 
 from gateway.client import Client
 from tests.cli.conftest import clean_environment
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
 SECONDS = 20.0
 REQUESTS = 1500
 """Each leaves a line of some 200 bytes; a pipe holds 64 KiB."""
-
-
-def free_port() -> int:
-    """A port that nobody has; where the log cannot be read, it cannot tell which one was taken."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -13,22 +13,9 @@ from pathlib import Path
 from typing import Self
 
 from tests.conftest import require_part
+from tests.ports import free_port
 
 READY_SECONDS = 10.0
-
-
-HIGHEST_PORT = 55_535
-"""A node of a Redis Cluster also takes the port 10,000 above its own."""
-
-
-def free_port() -> int:
-    """Return a free port."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= HIGHEST_PORT:
-            return port
 
 
 class RedisServer:

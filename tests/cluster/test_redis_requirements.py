@@ -11,7 +11,8 @@ from gateway.cluster.connections import AwayError, Connections
 from gateway.cluster.redis_requirements import UnfitError, inspect
 from gateway.cluster.settings import ClusterSettings, Target
 from tests.cluster.kit import node, opened
-from tests.cluster.redis_server import RedisServer, free_port
+from tests.cluster.redis_server import RedisServer
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 StartRedis = Callable[..., RedisServer]

@@ -222,7 +222,7 @@ async def settled() -> Holdings:
     raise AssertionError("the process does not come to rest")
 
 
-async def back_to(before: Holdings, seconds: float = 5.0) -> None:
+async def back_to(before: Holdings, seconds: float = 30.0) -> None:
     """Wait until the process holds no more than before; fail, saying what it holds too much, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not _within(now := Holdings.now(), before):

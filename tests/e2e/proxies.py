@@ -7,7 +7,6 @@ to use (deploy/proxies) run as they stand but for addresses and for where a serv
 import asyncio
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ import aiohttp
 from aiohttp import web
 
 from gateway.cli.child import _die_with_parent
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PROXIES = ROOT / "deploy" / "proxies"
@@ -59,13 +59,6 @@ frontend clients
 backend gateway
     server gateway 127.0.0.1:8080
 """
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago; these servers cannot be asked which one they took."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def placed(text: str, port: int, gateway: str) -> str:

@@ -18,13 +18,14 @@ from tests.e2e.house import Caller, Json, answer_of, configured, number, say
 from tests.e2e.programs import Program
 
 PORT = 18090
-THINKING_SECONDS = 12
+# Longer than a silent peer is waited for; and then just long enough to be cut in the middle of a response.
+THINKING_SECONDS, LATER_SECONDS = 12, 3
 
 
-def far_end(stack: ExitStack, folder: Path, namespace: str, host: str) -> Program:
-    """Start a far end over there that thinks long before it speaks."""
+def far_end(stack: ExitStack, folder: Path, namespace: str, host: str, seconds: float) -> Program:
+    """Start a far end over there that thinks so long before it speaks."""
     flags = ("--host", host, "--port", str(PORT), "--tokens-per-second", "0")
-    thinking = ("--fault", f"first_delta_seconds={THINKING_SECONDS}")
+    thinking = ("--fault", f"first_delta_seconds={seconds}")
     program = Program(
         folder / f"far-end-{len(list(folder.iterdir()))}",
         "tests.e2e.within",
@@ -33,6 +34,14 @@ def far_end(stack: ExitStack, folder: Path, namespace: str, host: str) -> Progra
     stack.callback(program.stop)
     program.said(r"emulator listening on (\S+)\n")
     return program
+
+
+async def hurry(host: str, call_id: str) -> None:
+    """Let the far end think less from now on, in this call and in later ones."""
+    async with Caller(f"http://{host}:{PORT}/_emulator") as control:
+        for path in ("/faults", f"/calls/{call_id}/fault"):
+            answer, _ = await control.ask("POST", path, {"first_delta_seconds": LATER_SECONDS})
+            assert answer.status == 200
 
 
 async def ask(caller: Caller, session_id: str, text: str) -> tuple[str, str]:
@@ -46,13 +55,15 @@ async def talk(namespace: str, host: str) -> Json:
     """Talk, hand over, lose the far end, and talk on."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         here = Path(folder)
-        other = far_end(stack, here, namespace, host)
+        other = far_end(stack, here, namespace, host, THINKING_SECONDS)
         gateway = Gateway(configured(f"http://{host}:{PORT}/v1"))
         await gateway.start()
         try:
             async with Caller(gateway.url) as caller, Caller(gateway.admin_url) as operator:
-                session_id = (await caller.open())["id"]
+                session = await caller.open()
+                session_id = session["id"]
                 await ask(caller, session_id, "My name is Ada.")
+                await hurry(host, session["call_id"])
                 first, quiet = await ask(caller, session_id, "What is my name?")
                 _, page = await caller.ask(
                     "GET", f"/v1/sessions/{session_id}/events?format=json&limit=1000&wait=0"
@@ -64,7 +75,7 @@ async def talk(namespace: str, host: str) -> Json:
                 await caller.send(session_id, *say("Count to 9."))
                 await caller.until(session_id, "response.created", after=last, seconds=60)
                 other.kill()
-                far_end(stack, here, namespace, host)
+                far_end(stack, here, namespace, host, LATER_SECONDS)
                 await caller.until(session_id, "gateway.recovered", after=last, seconds=90)
                 third, last = await ask(caller, session_id, "What is my name?")
                 log = await caller.take(session_id, number(last))

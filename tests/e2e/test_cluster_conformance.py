@@ -21,7 +21,8 @@ from tests.conftest import require_part
 from tests.e2e.farend import FarEnd
 from tests.e2e.nodes import Nodes
 from tests.e2e.programs import Program
-from tests.e2e.proxies import free_port, nginx_command
+from tests.e2e.proxies import nginx_command
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY, OTHER_KEY, ORIGIN = "gw-conformance", "gw-conformance-other", "https://app.example"

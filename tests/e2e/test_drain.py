@@ -18,6 +18,8 @@ from tests.e2e.programs import Program
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SESSIONS = 100
+# Enough where the number itself proves nothing.
+FEW = 20
 AT_ONCE = 10
 DRAIN_SECONDS = 10
 # What may come after the drain: closing a hundred peer connections, and Python's own end.
@@ -57,8 +59,8 @@ class House:
         self.watched: list[Watched] = []
         self._readers: list[asyncio.Task[None]] = []
 
-    async def stream(self, question: str) -> None:
-        """Open the sessions, ask in each, and read on; returns when all of them are in the middle of an answer."""
+    async def stream(self, question: str, sessions: int = SESSIONS) -> None:
+        """Open sessions, ask in each, and read on; returns when all of them are in the middle of an answer."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def begin() -> None:
@@ -69,7 +71,7 @@ class House:
                 self._readers.append(asyncio.create_task(self._read(watched)))
                 await self.caller.send(session["id"], *say(question))
 
-        await asyncio.gather(*(begin() for _ in range(SESSIONS)))
+        await asyncio.gather(*(begin() for _ in range(sessions)))
 
         async def answering() -> bool:
             return all(one.types()["response.output_text.delta"] for one in self.watched)
@@ -151,7 +153,7 @@ async def test_a_hundred_answers_are_finished_before_the_end(house: House) -> No
 
 async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> None:
     """A response that does not fit is cut at the deadline, its client told, and nothing before that is lost."""
-    await house.stream("Write 3000 words about the sea.")
+    await house.stream("Write 3000 words about the sea.", FEW)
     ending = await house.ended(signal.SIGTERM)
 
     assert ending.status == 0
@@ -163,7 +165,7 @@ async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> N
 
 async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
     """New sessions are refused with 503 and readiness is gone, while the operator still sees what goes on."""
-    await house.stream("Write 3000 words about the sea.")
+    await house.stream("Write 3000 words about the sea.", FEW)
     house.program.process.send_signal(signal.SIGTERM)
 
     async def unready() -> bool:

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
@@ -26,6 +25,7 @@ from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, eventually
 from tests.e2e.npm import NPM, require_npm
 from tests.e2e.site import site
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 SECONDS = 60.0
@@ -377,14 +377,6 @@ async def test_an_example_says_that_no_gateway_answers(command: list[str]) -> No
     assert status == 1
     assert len(told) == 1
     assert address in told[0]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

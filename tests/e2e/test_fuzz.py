@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, say
+from tests.fuzzing import batches
 
 BATCHES, BATCH = 100, 100
 VALUE = st.recursive(
@@ -44,19 +44,6 @@ EVENT = st.builds(
 FRAME = EVENT | st.text(max_size=40) | st.binary(max_size=40) | VALUE.map(json.dumps)
 
 
-def batches() -> list[list[str | bytes]]:
-    """Draw the messages once, ahead: the session they meet must be one and the same."""
-    drawn: list[list[str | bytes]] = []
-
-    @settings(max_examples=BATCHES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(FRAME, min_size=BATCH, max_size=BATCH))
-    def draw(frames: list[str | bytes]) -> None:
-        drawn.append(frames)
-
-    draw()
-    return drawn[:BATCHES]
-
-
 def bodies(frames: list[str | bytes]) -> list[bytes]:
     """Return each message as the body of a request."""
     return [frame if isinstance(frame, bytes) else frame.encode("utf-8", "replace") for frame in frames]
@@ -65,12 +52,13 @@ def bodies(frames: list[str | bytes]) -> list[bytes]:
 @pytest.mark.slow
 async def test_ten_thousand_messages_up(serve: Serve, far_end: FarEnd) -> None:
     """Each is accepted or refused as the client's mistake; what is accepted arrives in order, good events are answered."""
+    drawn = batches(FRAME, BATCHES, BATCH)
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
         session = await caller.open()
         path = f"/v1/sessions/{session['id']}/events"
         accepted: list[str] = []
-        for count, frames in enumerate(batches()):
+        for count, frames in enumerate(drawn):
             for body in bodies(frames):
                 answer, said = await caller.ask(
                     "POST", path, body, headers={"Content-Type": "application/json"}
@@ -125,10 +113,11 @@ async def alive(caller: Caller, session: Json) -> Json:
 @pytest.mark.slow
 async def test_ten_thousand_messages_down(serve: Serve, far_end: FarEnd) -> None:
     """Every JSON object the far end says is in the log, in order and as it was; the rest is dropped; a turn still works."""
+    drawn = batches(FRAME, BATCHES, BATCH)
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
         session = await caller.open()
-        for count, frames in enumerate(batches()):
+        for count, frames in enumerate(drawn):
             expected = [value for frame in frames if (value := relayed(frame)) is not None]
             mark = {"type": "mark", "number": count}
             coded = [base64_of(body) if isinstance(frame, bytes) else frame for frame, body in pairs(frames)]

@@ -19,7 +19,7 @@ from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, configured, eventually
 
-SECONDS = 40.0
+SECONDS = 120.0
 LAST = "last"
 
 

@@ -18,7 +18,7 @@ from tests.certificate import write_certificate
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, back_to, say, settled
 from tests.e2e.programs import START_SECONDS, Program
-from tests.e2e.proxies import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("turnserver")]
 

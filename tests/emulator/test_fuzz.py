@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
+from tests.fuzzing import batches
 
 BATCHES, BATCH = 100, 100
 PINGS = '{"type":"session.update","event_id":"%d","session":{"type":"realtime"}}'
@@ -48,24 +48,11 @@ EVENT = st.builds(
 FRAME = EVENT | st.text(max_size=40) | st.binary(max_size=40) | JSON.map(json.dumps)
 
 
-def batches(count: int) -> list[list[str | bytes]]:
-    """Draw the messages once, ahead: the session they meet must be one and the same."""
-    drawn: list[list[str | bytes]] = []
-
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(FRAME, min_size=BATCH, max_size=BATCH))
-    def draw(frames: list[str | bytes]) -> None:
-        drawn.append(frames)
-
-    draw()
-    return drawn
-
-
 @pytest.mark.slow
 async def test_ten_thousand_messages_do_no_harm(talk: Callable[..., Talk]) -> None:
     """A session without a network answers each good event among them, and every frame it says is an event."""
     one = talk()
-    drawn = batches(BATCHES)
+    drawn = batches(FRAME, BATCHES, BATCH)
     for number, frames in enumerate(drawn):
         for frame in frames:
             one.realtime.receive(frame)
@@ -84,9 +71,10 @@ async def test_a_thousand_messages_over_a_real_channel(
     emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
     """Text and binary nonsense over SCTP leaves the call as it was."""
+    drawn = batches(FRAME, 10, BATCH)
     caller: Caller = await call(await emulate(), offer_size=16 * 1024 * 1024)
     assert caller.channel is not None
-    for number, frames in enumerate(batches(10)):
+    for number, frames in enumerate(drawn):
         for frame in frames:
             caller.channel.send(frame.encode("utf-8", "replace") if isinstance(frame, str) else frame)
         caller.send(PINGS % number)
