@@ -18,7 +18,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 20.0
+SECONDS = 60.0
 REQUESTS = 1500
 """Each leaves a line of some 200 bytes; a pipe holds 64 KiB."""
 

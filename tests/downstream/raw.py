@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)

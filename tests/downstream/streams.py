@@ -12,7 +12,7 @@ import aiohttp
 from gateway.client import Block, BlockParser
 from tests.downstream.house import House
 
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 20.0
 
 Json = dict[str, Any]
 

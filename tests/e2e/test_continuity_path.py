@@ -98,7 +98,7 @@ def netem(namespace: str, bad: Bad) -> bool:
     ids=["200 ms and every twentieth packet lost", "600 ms there and back"],
 )
 def test_a_bad_path_is_not_death(namespaces: tuple[str, str], lay: Lay, bad: Bad, tmp_path: Path) -> None:
-    """A model thinks for 12 s over it and is not taken for dead; then a hand-over and a killed far end are survived."""
+    """A model thinks for 10 s over it and is not taken for dead; then a hand-over and a killed far end are survived."""
     here, there = namespaces
     lay(bad)
     program = Program(tmp_path / "talk", "tests.e2e.within", here, "tests.e2e.slowpath", there, THERE)

@@ -10,7 +10,7 @@ import aiohttp
 from aiortc import RTCBundlePolicy, RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
 Json = dict[str, Any]
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 LOOPBACK = "127.0.0.1"
 TEXT_SESSION: Json = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
 

@@ -30,7 +30,7 @@ def pcm(*parts: tuple[int, int]) -> str:
 
 # Half a second of sound between quiet.
 SPEECH = pcm((100, 0), (500, 8000), (600, 0))
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 
 async def _room() -> None:

@@ -84,10 +84,10 @@ def test_long_statement_is_shortened_when_repeated() -> None:
 )
 def test_book_is_answered_as_soon_as_a_sentence(word: str) -> None:
     """No pattern takes more than linear time over what somebody pastes in."""
-    before = time.perf_counter()
+    before = time.thread_time()
     ask(word * 20_000)
 
-    assert time.perf_counter() - before < 2.0
+    assert time.thread_time() - before < 2.0
 
 
 @pytest.mark.parametrize("text", ["Grüße 👩‍🚀", "two\nlines", 'with "marks" inside', "1 + 1", "…"])

@@ -11,7 +11,7 @@ from aioice import stun
 from gateway.emulator.transport.ice import LiteAgent
 
 PASSWORD = "p" * 32
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 20.0
 
 
 class Peer:
