@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +31,47 @@ ALSO_CALLED = {
 }
 
 # Connections that were closed but not awaited end within a few turns of the loop; what is left then was forgotten.
-TASKS_SETTLE_SECONDS = 1.0
+TASKS_SETTLE_SECONDS = 4.0
+
+# The files that take longest, of which none must come last and run alone. Those that mostly wait stand beside those that
+# compute. A worker takes a file at a time.
+LONGEST_FIRST = (
+    "tests/deploy/test_install.py",
+    "tests/e2e/test_continuity_path.py",
+    "tests/e2e/test_continuity_chaos.py",
+    "tests/e2e/test_bad_path.py",
+    "tests/e2e/test_openapi.py",
+    "tests/e2e/test_faults.py",
+    "tests/e2e/test_cluster_nodes.py",
+    "tests/e2e/test_examples.py",
+    "tests/e2e/test_proxies.py",
+    "tests/e2e/test_upstream_failures.py",
+    "tests/e2e/test_drain.py",
+    "tests/e2e/test_life.py",
+    "tests/e2e/test_console.py",
+    "tests/upstream/test_consent.py",
+    "tests/e2e/test_relay_js.py",
+    "tests/e2e/test_under_attack.py",
+    "tests/e2e/test_many_sessions.py",
+    "tests/cli/test_serve.py",
+    "tests/deploy/test_image.py",
+    "tests/cli/test_demo.py",
+    "tests/upstream/test_webrtc.py",
+    "tests/cli/test_bench.py",
+    "tests/e2e/test_resume_model.py",
+    "tests/upstream/test_bad_path.py",
+    "tests/e2e/test_odd_requests.py",
+    "tests/upstream/test_tuning.py",
+    "tests/e2e/test_slow_readers.py",
+    "tests/emulator/test_leaks.py",
+    "tests/e2e/test_cluster_conformance.py",
+    "tests/e2e/test_hardening.py",
+)
+
+# The same examples in each run: what fails once fails again. No deadline, since on a busy machine one may take long;
+# what must be quick is measured in processor time.
+settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("suite")
 
 
 def find_part(part: str) -> str | None:
@@ -55,6 +96,12 @@ def pytest_configure() -> None:
     """Hear SIGINT, and let what tests start hear it: a run in the background of a shell inherits that it is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, and leave the others in their order."""
+    ranks = {str(ROOT / name): rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST_FIRST, ROOT
+
 CONFTEST = Path(__file__).with_name("conftest.py")
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     """Return a small suite beside this one, under the same conftest."""
-    pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
+    source = CONFTEST.read_text(encoding="utf-8")
+    pytester.makeconftest(source.replace("TASKS_SETTLE_SECONDS = 4.0", "TASKS_SETTLE_SECONDS = 0.5"))
     pytester.makeini(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nmarkers = needs(part): a program"
     )
@@ -82,3 +85,9 @@ def test_task_left_behind_is_an_error(suite: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*left tasks behind*forgotten*"])
+
+
+def test_files_that_come_first_are_there() -> None:
+    """A file that was renamed would come last again, alone beside idle cores."""
+    assert [name for name in LONGEST_FIRST if not (ROOT / name).is_file()] == []
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)

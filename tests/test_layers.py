@@ -6,7 +6,7 @@ The order of the rooms themselves is held by `lint-imports`, whose contracts sta
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -75,22 +75,28 @@ PURE_BY_DESIGN = {
 }
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the dotted name and the syntax tree of every module of the package."""
+@cache
+def modules() -> tuple[tuple[str, ast.Module], ...]:
+    """Return the dotted name and the syntax tree of every module of the package."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
+    return tuple(found)
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield every dotted name that a module imports, wherever in the module it does so."""
+@cache
+def imported(tree: ast.Module) -> tuple[str, ...]:
+    """Return every dotted name that a module imports, wherever in the module it does so."""
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names.append(node.module)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def lies_in(name: str, package: str) -> bool:

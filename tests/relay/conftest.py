@@ -5,14 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from gateway.relay.limits import RelayLimits
 from tests.relay.fakes import House, VirtualLoop
-
-# On a busy machine one example may take long; what must be quick is measured in processor time.
-settings.register_profile("unhurried", deadline=None, max_examples=60)
-settings.load_profile("unhurried")
 
 Build = Callable[..., House]
 
