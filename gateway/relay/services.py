@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.relay.clock import Clock
+from gateway.relay.dialgate import DialGate
 from gateway.relay.limits import RelayLimits
 from gateway.relay.memory import Budget
 from gateway.relay.ports import Dialer
@@ -33,5 +34,7 @@ class Services:
     allowance: Allowance = field(default_factory=Allowance)
     budget: Budget = field(default_factory=Budget)
     gate: Gate | None = None
+    dial_gate: DialGate = field(default_factory=DialGate)
+    """Spreads the calls that replace lost ones."""
     seeding_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a few items are sent to a new call."""

@@ -207,7 +207,7 @@ class Line(Calls):
         seeding: Seeding | None = None
         try:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds), self._services.dial_gate.place():
                     await successor.open(self)
             except TimeoutError as error:
                 raise UpstreamError("upstream-timeout", "The new call did not open in time.") from error
