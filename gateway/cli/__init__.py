@@ -5,26 +5,16 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration. Commands impo
 """
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 
 from gateway import __version__
-from gateway.cli.bench import bench
-from gateway.cli.chat import chat
-from gateway.cli.check import check
-from gateway.cli.demo import demo
-from gateway.cli.emulate import emulate
-from gateway.cli.keygen import keygen
-from gateway.cli.serve import serve
-from gateway.cli.top import top
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS: Final = ("serve", "demo", "emulate", "chat", "check", "bench", "keygen", "top")
+"""Each is a function in the module of its name, in the order of the help."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -33,22 +23,33 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def gateway(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
-    ] = False,
-) -> None:
-    """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
+def command_line(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line with these commands. Imports their modules."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
+    @app.callback()
+    def gateway(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+        ] = False,
+    ) -> None:
+        """OpenAI's Realtime API for clients that have nothing but HTTP: POST events, read Server-Sent Events."""
 
-for command in (serve, demo, emulate, chat, check, bench, keygen, top):
-    app.command()(command)
+    for name in commands:
+        app.command()(getattr(import_module(f"gateway.cli.{name}"), name))
+    return app
 
 
 def main() -> None:
     """Run the command line."""
+    # With a command's name only its module is imported: `serve` keeps none of what the others need, 3 MiB.
+    named = [name for name in COMMANDS if name in sys.argv[1:2]]
     try:
-        app(prog_name="gateway")
+        command_line(named or COMMANDS)(prog_name="gateway")
     except KeyboardInterrupt:
         sys.exit(130)

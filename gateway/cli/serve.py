@@ -35,9 +35,7 @@ def serve(
     shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
 ) -> None:
     """Run the gateway. OpenAI's key is taken from OPENAI_API_KEY."""
-    from gateway.upstream.codecs import leave_out
-
-    leave_out()
+    prepare()
     from gateway.cli.running import run
     from gateway.cli.serving import configure, serve_until_told
 
@@ -54,6 +52,21 @@ def serve(
 
         sys.exit(run(run_workers(settings, workers, _flags(config, host, upstream_url))))
     sys.exit(run(serve_until_told(settings, shared=shared_port)))
+
+
+def prepare() -> None:
+    """Leave out of the process what only other commands need. Call before anything large is imported."""
+    from gateway.upstream.codecs import leave_out
+
+    leave_out()
+    if "rich" not in sys.modules and "structlog" not in sys.modules:
+        # structlog imports rich where it is installed, for tracebacks in colours that the gateway does not print: 4 MiB.
+        # None makes the import fail as if it were not.
+        sys.modules["rich"] = None  # type: ignore[assignment]  # documented, Python: import system, "The module cache"
+        try:
+            import structlog  # noqa: F401
+        finally:
+            del sys.modules["rich"]
 
 
 def _flags(config: Path | None, host: str | None, upstream_url: str | None) -> list[str]:

@@ -13,15 +13,17 @@ This file does not interpret events.
 """
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCDataChannel
 
 from gateway.errors import CallerError, Phase, UpstreamError
 from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.upstream import sdp, signalling, tuning
+from gateway.upstream.connection import Connection
 from gateway.upstream.descriptors import exhausted, no_descriptor
 
 # Any label is accepted; the service's examples use this one.
@@ -57,7 +59,7 @@ class WebRTCUpstream:
         self._hanging_up: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._began = self._since = dialer.clock.monotonic()
-        self._pc: tuning.PeerConnection | None = None
+        self._pc: Connection | None = None
         self._channel: RTCDataChannel | None = None
 
     # --- set-up
@@ -91,15 +93,11 @@ class WebRTCUpstream:
         dialer = self._dialer
         pc = self._build()
         # Must not be cancelled: sockets that aioice has opened but not recorded yet would leak.
-        self._gathering = dialer.own(pc.setLocalDescription())
+        self._gathering = dialer.own(pc.gather())
         await asyncio.shield(self._gathering)
         self._mark("gather", "signalling")
-        largest = tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes)
-        try:
-            offer = sdp.offer_to_send(pc.localDescription.sdp, largest)
-        except sdp.SdpError as error:
-            raise UpstreamError("upstream-failed", f"The offer could not be created: {error}.") from error
-        local = sdp.local_candidates(offer)
+        offer = pc.offer(tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes))
+        local = offer.kinds
         without_relay = dialer.config.has_turn and not any(kind.startswith("relay") for kind in local)
         if without_relay:
             dialer.telemetry.turn_unavailable()
@@ -107,12 +105,11 @@ class WebRTCUpstream:
             raise dialer.no_address(without_relay)
         self._candidates["local"] = list(local)
         left = seconds - (dialer.clock.monotonic() - self._began)
-        created = await dialer.signaller.create(offer, self._request, left)
+        created = await dialer.signaller.create(offer.text(secrets.randbits(63)), self._request, left)
         self.call_id = created.call_id
         self._mark("signalling", "ice")
-        await self._apply(pc, created)
+        self._apply(pc, created)
         await self._opened
-        tuning.forget_negotiation(pc, dialer.hooks)
         update = signalling.session_update(self._request.session)
         if update and signalling.is_ephemeral(self._request.bearer):
             # An ephemeral key carries its own session; the caller's members are applied over it.
@@ -121,17 +118,13 @@ class WebRTCUpstream:
         # The session object may have a megabyte, and is not needed again.
         self._request = replace(self._request, session={})
 
-    def _build(self) -> RTCPeerConnection:
+    def _build(self) -> Connection:
         dialer = self._dialer
         config = dialer.config
-        pc = tuning.new_peer_connection(dialer.configuration(), dialer.hooks, dialer.certificates)
+        pc = dialer.connection(CHANNEL_LABEL)
         self._pc = pc
-        pc.failed = self._connecting_failed
         dialer.telemetry.peer_connections(+1)
-        # The transceiver comes first: with MAX_BUNDLE the other order never connects, as candidates reach one section only.
-        pc.addTransceiver("audio")
-        channel = pc.createDataChannel(CHANNEL_LABEL, ordered=True)
-        self._channel = channel
+        channel = self._channel = pc.channel
         options = tuning.ConnectionOptions(
             addresses=dialer.addresses(),
             consent_timeout=config.consent_timeout_seconds,
@@ -145,15 +138,13 @@ class WebRTCUpstream:
         channel.on("close", self._channel_closed)
         # Without this listener an exception in another would end the connection (pyee raises it where it is emitted).
         channel.on("error", lambda error: dialer.telemetry.relay_failed(self.call_id or "", error))
-        assert pc.sctp is not None
-        transport = pc.sctp.transport
-        transport.on("statechange", self._dtls_changed)
-        transport.transport.on("statechange", self._ice_changed)
+        pc.dtls.on("statechange", self._dtls_changed)
+        pc.ice.on("statechange", self._ice_changed)
         return pc
 
-    async def _apply(self, pc: RTCPeerConnection, created: signalling.CreatedCall) -> None:
+    def _apply(self, pc: Connection, created: signalling.CreatedCall) -> None:
         try:
-            answer = sdp.answer_to_apply(created.sdp)
+            answer = sdp.read_answer(created.sdp)
         except sdp.SdpError as error:
             raise UpstreamError(
                 "upstream-failed",
@@ -163,16 +154,19 @@ class WebRTCUpstream:
         self.max_message_bytes = answer.max_message_bytes
         self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
         try:
-            await pc.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
-            # The service sends no end-of-candidates; without it, ICE could not fail.
-            await pc.addIceCandidate(None)
-        except Exception as error:
-            # aiortc's parser raises ValueError, KeyError, IndexError and its own errors.
+            connecting = pc.apply(answer)
+        except (ValueError, AssertionError, IndexError) as error:
+            # What aiortc raises for a candidate that it cannot read.
             raise UpstreamError(
                 "upstream-failed",
                 "OpenAI's answer cannot be applied.",
                 members={"upstream": {"status": created.status}},
             ) from error
+        connecting.add_done_callback(self._connected)
+
+    def _connected(self, connecting: "asyncio.Task[None]") -> None:
+        if not connecting.cancelled() and (error := connecting.exception()) is not None:
+            self._connecting_failed(error)
 
     def _mark(self, phase: str, following: Phase) -> None:
         now = self._dialer.clock.monotonic()
@@ -210,7 +204,7 @@ class WebRTCUpstream:
         if state == "connected":
             assert self._pc is not None
             assert self._channel is not None
-            tuning.go_direct(self._pc, self._channel, self._received)
+            tuning.go_direct(self._pc, self._received)
             self._mark("dtls", "channel")
         elif state == "failed":
             self._fail("The DTLS handshake with OpenAI's media server failed.")
@@ -271,10 +265,9 @@ class WebRTCUpstream:
         self._sink.lost(self._generation, cause)
 
     def _transport_state(self, which: str) -> str:
-        if self._pc is None or self._pc.sctp is None:
+        if self._pc is None:
             return "closed"
-        transport = self._pc.sctp.transport
-        return transport.state if which == "dtls" else transport.transport.state
+        return self._pc.dtls.state if which == "dtls" else self._pc.ice.state
 
     # --- ports.Upstream
 
@@ -363,9 +356,7 @@ class WebRTCUpstream:
             self._pc = self._channel = None
             self._dialer.forget(self)
 
-    async def _close_connection(self, pc: tuning.PeerConnection) -> None:
-        assert pc.sctp is not None
-        transport = pc.sctp.transport
+    async def _close_connection(self, pc: Connection) -> None:
         if self._gathering is not None:
             await asyncio.wait({self._gathering}, timeout=self._dialer.config.close_timeout_seconds)
         closing = asyncio.create_task(pc.close())
@@ -384,8 +375,7 @@ class WebRTCUpstream:
             await tuning.reap(pc, self._dialer.config.close_timeout_seconds)
         finally:
             # aiortc keeps these references, and they keep the call alive.
-            transport.remove_all_listeners()
-            pc.failed = None
+            pc.dtls.remove_all_listeners()
             self._dialer.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:

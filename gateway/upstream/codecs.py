@@ -1,8 +1,9 @@
-"""Leave audio and video codecs out of the process.
+"""Leave audio and video out of the process: codecs and SRTP.
 
 aiortc imports PyAV, and with it FFmpeg's libraries, wherever it mentions a frame: 19 MiB of memory and 0.1 s at start, for a
-gateway that relays text. `leave_out` puts empty classes in PyAV's place while aiortc is imported. To be called by a program
-before it imports anything else of this package. A library that is used with others must not call it.
+gateway that relays text. pylibsrtp, which encrypts media, brings an OpenSSL of its own: 5 MiB. `leave_out` puts empty classes
+in their place while aiortc is imported. To be called by a program before it imports anything else of this package. A library
+that is used with others must not call it.
 """
 
 import importlib
@@ -13,8 +14,27 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-TESTED = "1.16."
-"""The versions of aiortc that were read for what they take from PyAV when they are imported: classes, and nothing else."""
+TESTED = {"aiortc": "1.16.", "aioice": "0.13."}
+"""The version of aiortc was read for what it takes from these packages when it is imported: classes and their constants. With
+both versions `tuning` uses its hook that sets up no SRTP."""
+
+_LEFT_OUT = ("av", "pylibsrtp")
+
+
+class _EmptyType(type):
+    """The type of a class that has every constant. Each is 0."""
+
+    def __getattr__(cls, name: str) -> int:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return 0
+
+
+class _Empty(metaclass=_EmptyType):
+    """Accept any arguments."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        return None
 
 
 class _StandIn(ModuleType):
@@ -25,18 +45,18 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        made = type(name, (), {"__module__": self.__name__})
+        made = _EmptyType(name, (_Empty,), {"__module__": self.__name__})
         setattr(self, name, made)
         return made
 
 
 class _StandIns(MetaPathFinder, Loader):
-    """Finds a stand-in for PyAV and each of its modules."""
+    """Finds a stand-in for each package that is left out, and for its modules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if _is_codec(fullname) else None
+        return ModuleSpec(fullname, self) if _is_left_out(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _StandIn(spec.name)
@@ -48,10 +68,11 @@ class _StandIns(MetaPathFinder, Loader):
 def leave_out() -> bool:
     """Import aiortc without its codecs; return whether that was done.
 
-    Nothing is done if aiortc or PyAV is imported already, or if aiortc is not a tested version. Afterwards `import av`
-    imports PyAV as usual, but aiortc cannot encode or decode in this process.
+    Nothing is done if aiortc or one of these packages is imported already, or if a version is not the tested one. Afterwards
+    `import av` imports PyAV as usual, but aiortc cannot encode, decode or encrypt media in this process.
     """
-    if "aiortc" in sys.modules or "av" in sys.modules or not _version().startswith(TESTED):
+    untested = any(not _version(name).startswith(tested) for name, tested in TESTED.items())
+    if untested or any(name in sys.modules for name in ("aiortc", *_LEFT_OUT)):
         return False
     finder = _StandIns()
     sys.meta_path.insert(0, finder)
@@ -59,17 +80,17 @@ def leave_out() -> bool:
         importlib.import_module("aiortc")
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if _is_codec(name)]:
+        for name in [name for name in sys.modules if _is_left_out(name)]:
             del sys.modules[name]
     return True
 
 
-def _is_codec(name: str) -> bool:
-    return name == "av" or name.startswith("av.")
+def _is_left_out(name: str) -> bool:
+    return name.partition(".")[0] in _LEFT_OUT
 
 
-def _version() -> str:
+def _version(distribution: str) -> str:
     try:
-        return version("aiortc")
+        return version(distribution)
     except PackageNotFoundError:
         return ""

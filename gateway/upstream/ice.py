@@ -13,14 +13,17 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
-from aioice import stun
+from aioice import stun as aioice_stun
 from aioice.ice import (
     ICE_COMPLETED,
     ICE_FAILED,
+    CandidatePair,
     Connection,
     StunProtocol,
     TransportPolicy,
 )
+
+from gateway.upstream import stun
 
 # RFC 7675 5.1: a check every 5 s, each delay drawn from 0.8 to 1.2 of it.
 CONSENT_INTERVAL_SECONDS = 5.0
@@ -33,8 +36,9 @@ PACE_SECONDS = 0.02
 # RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
 # No answer, or a socket that cannot send: it was closed, which uvloop and asyncio tell in different ways.
-_UNANSWERED = (stun.TransactionError, OSError, RuntimeError, AttributeError)
+_UNANSWERED = (aioice_stun.TransactionError, OSError, RuntimeError, AttributeError)
 _FIRST_DTLS, _LAST_DTLS = 20, 63
+_CHECKED = (CandidatePair.State.IN_PROGRESS, CandidatePair.State.SUCCEEDED)
 
 
 class NominatedConsent(Connection):
@@ -158,7 +162,7 @@ class ChosenAddresses(Connection):
 
 
 class DirectDatagrams(Connection):
-    """A connection that hands DTLS datagrams to their reader without a queue and a task in between."""
+    """A connection that hands DTLS datagrams to their reader without a queue and a task, and handles plain checks itself."""
 
     direct: Callable[[bytes], None] | None = None
 
@@ -167,6 +171,13 @@ class DirectDatagrams(Connection):
         await super().gather_candidates()
         for protocol in self._protocols:
             protocol.__class__ = _DirectProtocol
+
+    def build_request(self, pair: CandidatePair, nominate: bool) -> aioice_stun.Message:
+        """Override: the request is packed once, in one step."""
+        request = super().build_request(pair, nominate)
+        if self.ice_controlling:
+            request.__class__ = _PackedRequest
+        return request
 
     def put(self, data: bytes) -> None:
         """Send a datagram to the nominated address; raises ConnectionError where there is none."""
@@ -178,6 +189,46 @@ class DirectDatagrams(Connection):
     def end(self) -> None:
         """Wake the reading task and tell it that the connection is closed."""
         self._queue.put_nowait(None)
+
+    def checked(self, protocol: StunProtocol, address: tuple[str, int], priority: int) -> None:
+        """Consider a check that was answered. Override of aioice's way: it does nothing where nothing is left to do.
+
+        That is so when the pair was or is being checked, and when a pair is nominated: what has not been checked by then is
+        not needed. aioice would still check each address that a check comes from.
+        """
+        if self._early_checks_done and (
+            (self._check_list_done and self._nominated)
+            or any(
+                pair.state in _CHECKED and pair.protocol is protocol and pair.remote_addr == address
+                for pair in self._check_list
+            )
+        ):
+            return
+        message = aioice_stun.Message(
+            aioice_stun.Method.BINDING, aioice_stun.Class.REQUEST, attributes={"PRIORITY": priority}
+        )
+        if self._early_checks_done:
+            self.check_incoming(message, address, protocol)
+        else:
+            self._early_checks.append((message, address, protocol))
+
+
+class _PackedRequest(aioice_stun.Message):
+    _packed = b""
+
+    def add_message_integrity(self, key: bytes) -> None:
+        given = self.attributes
+        self._packed = stun.request(
+            self.transaction_id,
+            given["USERNAME"].encode(),
+            given["PRIORITY"],
+            given["ICE-CONTROLLING"],
+            key,
+            nominate="USE-CANDIDATE" in given,
+        )
+
+    def __bytes__(self) -> bytes:
+        return self._packed
 
 
 class _DirectProtocol(StunProtocol):
@@ -192,6 +243,37 @@ class _DirectProtocol(StunProtocol):
                 direct(data)
             else:
                 connection.data_received(data, self.local_candidate.component)
-        elif first in _STUN:
+        elif first in _STUN and not self._took_check(data, (addr[0], addr[1])):
             super().datagram_received(data, addr)
         # Everything else, such as RTP, is dropped.
+
+    def _took_check(self, data: bytes, address: tuple[str, int]) -> bool:
+        """Handle a check or its answer if it has the usual form; return False for what aioice has to handle."""
+        if data[0] == 0:
+            connection = cast(DirectDatagrams, self.receiver)
+            key = connection.local_password.encode()
+            check = stun.read_request(data, key)
+            if (
+                check is None
+                or not connection._valid_username(check[1])  # noqa: SLF001 - a file of private hooks
+                or not connection.ice_controlling
+                or connection._closing  # noqa: SLF001 - likewise
+            ):
+                return False
+            transaction, _, priority = check
+            self.transport.sendto(stun.response(transaction, address, key), address)
+            connection.checked(self, address, priority)
+            return True
+        if (waiting := self.transactions.get(data[8:20])) is None or data[1] != 1:
+            return False
+        if (signed := stun.signed_part(data)) is None:
+            return False
+        message = aioice_stun.Message(
+            aioice_stun.Method.BINDING,
+            aioice_stun.Class.RESPONSE,
+            data[8:20],
+            {"MESSAGE-INTEGRITY": signed[1]},
+        )
+        message._integrity_data = signed[0]  # noqa: SLF001 - a file of private hooks
+        waiting.response_received(message, address)
+        return True

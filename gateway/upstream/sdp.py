@@ -1,30 +1,66 @@
-"""Changes to the offer before it is sent and to the answer before it is applied. No I/O.
+"""The offer that is sent to the service, and what its answer says. No I/O.
 
-Handles SDP (RFC 8866) as lines of text, without the library that writes and reads it. Line ends are kept, including the
-last one: an offer without its final CRLF is refused by the service ("SDP EOF").
+Writes and reads SDP (RFC 8866) as text. Every offer has the same form, so it is a template; of an answer only the lines that
+decide about the connection are read.
 
-The offer, as sent:
+The offer:
 
-* `a=max-message-size` is raised. aiortc says 262144 and does not enforce it, but Pion does when it sends, and drops a
-  larger event silently (RFC 8841 6).
-* Of the fingerprints only SHA-256 is kept. aiortc writes three of one certificate; some stacks read only the last.
+* It has an audio section, which the service requires, though no audio is sent or received. The codecs are those that aiortc
+  offers. Both sections share one transport (RFC 9143), so both show the same address, ICE parameters and fingerprint.
+* `a=max-message-size` is the largest server event that the gateway takes. Pion drops larger ones silently (RFC 8841 6).
+* There is one fingerprint, SHA-256: some stacks read only the last one.
+* It ends with CRLF: without it the service refuses the offer ("SDP EOF").
 
-The answer, as applied:
+The answer:
 
-* Its audio section becomes `a=inactive`. The service answers `a=sendrecv`, which would start a decoder thread and a task
-  that wakes fifty times a second, for a session without audio.
-* Its candidates are repeated in every section. The service gives them in the first, as BUNDLE allows (RFC 9143 7.3.1);
-  if one transport serves two sections, aiortc uses those of the last, and would have none.
+* The service gives ICE and DTLS attributes in the first section only, as BUNDLE allows (RFC 9143 7.3.1), or for the session.
+* The direction of its audio section does not matter: nothing is started for audio.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # RFC 8841 6: the default of a peer that does not name a size.
 DEFAULT_MAX_MESSAGE_BYTES = 65536
+# RFC 8841 5: what a peer that names no port uses in practice.
+DEFAULT_SCTP_PORT = 5000
 
-_DIRECTIONS = frozenset({"a=sendrecv", "a=sendonly", "a=recvonly", "a=inactive"})
-_SHA_256 = "a=fingerprint:sha-256 "
+_OFFER = """\
+v=0
+o=- {session} 2 IN IP4 0.0.0.0
+s=-
+t=0 0
+a=group:BUNDLE 0 1
+a=msid-semantic:WMS *
+m=audio {port} UDP/TLS/RTP/SAVPF 96 9 0 8
+c=IN {host}
+a=sendrecv
+a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid
+a=extmap:2 urn:ietf:params:rtp-hdrext:ssrc-audio-level
+a=mid:0
+a=msid:{name} {name}
+a=rtcp:9 IN IP4 0.0.0.0
+a=rtcp-mux
+a=ssrc:{source} cname:{name}
+a=rtpmap:96 opus/48000/2
+a=rtpmap:9 G722/8000
+a=rtpmap:0 PCMU/8000
+a=rtpmap:8 PCMA/8000
+{transport}m=application {port} UDP/DTLS/SCTP webrtc-datachannel
+c=IN {host}
+a=mid:1
+a=sctp-port:5000
+a=max-message-size:{max_message_bytes}
+{transport}""".replace("\n", "\r\n")
+
+_TRANSPORT = """\
+a=end-of-candidates
+a=ice-ufrag:{ice_user}
+a=ice-pwd:{ice_password}
+a=fingerprint:sha-256 {fingerprint}
+a=setup:actpass
+""".replace("\n", "\r\n")
 
 
 class SdpError(ValueError):
@@ -32,41 +68,67 @@ class SdpError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What differs between offers. `candidates` have the form of RFC 8839 5.1 without their attribute's name."""
+
+    ice_user: str
+    ice_password: str
+    fingerprint: str
+    candidates: tuple[str, ...]
+    max_message_bytes: int
+
+    def text(self, session: int) -> str:
+        """Return the offer. `session` is a random number below 2^63 (RFC 9429 5.2.1)."""
+        transport = "".join(f"a=candidate:{candidate}\r\n" for candidate in self.candidates)
+        transport += _TRANSPORT.format(
+            ice_user=self.ice_user, ice_password=self.ice_password, fingerprint=self.fingerprint
+        )
+        # The default is what most likely works without ICE: a relay's address, else this host's (RFC 8839 4.2.1.2).
+        address, port = min(
+            ((int(words[3]), words[4], words[5]) for words in map(str.split, self.candidates)),
+            default=(0, "0.0.0.0", "9"),
+        )[1:]
+        return _OFFER.format(
+            session=session,
+            name=f"{session:016x}",
+            source=session & 0xFFFFFFFF,
+            host=f"IP6 {address}" if ":" in address else f"IP4 {address}",
+            port=port,
+            transport=transport,
+            max_message_bytes=self.max_message_bytes,
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the candidates, each once, such as `host/udp`."""
+        return tuple(dict.fromkeys(map(_kind_of_candidate, self.candidates)))
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer that can be applied.
 
-    `max_message_bytes` is the largest message that the far end accepts, None for any size. `candidates` are the words that
-    follow `typ` and the transport, such as `host/udp`; never an address.
+    `max_message_bytes` is the largest message that the far end accepts, None for any size. `addresses` are its candidates
+    in the form of RFC 8839 5.1, without those for TCP and for RTCP, which are not used. `candidates` are the kinds of all,
+    such as `host/udp`; never an address.
     """
 
-    text: str
-    max_message_bytes: int | None
+    ice_user: str
+    ice_password: str
     ice_lite: bool
     setup: str
+    fingerprints: tuple[tuple[str, str], ...]
+    sctp_port: int
+    max_message_bytes: int | None
+    addresses: tuple[str, ...]
     candidates: tuple[str, ...]
 
 
-def offer_to_send(offer: str, max_message_bytes: int) -> str:
-    """Return the offer as it is sent to the service; raises SdpError when it has no audio or no data section."""
-    head, sections = _sections(offer)
-    if not any(_kind(section) == "audio" for section in sections):
-        raise SdpError("the offer has no audio section, which the service requires")
-    if not any(_kind(section) == "application" for section in sections):
-        raise SdpError("the offer has no section for the data channel")
-    sent = [_one_fingerprint(head)]
-    for section in sections:
-        lines = _one_fingerprint(section)
-        if _kind(section) == "application":
-            lines = _with(lines, "a=max-message-size:", f"a=max-message-size:{max_message_bytes}")
-        sent.append(lines)
-    return _text(sent)
-
-
-def answer_to_apply(answer: str) -> Answer:
-    """Check the service's answer and return it as it is to be applied; raises SdpError naming what is missing."""
-    if not answer.startswith("v=0"):
+def read_answer(text: str) -> Answer:
+    """Return what the service's answer says; raises SdpError naming what is missing."""
+    if not text.startswith("v=0"):
         raise SdpError("the answer is not a session description: it does not begin with v=0")
-    head, sections = _sections(answer)
+    head, sections = _sections(text)
     kinds = [_kind(section) for section in sections]
     for kind, name in (("audio", "audio section"), ("application", "section for the data channel")):
         if kind not in kinds:
@@ -74,54 +136,56 @@ def answer_to_apply(answer: str) -> Answer:
         if _port(sections[kinds.index(kind)]) == 0:
             raise SdpError(f"the answer rejects the {name} (port 0)")
     data = sections[kinds.index("application")]
-    everything = [*head, *(line for section in sections for line in section)]
-    for prefix, name in (
-        ("a=ice-ufrag:", "an ICE user name"),
-        ("a=ice-pwd:", "an ICE password"),
-        ("a=fingerprint:", "a certificate fingerprint"),
+    # With BUNDLE the first section describes the transport of all; what it does not say may stand above it, or below.
+    order = [sections[0], head, *sections[1:]]
+
+    def first(prefix: str) -> str:
+        return next((value for lines in order for value in _values(lines, prefix)), "")
+
+    ice_user, ice_password = first("a=ice-ufrag:"), first("a=ice-pwd:")
+    fingerprints = next(
+        (found for lines in ([*head, *sections[0]], *sections) if (found := tuple(_fingerprints(lines)))), ()
+    )
+    for present, name in (
+        (bool(ice_user), "ICE user name"),
+        (bool(ice_password), "ICE password"),
+        (bool(fingerprints), "certificate fingerprint"),
     ):
-        if not _values(everything, prefix):
-            raise SdpError(f"the answer has no {name.partition(' ')[2]}")
-    setup = next(iter(_values(data, "a=setup:") or _values(head, "a=setup:")), "")
+        if not present:
+            raise SdpError(f"the answer has no {name}")
+    setup = first("a=setup:")
     if setup not in ("active", "passive"):
         raise SdpError(f"the answer's DTLS role is {setup[:20]!r}, expected 'active' or 'passive'")
-    candidates = tuple(_candidate(value) for value in _values(everything, "a=candidate:"))
+    given = tuple(dict.fromkeys(value for lines in order for value in _values(lines, "a=candidate:")))
+    candidates = tuple(map(_kind_of_candidate, given))
     if not any(candidate.endswith("/udp") for candidate in candidates):
         raise SdpError("the answer offers no UDP address to connect to")
-    addresses = [line for section in sections for line in section if line.startswith("a=candidate:")]
-    applied = [head]
-    for kind, section in zip(kinds, sections, strict=True):
-        if not _values(section, "a=candidate:"):
-            section.extend(addresses)
-        applied.append(_inactive(section) if kind == "audio" else section)
     return Answer(
-        text=_text(applied),
-        max_message_bytes=_max_message_bytes(data),
+        ice_user=ice_user,
+        ice_password=ice_password,
         ice_lite=any(line.strip() == "a=ice-lite" for line in head),
         setup=setup,
+        fingerprints=fingerprints,
+        sctp_port=_sctp_port(data),
+        max_message_bytes=_max_message_bytes(data),
+        addresses=tuple(
+            value
+            for value, kind in zip(given, candidates, strict=True)
+            if not kind.endswith("/tcp") and value.split()[1:2] != ["2"]
+        ),
         candidates=candidates,
     )
 
 
-def local_candidates(offer: str) -> tuple[str, ...]:
-    """Return the kinds of the offer's own candidates, each once, such as `host/udp`."""
-    return tuple(dict.fromkeys(_candidate(value) for value in _values(offer.splitlines(), "a=candidate:")))
-
-
 def _sections(text: str) -> tuple[list[str], list[list[str]]]:
-    """Split a description into its session part and its media sections, in lines that keep their ends."""
+    """Split a description into its session part and its media sections, in lines without their ends."""
     head: list[str] = []
     sections: list[list[str]] = []
-    for line in text.splitlines(keepends=True):
+    for line in text.splitlines():
         if line.startswith("m="):
             sections.append([])
-        # Add a missing final line end, so that text appended later begins on its own line.
-        (sections[-1] if sections else head).append(line.rstrip("\r\n") + _end(line))
+        (sections[-1] if sections else head).append(line)
     return head, sections
-
-
-def _text(parts: list[list[str]]) -> str:
-    return "".join(line for part in parts for line in part)
 
 
 def _kind(section: list[str]) -> str:
@@ -137,34 +201,27 @@ def _values(lines: list[str], prefix: str) -> list[str]:
     return [line[len(prefix) :].strip() for line in lines if line.startswith(prefix)]
 
 
-def _end(line: str) -> str:
-    return line[len(line.rstrip("\r\n")) :] or "\r\n"
+def _fingerprints(lines: list[str]) -> Iterator[tuple[str, str]]:
+    for value in _values(lines, "a=fingerprint:"):
+        algorithm, _, digest = value.partition(" ")
+        yield algorithm, digest.strip()
 
 
-def _one_fingerprint(lines: list[str]) -> list[str]:
-    if not any(line.startswith(_SHA_256) for line in lines):
-        return lines
-    return [line for line in lines if not line.startswith("a=fingerprint:") or line.startswith(_SHA_256)]
-
-
-def _with(lines: list[str], prefix: str, replacement: str) -> list[str]:
-    """Replace the line with this prefix, or add it at the end of the section."""
-    given = [line for line in lines if line.startswith(prefix)]
-    if not given:
-        return [*lines, replacement + _end(lines[-1])]
-    return [replacement + _end(line) if line.startswith(prefix) else line for line in lines]
-
-
-def _inactive(section: list[str]) -> list[str]:
-    kept = [line for line in section if line.strip() not in _DIRECTIONS]
-    return [*kept[:1], *kept[1:], "a=inactive" + _end(section[0])]
-
-
-def _candidate(value: str) -> str:
+def _kind_of_candidate(value: str) -> str:
     words = value.split()
     transport = words[2].lower() if len(words) > 2 else "unknown"
     kind = words[words.index("typ") + 1] if "typ" in words[:-1] else "unknown"
     return f"{kind}/{transport}"
+
+
+def _sctp_port(section: list[str]) -> int:
+    """Return the port of RFC 8841 5.1, or of its drafts, whose media line ends with it."""
+    given = _values(section, "a=sctp-port:")
+    last = section[0].rpartition(" ")[2]
+    port = given[0] if given else last if last.isdecimal() else str(DEFAULT_SCTP_PORT)
+    if not re.fullmatch(r"\d{1,5}", port):
+        raise SdpError(f"the answer's SCTP port is {port[:20]!r}, expected a number")
+    return int(port)
 
 
 def _max_message_bytes(section: list[str]) -> int | None:

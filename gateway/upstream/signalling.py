@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from secrets import token_hex
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
@@ -181,16 +182,15 @@ class Signaller:
         headers = self._headers(request.bearer)
         if request.safety_identifier:
             headers["OpenAI-Safety-Identifier"] = hashed(request.safety_identifier)
-        data: aiohttp.FormData | bytes
         if is_ephemeral(request.bearer):
             # An ephemeral key carries its session, so only the offer is sent (Realtime: create call).
             headers["Content-Type"] = "application/sdp"
             data = offer.encode()
         else:
-            data = aiohttp.FormData()
-            data.add_field("sdp", offer, content_type="application/sdp")
             session = json.dumps(dict(request.session), separators=(",", ":"), ensure_ascii=False)
-            data.add_field("session", session, content_type="application/json")
+            boundary = token_hex(16)
+            headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+            data = _form(boundary, offer, session)
         async with self._client.post(
             f"{self._base}/realtime/calls",
             data=data,
@@ -229,6 +229,16 @@ class Signaller:
 
     def _secrets(self, bearer: str | None) -> tuple[str, ...]:
         return tuple(secret for secret in (bearer, self._config.api_key) if secret)
+
+
+def _form(boundary: str, offer: str, session: str) -> bytes:
+    """Return the form of the two fields (RFC 7578). aiohttp's own would send each part by a system call of its own."""
+    fields = (("sdp", "application/sdp", offer), ("session", "application/json", session))
+    parts = (
+        f'--{boundary}\r\nContent-Type: {kind}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+        for name, kind, text in fields
+    )
+    return f"{''.join(parts)}--{boundary}--\r\n".encode()
 
 
 def hashed(name: str) -> str:

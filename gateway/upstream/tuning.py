@@ -9,26 +9,19 @@ a minute; `missing` says which, so that the operator is told.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import Any
 
-from aioice.ice import Connection
-from aiortc import (
-    RTCConfiguration,
-    RTCDataChannel,
-    RTCDtlsTransport,
-    RTCPeerConnection,
-    RTCSctpTransport,
-    rtcpeerconnection,
-)
+import aioice
+from aiortc import RTCCertificate, RTCDtlsTransport, RTCSctpTransport
 from OpenSSL import SSL
 
 from gateway.upstream import dtls, ice, inbound, sctp
+from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 
 TESTED: Mapping[str, str] = {"aiortc": "1.16.", "aioice": "0.13.", "pyOpenSSL": "26."}
@@ -59,13 +52,12 @@ class Hook(StrEnum):
     DIRECT = "direct"
     RAW_RECORDS = "raw-records"
     SPARSE_ACKS = "sparse-acks"
-    BRIEF_NEGOTIATION = "brief-negotiation"
 
 
 ALL_HOOKS = frozenset(Hook)
 
 # In the order of inheritance: earlier classes override later ones.
-_ICE: Mapping[Hook, type[Connection]] = {
+_ICE: Mapping[Hook, type[aioice.Connection]] = {
     Hook.DIRECT: ice.DirectDatagrams,
     Hook.CHOSEN_ADDRESSES: ice.ChosenAddresses,
     Hook.PROMPT_CHECKS: ice.PromptChecks,
@@ -136,49 +128,19 @@ class Certificates:
             self._current, self._made = dtls.SharedCertificate.generateCertificate(), now
         return self._current
 
-    # RTCPeerConnection.__init__ asks its class for a certificate; for the length of that call this object stands in.
-    def generateCertificate(self) -> dtls.SharedCertificate:  # noqa: N802 - aiortc's name
-        """Stand in for aiortc's class method."""
-        return self.current()
+
+def certificate(hooks: frozenset[Hook], certificates: Certificates) -> RTCCertificate:
+    """Return the certificate for a call: with SHARED_CERTIFICATE the one that all calls share."""
+    return (
+        certificates.current() if Hook.SHARED_CERTIFICATE in hooks else RTCCertificate.generateCertificate()
+    )
 
 
-def new_peer_connection(
-    configuration: RTCConfiguration, hooks: frozenset[Hook], certificates: Certificates
-) -> "PeerConnection":
-    """Make a peer connection; with SHARED_CERTIFICATE it has the certificate all calls share."""
-    if Hook.SHARED_CERTIFICATE not in hooks:
-        return PeerConnection(configuration)
-    module = cast(Any, rtcpeerconnection)  # Any: an object stands in for a class
-    stock = module.RTCCertificate
-    module.RTCCertificate = certificates
-    try:
-        return PeerConnection(configuration)
-    finally:
-        module.RTCCertificate = stock
-
-
-class PeerConnection(RTCPeerConnection):
-    """Reports what ends aiortc's task that connects, which nobody awaits."""
-
-    failed: Callable[[BaseException], None] | None = None
-    """None once the connection is closed: what fails then is of no interest."""
-
-    async def _RTCPeerConnection__connect(self) -> None:  # noqa: N802  # aiortc's private method, under its mangled name
-        try:
-            await super()._RTCPeerConnection__connect()  # type: ignore[misc]  # as above
-        except Exception as error:  # noqa: BLE001  # whatever it is, the call that owns the connection decides
-            if self.failed is not None:
-                self.failed(error)
-
-
-def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptions) -> None:
-    """Apply the hooks to the connection. Call once it has its channel and before it gathers."""
-    association = pc.sctp
-    assert association is not None
-    transport = association.transport
-    ice_transport = transport.transport
-    connection = ice_transport._connection
-    connection.__class__ = _composed(Connection, tuple(_ICE[hook] for hook in _ICE if hook in hooks))
+def tune(pc: Connection, hooks: frozenset[Hook], options: ConnectionOptions) -> None:
+    """Apply the hooks to the connection. Call before it gathers."""
+    association, transport = pc.sctp, pc.dtls
+    connection = pc.ice._connection
+    connection.__class__ = _composed(aioice.Connection, tuple(_ICE[hook] for hook in _ICE if hook in hooks))
     transport.__class__ = _composed(RTCDtlsTransport, tuple(_DTLS[hook] for hook in _DTLS if hook in hooks))
     association.__class__ = _composed(
         RTCSctpTransport, tuple(part for hook in _SCTP if hook in hooks for part in _SCTP[hook])
@@ -198,85 +160,60 @@ def tune(pc: RTCPeerConnection, hooks: frozenset[Hook], options: ConnectionOptio
         association.prepare(window, options.turn)
 
 
-def go_direct(pc: RTCPeerConnection, channel: RTCDataChannel, received: Callable[[str], None]) -> None:
+def go_direct(pc: Connection, received: Callable[[str], None]) -> None:
     """Use the fast path for data from now on; call when DTLS is connected.
 
-    Texts of `channel` then go to `received`; everything else, or without the hook all messages, arrives as its `message` event.
+    Texts of the channel then go to `received`; everything else, or without the hook all messages, arrives as its `message` event.
     """
-    association = pc.sctp
-    assert association is not None
-    transport = association.transport
-    connection = transport.transport._connection
+    association, transport = pc.sctp, pc.dtls
+    connection = pc.ice._connection
     if (
         isinstance(connection, ice.DirectDatagrams)
         and isinstance(transport, dtls.DirectRecords)
         and isinstance(association, inbound.DirectReceive)
     ):
-        association.channel = channel
+        association.channel = pc.channel
         association.received = received
         transport.go_direct(connection, association.receive_packet)
 
 
-def forget_negotiation(pc: RTCPeerConnection, hooks: frozenset[Hook]) -> None:
-    """Free what only another offer or answer would need; call when the channel is open.
-
-    That is both descriptions and the audio transceiver, whose sender and receiver never ran: 25 KiB a call. Closing the
-    connection needs only the association.
-    """
-    if Hook.BRIEF_NEGOTIATION not in hooks:
-        return
-    inside = cast(Any, pc)  # Any: the attributes are private by name
-    for transceiver in pc.getTransceivers():
-        # They reference each other; cleared, they are freed now and not by the garbage collector.
-        for part in (transceiver.sender, transceiver.receiver, transceiver):
-            vars(part).clear()
-    inside._RTCPeerConnection__transceivers = []
-    inside._RTCPeerConnection__remoteDtls = {}
-    inside._RTCPeerConnection__remoteIce = {}
-    for name in ("currentLocal", "currentRemote", "pendingLocal", "pendingRemote"):
-        setattr(inside, f"_RTCPeerConnection__{name}Description", None)
-
-
-def undelivered(pc: RTCPeerConnection) -> bool:
+def undelivered(pc: Connection) -> bool:
     """Return whether chunks were acknowledged whose messages were not delivered. Without the hook: False."""
     association = pc.sctp
     return isinstance(association, inbound.PacedReassembly) and association.held > 0
 
 
-def delivering(pc: RTCPeerConnection) -> bool:
+def delivering(pc: Connection) -> bool:
     """Return whether complete messages wait for a turn of the loop."""
     association = pc.sctp
     return isinstance(association, inbound.PacedReassembly) and association.delivering
 
 
-def acknowledged(pc: RTCPeerConnection, sent: int) -> int:
+def acknowledged(pc: Connection, sent: int) -> int:
     """Return how many of the texts sent the far end's SCTP has acknowledged.
 
     Without the hook that is known only when nothing is on its way: otherwise 0.
     """
     association = pc.sctp
-    assert association is not None
     if isinstance(association, sctp.CountedSends):
         return association.acknowledged
     waiting = association._data_channel_queue or association._outbound_queue or association._sent_queue
     return 0 if waiting else sent
 
 
-def consent_expired(pc: RTCPeerConnection) -> bool:
+def consent_expired(pc: Connection) -> bool:
     """Return whether a connection that was open ended because consent checks went unanswered.
 
     aioice forgets the task that checks when consent expires, and keeps it when closed for any other reason. Its state
     `failed` would say the same, but is at times overtaken by `closed`.
     """
-    assert pc.sctp is not None
-    connection = pc.sctp.transport.transport._connection
+    connection = pc.ice._connection
     return connection._closing and connection._query_consent_task is None
 
 
-def farewell_heard(pc: RTCPeerConnection) -> bool:
+def farewell_heard(pc: Connection) -> bool:
     """Return whether the far end ended the association, or the whole connection (close_notify)."""
-    assert pc.sctp is not None
-    transport = pc.sctp.transport
+    transport = pc.dtls
     if getattr(transport, "failed", None) is not None:
         return False
     ended_by_peer = transport._ssl is not None and transport._ssl.get_shutdown() & SSL.RECEIVED_SHUTDOWN
@@ -288,43 +225,36 @@ def largest_message(hooks: frozenset[Hook], wanted: int) -> int:
     return wanted if Hook.PACED_REASSEMBLY in hooks else min(wanted, STOCK_MESSAGE_BYTES)
 
 
-async def alive(pc: RTCPeerConnection) -> bool:
+async def alive(pc: Connection) -> bool:
     """Check whether the far end answers; False after 3.5 s. Always True with stock consent, which cannot be triggered."""
-    assert pc.sctp is not None
-    connection = pc.sctp.transport.transport._connection
+    connection = pc.ice._connection
     return not isinstance(connection, ice.NominatedConsent) or await connection.answers(PROBE_RETRANSMISSIONS)
 
 
-def selected_pair(pc: RTCPeerConnection) -> tuple[str, str] | None:
+def selected_pair(pc: Connection) -> tuple[str, str] | None:
     """Return the kinds of the nominated pair's candidates, local and remote, such as ("host", "host")."""
-    assert pc.sctp is not None
-    for pair in pc.sctp.transport.transport._connection._nominated.values():
+    for pair in pc.ice._connection._nominated.values():
         return pair.local_candidate.type, pair.remote_candidate.type
     return None
 
 
-async def reap(pc: RTCPeerConnection, timeout: float) -> None:
+async def reap(pc: Connection, timeout: float) -> None:
     """End what a closed connection may have left running.
 
     A stock handshake that has found its pair sleeps out its 20 ms, and then starts consent checks on a connection that was
     closed meanwhile; they would never end.
     """
-    assert pc.sctp is not None
-    transport = pc.sctp.transport.transport
-    started: asyncio.Event | None = getattr(transport, "_RTCIceTransport__start", None)
-    if started is not None and not started.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(started.wait(), timeout)
-    checks = transport._connection._query_consent_task
+    if pc.connecting is not None and not pc.connecting.done():
+        await asyncio.wait({pc.connecting}, timeout=timeout)
+    checks = pc.ice._connection._query_consent_task
     if checks is not None and not checks.done():
         checks.cancel()
         await asyncio.wait({checks})
 
 
-def abandon(pc: RTCPeerConnection) -> None:
+def abandon(pc: Connection) -> None:
     """Free the sockets of a connection whose orderly close did not end."""
-    assert pc.sctp is not None
-    connection = pc.sctp.transport.transport._connection
+    connection = pc.ice._connection
     if connection._query_consent_task is not None:
         connection._query_consent_task.cancel()
     for protocol in connection._protocols:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from aiortc import RTCBundlePolicy, RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
+from aiortc import RTCIceServer, RTCIceTransportPolicy
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.clock import Clock
@@ -20,7 +20,9 @@ from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import signalling, tuning
 from gateway.upstream.call import WebRTCUpstream
 from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.connection import Connection
 from gateway.upstream.descriptors import exhausted, no_descriptor
+from gateway.upstream.gate import Gate
 from gateway.upstream.loopturn import LoopTurn
 
 _CHATTY = ("aioice", "aiortc")
@@ -40,6 +42,7 @@ class WebRTCDialer:
         self.signaller = signalling.Signaller(config, clock)
         self.certificates = tuning.Certificates(clock.monotonic)
         self.turn = LoopTurn()
+        self._gate = Gate()
         self._calls: set[WebRTCUpstream] = set()
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
@@ -60,17 +63,18 @@ class WebRTCDialer:
 
     async def dial(self, request: CallRequest, sink: Sink) -> "WebRTCUpstream":
         """Create a call and wait until its data channel is open (ports.Dialer)."""
-        call = WebRTCUpstream(self, request, sink)
-        self._calls.add(call)
-        try:
-            await call.open()
-        except BaseException:
-            # A call that the service created and that will not be used is also ended there, without waiting.
-            closing = call.begin_close()
-            call.begin_hang_up()
-            await asyncio.shield(closing)
-            raise
-        return call
+        async with self._gate.admitted(self.config.connect_timeout_seconds):
+            call = WebRTCUpstream(self, request, sink)
+            self._calls.add(call)
+            try:
+                await call.open()
+            except BaseException:
+                # A call that the service created and that will not be used is also ended there, without waiting.
+                closing = call.begin_close()
+                call.begin_hang_up()
+                await asyncio.shield(closing)
+                raise
+            return call
 
     async def hang_up(self, call_id: str, bearer: str | None) -> None:
         """End a call that this process holds no connection to (ports.Dialer)."""
@@ -89,17 +93,18 @@ class WebRTCDialer:
         """Run something to its end, even if its waiter is cancelled."""
         return self._tasks.run(work)
 
-    def configuration(self) -> RTCConfiguration:
-        """Return aiortc's configuration of a connection."""
+    def connection(self, label: str) -> Connection:
+        """Return a connection for a call. `label` names its data channel."""
         config = self.config
-        return RTCConfiguration(
+        return Connection(
             # An empty list, not None: with None aiortc asks a public STUN server for up to five seconds.
-            iceServers=[
+            [
                 RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
                 for server in config.ice_servers
             ],
-            iceTransportPolicy=RTCIceTransportPolicy(config.ice_transport_policy),
-            bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
+            RTCIceTransportPolicy(config.ice_transport_policy),
+            tuning.certificate(self.hooks, self.certificates),
+            label,
         )
 
     def no_address(self, turn_failed: bool) -> GatewayError:

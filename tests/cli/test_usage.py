@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway import __version__
-from gateway.cli import app
+from gateway.cli import command_line
 from gateway.config.files import access_keys
 from gateway.config.sections import Access
 from tests.cli.conftest import Start
@@ -58,7 +58,7 @@ async def test_version_is_printed(start: Start) -> None:
 )
 def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
     """Usage errors and failures have different exit statuses."""
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(command_line(), arguments)
 
     assert result.exit_code == 2
     assert "Usage: " in result.output
@@ -67,7 +67,7 @@ def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
 def refused(*arguments: str, **environ: str) -> str:
     """Run a command that must be refused before anything is done, and give what it said."""
     known = {name: None for name in os.environ if name.startswith(("GATEWAY_", "OPENAI_"))}
-    result = CliRunner().invoke(app, arguments, env={**known, **environ})
+    result = CliRunner().invoke(command_line(), arguments, env={**known, **environ})
 
     assert result.exit_code == 2, result.output
     return result.output
@@ -99,7 +99,7 @@ def test_missing_secret_file_is_refused_by_its_key(tmp_path: Path) -> None:
 
 def test_keygen_prints_a_key_and_the_lines_that_let_it_in() -> None:
     """The lines on stdout as they go into a file, the key on stderr and nothing beside it."""
-    result = CliRunner().invoke(app, ["keygen", "ada"])
+    result = CliRunner().invoke(command_line(), ["keygen", "ada"])
 
     assert result.exit_code == 0
     assert re.fullmatch(r"gwp_[A-Za-z0-9_-]{43}\n", result.stderr)
@@ -112,7 +112,7 @@ def test_keygen_appends_to_a_keys_file(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     keys = []
     for name in ("ada", "bob"):
-        result = CliRunner().invoke(app, ["keygen", name])
+        result = CliRunner().invoke(command_line(), ["keygen", name])
         file.write_text((file.read_text() if file.exists() else "") + result.stdout)
         keys.append(result.stderr.strip())
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from gateway.cli import app
+from gateway.cli import command_line
 from tests.docs.pages import PAGES, ROOT, name
 
 COMMANDS = {
     command: {option for parameter in made.params for option in parameter.opts}
-    for command, made in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]  # a group has them
+    for command, made in typer.main.get_command(command_line()).commands.items()  # type: ignore[attr-defined]  # a group has them
 }
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
-from aiortc import RTCPeerConnection
 
 from gateway.app import Gateway
 from gateway.client import BlockParser
 from gateway.config import Config
+from gateway.upstream.connection import Connection
 from tests.e2e.farend import FarEnd
 
 Json = dict[str, Any]
@@ -206,7 +206,7 @@ class Holdings:
             tasks=len(asyncio.all_tasks()),
             threads=threading.active_count(),
             descriptors=len(os.listdir("/proc/self/fd")),
-            peer_connections=sum(issubclass(type(one), RTCPeerConnection) for one in gc.get_objects()),
+            peer_connections=sum(issubclass(type(one), Connection) for one in gc.get_objects()),
         )
 
 

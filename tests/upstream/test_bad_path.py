@@ -56,4 +56,4 @@ async def test_events_survive_loss_reordering_and_an_outage(
             assert answered(sink) == sent
             assert sink.losses == []
             assert not call.undelivered
-    assert path.dropped > 50
+    assert path.dropped > 20

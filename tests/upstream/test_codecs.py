@@ -17,14 +17,14 @@ def run(program: str) -> str:
     return done.stdout.strip()
 
 
-def test_aiortc_is_imported_without_pyav() -> None:
-    """No module of PyAV is left, none of FFmpeg's libraries is mapped, and PyAV can still be imported afterwards."""
+def test_aiortc_is_imported_without_media() -> None:
+    """Nothing of PyAV or pylibsrtp is imported, none of FFmpeg's libraries is mapped, and PyAV can still be imported."""
     said = run(
         "import sys\n"
         "from gateway.upstream.codecs import leave_out\n"
         "print(leave_out(), leave_out())\n"
         "import gateway.app\n"
-        "print(any(name.split('.')[0] == 'av' for name in sys.modules), 'libavcodec' in open('/proc/self/maps').read())\n"
+        "print(any(name.split('.')[0] in ('av', 'pylibsrtp') for name in sys.modules), 'libavcodec' in open('/proc/self/maps').read())\n"
         "import av\n"
         "print(av.AudioFrame.__module__)\n"
     )
@@ -32,14 +32,31 @@ def test_aiortc_is_imported_without_pyav() -> None:
     assert said.split("\n") == ["True False", "False False", "av.audio.frame"]
 
 
+def test_gateway_serves_without_media_and_terminal_colours() -> None:
+    """`gateway serve` has none of the packages that only other commands need."""
+    said = run(
+        "import sys\n"
+        "from gateway.cli.serve import prepare\n"
+        "prepare()\n"
+        "import gateway.cli.serving\n"
+        "print([name for name in ('av', 'pylibsrtp', 'rich', 'pygments', 'redis') if name in sys.modules])\n"
+        "import rich\n"
+    )
+
+    assert said == "[]"
+
+
 def test_library_user_keeps_the_codecs() -> None:
     """Importing the gateway leaves aiortc as it is."""
     assert run("import gateway.app, aiortc.rtp; print(aiortc.rtp.AudioFrame.__module__)") == "av.audio.frame"
 
 
-def test_other_version_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["aiortc", "aioice"])
+def test_other_version_is_left_as_it_is(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another release takes from PyAV when it is imported is not known."""
-    monkeypatch.setattr(codecs, "_version", lambda: "2.0.0")
+    monkeypatch.setattr(
+        codecs, "_version", lambda name: "2.0.0" if name == library else codecs.TESTED[name] + "0"
+    )
     monkeypatch.delitem(sys.modules, "aiortc", raising=False)
     monkeypatch.delitem(sys.modules, "av", raising=False)
 
@@ -54,4 +71,4 @@ def test_library_that_is_not_installed_has_no_version(monkeypatch: pytest.Monkey
         raise PackageNotFoundError
 
     monkeypatch.setattr(codecs, "version", missing)
-    assert codecs._version() == ""
+    assert codecs._version("aiortc") == ""

@@ -10,14 +10,12 @@ import aioice.ice
 import pytest
 from aioice import stun
 from aiortc import (
-    RTCBundlePolicy,
-    RTCCertificate,
     RTCConfiguration,
     RTCDtlsTransport,
+    RTCIceTransportPolicy,
     RTCPeerConnection,
     RTCSctpTransport,
     rtcdtlstransport,
-    rtcpeerconnection,
 )
 from aiortc.rtcsctptransport import SackChunk
 from google_crc32c import value
@@ -25,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.upstream import dtls, ice, inbound, sctp, tuning, webrtc
+from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from tests.upstream.farend import Farend, answering
@@ -35,18 +34,11 @@ OPTIONS = tuning.ConnectionOptions(
 )
 
 
-def _peer(hooks: frozenset[Hook]) -> RTCPeerConnection:
-    configuration = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
-    pc = tuning.new_peer_connection(configuration, hooks, tuning.Certificates(lambda: 0.0))
-    pc.addTransceiver("audio")
-    pc.createDataChannel("oai-events")
+def _peer(hooks: frozenset[Hook]) -> Connection:
+    certificate = tuning.certificate(hooks, tuning.Certificates(lambda: 0.0))
+    pc = Connection([], RTCIceTransportPolicy.ALL, certificate, "oai-events")
     tuning.tune(pc, hooks, OPTIONS)
     return pc
-
-
-def _sctp(pc: RTCPeerConnection) -> RTCSctpTransport:
-    assert pc.sctp is not None
-    return pc.sctp
 
 
 # --- versions and switches
@@ -112,11 +104,10 @@ async def test_other_connections_stay_stock() -> None:
     tuned, plain = _peer(ALL_HOOKS), RTCPeerConnection(RTCConfiguration(iceServers=[]))
     plain.createDataChannel("x")
 
-    assert type(_sctp(plain)) is RTCSctpTransport
-    assert type(_sctp(plain).transport) is RTCDtlsTransport
-    assert isinstance(_sctp(tuned), sctp.SparseAcks)
+    assert type(plain.sctp) is RTCSctpTransport
+    assert type(plain.sctp.transport) is RTCDtlsTransport
+    assert isinstance(tuned.sctp, sctp.SparseAcks)
     assert before == (aioice.ice.CONSENT_INTERVAL, aioice.ice.Connection.connect, RTCSctpTransport._send_sack)
-    assert vars(rtcpeerconnection)["RTCCertificate"] is RTCCertificate
     await asyncio.gather(tuned.close(), plain.close())
 
 
@@ -220,10 +211,9 @@ async def test_handshake_out_of_order_is_refused(missing: str) -> None:
 async def test_addresses_are_gathered_as_given() -> None:
     """Only the given address is offered, loopback included."""
     pc = _peer(ALL_HOOKS)
-    await pc.setLocalDescription()
-    offered = [line for line in pc.localDescription.sdp.splitlines() if line.startswith("a=candidate")]
+    await pc.gather()
 
-    assert {line.split()[4] for line in offered} == {"127.0.0.1"}
+    assert {candidate.split()[4] for candidate in pc.offer(1).candidates} == {"127.0.0.1"}
     await pc.close()
 
 
@@ -248,7 +238,7 @@ async def test_addresses_follow_the_route() -> None:
 async def test_retransmission_time_outs_fit_interactive_use() -> None:
     """The first time-out is 1 s, and after a sample of a quick path it falls to 0.3 s, not below."""
     pc = _peer(ALL_HOOKS)
-    association = _sctp(pc)
+    association = pc.sctp
     assert association._rto == 1.0
 
     association._update_rto(0.001)
@@ -367,7 +357,7 @@ async def test_stream_over_a_lossy_path_arrives_whole(share: float, far_end: str
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
         assert call._pc is not None
-        connection: Any = _sctp(call._pc).transport.transport._connection
+        connection: Any = call._pc.sctp.transport.transport._connection
         take, put = connection.direct, connection.put
         connection.direct = lambda data: None if dice.random() < share else take(data)
         connection.put = lambda data: None if dice.random() < share else put(data)
@@ -386,7 +376,7 @@ async def test_datagram_with_two_records_gives_both() -> None:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
         assert call._pc is not None
-        transport: Any = _sctp(call._pc).transport
+        transport: Any = call._pc.sctp.transport
         joined: list[bytes] = []
         take = transport.connection.direct
         transport.connection.direct = joined.append
@@ -409,7 +399,7 @@ async def test_forged_datagrams_are_dropped() -> None:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
         assert call._pc is not None
-        transport: Any = _sctp(call._pc).transport
+        transport: Any = call._pc.sctp.transport
         protocol = transport.connection._protocols[0]
         dice = random.Random(3)
         for first in (0, 1, 3, 19, 20, 22, 23, 23, 23, 40, 63, 64, 128, 200, 255):

@@ -19,11 +19,12 @@ import aiohttp
 import pytest
 import uvloop
 from aiohttp import web
-from aiortc import RTCPeerConnection
+from aiortc import RTCIceTransport, RTCPeerConnection
 
 from gateway.errors import CallerError, UpstreamError
 from gateway.relay.ports import LossCause
 from gateway.upstream.call import WebRTCUpstream
+from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer
@@ -337,7 +338,6 @@ async def test_failure_of_our_own_is_a_connection_failed() -> None:
     """What breaks in here is not blamed on the far end."""
     async with open_call() as (call, sink):
         assert call._pc is not None
-        assert call._pc.sctp is not None
         call._pc.sctp._receive_chunk = None  # type: ignore[assignment]
         call.send([order("text", size=5000)])
         await sink.until(lambda sink: sink.losses)
@@ -439,9 +439,6 @@ GOOD = (
         '{"error":{}}',
         "v=0\r\n",
         GOOD.replace("m=audio", "m=video"),
-        GOOD.replace("a=rtcp-mux\r\n", ""),
-        GOOD.replace("a=mid:1", "a=mid:7"),
-        GOOD.replace("opus/48000/2", "unheard/8000").replace(" 96\r\n", " 97\r\n").replace(":96 ", ":97 "),
         GOOD.replace("udp 1 127.0.0.1 9", "udp x y z"),
         GOOD.replace("a=sctp-port:5000", "a=sctp-port:none"),
     ],
@@ -572,7 +569,6 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
 
         assert [what for what, _ in facts.of("close_failed")] == ["peer connection"]
         assert facts.peer_connections_left == 0
-        assert pc.sctp is not None
         protocols = pc.sctp.transport.transport._connection._protocols
         assert all(protocol.transport.is_closing() for protocol in protocols)
         stuck.set()
@@ -613,7 +609,7 @@ class Counts:
         self.tasks = len(asyncio.all_tasks())
         self.threads = threading.active_count()
         self.files = len(os.listdir("/proc/self/fd"))
-        self.connections = sum(isinstance(each, RTCPeerConnection) for each in gc.get_objects())
+        self.connections = sum(isinstance(each, Connection) for each in gc.get_objects())
 
     def __repr__(self) -> str:
         return f"{vars(self)}"
@@ -799,29 +795,15 @@ class _NoTime(LoopTurn):
         return None
 
 
-async def test_open_call_keeps_nothing_of_its_negotiation() -> None:
-    """Descriptions and transceiver are let go once the channel is open; talking and closing need none of them."""
-    async with open_call() as (call, sink):
-        pc = call._pc
-        assert pc is not None
-        assert pc.getTransceivers() == []
-        assert pc._RTCPeerConnection__currentRemoteDescription is None  # type: ignore[attr-defined]
-        call.send(["still here"])
-        await sink.until(lambda sink: "still here" in sink.texts)
-        await call.close(hang_up=False)
-
-    assert pc.connectionState == "closed"
-
-
 async def test_a_connection_whose_task_fails_is_a_failed_call(
     far_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library connects in a task that nobody awaits: without its report the set-up would wait for its deadline."""
+    """What ends the task that connects ends the set-up, too, which would wait for its deadline otherwise."""
 
-    async def fail(self: RTCPeerConnection) -> None:
+    async def fail(self: RTCIceTransport, _: object) -> None:
         raise ConnectionError("not connected")
 
-    monkeypatch.setattr(RTCPeerConnection, "_RTCPeerConnection__connect", fail)
+    monkeypatch.setattr(RTCIceTransport, "start", fail)
     async with dialling(far_end) as dialer:
         with pytest.raises(UpstreamError, match="failed: ConnectionError"):
             await dialer.dial(REQUEST, Remembering())

@@ -26,8 +26,8 @@ from gateway.relay.tasks import Tasks
 BACKLOG: Final = 1024
 """Connections waiting to be accepted. After a restart all clients reconnect at once; asyncio's default is only 100."""
 
-ACCEPT_BATCH: Final = 64
-"""Connections accepted in one loop iteration. More would delay the open connections."""
+ACCEPT_BATCH: Final = 16
+"""Connections accepted in one loop iteration. More would delay the open connections: each brings a request of 0.5 ms."""
 
 SEND_BUFFER_BYTES: Final = 32 * 1024
 """The kernel's send buffer. By default it grows to 4 MiB for a client that does not read. About this much is sent per

@@ -1,0 +1,85 @@
+"""How many calls are set up at once, and who waits how long."""
+
+import asyncio
+
+import pytest
+
+from gateway.errors import OverloadError
+from gateway.upstream.gate import Gate
+from tests.upstream.kit import eventually
+
+
+class Entrants:
+    """Set-ups that hold their place until they are told to leave."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.inside: list[int] = []
+        self.most = 0
+        self.leave = asyncio.Event()
+
+    async def enter(self, number: int, seconds: float = 5.0) -> None:
+        async with self.gate.admitted(seconds):
+            self.inside.append(number)
+            self.most = max(self.most, len(self.inside))
+            await self.leave.wait()
+            self.inside.remove(number)
+
+
+async def test_places_are_given_in_order_of_arrival() -> None:
+    """Never more than the limit are inside, and all have their turn."""
+    entrants = Entrants(Gate(2))
+    tasks = [asyncio.create_task(entrants.enter(number)) for number in range(6)]
+    await eventually(lambda: entrants.inside == [0, 1])
+    entrants.leave.set()
+    await asyncio.gather(*tasks)
+
+    assert entrants.most == 2
+    assert not entrants.inside
+
+
+async def test_one_set_up_begins_in_each_turn_of_the_loop() -> None:
+    """Even with room for all, other work has its turn between two of them."""
+    entrants = Entrants(Gate(10))
+    tasks = [asyncio.create_task(entrants.enter(number)) for number in range(5)]
+    begun = []
+    for _ in range(30):
+        await asyncio.sleep(0)
+        begun.append(len(entrants.inside))
+    entrants.leave.set()
+    await asyncio.gather(*tasks)
+
+    assert begun[-1] == 5
+    assert all(after - before <= 1 for before, after in zip([0, *begun], begun, strict=False))
+
+
+async def test_set_up_that_finds_no_place_in_time_is_refused() -> None:
+    """It is told to come back, and takes no place when one is free."""
+    entrants = Entrants(Gate(1))
+    first = asyncio.create_task(entrants.enter(0))
+    await eventually(lambda: entrants.inside)
+    with pytest.raises(OverloadError) as caught:
+        await entrants.enter(1, seconds=0.01)
+    entrants.leave.set()
+    await first
+    await asyncio.wait_for(entrants.enter(2), 5)
+
+    assert caught.value.code == "capacity"
+    assert caught.value.retry_after is not None
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_set_up_that_is_cancelled_while_it_waits_keeps_no_place(turns: int) -> None:
+    """Whether it is cancelled before its place is given or in the same turn, the next one gets it."""
+    entrants = Entrants(Gate(1))
+    first = asyncio.create_task(entrants.enter(0))
+    await eventually(lambda: entrants.inside)
+    waiting = asyncio.create_task(entrants.enter(1))
+    await asyncio.sleep(0)
+    entrants.leave.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({first, waiting})
+
+    await asyncio.wait_for(entrants.enter(2), 5)
