@@ -19,7 +19,7 @@ from gateway.cluster.node import ClusterNode
 from gateway.cluster.redis_requirements import UnfitError, inspect
 from gateway.cluster.settings import ClusterSettings, Target
 from gateway.config import Config, ConfigError
-from gateway.config.files import secret
+from gateway.config.files import listener_tls, secret
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.internal import PREPARE, TAKE
@@ -67,7 +67,10 @@ class Clustering:
             self.settings.patience_seconds,
             _client_tls(config),
         )
-        self._server_tls = _server_tls(config)
+        own = self._config
+        self._server_tls = listener_tls(
+            "cluster.tls_certificate_file", own.tls_certificate_file, own.tls_key_file
+        )
         self.membership: Membership | None = None
 
     @property
@@ -183,18 +186,6 @@ def cluster_settings(config: Config) -> ClusterSettings:
         detach_grace_seconds=config.relay.detach_grace_seconds,
         log_max_bytes=config.relay.log_max_bytes,
     )
-
-
-def _server_tls(config: Config) -> ssl.SSLContext | None:
-    certificate, key = config.cluster.tls_certificate_file, config.cluster.tls_key_file
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"cluster.tls_certificate_file: cannot be used with its key: {error}"]) from error
-    return context
 
 
 def _client_tls(config: Config) -> ssl.SSLContext | None:

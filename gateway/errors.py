@@ -73,7 +73,7 @@ KINDS: Mapping[Code, Kind] = {
     "origin-not-allowed": Kind(403, "Requests from this origin are not allowed"),
     "member-locked": Kind(403, "The operator has locked this member"),
     "event-not-allowed": Kind(403, "The credential does not allow this event"),
-    "not-found": Kind(404, "The path does not exist"),
+    "not-found": Kind(404, "Not found"),
     "session-unknown": Kind(404, "No such session"),
     "call-unknown": Kind(404, "No such call"),
     "method-not-allowed": Kind(405, "The method is not allowed"),

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.config import Config, ConfigError
-from gateway.config.files import access_keys, openai_key, secret
+from gateway.config.files import access_keys, listener_tls, openai_key, secret
 from gateway.config.prices import TokenPrices, price_list
 from gateway.config.sections import Key
 from gateway.downstream.auth.access import ANONYMOUS, AccessRules, KeyRule
@@ -218,12 +218,5 @@ def _origin(url: str) -> str:
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
     """Return the TLS context of the clients' listener, None without a certificate. Raises ConfigError."""
-    certificate, key = config.server.tls_certificate_file, config.server.tls_key_file
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"server.tls_certificate_file: cannot be used with its key: {error}"]) from error
-    return context
+    server = config.server
+    return listener_tls("server.tls_certificate_file", server.tls_certificate_file, server.tls_key_file)

@@ -33,12 +33,12 @@ def chat(
     """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
     import aiohttp
 
-    from gateway.cli.running import why
+    from gateway.cli.running import full_url, why
     from gateway.client import Client, ProblemError
 
     console = Console(highlight=False)
     with asyncio.Runner() as runner:
-        client = Client(url if "://" in url else f"http://{url}", key)
+        client = Client(full_url(url), key)
         runner.run(client.__aenter__())
         try:
             runner.run(client.reach())

@@ -27,6 +27,11 @@ def run(
         return runner.run(main)
 
 
+def full_url(address: str) -> str:
+    """Return a URL as it was typed, with `http://` before it if it has no scheme."""
+    return (address if "://" in address else f"http://{address}").rstrip("/")
+
+
 def why(error: Exception) -> str:
     """Return the system's message on why an address is not reachable or available, without the library's details."""
     found = getattr(error, "os_error", error)  # aiohttp's attribute for the cause

@@ -40,11 +40,10 @@ def top(
     ] = False,
 ) -> None:
     """Watch a gateway: sessions, states, rates, tokens and cost. Ctrl-C ends."""
-    from gateway.cli.running import run
+    from gateway.cli.running import full_url, run
 
     console = Console(highlight=False)
-    address = url if "://" in url else f"http://{url}"
-    sys.exit(run(_top(console, address.rstrip("/"), token, interval, once=once or not console.is_terminal)))
+    sys.exit(run(_top(console, full_url(url), token, interval, once=once or not console.is_terminal)))
 
 
 async def _top(console: Console, url: str, token: str | None, interval: float, *, once: bool) -> int:

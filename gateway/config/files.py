@@ -1,5 +1,6 @@
 """The files that settings name: secrets and keys. Errors name the setting and the file, never its content."""
 
+import ssl
 import tomllib
 from pathlib import Path
 
@@ -78,3 +79,15 @@ def read_text(where: str, file: Path) -> str:
         raise ConfigError([f"{where}: {file} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{where}: {file} is not UTF-8 text"]) from error
+
+
+def listener_tls(where: str, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Return the TLS context of a listener, None without a certificate. `where` is the setting of the certificate."""
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"{where}: cannot be used with its key: {error}"]) from error
+    return context
