@@ -1,3 +1,3 @@
-"""A relay that gives OpenAI's Realtime API to clients that have nothing but HTTP."""
+"""A relay that makes OpenAI's Realtime API available to clients that have only HTTP."""
 
 __version__ = "0.1.0"

@@ -143,7 +143,7 @@ def stream_limits(config: Config) -> StreamLimits:
 def access_rules(config: Config) -> AccessRules:
     """Return who may do what. Reads the keys file.
 
-    Raises ConfigError, also for a gateway that would be open to everybody without being told to be.
+    Raises ConfigError, also if anyone could use the gateway although `access.anonymous` is not set.
     """
     access, server = config.access, config.server
     keys = access_keys(access)

@@ -66,7 +66,7 @@ def emulate(
         ),
     ] = False,
 ) -> None:
-    """Run the offline Realtime upstream. Any key is taken and nothing leaves this machine, unless told otherwise."""
+    """Run the offline Realtime upstream. By default any key is accepted and nothing leaves this machine."""
     from gateway.cli.running import fail, why
     from gateway.emulator.__main__ import main, pair
     from gateway.emulator.faults import NONE, changed

@@ -144,7 +144,7 @@ class Beat:
         return self._seen.get(node)
 
     def age(self, node: str) -> float | None:
-        """Return for how long a node's beat has stood still, None for an unknown node."""
+        """Return how long a node's beat has not changed, None for an unknown node."""
         return self._liveness.age(node, boottime())
 
     def lives(self, node: str) -> bool:

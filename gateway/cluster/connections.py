@@ -251,7 +251,7 @@ _AWAY: Final = (
 
 
 def _says_away(error: RedisError) -> bool:
-    """Return whether an error means that Redis cannot serve now. redis-py cuts the kind off where it has a class for it."""
+    """Return whether an error means that Redis cannot serve now. redis-py removes the kind from the text if it has a class for it."""
     kinds = (ReadOnlyError, OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
     return isinstance(error, kinds) or not isinstance(error, ResponseError) or str(error).startswith(_AWAY)
 

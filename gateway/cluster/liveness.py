@@ -61,7 +61,7 @@ class Liveness:
         ]
 
     def age(self, node: str, now: float) -> float | None:
-        """Return for how long a node's beat has stood still, None for an unknown node."""
+        """Return how long a node's beat has not changed, None for an unknown node."""
         seen = self._seen.get(node)
         return None if seen is None else now - seen.since
 

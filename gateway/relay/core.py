@@ -1,4 +1,4 @@
-"""What a session does when something happens: take it into its state, tell the journal, and carry out what follows.
+"""What a session does when something happens: apply it to its state, add it to the journal, and carry out the effects.
 
 `note` is the one way: it applies a record (see `fold`), gives it to the journal, and executes the effects, after the state
 is whole again. `arrived` does the same for a server event, without building a record where nothing but the log wants it.
@@ -115,7 +115,7 @@ class SessionCore:
         state, log, effects = self.state, self.log, None
         watched = type_ in WATCHED
         if not watched and state.turns.running is None and not state.responses.mute:
-            # A delta of no turn, when all responses have begun to speak: nothing but the log wants it.
+            # A delta that belongs to no turn, while every response has had its first delta: only the log needs it.
             tag = 0
             state.head = log.append(type_, text, now)
         else:
@@ -281,7 +281,7 @@ class SessionCore:
             promise.key,
             promise.fingerprint,
             promise.request_id,
-            # Readers can go on from there: what is appended may not be settled yet.
+            # Readers can continue from there; appended events may not be settled yet.
             self.log.head.sequence if head is None else head,
             unix,
         )
@@ -312,7 +312,7 @@ class SessionCore:
                 self._send(asking.events, 0, turn=asking.turn.number)
                 return
             except GatewayError as error:
-                # A refusal that no waiting cures, such as an exhausted budget, ends the turn.
+                # A refusal that waiting does not fix, such as an exhausted budget, ends the turn.
                 timeout = self._limits.turn_timeout_seconds
                 if isinstance(error, OverloadError) and (error.retry_after or 0) <= timeout:
                     return  # The turn keeps waiting until its deadline.

@@ -107,7 +107,7 @@ class Hub:
             await asyncio.wait(set(self._tasks))
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new sessions, tell the running ones, and end each within `timeout` seconds. Harmless when repeated."""
+        """Refuse new sessions, notify the running ones, and end each within `timeout` seconds. Harmless when repeated."""
         told, self.draining = self.draining, True
         now = self._clock.monotonic()
         deadlines: dict[Session, float] = {}

@@ -54,7 +54,7 @@ class Journal(Protocol):
 
     @property
     def sure(self) -> bool:
-        """Whether this node may speak for the session now. While unsure it sends, dials and acknowledges nothing, but
+        """Whether this node may act for the session now. While unsure it sends, dials and acknowledges nothing, but
         goes on receiving."""
 
     @property
@@ -140,7 +140,7 @@ class Directory(Protocol):
 
     @property
     def sure(self) -> bool:
-        """Whether this node may speak for its sessions now."""
+        """Whether this node may act for its sessions now."""
 
     @property
     def peers(self) -> Sequence[Peer]: ...

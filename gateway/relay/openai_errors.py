@@ -7,7 +7,7 @@ is not listed is counted as `other` and means what its HTTP status means.
 
 | blame | what the gateway does |
 |---|---|
-| `operator` | refuses the create or turn for good; ends a session that meets it while its call is replaced |
+| `operator` | refuses the create or turn for good; ends a session if it occurs while the session's call is being replaced |
 | `caller` | passes it on as the answer to the request; the session continues |
 | `passing` | tells the caller to try again, and when if known; a lost call is replaced |
 | `harmless` | passes the event on and counts it; no request waits for it |

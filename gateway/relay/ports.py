@@ -50,7 +50,7 @@ class CallRequest:
 
     `session` is the whole OpenAI session object, merged over the template; it is empty for an attached call. `bearer` is
     the caller's own credential, or None for the gateway's. `safety_identifier` is sent as OpenAI-Safety-Identifier.
-    Everything the call says is passed on with its `generation`, so that events of a replaced call can be told apart.
+    Every event of the call is passed on with its `generation`, so that events of a replaced call can be told apart.
     """
 
     session: Json
@@ -180,7 +180,7 @@ class Receiver(Protocol):
         """When its client was last active: at the opening, or when it took bytes from a full socket (monotonic seconds)."""
 
     def supersede(self) -> None:
-        """Make room for another reader: tell the client and end. Does not raise, does not wait."""
+        """Make room for another reader: notify the client and end. Does not raise, does not wait."""
 
     def rotate(self) -> None:
         """End as at a rotation, because the session goes to another node: the client comes back at once. Does not raise,

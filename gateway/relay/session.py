@@ -124,7 +124,7 @@ class Session(SessionCore):
 
     @property
     def phase_state(self) -> State:
-        """The session's state, as clients are told."""
+        """The session's state, as clients see it."""
         return STATE_OF[self._line.phase]
 
     @property
@@ -153,8 +153,8 @@ class Session(SessionCore):
         }
 
     def restart(self) -> None:
-        """Have the call replaced by a new one, history kept. Raises `session-closed`, or `invalid-parameter` where nothing
-        is kept that a new call could be told."""
+        """Have the call replaced by a new one that gets the history. Raises `session-closed`, or `invalid-parameter` if no
+        history is kept."""
         self._require_live()
         if self.state.opening.attach_to is not None:
             raise CallerError(

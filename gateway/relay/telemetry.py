@@ -51,7 +51,7 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
         """The service reported an end of a call that is implausible by this machine's clock; called once a session."""
 
     def recovered(self, session: str, cause: str, outcome: str, seconds: float) -> None:
-        """A call was replaced, or was to be. `cause`: a LossCause, `rotation`, `restart`, `node_lost` or `handover`;
+        """A call was replaced, or an attempt failed. `cause`: a LossCause, `rotation`, `restart`, `node_lost` or `handover`;
         `outcome`: recovered, failed, rejected, or ended when the session ended meanwhile."""
 
     # events

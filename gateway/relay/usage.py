@@ -61,7 +61,7 @@ class PriceList:
         return models.get(model) or (models and models.get(_DATED.sub("", model))) or _NO_PRICES
 
     def highest(self, direction: Direction) -> int:
-        """Return the highest price of a token of this direction, 0 where the list has none."""
+        """Return the highest price of a token of this direction, 0 if the list has none."""
         return self._highest.get(direction, 0)
 
 

@@ -130,7 +130,9 @@ class DirectSend(RTCSctpTransport):
         self._data_channel_queue.append((channel, WEBRTC_STRING, user_data))
         if len(self._data_channel_queue) == 1:
             # With more in the queue, a flush is running or waits for an acknowledgement, and sends this as well.
-            with contextlib.suppress(ConnectionError):  # the connection is going; its close event tells
+            with contextlib.suppress(
+                ConnectionError
+            ):  # the connection is closing; its close event reports that
                 step(self._data_channel_flush())
 
 

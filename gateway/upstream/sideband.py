@@ -61,7 +61,7 @@ class SidebandDialer:
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def close(self) -> None:
-        """Close every connection that is left, and wait for all that is still being closed."""
+        """Close every remaining connection, and wait until all are closed."""
         for call in list(self._calls):
             _ = call.begin_close()
         await self._tasks.ended()
@@ -227,7 +227,7 @@ class SidebandUpstream:
     # --- tasks, owned by the dialer
 
     async def _run(self) -> None:
-        """Read and write until the connection ends, then tell the sink, unless it was closed from here."""
+        """Read and write until the connection ends, then notify the sink, unless the gateway closed it."""
         writing = asyncio.create_task(self._write())
         reading = asyncio.create_task(self._read())
         try:

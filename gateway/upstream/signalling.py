@@ -57,7 +57,7 @@ _DETAILS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class CreatedCall:
-    """A call that exists upstream; `call_id` is None where the answer did not name it."""
+    """A call that exists upstream; `call_id` is None if the answer did not name it."""
 
     sdp: str
     call_id: str | None
@@ -242,7 +242,7 @@ def _form(boundary: str, offer: str, session: str) -> bytes:
 
 
 def hashed(name: str) -> str:
-    """Return a pseudonym that tells callers apart upstream: the service asks for a hash (Realtime: WebRTC guide)."""
+    """Return a pseudonym that distinguishes callers upstream: the service asks for a hash (Realtime: WebRTC guide)."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

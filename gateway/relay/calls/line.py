@@ -64,7 +64,7 @@ class Line(Calls):
         self.confirm()
         if not self._replaceable:
             return
-        if self.phase is Phase.SUSPECT:  # The channel refused to send, but its loss was never told.
+        if self.phase is Phase.SUSPECT:  # The channel refused to send, but its loss was never reported.
             self.lost(self._generation, LossCause.CONNECTION_FAILED)
             return
         if self.phase not in HEARING:
@@ -257,7 +257,7 @@ class Line(Calls):
                         cause = self._due or cause
                         self._switch(seeding)
         except GatewayError:
-            pass  # Told by the outcome; the old call is still there.
+            pass  # The outcome reports it; the old call still exists.
         finally:
             if outcome != "recovered":
                 self._successor = None
@@ -276,7 +276,7 @@ class Line(Calls):
         return self.phase is phase
 
     def _stay(self) -> None:
-        """Go on with the old call after a hand-over that failed, if it is still listened to."""
+        """Continue with the old call after a failed hand-over, if it is still in use."""
         if self.phase in _BESIDE:
             self._due = None
         if self.phase is not Phase.SUSPECT:

@@ -16,7 +16,7 @@ class Owner(Protocol):
 
     @property
     def sure(self) -> bool:
-        """This node may speak for the session."""
+        """This node may act for the session."""
 
     @property
     def urgent(self) -> bool:

@@ -91,7 +91,7 @@ class Calls:
 
     @property
     def max_message_bytes(self) -> int | None:
-        """What the present call takes at most; None without a call, or where it names no limit."""
+        """The largest message that the current call accepts; None without a call, or if it names no limit."""
         return self._upstream.max_message_bytes if self._upstream else None
 
     @property
@@ -140,7 +140,7 @@ class Calls:
             try:
                 upstream.send(texts)
             except UpstreamError:
-                # The channel is closed and its loss about to be told: what is sent between the two waits for the next call.
+                # The channel is closed, but its loss is not reported yet: events sent in between wait for the next call.
                 if not self._replaceable:
                     raise
                 self._step(Input.BLOCKED)
@@ -155,7 +155,7 @@ class Calls:
         return False
 
     def catch_up(self) -> None:
-        """Apply what arrived meanwhile."""
+        """Apply the events that arrived in the meantime."""
         self._changing = False
         while self._deferred and not self._changing:
             self.received(*self._deferred.pop(0))
@@ -178,7 +178,7 @@ class Calls:
             self._moved.set()
 
     def heard(self, now: float, type_: str, value: Json) -> None:
-        """The present call said something that the state has taken in."""
+        """Note an event of the current call that has been applied to the state."""
         if type_ in ("session.created", "session.updated"):
             self._learn(value)
             self._greeted.set()
@@ -255,7 +255,10 @@ class Calls:
         self._messages = successor.messages
         now = self._clock.monotonic()
         self._heard_at = self._delivered_at = self._taken_at = now
-        self.call_expires_at, self._expiry = None, None  # The old call's, unless the new one tells its own.
+        self.call_expires_at, self._expiry = (
+            None,
+            None,
+        )  # The old call's value, unless the new one reports its own.
         self._learn({"session": seeding.session})
         model = _text(member(seeding.session, "model"))
         self._owner.note(

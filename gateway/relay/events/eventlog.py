@@ -113,7 +113,7 @@ class GapReason(StrEnum):
 
 
 class Gap(NamedTuple):
-    """What a reader did not get. `missed` is exact where the cursor is a position in the log, else None."""
+    """The events that a reader did not get. `missed` is exact if the cursor is a position in the log, else None."""
 
     requested: EventId
     oldest: EventId
@@ -176,7 +176,7 @@ class EventLog:
 
     @property
     def oldest(self) -> EventId:
-        """The oldest event that readers see, or the one after `head` where they see none."""
+        """The oldest event that readers can see, or the one after `head` if there is none."""
         sequence = min(self.appended - len(self), self.settled) + 1
         return EventId(_epoch_of(self._epochs, sequence), sequence)
 

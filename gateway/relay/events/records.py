@@ -7,7 +7,7 @@ parsed; all other bodies are JSON arrays of the record's members in order. A ver
 
 Numbers: *events of the log* have a sequence, which goes on from epoch to epoch. *Deliveries* are the client events
 accepted for the far end, those of clients and the gateway's own together, numbered from 1 in the order of acceptance.
-The number that a client is told counts its own events alone.
+The numbers that a client gets count only its own events.
 """
 
 import json
@@ -86,7 +86,7 @@ class TurnQueued(NamedTuple):
 
 
 class TurnFinished(NamedTuple):
-    """A turn ended. `failure` is None where it ended with its response."""
+    """A turn ended. `failure` is None if it ended with its response."""
 
     number: int
     last: int

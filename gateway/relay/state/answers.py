@@ -53,7 +53,7 @@ class Answers:
     def find(self, promise: Promise) -> Answer | None:
         """Return the answer to a repeated request, None for a first try. Raises `idempotency-key-reused`.
 
-        A turn that failed in a way that another try may not is no answer: the repeat is a first try."""
+        A turn that failed for a temporary reason is not a stored answer: the repeat runs it again."""
         if promise.request_id is not None and promise.request_id in self._requests:
             return _repeated(self._requests[promise.request_id])
         slot = self._slots.get(promise.key) if promise.key is not None else None

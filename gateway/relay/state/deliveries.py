@@ -160,7 +160,7 @@ class Ledger:
             self._in_flight_bytes += one.size
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Remove deliveries that clients were told of."""
+        """Remove deliveries that were reported to clients."""
         for id_ in ids:
             self._remove(id_)
 
@@ -182,7 +182,7 @@ class Ledger:
         return max(confirmed, default=0)
 
     def told(self) -> None:
-        """Record that clients were told what became of the call's deliveries."""
+        """Record that the outcome of the call's deliveries was reported to clients."""
         self.unknown, self.oversized = [], []
 
     def restart(self, again: Sequence[Delivery] = ()) -> None:
@@ -222,7 +222,7 @@ class Ledger:
         self._confirm(next(named, None))
 
     def response_created(self) -> Delivery | None:
-        """A response began. Return the request for it, None where it is not known whose it is."""
+        """A response began. Return its request, None if that is unknown."""
         return None if self._shared else self._confirm(next(self._of(ASKING), None))
 
     def response_cancelled(self, response_id: str) -> None:
@@ -235,7 +235,7 @@ class Ledger:
         self._confirm(None if self._shared else next(self._of(kind), None))
 
     def session_updated(self, echo: object) -> Json | None:
-        """A session.update was taken; return its `session`, None where it was not ours.
+        """A session.update was accepted; return its `session`, None if the gateway did not send it.
 
         One that was refused without its event_id is still in flight, and would make every call to come be refused as
         well. The echo shows which one was taken; those before it were not, since each is answered in order.
@@ -293,7 +293,7 @@ class Ledger:
         return one.type in ANSWERED_BY and (not self._shared or one.names is not None)
 
     def _of(self, kind: str) -> Iterator[Delivery]:
-        """Yield those of a kind that are in flight. Nothing may be removed meanwhile."""
+        """Yield those of a kind that are in flight. The caller must not remove any during the iteration."""
         for one in self._in_flight.values():
             if one.type == kind:
                 yield one

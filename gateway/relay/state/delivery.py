@@ -1,4 +1,4 @@
-"""One accepted client event, from its acceptance until it is confirmed or told of. No I/O, no clock.
+"""One accepted client event, from its acceptance until it is confirmed or reported. No I/O, no clock.
 
 It keeps the event's text and the few members that it is matched by, not its parsed value, which takes several times the
 memory.

@@ -1,4 +1,4 @@
-"""What follows from a record besides the new state: values that the session's shell carries out. No I/O.
+"""The effects of a record besides the new state: values that the session's shell carries out. No I/O.
 
 The fold returns them in order and does nothing itself, so that no callback runs while the state is half changed, and so
 that a replay, which drops them, has no effects. What is sent, reported and dialled follows from `lifecycle` for a call, from
@@ -51,13 +51,13 @@ class ResponseDone(NamedTuple):
 
 
 class Transcribed(NamedTuple):
-    """Audio was transcribed, by a model of its own."""
+    """Audio was transcribed by a separate model."""
 
     charge: Charge
 
 
 class Unrecorded(NamedTuple):
-    """Responses were cut off and will never report their cost."""
+    """Responses were cut off, so their cost will never be reported."""
 
     responses: int
 

@@ -5,7 +5,7 @@ carries its own copy: the session's configuration as last confirmed, and the ite
 of items; the deltas between are of no interest, since an item is repeated whole when it is done.
 
 Items are kept as their JSON text, not parsed: a parsed item takes several times the memory. Bounded in items and bytes.
-At a bound the oldest item is dropped and counted in `lost`, which is told when the conversation is restored.
+At a bound the oldest item is dropped and counted in `lost`, which is reported when the conversation is restored.
 """
 
 import json

@@ -97,7 +97,7 @@ class Responses:
         ]
 
     def lost(self, asking: int) -> list[Effect]:
-        """The call is over: responses in flight or requested will never report their cost."""
+        """The call is over: the cost of responses in flight or requested will never be reported."""
         count = len(self._active) + asking
         self._active.clear()
         self._asked_at, self.mute = None, 0

@@ -1,4 +1,4 @@
-"""A session at rest: what another node needs to go on with it. No I/O, no clock.
+"""A saved session: what another node needs to continue it. No I/O, no clock.
 
 `fold` makes it of a snapshot and the records after it, as a journal kept them. The log's events before the snapshot are
 given as well, because a snapshot does not hold them. An event may have been written twice, where a journal was repaired:
