@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1 that signs itself, for whatever speaks TLS in a test."""
+"""A self-signed certificate for 127.0.0.1, for tests with TLS."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address

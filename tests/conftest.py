@@ -18,7 +18,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Conversations recorded from the live service. They lie beside the checkout, since they are not ours to give away.
+# Conversations recorded from the live service. They lie next to the checkout, since we may not publish them.
 RECORDINGS = ROOT.parent / "shared" / "recordings"
 
 # Where Debian keeps servers that are not on an ordinary user's PATH.
@@ -113,7 +113,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def part_path() -> Callable[[str], str]:
-    """Return what gives the path of a part by name: some lie where only an administrator's PATH leads."""
+    """Return a function that finds a program by name, also in the folders of an administrator's PATH."""
     return require_part
 
 

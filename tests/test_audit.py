@@ -1,4 +1,4 @@
-""".ci/audit.py: what it makes of pip-audit's answers. A mirror without advisories is no clean bill of health."""
+""".ci/audit.py: how it reports pip-audit's answers. An index without advisories does not count as a passed audit."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_packages_are_told_apart(
 
 
 def test_index_that_cannot_be_asked_is_no_failure(tmp_path: Path) -> None:
-    """The build goes on, and its log says what was not looked at."""
+    """The build continues, and its log lists the pins that were not audited."""
     error = "requests.exceptions.ConnectionError: no route"
     found, output = audited(tmp_path, "", f"Traceback\n{error}\n", 1)
 

@@ -50,7 +50,7 @@ def test_missing_part_fails_the_test_in_ci(suite: pytest.Pytester, monkeypatch: 
 
 
 def test_part_that_is_there_runs_the_test(suite: pytest.Pytester) -> None:
-    """A part that is found stops nobody, by mark or by path."""
+    """A program that is installed skips no test, by mark or by path."""
     suite.makepyfile(
         """
         import pytest
@@ -65,7 +65,7 @@ def test_part_that_is_there_runs_the_test(suite: pytest.Pytester) -> None:
 
 
 def test_task_left_behind_is_an_error(suite: pytest.Pytester) -> None:
-    """A test whose task nobody awaits is told so, with the coroutine's name; one that settles in time is not."""
+    """A test that leaves an unawaited task fails with the coroutine's name; a task that ends in time is accepted."""
     suite.makepyfile(
         """
         import asyncio

@@ -27,7 +27,7 @@ WALLS = {
 
 PROMISE = "No I/O"
 
-# What a pure file may not reach, by whatever way: it would wait, ask the time or the dice, or depend on a library.
+# What a pure file may not import, even indirectly: I/O, the clock, randomness, or a library.
 NOT_PURE = {
     *(
         "asyncio",
@@ -115,7 +115,7 @@ def trespassers(library: str, rooms: tuple[str, ...]) -> list[str]:
 
 
 def promising() -> set[str]:
-    """List the gateway's modules that promise in their docstring to do no I/O; the emulator is no part of it."""
+    """List the gateway's modules that promise in their docstring to do no I/O; the emulator is not a part of it."""
     return {
         name
         for name, tree in modules()
@@ -131,7 +131,7 @@ def imports() -> grimp.ImportGraph:
 
 @pytest.mark.parametrize(("library", "rooms"), WALLS.items())
 def test_library_is_imported_in_its_rooms_only(library: str, rooms: tuple[str, ...]) -> None:
-    """The server of aiohttp, WebRTC and Redis are each known to the rooms that wrap them, and to nobody else."""
+    """Aiohttp's server, aiortc and redis are each imported only by the packages that wrap them."""
     assert trespassers(library, rooms) == []
 
 
@@ -194,7 +194,7 @@ def test_files_that_promise_no_io_take_only_parsing_from_urllib() -> None:
 
 
 def test_files_that_promise_no_io_reach_none(imports: grimp.ImportGraph) -> None:
-    """No chain of imports leads from a pure file to a loop, a clock, chance, the system or somebody's library."""
+    """No chain of imports leads from a pure file to an event loop, a clock, randomness, the system or a third-party library."""
     chains = {
         " -> ".join(chain)
         for name in promising()

@@ -98,7 +98,7 @@ def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
-    """No test and no configuration lands in somebody's site-packages."""
+    """The wheel installs no test and no configuration file into site-packages."""
     tops = {name.split("/")[0] for name in wheel.namelist()}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gateway"}
@@ -158,7 +158,7 @@ def test_floors_leave_known_holes_out(name: str, floor: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("file", [RUNTIME, SUITE, AUDIT], ids=lambda file: file.name)
 def test_pins_name_no_host(file: Path) -> None:
-    """Where the packages come from is the business of whoever installs them."""
+    """Pins name no package index."""
     text = file.read_text(encoding="utf-8")
 
     assert re.findall(r"\S*://\S*|--(?:extra-)?index-url.*|--find-links.*", text) == []

@@ -183,7 +183,7 @@ def test_the_memory_budget_reaches_the_relay() -> None:
 
 
 def test_connections_leave_descriptors_for_sessions() -> None:
-    """The limit is at most half of the open-files limit, minus a reserve, whatever is configured."""
+    """The limit is at most half of the open-files limit, minus a reserve, even if a higher one is configured."""
     assert connection_limits(changed("server.max_connections", 50), 1024).max_connections == 50
     assert connection_limits(Config(), 1024).max_connections == 480
     assert connection_limits(Config(), 1 << 20).max_connections == 10_000
@@ -252,7 +252,7 @@ def test_unreadable_networks_are_refused() -> None:
 
 
 def test_proxy_of_the_environment_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the variable's name, at the start: signalling speaks HTTP to a proxy."""
+    """A proxy that is not HTTP is refused at the start, naming the variable."""
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1080")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(ConfigError, match="HTTPS_PROXY names a proxy of the kind socks5"):
@@ -377,7 +377,7 @@ async def test_keys_are_read_again_on_demand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "keys = []\n"])
 def test_keys_file_without_keys_refuses_to_start(tmp_path: Path, text: str) -> None:
-    """An empty keys file is refused: it does not mean that everybody may call."""
+    """An empty keys file is refused: it must not admit every caller."""
     file = tmp_path / "keys.toml"
     file.write_text(text)
     config = load(environ={}, flags={"access": {"keys_file": str(file)}})
@@ -388,7 +388,7 @@ def test_keys_file_without_keys_refuses_to_start(tmp_path: Path, text: str) -> N
 
 
 async def test_keys_file_without_keys_lets_in_whoever_was_asked_for(tmp_path: Path) -> None:
-    """With `access.anonymous = true` the operator has said so. A key is still one that must be known."""
+    """With `access.anonymous = true` callers without a key are accepted, but an unknown key is still refused."""
     file = tmp_path / "keys.toml"
     file.write_text("")
     async with running(access={"keys_file": str(file), "anonymous": True}) as gateway:

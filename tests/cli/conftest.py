@@ -68,7 +68,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Return a function that starts `gateway …`; whatever still runs at the end is killed."""
+    """Return a function that starts `gateway …`; processes that still run at the end are killed."""
     running: list[tuple[Running, asyncio.Task[None]]] = []
 
     async def begin(

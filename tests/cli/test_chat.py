@@ -37,7 +37,7 @@ async def test_end_of_input_ends_the_chat(start: Start, gateway: str) -> None:
 
 
 async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> None:
-    """Ctrl-C in an answer cancels it, and the conversation goes on."""
+    """Ctrl-C in an answer cancels it, and the conversation continues."""
     chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "Write 3000 words about the sea.")
     await chat.says(r"(?s)you> .{80}")

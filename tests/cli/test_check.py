@@ -124,7 +124,7 @@ async def test_refusal_names_the_one_thing_to_do(status: int, error: dict[str, s
 
 
 async def test_name_that_does_not_resolve_is_told_once() -> None:
-    """What would fail for it is skipped, and nobody is sent to OpenAI's status page for it."""
+    """Checks that would fail for the same reason are skipped, and OpenAI's status page is not mentioned."""
     config = pointed_at("https://api.example.invalid/v1", api_key="sk-test")
     found = {finding.what: finding async for finding in doctor.examine(config, "127.0.0.1:1")}
 
@@ -180,7 +180,7 @@ async def test_udp_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_ice_servers_are_asked(stun: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an answer, or for an address; what cannot be reached, says nothing or speaks something else has failed."""
+    """The check waits for an answer or an address. A server that is unreachable, silent or not TURN fails it."""
     monkeypatch.setattr(doctor, "WAIT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]

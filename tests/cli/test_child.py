@@ -17,7 +17,7 @@ from tests.cli.conftest import clean_environment
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Put a module on the path that says its pid, then sleeps, and give its name."""
+    """Put a module on the path that prints its pid and sleeps. Return its name."""
     (tmp_path / "sleeper.py").write_text(
         textwrap.dedent(
             """
@@ -113,7 +113,7 @@ async def test_child_dies_with_a_parent_that_is_killed(script: str) -> None:
 
 
 def test_offline_environment_holds_nobodys_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo or bench must never spend money."""
+    """Demo and bench never use a real key."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
     monkeypatch.setenv("GATEWAY_UPSTREAM__BASE_URL", "https://api.openai.com/v1")
 

@@ -58,7 +58,7 @@ async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
 
 @pytest.mark.slow
 async def test_demo_honours_settings(start: Start) -> None:
-    """Keys are asked for, and the demo shows one of its own; the address, the log and the rest are the operator's."""
+    """If keys are configured, the demo creates and shows one. Address, log and other settings are the operator's."""
     environ = {
         "GATEWAY_ACCESS__KEYS": '[{"name": "ada", "sha256": "%s"}]' % ("0" * 64),
         "GATEWAY_SERVER__HOST": "0.0.0.0",

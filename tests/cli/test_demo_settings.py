@@ -1,4 +1,4 @@
-"""gateway/cli/demo_settings.py: the operator's settings count, and none of them leads away from the emulator."""
+"""gateway/cli/demo_settings.py: the operator's settings are used, but none can replace the emulator."""
 
 import hashlib
 import socket
@@ -61,7 +61,7 @@ def test_nothing_leads_away_from_the_emulator(tmp_path: Path) -> None:
 
 
 def test_demo_has_a_key_of_its_own_where_keys_are_configured() -> None:
-    """Beside those of the operator, so that its own client is let in as well."""
+    """The demo's key is added to the operator's keys, so that the demo's client is accepted too."""
     environ = {"GATEWAY_ACCESS__KEYS": '[{"name": "ada", "sha256": "%s", "max_sessions": 2}]' % ("0" * 64)}
     made = settings(environ, 1, 2, BASE)
 

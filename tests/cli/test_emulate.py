@@ -63,7 +63,7 @@ async def test_emulator_takes_faults_and_keys(start: Start) -> None:
 async def test_emulator_refuses_flags_that_mean_nothing(
     start: Start, flag: str, value: str, says: str
 ) -> None:
-    """A wrong value is told by its flag and by what was expected, exit status 2."""
+    """For an invalid value, the message names the flag and what was expected; exit status 2."""
     running = await start("emulate", "--port", "0", flag, value)
     status = await running.ended()
     await running.says(flag)

@@ -1,4 +1,4 @@
-"""`gateway serve` under a log that nobody reads, or that cannot be written: it serves, and ends when it is told."""
+"""`gateway serve` with a log that is not read or cannot be written: it serves, and ends on a signal."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ REQUESTS = 1500
 
 @contextmanager
 def serving(emulator: str, stderr: int) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
-    """Run a gateway with its log going there; gives the process and both addresses."""
+    """Run a gateway that logs there, and return the process and both addresses."""
     ports = free_port(), free_port()
     arguments = ["serve", "--port", str(ports[0]), "--admin-port", str(ports[1]), "--upstream-url", emulator]
     with subprocess.Popen(
@@ -102,7 +102,7 @@ async def test_a_full_disk(emulator: str) -> None:
         await converse(url)
         lost = 0.0
         async with asyncio.timeout(SECONDS), aiohttp.ClientSession() as http:
-            while lost < REQUESTS:  # Lines are written behind the requests, by a thread of their own.
+            while lost < REQUESTS:  # A separate thread writes the lines, after the requests.
                 await asyncio.sleep(0.05)
                 async with http.get(f"{admin}/metrics") as answer:
                     text = await answer.text()

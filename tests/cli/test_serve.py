@@ -155,7 +155,7 @@ async def test_flags_go_before_the_environment(start: Start, tmp_path: Path) -> 
 
 
 async def test_keys_file_is_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
-    """A new key is let in without a restart; emptying the file takes none away, and is an error."""
+    """A new key is accepted without a restart; emptying the file removes no key and logs an error."""
     file = tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "bob"\nsha256 = "{"1" * 64}"\n')
     running = await start(*SERVE, "http://127.0.0.1:1/v1", GATEWAY_ACCESS__KEYS_FILE=str(file))
@@ -173,7 +173,7 @@ async def test_keys_file_is_read_again_on_sighup(start: Start, tmp_path: Path) -
 
 
 async def test_keys_file_without_keys_is_exit_status_2(start: Start, tmp_path: Path) -> None:
-    """Nobody could call the gateway; that everybody may is for the operator to say."""
+    """Without keys no caller would be accepted, unless the operator sets `access.anonymous`."""
     file = tmp_path / "keys.toml"
     file.write_text("")
     running = await start(*SERVE, "http://127.0.0.1:1/v1", GATEWAY_ACCESS__KEYS_FILE=str(file))
@@ -200,7 +200,7 @@ async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_interrupt_while_starting_leaves_no_traceback(start: Start) -> None:
-    """Ctrl-C before it listens ends it all the same."""
+    """Ctrl-C before it listens also ends it."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")
     await asyncio.wait_for(_send_until_dead(running), 20)
 

@@ -68,7 +68,7 @@ async def test_the_loop_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 async def test_without_a_watchdog_nothing_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task ends by itself where nobody listens."""
+    """The task ends by itself if there is no supervisor."""
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     await asyncio.wait_for(beat(), 5)
 
@@ -85,5 +85,5 @@ async def test_without_a_watchdog_nothing_beats(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_the_watchdog_counts_for_the_process_it_names(environ: dict[str, str], seconds: float | None) -> None:
-    """A child that inherits the environment is not watched, and nonsense is no watchdog."""
+    """A child that inherits the environment, or an invalid interval, starts no watchdog."""
     assert watchdog_seconds(environ, 7) == seconds

@@ -1,4 +1,4 @@
-"""gateway/cli/top_view.py: what two looks at a gateway tell."""
+"""gateway/cli/top_view.py: what it shows of two successive looks at a gateway."""
 
 import io
 from typing import Any
@@ -94,7 +94,7 @@ def test_totals_tell_states_rates_and_cost() -> None:
 
 
 def test_first_look_has_no_rates() -> None:
-    """There is nothing to compare with; a drain and tokens without a price are told at once."""
+    """The first look has no rates, but shows a drain and tokens without a price."""
     text = printed(None, look(0, up=30, tokens=5, draining=1, unpriced=7))
 
     assert "DRAINING" in text
@@ -135,5 +135,5 @@ def test_dollars_are_written_with_the_digits_that_matter(value: float | None, te
     ("seconds", "text"), [(0.9, "0s"), (59, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "25h00m")]
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
-    """Enough to tell a new session from an old one."""
+    """Ages are precise enough to distinguish new sessions from old ones."""
     assert duration(seconds) == text

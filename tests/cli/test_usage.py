@@ -65,7 +65,7 @@ def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
 
 
 def refused(*arguments: str, **environ: str) -> str:
-    """Run a command that must be refused before anything is done, and give what it said."""
+    """Run a command that must be refused before it does anything, and return its output."""
     known = {name: None for name in os.environ if name.startswith(("GATEWAY_", "OPENAI_"))}
     result = CliRunner().invoke(command_line(), arguments, env={**known, **environ})
 
@@ -83,7 +83,7 @@ def test_wrong_configuration_exits_with_two_and_names_the_key(command: str) -> N
 
 
 def test_listening_to_strangers_without_a_key_is_refused() -> None:
-    """Beyond loopback somebody must have said who may come in."""
+    """Beyond loopback, keys or `access.anonymous` must be configured."""
     said = refused("serve", "--host", "0.0.0.0", "--port", "0", "--admin-port", "0")
 
     assert "server.host: 0.0.0.0 is reachable from other machines, but no key is configured" in said

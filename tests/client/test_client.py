@@ -1,4 +1,4 @@
-"""The client against a scripted server: resume, back-off, retries that do not double, and what it gives up on."""
+"""The client against a scripted server: resume, back-off, safe retries, and errors that end it."""
 
 import asyncio
 import json
@@ -158,7 +158,7 @@ async def collect(session: Session, after: str = "earliest") -> list[Event]:
 
 
 async def test_cut_stream_is_resumed_after_the_last_event(script: Script, session: Session) -> None:
-    """A connection that breaks between or within events goes on behind the last whole one."""
+    """After a connection breaks between or within events, the client continues after the last complete one."""
     script.then(EVENTS, stream(block(1, "a"), block(2, "b"), block(3, "c")[:-5], broken=True))
     script.then(EVENTS, stream("retry: 1\n\n", block(3, "c"), CLOSED))
 
@@ -170,7 +170,7 @@ async def test_cut_stream_is_resumed_after_the_last_event(script: Script, sessio
 
 
 async def test_rotated_stream_goes_on(script: Script, session: Session) -> None:
-    """A clean end before `gateway.closed` is no end."""
+    """After a clean end of the connection without `gateway.closed`, the client reconnects."""
     script.then(
         EVENTS, stream(block(1, "a"), 'retry: 1\ndata: {"type":"gateway.rotating"}\n\n'), stream(CLOSED)
     )
@@ -179,7 +179,7 @@ async def test_rotated_stream_goes_on(script: Script, session: Session) -> None:
 
 
 async def test_gap_is_surfaced(script: Script, session: Session) -> None:
-    """What was lost is told, in its place."""
+    """A gap is yielded at its place among the events."""
     gap = 'id: k3f9-6\ndata: {"type":"gateway.gap","missed":5}\n\n'
     script.then(EVENTS, stream(gap, block(7, "late"), CLOSED))
 
@@ -200,7 +200,7 @@ async def test_reading_from_now_is_asked_for(script: Script, session: Session) -
 
 
 async def test_silent_stream_is_taken_for_dead(script: Script, session: Session) -> None:
-    """No byte for some heartbeats, whatever TCP believes: another connection."""
+    """If no byte arrives for some heartbeats, the client reconnects even if TCP reports no error."""
     script.then(EVENTS, mute, stream(CLOSED))
 
     assert [event.type for event in await collect(session)] == ["gateway.closed"]
@@ -237,7 +237,7 @@ async def test_no_content_ends_the_reading(script: Script, session: Session) -> 
 
 
 async def test_superseded_stream_does_not_fight(script: Script, session: Session) -> None:
-    """Coming back would throw somebody else out."""
+    """A superseded client does not reconnect, because that would end another reader."""
     script.then(EVENTS, stream('retry: 2147483647\ndata: {"type":"gateway.superseded"}\n\n'))
 
     with pytest.raises(SupersededError):
@@ -267,7 +267,7 @@ async def test_send_that_can_never_succeed_is_not_repeated(script: Script, sessi
 
 
 async def test_send_gives_up_in_the_end(script: Script, session: Session) -> None:
-    """A gateway that stays away is told as such."""
+    """A gateway that stays unreachable raises UnreachableError."""
     script.then(SEND, *[problem(503, "draining", retryable=True)] * 5)
 
     with pytest.raises(ProblemError, match="draining"):
@@ -310,7 +310,7 @@ DONE = {"id": "resp_1", "status": "completed", "output": [{"type": "message", "c
 
 
 async def test_streamed_turn_joins_the_same_turn_after_a_cut(script: Script, session: Session) -> None:
-    """Cut in the middle, it is asked for again with its key and its cursor, and what is told twice is given once."""
+    """A turn cut in the middle is requested again with its key and cursor, and events received twice are yielded once."""
     begin = block(1, "response.output_text.delta", delta="a")
     end = block(2, "response.output_text.delta", delta="b") + block(3, "response.done", response=DONE)
     script.then(
@@ -379,7 +379,7 @@ async def test_filters_are_the_gateways(script: Script, session: Session) -> Non
 
 
 async def test_sessions_are_listed_over_all_pages(script: Script, client: Client) -> None:
-    """The gateway gives a page at a time; the list has all of them, in order."""
+    """The gateway returns one page at a time; the list has all sessions, in order."""
     pages = [
         {"data": [{"id": "gws_c"}, {"id": "gws_b"}], "has_more": True},
         {"data": [{"id": "gws_a"}], "has_more": False},

@@ -19,7 +19,7 @@ READY_SECONDS = 10.0
 
 
 class RedisServer:
-    """A server process that keeps nothing on disk unless told to; `options` are further command line words."""
+    """A server process that by default stores nothing on disk; `options` are additional command line arguments."""
 
     def __init__(self, *options: str, binary: str | None = None, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -85,7 +85,7 @@ class RedisServer:
 
 
 class Proxy:
-    """Passes TCP on to one port, until told otherwise."""
+    """Forwards TCP to one port until it is paused or cut."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port

@@ -32,7 +32,7 @@ def test_nothing_is_sent_before_the_session_exists() -> None:
 
 
 def test_one_append_is_under_way_at_a_time() -> None:
-    """What is added meanwhile goes with the next one."""
+    """Records added during an append are sent with the next one."""
     appends = ready()
     appends.add(item(1))
     first = appends.next()
@@ -275,7 +275,7 @@ class Takeovers(RuleBasedStateMachine):
     @precondition(lambda self: len(self.owners) < 5)
     @rule()
     def take_over(self) -> None:
-        """Another node takes the last owner for dead, claims, and goes on from what Redis holds."""
+        """Another node considers the last owner dead, claims the session, and continues from Redis's data."""
         former = self.redis.node
         node = chr(ord("A") + len(self.owners))
         fence = self.redis.claim(node, former, 0)

@@ -9,7 +9,7 @@ from gateway.errors import UpstreamError
 
 
 async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holding: asyncio.Event) -> None:
-    """Dial until told that it is done."""
+    """Dial until the event is set."""
     async with gate.dial(lambda: urgent):
         order.append(name)
         await holding.wait()

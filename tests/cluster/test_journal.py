@@ -58,7 +58,7 @@ async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer)
 
 
 async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
-    """Of two nodes that take the same session over, the second is told who was first."""
+    """Of two nodes that take over the same session, the second learns who was first."""
     async with node(redis_server.url) as a, node(redis_server.url) as b, node(redis_server.url) as c:
         await opened(a, "gws_1")
         await b.directory.claim("gws_1", a.id)
@@ -86,7 +86,7 @@ async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: 
 
 
 async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedis) -> None:
-    """Redis killed and started empty: the owner writes its state and its log again, and goes on."""
+    """Redis killed and started empty: the owner writes its state and its log again, and continues."""
     server = start_redis()
     async with node(server.url) as a, node(server.url) as b:
         session = await opened(a, "gws_1")
@@ -234,7 +234,7 @@ async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer
 
 
 async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) -> None:
-    """The first request with a key is told to go on, the second which session the first opens, another body is refused."""
+    """The first request with a key may continue, the second gets the first one's session, and another body is refused."""
     from gateway.errors import CallerError
 
     async with node(redis_server.url) as a, node(redis_server.url) as b:
@@ -249,7 +249,7 @@ async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) ->
 
 
 def test_fake_session_is_an_owner() -> None:
-    """The fake has every method of the port, so that these tests speak of the real thing."""
+    """The fake has every method of the port, so that tests with it are valid for the real one."""
     from gateway.relay.journal import JournalOwner
 
     assert {name for name in vars(JournalOwner) if not name.startswith("_")} <= set(dir(FakeSession))

@@ -6,7 +6,7 @@ from gateway.cluster.keys import EntryId, Keys
 
 
 def test_entry_ids_are_spelt_as_redis_spells_them() -> None:
-    """Reading gives back what was written; ids compare by fence first."""
+    """Parsing returns what was written; IDs compare by fence first."""
     assert EntryId.parse(str(EntryId(3, 14)).encode()) == EntryId(3, 14)
     assert EntryId(2, 0) > EntryId(1, 99)
     with pytest.raises(ValueError, match="int"):

@@ -37,7 +37,7 @@ def test_nothing_is_known_before_the_first_mark() -> None:
 
 
 def test_forgetting_keeps_the_last_mark_before() -> None:
-    """Marks that only told of dropped events go, but the one that still bounds them."""
+    """Marks of dropped events are removed, except the one that still bounds them."""
     marks = Marks()
     marks.reset(EntryId(1, 0), 0)
     for number in range(1, 6):

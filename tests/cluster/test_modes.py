@@ -104,7 +104,7 @@ async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[Redis
 
 
 async def test_sentinel_failover_is_followed(start_redis: StartRedis, tmp_path: Path) -> None:
-    """The primary dies: the owner finds the new one, compares its journal, and goes on."""
+    """The primary dies: the owner finds the new one, compares its journal, and continues."""
     primary, replica = start_redis(), start_redis("--replica-serve-stale-data", "yes")
     replica.cli("REPLICAOF", "127.0.0.1", str(primary.port))
     await until(lambda: "master_link_status:up" in replica.cli("INFO", "replication"))

@@ -44,7 +44,7 @@ async def test_redis_that_may_evict_is_refused_unless_that_is_allowed(start_redi
 
 
 async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis) -> None:
-    """Each is told by the keys of the configuration that mend it."""
+    """Each message names the settings that fix the problem."""
     server = start_redis("--requirepass", "right")
     settings = ClusterSettings(Target.parse(server.url))
 
@@ -54,7 +54,7 @@ async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis
 
 
 async def test_foreign_prefix_is_told(redis_server: RedisServer) -> None:
-    """A key of ours that is somebody else's is not written to."""
+    """A key with our name but another application's value is not overwritten."""
     redis_server.cli("SET", "rg:{nodes}", "mine")
 
     assert "cluster.prefix" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
@@ -68,7 +68,7 @@ async def test_old_server_is_told(redis_server: RedisServer, monkeypatch: pytest
 
 
 async def test_server_that_does_not_answer_is_away() -> None:
-    """That may be over soon, so it is no reason to give up at once."""
+    """The condition may end soon, so the start does not fail at once."""
     with pytest.raises(AwayError):
         await inspected(ClusterSettings(Target.parse(f"redis://127.0.0.1:{free_port()}")))
 

@@ -49,6 +49,6 @@ def test_error_is_a_value() -> None:
     "data", [b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"$99999999\r\n", b"+" + bytes(MAX_REPLY_BYTES + 1)]
 )
 def test_what_is_no_reply_is_refused(data: bytes) -> None:
-    """Whatever does not speak RESP, or says too much, ends the connection."""
+    """A server that does not speak RESP, or sends too much, ends the connection."""
     with pytest.raises(WireError):
         Parser().feed(data)

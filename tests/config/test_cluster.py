@@ -72,7 +72,7 @@ def test_internal_listener_beyond_loopback_needs_protection() -> None:
 
 
 def test_node_that_listens_everywhere_says_where_it_is_found() -> None:
-    """0.0.0.0 is no address to connect to."""
+    """0.0.0.0 is not an address to connect to."""
     everywhere = {"host": "0.0.0.0", "url": "redis://a", "trust_network": "true"}
     with pytest.raises(ConfigError, match="advertise_url"):
         load_cluster(**everywhere)

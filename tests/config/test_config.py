@@ -38,7 +38,7 @@ def written(tmp_path: Path) -> Any:
 
 
 def problems(file: Path | None = None, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Load what must be refused, and give what was said about it."""
+    """Load an invalid configuration and return the reported problems."""
     with pytest.raises(ConfigError) as refused:
         load(file, environ=environ or {})
     return refused.value.problems
@@ -59,7 +59,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def test_defaults_stand_without_any_source() -> None:
-    """Nothing set anywhere gives the defaults of the contract."""
+    """Without any setting, the defaults are those of the contract."""
     config = load(environ={})
 
     assert (config.server.host, config.server.port, config.admin.port) == ("127.0.0.1", 8080, 8081)
@@ -93,7 +93,7 @@ def test_lists_in_the_environment_are_json() -> None:
 
 
 def test_names_without_two_underscores_are_not_ours() -> None:
-    """Kubernetes injects names such as GATEWAY_PORT and GATEWAY_SERVER: they are no configuration."""
+    """Kubernetes injects names such as GATEWAY_PORT and GATEWAY_SERVER: they are not configuration."""
     environ = {"GATEWAY_PORT": "tcp://10.0.0.1:8080", "GATEWAY_SERVER": "{}", "GATEWAY_LOG": "x"}
 
     assert load(environ=environ) == load(environ={})
@@ -190,7 +190,7 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str) -> None:
-    """The variable is named and what was expected is told."""
+    """The message names the variable and what was expected."""
     said = problems(environ={name: value})
 
     assert len(said) == 1
@@ -199,7 +199,7 @@ def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str
 
 
 def test_file_that_is_no_toml_is_refused(written: Any) -> None:
-    """A syntax error tells where."""
+    """A syntax error is reported with its position."""
     assert "not valid TOML" in problems(written("[server\n"))[0]
 
 
@@ -217,7 +217,7 @@ def test_half_of_tls_is_refused(written: Any) -> None:
 
 
 def test_half_of_tls_is_refused_where_it_was_set(written: Any) -> None:
-    """By the name of its variable, whatever else of the section came from elsewhere."""
+    """The message names the variable, even if the section's other settings come from elsewhere."""
     with pytest.raises(ConfigError) as refused:
         load(
             written("[server]\nport = 1\n"),
@@ -249,7 +249,7 @@ def test_ice_server_of_no_known_form_is_refused(written: Any, url: str) -> None:
 
 
 def test_going_by_a_relay_needs_one(written: Any) -> None:
-    """With no TURN server there is no way at all then."""
+    """Without a TURN server, no call could be opened then."""
     text = "[upstream]\nice_transport_policy = 'relay'\nice_servers = [{ urls = 'stun:a' }]\n"
 
     assert "needs a TURN server" in problems(written(text))[0]

@@ -78,7 +78,7 @@ def test_secret_lines_of_the_environment_are_one() -> None:
 
 @pytest.mark.parametrize("heading", ["[[keys]]", "[[access.keys]]"])
 def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None:
-    """Both are let in."""
+    """Both are accepted."""
     file.write_text(f'{heading}\nname = "bob"\nsha256 = "{DIGEST}"\nmax_sessions = 2\n')
 
     names = [
@@ -101,7 +101,7 @@ def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None
     ],
 )
 def test_wrong_keys_file_is_refused(file: Path, text: str, said: str) -> None:
-    """What is wrong with it is told with its name."""
+    """A problem in the file is reported with the file's name."""
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
         access_keys(Access(keys=(Key(name="ada", sha256=(DIGEST,)),), keys_file=file))

@@ -6,7 +6,7 @@ It runs against any deployment:
         [--upstream-url https://api.openai.com/v1 --upstream-key sk-…]
 
 `--other-key` is a second caller's key, `--origin` one that the deployment lists in `access.cors_origins`, the last two are for
-calls that somebody else makes; tests that need
+calls that another application makes; tests that need
 what is not given are skipped and say so. Without `--url` a gateway of this checkout is started with the offline service
 behind it, and nothing is skipped. It opens some two hundred sessions and holds some forty short text turns: against a
 live upstream that costs a little money.
@@ -127,7 +127,7 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
 
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """Return connections that add no header of their own liking."""
+    """Return connections that add no headers of their own."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),

@@ -87,7 +87,7 @@ async def test_a_caller_sees_its_own_sessions_only(session: Session, other: Wire
 
 
 async def test_to_an_anonymous_caller_the_id_is_the_capability(anonymous: Wire) -> None:
-    """Who knows a session's id may use it; nobody gets a list."""
+    """Anonymous callers can use any session whose ID they know, but cannot list sessions."""
     async with anonymous.session() as session:
         assert (await session.look())["state"] == "connected"
     (await anonymous.call("GET", "/v1/sessions")).problem(403, "forbidden")
@@ -109,7 +109,7 @@ async def test_an_anonymous_caller_names_a_host_of_ours(anonymous: Wire, host: s
 
 @pytest.mark.parametrize("origin", [FOREIGN_ORIGIN, "null", "http://localhost:1", "file://"])
 async def test_a_foreign_origin_is_403(wire: Wire, origin: str) -> None:
-    """A web page of somebody else's cannot spend the operator's money."""
+    """A web page of another site cannot spend the operator's money."""
     answer = await wire.call("POST", "/v1/sessions", headers={"Origin": origin})
 
     answer.problem(403, "origin-not-allowed")
@@ -151,7 +151,7 @@ async def test_a_preflight_is_answered_before_authentication(stranger: Wire, ori
 
 
 async def test_a_preflight_of_a_foreign_origin_is_refused(stranger: Wire) -> None:
-    """A browser that is not told otherwise does not send."""
+    """A browser does not send a request that the preflight did not allow."""
     headers = {"Origin": FOREIGN_ORIGIN, "Access-Control-Request-Method": "POST"}
     answer = await stranger.call("OPTIONS", "/v1/sessions", headers=headers)
 

@@ -1,4 +1,4 @@
-"""Section 1.7: attaching to a call that somebody else made."""
+"""Section 1.7: attaching to a call that another application made."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ TOOL: Json = {
 
 @pytest_asyncio.fixture
 async def peer(deployment: Deployment) -> AsyncIterator[Caller]:
-    """Return somebody who holds a call with the service itself, by WebRTC."""
+    """Return a peer that has a WebRTC call with the service itself."""
     if deployment.upstream_url is None or deployment.upstream_key is None:
         pytest.skip("somebody else's call needs the service: --upstream-url and --upstream-key")
     caller = Caller(deployment.upstream_url, deployment.upstream_key)
@@ -61,7 +61,7 @@ def types(entries: list[Json]) -> list[str]:
 async def test_the_session_object_says_that_it_is_attached(
     wire: Wire, attached: Session, peer: Caller
 ) -> None:
-    """201 when the WebSocket is open, with the call's id; a session of its own is not attached."""
+    """201 when the WebSocket is open, with the call's id; its own session is not attached."""
     created = attached.created
 
     assert attached.answer.status == 201
@@ -267,7 +267,7 @@ async def test_delete_leaves_the_call_alone(wire: Wire, peer: Caller) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("POST", "/close")])
 async def test_hang_up_ends_the_call_where_asked(wire: Wire, peer: Caller, method: str, path: str) -> None:
-    """`?hang_up=true` ends the call for everybody."""
+    """`?hang_up=true` ends the call for all participants."""
     async with wire.session(call_id=peer.call_id) as session:
         answer = await wire.call(method, session.path + path, query={"hang_up": "true"})
         assert answer.status == 204
@@ -301,7 +301,7 @@ async def test_the_calls_hour_closes_the_session(attached: Session, peer: Caller
 
 @pytest.fixture
 def offline(peer: Caller, deployment: Deployment) -> Caller:
-    """Return the peer where the service can be told to go wrong."""
+    """Return the peer, if faults can be injected into the service."""
     if not deployment.offline:
         pytest.skip("the service of this deployment cannot be told to go wrong")
     return peer

@@ -28,7 +28,7 @@ NEVER = 2147483647
 
 
 async def fill(session: Session, count: int = 5) -> list[Json]:
-    """Have the upstream say at least so many things, and give the log as it is then."""
+    """Have the upstream send at least this many events, and return the log afterwards."""
     receipt = await session.send(*([UNKNOWN] * count))
     cursor, seen = receipt["head"], 0
     while seen < count:
@@ -75,7 +75,7 @@ async def test_a_stream_opens_with_retry_and_gateway_open(session: Session) -> N
 
 
 async def test_max_age_is_drawn_from_a_fifth_below_the_limit(session: Session) -> None:
-    """The age at which a connection ends is told at its opening, between 0.8 and 1 of the limit."""
+    """`gateway.open` has the age at which the connection ends, between 0.8 and 1 of the limit."""
     limit = session.created["limits"]["stream_max_age_seconds"]
     async with session.stream() as stream:
         told = (await stream.next()).value["max_age_seconds"]
@@ -257,7 +257,7 @@ async def test_a_foreign_cursor_is_told_as_a_gap(session: Session) -> None:
 
 
 async def test_the_id_of_a_gap_lies_before_the_oldest(session: Session) -> None:
-    """A reader that is cut right after a gap goes on where the log begins."""
+    """A reader that is cut right after a gap continues where the log begins."""
     log = await fill(session)
     async with session.stream(FOREIGN) as stream:
         await stream.next()
@@ -293,7 +293,7 @@ async def test_what_is_no_id_is_400(session: Session, cursor: str) -> None:
 
 @pytest.mark.slow
 async def test_a_silent_stream_has_a_heartbeat(session: Session) -> None:
-    """After so many seconds without a byte a comment comes."""
+    """A comment is sent after this many seconds without a byte."""
     async with session.stream(after="now", heartbeat=5) as stream:
         await stream.next()
         began = time.monotonic()
@@ -402,7 +402,7 @@ async def test_types_and_exclude_filter(session: Session, query: Json, passes: l
 
 
 async def test_a_connection_rotates_at_its_age(session: Session) -> None:
-    """At its age a connection ends cleanly, and its last block tells to come back soon."""
+    """At its maximum age a connection ends cleanly, and its last block has a short `retry`."""
     async with session.stream(max_age=1) as stream:
         began = time.monotonic()
         blocks = await stream.rest()
@@ -425,7 +425,7 @@ async def test_a_rotation_waits_for_the_end_of_a_response(session: Session) -> N
 
 
 async def test_a_ninth_receiver_ends_the_longest_silent_one(session: Session) -> None:
-    """Eight receivers read at once; one more takes the place of another, which is told never to come back."""
+    """Eight receivers can read at once; one more ends another one, which gets a `retry` of 24 days."""
     streams: list[Any] = [session.stream() for _ in range(9)]
     opened = [await stream.__aenter__() for stream in streams]
     try:
@@ -459,7 +459,7 @@ async def test_a_long_poll_waits_for_an_event(session: Session) -> None:
 
 
 async def test_a_long_poll_lingers_for_more_events(session: Session) -> None:
-    """After its first event it gathers for as long as it was told."""
+    """After the first event, the poll collects events for the time in `linger`."""
     head = (await session.look())["head"]
     poll = asyncio.create_task(session.poll(after=head, wait=20, linger=1000))
     await asyncio.sleep(0.1)
@@ -498,7 +498,7 @@ async def test_a_long_poll_gives_at_least_one_event(session: Session) -> None:
 
 
 async def test_the_cursor_passes_filtered_events(session: Session) -> None:
-    """A poll that wants none of what there is goes on behind it all the same."""
+    """The cursor of a poll moves past events that its filter excludes."""
     log = await fill(session)
     answer = await session.poll(types="no.such.type", wait=0)
 
@@ -547,7 +547,7 @@ async def test_a_reader_that_has_read_the_end_is_told_to_stop(session: Session) 
 
 
 async def test_an_event_source_with_a_ticket_meets_a_bad_cursor_with_200(session: Session) -> None:
-    """EventSource gives up on any status but 200, so its problem comes as an event, with a time to come back."""
+    """EventSource stops at any status other than 200, so it gets the problem as an event with a `retry`."""
     page = session.wire.with_key(None)
     query = {"ticket": await session.ticket(), "after": "nonsense!"}
     async with page.stream(session.events, query=query) as stream:
@@ -574,7 +574,7 @@ async def test_errors_status_turns_that_off(session: Session) -> None:
 
 @pytest.mark.parametrize("accept", [EVENT_STREAM, NDJSON, JSON])
 async def test_every_answer_protects_itself(session: Session, accept: str) -> None:
-    """No cache, no referrer, no sniffing, whatever was asked."""
+    """Every answer forbids caching, referrers and sniffing."""
     await session.wire.call("DELETE", session.path)
     answers = [
         await session.wire.call("GET", session.events, headers={"Accept": accept}),

@@ -13,7 +13,7 @@ CLEAR: Json = {"type": "input_audio_buffer.clear"}
 
 
 def deep(levels: int) -> str:
-    """Return an event whose nesting has so many levels, the object itself included."""
+    """Return an event whose nesting has this many levels, the object itself included."""
     return '{"type":"x","a":' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
 
 
@@ -40,7 +40,7 @@ async def test_ndjson_is_accepted(session: Session, end: str) -> None:
 
 
 async def test_first_and_last_count_through_the_session(session: Session) -> None:
-    """The numbers of a receipt go on where the last one's ended."""
+    """The numbers of a receipt continue where the last one's ended."""
     receipts = [await session.send(CLEAR), await session.send(CLEAR, CLEAR), await session.send(CLEAR)]
 
     assert [(receipt["first"], receipt["last"]) for receipt in receipts] == [(1, 1), (2, 3), (4, 4)]
@@ -90,7 +90,7 @@ async def test_a_batch_with_one_bad_event_is_not_sent_at_all(session: Session) -
 
 
 async def test_a_bad_line_of_ndjson_is_named(session: Session) -> None:
-    """What is wrong with NDJSON is told by its line, from 1."""
+    """Problems in NDJSON are reported with the line number, from 1."""
     body = json.dumps(CLEAR) + "\nnonsense\n"
     answer = await session.post(body, Content_Type=NDJSON)
 
@@ -213,7 +213,7 @@ async def test_an_encoded_body_is_415(session: Session, encoding: str) -> None:
 
 
 async def test_a_chunked_body_is_fine(session: Session) -> None:
-    """A client that does not know its body's length may send it all the same."""
+    """A client that does not know its body's length can send it chunked."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for byte in json.dumps(CLEAR).encode():
@@ -227,7 +227,7 @@ async def test_a_chunked_body_is_fine(session: Session) -> None:
 
 
 async def test_a_repeated_post_is_not_sent_again(session: Session) -> None:
-    """With an Idempotency-Key the second try gives the first one's answer and sends nothing."""
+    """With an Idempotency-Key, the second attempt gets the first one's answer and sends nothing."""
     first = await session.post(CLEAR, Idempotency_Key="once")
     again = await session.post(CLEAR, Idempotency_Key="once")
     after = await session.send(CLEAR)

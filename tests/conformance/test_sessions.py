@@ -38,7 +38,7 @@ async def test_a_create_is_answered_when_the_channel_is_open(session: Session) -
 
 
 async def test_the_create_answer_has_the_members_of_the_contract(session: Session) -> None:
-    """The session object has all members that are named, and the credentials that are told once."""
+    """The session object has all documented members, and the credentials only in the create's answer."""
     created = session.created
 
     assert created.keys() >= MEMBERS | TOLD_ONCE
@@ -243,5 +243,5 @@ async def test_the_api_describes_itself(wire: Wire, path: str, media_type: str) 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 async def test_the_probes_answer_clients_too(wire: Wire, path: str) -> None:
-    """Liveness and readiness are also told on the client's listener."""
+    """`/livez` and `/readyz` are also served on the client's listener."""
     assert (await wire.with_key(None).call("GET", path)).status == 200

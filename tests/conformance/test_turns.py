@@ -13,7 +13,7 @@ FORM = "application/x-www-form-urlencoded"
 
 
 async def turn(session: Session, body: Any, accept: str | None = JSON, **headers: str) -> Answer:
-    """Hold one turn in a session."""
+    """Run one turn in a session."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     if accept:
         given["Accept"] = accept
@@ -33,7 +33,7 @@ def said(answer: Answer) -> str:
 
 @pytest.mark.parametrize("media_type", [None, "text/plain", FORM])
 async def test_plain_text_is_a_turn(session: Session, media_type: str | None) -> None:
-    """A body that is no JSON object is the text itself."""
+    """A body that is not a JSON object is the text itself."""
     headers = {"Content_Type": media_type} if media_type else {}
 
     assert said(await turn(session, HELLO, **headers))
@@ -234,7 +234,7 @@ async def test_turns_of_one_session_queue_in_order(session: Session) -> None:
 
 
 async def test_a_turn_waits_behind_an_active_response(session: Session) -> None:
-    """A turn does not disturb the response that somebody else asked for."""
+    """A turn does not disturb another client's response."""
     receipt = await session.send(item(LONG_QUESTION), {"type": "response.create"})
     answer = await turn(session, HELLO)
     log = await session.until("response.done", after=receipt["head"])
@@ -245,7 +245,7 @@ async def test_a_turn_waits_behind_an_active_response(session: Session) -> None:
 
 
 async def test_a_full_queue_is_429(session: Session) -> None:
-    """Behind the running turn eight wait; one more is told to come back."""
+    """Eight turns can wait behind the running one; another one is refused with `Retry-After`."""
     running = asyncio.create_task(turn(session, LONG_QUESTION))
     await session.until("response.created")
     waiting = [asyncio.create_task(turn(session, HELLO)) for _ in range(9)]
@@ -271,7 +271,7 @@ async def test_a_turn_goes_on_when_its_client_leaves(session: Session) -> None:
 
 
 async def test_a_repeated_turn_gives_the_stored_answer(session: Session) -> None:
-    """With an Idempotency-Key there is no second response, and no second bill."""
+    """With an Idempotency-Key, a repeat causes no second response and no second bill."""
     first = await turn(session, HELLO, Idempotency_Key="once")
     again = await turn(session, HELLO, Idempotency_Key="once")
     log = (await session.poll(wait=0, limit=1000)).json["events"]

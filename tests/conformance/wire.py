@@ -15,7 +15,7 @@ from multidict import CIMultiDictProxy
 
 Json = dict[str, Any]
 
-# Of one answer, and of the silence within a stream. A model may think for a while before it speaks.
+# For one answer, and for silence within a stream. A model may need a while before its first token.
 ANSWER_SECONDS = 60
 SILENCE_SECONDS = 60
 
@@ -52,7 +52,7 @@ class Answer:
         return list(Parser().feed(self.body))
 
     def problem(self, status: int, code: str) -> Json:
-        """Hold it to be a problem object (RFC 9457) with this status and code, and give it."""
+        """Fail unless it is a problem object (RFC 9457) with this status and code, and return it."""
         assert self.status == status, (self.status, self.body)
         assert self.media_type == PROBLEM
         problem: Json = self.json
@@ -91,7 +91,7 @@ class Parser:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> list[Block]:
-        """Take bytes and give the blocks they complete."""
+        """Add bytes and return the blocks that they complete."""
         found = []
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
@@ -195,7 +195,7 @@ class Wire:
         headers: dict[str, str] | None = None,
         query: dict[str, Any] | None = None,
     ) -> Answer:
-        """Send a request and give its whole answer. Text and bytes are sent as they are and without a Content-Type,
+        """Send a request and return its whole answer. Text and bytes are sent as they are and without a Content-Type,
         everything else as JSON."""
         if body is not None and not isinstance(body, (str, bytes)):
             headers = {"Content-Type": JSON} | (headers or {})
@@ -272,7 +272,7 @@ class Session:
         return await self.wire.call("POST", self.events, body, headers=given)
 
     async def send(self, *events: Json) -> Json:
-        """Post events that must be taken, and give the receipt."""
+        """Post events that must be accepted, and return the receipt."""
         answer = await self.post(list(events))
         assert answer.status == 202, answer.body
         receipt: Json = answer.json

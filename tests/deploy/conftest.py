@@ -42,7 +42,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]:
 def start_prometheus(
     tmp_path: Path, root: Path, part_path: Callable[[str], str]
 ) -> Iterator[StartPrometheus]:
-    """Return what starts Prometheus with deploy/'s own configuration, but for the target and the pace, and gives its URL."""
+    """Return a function that starts Prometheus with deploy/'s configuration, except target and interval, and returns its URL."""
     with ExitStack() as stack:
 
         def start(target: str) -> str:

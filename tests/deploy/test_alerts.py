@@ -106,7 +106,7 @@ def _samples(name: str, kind: str) -> set[str]:
 
 
 async def test_what_is_called_nearly_full_is_what_is_configured() -> None:
-    """The alert compares with the gateway's own limits, whose kinds it exports, and with no number of its own."""
+    """The alert uses the exported `limit{kind}` and contains no number of its own."""
     (near,) = (rule for rule in rules() if rule["alert"] == "GatewayNearCapacity")
     ports: dict[str, dict[str, object]] = {"server": {"port": 0}, "admin": {"port": 0}}
     gateway = Gateway(load(environ={}, flags={**ports, "relay": {"max_sessions": 7}}))
@@ -137,7 +137,7 @@ def _production() -> Any:
 
 
 def test_the_dashboard_is_one_that_grafana_can_draw() -> None:
-    """Panels have ids of their own and do not overlap, and every query asks the chosen source."""
+    """Panels have their own ids and do not overlap, and every query asks the chosen source."""
     dashboard = json.loads((ROOT / "deploy/grafana/gateway.json").read_text())
     panels = dashboard["panels"]
     taken = [

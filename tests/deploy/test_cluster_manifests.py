@@ -38,7 +38,7 @@ def test_a_manifest_keeps_to_the_strict_schema(name: str) -> None:
 
 
 def test_every_file_is_applied() -> None:
-    """As a resource of its own, or as a patch of one in the folder above."""
+    """As its own resource, or as a patch of one in the folder above."""
     listed = read(FOLDER / "kustomization.yaml")
     named = {*listed["resources"], *(patch["path"] for patch in listed["patches"])} - {"../"}
 

@@ -65,7 +65,7 @@ def test_production_differs_from_the_defaults_in_every_key() -> None:
 
 
 def test_production_lets_nobody_in_without_a_key() -> None:
-    """It listens beyond loopback, so callers and operators must show who they are."""
+    """It listens beyond loopback, so callers and operators need credentials."""
     config = Config.model_validate(production())
 
     assert config.server.host == config.admin.host == "0.0.0.0"

@@ -46,7 +46,7 @@ def table() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def test_every_log_line_stands_in_the_table_and_no_other() -> None:
-    """An operator can look up whatever the log says."""
+    """An operator can look up every log event."""
     assert logged() == set(table())
 
 

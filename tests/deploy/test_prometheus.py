@@ -40,7 +40,7 @@ def expressions(root: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def gateway(emulator: FarEnd, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Run `gateway serve` with a locked model and a small log; give both of its URLs."""
+    """Run `gateway serve` with a locked model and a small log and return both of its URLs."""
     program = Program(
         tmp_path / "gateway.log",
         *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator.base_url),
@@ -70,7 +70,7 @@ class Asked:
             return body["data"]
 
     async def shows(self, expression: str) -> bool:
-        """Return whether a query gives at least one number."""
+        """Return whether a query returns at least one number."""
         found = (await self.get("query", query=expression))["result"]
         return any(not math.isnan(float(sample["value"][1])) for sample in found)
 
@@ -121,7 +121,7 @@ async def round_of_traffic(caller: Caller, far_end: FarEnd) -> None:
 async def test_every_panel_shows_something_after_a_little_traffic(
     root: Path, gateway: tuple[str, str], prometheus: Asked, emulator: FarEnd
 ) -> None:
-    """No query of the dashboard is misspelt: against real scrapes each gives a number."""
+    """Each query of the dashboard returns a number with real scrapes."""
     empty = expressions(root)
     deadline = time.monotonic() + TRAFFIC_SECONDS
     async with Caller(gateway[0]) as caller:

@@ -123,7 +123,7 @@ class First:
         return str(re.findall(r"^NSpid:.*\s(\d+)$", status, re.MULTILINE)[0])
 
     def children(self) -> list[str]:
-        """The processes that any of its threads started, dead ones that nobody reaped included."""
+        """The child processes of all its threads, zombies included."""
         threads = Path(f"/proc/{self.pid}/task").iterdir()
         return [child for thread in threads for child in (thread / "children").read_text().split()]
 
@@ -156,7 +156,7 @@ def first(part_path: Callable[[str], str], emulator: FarEnd, tmp_path: Path) -> 
 @pytest.mark.needs("unshare")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_first_process_drains_when_it_is_told(first: First, number: signal.Signals) -> None:
-    """The kernel drops signals to process 1 that it does not handle; these are handled: sessions are told, status 0."""
+    """As process 1 it handles SIGTERM and SIGINT, which the kernel would otherwise drop: sessions are notified, status 0."""
     url = first.said(r"(?<!admin )listening on (http://[\w.:]+)")
     async with Caller(url) as caller:
         session = await caller.open()
@@ -176,7 +176,7 @@ async def test_the_first_process_drains_when_it_is_told(first: First, number: si
 @pytest.mark.slow
 @pytest.mark.needs("unshare")
 async def test_the_first_process_starts_no_others(first: First) -> None:
-    """There is nobody to reap: with a session open it has no child, alive or dead."""
+    """With a session open it has no child process, running or zombie."""
     url = first.said(r"(?<!admin )listening on (http://[\w.:]+)")
     async with Caller(url) as caller:
         session = await caller.open()

@@ -66,5 +66,5 @@ async def build() -> AsyncIterator[Build]:
 
 @pytest.fixture
 async def house(build: Build) -> House:
-    """Return a running HTTP side as it is by default: no key, on loopback."""
+    """Return a running HTTP side with the defaults: no key, on loopback."""
     return await build()

@@ -118,7 +118,7 @@ class House:
             return Answer(response.status, response.headers.copy(), await response.read())
 
     async def open(self, body: object = None, **options: Any) -> dict[str, Any]:
-        """Open a session and give the create's answer."""
+        """Open a session and return the create's answer."""
         answer = await self.call("POST", "/v1/sessions", json=body or {}, **options)
         assert answer.status == 201, answer.body
         return answer.json

@@ -45,7 +45,7 @@ def parsed(said: bytes) -> RawAnswer:
 
 
 async def ask(url: str, sent: bytes, *, half_close: bool = False) -> RawAnswer:
-    """Send bytes on a connection of their own, close the sending side where that is wanted, and read to the end."""
+    """Send bytes on a separate connection, close the sending side if asked to, and read to the end."""
     reader, writer = await connect(url)
     writer.write(sent)
     if half_close:

@@ -20,7 +20,7 @@ DELTA = "response.output_text.delta"
 
 
 def event(type: str = DELTA, **members: object) -> str:
-    """Return a server event's text, in a spelling that no encoder would choose, so that a copy is told from the bytes."""
+    """Return a server event's text in a form that no encoder produces, so that re-encoding would be noticed."""
     return json.dumps({"type": type, **members}, separators=(" ,", ":  "))
 
 

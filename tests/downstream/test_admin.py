@@ -36,7 +36,7 @@ async def test_draining_gateway_is_live_but_not_ready(house: House) -> None:
 
 
 async def test_full_gateway_is_ready(build: Build) -> None:
-    """A full house is no reason to be taken out of service: its clients are still served."""
+    """A full gateway stays ready, because its clients are still served."""
     house = await build(relay=RelayLimits(max_sessions=1))
     await house.open()
     refused = await house.call("POST", "/v1/sessions")

@@ -133,7 +133,7 @@ def test_table_has_every_name(header: tuple[str, ...], names: set[str]) -> None:
 
 
 def test_limits_are_those_of_a_key() -> None:
-    """Each limit that a key may have is told."""
+    """Every limit of a key is documented."""
     limits = set(KeyRule.__dataclass_fields__) - {"name", "sha256"}
 
     assert {name for name in limits if f"`{name}`" not in PAGE} == set()

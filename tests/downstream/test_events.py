@@ -13,7 +13,7 @@ EVENT = '{"type":"response.create"}'
 
 
 async def events_path(house: House) -> str:
-    """Open a session and give the path of its events."""
+    """Open a session and return the path of its events."""
     return f"/v1/sessions/{(await house.open())['id']}/events"
 
 

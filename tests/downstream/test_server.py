@@ -1,4 +1,4 @@
-"""What every request meets: ids, headers, errors, deadlines, the log."""
+"""What applies to every request: IDs, headers, errors, deadlines, the log."""
 
 import asyncio
 import ssl
@@ -32,7 +32,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
 
 
 async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
-    """Send bytes on a connection of their own and give all that comes until the server closes it."""
+    """Send bytes on a separate connection and return everything received until the server closes it."""
     port = int((url or house.url).rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
@@ -80,7 +80,7 @@ async def test_bytes_that_are_no_http_get_a_bare_400(house: House) -> None:
 
 
 async def test_broken_chunks_get_a_bare_400(house: House) -> None:
-    """A body that stops being HTTP half way is no different."""
+    """The same holds for a body that becomes invalid HTTP half way."""
     session = await house.open()
     answer = await raw(
         house,
@@ -117,7 +117,7 @@ async def test_request_that_two_servers_could_read_differently_is_refused(house:
 
 
 async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, monkeypatch: Any) -> None:
-    """500 tells nothing of what went wrong; the log gets the exception under the same id."""
+    """A 500 contains no details; the log has the exception with the same request ID."""
 
     async def fail(*_: object) -> None:
         raise RuntimeError("secret inside")
@@ -200,7 +200,7 @@ async def test_every_answer_of_the_api_carries_its_headers(house: House, method:
 
 
 async def test_head_works_where_get_does(house: House) -> None:
-    """A look by HEAD gives the headers alone."""
+    """HEAD returns only the headers."""
     session = await house.open()
     answer = await house.call("HEAD", f"/v1/sessions/{session['id']}")
 
@@ -212,7 +212,7 @@ async def test_head_works_where_get_does(house: House) -> None:
 
 
 async def test_half_sent_head_is_cut(build: Build) -> None:
-    """A client that drips its headers does not hold a connection for ever; it is told why."""
+    """A client that sends its headers too slowly is disconnected with 408."""
     house = await build(limits=ServerLimits(header_seconds=0.2))
     port = int(house.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -260,7 +260,7 @@ async def test_body_that_does_not_come_is_cut(build: Build) -> None:
 
 
 async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
-    """`100 Continue` is sent when the body is wanted, not before somebody looked at the caller."""
+    """`100 Continue` is sent when the body is read, after the caller was checked."""
     house = await build(limits=ServerLimits(linger_seconds=0.1))
     session = await house.open()
     head = "Host: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 12\r\n\r\n"
@@ -326,7 +326,7 @@ async def test_request_is_told_by_its_template(house: House) -> None:
 
 
 async def test_unmatched_requests_are_told_as_other(house: House) -> None:
-    """What a client made up is no label."""
+    """A path or method that a client invented is not used as a label."""
     await house.call("PROPFIND", "/made/up")
 
     assert house.facts.of("http_request")[-1][:3] == ("other", "other", 404)
@@ -337,7 +337,7 @@ async def test_unmatched_requests_are_told_as_other(house: House) -> None:
 
 
 async def test_taken_port_leaves_nothing_listening(house: House, build: Build) -> None:
-    """A start that fails raises, and gives back what it had taken."""
+    """A failed start raises and releases its resources."""
     other = await build()
     taken, operators = (int(url.rpartition(":")[2]) for url in (house.url, other.server.admin_url))
     await other.server.close()
@@ -382,6 +382,6 @@ async def test_client_side_speaks_tls_where_it_is_given(build: Build, tmp_path: 
 
 
 async def test_close_may_be_repeated(house: House) -> None:
-    """Closing twice is no mistake."""
+    """Closing twice is not a mistake."""
     await house.server.close()
     await house.server.close()

@@ -126,7 +126,7 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
 
 @pytest.mark.parametrize("name", ["", "client_secret"])
 async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str) -> None:
-    """The answer to a body full of members that nobody knows does not name each."""
+    """For a body with very many unknown members, the answer does not list each."""
     many = {str(count): 1 for count in range(80_000)}
     answer = await house.call("POST", "/v1/sessions", json={name: many} if name else many)
 
@@ -390,7 +390,7 @@ STRANGERS = [
 @pytest.mark.parametrize("rules", STRANGERS)
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/turns"])
 async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: AccessRules, path: str) -> None:
-    """Whoever repeats it is answered with the session and its credentials."""
+    """A repeat gets the session and its credentials."""
     house = await build(rules)
     short = await house.call(
         "POST",
@@ -486,7 +486,7 @@ async def test_limit_of_a_list_is_checked(build: Build, limit: str) -> None:
 
 
 async def test_a_list_begins_behind_a_session_of_its_own(build: Build) -> None:
-    """An id that is not in the list is told, rather than taken for the beginning or the end."""
+    """An unknown ID in `after` is an error, not the beginning or the end of the list."""
     house = await build(KEYED)
     answer = await house.call("GET", "/v1/sessions?after=gws_other", headers=ADA)
 

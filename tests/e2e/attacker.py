@@ -1,8 +1,8 @@
-"""A stranger of ill will in a process of its own, so that what it costs to attack is not taken for what it costs to be
-attacked: `python -m tests.e2e.attacker KIND URL KEY SESSION`. It goes on until it is ended, and counts aloud.
+"""An attacker in a separate process, so that its own CPU time is not counted as the gateway's:
+`python -m tests.e2e.attacker KIND URL KEY SESSION`. It runs until it is ended, and prints how many requests it made.
 """
 
-# ruff: noqa: T201  # a program speaks to the test that started it
+# ruff: noqa: T201  # the test reads its output
 
 import asyncio
 import sys
@@ -62,7 +62,7 @@ class Attack:
         await self.repeat(f"/v1/sessions/{self.session}/turns", MEGABYTE)
 
     async def tiny_events(self) -> None:
-        """As many events in a request as are allowed, in a session of its own."""
+        """As many events in a request as are allowed, in its own session."""
         await self.repeat(f"/v1/sessions/{self.session}/events", TINY)
 
     async def loris(self) -> None:

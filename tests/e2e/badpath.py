@@ -1,11 +1,11 @@
 """A slow and lossy path between two network namespaces: `python -m tests.e2e.badpath A B 0.1 0.05`.
 
 For kernels without netem. Holds the ends of two TUN devices, one in each namespace, and carries packets between them, each
-late by the first number in seconds, and of each so many dropped as the second says. The devices are named `v`, as the test's
+delayed by the first number in seconds, and dropped at the rate of the second. The devices are named `v`, as the test's
 veth pair is.
 """
 
-# ruff: noqa: T201  # whoever started it waits for its line
+# ruff: noqa: T201  # the caller reads its output
 
 import fcntl
 import heapq
@@ -27,7 +27,7 @@ MOST_WAITING = 10_000
 
 
 def device(namespace: str) -> int:
-    """Make a TUN device in a namespace; give its other end."""
+    """Make a TUN device in a namespace and return its other end."""
     enter(namespace)
     end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH22x", b"v", IFF_TUN | IFF_NO_PI))

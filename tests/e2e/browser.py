@@ -68,7 +68,7 @@ class Chromium:
 
     @asynccontextmanager
     async def page(self, url: str) -> AsyncIterator["Page"]:
-        """Open a page in a context of its own, loaded to its end; closed afterwards."""
+        """Open a page in its own context, loaded to its end; closed afterwards."""
         async with (
             aiohttp.ClientSession() as http,
             http.ws_connect(self.url, max_msg_size=64 * 1024 * 1024) as socket,
@@ -151,7 +151,7 @@ async def _open(tools: _DevTools, context: str, url: str) -> "Page":
 
 
 class Page:
-    """A page as somebody in front of it has it. `complaints` are its console errors, warnings and exceptions."""
+    """A page as a user sees it. `complaints` are its console errors, warnings and exceptions."""
 
     def __init__(self, tools: _DevTools, session: str) -> None:
         self._tools = tools
@@ -181,7 +181,7 @@ class Page:
             await self._tools.loaded.wait()
 
     async def evaluate(self, expression: str) -> Any:
-        """Evaluate JavaScript, await it if it is a promise, and give its value as JSON."""
+        """Evaluate JavaScript, await it if it is a promise and return its value as JSON."""
         told = await self.ask(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -189,7 +189,7 @@ class Page:
         return told["result"].get("value")
 
     async def until(self, expression: str, seconds: float = DEADLINE_SECONDS) -> Any:
-        """Wait until JavaScript gives something true, and give that; fail after `seconds`."""
+        """Wait until JavaScript gives something true and return that; fail after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (value := await self.evaluate(expression)):
             assert time.monotonic() < deadline, (
@@ -210,7 +210,7 @@ class Page:
             await self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
 
     async def type(self, text: str) -> None:
-        """Put text into whatever has the focus."""
+        """Type text into the focused element."""
         await self.ask("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
@@ -223,7 +223,7 @@ class Page:
         await self.ask("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     async def offline(self, offline: bool) -> None:
-        """Take the page's network away, or give it back."""
+        """Switch the page's network off or on."""
         conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         await self.ask("Network.emulateNetworkConditions", offline=offline, **conditions)
 

@@ -1,4 +1,4 @@
-"""The whole relay on real sockets: an emulator in a process of its own, and gateways in this one or in theirs.
+"""The whole relay on real sockets: an emulator in its own process, and gateways in this one or in theirs.
 
 The emulator never shares an interpreter with a gateway: upstream/tuning.py changes the WebRTC library under both.
 """
@@ -96,7 +96,7 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
 
 @pytest.fixture(scope="module")
 def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run `gateway serve` as people do, and give its URL. It ends with the file, and with it what pages left open."""
+    """Run `gateway serve` as people do and return its URL. It ends with the file, and with it what pages left open."""
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
     program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags)
     try:

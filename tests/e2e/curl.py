@@ -18,7 +18,7 @@ class Curl:
         self._process = process
 
     async def some(self) -> bytes:
-        """Wait for output and give what there is, nothing at its end."""
+        """Wait for output and return what there is, nothing at its end."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self._process.stdout.read(CHUNK)
@@ -38,12 +38,12 @@ class Curl:
                     yield block
 
     async def status(self) -> int:
-        """Wait for its end and give its exit status."""
+        """Wait for its end and return its exit status."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self._process.wait()
 
     def kill(self) -> None:
-        """End it at once, with whatever it was reading."""
+        """Kill it in the middle of its request."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
@@ -63,7 +63,7 @@ async def curl(*arguments: str) -> AsyncIterator[Curl]:
 
 
 async def curled(*arguments: str) -> str:
-    """Run curl to its end and give its output; fail if curl does."""
+    """Run curl to its end and return its output; fail if curl does."""
     async with curl(*arguments) as one:
         output = await one.rest()
         assert await one.status() == 0, output

@@ -44,7 +44,7 @@ class _Connection:
 
 @asynccontextmanager
 async def cutting(url: str, allow: Allow) -> AsyncIterator[str]:
-    """Run the proxy before a gateway and give its URL; its connections end with it."""
+    """Run the proxy before a gateway and return its URL; its connections end with it."""
     address = urlsplit(url)
     running: set[asyncio.Task[None]] = set()
 

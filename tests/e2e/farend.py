@@ -1,4 +1,4 @@
-"""The offline service in a process of its own, and its control endpoint as methods."""
+"""The offline service in its own process, and its control endpoint as methods."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _SECONDS = aiohttp.ClientTimeout(total=20)
 
 
 class FarEnd:
-    """A running emulator; `base_url` is what a gateway is told."""
+    """A running emulator; `base_url` is the gateway's `upstream.base_url`."""
 
     def __init__(self, log: Path, *flags: str) -> None:
         self.program = Program(log, "gateway.emulator", "--port", "0", *flags)

@@ -31,13 +31,13 @@ class Serve(Protocol):
 
 
 class Emulate(Protocol):
-    """Starts an emulator in a process of its own with flags of the test's own."""
+    """Starts an emulator in its own process with flags of the test's own."""
 
     def __call__(self, *flags: str) -> FarEnd: ...
 
 
 def configured(base_url: str, **sections: Json) -> Config:
-    """Return a configuration for tests: free ports, quiet, and whatever else is named."""
+    """Return a configuration for tests: free ports, few log lines, and the given settings."""
     given: Json = {
         "server": {"port": 0},
         "admin": {"port": 0},
@@ -108,7 +108,7 @@ class Caller:
     async def ask(
         self, method: str, path: str, body: Any = None, **options: Any
     ) -> tuple[aiohttp.ClientResponse, Any]:
-        """Send a request and give the answer with its body, as JSON where it is JSON. A body that is no text is sent
+        """Send a request and return the answer with its body, as JSON where it is JSON. A body that is not text is sent
         as JSON."""
         if body is not None and not isinstance(body, (str, bytes)):
             options["headers"] = {"Content-Type": "application/json", **options.get("headers", {})}
@@ -121,14 +121,14 @@ class Caller:
             return answer, said
 
     async def open(self, **body: Any) -> Json:
-        """Open a session and give its object."""
+        """Open a session and return its object."""
         answer, said = await self.ask("POST", "/v1/sessions", body)
         assert answer.status == 201, said
         session: Json = said
         return session
 
     async def send(self, session_id: str, *events: Json) -> Json:
-        """Send client events and give the receipt."""
+        """Send client events and return the receipt."""
         answer, said = await self.ask("POST", f"/v1/sessions/{session_id}/events", list(events))
         assert answer.status == 202, said
         receipt: Json = said
@@ -158,11 +158,11 @@ class Caller:
         seconds: float = DEADLINE_SECONDS,
         **query: str,
     ) -> list[Read]:
-        """Read the log until the `count`th event of a type and give all that was read, without `gateway.open`."""
+        """Read the log until the `count`th event of a type and return all that was read, without `gateway.open`."""
         return await self._read(lambda block: block.type == kind, count, session_id, after, query, seconds)
 
     async def take(self, session_id: str, count: int, after: str | None = None, **query: str) -> list[Read]:
-        """Read so many events of the log, without `gateway.open`."""
+        """Read this many events of the log, without `gateway.open`."""
         return await self._read(lambda _: True, count, session_id, after, query)
 
     async def _read(
@@ -200,7 +200,7 @@ class Holdings:
 
     @classmethod
     def now(cls) -> "Holdings":
-        """Count, after whatever garbage there is has gone."""
+        """Collect garbage, then count."""
         gc.collect()
         return cls(
             tasks=len(asyncio.all_tasks()),

@@ -14,7 +14,7 @@ from aiohttp import web
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The answer comes back; with `bytes`, only so many of its body, and then the connection is cut, or falls
+    """The answer comes back; with `bytes`, only this many of its body, and then the connection is cut, or falls
     silent where `silent` is true."""
 
     bytes: int | None = None
@@ -38,14 +38,14 @@ _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-leng
 
 @asynccontextmanager
 async def meddling(gateway: str, rule: Rule) -> AsyncIterator[str]:
-    """Run the proxy in front of a gateway and give its URL."""
+    """Run the proxy in front of a gateway and return its URL."""
     over = asyncio.Event()
     async with aiohttp.ClientSession(
         auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5)
     ) as http:
 
         async def forward(request: web.BaseRequest) -> web.StreamResponse:
-            # `Host` goes on as it came: it is what a page's origin is held against.
+            # `Host` is passed on unchanged: a page's origin is compared with it.
             headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
             body = await request.read()
             action = rule(request)

@@ -1,4 +1,4 @@
-"""Several gateways in processes of their own on one Redis, and a client that knows every ID it saw and every 202 it got."""
+"""Several gateways in their own processes on one Redis, and a client that knows every ID it saw and every 202 it got."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ class Follower:
         return [event for event in self.seen.values() if event["type"] == kind]
 
     async def until(self, kind: str, count: int = 1, seconds: float = 20.0) -> None:
-        """Wait until so many events of a type were seen."""
+        """Wait until this many events of a type were seen."""
         try:
             async with asyncio.timeout(seconds):
                 while len(self.of(kind)) < count:

@@ -1,4 +1,4 @@
-"""The project's programs as processes of their own: started, read until they say where they listen, and always ended.
+"""The project's programs as their own processes: started, read until they say where they listen, and always ended.
 
 Knows no asyncio, so that one process can serve tests on many loops. What a program prints goes into a file: nobody has
 to read along, and a test can look through it afterwards.
@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.02
 
 
 class Program:
-    """`python -m …`, or another `command`, in a session of its own, so that its end takes its children along."""
+    """`python -m …`, or another `command`, in its own session, so that its end takes its children along."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Program:
         return self.log.read_text("utf-8", "replace")
 
     def said(self, pattern: str) -> str:
-        """Wait until it has printed what matches, and give the first group."""
+        """Wait until it has printed what matches and return the first group."""
         deadline = time.monotonic() + START_SECONDS
         while (match := re.search(pattern, self.output)) is None:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.output}"
@@ -65,7 +65,7 @@ class Program:
         self.process.wait(STOP_SECONDS)
 
     def stop(self) -> int:
-        """End it politely, then not; gives its exit status."""
+        """End it with SIGTERM, then with SIGKILL, and return its exit status."""
         self._signal(signal.SIGTERM)
         try:
             return self.process.wait(STOP_SECONDS)

@@ -75,7 +75,7 @@ def _listen(found: re.Match[str], port: int) -> str:
 
 
 def nginx_command(program: str, text: str, home: Path) -> list[str]:
-    """Write nginx's configuration so that it needs no folder but `home`, and give the command that runs it."""
+    """Write nginx's configuration so that it needs no folder but `home` and return the command that runs it."""
     folders = "".join(
         f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -92,7 +92,7 @@ def nginx_command(program: str, text: str, home: Path) -> list[str]:
 
 @asynccontextmanager
 async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run nginx before a gateway and give its URL."""
+    """Run nginx before a gateway and return its URL."""
     port = free_port()
     command = nginx_command(part("nginx"), placed(text, port, gateway), home)
     async with _running(command, home, port) as url:
@@ -101,7 +101,7 @@ async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterato
 
 @asynccontextmanager
 async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run HAProxy before a gateway and give its URL."""
+    """Run HAProxy before a gateway and return its URL."""
     port = free_port()
     file = _written(home / "haproxy.cfg", placed(text, port, gateway))
     async with _running([part("haproxy"), "-db", "-f", str(file)], home, port) as url:
@@ -110,7 +110,7 @@ async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncItera
 
 @asynccontextmanager
 async def caddy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run Caddy before a gateway and give its URL."""
+    """Run Caddy before a gateway and return its URL."""
     port = free_port()
     file = _written(home / "Caddyfile", "{\n\tadmin off\n}\n" + placed(text, port, gateway))
     command = [part("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]

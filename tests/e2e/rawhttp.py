@@ -31,7 +31,7 @@ class RawAnswer:
 
     @property
     def code(self) -> str | None:
-        """The problem's code; None for the bare 400 of what is no HTTP."""
+        """The problem's code; None for the bare 400 of what is not HTTP."""
         if self.header("content-type") != "application/problem+json":
             assert (self.status, self.body) == (400, b""), (self.status, self.headers, self.body)
             return None
@@ -44,7 +44,7 @@ def authority(url: str) -> str:
 
 
 async def send(url: str, request: bytes) -> list[RawAnswer]:
-    """Send bytes and give every answer until the server ends the connection, or waits for more of what it takes for
+    """Send bytes and return every answer until the server ends the connection, or waits for more of what it takes for
     an unfinished request."""
     parts = urlsplit(url)
     async with asyncio.timeout(SECONDS):
@@ -60,7 +60,7 @@ async def send(url: str, request: bytes) -> list[RawAnswer]:
 async def ask(
     url: str, method: str, target: str | bytes, *headers: bytes | str, body: bytes = b""
 ) -> RawAnswer:
-    """Send one well-framed request with the target and the header lines as they are, and give its answer."""
+    """Send one well-framed request with the target and the header lines as they are and return its answer."""
     head = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: " + authority(url).encode()]
     head += [*map(_bytes, headers), b"Content-Length: %d" % len(body), b"Connection: close"]
     (answer,) = await send(url, b"\r\n".join(head) + b"\r\n\r\n" + body)

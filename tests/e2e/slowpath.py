@@ -37,7 +37,7 @@ def far_end(stack: ExitStack, folder: Path, namespace: str, host: str, seconds: 
 
 
 async def ask(caller: Caller, session_id: str, text: str) -> tuple[str, str]:
-    """Hold a turn; give the answer and the cursor behind it."""
+    """Run a turn and return the answer and the cursor behind it."""
     receipt = await caller.send(session_id, *say(text))
     reads = await caller.until(session_id, "response.done", after=receipt["head"], seconds=60)
     return answer_of(read.value for read in reads), str(reads[-1].id)

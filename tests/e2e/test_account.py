@@ -14,7 +14,7 @@ JSON = {"Accept": "application/json"}
 
 
 async def test_an_ephemeral_key_of_the_callers_own_opens_and_turns(serve: Serve, emulate: Emulate) -> None:
-    """A gateway without a key of its own serves whoever brings a client secret, and shows it to nobody."""
+    """A gateway without an OpenAI key serves callers that bring one, and reveals it to no other caller."""
     far_end = emulate("--api-key", "sk-right", "--tokens-per-second", "0")
     async with aiohttp.ClientSession() as http:
         session = {"type": "realtime", "model": "gpt-realtime-2.1"}

@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "deploy" / "examples"
 
 @asynccontextmanager
 async def peer(far_end: FarEnd) -> AsyncIterator[Peer]:
-    """Hold a call as somebody else, with the gateway's key."""
+    """Open a call as another application, with the gateway's key."""
     one = Peer(far_end.base_url, KEY)
     try:
         await one.open()
@@ -141,7 +141,7 @@ async def test_megabytes_pass_both_ways(serve: Serve, far_end: FarEnd) -> None:
 
 
 async def test_sessions_that_end_by_themselves_leave_the_call_alone(serve: Serve, far_end: FarEnd) -> None:
-    """Neither a drain nor a limit of the session's own ends a call that somebody else made."""
+    """Neither a drain nor a limit of the session's own ends a call that another application made."""
     gateway = await serve(far_end, relay={"max_session_seconds": 1})
     async with peer(far_end) as other, Caller(gateway.url) as caller:
         session = await caller.open(call_id=other.call_id)

@@ -1,4 +1,4 @@
-"""A path that drops, delays and reorders datagrams, with outages: nothing is lost without being told, no session ends."""
+"""A path that drops, delays and reorders datagrams, with outages: nothing is lost without a report, and no session ends."""
 
 import asyncio
 import json

@@ -51,7 +51,7 @@ http {{
 
 @contextmanager
 def deployment(home: Path) -> Iterator[str]:
-    """Run three nodes behind nginx and give its URL."""
+    """Run three nodes behind nginx and return its URL."""
     with ExitStack() as stack:
         far_end = FarEnd(home / "far-end", "--tokens-per-second", "200")
         stack.callback(far_end.program.stop)

@@ -55,7 +55,7 @@ async def test_any_node_serves_any_session(nodes: Nodes) -> None:
 
 
 async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None:
-    """SIGKILL: readers go on at their cursor, a POST that meets the gap is answered, the conversation is known."""
+    """SIGKILL: readers continue at their cursor, a POST that meets the gap is answered, the conversation is known."""
     a, b, c = nodes.start(3)
     async with Caller(a.url) as caller:
         session = await caller.open()
@@ -109,7 +109,7 @@ async def test_paused_owner_never_speaks_again(nodes: Nodes) -> None:
 
 
 async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: RedisServer) -> None:
-    """Redis stopped for three leases: POSTs are refused with nothing done, and everything goes on when it is back."""
+    """Redis stopped for three leases: POSTs are refused with nothing done, and everything continues when it is back."""
     a, b = nodes.start(2)
     async with Caller(a.url) as caller:
         session_id = (await caller.open())["id"]
@@ -133,7 +133,7 @@ async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: Redis
 async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
     nodes: Nodes, redis_server: RedisServer
 ) -> None:
-    """Killed and started with nothing: sessions go on, and a node that dies afterwards is still replaced."""
+    """Killed and started with nothing: sessions continue, and a node that dies afterwards is still replaced."""
     a, b = nodes.start(2)
     async with Caller(a.url) as caller:
         session_id = (await caller.open())["id"]

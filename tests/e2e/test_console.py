@@ -54,14 +54,14 @@ async def say(page: Page, text: str) -> None:
 
 
 async def answers(page: Page, count: int = 1) -> list[str]:
-    """Wait for so many finished answers and give their texts."""
+    """Wait for this many finished answers and return their texts."""
     await page.until(f"{SETTLED} >= {count}")
     told: list[str] = await page.evaluate(ANSWERS)
     return told
 
 
 async def test_conversation_is_held(page: Page) -> None:
-    """Two turns give their answers, their events, their figures, and curl lines that repeat them."""
+    """Two turns show their answers, events and figures, and curl lines that repeat them."""
     await start(page)
     await say(page, "What is 6 times 7?")
     await answers(page)
@@ -85,7 +85,7 @@ async def test_conversation_is_held(page: Page) -> None:
 async def test_offline_page_comes_back_with_nothing_lost(
     emulate: Emulate, serve: Serve, chromium: Chromium
 ) -> None:
-    """Cut off in mid-answer, with a message sent meanwhile, the page catches up whole once it is back."""
+    """After a cut in the middle of an answer, with a message sent during it, the page catches up completely."""
     far_end = emulate("--tokens-per-second", "40")
     gateway = await serve(far_end)
     async with chromium.page(f"{gateway.url}/") as page, Caller(gateway.url) as caller:
@@ -259,7 +259,7 @@ async def test_filters_show_what_they_say(page: Page) -> None:
 
 
 async def test_reload_returns_to_the_session(page: Page, served: str) -> None:
-    """A reloaded page is in its session again, shows what was said, and goes on."""
+    """A reloaded page is in its session again, shows what was said, and continues."""
     await start(page)
     await say(page, "Count to 5")
     await answers(page)
@@ -297,7 +297,7 @@ async def test_session_of_another_client_is_joined_by_its_id(page: Page, served:
 
 
 async def test_call_is_attached_to_by_its_id(page: Page, served: str) -> None:
-    """The form takes a call's ID, too: the page hears what is said in the call from then on, and can speak in it."""
+    """With a call's ID in the form, the page gets the call's events from then on, and can send to it."""
     async with Caller(served) as caller:
         session = await caller.open()
         await page.click("[data-show=sessions]")
@@ -404,7 +404,7 @@ async def test_event_id_is_shown_and_copied(page: Page) -> None:
 
 
 async def test_raw_events_are_sent_as_they_are_written(page: Page) -> None:
-    """A template is sent, mistakes are told before anything is sent, and a sent event can be edited and sent again."""
+    """A template can be sent, mistakes are reported before sending, and a sent event can be edited and sent again."""
     await start(page)
     await page.click("[data-show=raw]")
     await page.click("#raw-send")
@@ -505,7 +505,7 @@ async def test_axe_finds_nothing(served: str, chromium: Chromium, width: int, da
 
 
 def test_files_hold_to_the_policy() -> None:
-    """No inline script or style, nobody else's host, no markup made from data."""
+    """The page has no inline script or style, uses no other host, and creates no markup from data."""
     for file in FILES.iterdir():
         text = file.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), (

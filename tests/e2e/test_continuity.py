@@ -1,4 +1,4 @@
-"""A conversation outlives its peer connection: losses of every kind, planned hand-overs, and what clients are told."""
+"""A conversation outlives its peer connection: losses of every kind, planned hand-overs, and the events that clients get."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ ASK = "What is my name?"
 
 
 async def tell(caller: Caller, session: Json, text: str) -> tuple[str, str]:
-    """Say something; give the answer's text and the id of its response.done."""
+    """Say something and return the answer's text and the id of its response.done."""
     receipt = await caller.send(session["id"], *say(text))
     reads = await caller.until(session["id"], "response.done", after=receipt["head"])
     return answer_of(read.value for read in reads), str(reads[-1].id)
@@ -34,7 +34,7 @@ def assert_whole(reads: list[Read]) -> None:
 
 
 async def cut_in_mid_answer(caller: Caller, far_end: FarEnd, session: Json, failure: str) -> str:
-    """Have a long answer cut off while it streams; give the cursor before the question."""
+    """Have a long answer cut off while it streams and return the cursor before the question."""
     call = await call_of(caller, session)
     await far_end.fault(call, tokens_per_second=50)
     receipt = await caller.send(session["id"], *say("Count to 50."))
@@ -47,7 +47,7 @@ async def cut_in_mid_answer(caller: Caller, far_end: FarEnd, session: Json, fail
 async def test_facts_told_before_a_loss_are_used_after_it(
     caller: Caller, far_end: FarEnd, failure: str
 ) -> None:
-    """The model's next answer uses what was said on the lost call, and the cut response is told."""
+    """The model's next answer uses the conversation of the lost call, and the interrupted response is reported."""
     session = await caller.open()
     await tell(caller, session, NAME)
     first_call = await call_of(caller, session)
@@ -79,7 +79,7 @@ async def test_an_idle_call_that_is_closed_is_replaced(caller: Caller, far_end: 
 
 @pytest.mark.slow
 async def test_a_far_end_that_vanishes_is_noticed_within_8_seconds(caller: Caller, far_end: FarEnd) -> None:
-    """While an answer is owed, silence is looked into by a check of its own."""
+    """If a response is due and the call is silent, a probe checks it."""
     session = await caller.open()
     _, last = await tell(caller, session, NAME)
 

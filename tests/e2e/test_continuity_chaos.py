@@ -1,7 +1,7 @@
-"""The far end fails at every moment and in every way: the conversation goes on, and every accepted event is accounted for.
+"""The far end fails at every moment and in every way: the conversation continues, and every accepted event is accounted for.
 
-A killed far end is followed by another process at its address, which knows nothing. The one fault that is no loss is
-`silence`: such a far end still answers for its life, so the turn's own time-out speaks, not continuity.
+A killed far end is followed by another process at its address, which knows nothing. The one fault that is not a loss is
+`silence`: such a far end still answers consent checks, so the turn times out and the call is not replaced.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Trial:
     received: list[str] = field(default_factory=list)
 
     async def send(self, *events: Json) -> Json:
-        """Send events, each under a name of its own; give the receipt."""
+        """Send events with distinct IDs and return the receipt."""
         named = []
         for at, event in enumerate(events):
             name = f"own_{len(self.sent) + at}"
@@ -52,7 +52,7 @@ class Trial:
         return receipt
 
     async def ask(self, text: str) -> str:
-        """Hold a turn; give the answer's text."""
+        """Run a turn and return the answer's text."""
         receipt = await self.send(*say(text))
         reads = await self.caller.until(self.session_id, "response.done", after=receipt["head"])
         return answer_of(read.value for read in reads)
@@ -81,7 +81,7 @@ class Trial:
         self.far_end = self.emulate("--port", port, *QUIET)
 
     async def recovered(self, after: str, count: int = 1) -> Json:
-        """Wait for the new call; give what was told of it."""
+        """Wait for the new call and return the event that reports it."""
         reads = await self.caller.until(self.session_id, "gateway.recovered", count=count, after=after)
         return reads[-1].value
 
@@ -114,7 +114,7 @@ class Trial:
         await self._count(told)
 
     async def _count(self, told: list[Json]) -> None:
-        """Fail unless the metrics tell what the log tells."""
+        """Fail unless the metrics agree with the log."""
         operator = Caller(self.gateway.admin_url)
         try:
             _, text = await operator.ask("GET", "/metrics")
@@ -230,7 +230,7 @@ async def recovery(one: Trial, failure: str) -> None:
 
 
 async def twice(one: Trial, failure: str) -> None:
-    """The new call fails as soon as it is there."""
+    """The new call fails as soon as it is open."""
     head = await one.head()
     for count in (1, 2):
         await one.fail(failure)
@@ -252,7 +252,7 @@ TRIALS: list[tuple[str, Moment]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("failure", "moment"), TRIALS, ids=lambda one: getattr(one, "__name__", one))
 async def test_the_conversation_goes_on(trial: Begin, moment: Moment, failure: str) -> None:
-    """The next answer uses what was told before, ids are unbroken, every event is accounted for, and nothing is left."""
+    """The next answer uses earlier facts, IDs are contiguous, every event is accounted for, and nothing is leaked."""
     async with trial() as one:
         await moment(one, failure)
 
@@ -271,7 +271,7 @@ async def test_a_call_that_ends_by_itself_is_replaced(trial: Begin, failure: str
 
 @pytest.mark.slow
 async def test_a_far_end_killed_during_set_up_is_the_creates_answer(serve: Serve, emulate: Emulate) -> None:
-    """There is no conversation to go on with: 502 or 504, nothing left, and the next create works."""
+    """There is no conversation to continue with: 502 or 504, nothing left, and the next create works."""
     far_end = emulate(*QUIET)
     port = far_end.base_url.rsplit(":", 1)[1].split("/")[0]
     gateway = await serve(far_end)

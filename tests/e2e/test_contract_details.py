@@ -23,13 +23,13 @@ def server_event(kind: str, **members: Any) -> str:
     return json.dumps({"type": kind, **members})
 
 
-# --- frames that are no events ----------------------------------------------------------------------------------------
+# --- frames that are not events ----------------------------------------------------------------------------------------
 
 
 async def test_frames_that_are_no_objects_are_not_relayed(
     gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """What is no JSON object is left out, the good events around it are not, and the session lives."""
+    """A frame that is not a JSON object is dropped, the valid events around it are not, and the session continues."""
     session = await caller.open()
     bad: list[Any] = ["no json", "[1]", '"text"', "", '{"a":NaN}', {"base64": "//4="}]
     good = [server_event("one"), server_event("two")]
@@ -60,7 +60,7 @@ async def test_raw_line_ends_become_what_the_rendering_can_say(
 
 
 async def test_a_full_house_is_503_and_still_ready(serve: Serve, far_end: FarEnd) -> None:
-    """At `max_sessions` a create is told to come back; readiness does not change, or a balancer would shift the load."""
+    """At `max_sessions` a create gets 503 with `Retry-After`; readiness does not change, or a balancer would shift the load."""
     gateway = await serve(far_end, relay={"max_sessions": 1})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -76,7 +76,7 @@ async def test_a_full_house_is_503_and_still_ready(serve: Serve, far_end: FarEnd
 
 
 async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: FarEnd) -> None:
-    """At `log_total_bytes` new sessions are 503, the largest log gives up its oldest, and nobody's session ends."""
+    """At `log_total_bytes` new sessions are 503, the largest log drops its oldest events, and no session ends."""
     gateway = await serve(far_end, relay={"log_total_bytes": 1024 * 1024})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -94,7 +94,7 @@ async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: F
 
 
 async def head_is(caller: Caller, session: Json, count: int) -> bool:
-    """Return whether so many events have come."""
+    """Return whether this many events have come."""
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return int(now["head"].rsplit("-", 1)[1]) >= count
 
@@ -155,7 +155,7 @@ async def test_an_end_that_is_known_is_told(serve: Serve, far_end: FarEnd) -> No
 
 @pytest.mark.slow
 async def test_a_session_nobody_reads_is_detached(serve: Serve, far_end: FarEnd) -> None:
-    """Without a receiver and a call for its grace it ends; one that is read does not."""
+    """A session without receivers and requests for its grace period ends; one that is being read does not."""
     gateway = await serve(far_end, relay={"detach_grace_seconds": 10})
     async with caller_of(gateway) as caller:
         left, read = await caller.open(), await caller.open()
@@ -200,7 +200,7 @@ async def test_after_its_retention_a_session_never_was(serve: Serve, far_end: Fa
 
 
 async def test_a_drain_tells_refuses_and_ends(serve: Serve, far_end: FarEnd) -> None:
-    """Draining, the gateway is not ready, opens nothing, tells who is reading, and ends each session for that reason."""
+    """While draining, the gateway is not ready, opens no session, notifies readers, and ends each session with `drained`."""
     gateway = await serve(far_end, drain={"timeout_seconds": 1.5})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -222,7 +222,7 @@ async def test_a_drain_tells_refuses_and_ends(serve: Serve, far_end: FarEnd) -> 
 
 
 async def receivers(caller: Caller, session: Json) -> bool:
-    """Return whether somebody reads the session."""
+    """Return whether the session has a receiver."""
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return bool(now["receivers"])
 
@@ -265,7 +265,7 @@ async def test_what_is_no_http_is_a_bare_400(gateway: Gateway) -> None:
 
 
 async def raw(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
-    """Send bytes and give head and body of what comes until the connection ends."""
+    """Send bytes and return head and body of what comes until the connection ends."""
     parts = urlsplit(gateway.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -280,7 +280,7 @@ async def raw(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
 
 @pytest.mark.slow
 async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_end: FarEnd) -> None:
-    """After the write deadline its connection ends and the session goes on; others have had everything meanwhile."""
+    """After the write deadline its connection ends and the session continues; other readers got everything in the meantime."""
     gateway = await serve(far_end, stream={"write_timeout_seconds": 1})
     async with caller_of(gateway) as caller:
         session = await caller.open()

@@ -34,7 +34,7 @@ async def open_session(url: str) -> Json:
 
 
 async def post(url: str, session: Json, *events: Json) -> Json:
-    """Post client events by curl and give the receipt."""
+    """Post client events by curl and return the receipt."""
     path = f"{url}/v1/sessions/{session['id']}/events"
     receipt: Json = json.loads(await curled(path, "-d", json.dumps(events)))
     return receipt

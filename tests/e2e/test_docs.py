@@ -78,7 +78,7 @@ async def output_of(*command: str, environ: dict[str, str], cwd: Path, said: str
 
 
 async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tuple[str, str]]:
-    """Split a `console` block into commands and the output that it promises for each. A command goes on over the next
+    """Split a `console` block into commands and the output that it promises for each. A command continues over the next
     lines until the shell can parse it."""
     found: list[tuple[str, str]] = []
     unfinished = False
@@ -128,7 +128,7 @@ async def test_runnable_blocks_do_what_they_promise(
         assert status == 0, (block.text, output)
         assert missing(block.prints, output) is None, (block.text, output)
     if session:
-        # A reader in the background is given a moment before the next command, as a typist gives it.
+        # A reader in the background gets a moment before the next command, as if a person typed it.
         typed = "".join(
             f"{command}\n{'sleep 1' if command.endswith('&') else 'echo'}\n" for command, _ in session
         )

@@ -52,7 +52,7 @@ class Ending:
 
 
 class House:
-    """A gateway in a process of its own, and people who read in all of its sessions."""
+    """A gateway in a separate process, and readers of all of its sessions."""
 
     def __init__(self, program: Program, caller: Caller, url: str, admin_url: str) -> None:
         self.program = program
@@ -160,7 +160,7 @@ async def test_a_hundred_answers_are_finished_before_the_end(house: House) -> No
 
 
 async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> None:
-    """A response that does not fit is cut at the deadline, its client told, and nothing before that is lost."""
+    """A response that takes longer is cut at the deadline, its client is notified, and no earlier event is lost."""
     await house.stream("Write 3000 words about the sea.", FEW)
     ending = await house.ended(signal.SIGTERM)
 
@@ -172,7 +172,7 @@ async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> N
 
 
 async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
-    """New sessions are refused with 503 and readiness is gone, while the operator still sees what goes on."""
+    """New sessions and `/readyz` are 503, while the operator's listener still answers."""
     await house.stream("Write 3000 words about the sea.", FEW)
     house.program.process.send_signal(signal.SIGTERM)
 
@@ -194,7 +194,7 @@ async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
 
 @pytest.mark.parametrize("drain_seconds", [LONG_DRAIN_SECONDS])
 async def test_a_second_signal_ends_a_hundred_answers_at_once(house: House) -> None:
-    """Whoever signals twice waits no more; the readers are told all the same, and the status is 0."""
+    """A second signal ends the drain at once; readers are still notified, and the status is 0."""
     await house.stream("Write 3000 words about the sea.")
     ending = await house.ended(signal.SIGTERM, signal.SIGTERM)
 

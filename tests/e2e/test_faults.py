@@ -120,13 +120,13 @@ async def in_a_call(row: Row, far_end: FarEnd, caller: Caller) -> None:
 
 
 async def turn(caller: Caller, session: Json, text: str = QUESTION) -> tuple[aiohttp.ClientResponse, Any]:
-    """Hold a turn as JSON."""
+    """Run a turn as JSON."""
     path, headers = f"/v1/sessions/{session['id']}/turns", {"Accept": "application/json"}
     return await caller.ask("POST", path, {"input": text}, headers=headers)
 
 
 def told(answer: aiohttp.ClientResponse, body: Json) -> str:
-    """Put an answer into the table's words."""
+    """Describe an answer in the form of the table."""
     words = [str(answer.status)]
     if answer.content_type == "application/problem+json":
         words.append(body["code"])
@@ -136,7 +136,7 @@ def told(answer: aiohttp.ClientResponse, body: Json) -> str:
         words.append(body["status"])
     said = " ".join(words)
     asks = answer.headers.get("Retry-After")
-    # Where the service names no time the gateway names one of its own, which the table leaves open.
+    # If the service sends no Retry-After, the gateway chooses one, which the table does not list.
     return f"{said}, Retry-After {asks}" if asks == "7" else said
 
 
@@ -166,7 +166,7 @@ async def test_fault_is_met_as_the_table_says(serve: Serve, far_end: FarEnd, row
 
 @pytest.mark.slow
 async def test_after_all_faults_nothing_is_left(serve: Serve, far_end: FarEnd) -> None:
-    """One process meets every fault but a path that dies in silence, twice; then no task, thread, socket or connection is left."""
+    """One process runs every fault except a silent path twice; then no task, thread, socket or connection is left."""
     gateways = {row.settings: await serve(far_end, **row.sections) for row in ROWS}
     held: list[Holdings] = []
     for _ in range(2):

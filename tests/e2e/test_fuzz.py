@@ -155,7 +155,7 @@ def _refuse(word: str) -> None:
 
 
 async def read_page(caller: Caller, session: Json, last: Json) -> list[Json]:
-    """Read on until an event, and give all since the last read."""
+    """Read on until an event and return all since the last read."""
     found: list[Json] = []
 
     def collect(event: Json) -> bool:

@@ -1,4 +1,4 @@
-"""What strangers may try against a gateway, from outside: none of it gets in, and none of it takes it down."""
+"""Attacks from outside: none gets access, and none stops the gateway."""
 
 import asyncio
 import hashlib
@@ -59,13 +59,13 @@ async def ann(keyed: Gateway) -> AsyncIterator[Caller]:
 
 @pytest_asyncio.fixture
 async def stranger(keyed: Gateway) -> AsyncIterator[Caller]:
-    """Return a caller without any credential of its own."""
+    """Return a caller without a credential."""
     async with Caller(keyed.url) as caller:
         yield caller
 
 
 async def tried(caller: Caller, session_id: str, **options: Any) -> list[tuple[int, str]]:
-    """Try every call on a session and give each one's status and code."""
+    """Try every call on a session and return each one's status and code."""
     results = []
     for method, tail, body in ON_A_SESSION:
         answer, problem = await caller.ask(method, f"/v1/sessions/{session_id}{tail}", body, **options)
@@ -105,7 +105,7 @@ async def test_a_secret_opens_no_other_session(ann: Caller, stranger: Caller) ->
 
 
 async def test_a_caller_lists_only_its_own(ann: Caller, stranger: Caller) -> None:
-    """The list of a caller without sessions is empty, whatever others have."""
+    """The list of a caller without sessions is empty, even if others have sessions."""
     await ann.open()
     answer, listed = await stranger.ask("GET", "/v1/sessions", headers=bearer(BOB))
 
@@ -116,7 +116,7 @@ async def test_a_caller_lists_only_its_own(ann: Caller, stranger: Caller) -> Non
 
 
 async def test_no_forged_secret_is_taken(ann: Caller, stranger: Caller) -> None:
-    """A secret with any one character changed, cut off or added is no secret, nor is one with another's body."""
+    """A secret with one character changed, removed or added is invalid, and so is one with another secret's body."""
     session, other = await ann.open(), await ann.open()
     word, second = session["client_secret"]["value"], other["client_secret"]["value"]
     forged = [
@@ -153,7 +153,7 @@ async def test_a_ticket_is_no_secret(ann: Caller, stranger: Caller) -> None:
 async def test_another_gateways_secret_is_foreign(
     serve: Serve, far_end: FarEnd, ann: Caller, stranger: Caller
 ) -> None:
-    """What another gateway signed is worth nothing here, whatever session it names."""
+    """A credential that another gateway signed is invalid for every session."""
     session = await ann.open()
     elsewhere = await serve(far_end)
     async with Caller(elsewhere.url) as other:
@@ -260,7 +260,7 @@ async def test_half_a_surrogate_pair_is_no_text(caller: Caller, far_end: FarEnd)
     ],
 )
 async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, target: str) -> None:
-    """Line ends in a path or a query are told in JSON, where they are harmless, and nowhere else."""
+    """Line ends in a path or a query appear only in JSON, where they are harmless."""
     session = await caller.open()
     answer = await rawhttp.ask(gateway.url, "GET", target.replace("{id}", session["id"]))
 
@@ -269,7 +269,7 @@ async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, targ
     assert not {"set-cookie", "location"} & {name for name, _ in answer.headers}
 
 
-@pytest.mark.slow  # many cases, each a gateway of its own
+@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize(
     "name", ["X-Request-Id", "Last-Event-ID", "Idempotency-Key", "Accept", "Content-Type", "Origin"]
 )
@@ -279,7 +279,7 @@ async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, targ
 async def test_a_strange_header_is_refused_or_passed_over(
     gateway: Gateway, caller: Caller, name: str, value: bytes
 ) -> None:
-    """Control characters, bytes that are no text and great length harm nothing, and nothing of them comes back."""
+    """Control characters, invalid text and very long values do no harm and are not echoed."""
     session = await caller.open()
     header = name.encode() + b": " + value
     read = await rawhttp.ask(gateway.url, "GET", f"{session['events_url']}?wait=0&format=json", header)
@@ -317,13 +317,13 @@ GIANT = {
 }
 
 
-@pytest.mark.slow  # many cases, each a gateway of its own
+@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize("tail", ["/events", "/turns", "/events/stream", ""])
 @pytest.mark.parametrize("body", GIANT.values(), ids=GIANT.keys())
 async def test_giant_and_deep_json_is_the_callers_mistake(
     gateway: Gateway, caller: Caller, body: bytes, tail: str
 ) -> None:
-    """It is taken as data or refused in a moment, never 500, whatever it is sent to."""
+    """On every route it is accepted as data or quickly refused, never with 500."""
     session = await caller.open()
     path = f"/v1/sessions/{session['id']}{tail}" if tail else "/v1/sessions"
     began = time.process_time()  # not the clock on the wall, which other work on the machine moves
@@ -350,7 +350,7 @@ TINY = {
 
 @pytest.mark.parametrize(("body", "kind"), TINY.values(), ids=TINY.keys())
 async def test_many_tiny_events_are_too_many(caller: Caller, body: bytes, kind: str) -> None:
-    """A megabyte of the smallest events is refused whole and at once: 413, or 400 where none of them is an event."""
+    """A megabyte of the smallest events is refused at once: 413, or 400 if none of them is an event."""
     session = await caller.open()
     began = asyncio.get_running_loop().time()
     answer, _ = await caller.ask("POST", session["events_url"], body, headers={"Content-Type": kind})
@@ -375,7 +375,7 @@ async def test_no_packed_body_is_unpacked(caller: Caller, coding: str) -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # many cases, each a gateway of its own
+@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize(
     "target",
     [
@@ -454,7 +454,7 @@ async def test_no_page_spends_the_operators_money(
     """A page of any other origin is refused on both listeners before anything is done."""
     line = f"Origin: {origin.replace('{authority}', rawhttp.authority(gateway.url))}"
     if line.endswith("\t"):
-        line = line.replace("Origin: ", "Origin: x")  # White space at the end is no part of a value.
+        line = line.replace("Origin: ", "Origin: x")  # White space at the end is not a part of a value.
     opened = (await far_end.about())["opened"]
     answers = [
         await rawhttp.ask(gateway.url, "POST", "/v1/turns", line, "Content-Type: text/plain", body=b"Hello"),
@@ -480,7 +480,7 @@ async def test_a_second_origin_does_not_hide_the_first(gateway: Gateway) -> None
     "host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"", b"localhost@evil.example"]
 )
 async def test_a_name_that_was_rebound_is_not_served(gateway: Gateway, host: bytes) -> None:
-    """Without keys only loopback names are taken, so that a page cannot come by a name of its own."""
+    """Without keys only loopback host names are accepted, so DNS rebinding does not work."""
     request = (
         b"POST /v1/sessions HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     )

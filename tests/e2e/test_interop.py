@@ -1,4 +1,4 @@
-"""The gateway with far ends that nobody here wrote: libwebrtc and libdatachannel, as npm's binary packages bring them.
+"""The gateway with other WebRTC implementations: libwebrtc and libdatachannel from npm's binary packages.
 
 They answer calls as the service does, over `tests/emulator/interop/*-farend.mjs`; what is tested is signalling, ICE, DTLS,
 SCTP and the channel between aiortc as the gateway tunes it and stacks of another make.
@@ -38,7 +38,7 @@ def _packages() -> None:
 
 @asynccontextmanager
 async def far_end(node: str, stack: str) -> AsyncIterator[str]:
-    """Run a far end and give its base URL."""
+    """Run a far end and return its base URL."""
     process = await asyncio.create_subprocess_exec(
         node, str(INTEROP / f"{stack}-farend.mjs"), stdout=asyncio.subprocess.PIPE
     )
@@ -78,7 +78,7 @@ async def test_gateway_holds_turns_with_a_far_end_of_another_make(
 
 
 async def hold(caller: Caller, session: Json, text: str) -> str:
-    """Say something and give what is said back."""
+    """Send a text and return the answer."""
     receipt = await caller.send(session["id"], *say(text))
     return answer_of(
         block.value for block in await caller.until(session["id"], "response.done", after=receipt["head"])

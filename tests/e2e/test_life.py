@@ -72,7 +72,7 @@ async def test_any_text_survives_both_ways(
 async def test_a_very_large_event_passes_both_ways_and_holds_nobody_up(
     gateway: Gateway, caller: Caller, far_end: FarEnd, tmp_path: Path
 ) -> None:
-    """600 KB go up and come back whole, and the loop is never busy with them for longer than 50 ms at a stretch."""
+    """600 KB are sent and come back complete, and never block the loop for more than 50 ms."""
     session = await caller.open()
     # No parser's mercy: every line differs, and a quarter of it is not ASCII.
     text = "\n".join(f"{line:06d} größer als alles, was hier sonst geht 🙂" for line in range(LARGE // 50))
@@ -108,7 +108,7 @@ async def large_event(path: str, after: str) -> Json:
 class Standstill:
     """Measures the longest stretch for which the loop's thread computed without coming round.
 
-    It counts the thread's own CPU time: what else the machine does meanwhile is not the gateway's fault.
+    It measures the thread's CPU time, so that other load on the machine does not matter.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Many sessions at once in one process: what they take while they are open, and that they give all of it back."""
+"""Many sessions at once in one process: the resources they use while open, all of which are released."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say, settled
 
 SESSIONS = 500
 AT_ONCE = 10
-# Of a session that nobody reads: one UDP socket. The rest is shared: listeners, a few connections to the far end.
+# A session without readers needs one UDP socket. The rest is shared: listeners, a few connections to the far end.
 DESCRIPTORS_EACH = 1
 DESCRIPTORS_SHARED = 50
 TASKS_EACH = 6
@@ -38,7 +38,7 @@ async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd
 
 
 async def round_trip(gateway: Gateway, count: int) -> Holdings:
-    """Open so many sessions, use each, count, delete all; gives what was held while they were open."""
+    """Open this many sessions, use each, count, delete all and return what was held while they were open."""
     caller = Caller(gateway.url)
     gate = asyncio.Semaphore(AT_ONCE)
 

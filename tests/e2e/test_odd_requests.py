@@ -1,4 +1,4 @@
-"""Requests that nobody should send: whatever comes, the answer is one of the contract's, and the session lives."""
+"""Unusual requests: every answer is one of the contract's, and the session continues."""
 
 import asyncio
 import random

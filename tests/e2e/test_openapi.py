@@ -35,12 +35,12 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-# What a client must be ready for, whatever it sends: OpenAI refused, failed, is slow, or somebody is full.
+# Statuses that any request may get: OpenAI refused, failed or is slow, or a limit was reached.
 UPSTREAMS = {502, 503, 504}
 
 DESCRIPTION = schemathesis.openapi.from_dict(document())
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-# Nothing can be wrong with a request that has neither parameters of its own nor a body.
+# A request without parameters and body cannot be invalid.
 OPERATIONS = [
     pytest.param(path, method.upper(), mode, id=f"{mode.value} {method.upper()} {path}")
     for path, members in document()["paths"].items()

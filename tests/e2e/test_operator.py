@@ -356,5 +356,5 @@ async def conversed(url: str) -> dict[str, Any]:
 
 
 async def test_the_gateway_says_where_it_listens(served: str) -> None:
-    """The line at the start gives the address with the real port."""
+    """The log line at the start has the address with the actual port."""
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]*", served)

@@ -170,7 +170,7 @@ async def by_curl(url: str) -> list[Event]:
 
 
 async def output_of(*command: str) -> str:
-    """Run a program to its end and give what it prints."""
+    """Run a program to its end and return what it prints."""
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=EXAMPLES)
     try:
         async with asyncio.timeout(SECONDS):

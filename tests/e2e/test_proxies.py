@@ -29,7 +29,7 @@ IDLE_SECONDS = 33.0
 
 
 def shown(file: str) -> str:
-    """Return a configuration that people are told to use."""
+    """Return a configuration from the documentation."""
     return (proxies.PROXIES / file).read_text()
 
 
@@ -49,7 +49,7 @@ SERVERS = [
 
 
 async def send_mark(far_end: FarEnd, session: Json, mark: str) -> None:
-    """Make the far end say one event that can be told from others."""
+    """Make the far end send one event that can be recognised."""
     await far_end.send(session["call_id"], json.dumps({"type": "mark", "mark": mark}))
 
 
@@ -61,7 +61,7 @@ class Piece:
         self.text = ""
 
     async def until(self, what: str, seconds: float = SOON_SECONDS) -> float:
-        """Wait until something stands in it, and give how long that took."""
+        """Wait until something stands in it and return how long that took."""
         began = time.monotonic()
         async with asyncio.timeout(seconds):
             while what not in self.text:
@@ -124,7 +124,7 @@ async def test_a_conversation_is_held_through_it(
     start: Standing, text: str, gateway: Gateway, part_path: Part, tmp_path: Path
 ) -> None:
     """Create, send, stream, turn and delete all work through it, statuses and resumption included."""
-    # A server that was told to buffer keeps the tail of what a reader catches up with until the next heartbeat.
+    # A server that buffers keeps the end of a replay until the next heartbeat.
     patience = 20.0 if text == proxies.NGINX_BUFFERING else 2 * SOON_SECONDS
     async with start(part_path, text, tmp_path / "proxy", gateway.url) as url, Caller(url) as through:
         session = await through.open()
@@ -191,7 +191,7 @@ async def test_long_polls_pass_a_proxy_that_holds_whole_answers(
 async def test_heartbeats_outlive_a_time_out_of_30_seconds(
     gateway: Gateway, far_end: FarEnd, caller: Caller, part_path: Part, tmp_path: Path
 ) -> None:
-    """A silent stream stays with the heartbeat as it is by default, and is cut with one that is too slow."""
+    """A silent stream stays open with the default heartbeat, and is cut with one that is too slow."""
     session = await caller.open()
     path = f"{session['events_url']}?after={session['head']}"
     async with (

@@ -12,7 +12,7 @@ from tests.e2e.house import Caller, Emulate, Serve
 
 Json = dict[str, Any]
 BEFORE, AFTER = '{"direction":"received","event":', "}"
-# What is no conversation of events has another ending.
+# What is not a conversation of events has another ending.
 NAMES = (
     "text-turn-in-webrtc-call",
     "tool-call-round",
@@ -75,7 +75,7 @@ async def test_long_poll_holds_the_bytes_of_a_recording(
 
 
 async def ndjson(caller: Caller, path: str, count: int) -> list[str]:
-    """Read so many events as NDJSON and give their lines, without the stream's own."""
+    """Read this many events as NDJSON and return their lines, without the stream's own."""
     lines: list[str] = []
     async with caller.http.get(f"{caller.url}{path}&format=ndjson") as answer:
         assert answer.content_type == "application/x-ndjson"

@@ -42,7 +42,7 @@ def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathF
 
 
 async def channel(page: Page, options: str = "{}") -> str:
-    """Open a channel in the page that writes down all it is told, and give its session's id."""
+    """Open a channel in the page that writes down all it is told and return its session's id."""
     await page.evaluate(
         "import('/relay.js').then(({RelayChannel}) => {"
         "  globalThis.seen = []; globalThis.own = []; globalThis.errors = []; globalThis.closes = 0;"
@@ -60,7 +60,7 @@ async def channel(page: Page, options: str = "{}") -> str:
 
 
 async def seen(page: Page, count: int = 1) -> list[tuple[int, str]]:
-    """Wait for the end of `count` responses and give what was seen by then: numbers and types."""
+    """Wait for the end of `count` responses and return the numbers and types seen so far."""
     await page.until(
         f"seen.filter(([, data]) => JSON.parse(data).type === 'response.done').length >= {count}"
     )
@@ -75,7 +75,7 @@ async def log_of(caller: Caller, session_id: str, count: int = 1) -> list[tuple[
 
 
 def up_to(read: list[tuple[int, str]], log: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Cut what was read to the log's length in numbers: more may have come meanwhile."""
+    """Return the read events up to the log's length: more may have arrived since."""
     return [one for one in read if one[0] <= log[-1][0]]
 
 
@@ -96,7 +96,7 @@ async def test_thread_code_runs_on_the_channel(served: str, chromium: Chromium) 
 
 
 async def test_thread_handler_runs_on_an_event_source(served: str, chromium: Chromium) -> None:
-    """The thread's handler works on a bare `EventSource` of the stream's URL as it is."""
+    """The handler from the documentation works with a plain `EventSource` of the stream's URL."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session = await caller.open()
         await page.evaluate(
@@ -174,7 +174,7 @@ async def test_cut_streams_lose_nothing_and_are_stepped_down(
 
 
 async def test_stream_that_falls_silent_is_noticed(serve: Serve, far_end: FarEnd, chromium: Chromium) -> None:
-    """A stream that says nothing for two and a half heartbeats is cut by the client, which goes on from there."""
+    """A stream that says nothing for two and a half heartbeats is cut by the client, which continues from there."""
     streams = 0
 
     def rule(request: web.BaseRequest) -> Pass:
@@ -269,7 +269,7 @@ async def test_one_refused_event_takes_no_other_along(
 async def test_gap_is_told_with_its_number(
     serve: Serve, far_end: FarEnd, chromium: Chromium, transport: str
 ) -> None:
-    """Who comes back after the log has moved on is told how much is missing, and gets all the rest."""
+    """A client that reconnects after a log overrun learns how many events are missing, and gets the rest."""
     gateway = await serve(far_end, relay={"log_max_events": 32})
     async with Caller(gateway.url) as caller, chromium.page(f"{gateway.url}/") as page:
         session = await caller.open()

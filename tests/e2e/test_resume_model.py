@@ -183,7 +183,7 @@ class Reader:
 
 
 class Network:
-    """Cuts answers after so many bytes as each draw says, until it has cut often enough."""
+    """Cuts answers after this many bytes as each draw says, until it has cut often enough."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -197,7 +197,7 @@ class Network:
 
 
 async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[list[Reader], int]:
-    """Let a plan happen, and give its readers and how often the network cut."""
+    """Let a plan happen and return its readers and how often the network cut."""
     gateway = Gateway(configured(far_end.base_url, relay={"log_max_events": KEPT}))
     await gateway.start()
     try:

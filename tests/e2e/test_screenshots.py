@@ -1,4 +1,4 @@
-"""The pictures in docs/images: made from the console as it is, and held against those that the documentation shows.
+"""The pictures in docs/images: taken from the console and compared with those in the documentation.
 
 `make screenshots` writes them again.
 """

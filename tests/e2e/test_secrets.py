@@ -82,7 +82,7 @@ async def lived_through(run: Run, caller: Caller, operator: Caller, far_end: Far
     key = bearer(CALLER_KEY)
     own, renewed = [await ephemeral_key(caller, far_end) for _ in range(2)]
     run.secrets |= {own, renewed}
-    # What is told once is told; it is everything after it that must be silent.
+    # The create's answer contains the secrets; nothing after it may.
     answer, session = await caller.ask(
         "POST", "/v1/sessions", {"metadata": {"a": 1}}, headers=key | upstream(own)
     )

@@ -65,7 +65,7 @@ class Network:
 
 @dataclass(slots=True)
 class Answers:
-    """What all senders of all batches were told."""
+    """The answers that the senders got for all batches."""
 
     receipts: list[tuple[str, Json]]
     replayed: int = 0
@@ -99,7 +99,7 @@ async def send(
 
 
 async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list[str]]:
-    """Let a plan happen; gives what the network did, what senders were told, and the ids that reached the far end."""
+    """Let a plan happen and return what the network did, what senders were told, and the ids that reached the far end."""
     gateway = Gateway(configured(far_end.base_url))
     await gateway.start()
     network, answers = Network(plan.seed), Answers([])
@@ -141,7 +141,7 @@ async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list
 
 
 def check(plan: Plan, answers: Answers, arrived: list[str]) -> None:
-    """Each batch once and whole, its events side by side; a row's batches in order; all repeats told the same."""
+    """Each batch arrived once, complete and contiguous; batches of a sender are in order; all repeats got the same answer."""
     sizes = {f"{row}.{n}": batch.count for row, of in enumerate(plan.rows) for n, batch in enumerate(of)}
     order = list(dict.fromkeys(event_id.rpartition(".")[0] for event_id in arrived))
     assert sorted(order) == sorted(sizes)

@@ -1,4 +1,4 @@
-"""One reader that never reads, among fifty that do: nobody else notices, and what is held for it is bounded.
+"""One client that never reads among fifty readers: the others are not affected, and its buffers are bounded.
 
 Latency is taken within one process from before the far end is told to speak to the event's arrival at each reader, with
 and without the mute reader in turns, so that whatever else the machine does falls on both alike.
@@ -36,7 +36,7 @@ CPU_NOISE = 1.25
 
 
 class Fast:
-    """A reader that takes whatever comes, and notes when."""
+    """A reader that notes when each event arrives."""
 
     def __init__(self) -> None:
         self.arrived: dict[int, float] = {}
@@ -70,7 +70,7 @@ async def mute(gateway: Gateway, session: Json) -> AsyncIterator[socket.socket]:
 
 
 async def burst(far_end: FarEnd, session: Json, numbers: range) -> float:
-    """Let the far end speak, and give when."""
+    """Let the far end send a burst, and return the time."""
     now = time.monotonic()
     frames = (json.dumps({"type": "numbered", "n": n, "text": "x" * SIZE}) for n in numbers)
     await far_end.send(session["call_id"], *frames)
@@ -83,7 +83,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 async def read_by_all(readers: list[Fast], number: int) -> None:
-    """Wait until everybody has a number."""
+    """Wait until every reader has a number."""
 
     async def there() -> bool:
         return all(number in reader.arrived for reader in readers)
@@ -173,7 +173,7 @@ async def test_what_is_held_for_one_that_never_reads_is_bounded(serve: Serve, fa
 
 @pytest.mark.slow
 async def test_one_that_never_reads_is_cut_at_the_write_deadline(serve: Serve, far_end: FarEnd) -> None:
-    """After `write_timeout_seconds` without a byte taken its connection ends, and the session and its readers go on."""
+    """After `write_timeout_seconds` without a byte taken its connection ends, and the session and its readers continue."""
     gateway = await serve(far_end, stream={"write_timeout_seconds": 1})
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -196,7 +196,7 @@ async def test_one_that_never_reads_is_cut_at_the_write_deadline(serve: Serve, f
 
 
 async def wait_for(caller: Caller, session: Json, last: int) -> Json:
-    """Wait until the log has a number, and give the session as it is then."""
+    """Wait until the log has a number and return the session as it is then."""
     query = {"format": "json", "types": "numbered", "wait": "1", "limit": "1000", "max_bytes": "4194304"}
 
     async def there() -> bool:

@@ -69,7 +69,7 @@ def relay(
 
 
 def _await_listener(program: Program, port: int) -> None:
-    # It opens this one last. Its log lies in a buffer meanwhile.
+    # It opens this one last. Its log is buffered until then.
     deadline = time.monotonic() + START_SECONDS
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -108,7 +108,7 @@ async def test_a_conversation_goes_through_the_relay(
 async def test_without_the_relay_its_sessions_fail_and_others_do_not(
     serve: Serve, far_end: FarEnd, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong password is told to the operator; where another way is allowed, it is taken."""
+    """A wrong password is logged for the operator; if a direct path is allowed, it is used."""
     wrong = {"ice_servers": [relay.server(TRANSPORTS[0], password="wrong")]}
     only = await serve(far_end, upstream={**wrong, "ice_transport_policy": "relay"})
     other = await serve(far_end, upstream=wrong)
@@ -125,7 +125,7 @@ async def test_without_the_relay_its_sessions_fail_and_others_do_not(
 
 
 async def test_the_doctor_asks_for_an_address(relay: Relay) -> None:
-    """Right and wrong passwords, and nobody there, are told apart."""
+    """A right password, a wrong one, and a missing server give different results."""
     found = [
         await doctor.ice_server(IceServer((relay.url(form),), NAME, password))
         for form, password in [*((form, PASSWORD) for form in TRANSPORTS), (TRANSPORTS[0], "wrong")]

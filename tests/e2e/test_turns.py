@@ -69,7 +69,7 @@ async def test_an_upstream_rate_limit_is_429(
 
 
 async def test_an_incomplete_response_says_so(caller: Caller, far_end: FarEnd) -> None:
-    """An answer that was cut by its token limit is 200, and its status tells."""
+    """An answer that was cut by its token limit is 200 with status `incomplete`."""
     await far_end.faults(response_incomplete="max_output_tokens")
     answer, turn = await caller.ask("POST", "/v1/turns", QUESTION, headers=JSON)
 
@@ -98,7 +98,7 @@ async def test_a_response_that_never_begins_is_504(
 async def test_a_turn_of_its_own_is_cancelled_when_its_client_leaves(
     gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """Nobody pays for an answer that nobody reads: the response is cancelled and the session closed."""
+    """When the client leaves, the response is cancelled and the session closed, so nothing more is billed."""
     await far_end.faults(tokens_per_second=20)
     await left_after_some(caller, "/v1/turns")
     call_id = await newest_call(far_end)
@@ -107,7 +107,7 @@ async def test_a_turn_of_its_own_is_cancelled_when_its_client_leaves(
 
 
 async def test_a_sessions_turn_goes_on_when_its_client_leaves(caller: Caller, far_end: FarEnd) -> None:
-    """The response is in the log, whoever waited for it."""
+    """The response is in the log even after its client left."""
     await far_end.faults(tokens_per_second=200)
     session = await caller.open()
     await left_after_some(caller, f"/v1/sessions/{session['id']}/turns")

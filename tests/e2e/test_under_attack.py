@@ -61,7 +61,7 @@ def attacked(emulate: Emulate, tmp_path: Path) -> Iterator[Program]:
 
 
 async def turns(caller: Caller, session: Json) -> float:
-    """Hold some turns one after the other and give the median of what each took."""
+    """Run some turns one after the other and return the median of what each took."""
     took = []
     for _ in range(TURNS):
         began = time.perf_counter()
@@ -79,7 +79,7 @@ async def turns(caller: Caller, session: Json) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openings", "guesses", "megabytes", "tiny_events", "loris"])
 async def test_good_clients_are_served_meanwhile(attacked: Program, tmp_path: Path, kind: str) -> None:
-    """Whatever the stranger does, a turn takes at most twice what it took before."""
+    """During each attack, a turn takes at most twice as long as before."""
     url = attacked.said(r"(?<!admin )listening on (http://[\w.:]+)")
     async with Caller(url) as caller, Caller(url) as stranger:
         caller.http.headers.update(bearer(GOOD))
@@ -105,7 +105,7 @@ async def test_good_clients_are_served_meanwhile(attacked: Program, tmp_path: Pa
 
 @pytest.mark.slow
 async def test_ten_thousand_openings_above_the_limit(serve: Serve, far_end: FarEnd) -> None:
-    """Each is refused with when to come again; none reaches OpenAI, and the session that is there goes on."""
+    """Each is refused with `Retry-After`; none reaches OpenAI, and the existing session continues."""
     gateway = await serve(far_end, relay={"max_sessions": 1})
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -149,7 +149,7 @@ async def test_half_open_clients_are_cut(serve: Serve, far_end: FarEnd) -> None:
 
 @pytest.mark.slow
 async def test_a_late_loop_sheds_new_sessions_first(serve: Serve, far_end: FarEnd) -> None:
-    """While the event loop is held up again and again, a create and a turn that needs one are 503; a session goes on."""
+    """While the event loop is held up again and again, a create and a turn that needs one are 503; a session continues."""
     gateway = await serve(far_end, relay={"max_loop_lag_seconds": LATE_SECONDS})
     async with Caller(gateway.url) as caller:
         session = await caller.open()

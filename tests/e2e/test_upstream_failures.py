@@ -1,4 +1,4 @@
-"""Every way in which the service fails, the answer it gives the client, and that nothing is left behind of it."""
+"""Every failure of the service: the client's answer, and that no resources are leaked."""
 
 import asyncio
 import json
@@ -160,7 +160,7 @@ async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) ->
 
 @pytest.mark.slow
 async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
-    """Where nobody listens upstream, a create fails well within its deadline."""
+    """If no server listens upstream, a create fails well within its deadline."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and never listening: connections to it are refused
         gateway = await serve(f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
@@ -217,7 +217,7 @@ async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
 async def test_a_session_outlives_a_call_that_ends_in_mid_response(
     serve: Serve, far_end: FarEnd, failure: str
 ) -> None:
-    """With continuity the turn is told as lost, the session gets another call, and the next turn is answered."""
+    """With continuity the turn fails with an error, the session gets another call, and the next turn is answered."""
     gateway = await serve(far_end)
     async with nothing_left(gateway) as caller:
         session = await caller.open()
@@ -283,6 +283,6 @@ async def test_a_service_that_dies_without_a_word_is_noticed(
 
 
 async def ask(caller: Caller, session: Json, text: str) -> tuple[aiohttp.ClientResponse, Any]:
-    """Hold one turn and give the answer as JSON."""
+    """Run one turn and return the answer as JSON."""
     headers = {"Accept": "application/json"}
     return await caller.ask("POST", f"/v1/sessions/{session['id']}/turns", {"input": text}, headers=headers)

@@ -102,7 +102,7 @@ class Caller:
         self.channel.send(event if isinstance(event, str) else json.dumps(event))
 
     async def until(self, kind: str, count: int = 1) -> Json:
-        """Wait for the `count`th event of a type and give it."""
+        """Wait for the `count`th event of a type and return it."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             while self.types.count(kind) < count:
                 self._news.clear()
@@ -110,7 +110,7 @@ class Caller:
         return [event for event in self.events if event["type"] == kind][count - 1]
 
     async def ask(self, text: str) -> str:
-        """Hold one turn and give the answer's text."""
+        """Run one turn and return the answer's text."""
         before = self.types.count("response.done")
         self.say(text)
         done = await self.until("response.done", before + 1)

@@ -38,7 +38,7 @@ async def _room() -> None:
 
 
 class Talk:
-    """One session; `said` is all it said, `failures` the ways in which it was told to fail."""
+    """One session; `said` has all events it sent, `failures` the triggered faults."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Talk:
                 await self._news.wait()
 
     async def respond(self, **response: Any) -> Json:
-        """Ask for a response and give it as `response.done` has it."""
+        """Ask for a response and return it as `response.done` has it."""
         before = self.types.count("response.done")
         self.send("response.create", **({"response": response} if response else {}))
         await self.until(lambda: self.types.count("response.done") > before)
@@ -109,7 +109,7 @@ class Talk:
         return done
 
     async def ask(self, text: str, **response: Any) -> str:
-        """Hold one turn and give the answer's text."""
+        """Run one turn and return the answer's text."""
         self.user(text)
         output = (await self.respond(**response))["output"]
         return str(output[-1]["content"][0]["text"])

@@ -105,7 +105,7 @@ socket.onclose = ({ code, reason }) => report({ code, reason });
 
 
 class Browser:
-    """Serves one page to a Chromium of its own and waits for what the page reports."""
+    """Serves one page to its own Chromium and waits for what the page reports."""
 
     def __init__(
         self, program: str, modules: Path | None = None, typed: "asyncio.Queue[str] | None" = None
@@ -250,7 +250,7 @@ async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
 
 @pytest.mark.parametrize("attached", [False, True])
 async def test_standard_websocket_constructor_works(attached: bool, browser: Browser, caller: Caller) -> None:
-    """A page with nothing but `new WebSocket` and an ephemeral key speaks, in a session of its own and on a call."""
+    """A page with nothing but `new WebSocket` and an ephemeral key speaks, in its own session and on a call."""
     query = ""
     if attached:
         await caller.open()

@@ -45,7 +45,7 @@ async def test_raw_offer_gets_a_default_session(emulate: Emulate, call: Call) ->
 
 
 async def test_negotiated_channel_is_used_with_dcid(emulate: Emulate, call: Call) -> None:
-    """With `?dcid=7` the session is spoken on channel 7 without an OPEN message."""
+    """With `?dcid=7` the session uses channel 7 without an OPEN message."""
     caller: Caller = await call(await emulate(), dcid=7)
 
     assert await caller.ask("ping") == "Pong!"
@@ -82,7 +82,7 @@ async def test_large_events_pass_both_ways(emulate: Emulate, call: Call) -> None
 
 
 async def test_event_above_the_offered_size_is_dropped_without_a_word(emulate: Emulate, call: Call) -> None:
-    """What the offer's max-message-size does not allow never arrives; the session goes on and counts it."""
+    """What the offer's max-message-size does not allow never arrives; the session continues and counts it."""
     caller: Caller = await call(await emulate(), offer_size=2000)
     caller.say("Repeat after me: " + "word " * 500)
     await caller.until("rate_limits.updated")
@@ -208,7 +208,7 @@ async def test_frames_of_no_use_are_answered_and_survived(emulate: Emulate, call
 
 
 async def test_record_keeps_frames_verbatim(emulate: Emulate, call: Call) -> None:
-    """The control endpoint gives back what a client sent, spacing and all."""
+    """The control endpoint returns the client's frames verbatim."""
     caller: Caller = await call(await emulate())
     sent = ['{ "type" : "response.cancel" }', '{"type":"no.such.event","event_id":"ü"}']
     for frame in sent:
@@ -246,7 +246,7 @@ async def test_session_options_of_the_call_reach_the_session(emulate: Emulate, c
 
 
 async def ended(emulator: Any, caller: Caller) -> str:
-    """Wait for the end of a call and give its reason."""
+    """Wait for the end of a call and return its reason."""
     async with asyncio.timeout(5):
         while emulator.service.calls:
             await asyncio.sleep(0.01)

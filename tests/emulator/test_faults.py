@@ -103,7 +103,7 @@ async def test_signalling_is_delayed(emulate: Emulate) -> None:
 
 
 async def test_delayed_answer_does_not_hold_up_the_end(emulate: Emulate) -> None:
-    """An emulator that is stopped says so to whoever waits for an answer, and opens no call any more."""
+    """When an emulator is stopped, delayed requests get an error, and no call is opened."""
     emulator = await emulate(faults=Faults(signal_delay_seconds=30))
     caller = Caller(emulator.base_url)
     try:
@@ -122,7 +122,7 @@ async def test_delayed_answer_does_not_hold_up_the_end(emulate: Emulate) -> None
 
 @pytest.mark.parametrize("answer", ["broken", "no_audio", "empty"])
 async def test_answer_is_spoilt(answer: Any, emulate: Emulate) -> None:
-    """`answer` gives 201 with an answer that no client can apply."""
+    """`answer` causes a 201 with an answer that no client can apply."""
     caller = Caller((await emulate(faults=Faults(answer=answer))).base_url)
     try:
         async with await caller.post(await caller.offer()) as response:

@@ -1,4 +1,4 @@
-"""The emulator as a process of its own."""
+"""The emulator as its own process."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def running(*flags: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run an emulator and give its process and its base URL, read from the line it prints."""
+    """Run an emulator and return its process and its base URL, read from the line it prints."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway.emulator", "--port", "0", *flags,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

@@ -47,7 +47,7 @@ async def run(program: str, script: str, *arguments: str) -> Any:
 async def test_binary_stack_holds_a_turn(
     stack: str, setup: str, emulate: Callable[..., Any], part_path: Callable[[str], str]
 ) -> None:
-    """Each stack connects, speaks and is answered, whichever side begins DTLS."""
+    """Each stack connects, sends and gets an answer, in both DTLS roles."""
     emulator = await emulate(setup=setup)
     heard = await run(part_path("node"), f"{stack}.mjs", emulator.base_url, "Repeat after me: grüß dich")
 
@@ -59,7 +59,7 @@ async def test_binary_stack_holds_a_turn(
 async def test_official_client_speaks_and_calls_a_function(
     attached: bool, emulate: Callable[..., Any], call: Callable[..., Any], part_path: Callable[[str], str]
 ) -> None:
-    """The `openai` package holds a text turn and a tool turn, in a session of its own and on another's call."""
+    """The `openai` package holds a text turn and a tool turn, in its own session and on another's call."""
     emulator = await emulate()
     arguments = [(await call(emulator)).call_id] if attached else []
     heard = await run(part_path("node"), "openai-ws.mjs", emulator.base_url, *arguments)

@@ -218,7 +218,7 @@ async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> N
 async def test_client_speaks_and_calls_a_function_over_a_websocket(
     attached: bool, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """`realtime.connect` holds a text turn and a tool turn, in a session of its own and on another's call."""
+    """`realtime.connect` holds a text turn and a tool turn, in its own session and on another's call."""
     emulator = await emulate()
     client = openai.AsyncOpenAI(base_url=emulator.base_url, api_key="sk-test", max_retries=0)
     to = {"call_id": (await call(emulator)).call_id} if attached else {"model": "gpt-realtime"}

@@ -47,7 +47,7 @@ def test_events_are_cut_out_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_line_separators_in_a_text_end_no_line(tmp_path: Path) -> None:
-    """What JSON lets stand in a string as it is stays there: only a line feed ends a line of the file."""
+    """Characters such as U+2028 may occur in a string: only a line feed ends a line of the file."""
     event = '{"type":"x","text":"a\u2028b\u2029c\u0085d"}'
 
     assert [step.text for step in load(write(tmp_path / "r.jsonl", received(event), sent("y")))] == [
@@ -57,7 +57,7 @@ def test_line_separators_in_a_text_end_no_line(tmp_path: Path) -> None:
 
 
 def test_members_in_another_order_are_read_too(tmp_path: Path) -> None:
-    """A line whose event stands first is read, its event written anew."""
+    """A line with `event` as its first member is read, and its event is re-encoded."""
     path = write(tmp_path / "r.jsonl", '{"event":{"type":"x"},"direction":"received"}')
 
     assert load(path)[0].text == '{"type":"x"}'
@@ -75,7 +75,7 @@ def test_line_that_is_none_is_named(line: str, tmp_path: Path) -> None:
 async def test_recording_answers_in_its_own_bytes(
     tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """Each client event of the recorded type lets the recording go on; others do not."""
+    """Each client event of the recorded type continues the recording; others do not."""
     path = write(
         tmp_path / "r.jsonl", received(CREATED), sent("session.update"), received(FIRST), sent("response.create"),
         received(LAST),
@@ -145,7 +145,7 @@ async def test_expiry_is_told_over_a_recording(
 
 
 async def test_wrong_recording_refuses_to_start(tmp_path: Path, emulate: Callable[..., Any]) -> None:
-    """An emulator does not start with a file that is no recording."""
+    """An emulator does not start with a file that is not a recording."""
     with pytest.raises(ValueError, match="not a line of a recording"):
         await emulate(recordings=(write(tmp_path / "r.jsonl", "x"),))
 

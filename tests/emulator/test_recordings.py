@@ -47,7 +47,7 @@ def _delta_or_self(event: Json) -> Any:
 
 
 async def replay(talk: Talk, lines: list[tuple[str, Json]]) -> list[Json]:
-    """Send a recording's client events, each once what was recorded before it has been said; give all that was said."""
+    """Send a recording's client events, each once what was recorded before it has been said and return all that was said."""
     talk.realtime.opened()
     call_id = ""
     for at, (direction, event) in enumerate(lines):

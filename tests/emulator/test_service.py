@@ -43,7 +43,7 @@ def test_wildcard_offers_every_address(host: str, listed: list[Any], offered: li
 
 @pytest.mark.parametrize("host", ["::1", "::"])
 async def test_call_runs_over_ipv6_alone(host: str, emulate: Callable[..., Any]) -> None:
-    """A listener on IPv6 loopback, and a client that has no IPv4 address, hold a turn."""
+    """A listener on IPv6 loopback, and a client that has no IPv4 address, run a turn."""
     emulator = await emulate(host=host)
     caller = Caller(emulator.base_url)
     try:

@@ -1,11 +1,11 @@
 """Compares what an event costs in an attached session and in one over WebRTC: `python -m tests.load.attached`.
 
 Not collected by pytest: it takes a minute. The same turns run twice through one gateway, first in sessions of its own, then
-in sessions that are attached to calls of a second gateway. Emulator and gateways run in processes of their own, so that the
+in sessions that are attached to calls of a second gateway. Emulator and gateways run in their own processes, so that the
 CPU time in /proc is the gateway's alone; each session has one event stream.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 class Side:
-    """A gateway in a process of its own, and a client of it."""
+    """A gateway in its own process, and a client of it."""
 
     def __init__(self, folder: Path, name: str, upstream: str, http: aiohttp.ClientSession) -> None:
         flags = ("--port", "0", "--admin-port", "0", "--upstream-url", upstream)

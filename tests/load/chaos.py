@@ -1,6 +1,6 @@
 """Everything fails at once while sessions talk: `python -m tests.load.chaos --minutes 30 --sessions 50`.
 
-Not collected by pytest: it takes as long as it is told to. The gateway is a process of its own with few descriptors, whose
+Not collected by pytest: it takes as long as it is told to. The gateway is its own process with few descriptors, whose
 log goes into a pipe. Meanwhile the far end, which crosses stream sequence numbers as two writers do, is killed and started
 again, or stopped for a while; the path to it drops and reorders datagrams and pauses; the log's reader stops reading or goes
 away; idle connections take all that the gateway accepts; for seconds the gateway has no free descriptor at all. `chaos_faults`
@@ -12,7 +12,7 @@ itself or stands still, if memory grows, if the gateway ends or logs a traceback
 fault had no effect: lines of the log must have been dropped and told, and connections refused for want of descriptors.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio

@@ -205,5 +205,5 @@ async def talk(caller: Caller, session: int, count: Count, until: float) -> None
         one = Life(caller, f"c{session}l{life}", count)
         try:
             await one.run(ends)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on and the count says it
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others continue and the count says it
             one.fault(f"{type(error).__name__}: {error}")

@@ -1,10 +1,10 @@
 """Opens and closes sessions by the thousand and watches what the gateway's process holds: `python -m tests.load.churn`.
 
-Not collected by pytest: 10,000 take minutes. Gateway and emulator run in processes of their own, so that what is looked
+Not collected by pytest: 10,000 take minutes. Gateway and emulator run in their own processes, so that what is looked
 at in /proc is the gateway's alone. Exit status 1 when descriptors, threads or memory grew.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ import aiohttp
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
 
-# Memory is first measured after so many sessions. It grows by some 11 MiB over the first thousands, whether 10,000 follow
+# Memory is first measured after this many sessions. It grows by some 11 MiB over the first thousands, whether 10,000 follow
 # or 30,000: the heap finds its size.
 WARM_UP = 4000
 # What that may still vary by; a leak of one peer connection in a hundred would make 16 MiB of 10,000.
@@ -58,7 +58,7 @@ class Process:
 
 
 async def churn(url: str, count: int, at_once: int) -> None:
-    """Open and delete so many sessions, so many at once."""
+    """Open and delete this many sessions, this many at once."""
     left = iter(range(count))
     done = 0
 

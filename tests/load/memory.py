@@ -1,11 +1,11 @@
 """What a gateway's memory comes to under attack: `python -m tests.load.memory [--seconds N] [NAME…]`.
 
-Not collected by pytest: each attack runs for up to `--seconds` against a gateway of its own, with an emulator behind it.
+Not collected by pytest: each attack runs for up to `--seconds` against its own gateway, with an emulator behind it.
 Printed is, for each, the memory of the gateway's process before, at its peak and ten seconds after, and the longest time
-that the operator's `/livez` took meanwhile: the table of docs/operations.md.
+of the operator's `/livez` during the attack: the table of docs/operations.md.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -58,7 +58,7 @@ class Target:
         return time.monotonic() < self.until
 
     async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
-        """Make a request with the key, and give status and JSON."""
+        """Make a request with the key and return status and JSON."""
         headers = {"Authorization": f"Bearer {KEY}", **options.pop("headers", {})}
         if "data" in options:
             headers["Content-Type"] = "application/json"
@@ -116,7 +116,7 @@ async def keyed_turns(target: Target) -> None:
 
 
 async def _fill(target: Target, session: Any, size: int) -> None:
-    """Send items until the session's conversation holds so many bytes."""
+    """Send items until the session's conversation holds this many bytes."""
     part = [{"type": "input_text", "text": "x" * 30_000}]
     event = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": part}}
     body, sent = json.dumps([event] * 16), 0
@@ -223,7 +223,7 @@ async def watch(pid: int, admin_url: str, peak: list[float]) -> None:
 
 
 async def suffer(gateway: Program, attack: Callable[[Target], Awaitable[None]], seconds: float) -> str:
-    """Attack a gateway and give its line of the table."""
+    """Attack a gateway and return its line of the table."""
     url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
     admin_url = gateway.said(r"admin listening on (http://[\w.:]+)")
     pid = gateway.process.pid

@@ -4,7 +4,7 @@ Not collected by pytest. The same talk is held through gateways with `relay.cont
 one run, since machines differ and change; CPU is the gateway process's own, from /proc. Exit status 1 above 5 % an event.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -32,7 +32,7 @@ class Cost:
 
 
 async def talk(caller: Caller, session_id: str, turns: int) -> int:
-    """Hold so many turns; give how many events were read."""
+    """Hold this many turns and return how many events were read."""
     events = 0
     for _ in range(turns):
         receipt = await caller.send(session_id, *say("Count to 20."))
@@ -41,7 +41,7 @@ async def talk(caller: Caller, session_id: str, turns: int) -> int:
 
 
 async def cost(gateway: Program, sessions: int, turns: int) -> Cost:
-    """Talk in so many sessions at once; give what it cost."""
+    """Talk in this many sessions at once and return what it cost."""
     async with Caller(gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")) as caller:
         ids = [(await caller.open())["id"] for _ in range(sessions)]
         await asyncio.gather(*(talk(caller, session_id, WARM_UP_TURNS) for session_id in ids))
@@ -65,7 +65,7 @@ def main() -> int:
         try:
             far_end.ready()
             for at in range(2 * given.rounds):
-                # On, off, off, on: whatever the machine does meanwhile meets both.
+                # On, off, off, on: other load on the machine affects both.
                 on = at % 4 in (0, 3)
                 gateway = Program(
                     Path(folder) / f"gateway-{at}",

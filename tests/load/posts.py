@@ -1,11 +1,11 @@
 """What a POST of two events costs: `python -m tests.load.posts [--posts N] [--profile]`.
 
 The gateway's whole HTTP side runs in this process on uvloop, with its real metrics and its log on, over a far end that
-takes everything. A client in a process of its own posts the same two events over one kept connection. Printed is the CPU
-time for each POST: of the event loop's thread, which everybody waits for, and of the process, which adds the log's thread.
+takes everything. A client in its own process posts the same two events over one kept connection. Printed is the CPU
+time for each POST: of the event loop's thread, which all requests share, and of the process, which includes the log's thread.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio

@@ -71,7 +71,7 @@ async def read(http: aiohttp.ClientSession, url: str, session: Json, way: str, d
 
 @asynccontextmanager
 async def standing(gateway: str, home: Path) -> AsyncIterator[dict[str, str]]:
-    """Start every proxy there is a program for; gives their URLs by name."""
+    """Start every proxy there is a program for and return their URLs by name."""
 
     def part(name: str) -> str:
         path = find_part(name)
@@ -104,7 +104,7 @@ async def standing(gateway: str, home: Path) -> AsyncIterator[dict[str, str]]:
 
 
 async def measure(far_end: FarEnd, home: Path, rounds: int) -> dict[str, dict[str, Delays]]:
-    """Run all readers at once and give their delays by proxy and way."""
+    """Run all readers at once and return their delays by proxy and way."""
     gateway = Gateway(configured(far_end.base_url, stream={"max_receivers": 100}))
     await gateway.start()
     try:
@@ -124,7 +124,7 @@ async def measure(far_end: FarEnd, home: Path, rounds: int) -> dict[str, dict[st
                 for way, delays in ways.items()
             ]
             try:
-                await asyncio.sleep(1.0)  # what a reader's opening costs is no part of an event's delay
+                await asyncio.sleep(1.0)  # what a reader's opening costs is not a part of an event's delay
                 for number in range(rounds):
                     for ways in table.values():
                         for delays in ways.values():

@@ -1,12 +1,12 @@
 """What reading costs: `python -m tests.load.reading [--against COMMIT]`.
 
 Not collected by pytest. Events are appended to the logs of some sessions, each of which has one reader of a rendering over a
-real socket, in a process of its own. What the server's process spends on an event is measured above the same appends
+real socket, in its own process. What the server's process spends on an event is measured above the same appends
 without readers: waking, rendering and writing, not receiving. The kernel's part varies, so it is also measured without. With `--against` the same is measured of another commit, in
 turn, since machines differ and change.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -162,7 +162,7 @@ async def spend(handles: list[Any], pace: str, rounds: int) -> float:
 
 
 def run(tree: Path, sessions: int, turns: int) -> dict[str, float]:
-    """Measure one tree in a process of its own."""
+    """Measure one tree in its own process."""
     command = [sys.executable, __file__, "--measure", "--sessions", str(sessions), "--turns", str(turns)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     output = subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE).stdout

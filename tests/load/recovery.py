@@ -5,7 +5,7 @@ Not collected by pytest: it waits for consents to expire. Prints a table in Mark
 part. Exit status 1 if a silent far end that owed an answer was not noticed within 8 s.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio

@@ -1,11 +1,11 @@
 """Holds sessions by the thousand while some of them talk, and says how late the gateway's loop ran:
 `python -m tests.load.sessions`.
 
-Not collected by pytest. Gateway and emulator run in processes of their own; the lag is the gateway's own histogram, of
+Not collected by pytest. Gateway and emulator run in their own processes; the lag is the gateway's own histogram, of
 what it observed while the sessions talked. Exit status 1 when its 99th percentile is above 50 ms.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -39,7 +39,7 @@ Histogram = dict[float, float]
 
 
 async def talk(http: aiohttp.ClientSession, url: str, session: dict[str, Any], until: float) -> int:
-    """Ask again and again, reading along; gives the number of events that came."""
+    """Ask again and again, reading along and return the number of events that came."""
     await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))
     events = 0
     parser = BlockParser()
@@ -123,7 +123,7 @@ async def hold(program: Program, sessions: int, talking: int, seconds: float) ->
 
 
 async def open_all(http: aiohttp.ClientSession, url: str, count: int) -> list[dict[str, Any]]:
-    """Open so many sessions, some at once."""
+    """Open this many sessions, some at once."""
     opened: list[dict[str, Any]] = []
     left = iter(range(count))
 

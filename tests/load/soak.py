@@ -3,10 +3,10 @@
 Not collected by pytest: ten minutes are ten minutes. Calls end after a minute at the far end, so every session is handed
 over about thirteen times while it talks. Each session is read over one SSE connection from first to last; each of its
 events has names of its own, so that what is lost or doubled is seen: on the client's side, and at the last call, which is
-asked for every item ever told. Exit status 1 if anything was lost, doubled or broken.
+asked for every item. Exit status 1 if anything was lost, doubled or broken.
 """
 
-# ruff: noqa: T201  # a command speaks to the person who called it
+# ruff: noqa: T201  # a command prints its result
 
 import argparse
 import asyncio
@@ -64,7 +64,7 @@ class Talk:
                 await asyncio.sleep(random.uniform(0, LONGEST_PAUSE_SECONDS))
                 await self._turn(*self._question())
             await self._look_back()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on and the count says it
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others continue and the count says it
             self.fault(f"{type(error).__name__}: {error}")
         if reading.done():
             self.fault("the stream broke")
@@ -104,7 +104,7 @@ class Talk:
             self.fault(f"turn {self.turns} ended {response['status']} without {expected!r}: {answer}")
 
     async def _look_back(self) -> None:
-        """Ask the last call for every item that was ever told to any of them."""
+        """Ask the last call for every item of all calls."""
         for item_id in self.items:
             seen = len(self.reads)
             await self._send({"type": "conversation.item.retrieve", "item_id": item_id})
@@ -161,7 +161,7 @@ class Talk:
 
 @asynccontextmanager
 async def relay(folder: Path, *flags: str) -> AsyncIterator[Caller]:
-    """Run a far end whose calls end after a minute, and a gateway, each in a process of its own."""
+    """Run a far end whose calls end after a minute, and a gateway, each in its own process."""
     far_end = FarEnd(folder / "far-end", *flags)
     gateway = None
     try:

@@ -4,7 +4,7 @@ Of each two messages that leave together, the one with the later stream sequence
 waits for TSNs in order never delivers them (RFC 9260 6.6). Prints how many pairs were crossed so far, after each 100.
 """
 
-# ruff: noqa: T201  # whoever started it reads its lines
+# ruff: noqa: T201  # the caller reads its output
 
 from aiortc.utils import uint16_add
 

@@ -1,4 +1,4 @@
-"""The relay's world, played: time that passes only when nobody has anything to do, a dialer, calls, and a notebook.
+"""Fakes around the relay: a clock that advances only when the loop is idle, a dialer, calls, and a telemetry that records.
 
 Each keeps what its port in `gateway.relay.ports` promises; test_fakes.py holds them to it.
 """
@@ -79,7 +79,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 class Notebook:
-    """Writes down every fact it is told; refuses one that the port does not know, or told in another way."""
+    """Records every telemetry call; raises for a name or argument that the port does not have."""
 
     def __init__(self) -> None:
         self.facts: list[tuple[str, tuple[Any, ...]]] = []
@@ -94,7 +94,7 @@ class Notebook:
         return note
 
     def told(self, name: str) -> list[tuple[Any, ...]]:
-        """Return what was told under a name, oldest first."""
+        """Return the recorded calls of a name, oldest first."""
         getattr(Telemetry, name)
         return [args for told, args in self.facts if told == name]
 
@@ -167,7 +167,7 @@ class FakeCall:
         self._sink.unreadable(self.request.generation, size)
 
     def lose(self, cause: LossCause = LossCause.CONNECTION_FAILED) -> None:
-        """End the call as nobody here wished; not once it was closed."""
+        """Lose the call; does nothing once it was closed."""
         if self.open:
             self.open = False
             self._sink.lost(self.request.generation, cause)
@@ -199,7 +199,7 @@ class FakeCall:
 
 
 class FakeDialer:
-    """Opens calls that greet, unless told to refuse, to wait or to stay silent."""
+    """Opens calls that greet; can be set to refuse, to wait or to stay silent."""
 
     def __init__(self) -> None:
         self.calls: list[FakeCall] = []
@@ -292,7 +292,7 @@ class House:
         )
 
     async def open(self, **members: Any) -> Session:
-        """Open a session and give it as its owner sees it."""
+        """Open a session and return it as its owner sees it."""
         handle = await self.hub.open(OpenRequest(**{"principal": SOMEBODY, **members}))
         return cast(Session, handle)
 
@@ -301,6 +301,6 @@ class House:
         return self.dialer.call
 
     async def closed(self, session: Session, seconds: float = 5.0) -> CloseReason | None:
-        """Wait for a session's end and give its reason."""
+        """Wait for a session's end and return its reason."""
         await until(lambda: session.reader.sealed, seconds)
         return session.view().close_reason

@@ -14,7 +14,7 @@ from tests.relay.fakes import FakeCall, House
 
 
 class MemoryJournal:
-    """Keeps every record at once, or only when told to."""
+    """Stores every record at once, or only when `settle` is called."""
 
     keeps = True
 
@@ -131,6 +131,6 @@ def answering(call: FakeCall) -> None:
 
 
 def taken(journal: MemoryJournal, count: int | None = None, epoch: str = "z001") -> Saved:
-    """Return the session as another node has it that claims the journal after so many records."""
+    """Return the session as another node has it that claims the journal after this many records."""
     records = journal.records if count is None else journal.records[:count]
     return fold(journal.snapshot, journal.before, [*records, encode(Border("n_2", epoch))])

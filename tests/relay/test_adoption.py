@@ -1,4 +1,4 @@
-"""gateway/relay/state/saved.py and Hub.adopt: another node goes on with a session from any prefix of its journal."""
+"""gateway/relay/state/saved.py and Hub.adopt: another node continues with a session from any prefix of its journal."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def nodes(**limits: Any) -> AsyncIterator[tuple[House, MemoryDirectory, Ho
 
 
 async def attended(house: House, **members: Any) -> tuple[Session, MemoryJournal]:
-    """Open a session that somebody reads."""
+    """Open a session that has a reader."""
     session = await house.open(**members)
     session.attach(FakeReceiver(0.0))
     return session, cast(MemoryJournal, session.journal)
@@ -74,7 +74,7 @@ def item(item_id: str) -> dict[str, Any]:
 
 
 def told(session: Session, name: str) -> list[dict[str, Any]]:
-    """Return the gateway's own events of a name in a log."""
+    """Return the gateway's own events with a name from a log."""
     return [event for event in logged(session.reader) if event["type"] == name]
 
 
@@ -82,7 +82,7 @@ def told(session: Session, name: str) -> list[dict[str, Any]]:
 
 
 async def test_a_session_of_a_lost_node_goes_on() -> None:
-    """Readable at once under its ID and its cursors; the call is made again, and clients are told."""
+    """The session is readable at once with its ID and cursors; a new call is made, and clients get the events about it."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.submit([client_event("conversation.item.create", item=item("a"))])
@@ -143,7 +143,7 @@ async def test_a_running_turn_fails_or_is_asked_again(retry: bool) -> None:
             second.call.finish("resp_2")
             assert again.result is not None
         else:
-            # The one that failed left nothing worth keeping, so the repeat is a turn of its own behind the other.
+            # The one that failed left nothing worth keeping, so the repeat is its own turn behind the other.
             assert again.number == 3
             assert other.state.turns.running is not None
             assert other.state.turns.running.number == waiting.number
@@ -364,7 +364,7 @@ async def test_a_session_is_handed_over_in_a_pause() -> None:
 
 
 async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
-    """What was held is sent, and the call goes on."""
+    """What was held is sent, and the call continues."""
     async with nodes() as (first, _, _):
         session, _ = await attended(first)
         assert await session.prepare_release()
@@ -378,7 +378,7 @@ async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
 
 
 async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_it() -> None:
-    """Before the pause by the old node, with the prepared call lost by the new one."""
+    """The hand-over fails before the pause at the old node, or because the new node lost the prepared call."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         first.call.start()
@@ -511,7 +511,7 @@ def expected(records: Sequence[Record]) -> dict[str, Any]:
 
 
 async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise], retry: bool) -> None:
-    """Take a session over after so many records, and hold every promise."""
+    """Take a session over after this many records, and hold every promise."""
     records = [decode(data) for data in journal.records[:count]]
     want = expected(records)
     saved = taken(journal, count)
@@ -586,7 +586,7 @@ JOURNALS = int(os.environ.get("JOURNALS", "60"))
 @given(STEPS, st.booleans())
 @settings(max_examples=JOURNALS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) -> None:
-    """Nothing accepted is missing, unknown is exact, items are as of that point, turns go on, fail, or are asked again."""
+    """Nothing accepted is missing, unknown is exact, items are as of that point, turns continue, fail, or are asked again."""
     hold_every_prefix(steps, retry)
 
 
@@ -596,7 +596,7 @@ RECORDED = ("text-turn-in-webrtc-call", "audio-turn-in-webrtc-call", "history-se
 
 
 def restored(item: dict[str, Any]) -> dict[str, Any]:
-    """Reduce an item to what a new call must be told of it: all speech as text."""
+    """Reduce an item to what a new call gets of it: all speech as text."""
     parts = [part.get("text") or part.get("transcript") for part in item.get("content") or ()]
     texts = {"texts": [text for text in parts if text]} if item["type"] == "message" else {}
     return texts | {
@@ -645,7 +645,7 @@ async def hold_recorded_prefix(lines: Sequence[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_any_prefix_of_a_recorded_session_is_taken_over(name: str, recordings: Path) -> None:
-    """Finished items are told to the new call in their order, usage and numbers go on, and what is unknown is named."""
+    """The new call gets finished items in order, usage and numbers continue, and unknown events are listed."""
     lines = [json.loads(line) for line in (recordings / f"{name}.jsonl").read_text("utf-8").splitlines()]
     for count in range(len(lines) + 1):
         await hold_recorded_prefix(lines[:count])

@@ -25,7 +25,7 @@ def make(total: int = 1 << 30, max_events: int = MAX_EVENTS) -> tuple[Broker, No
 
 
 def fill(log: LocalLog, events: int, size: int = 1024) -> None:
-    """Append so many events of one size."""
+    """Append this many events of one size."""
     for _ in range(events):
         log.append("x", "a" * size, 0.0)
 
@@ -48,7 +48,7 @@ def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
 
 
 def test_the_talkative_session_pays() -> None:
-    """At the total bound the log that can give up most is trimmed, and its readers are told of a gap."""
+    """At the total bound the log that can free most is trimmed, and its readers get a gap."""
     broker, notebook = make(total=200 * 1024)
     quiet, loud = broker.create("q"), broker.create("l")
     fill(quiet, 20)
@@ -73,7 +73,7 @@ def test_a_page_that_was_read_outlives_the_trim() -> None:
 
 
 def test_one_huge_event_does_not_shield_the_others() -> None:
-    """The largest log may have nothing to give up; then another one does."""
+    """If the largest log cannot be trimmed, another one is."""
     broker, _ = make(total=500 * 1024)
     huge, other = broker.create("h"), broker.create("o")
     huge.append("x", "a" * 400 * 1024, 0.0)
@@ -123,7 +123,7 @@ def test_ended_sessions_make_room_for_new_ones() -> None:
 
 
 def test_a_dropped_log_counts_no_more() -> None:
-    """Its bytes and events are free for others, and it is trimmed for nobody."""
+    """Its bytes and events are free for others, and it is never trimmed."""
     broker, _ = make(total=100 * 1024)
     gone, here = broker.create("g"), broker.create("h")
     fill(gone, 80)
@@ -142,7 +142,7 @@ def test_a_logs_own_bound_is_told_too() -> None:
 
 
 def test_appending_and_sealing_wake_whoever_subscribed() -> None:
-    """Until they cancel, which may be repeated."""
+    """Readers are woken until they cancel, which may be repeated."""
     log = make()[0].create("e")
     woken: list[str] = []
     cancel = log.subscribe(lambda: woken.append("a"))
@@ -175,7 +175,7 @@ def test_a_wake_may_subscribe_and_cancel() -> None:
 
 
 def test_trimming_wakes_nobody() -> None:
-    """A reader learns of a gap when it reads; it has nothing new to read yet."""
+    """Trimming wakes no reader: a reader gets the gap with its next read."""
     log = make()[0].create("e")
     fill(log, 10)
     log.subscribe(lambda: pytest.fail("woken"))
@@ -237,7 +237,7 @@ def test_an_append_returns_its_sequence() -> None:
 
 
 def test_loaded_and_forgotten_events_are_accounted_for() -> None:
-    """The total is the sum of the logs, whatever filled or emptied them."""
+    """The total is always the sum of the logs."""
     broker, notebook = make()
     log = broker.create_journalled("e")
     log.load([Epoch("e", 1)], 5, [Recorded("x", "abc"), Recorded("x", "de")])

@@ -8,7 +8,7 @@ from gateway.relay.events.eventlog import EventId
 
 
 def test_clocks_are_the_machines() -> None:
-    """One that only grows, one that clients are told."""
+    """A monotonic clock, and Unix time for clients."""
     clock = Clock()
 
     assert abs(clock.monotonic() - time.monotonic()) < 1

@@ -35,7 +35,7 @@ class Ear:
 
 
 async def test_a_call_speaks_under_its_generation() -> None:
-    """And greets as soon as it is dialled."""
+    """A fake call greets as soon as it is dialled."""
     ear, dialer = Ear(), FakeDialer()
     call = await dialer.dial(CallRequest({}, generation=3), ear)
     call.say_unreadable(7)
@@ -70,7 +70,7 @@ async def test_a_loss_is_said_once_and_never_after_closing() -> None:
 
 
 def test_facts_are_told_as_the_port_says() -> None:
-    """A name or an argument that telemetry does not know fails the test that told it."""
+    """A name or an argument that telemetry does not have fails the test."""
     notebook = Notebook()
     with pytest.raises(AttributeError):
         notebook.port.no_such_fact()  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ async def refused(house: House, **members: Any) -> GatewayError:
 
 
 def refusals(house: House) -> list[tuple[str, str]]:
-    """What telemetry was told of refused sessions: by whom they were asked for, and the error's code."""
+    """The recorded refusals of sessions: principal and error code."""
     return [(principal, error.code) for principal, error in house.notebook.told("session_refused")]
 
 
@@ -138,7 +138,7 @@ async def test_a_caller_who_leaves_while_dialling_leaves_nothing(house: House) -
 async def test_a_call_lost_before_its_greeting_fails_the_opening(
     build: Build, continuity: bool, cause: LossCause
 ) -> None:
-    """There is nothing to recover yet, and somebody waits for an answer."""
+    """A call lost during the opening is not recovered: the create fails."""
     house = build(continuity=continuity)
     house.dialer.greets = False
     opening = asyncio.create_task(house.open())
@@ -154,7 +154,7 @@ async def test_a_call_lost_before_its_greeting_fails_the_opening(
 
 
 async def test_a_call_lost_inside_the_dial_fails_the_opening(house: House) -> None:
-    """The far end may give up before the dialer returns."""
+    """The far end may end the call before the dialer returns."""
 
     def lose(call: FakeCall) -> None:
         call.lose(LossCause.CHANNEL_CLOSED)
@@ -166,7 +166,7 @@ async def test_a_call_lost_inside_the_dial_fails_the_opening(house: House) -> No
 
 
 async def test_a_call_lost_in_the_moment_of_opening_is_no_session(house: House) -> None:
-    """Whoever waited is told, though the channel was open for a moment."""
+    """The create fails, although the channel was open for a moment."""
     house.notebook.__dict__["session_opened"] = lambda *_: house.call.lose()
     error = await refused(house)
 
@@ -245,7 +245,7 @@ async def test_a_grace_beyond_its_range_is_refused(house: House, seconds: int) -
 
 
 async def test_a_session_is_found_by_its_owner_and_by_its_id(house: House) -> None:
-    """To everybody else it does not exist."""
+    """For other callers it does not exist."""
     session = await house.open()
 
     assert house.hub.find(session.id, SOMEBODY) is session
@@ -294,7 +294,7 @@ async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
 
 
 async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
-    """What was told adds up to what is there."""
+    """The counts in telemetry agree with the live sessions."""
     session = await house.open()
     await asyncio.sleep(1.5)
     house.call.say("x")
@@ -305,7 +305,7 @@ async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
 
 
 async def test_one_bad_session_does_not_stop_the_others_deadlines(house: House) -> None:
-    """The mistake is reported, and whoever comes after it in the round has its turn."""
+    """The error is reported, and the other sessions of the round are still handled."""
     bad, good = await house.open(), await house.open(detach_grace_seconds=10)
 
     def broken(now: float) -> None:
@@ -395,7 +395,7 @@ async def test_a_drain_does_not_wait_for_ever(house: House) -> None:
 
 
 async def test_a_second_drain_is_harmless(house: House) -> None:
-    """It may shorten the first, and tells nobody again."""
+    """A second drain may shorten the first, and notifies no session again."""
     session = await house.open()
     session.attach(FakeReceiver(0.0))
     house.call.start()

@@ -84,7 +84,7 @@ def test_where_all_are_running_one_more_is_refused() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["claim", "keep", "release"]))))
 def test_a_running_request_is_never_run_twice(steps: list[tuple[str, str]]) -> None:
-    """Whatever the order, a key is new only where nobody runs under it, and the bound holds."""
+    """In any order, a key is new only if no request runs with it, and the bound holds."""
     keys, running = IdempotencyKeys(max_keys=3), set[str]()
     for key, step in steps:
         if step == "claim":

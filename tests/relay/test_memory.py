@@ -73,7 +73,7 @@ def test_a_released_holding_gives_everything_back_once() -> None:
 
 
 def test_a_principal_without_holdings_is_forgotten() -> None:
-    """The table of principals holds nobody who holds nothing, so it cannot grow with made-up names."""
+    """The table has only principals with bytes, so it cannot grow with invented names."""
     budget = Budget(100)
     for number in range(10):
         budget.open(f"caller-{number}").release()

@@ -44,7 +44,7 @@ def test_refused_call_has_a_problem_code(status: int, code: object, expected: st
 
 
 def test_reason_of_what_an_operator_must_mend_is_final() -> None:
-    """A session that ends for the key or the bill tells its client not to try again."""
+    """A session that ends because of the key or the quota is not retryable."""
     reasons = {meaning.reason for meaning in MEANINGS.values() if meaning.blame is Blame.OPERATOR}
 
     assert reasons == {CloseReason.UPSTREAM_REJECTED}

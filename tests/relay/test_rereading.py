@@ -64,7 +64,7 @@ def test_events_before_a_repair_are_void_beyond_its_start() -> None:
 
 
 def test_a_turn_is_finished_as_the_record_says() -> None:
-    """A waiting turn fails with its failure; one that never ran is not done; an unknown one is nobody's."""
+    """A waiting turn fails with its error; one that never ran is not done; an unknown one is ignored."""
     state = fresh()
     state.apply(TurnQueued(1, "t1", REQUEST, 300.0))
     turn = state.turns.find(1)
@@ -91,7 +91,7 @@ def test_a_turn_that_runs_is_done_by_its_record() -> None:
 
 
 def test_a_turn_that_neither_waits_nor_runs_can_fail() -> None:
-    """Its failure is kept, and the others go on."""
+    """Its failure is kept, and the others continue."""
     turns, turn = Turns(), Turn(7, "t7", TurnRequest(()))
     turns.fail(turn, UpstreamError("upstream-failed", "It is gone."), EventId("e1", 3))
 

@@ -120,7 +120,7 @@ async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
     ],
 )
 async def test_locked_members_are_refused_in_any_event(build: Build, event: Any, pointer: str) -> None:
-    """Where the session's members may stand, whatever shape stands there; in a batch the pointer names the event."""
+    """Locked members are found at every place and in any shape; in a batch the pointer names the event."""
     session = await build(session_locked=("model",)).open()
     alone = await refused(session, event)
     beside = await refused(session, client_event("x"), event)
@@ -217,7 +217,7 @@ async def test_a_mistake_in_the_handler_does_not_reach_the_far_end(house: House)
 
 
 async def test_a_stale_generation_is_not_heard(house: House) -> None:
-    """What a call says that is not the present one is nobody's."""
+    """Events of a call that is not the current one are ignored."""
     session = await house.open()
     session._line.received(7, '{"type":"x"}')
     session._line.lost(7, LossCause.CONNECTION_FAILED)
@@ -253,7 +253,7 @@ async def test_responses_are_timed_and_metered(house: House) -> None:
 
 
 async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
-    """Whether it is one stands in the session as it is, not only as it was asked for."""
+    """Whether it is a text session depends on the current session object, not only on the create."""
     house = build(template={"output_modalities": ["text"]}, continuity=False)
     await house.open()
     house.call.say("session.updated", session={"output_modalities": ["audio"]})
@@ -281,7 +281,7 @@ async def test_one_receiver_too_many_supersedes_the_longest_silent(build: Build)
 
 
 async def test_a_session_nobody_attends_ends_detached(house: House) -> None:
-    """After its own grace, counted from the last authenticated call."""
+    """It ends after its own grace period, counted from the last authenticated request."""
     session = await house.open(detach_grace_seconds=10)
     await asyncio.sleep(8)
     session.touch()
@@ -309,7 +309,7 @@ async def test_a_reader_holds_its_session(house: House) -> None:
 
 
 async def test_a_session_in_which_nothing_happens_ends_idle(build: Build) -> None:
-    """An event either way starts the time anew, a reader does not."""
+    """An event in either direction restarts the idle time, a reader does not."""
     house = build(idle_timeout_seconds=30)
     session = await house.open()
     session.attach(FakeReceiver(0.0))
@@ -324,7 +324,7 @@ async def test_a_session_in_which_nothing_happens_ends_idle(build: Build) -> Non
 
 
 async def test_a_session_has_its_longest_life(build: Build) -> None:
-    """Whatever goes on in it; the client was told when."""
+    """It ends even while a response runs; the client knew the time."""
     house = build(max_session_seconds=60, idle_timeout_seconds=60)
     session = await house.open()
     session.attach(FakeReceiver(0.0))
@@ -352,7 +352,7 @@ async def test_without_continuity_the_calls_end_is_announced_once(build: Build) 
 
 
 async def test_a_closed_session_says_so_last(house: House) -> None:
-    """The log is sealed, and nothing follows, whatever the far end still says."""
+    """The log is sealed, and later events of the far end are ignored."""
     session = await house.open()
     call = house.call
     call.closing = lambda: asyncio.sleep(1)
@@ -407,7 +407,7 @@ async def test_nothing_is_accepted_from_a_closed_session(house: House) -> None:
 
 
 async def test_no_restart_that_would_forget_the_conversation(house: House) -> None:
-    """Without continuity there is nothing to tell a new call."""
+    """Without continuity there is no history for a new call."""
     session = await house.open()
     with pytest.raises(GatewayError, match="continuity"):
         session.restart()
@@ -426,7 +426,7 @@ async def test_no_restart_that_would_forget_the_conversation(house: House) -> No
 async def test_without_continuity_a_lost_call_ends_its_session(
     house: House, cause: LossCause, reason: CloseReason, hung_up: bool
 ) -> None:
-    """The cause and the last refusal are told; OpenAI is told to hang up unless it did."""
+    """The event has the cause and the last refusal; the call is hung up unless OpenAI ended it."""
     session = await house.open()
     house.call.say("error", error={"code": "session_expired", "message": "60 minutes"})
     house.call.lose(cause)
@@ -528,7 +528,7 @@ async def test_a_cancelled_owner_still_closes(house: House) -> None:
 
 
 async def test_a_turn_is_found_by_its_events_alone(house: House) -> None:
-    """Its items', its response's, and nothing that goes on beside it."""
+    """A turn gets the events of its items and its response, and no others."""
     session = await house.open()
     turn = await session.turn(HELLO)
     item_id = house.call.events[0]["item"]["id"]
@@ -564,7 +564,7 @@ async def test_a_turn_waits_for_a_clients_response(house: House) -> None:
 
 
 async def test_a_turn_that_was_second_asks_again_once_when_the_other_is_done(house: House) -> None:
-    """Not at once: the refusal itself is no reason to think that the other is done."""
+    """Not at once: the refusal itself is not a reason to think that the other is done."""
     session = await house.open()
     turn = await session.turn(HELLO)
     event_id = house.call.events[-1]["event_id"]
@@ -584,7 +584,7 @@ async def test_a_turn_that_was_second_asks_again_once_when_the_other_is_done(hou
 
 
 async def test_a_turn_refused_for_a_response_nobody_sees_asks_once_a_second(house: House) -> None:
-    """No storm of questions and refusals, whatever the service counts as active."""
+    """A service that keeps refusing does not cause a loop of requests."""
     session = await house.open()
     call = house.call
 
@@ -601,7 +601,7 @@ async def test_a_turn_refused_for_a_response_nobody_sees_asks_once_a_second(hous
 
 
 async def test_a_turn_whose_item_is_refused_ends_with_the_refusal(house: House) -> None:
-    """What its response says afterwards is no part of it, and the next turn waits until that is over."""
+    """What its response says afterwards is not a part of it, and the next turn waits until that is over."""
     session = await house.open()
     turn, following = await session.turn(HELLO), await session.turn(HELLO)
     call = house.call
@@ -621,7 +621,7 @@ async def test_a_turn_whose_item_is_refused_ends_with_the_refusal(house: House) 
 
 
 async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
-    """504 with the phase, and the conversation goes on when the response is done."""
+    """504 with the phase, and the conversation continues when the response is done."""
     house = build(turn_timeout_seconds=20)
     session = await house.open()
     turn = await session.turn(HELLO)
@@ -639,7 +639,7 @@ async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
 
 
 async def test_one_turn_too_many_is_refused(build: Build) -> None:
-    """One runs and so many wait."""
+    """One runs and this many wait."""
     session = await build(max_waiting_turns=2).open()
     for _ in range(3):
         await session.turn(HELLO)
@@ -669,7 +669,7 @@ async def test_a_withdrawn_turn_is_cancelled(house: House) -> None:
 
 
 async def test_the_sessions_end_fails_its_turns(house: House) -> None:
-    """As closed where somebody here decided, as failed where the call was lost."""
+    """It is `session-closed` if the gateway or a client closed it, `upstream-failed` if the call was lost."""
     closed, lost = await house.open(), await house.open()
     turns = [await session.turn(HELLO) for session in (closed, lost) for _ in range(2)]
     await closed.close(CloseReason.CLIENT)

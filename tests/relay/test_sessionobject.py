@@ -68,7 +68,7 @@ def test_objects_merge_and_all_else_replaces() -> None:
     ],
 )
 def test_a_locked_member_is_refused_in_any_shape(members: object) -> None:
-    """A member counts as set by its own value, by null, and by whatever replaces an object that would hold it."""
+    """A member counts as set by a value, by null, and by a value that replaces the object that contains it."""
     with pytest.raises(GatewayError) as caught:
         check_locked(members, ("model", "audio.input.turn_detection"), "/session")
     assert caught.value.code == "member-locked"

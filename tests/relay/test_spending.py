@@ -37,7 +37,7 @@ PRICES = PriceList(
 
 
 def cost(tokens: int, picodollars: int = 0) -> Charge:
-    """What a response with so many tokens cost."""
+    """What a response with this many tokens cost."""
     return Charge("m", output={"text": tokens}, assumed_cost=picodollars, tokens=tokens)
 
 
@@ -92,7 +92,7 @@ def test_callers_spend_apart() -> None:
 
 
 def test_parallel_sessions_cannot_spend_the_same_tokens() -> None:
-    """One of twenty is let in while the rest of the day is smaller than an estimate; the next one when it is done."""
+    """One of twenty is accepted while the rest of the day is smaller than an estimate; the next one when it is done."""
     allowance = Allowance()
     accounts = [allowance.open(Principal("ann", tokens_per_day=100)) for _ in range(20)]
     let_in, spent = [], 0
@@ -115,7 +115,7 @@ def test_parallel_sessions_cannot_spend_the_same_tokens() -> None:
 
 
 def test_responses_that_fit_together_run_together() -> None:
-    """A limit of its own makes a response's estimate small."""
+    """A response with its own token limit has a small estimate."""
     allowance = Allowance()
     first, second, third = (allowance.open(Principal("ann", tokens_per_day=1000)) for _ in range(3))
     small = create(max_output_tokens=400)
@@ -129,7 +129,7 @@ def test_responses_that_fit_together_run_together() -> None:
 
 
 def test_a_batch_is_reserved_whole_or_not_at_all() -> None:
-    """Its first response is let in by itself, both together are not."""
+    """Its first response is accepted by itself, both together are not."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=1000))
     with pytest.raises(OverloadError):
@@ -257,7 +257,7 @@ def test_reservations_are_bounded_in_number() -> None:
 
 
 def test_a_closed_session_reserves_nothing() -> None:
-    """Another session of its key goes on."""
+    """Another session of its key continues."""
     allowance = Allowance()
     first, second = allowance.open(ANN), allowance.open(ANN)
     ask(first)
@@ -267,7 +267,7 @@ def test_a_closed_session_reserves_nothing() -> None:
 
 
 def test_what_will_never_be_told_is_charged_as_estimated() -> None:
-    """OpenAI bills it all the same."""
+    """OpenAI bills it anyway."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=10**6))
     ask(account)
@@ -393,7 +393,7 @@ async def test_a_batch_that_is_not_taken_reserves_nothing(build: Build) -> None:
 
 
 async def test_a_lost_response_is_charged_as_estimated(build: Build) -> None:
-    """What it cost will never be told, and OpenAI bills it."""
+    """Its cost will never be reported, but OpenAI bills it."""
     house = build(continuity=False)
     ann = Principal("ann", tokens_per_day=100)
     session = await house.open(principal=ann)
@@ -407,7 +407,7 @@ async def test_a_lost_response_is_charged_as_estimated(build: Build) -> None:
 
 
 async def test_usage_stands_in_the_session(build: Build) -> None:
-    """It adds up every response.done and the transcriptions, whatever the model."""
+    """It sums up every response.done and the transcriptions of all models."""
     prices = PriceList(models={"m": PRICES.of("m"), "t": ModelPrices(minute=60)})
     house = build(prices=prices)
     session = await house.open(session={"model": "m"})

@@ -18,7 +18,7 @@ def test_close_reasons_are_the_words_of_the_contract() -> None:
 
 
 def test_retrying_helps_but_where_somebody_decided() -> None:
-    """What the client, OpenAI or a limit decided is decided again; everything else may go better."""
+    """Reasons that a client, OpenAI or a limit decided are not retryable; all others are."""
     final = {reason for reason in CloseReason if not reason.retryable}
 
     assert final == {CloseReason.CLIENT, CloseReason.UPSTREAM_REJECTED, CloseReason.LIMIT}

@@ -38,7 +38,7 @@ def test_a_single_pause_is_none_however_long() -> None:
 
 
 def test_a_moment_in_time_begins_the_count_anew() -> None:
-    """Late, in time, late: no second of it was all late."""
+    """Late, in time, late: the loop was not late for a whole second."""
     strain = Strain(LIMIT)
     strain.lagged(LATE, 10.0)
     strain.lagged(LIMIT, 10.5)
@@ -49,7 +49,7 @@ def test_a_moment_in_time_begins_the_count_anew() -> None:
 
 
 def test_strain_is_over_well_below_the_limit() -> None:
-    """Just below the limit it goes on, so that it does not come and go with every look."""
+    """Just below the limit the overload continues, so that it does not flap."""
     strain = Strain(LIMIT)
     strained(strain)
     strain.lagged(LIMIT * 0.9, 12.0)

@@ -205,7 +205,7 @@ def test_a_usage_of_another_shape_is_read_as_far_as_it_goes(
 def test_a_transcription_by_the_minute_costs_its_seconds(
     seconds: float | None, model: str, cost: int, complete: bool
 ) -> None:
-    """It holds no tokens; without a price its cost is unknown all the same."""
+    """It holds no tokens; without a price its cost is unknown anyway."""
     prices = PriceList(models={"whisper": priced(minute=0.017), "gpt-realtime-2.1": priced()})
     told = charge({"type": "duration", "seconds": seconds}, model, prices)
 

@@ -50,7 +50,7 @@ def test_garbage_is_swept_after_enough_ends(collector: Collector, counts: dict[s
 
 
 def test_sweeping_begins_anew_each_time(collector: Collector, counts: dict[str, int]) -> None:
-    """Ends that were swept for do not count again."""
+    """Sessions that a collection has handled are not counted again."""
     counts["ended"] = MIN_ENDED
     collector.sweep()
     counts["ended"] += 1
@@ -91,6 +91,6 @@ async def test_sweeper_looks_by_itself(
         counts["ended"] = MIN_ENDED
         async with asyncio.timeout(5):
             while garbage() is not None:
-                await asyncio.sleep(0.01)  # Weak references tell nobody when they die.
+                await asyncio.sleep(0.01)  # Weak references do not report when their object is freed.
     finally:
         await collector.close()

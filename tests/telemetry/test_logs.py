@@ -37,7 +37,7 @@ def restored() -> Iterator[None]:
 
 @pytest.fixture
 def written() -> Callable[..., Callable[[], str]]:
-    """Return a function that sets logging up and gives what it wrote."""
+    """Return a function that sets up logging and returns the output."""
 
     def configure(format: LogFormat = "json", level: LogLevel = "info") -> Callable[[], str]:
         stream = io.StringIO()

@@ -23,7 +23,7 @@ async def test_loop_lag_is_seen() -> None:
 
 
 async def test_collections_are_timed_until_closed() -> None:
-    """Each garbage collection is told, none after the end."""
+    """Each garbage collection is reported, none after the end."""
     pauses: list[float] = []
     probes = Probes(lambda seconds: None, pauses.append)
     probes.start()

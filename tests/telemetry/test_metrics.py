@@ -107,7 +107,7 @@ class Scrape:
 
 @pytest.fixture
 def scrape() -> Scrape:
-    """Return metrics on a registry of their own."""
+    """Return metrics on a separate registry."""
     return Scrape()
 
 
@@ -223,7 +223,7 @@ def test_relay_seconds_begin_at_fifty_microseconds(scrape: Scrape) -> None:
     "word", ["sk-secretsecret", "gws_ABC", "a text\nwith lines", "", "response.output_text.deltA"]
 )
 def test_words_of_others_become_other(scrape: Scrape, word: str) -> None:
-    """No label ever holds a word that somebody else chose."""
+    """No label has a value that a client or OpenAI chose."""
     metrics = scrape.metrics
     metrics.event_up(word, 1)
     metrics.event_down(word, 1)
@@ -280,7 +280,7 @@ def test_dollars_and_tokens_without_a_price_are_counted_apart(scrape: Scrape) ->
 
 
 def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
-    """An alert compares with what is configured, not with a number of its own."""
+    """An alert compares with what is configured, not with its own number."""
     scrape.metrics.limits({"sessions": 2000, "log_bytes": 1 << 30})
 
     assert scrape.value("limit", kind="sessions") == 2000
@@ -288,7 +288,7 @@ def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
 
 
 def test_facts_of_the_cluster_are_counted(scrape: Scrape) -> None:
-    """Each verb of the port reaches its metric; words of nobody are `other`."""
+    """Each method of the port changes its metric; unknown words become `other`."""
     metrics = scrape.metrics
     metrics.cluster_nodes({"live": 2, "lost": 1, "asleep": 4})
     metrics.journal_settled(0.0003)
@@ -360,7 +360,7 @@ def test_sessions_are_counted_by_state_until_they_close(scrape: Scrape) -> None:
 
 
 def test_created_and_closed_tell_outcome_and_reason(scrape: Scrape) -> None:
-    """Opened, refused and ended sessions are told apart."""
+    """Opened, refused and ended sessions are counted separately."""
     scrape.metrics.session_opened(view(), 0.02)
     scrape.metrics.session_refused("anonymous", OverloadError("capacity", ""))
     scrape.metrics.session_closed(view(close_reason=CloseReason.DETACHED), 700)
@@ -415,7 +415,7 @@ def test_draining_is_asked_at_the_scrape(scrape: Scrape) -> None:
 
 
 def test_replaced_calls_are_counted_by_cause_and_outcome(scrape: Scrape) -> None:
-    """A recovery that failed is told from one that did not."""
+    """Failed and successful recoveries are counted separately."""
     scrape.metrics.recovered("gws_a", "rotation", "recovered", 0.03)
     scrape.metrics.recovered("gws_a", LossCause.CONSENT_EXPIRED, "failed", 30)
 

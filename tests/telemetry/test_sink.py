@@ -1,4 +1,4 @@
-"""gateway/telemetry/sink.py: logging never blocks the caller, whatever happens to the log."""
+"""gateway/telemetry/sink.py: logging never blocks the caller, even if the log cannot be written."""
 
 import io
 import os
@@ -77,7 +77,7 @@ def test_lines_are_written_in_their_order(make: Callable[[TextIO], Sink[str]]) -
 def test_a_reader_that_has_stopped_holds_nobody(
     make: Callable[[TextIO], Sink[str]], pipe: tuple[int, TextIO]
 ) -> None:
-    """Every line is queued or dropped at once; when the reader goes on it is told how many it missed."""
+    """Every line is queued or dropped at once; when the reader continues, a line says how many were dropped."""
     reading, stream = pipe
     sink = make(stream)
     began = time.monotonic()
@@ -159,7 +159,7 @@ def test_a_line_that_was_cut_is_ended_before_the_next(
 def test_a_descriptor_that_does_not_block_is_waited_for(
     make: Callable[[TextIO], Sink[str]], pipe: tuple[int, TextIO]
 ) -> None:
-    """A parent may have made stderr non-blocking; its fullness is no failure."""
+    """A parent may have made stderr non-blocking; a full pipe is then not an error."""
     reading, stream = pipe
     os.set_blocking(stream.fileno(), False)
     sink = make(stream)
@@ -171,7 +171,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(
 
 
 def test_a_line_that_cannot_be_rendered_ends_no_others() -> None:
-    """It is told by its error's kind, and none of its content."""
+    """It is reported with the kind of its error, without its content."""
     stream = io.StringIO()
 
     def render(line: str) -> str:

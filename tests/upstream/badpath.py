@@ -1,7 +1,7 @@
 """A bad path between the gateway and a far end: every UDP datagram may be dropped, delayed and overtaken, in both directions.
 
-An HTTP server stands in front of the far end's. It passes calls on and puts the address of a relay of its own into the
-answer's candidates, so that whatever the gateway sends goes through the relay. The far end must be an ICE-lite agent, or one
+An HTTP server stands in front of the far end's. It passes calls on and puts the address of its own relay into the
+answer's candidates, so that everything the gateway sends goes through the relay. The far end must be an ICE-lite agent, or one
 that cannot reach the gateway by another way.
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def far_end() -> Iterator[str]:
-    """Return the base URL of a far end in a process of its own, which serves every test that asks for it."""
+    """Return the base URL of a far end in its own process, which serves every test that asks for it."""
     command = [sys.executable, "-m", "tests.upstream.farend"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

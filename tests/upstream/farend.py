@@ -1,4 +1,4 @@
-"""A far end for the tests of upstream: stock aiortc behind one HTTP route, in a process of its own.
+"""A far end for the upstream room's tests: stock aiortc behind one HTTP route, in its own process.
 
 Its own process, so that what is measured or changed here is the gateway's side alone. The test drives it by text over the
 data channel, one JSON object a message:
@@ -35,7 +35,7 @@ TEXT = 51  # RFC 8831 8
 
 
 class Farend:
-    """Answers offers, and does what it is told."""
+    """Answers offers, and follows the test's commands."""
 
     def __init__(self) -> None:
         self.peers: set[RTCPeerConnection] = set()
@@ -153,7 +153,7 @@ class Farend:
 
 @asynccontextmanager
 async def answering(farend: Farend) -> AsyncIterator[str]:
-    """Serve a far end in this process; give its base URL."""
+    """Serve a far end in this process and return its base URL."""
     app = web.Application()
     app.router.add_post("/v1/realtime/calls", farend.call)
     app.router.add_post("/v1/realtime/calls/{call}/hangup", farend.hang_up)
@@ -167,7 +167,7 @@ async def answering(farend: Farend) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
-    """Serve an application on loopback; give its URL."""
+    """Serve an application on loopback and return its URL."""
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -187,7 +187,7 @@ async def serve() -> None:
 
 @asynccontextmanager
 async def farend() -> AsyncIterator[str]:
-    """Run a far end in a process of its own; give its base URL."""
+    """Run a far end in its own process and return its base URL."""
     async with program("-m", "tests.upstream.farend") as url:
         yield url
 

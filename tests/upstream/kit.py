@@ -17,7 +17,7 @@ REQUEST = CallRequest(session=SESSION)
 
 
 class Remembering:
-    """A sink that keeps what it is told."""
+    """A sink that records its calls."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -38,7 +38,7 @@ class Remembering:
         self._changed.set()
 
     async def until(self, condition: Callable[["Remembering"], object], seconds: float = 20.0) -> None:
-        """Wait until something is true of what was told."""
+        """Wait until a condition holds for the recorded calls."""
         async with asyncio.timeout(seconds):
             while not condition(self):
                 self._changed.clear()
@@ -81,7 +81,7 @@ def order(do: str, **details: Any) -> str:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until a condition holds that nobody announces."""
+    """Wait until a condition holds, by polling."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

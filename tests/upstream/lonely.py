@@ -1,4 +1,4 @@
-"""A program that opens a call to an emulator of its own and says `open`; run where only loopback is up."""
+"""A program that opens a call to its own emulator and prints `open`; run in a namespace with only loopback."""
 
 import asyncio
 import sys

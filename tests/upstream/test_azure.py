@@ -45,7 +45,7 @@ class Azure(Farend):
 
 
 async def test_call_by_the_given_configuration() -> None:
-    """With the file's base path and credential a call opens, speaks and is hung up; a key of another kind is refused."""
+    """With the file's base path and credential a call opens, answers and is hung up; another kind of key is refused."""
     given = upstream_config(load(ROOT / "config" / "azure.toml", environ={}))
     path = urlsplit(given.base_url).path
     azure = Azure()

@@ -10,7 +10,7 @@ from gateway.upstream import codecs
 
 
 def run(program: str) -> str:
-    """Run a Python program in a process of its own and return what it prints."""
+    """Run a Python program in its own process and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
     )
@@ -47,7 +47,7 @@ def test_gateway_serves_without_media_and_terminal_colours() -> None:
 
 
 def test_library_user_keeps_the_codecs() -> None:
-    """Importing the gateway leaves aiortc as it is."""
+    """Importing the gateway does not change aiortc."""
     assert run("import gateway.app, aiortc.rtp; print(aiortc.rtp.AudioFrame.__module__)") == "av.audio.frame"
 
 

@@ -188,7 +188,7 @@ async def test_shut_window_drops_what_would_only_wait() -> None:
     turn.time = True
     association.deliver_slice(100)
     assert len(texts) == taken
-    # The sender is told that the window is open again.
+    # The sender learns that the window is open again.
     assert [said.advertised_rwnd for said in association.said if isinstance(said, SackChunk)] == [1000]
     await association._receive_data_chunk(chunk(taken + 1, taken))
     assert len(texts) == taken + 1
@@ -210,7 +210,7 @@ async def test_shut_window_takes_what_lets_messages_out() -> None:
 
 
 async def test_number_of_waiting_messages_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stream sequence numbers are 16 bits wide, so a wide window must not let more wait than can be told apart."""
+    """Stream sequence numbers are 16 bits wide, so a wide window must not let more messages wait than can be distinguished."""
     monkeypatch.setattr(inbound, "MAX_WAITING_MESSAGES", 5)
     association, texts = receiving(window=1 << 30)
     for tsn in range(2, 20):

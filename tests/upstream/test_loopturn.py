@@ -41,7 +41,7 @@ async def test_turn_has_time_until_its_seconds_are_over() -> None:
 
 
 async def test_callbacks_run_once_at_the_end_of_a_turn() -> None:
-    """They are called in order, after whatever runs in this turn, and not again."""
+    """They are called once and in order, after everything else that runs in this turn."""
     turn, told = LoopTurn(), []
     turn.at_end(lambda: told.append("first"))
     turn.at_end(lambda: told.append("second"))
@@ -53,7 +53,7 @@ async def test_callbacks_run_once_at_the_end_of_a_turn() -> None:
 
 
 async def test_backlogs_are_served_in_rotation_over_several_turns() -> None:
-    """A call with much to deliver gives way to the next one after a slice, and all of it is delivered in the end."""
+    """A call with many messages yields to the next one after a slice, and all messages are delivered in the end."""
     order: list[str] = []
     turn = LoopTurn(seconds=10.0, clock=Ticking())
     for name, messages in (("a", 3 * SLICE_MESSAGES), ("b", 3)):

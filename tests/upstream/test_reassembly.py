@@ -1,4 +1,4 @@
-"""Messages come out whole and in the order of their SSNs, whatever the order of TSNs, of arrival, and however often."""
+"""Messages are delivered complete and ordered by SSN, for any order of TSNs and of arrival, duplicates included."""
 
 import itertools
 import random

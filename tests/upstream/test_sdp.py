@@ -82,7 +82,7 @@ def test_offer_names_the_relay_as_its_default_address() -> None:
 def test_offer_has_a_default_address_of_either_family(
     candidates: tuple[str, ...], host: str, port: int
 ) -> None:
-    """Without candidates it is the discard address, and an IPv6 address is marked as one."""
+    """If there is no SHA-256 line, the others stay: an offer needs a fingerprint."""
     text = replace(OFFERED, candidates=candidates).text(7)
 
     assert f"m=audio {port} UDP/TLS/RTP/SAVPF 96 9 0 8\r\nc=IN {host}\r\n" in text
@@ -174,7 +174,7 @@ def test_answer_that_makes_no_call_is_refused(before: str, after: str, complaint
 
 
 def test_candidates_of_an_unknown_form_are_told_as_such() -> None:
-    """A line that is no candidate by RFC 8839 is left to the reader of candidates, which refuses it."""
+    """A line that is not a candidate by RFC 8839 does not stop anything."""
     answer = sdp.read_answer(ANSWER + "a=candidate:what\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ\r\n")
 
     assert answer.candidates[2:] == ("unknown/unknown", "unknown/udp")

@@ -96,7 +96,7 @@ async def test_events_pass_both_ways(open_call: OpenCall) -> None:
 
 
 async def test_megabytes_pass_both_ways(open_call: OpenCall) -> None:
-    """An event of 3 MB is taken whole, its bytes are buffered meanwhile, and so is one that comes back."""
+    """An event of 3 MB is sent completely and counted as buffered until then; one of 3 MB is also received."""
     caller: Caller = await open_call()
     text = "x" * 3_000_000
     item = {"id": "i", "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
@@ -113,7 +113,7 @@ async def test_megabytes_pass_both_ways(open_call: OpenCall) -> None:
 
 
 async def test_frame_above_the_limit_ends_the_connection_not_the_call(open_call: OpenCall) -> None:
-    """What the operator does not allow is not kept; the loss is told as one of the connection."""
+    """With continuity off there is no reconnect; the loss is reported as `connection_failed`."""
     caller: Caller = await open_call()
     sink = Remembering()
     async with dialling(caller.base_url, max_server_event_bytes=1_000_000) as dialer:
@@ -125,7 +125,7 @@ async def test_frame_above_the_limit_ends_the_connection_not_the_call(open_call:
 
 
 async def test_what_was_sent_before_the_close_arrives(open_call: OpenCall) -> None:
-    """A client that sends and leaves at once has sent, and the call goes on."""
+    """Events that were sent right before the close are delivered, and the call continues."""
     caller: Caller = await open_call()
     async with dialling(caller.base_url) as dialer:
         call = await attach(dialer, caller.call_id, Remembering())
@@ -139,7 +139,7 @@ async def test_what_was_sent_before_the_close_arrives(open_call: OpenCall) -> No
 
 
 async def test_close_hangs_up_where_asked(open_call: OpenCall) -> None:
-    """`hang_up` ends the call for everybody, after what was sent; closing again changes nothing."""
+    """`hang_up` ends the call for all participants, after the sent events; closing again has no effect."""
     caller: Caller = await open_call()
     sink = Remembering()
     async with dialling(caller.base_url) as dialer:
@@ -154,7 +154,7 @@ async def test_close_hangs_up_where_asked(open_call: OpenCall) -> None:
 
 
 async def test_close_completes_when_cancelled(open_call: OpenCall) -> None:
-    """Whoever waits for the close may be cancelled; the work goes on."""
+    """The caller of `close` may be cancelled; the closing continues."""
     caller: Caller = await open_call()
     async with dialling(caller.base_url) as dialer:
         call = await attach(dialer, caller.call_id, Remembering())
@@ -167,7 +167,7 @@ async def test_close_completes_when_cancelled(open_call: OpenCall) -> None:
 
 
 async def test_queue_is_bounded(open_call: OpenCall, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch beyond the bound is refused whole; a single one is taken whatever its size."""
+    """A batch beyond the bound is refused; a single event is accepted at any size if nothing is buffered."""
     monkeypatch.setattr(sideband, "MAX_QUEUED_BYTES", 100)
     caller: Caller = await open_call()
     async with dialling(caller.base_url) as dialer:
@@ -305,7 +305,7 @@ async def test_request_has_the_form_of_the_reference() -> None:
     ],
 )
 async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None:
-    """What is no 404 means what it means for calls, the wait included."""
+    """Statuses other than 404 are handled as for calls, retries included."""
     async with serving(Socket(silent, status, "7")) as url, dialling(url) as dialer:
         with pytest.raises(UpstreamError) as refused:
             await attach(dialer, "rtc_1", Remembering())
@@ -453,7 +453,7 @@ async def test_probe_is_answered_by_anything(open_call: OpenCall) -> None:
 
 
 async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
-    """A binary frame is unreadable, a ping gets its pong, and a pong that nobody asked for acknowledges nothing."""
+    """A binary frame is unreadable, a ping gets its pong, and an unsolicited pong acknowledges nothing."""
     answers: list[bytes] = []
 
     async def odd(socket: web.WebSocketResponse) -> None:
@@ -477,7 +477,7 @@ async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
 
 
 async def test_sink_that_raises_does_not_end_the_call(open_call: OpenCall) -> None:
-    """A mistake above is reported, and the connection goes on."""
+    """An exception in the sink is reported, and the connection continues."""
 
     class Raising(Remembering):
         def received(self, generation: int, text: str) -> None:

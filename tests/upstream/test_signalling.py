@@ -106,7 +106,7 @@ async def test_create_with_an_ephemeral_key_sends_the_bare_offer() -> None:
     [("client", "X-Upstream-Authorization"), ("gateway", "OPENAI_API_KEY or upstream.api_key_file")],
 )
 async def test_create_without_a_credential_is_refused_here(auth: str, missing: str) -> None:
-    """Nothing is sent for nobody, and the detail says whose credential is missing."""
+    """Without a credential nothing is sent, and the detail says whose credential is missing."""
     async with signaller(saying(201), auth=auth, api_key=None if auth == "gateway" else KEY) as one:
         with pytest.raises(UpstreamError, match=missing) as caught:
             await one.create(OFFER, REQUEST, 5)
@@ -149,7 +149,7 @@ async def test_refusal_becomes_the_code_of_the_table(status: int, code: str | No
     "body", ["<html>Bad gateway</html>", "", "[]", '{"error": 7}', "[" * 100_000, "x" * 600_000]
 )
 async def test_refusal_in_any_form_is_an_error_with_its_status(body: str) -> None:
-    """A proxy's page, nothing at all, or a body without end: the status is still told."""
+    """For a proxy's page, an empty body or an endless one, the status is still reported."""
     async with signaller(saying(502, body)) as one:
         with pytest.raises(UpstreamError) as caught:
             await one.create(OFFER, REQUEST, 5)
@@ -332,7 +332,7 @@ async def test_connection_cut_before_the_answer_is_not_tried_again() -> None:
     ("status", "body"), [(200, ""), (404, problem("call_id_not_found")), (400, problem("call_id_not_found"))]
 )
 async def test_hang_up_of_a_call_that_is_over_is_as_good(status: int, body: object) -> None:
-    """Both answers mean that there is no call any more."""
+    """Both statuses mean that the call has ended."""
     async with signaller(saying(status, body)) as one:
         await one.hang_up("rtc_u1_X", None)
 
@@ -352,7 +352,7 @@ async def test_hang_up_names_the_call_and_the_caller() -> None:
 
 
 async def test_hang_up_that_is_not_answered_ends() -> None:
-    """The request has a deadline of its own."""
+    """The request has its own deadline."""
     release = asyncio.Event()
 
     async def handler(_: web.Request) -> web.Response:
@@ -406,7 +406,7 @@ async def test_proxy_of_the_environment_is_used_except_towards_loopback(
 async def test_proxy_of_the_environment_is_read_as_others_read_it(
     given: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a scheme it is an HTTP proxy, as it is to curl; what is no URL is named as that."""
+    """Without a scheme it is an HTTP proxy, as for curl; an invalid URL is reported as such."""
     monkeypatch.setenv("http_proxy", given)
     monkeypatch.setenv("no_proxy", "")
     one = Signaller(UpstreamConfig(base_url="http://service.invalid/v1", api_key=KEY), Clock())

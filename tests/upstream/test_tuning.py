@@ -52,7 +52,7 @@ def test_hooks_fit_the_pinned_versions() -> None:
 
 @pytest.mark.parametrize("library", ["aiortc", "aioice"])
 def test_hooks_are_left_out_with_an_untested_version(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another release may have moved what the hooks reach into: then none is used, and the operator can be told."""
+    """Another release may have changed the internals that the hooks use: then none is used, and `missing` lists them."""
     monkeypatch.setattr(
         tuning, "_version", lambda name: "99.0" if name == library else tuning.TESTED[name] + "0"
     )
@@ -199,7 +199,7 @@ async def test_handshake_without_candidates_fails_at_once() -> None:
 
 @pytest.mark.parametrize("missing", ["gathering", "credentials"])
 async def test_handshake_out_of_order_is_refused(missing: str) -> None:
-    """As stock: without gathering, or without the remote side's credentials, there is no handshake."""
+    """As in stock aioice, connecting fails without gathering or without the remote side's credentials."""
     connection = aioice.ice.Connection(ice_controlling=True)
     connection.__class__ = ice.PromptChecks
     connection._local_candidates_end = missing != "gathering"
@@ -394,7 +394,7 @@ async def test_datagram_with_two_records_gives_both() -> None:
 
 
 async def test_forged_datagrams_are_dropped() -> None:
-    """Whatever else comes to the socket, the call goes on."""
+    """Other datagrams on the socket do not disturb the call."""
     async with answering(Farend()) as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -425,7 +425,7 @@ async def test_forged_datagrams_are_dropped() -> None:
 
 
 async def test_broken_packets_inside_the_association_are_dropped() -> None:
-    """What is rightly encrypted but no SCTP of this association, or an INIT in company, changes nothing."""
+    """Encrypted data that is not SCTP of this association, or a bundled INIT, has no effect."""
     async with answering(Farend()) as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)

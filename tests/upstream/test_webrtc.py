@@ -32,7 +32,7 @@ from tests.upstream.farend import Farend, answering, farend, program, serving
 from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
 
 STOCK: frozenset[Hook] = frozenset()
-# The fallback without hooks takes its round with the slow tests: nobody runs it who installs the tested versions.
+# The fallback without hooks runs with the slow tests: it is not used with the tested versions.
 HOOKS = pytest.mark.parametrize(
     "hooks",
     [pytest.param(ALL_HOOKS, id="tuned"), pytest.param(STOCK, id="stock", marks=pytest.mark.slow)],
@@ -233,7 +233,7 @@ async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -
 
 @pytest.mark.parametrize("do", ["garbled", "binary"])
 async def test_frame_that_is_not_text_is_counted_and_survived(do: str) -> None:
-    """A text frame that is not UTF-8 and a binary one are no events; the call goes on after them."""
+    """A text frame that is not UTF-8 and a binary one are not events; the call continues after them."""
     async with open_call() as (call, sink):
         call.send([order(do), "still here"])
         await sink.until(lambda sink: "still here" in sink.texts)
@@ -314,7 +314,7 @@ async def test_what_the_far_end_has_acknowledged_is_counted(hooks: frozenset[Hoo
 @HOOKS
 @pytest.mark.parametrize("do", ["close-channel", "close", "abort"])
 async def test_far_end_that_closes_is_a_channel_closed(do: str, hooks: frozenset[Hook]) -> None:
-    """A data channel reset, an SCTP abort and a DTLS farewell are decisions of the far end; told once, and cleaned up."""
+    """A data channel reset, an SCTP abort and a DTLS farewell are decisions of the far end; each is reported once and cleaned up."""
     facts = Facts()
     async with open_call(facts=facts, hooks=hooks) as (call, sink):
         call.send([order(do)])
@@ -326,7 +326,7 @@ async def test_far_end_that_closes_is_a_channel_closed(do: str, hooks: frozenset
 
 
 async def test_loss_is_not_told_after_close() -> None:
-    """Who closes a call is not told that it is gone."""
+    """Closing a call does not report a loss."""
     async with open_call() as (call, sink):
         await call.close(hang_up=False)
         await asyncio.sleep(0.1)
@@ -374,7 +374,7 @@ class Faulty(Farend):
 @HOOKS
 @pytest.mark.parametrize("phase", ["ice", "dtls", "channel"])
 async def test_set_up_that_stops_names_its_phase(phase: str, hooks: frozenset[Hook]) -> None:
-    """One deadline spans the whole set-up; what it stopped at is told, the call is hung up and nothing is left."""
+    """One deadline covers the whole set-up; the error names the phase, the call is hung up and nothing is leaked."""
     facts, far = Facts(), Faulty(phase)
     async with (
         answering(far) as url,
@@ -408,7 +408,7 @@ async def test_signalling_that_is_not_answered_names_its_phase() -> None:
 
 @asynccontextmanager
 async def fake(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
-    """Serve one handler for every path; give the base URL."""
+    """Serve one handler for every path and return the base URL."""
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", handler)
     async with serving(app) as url:
@@ -521,7 +521,7 @@ def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook]
 
 
 async def test_close_hangs_up_and_can_be_repeated() -> None:
-    """The service is told once, and every close returns."""
+    """The call is hung up once, and every `close` returns."""
     far = Farend()
     async with open_call(far) as (call, _):
         await asyncio.gather(*(call.close(hang_up=True) for _ in range(5)))
@@ -541,7 +541,7 @@ async def test_close_without_hang_up_tells_nobody() -> None:
 
 @HOOKS
 async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[Hook]) -> None:
-    """Cancelled at any point, the work goes on, and a second close returns."""
+    """Cancelled at any point, the work continues, and a second close returns."""
     for turns in range(6):
         facts = Facts()
         async with open_call(facts=facts, hooks=hooks) as (call, _):
@@ -798,7 +798,7 @@ class _NoTime(LoopTurn):
 async def test_a_connection_whose_task_fails_is_a_failed_call(
     far_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ends the task that connects ends the set-up, too, which would wait for its deadline otherwise."""
+    """Descriptions and transceiver are released once the channel is open; sending and closing do not need them."""
 
     async def fail(self: RTCIceTransport, _: object) -> None:
         raise ConnectionError("not connected")

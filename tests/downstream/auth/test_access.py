@@ -73,7 +73,7 @@ async def test_key_in_a_query_is_never_taken(keyed: House) -> None:
 
 
 async def test_others_sessions_are_unknown(keyed: House) -> None:
-    """Another caller's session is no different from one that never was."""
+    """Another caller's session gives the same answer as one that does not exist."""
     session = await keyed.open(headers=bearer("key-ann"))
     for method, tail in (("GET", ""), ("DELETE", ""), ("POST", "/events"), ("POST", "/tickets")):
         answer = await keyed.call(method, f"/v1/sessions/{session['id']}{tail}", headers=bearer("key-bob"))
@@ -267,7 +267,7 @@ async def test_secret_may_send_more_when_the_create_said_so(keyed: House) -> Non
     ],
 )
 async def test_ambiguous_event_is_refused_under_a_restriction(keyed: House, body: str) -> None:
-    """An event in which another parser may see another one is no use to a rule; a key may send it."""
+    """An event that parsers may interpret differently is refused for restricted callers, but not for a key."""
     session = await keyed.open(headers=bearer("key-ann"))
     path = f"/v1/sessions/{session['id']}/events"
     answer = await keyed.call("POST", path, data=body, headers=bearer(session["client_secret"]["value"]))
@@ -277,7 +277,7 @@ async def test_ambiguous_event_is_refused_under_a_restriction(keyed: House, body
 
 
 async def test_ambiguous_event_is_refused_where_members_are_locked(build: Build) -> None:
-    """A locked member is such a restriction for everybody."""
+    """A locked member restricts every caller in this way."""
     house = await build(AccessRules(members_locked=True))
     path = f"/v1/sessions/{(await house.open())['id']}/events"
 
@@ -412,7 +412,7 @@ async def test_batch_refused_for_its_bytes_costs_no_events(build: Build) -> None
 
 
 async def test_a_turn_over_the_limit_leaves_no_session(build: Build) -> None:
-    """A turn in a session of its own that is refused for its events has opened nothing."""
+    """`POST /v1/turns` that is refused because of its events opens no session."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1),)))
     session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
     event = '{"type":"response.create"}'
@@ -593,7 +593,7 @@ async def test_keyed_gateway_answers_to_any_name(keyed: House) -> None:
 async def test_gateway_of_anonymous_callers_refuses_other_names_beside_keys(
     build: Build, origin: str | None
 ) -> None:
-    """A page that took a name of its own needs no key here; who shows one is asked for that instead."""
+    """A page under a foreign host name is refused without a key; with a key, the host name does not matter."""
     house = await build(AccessRules(keys=KEYS.keys, anonymous=KeyRule("anonymous")))
     headers = {"Host": "evil.example", **({"Origin": origin} if origin else {})}
     page = await house.call("POST", "/v1/sessions", headers=headers)
@@ -713,7 +713,7 @@ async def test_preflight_of_another_origin_is_refused(build: Build) -> None:
     "origin", ["capacitor://localhost", "chrome-extension://abcdefgh", "tauri://localhost"]
 )
 async def test_apps_and_extensions_can_be_listed(build: Build, origin: str) -> None:
-    """Their origins have schemes of their own."""
+    """Their origins have their own schemes."""
     house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({origin})))
     answer = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": origin})
     other = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": f"{origin}x"})
@@ -761,7 +761,7 @@ async def test_errors_carry_cors_headers(build: Build, path: str, status: int) -
 
 
 async def test_any_origin_can_be_listed(build: Build) -> None:
-    """`*` is possible because no cookie is ever used; it does not list what is no origin."""
+    """`*` is possible because no cookie is ever used; it does not list what is not an origin."""
     house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({"*"})))
     answer = await house.call(
         "POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": "https://any.example"}

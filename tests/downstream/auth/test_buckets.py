@@ -7,7 +7,7 @@ from gateway.downstream.auth.buckets import Bucket
 
 
 def test_bucket_gives_its_burst_then_its_rate() -> None:
-    """A full bucket gives its burst at once, and then as much as flows in."""
+    """A full bucket allows its burst at once, and then its rate."""
     bucket = Bucket.full(rate=2, burst=4, now=0)
     bucket.take(4, 0)
 

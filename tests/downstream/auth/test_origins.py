@@ -125,7 +125,7 @@ def test_preflight_allows_the_headers_it_is_asked_for(asked: str | None, allowed
     ],
 )
 def test_host_name_is_taken_from_the_header(header: str, name: str | None) -> None:
-    """The name without port, and None for what is no Host at all."""
+    """The name without port, and None for what is not a Host at all."""
     assert host_name(header) == name
 
 

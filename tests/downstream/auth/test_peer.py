@@ -1,4 +1,4 @@
-"""What a connection tells of its far side."""
+"""The client's address, scheme and host, from the connection and its headers."""
 
 import asyncio
 from ipaddress import ip_network
@@ -95,7 +95,7 @@ def test_client_is_the_last_that_no_trusted_proxy_is(
     [
         ({"X-Forwarded-Proto": "https"}, "https"),
         ({"X-Forwarded-Proto": "HTTPS"}, "https"),
-        # One proxy: whatever stands before its own word, the client wrote.
+        # One proxy: the client wrote everything before the proxy's own entry.
         ({"X-Forwarded-Proto": "http, https"}, "https"),
         ({"X-Forwarded-Proto": "https,http", "X-Forwarded-For": "192.0.2.7"}, "http"),
         # Two proxies of ours: the outer one knows how the client came.

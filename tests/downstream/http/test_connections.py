@@ -62,7 +62,7 @@ def test_the_longest_idle_connection_makes_room(connections: Connections) -> Non
 
 
 def test_with_none_idle_a_new_connection_is_refused(connections: Connections, facts: Facts) -> None:
-    """The log is told once."""
+    """It is logged once."""
     for _ in range(3):
         busy = Idler()
         assert connections.opened(busy)
@@ -94,7 +94,7 @@ def test_idle_connections_have_a_bound_of_their_own(connections: Connections) ->
 
 
 def test_refusals_have_room_and_a_bound(connections: Connections) -> None:
-    """A few more connections are kept open to be told, and no more."""
+    """A limited number of additional connections is kept open until they got their 503."""
     for _ in range(3 + REFUSALS):
         assert connections.room
         connections.busy(Idler())

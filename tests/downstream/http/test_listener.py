@@ -35,7 +35,7 @@ async def small(house: House) -> AsyncIterator[Server]:
 
 
 async def test_full_listener_says_so(house: House, small: Server) -> None:
-    """503 with a time to come back, while requests under way hold all connections; the log is told."""
+    """While running requests use all connections, another one gets 503 with `Retry-After`, and it is logged."""
     session = await house.open()
     readers = [
         asyncio.create_task(
@@ -74,7 +74,7 @@ async def test_idle_connections_make_room(small: Server) -> None:
 
 @contextmanager
 def few_descriptors(spare: int) -> Iterator[None]:
-    """Let this process open only so many more descriptors."""
+    """Let this process open only this many more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     fillers = []

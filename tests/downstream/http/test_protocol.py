@@ -114,7 +114,7 @@ async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
 
 
 async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) -> None:
-    """Its FIN looks like that of a half-closing client; the reset that answers the 201 tells that it has left."""
+    """Its FIN looks like that of a half-closing client; the reset after the 201 shows that it has left."""
     release = asyncio.Event()
     patient.far_end.gate = release.wait
     _, writer = await connect(patient.url)
@@ -249,7 +249,7 @@ async def test_refused_head_gets_a_problem_object(
 
 @pytest.mark.parametrize("size", [1000, 8190, 8300, 19_000])
 async def test_long_url_is_told_however_it_is_cut(house: House, size: int) -> None:
-    """A head may arrive in pieces, and go on after it was refused: the answer is not lost in a reset."""
+    """A head may arrive in pieces, also after it was refused: the answer is not lost in a reset."""
     request = get(f"/v1/turns?a={LONG}")
     reader, writer = await connect(house.url)
     for start in range(0, len(request), size):
@@ -350,7 +350,7 @@ async def test_whole_requests_leave_no_unfinished_head(
 
 
 async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> None:
-    """Whatever the answer is: not only a stream holds memory while nobody reads it."""
+    """The memory limit for unread answers applies to every kind of answer, not only to streams."""
     house = await build(limits=ServerLimits(write_seconds=0.2))
     connections = house.server._client_side._connections
     connection = socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2])))

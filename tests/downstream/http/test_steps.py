@@ -1,4 +1,4 @@
-"""Large bodies give way to other work, and to one another's steps."""
+"""Reading large bodies yields to other work and to other bodies."""
 
 import asyncio
 from collections.abc import Generator
@@ -35,7 +35,7 @@ async def test_work_of_one_step_runs_at_once() -> None:
 
 
 async def test_other_work_runs_between_steps() -> None:
-    """A body of several steps gives way after each."""
+    """A body of several steps yields after each step."""
     told: list[str] = []
     request: Any = _Request()
     running = asyncio.create_task(in_steps(request, work(3, told)))

@@ -26,7 +26,7 @@ from tests.downstream.house import SIGNING_KEY, Facts, FarEnd, House
 
 
 class Table:
-    """A directory that says what it is told to say."""
+    """A directory with scripted answers."""
 
     def __init__(self) -> None:
         self.owners: dict[str, str] = {}

@@ -37,7 +37,7 @@ async def test_connections_to_the_owner_are_kept(pair: Pair) -> None:
 
 
 async def test_stream_is_spliced_byte_for_byte(pair: Pair) -> None:
-    """A stream through another node gives the same blocks as one at the owner, as they come, and ends with it."""
+    """A stream through another node has the same blocks as one at the owner, without delay, and ends with it."""
     session_id = await pair.open()
     url = f"{pair.edge.url}/v1/sessions/{session_id}/events"
     async with reading(pair.edge.http, url) as read:
@@ -116,7 +116,7 @@ async def test_session_that_nobody_knows_is_404(pair: Pair) -> None:
 
 
 async def test_owner_that_cannot_be_reached_is_waited_for_and_then_503(pair: Pair) -> None:
-    """After the patience the client is told to try again; nothing was done."""
+    """After `patience_seconds` the client gets 503 with `Retry-After`, and nothing was done."""
     session_id = await pair.open()
     pair.table.owners[session_id] = "gone"
 
@@ -128,7 +128,7 @@ async def test_owner_that_cannot_be_reached_is_waited_for_and_then_503(pair: Pai
 
 
 async def test_request_waits_for_the_next_owner(pair: Pair) -> None:
-    """A session that another node takes over meanwhile is found there: the client sees one slow answer."""
+    """If another node takes the session over during the request, the client only sees a slow answer."""
     session_id = await pair.open()
     pair.table.owners[session_id] = "gone"
     asked = asyncio.create_task(pair.edge.call("POST", f"/v1/sessions/{session_id}/events", json=SAY))

@@ -56,7 +56,7 @@ async def test_history_and_live_are_one_iteration() -> None:
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
 )
 def test_every_event_is_read_once_in_order(steps: list[int], sizes: list[int]) -> None:
-    """However appends and reads interleave, and whatever a page holds."""
+    """Every event is read once, for any interleaving of appends and reads and any page size."""
 
     async def scenario() -> str:
         log = make()
@@ -140,7 +140,7 @@ async def test_a_rewound_cursor_reads_again() -> None:
 
 
 async def test_a_gap_comes_with_the_page() -> None:
-    """A position that is not in the log any more is told, and the page goes on with the oldest event."""
+    """A cursor that is no longer in the log is reported as a gap, and the page continues with the oldest event."""
     log = make(max_events=2)
     say(log, *"abcd")
     with closing(Cursor(log, EventId("k", 0))) as cursor:

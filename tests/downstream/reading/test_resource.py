@@ -32,7 +32,7 @@ async def session(house: House) -> Session:
 
 
 async def test_stream_opens_with_its_terms(session: Session) -> None:
-    """Headers that keep proxies out, then `gateway.open` with a retry of its own."""
+    """The response has headers against buffering, then `gateway.open` with a random `retry`."""
     async with session.read() as stream:
         first = await stream.next()
 
@@ -238,7 +238,7 @@ async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
 
 
 async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
-    """All of them: a client that asks for what it was told must get it."""
+    """Every cursor that a client got is accepted."""
     answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=9000000")
 
     assert re.search(r"from 1 to [0-9]{6,}\.", answer.json["detail"])
@@ -319,7 +319,7 @@ async def test_posted_read_is_the_same(session: Session, where: str) -> None:
 
 @pytest.mark.parametrize("body", [{"aftr": "now"}, {"pad": True}, {"types": [1]}, {"heartbeat": 1}])
 async def test_posted_parameter_that_is_wrong_is_named(session: Session, body: dict[str, object]) -> None:
-    """By pointer; an unknown one, too, since nobody else writes into a body."""
+    """Invalid and unknown members of a body are reported with their pointer."""
     answer = await session.house.call("POST", f"{session.path}/stream", json=body)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -365,7 +365,7 @@ async def test_poll_gives_what_there_is(session: Session) -> None:
 
 
 async def test_poll_waits_for_the_next(session: Session) -> None:
-    """And is counted as a receiver meanwhile."""
+    """A waiting poll counts as a receiver."""
     asked = asyncio.create_task(session.house.call("GET", f"{session.path}?format=json&after=now"))
     await until(lambda: session.handle.view().receivers == 1)
     session.count(range(1))
@@ -395,7 +395,7 @@ async def test_poll_is_bounded_by_events_and_bytes(session: Session) -> None:
 
 @pytest.mark.parametrize("bound", ["limit=1", "max_bytes=1"])
 async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) -> None:
-    """Pages without anything for this client are no reason to wait while there are more."""
+    """A page without events for this client does not make it wait if more pages follow."""
     session.count(range(5))
     session.say(event("response.done"))
     async with asyncio.timeout(3):
@@ -415,7 +415,7 @@ async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
 
 
 async def test_poll_lingers_for_more(session: Session) -> None:
-    """After the first event it gathers for as long as it was told, and answers with all of it."""
+    """After the first event it collects events for the time in `linger` and returns all of them."""
     asked = asyncio.create_task(
         session.house.call("GET", f"{session.path}?format=json&after=now&linger=300&wait=10")
     )
@@ -459,7 +459,7 @@ async def test_full_poll_does_not_linger(session: Session, bound: str, count: in
 
 
 async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> None:
-    """The log ran over while it gathered: the next poll is told, and what was read is not lost."""
+    """If the log overruns during `linger`, the next poll gets the gap, and the events already read are returned."""
     session = await opened(await build(relay=RelayLimits(log_max_events=3)))
     asked = asyncio.create_task(
         session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&limit=5")
@@ -485,7 +485,7 @@ async def test_linger_is_milliseconds(session: Session, linger: str) -> None:
 
 
 async def test_large_poll_arrives_whole(session: Session) -> None:
-    """It is written in pieces, with its length told before."""
+    """It is written in pieces, with a Content-Length."""
     large(session, 20)
     answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=4000000&limit=1000")
 
@@ -537,7 +537,7 @@ async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
 
 @pytest.mark.parametrize("format_", ["sse", "ndjson"])
 async def test_stream_of_a_session_that_moves_is_rotated(session: Session, format_: str) -> None:
-    """Another node has it now: the client is told to come back at once, and where it was."""
+    """If another node took the session over, the client gets a short `retry` and its cursor."""
     async with session.house.http.get(f"{session.house.url}{session.path}?format={format_}") as answer:
         await until(lambda: session.handle.view().receivers == 1)
         for receiver in session.handle._receivers:
@@ -551,7 +551,7 @@ async def test_stream_of_a_session_that_moves_is_rotated(session: Session, forma
 
 @pytest.mark.slow
 async def test_rotation_waits_for_a_pause_between_responses(session: Session) -> None:
-    """A connection that is due goes on until the response is done."""
+    """A connection that is due for rotation stays open until the response is done."""
     session.say(event("response.created", response={"id": "resp_1"}))
     async with session.read(max_age=1) as stream:
         await stream.take(3)
@@ -563,7 +563,7 @@ async def test_rotation_waits_for_a_pause_between_responses(session: Session) ->
 
 
 async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
-    """Whoever has been silent longest is told not to come back; everybody else reads on."""
+    """The reader that was silent longest gets a `retry` of 24 days; the others continue."""
     async with asyncio.timeout(20):
         streams = [session.read() for _ in range(9)]
         entered = []
@@ -605,7 +605,7 @@ async def test_closing_server_ends_streams(session: Session) -> None:
 
 
 async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
-    """In a stream of its own, since any status but 200 would end an `EventSource` for ever."""
+    """In its own stream, since any status but 200 would end an `EventSource` for ever."""
     answer = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
 
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
@@ -704,7 +704,7 @@ async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
 
 
 class Deaf:
-    """A client that asks and then takes only what it is told to."""
+    """A client that sends a request and then reads only on demand."""
 
     def __init__(self, url: str, path: str, buffer: int = 4096) -> None:
         host, port = url.removeprefix("http://").split(":")
@@ -729,7 +729,7 @@ def large(session: Session, count: int = 1) -> None:
 
 @pytest.mark.slow
 async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
-    """Nobody else waits for it, and the session goes on."""
+    """It delays no other reader, and the session continues."""
     async with Second(session.house, ServerLimits(write_seconds=1)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
@@ -793,7 +793,7 @@ async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
 
 
 async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Build) -> None:
-    """It would be told at the write deadline, if ever."""
+    """Without the check, its absence would be noticed only at the write deadline."""
     session = await opened(await build(relay=RelayLimits(max_receivers=1)))
     deaf = Deaf(session.house.url, session.path)
     await until(lambda: session.handle.view().receivers == 1)
@@ -808,7 +808,7 @@ async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Bui
 
 
 async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
-    """A stream that fell behind is told of the gap, and ends."""
+    """A stream that fell behind gets the gap and ends."""
     session = await opened(await build(relay=RelayLimits(log_max_events=5)))
     async with session.read(on_gap="fail") as stream:
         await stream.take(2)
@@ -824,7 +824,7 @@ async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
 
 
 async def test_live_events_are_timed_once(session: Session) -> None:
-    """Whoever writes an event first tells how long it took; history is counted, not timed."""
+    """The first reader that writes an event reports its latency; replayed events are only counted."""
     session.count(range(3))
     async with session.read() as one, session.read() as two:
         await one.take(5)
@@ -840,7 +840,7 @@ async def test_live_events_are_timed_once(session: Session) -> None:
 
 
 async def test_http_1_0_reads_as_well(session: Session) -> None:
-    """Without chunks, up to the end of the connection: nginx speaks it to us unless told otherwise."""
+    """An HTTP/1.0 client, such as nginx by default, gets the stream without chunks, up to the end of the connection."""
     host, port = session.house.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {session.path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())

@@ -40,7 +40,7 @@ def test_object_is_read_unless_it_is_named_text(media_type: str | None, plain: b
     "body", [b"hello", b" \n hello", b"a=b&c=d", b"xinput=1", b"(1)", b"&" * 1_000_000 + b"a"]
 )
 def test_what_does_not_look_like_anything_is_text(body: bytes, media_type: str | None) -> None:
-    """Curl names one type for whatever it is given, and others name none."""
+    """The body decides if the type is curl's default or missing."""
     wanted = parse(body, media_type, own_session=False)
 
     assert wanted.plain

@@ -35,7 +35,7 @@ class Model:
         return [event for event in self.sent if event["type"] == type_]
 
     async def asked(self, count: int = 1) -> Json:
-        """Wait for this many responses to be asked for, and give the last."""
+        """Wait for this many responses to be asked for and return the last."""
 
         def ready() -> bool:
             if len(self.of("response.create")) >= count:
@@ -174,7 +174,7 @@ async def test_text_becomes_a_message_and_a_response(
 
 @pytest.mark.parametrize("body", ['"x"', "a=b&c=d", "42"])
 async def test_what_is_no_object_is_the_text_itself(session: Session, model: Model, body: str) -> None:
-    """Curl says `form` of whatever it is given."""
+    """Curl uses the form type for every body."""
     asked = turn(session, body)
     await model.answer("Hi")
     await got(asked)
@@ -251,7 +251,7 @@ async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> N
 async def test_an_answer_that_is_not_whole_cuts_the_connection(
     session: Session, model: Model, status: str
 ) -> None:
-    """What was said arrives, and nobody takes it for the whole; nor the words before a function call."""
+    """The partial text arrives, but the body ends early; the same for text before a function call."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
     asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
@@ -269,7 +269,7 @@ async def test_an_answer_that_is_not_whole_cuts_the_connection(
 
 
 async def test_a_function_call_is_not_an_answer_in_text(session: Session, model: Model) -> None:
-    """Nothing was said, so the error can be told; as JSON the same response is an answer."""
+    """Before the first text the error has its own status; as JSON the same response is 200."""
     asked = turn(session, headers=KEY)
     call = {"type": "function_call", "name": "f", "call_id": "call_1"}
     model.end(model.begin(await model.asked()), also=[call])
@@ -317,7 +317,7 @@ async def test_a_streamed_answer_ends_its_connection(session: Session, model: Mo
 async def test_no_words_have_a_status(
     session: Session, model: Model, status: str, error: Json | None, expected: tuple[int, str]
 ) -> None:
-    """As long as nothing was said, any error can still be told."""
+    """Before the first text, every error has its own status."""
     asked = turn(session)
     model.end(model.begin(await model.asked()), None, status, error)
     answer = await got(asked)
@@ -461,7 +461,7 @@ async def test_turn_that_takes_too_long_is_cancelled(build: Build) -> None:
 
 
 async def test_stream_gives_the_turns_own_events(session: Session, model: Model) -> None:
-    """Up to and including its response.done, as they stand in the log; nobody else's."""
+    """The stream has exactly the turn's events, as in the log, up to its response.done."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     headers = {"Accept": "text/event-stream"}
     asking = asyncio.create_task(session.house.http.post(url, json={"input": "Hello"}, headers=headers))
@@ -644,7 +644,7 @@ async def test_rate_limited_turn_may_be_tried_again(session: Session, model: Mod
 
 @pytest.mark.slow
 async def test_wait_gives_the_request_back(session: Session, model: Model) -> None:
-    """202 while the turn goes on; the same key gets the answer later."""
+    """202 while the turn continues; the same key gets the answer later."""
     asked = turn(session, {"input": "Hello"}, headers=KEY, params={"wait": "1"})
     id_ = model.begin(await model.asked())
     early = await got(asked)
@@ -667,7 +667,7 @@ async def test_wait_needs_a_key_and_sense(session: Session, wait: str, headers: 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
 
-# --- a session of its own ---------------------------------------------------------------------------------------------
+# --- its own session ---------------------------------------------------------------------------------------------
 
 
 async def test_own_turn_opens_and_closes_its_session(house: House, model: Model) -> None:
@@ -729,7 +729,7 @@ async def test_client_with_a_key_may_come_back(house: House, model: Model) -> No
 
 
 async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, model: Model) -> None:
-    """It goes on in the log."""
+    """It continues in the log."""
     asked = turn(session)
     id_ = model.begin(await model.asked())
     asked.cancel()
@@ -743,7 +743,7 @@ async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, mod
 
 
 async def test_closing_server_ends_turns(house: House, model: Model) -> None:
-    """None is left behind, whoever waits for it."""
+    """No session remains open after the client left."""
     asked = post(house, "/v1/turns", headers=KEY)
     await model.asked()
     await house.hub.close()

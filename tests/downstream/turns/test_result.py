@@ -47,7 +47,7 @@ def text(words: str, type_: str = "output_text") -> dict[str, object]:
 
 
 def test_text_is_joined_over_parts_and_messages() -> None:
-    """In order, whatever stands between."""
+    """The calls are in order, also with other items in between."""
     other = {"type": "mcp_call", "name": "f"}
     output = [message(text("a"), text("b", "text")), other, message({"type": "refusal"}, text("c"))]
 
@@ -64,7 +64,7 @@ def test_odd_output_has_no_text(output: object) -> None:
 
 
 def test_document_of_an_odd_response_keeps_its_form() -> None:
-    """An output that is no list is an empty one."""
+    """An output that is not a list is an empty one."""
     document = turnresult.document(done(output="odd"), "gws_1", "k-1")
 
     assert (document["output"], document["output_text"], document["head"]) == ([], None, "k-1")
@@ -79,7 +79,7 @@ def test_turn_without_result_has_an_empty_document() -> None:
 
 
 def test_failure_is_raised_whoever_asks() -> None:
-    """There is no answer to give."""
+    """A turn without a result raises."""
     turn = failed(UpstreamError("upstream-failed", "Gone."))
 
     with pytest.raises(UpstreamError, match="Gone"):
@@ -122,7 +122,7 @@ def test_rate_limit_says_when_to_come_back(said: str, seconds: float) -> None:
     ],
 )
 def test_only_what_left_nothing_behind_is_tried_again(turn: Turn, again: bool) -> None:
-    """A response that is done was billed, whatever is in it."""
+    """A completed response is stored, because it was billed."""
     assert turnresult.retryable(turn) is again
 
 

@@ -157,7 +157,7 @@ async def test_failure_is_told_in_the_servers_words(
 
 
 async def test_failed_completion_is_a_failed_response(talk: Callable[..., Talk]) -> None:
-    """A model server that is not there ends the response as failed, and the session goes on."""
+    """A model server that is not there ends the response as failed, and the session continues."""
     brain = ChatBrain("http://127.0.0.1:9/v1", "small", None)
     try:
         one = talk(brain=brain)

@@ -7,7 +7,7 @@ from gateway.emulator.brain.prose import MAX_WORDS, write
 
 @pytest.mark.parametrize("words", [1, 2, 7, 60, 500, 5000])
 def test_prose_has_the_words_it_was_asked_for(words: int) -> None:
-    """Exactly so many words, the same ones each time, ending like a sentence."""
+    """Exactly this many words, the same ones each time, ending like a sentence."""
     text = write(words, "the sea")
 
     assert len(text.split()) == words

@@ -15,7 +15,7 @@ COUNTED = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
 
 
 def ask(*said: str, instructions: str = "") -> str:
-    """Say things one after the other and give the answer to the last."""
+    """Say things one after the other and return the answer to the last."""
     items = [
         {"id": str(n), "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
         for n, text in enumerate(said)
@@ -75,7 +75,7 @@ def test_question_gets_its_answer(question: str, said: str) -> None:
 
 
 def test_long_statement_is_shortened_when_repeated() -> None:
-    """What nobody understands is not thrown back at full length."""
+    """A text that no rule understands is quoted only in part."""
     assert len(ask("word " * 1000)) < 200
 
 
@@ -83,7 +83,7 @@ def test_long_statement_is_shortened_when_repeated() -> None:
     "word", ["write ", "what is my ", "count to ", "1 + ", "( ", "My name is A B ", "\t \n", "remember "]
 )
 def test_book_is_answered_as_soon_as_a_sentence(word: str) -> None:
-    """No pattern takes more than linear time over what somebody pastes in."""
+    """No pattern takes more than linear time for a long text."""
     before = time.thread_time()
     ask(word * 20_000)
 
@@ -92,7 +92,7 @@ def test_book_is_answered_as_soon_as_a_sentence(word: str) -> None:
 
 @pytest.mark.parametrize("text", ["Grüße 👩‍🚀", "two\nlines", 'with "marks" inside', "1 + 1", "…"])
 def test_repeated_text_is_verbatim(text: str) -> None:
-    """`repeat after me` gives back every character."""
+    """`repeat after me` returns every character."""
     assert ask(f"Repeat after me: {text}") == text
     assert ask(f'Say "{text}".') == text
 
@@ -143,7 +143,7 @@ def test_facts_are_remembered(told: str, question: str, said: str) -> None:
 
 
 def test_last_word_counts() -> None:
-    """A fact told again replaces the older one."""
+    """A later statement of a fact replaces the older one."""
     assert (
         ask("The code is 1.", "My name is A.", "No, the code is 2.", "What is the code?") == "The code is 2."
     )
@@ -159,7 +159,7 @@ def test_last_word_counts() -> None:
     ],
 )
 def test_facts_are_acknowledged(told: str, said: str) -> None:
-    """Somebody who tells something hears that it was heard."""
+    """A stated fact is acknowledged."""
     assert ask(told) == said
 
 
@@ -218,7 +218,7 @@ def test_no_words_break_the_brain(said: list[str], instructions: str) -> None:
 
 
 def test_memory_answers_only_what_it_was_asked() -> None:
-    """A question about something that is nobody's is not taken."""
+    """A question about a thing without an owner ("my", "the") is not answered from memory."""
     facts = facts_in(["My name is Ada."])
 
     assert answer("What is the weather?", facts) is None
@@ -257,19 +257,19 @@ async def test_brain_gives_tokens_then_calls() -> None:
     ],
 )
 def test_function_output_is_put_in_words(output: str, said: str) -> None:
-    """Text is said as it is, JSON in a sentence."""
+    """A text result is repeated unchanged, a JSON result in a sentence."""
     item = {"id": "1", "type": "function_call_output", "call_id": "c", "output": output}
 
     assert reply(Prompt("", [item], [], "auto", "gpt-realtime")) == said
 
 
 def test_instruction_that_names_no_number_changes_nothing() -> None:
-    """To answer in few words is no limit."""
+    """The words "a few" set no exact limit."""
     assert ask("Hello", instructions="Answer in few words.") == "Hello! How can I help you?"
 
 
 def test_facts_are_bounded() -> None:
-    """Whoever tells more than a person would is not listened to for ever."""
+    """The number of facts that are searched is bounded."""
     facts = facts_in(f"My thing{number} is {number}." for number in range(2000))
 
     assert 500 <= len(facts) <= 510

@@ -87,7 +87,7 @@ async def test_beta_is_refused(method: str, path: str, headers: dict[str, str], 
 
 @pytest.mark.parametrize("path", ["/realtime/calls", "/realtime/client_secrets"])
 async def test_body_that_cannot_be_decoded_is_refused(path: str, caller: Caller) -> None:
-    """A false `Content-Encoding` is the client's mistake, told in the service's envelope."""
+    """A wrong `Content-Encoding` is a client error in the service's envelope."""
     headers = {"Content-Type": "application/sdp", "Content-Encoding": "gzip"}
     status, error = await refused(
         await caller.http.post(caller.base_url + path, data=b"no gzip", headers=headers)
@@ -254,7 +254,7 @@ async def test_impossible_channel_id_is_refused(dcid: str, caller: Caller) -> No
 
 
 async def test_body_too_large_is_refused(caller: Caller) -> None:
-    """A part above two megabytes is nobody's session object."""
+    """A part above two megabytes is refused."""
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("sdp", "x" * (3 * 1024 * 1024))
     status, _ = await refused(await caller.http.post(f"{caller.base_url}/realtime/calls", data=form))

@@ -221,7 +221,7 @@ async def test_keys_of_one_project_share_their_calls(emulate: Emulate) -> None:
 
 
 async def hold(socket: aiohttp.ClientWebSocketResponse, text: str) -> list[Any]:
-    """Hold a turn and return its events."""
+    """Run a turn and return its events."""
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
     await socket.send_json({"type": "conversation.item.create", "item": item})
     await socket.send_json({"type": "response.create"})
@@ -321,7 +321,7 @@ async def test_address_that_begins_nothing_is_closed_with_4000(
 
 
 async def test_session_over_a_websocket_ends_at_the_hour(emulate: Emulate) -> None:
-    """The last words, then 1001; a session of seconds is told in whole minutes."""
+    """`session_expired`, then close code 1001; the message has whole minutes."""
     caller = Caller((await emulate(max_session_seconds=0.3)).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
@@ -384,7 +384,7 @@ async def test_unhurried_client_holds_a_session_back(emulate: Emulate) -> None:
 
 
 async def hold_nothing(socket: aiohttp.ClientWebSocketResponse) -> None:
-    """Ask for very much and read none of it."""
+    """Request very long output and read nothing."""
     transport = socket.get_extra_info("socket")
     assert transport is not None
     text = "Write 2000 words about patience"

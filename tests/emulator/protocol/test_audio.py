@@ -41,7 +41,7 @@ def test_what_is_no_base64_is_refused(audio: str) -> None:
 
 @pytest.mark.parametrize("piece", [1, 7, 960, 100_000])
 def test_speech_is_found_however_the_audio_is_cut(piece: int) -> None:
-    """Speech begins with the first loud frame and ends with the silence after it, in whatever pieces it comes."""
+    """Speech begins with the first loud frame and ends with the silence after it, for any size of the pieces."""
     buffer, found = AudioBuffer(), []
     data = base64.b64decode(pcm((100, 0), (300, 9000), (100, 0), (100, 9000), (400, 0)))
     for at in range(0, len(data), piece):

@@ -45,7 +45,7 @@ async def test_detected_turn_has_the_recorded_order(talk: MakeTalk) -> None:
 
 
 async def test_model_hears_what_nobody_transcribes(talk: MakeTalk) -> None:
-    """Without transcription the item has no transcript, and the answer still is to what was said."""
+    """Without transcription the item has no transcript, but the answer still uses the words."""
     one = hearing(talk)
     one.send("input_audio_buffer.append", audio=SPEECH)
     await one.until(lambda: "response.done" in one.types)

@@ -46,7 +46,7 @@ def test_approval_is_needed_unless_it_is_not(required: Any, asks: list[bool]) ->
 
 
 def test_file_holds_a_server(tmp_path: Path) -> None:
-    """Each tool is listed as it stands, and answers with its output, its error, or its arguments."""
+    """Each tool is listed unchanged, and answers with its output, its error, or its arguments."""
     error = {"type": "http_error", "code": 503, "message": "Away."}
     tools = [
         {"name": "a", "input_schema": {}, "output": {"x": 1}},

@@ -121,7 +121,7 @@ async def test_wrong_update_is_refused_whole(
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 async def test_number_that_is_none_is_not_echoed(number: str, talk: MakeTalk) -> None:
-    """What Python's parser takes beyond JSON is refused: said back, it could be read by nobody."""
+    """Input that Python's parser accepts beyond JSON is refused, because clients could not parse its echo."""
     one = talk()
     tool = f'{{"type":"function","name":"f","parameters":{{"maximum":{number}}}}}'
     one.realtime.receive(f'{{"type":"session.update","session":{{"type":"realtime","tools":[{tool}]}}}}')
@@ -180,7 +180,7 @@ async def test_items_stand_where_they_were_put(talk: MakeTalk) -> None:
 async def test_impossible_item_event_is_refused(
     kind: str, members: dict[str, Any], code: str, talk: MakeTalk
 ) -> None:
-    """Unknown items, items that are no speech and items without their members are refused."""
+    """Unknown items, items that are not speech and items without their members are refused."""
     one = talk()
     one.user("a", id="a")
     one.send(kind, **members)
@@ -202,7 +202,7 @@ async def test_item_id_is_taken_once(talk: MakeTalk) -> None:
 
 
 async def test_item_is_given_back_and_forgotten(talk: MakeTalk) -> None:
-    """Retrieve gives an item as it stands; after delete it is gone for retrieve and for the model."""
+    """Retrieve gives an item unchanged; after delete it is gone for retrieve and for the model."""
     one = talk()
     one.user("My name is Ada.", id="a")
     one.send("conversation.item.retrieve", item_id="a")
@@ -239,7 +239,7 @@ async def test_turn_causes_its_events_in_order(talk: MakeTalk) -> None:
 
 
 async def test_conversation_goes_on_over_turns(talk: MakeTalk) -> None:
-    """What was told in one turn is known in a later one."""
+    """A fact from one turn is known in a later one."""
     one = talk()
     await one.ask("Remember that the code is 4711.")
     await one.ask("My name is Ada.")
@@ -359,7 +359,7 @@ async def test_cancel_names_its_response(talk: MakeTalk) -> None:
 async def test_mistake_in_the_brain_is_a_failed_response(
     talk: MakeTalk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A brain that raises ends its response as failed and is logged; the session goes on."""
+    """A brain that raises ends its response as failed and is logged; the session continues."""
     one = talk()
     one.user("ping")
     with monkeypatch.context() as patch:
@@ -502,7 +502,7 @@ async def test_spoken_answer_carries_its_sound(kind: str, talk: MakeTalk) -> Non
 
 
 async def test_websocket_has_no_output_buffer_to_clear(talk: MakeTalk) -> None:
-    """`output_audio_buffer.clear` is no event of a WebSocket, and is not listed among those that are."""
+    """`output_audio_buffer.clear` is not an event of a WebSocket, and is not listed among those that are."""
     one = talk(carries_audio=True)
     one.send("output_audio_buffer.clear")
 
@@ -511,7 +511,7 @@ async def test_websocket_has_no_output_buffer_to_clear(talk: MakeTalk) -> None:
 
 
 async def test_truncation_beyond_the_sound_is_refused(talk: MakeTalk) -> None:
-    """A spoken item can be cut where it has sound, and not again beyond the cut."""
+    """A spoken item can be truncated within its audio, but not again after the cut."""
     one = talk(session={"output_modalities": ["audio"]}, carries_audio=True)
     one.user("Say hello.")
     item = (await one.respond())["output"][0]["id"]
@@ -588,7 +588,7 @@ async def test_forced_tool_is_called_without_words_of_a_user(
 
 @pytest.mark.parametrize("known", [False, True])
 async def test_output_needs_its_call_in_the_conversation(known: bool, talk: MakeTalk) -> None:
-    """An output for a call that nobody made, or whose item was deleted, is refused in the service's words."""
+    """An output for an unknown function call, or one whose item was deleted, is refused with the service's message."""
     one = talk()
     if known:
         call = {"id": "f", "type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
@@ -641,7 +641,7 @@ async def test_newer_model_comments_and_interleaves(talk: MakeTalk) -> None:
 
 
 async def test_audio_buffer_is_kept_without_listening(talk: MakeTalk) -> None:
-    """Append, commit and clear are answered; less than 100 ms cannot be committed; what is no base64 is refused."""
+    """Append, commit and clear are answered; less than 100 ms cannot be committed; what is not base64 is refused."""
     one = talk()
     one.send("input_audio_buffer.append", audio="AAAA" * 2000)
     one.send("input_audio_buffer.commit")
@@ -659,7 +659,7 @@ async def test_audio_buffer_is_kept_without_listening(talk: MakeTalk) -> None:
 
 
 async def test_output_buffer_is_cleared_while_it_speaks(talk: MakeTalk) -> None:
-    """Clearing stops the sound of a spoken response, and is nothing in a text one."""
+    """Clearing stops the audio of a spoken response, and has no effect on a text response."""
     one = talk(rate=200, session={"output_modalities": ["audio"]})
     one.send("output_audio_buffer.clear")
     one.user("Count to 100")
@@ -672,7 +672,7 @@ async def test_output_buffer_is_cleared_while_it_speaks(talk: MakeTalk) -> None:
     assert "output_audio_buffer.stopped" not in one.types
 
 
-# -- what is no event --------------------------------------------------------------------------------------------------
+# -- what is not an event --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -693,7 +693,7 @@ async def test_output_buffer_is_cleared_while_it_speaks(talk: MakeTalk) -> None:
     ],
 )
 async def test_what_is_no_event_is_refused(frame: str | bytes, code: str, param: str, talk: MakeTalk) -> None:
-    """Anything that is no client event gets an `error`, and the session goes on."""
+    """Anything that is not a client event gets an `error`, and the session continues."""
     one = talk()
     one.realtime.receive(frame)
 
@@ -710,7 +710,7 @@ async def test_unknown_type_is_told_what_is_known(talk: MakeTalk) -> None:
 
 
 async def test_close_ends_responses_without_a_word(talk: MakeTalk) -> None:
-    """A closed session says nothing more, whatever it was about to say."""
+    """A closed session sends nothing more."""
     one = talk(rate=200)
     one.user("Count to 100")
     one.send("response.create")

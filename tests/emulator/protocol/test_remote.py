@@ -19,7 +19,7 @@ def server(label: str = "demo", **members: Any) -> Json:
 
 
 async def test_tools_are_imported_once(talk: MakeTalk) -> None:
-    """A server's tools are listed when the session begins or first names it, in an item of their own."""
+    """A server's tools are listed when the session begins or first names it, in a separate item."""
     one = talk()
     one.realtime.opened()
     for _ in range(2):
@@ -71,7 +71,7 @@ async def test_call_without_approval_runs_in_its_response(model: str, talk: Make
 
 
 async def test_call_fails_by_a_fault(talk: MakeTalk) -> None:
-    """A failed call has an error in place of its output, and its response is completed all the same."""
+    """A failed call has an error in place of its output, and its response is completed anyway."""
     one = talk(session={"tools": [server(require_approval="never")]}, faults=Faults(mcp_error="call"))
     one.user("Roll the dice")
     done = await one.respond()

@@ -42,5 +42,5 @@ def test_tone_has_whole_periods() -> None:
     ],
 )
 def test_peak_is_the_loudest_sample(kind: str, frame: bytes, loudness: int) -> None:
-    """The largest magnitude counts, whatever its sign; G.711 is known to the nearest 256."""
+    """The largest magnitude counts for both signs; for G.711 it is exact to 256."""
     assert peak(frame, kind) == loudness

@@ -10,7 +10,7 @@ from gateway.emulator.protocol.tokens import count, tokenize
 @given(st.text(max_size=200))
 @example("naïve ½ café_x \t\n\n 12345 ... 👩‍🚀 internationalization")
 def test_tokens_join_to_the_text(text: str) -> None:
-    """Whatever the text, its tokens give it back, and none is empty."""
+    """For any text, joining its tokens returns it, and no token is empty."""
     tokens = tokenize(text)
 
     assert "".join(tokens) == text

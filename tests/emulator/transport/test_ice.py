@@ -112,7 +112,7 @@ async def test_latest_nomination_is_where_data_goes(peer: Peer) -> None:
 
 
 async def test_waiting_datagrams_are_bounded(peer: Peer) -> None:
-    """What nobody reads is dropped and counted at the bound."""
+    """Datagrams that are not read are dropped and counted at the bound."""
     for _ in range(5000):
         peer.agent.received(peer.agent._ports[0], b"\x17x", peer.address)
 

@@ -1,4 +1,4 @@
-"""gateway/relay/calls/expiry.py: a call's end as a duration, whatever this machine's clock says."""
+"""gateway/relay/calls/expiry.py: a call's end as a duration, independent of this machine's clock."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def test_any_order_of_inputs_is_a_row_or_impossible(inputs: list[Input]) -> None
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.ENDED])
 def test_every_phase_can_end_and_be_reached(phase: Phase) -> None:
-    """A session can be closed whatever it does; no phase is there in vain."""
+    """A session can be closed in every phase, and every phase can be reached."""
     starts = {Phase.DIALLING, Phase.DOWN, Phase.SWITCHING}
 
     assert advance(phase, Input.END).phase is Phase.ENDED
@@ -48,7 +48,7 @@ def test_every_phase_can_end_and_be_reached(phase: Phase) -> None:
 
 
 def test_events_are_held_from_one_step_to_another() -> None:
-    """Whatever begins to hold says so; whatever ends it releases."""
+    """Every change to a holding phase has the action `hold`, and every change from one has `release`."""
     for (phase, happened), step in TABLE.items():
         if happened is not Input.END:
             begins = step.phase in HOLDING and phase not in HOLDING

@@ -54,7 +54,7 @@ async def house(build: Build) -> House:
 
 
 async def attended(house: House, **members: Any) -> Session:
-    """Open a session that somebody reads."""
+    """Open a session that has a reader."""
     session = await house.open(**members)
     session.attach(FakeReceiver(0.0))
     return session
@@ -88,7 +88,7 @@ def after(seconds: float, then: Callable[[], object]) -> Callable[[], Awaitable[
 async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
     house: House, cause: LossCause
 ) -> None:
-    """The session goes on under its id; what happened stands in the log."""
+    """The session keeps its ID, and the log says what happened."""
     session = await attended(house)
     await say(session, "a", "b")
     old = house.call
@@ -117,7 +117,7 @@ async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
 
 
 async def test_what_is_sent_meanwhile_follows_on_the_new_call(house: House) -> None:
-    """In order, behind the conversation, and accepted at once."""
+    """Held events are accepted at once and sent in order, after the conversation."""
     session = await attended(house)
     await say(session, "a")
     house.dialer.gate = lambda: asyncio.sleep(2)
@@ -186,7 +186,7 @@ async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(ho
 
 
 async def test_a_session_that_left_nothing_says_no_more_than_its_reason(house: House) -> None:
-    """The members are there only where there is something to tell."""
+    """The members are present only if they are not empty."""
     session = await attended(house)
     await say(session, "a")
     await session.close(CloseReason.CLIENT)
@@ -210,7 +210,7 @@ async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
 
 
 async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house: House) -> None:
-    """Before whatever else waited."""
+    """They are sent before other waiting events."""
     session = await attended(house, retry_interrupted=True)
     asked = client_event("response.create", event_id="again")
     await session.submit([asked])
@@ -275,7 +275,7 @@ async def test_a_question_held_back_is_asked_once(house: House) -> None:
 
 
 async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House) -> None:
-    """Whoever waits for the turn is told at once, and the log names its events."""
+    """The turn fails at once, and the log names its events."""
     session = await attended(house)
     turn = await session.turn(HELLO)
     house.hub.restart(session.id)
@@ -289,7 +289,7 @@ async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House
 
 
 async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(house: House) -> None:
-    """The loss is told a moment later; if it never is, the first tick finds it."""
+    """The loss is reported a moment later; if not, the next tick detects it."""
     session = await attended(house)
     house.call.open = False
     await say(session, "a")
@@ -359,7 +359,7 @@ async def test_a_rate_limit_is_waited_out(house: House) -> None:
 
 
 async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(house: House) -> None:
-    """The session ends when it is over, not when the dial gives up."""
+    """The session ends when the recovery time is over, not when the dial fails."""
     session = await attended(house)
     house.dialer.gate = lambda: asyncio.sleep(3600)
     house.call.lose()
@@ -615,7 +615,7 @@ async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(house: H
 
 
 async def test_a_hand_over_that_fails_is_tried_again(house: House) -> None:
-    """The old call still works, and events go to it meanwhile."""
+    """The old call still works, and events are sent on it."""
     session = await attended(house)
     house.dialer.refusal = UpstreamError("upstream-failed", "No.")
     house.hub.restart(session.id)
@@ -696,7 +696,7 @@ async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
 
 
 async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: House) -> None:
-    """One event tells of it, and nothing of the seeding is taken for the old call's."""
+    """One event reports it, and events of the seeding are not mistaken for the old call's."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     await say(session, "a")
@@ -712,7 +712,7 @@ async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: 
 
 
 async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
-    """What it answers to its seeding stays out of the log, and it is taken into use: that is the recovery as well."""
+    """Its answers to the seeding are not logged, and it becomes the current call, which is also the recovery."""
     session = await attended(house)
     await say(session, "a")
     before, old, seeded = types_of(session), house.call, list[str]()
@@ -785,7 +785,7 @@ async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: H
 
 
 async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) -> None:
-    """Also where nothing need answer: the sender wants to know whether anybody is there."""
+    """A probe is sent even if no answer is due: the sender must learn whether the call is alive."""
     session = await attended(house)
     house.call.alive = False
     await asyncio.sleep(60)

@@ -1,4 +1,4 @@
-"""gateway/relay/calls/seeding.py: a new call is told what the old one knew."""
+"""gateway/relay/calls/seeding.py: a new call gets the conversation of the old one."""
 
 import json
 from typing import Any
@@ -19,12 +19,12 @@ def added(seeding: Seeding, item_id: str) -> None:
 
 
 def refused(seeding: Seeding, event_id: object) -> list[dict[str, Any]]:
-    """Have the service refuse an event; give what is sent in answer."""
+    """Have the service refuse an event, and return the events that are sent in response."""
     return [json.loads(text) for text in seeding.received("error", {"error": {"event_id": event_id}})]
 
 
 def test_every_item_is_created_in_order_under_its_own_id() -> None:
-    """Each event has a name, so that a refusal can be told from another."""
+    """Each event has an event_id, so that refusals can be assigned."""
     events = [json.loads(text) for text in make("a", "b").opening()]
 
     assert [event["item"]["id"] for event in events] == ["a", "b"]
@@ -107,7 +107,7 @@ def test_errors_about_anything_else_are_passed_over() -> None:
 
 
 def test_items_nobody_sent_are_passed_over() -> None:
-    """Where no item waits for a name."""
+    """An error without an event_id is ignored if no item is unanswered."""
     seeding = make("a")
     added(seeding, "stranger")
 

@@ -54,7 +54,7 @@ async def test_a_call_that_acknowledges_and_delivers_nothing_is_replaced(
 async def test_a_model_that_thinks_and_a_call_that_owes_nothing_are_left_alone(
     house: House, undelivered: bool
 ) -> None:
-    """Silence alone is no stall, nor is part of an event that nobody waits for."""
+    """Silence alone is not a stall, nor is a partial event while no answer is due."""
     session = await attended(house)
     if not undelivered:
         house.call.start()
@@ -68,7 +68,7 @@ async def test_a_model_that_thinks_and_a_call_that_owes_nothing_are_left_alone(
 
 
 async def test_a_clock_that_is_ahead_makes_no_new_calls(house: House) -> None:
-    """An end that lies in the past is ignored, and told once."""
+    """An end in the past is ignored and logged once."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) - 3600}
     session = await attended(house)
     house.call.say("session.updated", session={"expires_at": int(START_UNIX) - 3601})
@@ -140,7 +140,7 @@ async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House
 
 
 async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house: House) -> None:
-    """It is billed all the same, so the caller's day is charged an estimate."""
+    """It is billed anyway, so the caller's day is charged an estimate."""
     session = await attended(house, principal=Principal("ann", tokens_per_day=100_000))
     house.call.on_send = None
     await session.submit([client_event("response.create")])
@@ -166,7 +166,7 @@ async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House)
 
 
 async def test_turns_that_wait_have_their_time(build: Build) -> None:
-    """From their request, behind a response that never ends and while there is no call."""
+    """The deadline counts from the request, also behind a response that never ends and while there is no call."""
     house = build(turn_timeout_seconds=5)
     session = await attended(house)
     house.call.start()
@@ -193,7 +193,7 @@ async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> 
     assert turn.result["id"] == "resp_1"
 
 
-# --- somebody else's call ---------------------------------------------------------------------------------------------
+# --- another application's call ---------------------------------------------------------------------------------------------
 
 
 async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmation(house: House) -> None:

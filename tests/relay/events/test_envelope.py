@@ -108,7 +108,7 @@ def test_an_arrays_elements_are_slices_of_it(parts: list[tuple[str, str, str]]) 
 def test_lines_are_the_array_of_the_same_events(
     parts: list[tuple[str, str, str]], data: st.DataObject
 ) -> None:
-    """NDJSON gives what the array gives, whatever line ends and blank lines there are."""
+    """NDJSON gives the same events as the array, with any line ends and blank lines."""
     ends = st.sampled_from(["\n", "\r\n", "\n\n", "\n \r\n"])
     body = "".join(before + text + after + data.draw(ends) for before, text, after in parts)
     array = "[" + ",".join(text for _, text, _ in parts) + "]"
@@ -252,7 +252,7 @@ def test_a_flaw_in_lines_is_named_by_line(body: bytes, pointer: str | None, line
 
 
 def test_a_flaw_inside_an_element_is_found_where_the_element_begins() -> None:
-    """What is wrong with an element as a whole is told by its pointer and by the line on which it begins."""
+    """A problem with a whole element is reported with its pointer and the line on which it begins."""
     deep = nested(MAX_DEPTH).decode()
     flaw = refused(f'[{{"type":"x"}},\n\n{deep}]'.encode()).flaws[0]
 
@@ -272,7 +272,7 @@ def test_the_place_is_said_in_words_too() -> None:
 
 
 def nested(levels: int) -> bytes:
-    """Return an event of so many levels."""
+    """Return an event of this many levels."""
     return b'{"type":"x","a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
 
@@ -284,7 +284,7 @@ def test_the_deepest_allowed_passes() -> None:
 
 @pytest.mark.parametrize("body", [nested(MAX_DEPTH + 1), b"[" + nested(MAX_DEPTH) + b"]", nested(200_000)])
 def test_deeper_is_refused(body: bytes) -> None:
-    """One level more, or so many that the parser itself gives up."""
+    """One level more, or so many that the parser itself fails."""
     error = refused(body)
 
     assert error.code == "invalid-json"
@@ -430,7 +430,7 @@ def test_a_dense_arrays_elements_are_the_same_slices(
 @pytest.mark.parametrize("filler", ["[],", "{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,"])
 @pytest.mark.parametrize("form", ['{"type":"x","a":[%s0]}', '[{"type":"x","a":[%s0]},{"type":"y"}]'])
 def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) -> None:
-    """A body of very many values gives way again and again: after some thousand tokens, and after each pass of msgspec."""
+    """Reading a body of very many values yields often: after some thousand tokens, and after each pass of msgspec."""
     body = (form % (filler * ((1 << 20) // len(filler) - 40))).encode()
     count, events = steps_of(read_json(body, max_events=256, strict_members=True))
 
@@ -498,7 +498,7 @@ def test_ambiguous_members_pass_untouched_elsewhere() -> None:
     assert (event.text, event.type) == (text, "y")
 
 
-# --- bodies that are no events ----------------------------------------------------------------------------------------
+# --- bodies that are not events ----------------------------------------------------------------------------------------
 
 
 @given(st.dictionaries(st.sampled_from("abc"), PLAIN, max_size=3))
@@ -537,7 +537,7 @@ def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: s
 
 @pytest.mark.parametrize("part", ["1e999", "-1e999", "1" * 400, '"\\ud800"', '{"\\udfff":1}'])
 def test_what_could_not_be_written_again_is_refused(part: str) -> None:
-    """A create or a turn is written anew, and no JSON in UTF-8 could say this."""
+    """A create or a turn is re-encoded, and a lone surrogate cannot be written as UTF-8."""
     with pytest.raises(CallerError) as caught:
         parse_object(f'{{"a":[{part}]}}'.encode())
     assert caught.value.code == "invalid-json"
@@ -654,7 +654,7 @@ def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, afte
     ],
 )
 def test_the_head_of_an_odd_frame(text: str, expected: ServerHead | None) -> None:
-    """Members of another type count as missing; what is no object has no head."""
+    """Members of another type count as missing; what is not an object has no head."""
     assert head(text) == expected
 
 
@@ -692,7 +692,7 @@ def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
     ],
 )
 def test_members_are_followed_as_far_as_they_go(value: object, found: object) -> None:
-    """Nothing on the way raises, whatever stands there."""
+    """No input makes it raise."""
     assert member(value, "a", "b") == found
 
 
@@ -724,5 +724,5 @@ def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, ma
     ],
 )
 def test_an_event_is_read_whole_where_its_type_says_so(text: str, found: object) -> None:
-    """Wherever the type stands, and whatever a first guess at it was."""
+    """The type is found at any position, also after a misleading first match."""
     assert server_event(text, frozenset({"error"})) == found

@@ -102,7 +102,7 @@ TestLogMachine.settings = settings(max_examples=40, stateful_step_count=30)
 
 @dataclass
 class Model:
-    """A log as its contract tells it, in the slowest way: every event ever appended, by name."""
+    """A simple model of the log: every event ever appended, by name."""
 
     epochs: list[tuple[str, int]]
     """(name, first sequence), oldest first."""
@@ -233,7 +233,7 @@ TestEpochMachine.settings = settings(max_examples=60, stateful_step_count=20)
     cuts=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 90)), min_size=1),
 )
 def test_paging_gives_every_event_once_in_order(texts: list[str], cuts: list[tuple[int, int]]) -> None:
-    """Reading on from each page's cursor gives everything once, whatever the page sizes."""
+    """Continuing from each page's cursor gives every event once, for any page size."""
     log = make()
     for text in texts:
         log.append("x", text, 0.0)
@@ -275,7 +275,7 @@ def test_any_word_of_an_ids_characters_is_read(word: str) -> None:
 
 @given(st.text(WORD, min_size=1, max_size=20), st.integers(0, 10**30))
 def test_ids_read_back_as_written(epoch: str, sequence: int) -> None:
-    """An id's text gives the id again."""
+    """Parsing the text of an ID returns the ID."""
     assert EventId.parse(str(EventId(epoch, sequence))) == EventId(epoch, sequence)
 
 
@@ -288,7 +288,7 @@ def test_other_characters_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("word", ["k3f9", "k3f9-", "-", "k3f9-1x", "banana"])
 def test_a_word_that_is_no_id_is_foreign_and_kept(word: str) -> None:
-    """A word without a number is no place in any log, even where it is the log's own epoch."""
+    """An ID without a number is not a position in any log, even with the log's own epoch."""
     log = make()
     log.append("x", "a", 0.0)
     page = log.read(EventId.parse(word), 10, 1000)
@@ -299,7 +299,7 @@ def test_a_word_that_is_no_id_is_foreign_and_kept(word: str) -> None:
 
 
 def test_a_foreign_epoch_goes_on_from_the_oldest() -> None:
-    """A cursor of another owner's log is told so and starts at the oldest event."""
+    """A cursor of another log gets a gap with reason `foreign`, and reading starts at the oldest event."""
     log = make(max_events=2)
     for text in "abc":
         log.append("x", text, 0.0)
@@ -435,7 +435,7 @@ def test_a_log_remembers_64_epochs() -> None:
 
 
 def test_a_log_whose_epochs_are_all_forgotten_is_empty() -> None:
-    """Sequences go on all the same."""
+    """Sequences continue anyway."""
     log = make()
     log.append("x", "a", 0.0)
     dropped = sum(log.begin(f"e{number}") for number in range(MAX_EPOCHS))
@@ -493,7 +493,7 @@ def test_a_seal_is_seen_with_the_last_event() -> None:
 
 
 def test_events_dropped_before_they_settled_are_a_gap_afterwards() -> None:
-    """The log's bounds also hold while the journal does not answer; what was lost is told when it does."""
+    """The log's bounds also hold while the journal does not answer; dropped events are reported as a gap afterwards."""
     log = EventLog("k3f9", bare_frame, 2, 1000, settles=True)
     for text in "abcde":
         log.append("x", text, 0.0)
@@ -551,7 +551,7 @@ def test_a_table_longer_than_the_bound_is_cut() -> None:
     [[], [Epoch("k3f9", 3)], [Epoch("k3f9", 1), Epoch("next", 5)], [Epoch("k3f9", 2), Epoch("next", 1)]],
 )
 def test_a_table_that_does_not_fit_the_events_is_refused(table: list[Epoch]) -> None:
-    """Events without an epoch, and epochs that begin beyond the events, are no log."""
+    """Events without an epoch, and epochs that begin beyond the events, are not a log."""
     with pytest.raises(ValueError, match="table"):
         make().load(table, 2, [Recorded("x", "a"), Recorded("x", "b")])
 

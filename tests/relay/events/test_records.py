@@ -69,7 +69,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
 
 @given(RECORDS)
 def test_a_record_read_back_is_the_same(record: Record) -> None:
-    """Every kind, with whatever text stands in it; the first byte is the kind."""
+    """Every kind of record round-trips with any text; the first byte is the kind."""
     data = encode(record)
 
     assert decode(data) == record

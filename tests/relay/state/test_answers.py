@@ -12,7 +12,7 @@ RECEIPT = Receipt(1, 1, 1, EventId("e1", 0))
 
 
 def finished(number: int, size: int = 0) -> Turn:
-    """Return a turn that ended with an answer of so many bytes."""
+    """Return a turn that ended with an answer of this many bytes."""
     turn = Turn(number, f"t{number}", TurnRequest(()))
     done = {"id": "r", "status": "completed", "metadata": {"gateway_turn": turn.id}, "text": "x" * size}
     turn.look("response.created", {"response": done})

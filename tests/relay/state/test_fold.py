@@ -71,7 +71,7 @@ class Desk:
 
 
 def test_items_stand_in_the_order_of_the_service() -> None:
-    """After the one that is named, at the start for null, at the end where nothing or nobody known is named."""
+    """An item is placed after the named one, first for null, and last if the name is missing or unknown."""
     desk = Desk()
     desk.add(message("a"), previous_item_id=None)
     desk.add(message("c"), previous_item_id="a")
@@ -179,7 +179,7 @@ def test_a_transcription_makes_audio_sayable() -> None:
     ["conversation.item.truncated", "conversation.item.input_audio_transcription.completed"],
 )
 def test_a_change_that_meets_nothing_changes_nothing(type: str, value: dict[str, object]) -> None:
-    """A part that is not there, or is no object, stays as it is."""
+    """A part that is not there, or is not an object, stays as it is."""
     desk = Desk()
     desk.add(message("a"))
     desk.add({"id": "odd", "type": "message", "role": "user", "content": ["text"]})
@@ -259,7 +259,7 @@ def test_events_in_flight_are_bounded_in_bytes() -> None:
 
 
 def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so() -> None:
-    """In the order in which it was sent, whatever its kind; other events are confirmed by the transport."""
+    """Answered events are confirmed in order; other events are confirmed by the transport."""
     desk = Desk()
     for type in (
         "session.update",
@@ -300,7 +300,7 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
     ],
 )
 def test_what_is_answered_is_waited_for_and_not_sent_again(asked: str, answered: str) -> None:
-    """It may be lost, and is then told; but a new call has neither the buffer nor the response that it meant."""
+    """It may be lost, and is then reported, but not sent again: a new call has neither the buffer nor the response it refers to."""
     desk = Desk()
     desk.send(asked)
     assert (desk.waiting, desk.state.again) == ([1], [])
@@ -329,7 +329,7 @@ def test_a_cancel_is_confirmed_by_the_response_that_it_ended() -> None:
 
 
 def test_a_named_item_confirms_its_own_create() -> None:
-    """One without a name takes what the service names itself; a name that nobody sent confirms the first such."""
+    """An event without an ID is confirmed by the service's generated ID; an unknown ID confirms the first such event."""
     desk = Desk()
     desk.send("conversation.item.create", item={"type": "message", "role": "system"})
     desk.send("conversation.item.create", item={"type": "message", "role": "user"})
@@ -418,7 +418,7 @@ def test_responses_that_never_end_are_bounded() -> None:
 
 
 def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
-    """Nor is a loss that was told counted again."""
+    """A loss that was reported is not counted again."""
     desk = Desk(max_items=2)
     for item_id in "abc":
         desk.add(message(item_id))

@@ -183,7 +183,7 @@ async def take(one: Followed, number: int, step: tuple[Any, ...]) -> None:
 
 
 def orphans(told: Sequence[Json], refused: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Return the items a far end refuses at first, and those it refuses for good: outputs without their call before them."""
+    """Return the items a far end refuses at first, and those it refuses permanently: outputs without their call before them."""
     calls: set[str] = set()
     again, lost = set(refused), set()
     for item in told:
@@ -209,7 +209,7 @@ def check(one: Followed, refusing: bool) -> None:
         expected = [item | {"id": seeding.renamed.get(item["id"], item["id"])} for item in kept]
 
         assert seeding.done
-        # An output whose call is gone is not offered at all, so nothing is refused for good.
+        # An output whose call is gone is not offered at all, so nothing is refused permanently.
         assert seeding.refused == set()
         assert not lost & {item["id"] for item in seed.items}
         assert seeding.renamed.keys() == again - lost

@@ -1,4 +1,4 @@
-"""gateway/relay/state/responses.py: which responses are in flight, and when each began to speak."""
+"""gateway/relay/state/responses.py: which responses are in flight, and which of them have begun."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_the_first_delta_is_timed_from_the_question() -> None:
 
 
 def test_a_response_nobody_asked_for_is_timed_from_its_creation() -> None:
-    """Turn detection creates such; an earlier question is not theirs."""
+    """Turn detection creates responses without a request; an earlier request does not belong to them."""
     desk = Desk()
     desk.responses.asked(1.0)
     desk.create("r1", now=2.0)

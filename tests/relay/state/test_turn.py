@@ -88,7 +88,7 @@ def test_any_text_can_be_sent() -> None:
 
 
 def test_the_cancel_names_the_response_once_it_is_known() -> None:
-    """Without a name the service takes whatever is active."""
+    """Without an ID the service cancels the active response."""
     turn = make()
     assert "response_id" not in turn.cancelling().value
     created(turn)
@@ -121,7 +121,7 @@ def test_the_cancel_names_the_response_once_it_is_known() -> None:
 def test_its_events_are_those_of_its_items_and_its_response(
     type: str, value: dict[str, object], progress: Progress
 ) -> None:
-    """Whatever else goes on in the session is somebody else's (contract 1.4)."""
+    """All other events of the session do not belong to the turn (contract 1.4)."""
     turn = make()
     assert created(turn) is Progress.OURS
 
@@ -129,7 +129,7 @@ def test_its_events_are_those_of_its_items_and_its_response(
 
 
 def test_nothing_is_its_response_before_it_is_created() -> None:
-    """A response without an id of ours is not taken for ours, nor one whose id is no string."""
+    """A response without an id of ours is not taken for ours, nor one whose id is not a string."""
     turn = make()
     assert turn.look("response.output_text.delta", {"response_id": None}) is Progress.FOREIGN
     assert done(turn) is Progress.FOREIGN
@@ -161,7 +161,7 @@ def test_it_is_over_with_its_response() -> None:
 
 
 def test_a_response_that_is_no_object_is_no_response() -> None:
-    """The service's shapes are not trusted: what has no id names nobody."""
+    """The service's events are not trusted: one without an ID belongs to no turn."""
     turn = make()
     created(turn)
 
@@ -185,7 +185,7 @@ def test_a_refused_response_ends_it() -> None:
 
 
 def test_a_refused_item_finishes_it_before_it_is_over() -> None:
-    """The response was asked for with the item, and comes all the same."""
+    """The response was asked for with the item, and comes anyway."""
     turn = make(USER, USER)
     turn.asked = True
     progress = refused(turn, "i0")
@@ -200,7 +200,7 @@ def test_a_refused_item_finishes_it_before_it_is_over() -> None:
 
 
 def test_a_refused_item_and_a_refused_response_are_one_failure() -> None:
-    """The first refusal is what is told; the second says that nothing follows."""
+    """The first refusal is the turn's error; the second means that nothing follows."""
     turn = make()
     refused(turn, "i0")
     failure = turn.failure
@@ -211,7 +211,7 @@ def test_a_refused_item_and_a_refused_response_are_one_failure() -> None:
 
 
 def test_an_active_response_is_waited_for() -> None:
-    """The service allows one response at a time; being second is no failure."""
+    """The service allows one response at a time; being second is not a failure."""
     turn = make()
     progress = refused(turn, "r", "conversation_already_has_active_response")
 

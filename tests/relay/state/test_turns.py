@@ -148,7 +148,7 @@ def test_one_turn_too_many_is_refused() -> None:
 
 
 def test_nobody_runs_where_nobody_waits() -> None:
-    """An event without a turn is nobody's."""
+    """An event without a turn belongs to no turn."""
     desk = Desk()
     desk.advance()
 
@@ -170,7 +170,7 @@ def test_a_turn_that_was_second_asks_again() -> None:
 
 
 def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
-    """What the channel refuses is the turn's answer; the queue goes on."""
+    """What the channel refuses is the turn's answer; the queue continues."""
     desk = Desk()
     desk.refusal = UpstreamError("upstream-failed", "Gone.")
     turn = desk.add()
@@ -183,7 +183,7 @@ def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
 
 
 def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
-    """It was accepted, and nobody behind it overtakes it."""
+    """It was accepted, so no later turn overtakes it."""
     desk = Desk()
     desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
     first, second = desk.add(), desk.add()
@@ -241,7 +241,7 @@ def test_a_question_that_cannot_be_asked_again_fails_the_turn() -> None:
 
 
 def test_a_refused_item_ends_the_turn_at_once() -> None:
-    """Whoever waits is told; the response that was asked for is cancelled by its name as soon as it has one."""
+    """The waiting caller gets the error; the requested response is cancelled by its ID as soon as it has one."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "i0")
@@ -253,7 +253,7 @@ def test_a_refused_item_ends_the_turn_at_once() -> None:
 
 
 def test_a_refused_item_is_followed_by_the_next_turn_when_its_response_is_over() -> None:
-    """The response belongs to nobody any more, but to the conversation still."""
+    """The response no longer belongs to a turn, but still to the conversation."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     desk.refuse(turn, "i0")
@@ -278,7 +278,7 @@ def test_an_item_refused_in_the_middle_of_the_response_cancels_it() -> None:
 
 @pytest.mark.parametrize("order", [("i0", "r"), ("r", "i0")])
 def test_a_refused_item_of_a_turn_that_was_second_cancels_nobody(order: tuple[str, str]) -> None:
-    """The active response is somebody else's, and the turn does not ask again."""
+    """The active response is not the turn's, and the turn does not ask again."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     for suffix in order:
@@ -301,7 +301,7 @@ def test_a_refused_item_and_a_refused_response_leave_nothing_running() -> None:
     assert (desk.queue.running, desk.cancels) == (None, [])
 
 
-# --- nobody waits any more ---------------------------------------------------------------------------------------------
+# --- without a waiting caller ---------------------------------------------------------------------------------------------
 
 
 def test_a_waiting_turn_that_is_withdrawn_is_never_sent() -> None:
@@ -329,7 +329,7 @@ def test_a_running_turn_that_is_withdrawn_is_cancelled() -> None:
 
 
 def test_a_turn_withdrawn_before_its_response_is_created_is_cancelled_by_name() -> None:
-    """An unnamed cancel could meet a response that a client asked for a moment before."""
+    """A cancel without an ID could hit a response that a client requested a moment before."""
     desk = Desk()
     turn = desk.run()
     desk.withdraw(turn)
@@ -404,7 +404,7 @@ def test_a_turn_has_its_time_from_when_it_is_asked_for() -> None:
 
 
 def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> None:
-    """Its time is over, not the other's."""
+    """Only its own deadline has passed, not that of the other turn."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
@@ -415,7 +415,7 @@ def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> Non
 
 
 def test_time_passes_for_those_who_wait_as_well() -> None:
-    """Behind a response that never ends, or while there is no call."""
+    """The deadline also holds behind a response that never ends, or while there is no call."""
     desk = Desk()
     running, waiting = desk.run(), desk.add(now=5)
     desk.expire(300)
@@ -533,7 +533,7 @@ def test_a_refused_item_starts_no_response() -> None:
 
 
 def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> None:
-    """The turn asked for the only response that can be meant; with other metadata it is somebody else's."""
+    """The only possible response belongs to the turn; one with other metadata does not."""
     desk = Desk()
     turn = desk.run()
     assert desk.say("response.created", sole=True, response={"id": "x", "metadata": {"a": "b"}}) == "foreign"
@@ -548,7 +548,7 @@ def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> 
 
 
 def test_turns_are_read_back_as_they_were() -> None:
-    """The running one recognises its events, those that wait go on waiting."""
+    """The running turn recognises its events, and waiting turns keep waiting."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     desk.create(turn)
