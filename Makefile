@@ -51,7 +51,7 @@ coverage: $(SUITE) ## fail unless every branch of the files marked "No I/O" is t
 	$(BIN)/coverage run -m pytest -q -m "not slow" $(PURE_TESTS)
 	$(BIN)/coverage report --include=$(PURE)
 
-# In an environment of its own: what audits the pins must not be among them. The pins of the runtime are among the suite's.
+# In a separate environment: the auditor must not be among the pins that it audits. The suite's pins include the runtime's.
 audit: | $(BIN)/python ## ask the package index for advisories about the pinned packages
 	@test -x $(VENV)-audit/bin/python || "$(PYTHON)" -m venv $(VENV)-audit
 	@$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --requirement .ci/requirements-audit.txt

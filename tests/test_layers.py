@@ -131,7 +131,7 @@ def imports() -> grimp.ImportGraph:
 
 @pytest.mark.parametrize(("library", "rooms"), WALLS.items())
 def test_library_is_imported_in_its_rooms_only(library: str, rooms: tuple[str, ...]) -> None:
-    """Aiohttp's server, aiortc and redis are each imported only by the packages that wrap them."""
+    """The server of aiohttp, aiortc and redis are each imported only by the packages that wrap them."""
     assert trespassers(library, rooms) == []
 
 

@@ -1,7 +1,7 @@
 /**
  * Google Apps Script: a spreadsheet that talks. In a cell: =ASK("What is 6 times 7?")
  *
- * UrlFetchApp gives whole answers only and ends a request after about a minute, so a turn is asked for with ?wait: an
+ * UrlFetchApp returns only whole responses and ends a request after about a minute, so a turn is requested with ?wait: an
  * answer that takes longer is 202, and the same request with the same Idempotency-Key fetches it later. Nothing is asked
  * or billed twice. Put GATEWAY and KEY into Project Settings > Script properties.
  */

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the tools of a call that somebody else holds, such as the browser of attach.html: attaches to the call, waits for
+# Runs the tools of a call that another application made, such as the page attach.html: attaches to the call, waits for
 # function calls by long-poll, runs them here, and returns their results. Leaving it does not end the call.
 #
 #   GATEWAY=http://127.0.0.1:8080 KEY=… ./attach.sh rtc_…

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A chat for shells without streams: each line of input is a turn, and the answers come by long-poll.
-# The cursor goes with every read, so that no answer is lost or shown twice, whatever the network does meanwhile.
+# Every read has the cursor, so that no answer is lost or shown twice if the network fails.
 #
 #   GATEWAY=http://127.0.0.1:8080 KEY=… ./loop.sh
 set -eu
@@ -24,7 +24,7 @@ while IFS= read -r line; do
         {"type": "response.create"}]'
     answered=
     until [ -n "$answered" ]; do
-        # Only what tells the answer and its end; the cursor passes the rest.
+        # Only the events of the answer and its end; the cursor skips the others.
         page=$(call "$events?format=json&wait=25&after=$cursor&types=response.output_text.done,response.done") || page=
         [ -n "$page" ] || { sleep 2; continue; } # cut
         next=$(printf '%s' "$page" | field cursor)

@@ -1,5 +1,5 @@
 <?php
-// A session in PHP with the curl extension: reads the event stream as it comes, and resumes where it was cut.
+// A session in PHP with the curl extension: reads the event stream as it arrives, and resumes it after a cut.
 //
 //   GATEWAY=http://127.0.0.1:8080 KEY=… php php-curl.php 'What is 6 times 7?'
 declare(strict_types=1);

@@ -7,7 +7,7 @@ declare(strict_types=1);
 
 $gateway = getenv('GATEWAY') ?: 'http://127.0.0.1:8080';
 
-/** Opens one request and returns its stream, or null where there was no connection; $status is the answer's. */
+/** Opens one request and returns its stream, or null without a connection; $status is the response's. */
 function request(string $method, string $path, mixed $body, array $headers, ?int &$status)
 {
     global $gateway;

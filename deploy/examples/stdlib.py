@@ -1,4 +1,4 @@
-"""A session with nothing but Python's standard library: resumes where it was cut, and never says anything twice.
+"""A session with only Python's standard library: it resumes after a cut, and sends nothing twice.
 
 GATEWAY=http://127.0.0.1:8080 KEY=… python3 stdlib.py 'What is 6 times 7?'
 """

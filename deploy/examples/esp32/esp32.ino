@@ -66,7 +66,7 @@ bool readAnswer() {
             if (!strcmp(event.type, "response.done")) { Serial.println(""); return true; }
             if (!strcmp(event.type, "gateway.closed")) return false;
         }
-        delay(2000);  // cut: go on after the last whole event
+        delay(2000);  // cut: continue after the last whole event
     }
 }
 

@@ -1,4 +1,4 @@
-// Reads the gateway's NDJSON byte by byte in a buffer of fixed size, and tells type, ID and text of each event.
+// Reads the gateway's NDJSON byte by byte in a buffer of fixed size, and returns type, ID and text of each event.
 // No allocation, no library: it compiles for a microcontroller and for a PC.
 #pragma once
 #include <stddef.h>
@@ -17,7 +17,7 @@ public:
     // Take one byte. Return true when it completes an event, which `event` then holds.
     bool take(char byte, Event& event) {
         if (byte != '\n') {
-            // The beginning of a long line is enough: ID and type stand there.
+            // The beginning of a long line is enough: it has the ID and the type.
             if (length < sizeof line - 1) line[length++] = byte;
             else tooLong = true;
             return false;
@@ -45,7 +45,7 @@ private:
         return true;
     }
 
-    // Copy the string that follows a name, its escapes resolved. Leave "" where there is none (null, for example).
+    // Copy the string that follows a name, with its escapes resolved. Leave "" if there is none (null, for example).
     static bool string(const char* text, const char* name, char* out, size_t size) {
         *out = 0;
         const char* at = strstr(text, name);

@@ -1,5 +1,5 @@
-// The backend of a page that talks through the gateway from an origin of its own. It holds the API key, decides who may
-// open a session, and gives the page a client secret that is good for that session alone. No packages.
+// The backend of a page that uses the gateway from another origin. It has the API key, decides who may open a session,
+// and returns a client secret to the page that is valid only for that session. No packages.
 //
 //   GATEWAY=http://127.0.0.1:8080 KEY=… PORT=8000 node server.mjs
 //

@@ -1,7 +1,7 @@
 import { OpenAIRealtimeBase, type OpenAIRealtimeBaseOptions, type RealtimeTransportLayerConnectOptions } from "@openai/agents-realtime";
 import type { RelayChannel, RelayOptions } from "./relay.js";
 
-/** A transport for `RealtimeSession` that speaks to the gateway. Text only. */
+/** A transport for `RealtimeSession` that uses the gateway. Text only. */
 export class RelayTransport extends OpenAIRealtimeBase {
   constructor(options?: OpenAIRealtimeBaseOptions & RelayOptions);
   get status(): "connected" | "disconnected" | "connecting" | "disconnecting";

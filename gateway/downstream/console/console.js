@@ -204,7 +204,7 @@ function tookOwn({ type, data, lastEventId }) {
     void look();
   }
   if (type === "gateway.gap") talk.note(`${told.missed ?? "Some"} events were lost: ${told.reason}.`, "bad");
-  if (type === "gateway.recovered") talk.note("The call was replaced; the conversation goes on.");
+  if (type === "gateway.recovered") talk.note("The call was replaced; the conversation continues.");
   if (type === "gateway.draining") talk.note("The gateway is being shut down and will end this session soon.");
   if (type === "gateway.closed") {
     $("ended-why").textContent = told.reason === "client" ? "It was closed by a client." : `Reason: ${told.reason}.`;

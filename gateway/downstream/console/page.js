@@ -19,7 +19,7 @@ export function makeButton(text, act, { className = "quiet", label = "" } = {}) 
   return button;
 }
 
-/** Make a button that copies a text, and says so. Where there is no clipboard, `shown` is selected instead. */
+/** Make a button that copies a text, and says so. Without a clipboard, `shown` is selected instead. */
 export function copyButton(name, text, shown, label = "") {
   return makeButton(name, async (button) => {
     try {

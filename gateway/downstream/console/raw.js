@@ -68,7 +68,7 @@ export class RawForm {
     try {
       events = [JSON.parse($("raw-text").value)].flat();
     } catch (error) {
-      return this.#say(`This is no JSON: ${error.message}`, "problem");
+      return this.#say(`This is not JSON: ${error.message}`, "problem");
     }
     const wrong = events.findIndex((event) => typeof event?.type !== "string");
     if (!events.length || wrong >= 0) return this.#say(`Event ${wrong + 1} has no “type”.`, "problem");

@@ -1,7 +1,7 @@
 /** The ways to read, best first: `EventSource`, a streamed `POST`, long-polls. */
 export type Transport = "eventsource" | "stream" | "poll";
 
-/** What another channel needs to go on from here. Holds a client secret rather than an API key, where there is one. */
+/** What another channel needs to continue from here. Has the client secret instead of the API key, if there is one. */
 export interface RelayPosition {
   id: string | null;
   key?: string | null;

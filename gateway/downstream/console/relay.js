@@ -7,7 +7,7 @@
  *   dataChannel.addEventListener("message", (event) => console.log(JSON.parse(event.data).type));
  *   dataChannel.onopen = () => dataChannel.send(JSON.stringify({ type: "response.create" }));
  *
- * A cut connection does not close the channel: it goes on from where it was, and what was sent meanwhile follows. Every
+ * A cut connection does not close the channel: it continues where it was, and then sends the queued events. Every
  * option, member and event is described in relay.d.ts and docs/javascript.md.
  */
 
@@ -81,7 +81,7 @@ export class RelayChannel extends EventTarget {
   get readOnly() { return this.#http.readOnly; }
   get transport() { return this.#transports[this.#level]; }
   get connected() { return this.#connected; }
-  /** What another channel needs to go on. Has the client secret instead of the API key, if there is one: safe to store. */
+  /** What another channel needs to continue. Has the client secret instead of the API key, if there is one: safe to store. */
   get position() {
     const { key: own, ticket, sessionId: id } = this.#http;
     const key = own && (this.session?.client_secret?.value ?? own);
@@ -111,7 +111,7 @@ export class RelayChannel extends EventTarget {
     this.#state = "closing";
     this.#tell(new Event("closing"));
     const patience = sleep(LAST_WORDS_MS);
-    // Wait for a session that is being opened: nobody else knows its ID to end it.
+    // Wait for a session that is being opened: only this channel will know its ID and can end it.
     await Promise.race([this.#outbox.sending ?? this.#entering, patience.done]);
     patience.wake();
     if (endSession && this.#owned) {
@@ -160,7 +160,7 @@ export class RelayChannel extends EventTarget {
 
   /**
    * Read until the channel ends. When a stream ends without `gateway.rotating` or `gateway.closed`, either the network failed
-   * or a proxy cuts streams. A short request tells which, and returns the events that were missed.
+   * or a proxy cuts streams. A short request shows which, and returns the events that were missed.
    */
   async #receive() {
     const read = { eventsource: () => this.#readEventSource(), stream: () => this.#readStream() };

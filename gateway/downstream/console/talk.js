@@ -17,7 +17,7 @@ export class Talk {
   #answers = new Map();
   #calls = new Map();
 
-  /** `send(events)` posts client events; `onDone()` is told when a response has ended. */
+  /** `send(events)` posts client events; `onDone()` is called when a response has ended. */
   constructor({ send, figures, onDone }) {
     this.#send = send;
     this.#figures = figures;
