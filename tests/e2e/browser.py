@@ -21,7 +21,7 @@ from gateway.cli.child import _die_with_parent
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 40.0
 _LOOK_SECONDS = 0.03
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -91,7 +91,6 @@ class _DevTools:
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Json]] = {}
         self.complaints: list[str] = []
-        self.loaded = asyncio.Event()
 
     async def read(self) -> None:
         async for message in self._socket:
@@ -123,8 +122,6 @@ class _DevTools:
             return
         parameters = told.get("params", {})
         match told["method"]:
-            case "Page.loadEventFired":
-                self.loaded.set()
             case "Runtime.exceptionThrown":
                 details = parameters["exceptionDetails"]
                 self.complaints.append(details.get("exception", {}).get("description", details["text"]))
@@ -167,18 +164,27 @@ class Page:
 
     async def go(self, url: str) -> None:
         """Load an address to its end."""
-        self._tools.loaded.clear()
-        told = await self.ask("Page.navigate", url=url)
-        assert "errorText" not in told, told
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await self._tools.loaded.wait()
+        await self._leave("Page.navigate", url=url)
 
     async def reload(self) -> None:
         """Load the page again to its end, so that nothing that follows sees the document of before."""
-        self._tools.loaded.clear()
-        await self.ask("Page.reload")
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await self._tools.loaded.wait()
+        await self._leave("Page.reload")
+
+    async def _leave(self, method: str, **parameters: Any) -> None:
+        """Load another document. Its load event alone does not tell it from the one before, whose may still be under way."""
+        await self.evaluate("window.left = true")
+        told = await self.ask(method, **parameters)
+        assert "errorText" not in told, told
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not await self._arrived():
+            assert time.monotonic() < deadline, f"no other document is loaded: {self.complaints}"
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _arrived(self) -> bool:
+        # What is asked of a document that goes meanwhile is not answered.
+        with suppress(AssertionError):
+            return bool(await self.evaluate("!window.left && document.readyState === 'complete'"))
+        return False
 
     async def evaluate(self, expression: str) -> Any:
         """Evaluate JavaScript, await it if it is a promise and return its value as JSON."""
