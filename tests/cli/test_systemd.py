@@ -70,7 +70,7 @@ async def test_the_loop_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, tmp
 async def test_without_a_watchdog_nothing_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task ends by itself if there is no supervisor."""
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    await asyncio.wait_for(beat(), 5)
+    await asyncio.wait_for(beat(), 10)
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ async def test_leaving_the_loop_closes_the_connection(script: Script, session: S
     await anext(events)
     await events.aclose()
 
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), 10)
 
 
 TURN = "POST /v1/sessions/gws_a/turns"

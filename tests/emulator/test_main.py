@@ -112,7 +112,7 @@ async def test_signal_ends_it_cleanly_with_calls_open(number: signal.Signals) ->
             await caller.until("response.output_text.delta", 5)
             process.send_signal(number)
             out, err = await asyncio.wait_for(process.communicate(), 10)
-            await asyncio.wait_for(caller.ended.wait(), 5)
+            await asyncio.wait_for(caller.ended.wait(), 10)
         finally:
             await caller.close()
 

@@ -89,7 +89,7 @@ async def test_sweeper_looks_by_itself(
     try:
         garbage = weakref.ref(Cycle())
         counts["ended"] = MIN_ENDED
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while garbage() is not None:
                 await asyncio.sleep(0.01)  # Weak references do not report when their object is freed.
     finally:

@@ -212,7 +212,7 @@ async def program(*arguments: str) -> AsyncIterator[str]:
         if arguments[1] != "tests.upstream.farend" and process.returncode is None:
             process.terminate()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 await process.wait()
         except TimeoutError:
             process.kill()

@@ -262,7 +262,7 @@ def test_undelivered_is_unknown_to_a_stock_connection() -> None:
 
 @pytest.mark.parametrize("do", ["stream", "binary-flood"])
 async def test_flooding_call_holds_neither_the_loop_nor_its_neighbour(far_end: str, do: str) -> None:
-    """With 600 events that each cost the relay a millisecond, the loop is late by less than 100 ms, and another call's
+    """With 600 events that each cost the relay a millisecond, the loop is held for less than 100 ms, and another call's
     events are answered meanwhile."""
 
     class Slow(Remembering):
@@ -278,11 +278,11 @@ async def test_flooding_call_holds_neither_the_loop_nor_its_neighbour(far_end: s
         slow, other = Slow(), Remembering()
         flooding, neighbour = await dialer.dial(REQUEST, slow), await dialer.dial(REQUEST, other)
         flooding.send([order(do, count=600, size=30, burst=600, pause=0)])
-        late, answered, loop = [], 0, asyncio.get_running_loop()
+        late, answered = [], 0
         while len(slow.texts) + len(slow.sizes) < 600:
-            begun = loop.time()
+            begun = time.thread_time()  # what else the machine does meanwhile is not the relay's fault
             await asyncio.sleep(0.005)
-            late.append(loop.time() - begun - 0.005)
+            late.append(time.thread_time() - begun)
             if len(other.texts) > answered:
                 answered = len(other.texts)
                 neighbour.send([f"still here {answered}"])
@@ -292,8 +292,8 @@ async def test_flooding_call_holds_neither_the_loop_nor_its_neighbour(far_end: s
 
 
 def _work() -> None:
-    end = time.perf_counter() + 0.001
-    while time.perf_counter() < end:
+    end = time.thread_time() + 0.001
+    while time.thread_time() < end:
         pass
 
 

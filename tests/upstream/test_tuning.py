@@ -151,7 +151,7 @@ async def test_consent_checks_are_nominated() -> None:
     connection.remote_username = connection.remote_password = "x" * 22
     connection._nominated[1] = Pair()  # type: ignore[assignment]
     checking = asyncio.create_task(_with_interval(connection, 0.0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while not sent:
             await asyncio.sleep(0)
     checking.cancel()
@@ -191,7 +191,7 @@ async def test_handshake_without_candidates_fails_at_once() -> None:
     connection.remote_username = connection.remote_password = "x" * 22
     await connection.add_remote_candidate(None)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         with pytest.raises(ConnectionError):
             await connection.connect()
     await connection.close()
@@ -382,7 +382,7 @@ async def test_datagram_with_two_records_gives_both() -> None:
         transport.connection.direct = joined.append
         call.send(["one"])
         call.send(["two"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while len(joined) < 2 or not all(joined):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)

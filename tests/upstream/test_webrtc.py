@@ -299,7 +299,7 @@ async def test_what_the_far_end_has_acknowledged_is_counted(hooks: frozenset[Hoo
         call.send(["z" * 60_000] * 10)
         buffered, acknowledged = call.buffered, call.acknowledged
         await sink.until(lambda sink: len(sink.texts) == 11)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while call.acknowledged < 10:
                 await asyncio.sleep(0.01)
 
@@ -550,7 +550,7 @@ async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[H
                 await asyncio.sleep(0)
             closing.cancel()
             await asyncio.wait({closing})
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 await call.close(hang_up=True)
 
             assert facts.peer_connections_left == 0
@@ -564,7 +564,7 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
         real, stuck = call._pc.close, asyncio.Event()
         call._pc.close = stuck.wait  # type: ignore[assignment, method-assign]
         pc = call._pc
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             await call.close(hang_up=False)
 
         assert [what for what, _ in facts.of("close_failed")] == ["peer connection"]
@@ -718,7 +718,7 @@ async def test_far_end_sees_the_call_end() -> None:
             async with client.get(url.replace("/v1", "/stats")) as response:
                 return int((await response.json())["peers"])
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while await peers():
                 await asyncio.sleep(0.02)
 

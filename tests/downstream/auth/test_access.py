@@ -503,11 +503,11 @@ async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: s
             headers={"X-Upstream-Authorization": "Bearer ek_new"},
         )
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while not house.far_end.sent:
             await asyncio.sleep(0.01)
     house.hub.restart(session["id"])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while len(house.far_end.requests) < 2:
             await asyncio.sleep(0.01)
 
@@ -528,7 +528,7 @@ async def test_any_post_but_a_tickets_brings_a_new_upstream_credential(build: Bu
         headers={"X-Upstream-Authorization": "Bearer ek_readers"},
     )
     house.hub.restart(session["id"])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while len(house.far_end.requests) < 2:
             await asyncio.sleep(0.01)
 

@@ -46,7 +46,7 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
         )
         for _ in range(2)
     ]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while house.hub.find(session["id"], None).view().receivers < 2:
             await asyncio.sleep(0.005)
     answer = await ask(small.url, GET)
@@ -67,7 +67,7 @@ async def test_idle_connections_make_room(small: Server) -> None:
     answer = await ask(small.url, GET)
 
     assert answer.status == 200
-    assert await asyncio.wait_for(silent[0][0].read(), 5) == b""
+    assert await asyncio.wait_for(silent[0][0].read(), 10) == b""
     for _, writer in silent:
         writer.close()
 
@@ -102,7 +102,7 @@ async def test_without_descriptors_clients_are_told(house: House) -> None:
     with few_descriptors(1):
         reader, writer = await connect(house.url)  # The client's end takes the last one.
         writer.write(GET)
-        said = await asyncio.wait_for(read_all(reader), 5)
+        said = await asyncio.wait_for(read_all(reader), 10)
         writer.close()
     after = await ask(house.url, GET)
 

@@ -80,7 +80,7 @@ async def test_fin_after_connection_close_is_no_leaving(build: Build) -> None:
     writer.write_eof()
     await house.call("GET", "/livez")  # The server has seen the FIN once this is answered.
     release.set()
-    answer = parsed(await asyncio.wait_for(read_all(reader), 5))
+    answer = parsed(await asyncio.wait_for(read_all(reader), 10))
     writer.close()
 
     assert answer.status == 201
@@ -94,7 +94,7 @@ async def test_half_closing_client_reads_a_stream(patient: House) -> None:
     writer.write_eof()
     await until(lambda: session.handle.view().receivers == 1)
     session.say(*[event("session.updated")] * 3)
-    said = await asyncio.wait_for(read_all(reader), 5)
+    said = await asyncio.wait_for(read_all(reader), 10)
     writer.close()
 
     assert said.count(b'"session.updated"') == 3
@@ -153,7 +153,7 @@ async def test_idle_connection_ends_with_its_client(patient: House) -> None:
     await reader.readuntil(b"ok\n")
     writer.write_eof()
 
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
 
 
@@ -186,7 +186,7 @@ async def test_other_answers_keep_the_connection(house: House) -> None:
     reader, writer = await connect(house.url)
     for _ in range(2):
         writer.write(get("/livez"))
-        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 5)).startswith(b"HTTP/1.1 200")
+        assert (await asyncio.wait_for(reader.readuntil(b"ok\n"), 10)).startswith(b"HTTP/1.1 200")
     writer.close()
 
 
@@ -255,7 +255,7 @@ async def test_long_url_is_told_however_it_is_cut(house: House, size: int) -> No
     for start in range(0, len(request), size):
         writer.write(request[start : start + size])
         await house.call("GET", "/livez")  # It has been read once this is answered.
-    answer = parsed(await asyncio.wait_for(reader.read(), 5))
+    answer = parsed(await asyncio.wait_for(reader.read(), 10))
     writer.close()
 
     assert (answer.status, answer.json["code"]) == (414, "uri-too-long")
@@ -286,7 +286,7 @@ async def test_connection_without_a_request_is_closed(build: Build) -> None:
     house = await build(limits=ServerLimits(header_seconds=0.1))
     reader, writer = await connect(house.url)
 
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
 
 
@@ -295,7 +295,7 @@ async def test_partial_pipelined_head_is_cut(build: Build) -> None:
     house = await build(limits=ServerLimits(header_seconds=0.2))
     reader, writer = await connect(house.url)
     writer.write(get("/livez") + b"GET /livez HTTP/1.1\r\nHost: lo")
-    said = await asyncio.wait_for(read_all(reader), 5)
+    said = await asyncio.wait_for(read_all(reader), 10)
     writer.close()
 
     assert said.startswith(b"HTTP/1.1 200")
@@ -308,7 +308,7 @@ async def test_partial_pipelined_head_does_not_cut_the_answer_before_it(build: B
     session = await opened(house)
     reader, writer = await connect(house.url)
     writer.write(get(f"{session.path}?wait=1&after=now&format=json") + b"GET /livez HT")
-    said = await asyncio.wait_for(read_all(reader), 5)
+    said = await asyncio.wait_for(read_all(reader), 10)
     writer.close()
 
     assert said.startswith(b"HTTP/1.1 200")
@@ -339,7 +339,7 @@ async def test_whole_requests_leave_no_unfinished_head(
         await asyncio.sleep(0)
     await asyncio.sleep(0.4)
     writer.write(get("/readyz", "Connection: close"))
-    said = await asyncio.wait_for(read_all(reader), 5)
+    said = await asyncio.wait_for(read_all(reader), 10)
     writer.close()
 
     assert said.endswith(b"ok\n")

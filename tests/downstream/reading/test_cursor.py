@@ -32,7 +32,7 @@ def types(page: Page) -> str:
 
 async def soon(cursor: Cursor) -> Page:
     """Return the next page; fail if none comes."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         return await anext(cursor)
 
 

