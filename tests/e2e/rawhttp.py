@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-SECONDS = 10.0
+SECONDS = 30.0
 # An answer to what was sent whole comes within milliseconds; after so long a silence the server waits for more.
-SILENCE_SECONDS = 0.5
+SILENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,15 @@ def authority(url: str) -> str:
     return urlsplit(url).netloc
 
 
-async def send(url: str, request: bytes) -> list[RawAnswer]:
+async def send(url: str, request: bytes, silence: float | None = SILENCE_SECONDS) -> list[RawAnswer]:
     """Send bytes and return every answer until the server ends the connection, or waits for more of what it takes for
-    an unfinished request."""
+    an unfinished request; None where it is certain to end it."""
     parts = urlsplit(url)
     async with asyncio.timeout(SECONDS):
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         try:
             writer.write(request)
-            said = await _all(reader)
+            said = await _all(reader, silence)
         finally:
             writer.close()
     return _answers(said)
@@ -63,19 +63,21 @@ async def ask(
     """Send one well-framed request with the target and the header lines as they are and return its answer."""
     head = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: " + authority(url).encode()]
     head += [*map(_bytes, headers), b"Content-Length: %d" % len(body), b"Connection: close"]
-    (answer,) = await send(url, b"\r\n".join(head) + b"\r\n\r\n" + body)
+    (answer,) = await send(url, b"\r\n".join(head) + b"\r\n\r\n" + body, None)
     return answer
 
 
-async def _all(reader: asyncio.StreamReader) -> bytes:
+async def _all(reader: asyncio.StreamReader, silence: float | None) -> bytes:
     said = b""
     try:
-        while chunk := await asyncio.wait_for(reader.read(65536), SILENCE_SECONDS):
+        while chunk := await asyncio.wait_for(reader.read(65536), silence):
             said += chunk
     except ConnectionResetError:
-        pass  # A server that refuses a body it has not read may reset after its answer.
+        # A server that refuses a body it has not read may reset after its answer, which a read then drops.
+        said += reader._buffer  # type: ignore[attr-defined]  # it has no public name
     except TimeoutError:
-        pass
+        if silence is None:
+            raise
     return said
 
 
