@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -52,6 +53,9 @@ def bench(
         float, typer.Option(metavar="R", min=0, help="Pace of the emulator; 0 for as fast as possible.")
     ] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the figures into this file.")
+    ] = None,
 ) -> None:
     """Open sessions, run turns, and print what they cost."""
     import aiohttp
@@ -69,6 +73,13 @@ def bench(
         fail(f"bench failed: {f'{url}: ' if url else ''}{why(error)}")
     except ExceptionGroup as errors:
         fail(f"bench failed: {errors.exceptions[0]}")
+    if svg is not None:
+        from gateway.cli.chart import svg as drawing
+
+        try:
+            svg.write_text(drawing(_title(figures), figures), encoding="utf-8")
+        except OSError as error:
+            fail(f"the drawing cannot be written: {svg}: {why(error)}")
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
@@ -122,7 +133,7 @@ async def _own(plan: Plan) -> AsyncIterator[Target]:
 
 
 async def _measure(client: "Client", target: Target, plan: Plan, progress: Progress) -> Figures:
-    from gateway.cli.load import close_all, listening, open_one_by_one, talk
+    from gateway.cli.load import close_all, delays, listening, open_one_by_one, talk
     from gateway.cli.procfs import cpu_seconds, resident_bytes
 
     pid = target.pid
@@ -164,6 +175,10 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
         "first_delta_ms_p50": _ms(rounds.first_deltas, 50),
         "first_delta_ms_p99": _ms(rounds.first_deltas, 99),
     }
+    if plan.tokens_per_second and target.upstream:
+        late = sorted(seconds for turn in rounds.arrivals for seconds in delays(turn, plan.tokens_per_second))
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+            figures[f"delta_delay_ms_{name}"] = late[int(share * (len(late) - 1))] * 1e3
     figures |= _quantiles(histograms, await _histograms(target))
     if pid:
         figures["gateway_us_per_event"] = talk_cpu / rounds.events * 1e6
@@ -273,6 +288,9 @@ _ROWS: Final = (
     ("idle_cpu_percent", "CPU of an idle session", "% of a core", 4),
     ("first_delta_ms_p50", "question to first delta, p50", "ms", 1),
     ("first_delta_ms_p99", "question to first delta, p99", "ms", 1),
+    ("delta_delay_ms_p50", "delay of a delta, sender to client, p50", "ms", 2),
+    ("delta_delay_ms_p99", "delay of a delta, sender to client, p99", "ms", 2),
+    ("delta_delay_ms_p999", "delay of a delta, sender to client, p99.9", "ms", 2),
     ("relay_ms_p50", "data channel to socket, p50", "ms", 2),
     ("relay_ms_p99", "data channel to socket, p99", "ms", 2),
     ("loop_lag_ms_p99", "event loop lag during the turns, p99", "ms", 1),
@@ -288,13 +306,17 @@ _ROWS: Final = (
 )
 
 
-def _show(console: Console, figures: Figures) -> None:
+def _title(figures: Figures) -> str:
     pace = figures["tokens_per_second"]
     talk = f"{figures['sessions']} sessions, {figures['turns']} turns of {figures['words']} words"
     if pace is not None:
         talk += f", {pace:g} tokens a second each" if pace else ", as fast as possible"
+    return f"gateway {figures['version']}: {talk}"
+
+
+def _show(console: Console, figures: Figures) -> None:
     machine = f"sender: {figures['sender']}\n{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
-    table = Table(title=f"gateway {figures['version']}: {talk}", caption=machine)
+    table = Table(title=_title(figures), caption=machine)
     table.add_column("what")
     table.add_column("measured", justify="right")
     table.add_column("")

@@ -37,6 +37,8 @@ class Rounds:
     first_deltas: list[float]
     events: int
     seconds: float
+    arrivals: list[list[float]]
+    """When each delta came, a list for each turn."""
 
 
 class Talker:
@@ -44,6 +46,7 @@ class Talker:
 
     def __init__(self, session: Session) -> None:
         self.first_deltas: list[float] = []
+        self.arrivals: list[list[float]] = []
         self.events = 0
         self._session = session
         self._asked_at = 0.0
@@ -90,9 +93,13 @@ class Talker:
                 self.events += 1
                 kind = event.type
                 if kind == "response.output_text.delta":
+                    now = time.perf_counter()
                     if self._asked_at:
-                        self.first_deltas.append(time.perf_counter() - self._asked_at)
+                        self.first_deltas.append(now - self._asked_at)
+                        self.arrivals.append([])
                         self._asked_at = 0.0
+                    if self.arrivals:
+                        self.arrivals[-1].append(now)
                 elif kind == "response.done":
                     self._done.set()
                 elif kind == "error":
@@ -139,7 +146,18 @@ async def talk(talkers: Sequence[Talker], turns: int, words: int, said: Said) ->
         first_deltas=[seconds for talker in talkers for seconds in talker.first_deltas],
         events=sum(talker.events for talker in talkers),
         seconds=time.perf_counter() - began,
+        arrivals=[turn for talker in talkers for turn in talker.arrivals],
     )
+
+
+def delays(arrivals: Sequence[float], rate: float) -> list[float]:
+    """Return how late each delta of a turn came, in seconds, against a sender that keeps to `rate` deltas a second.
+
+    The sender's clock is not known, so the delta that came earliest by the schedule counts as in time.
+    """
+    late = [at - index / rate for index, at in enumerate(arrivals)]
+    earliest = min(late, default=0.0)
+    return [each - earliest for each in late]
 
 
 async def close_all(sessions: Sequence[Session]) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.cli.load import delays
 from gateway.cli.procfs import cpu_seconds, resident_bytes
 from tests.cli.conftest import Start
 
@@ -17,9 +19,12 @@ def figures(output: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
+async def test_bench_of_its_own_gives_every_figure(start: Start, tmp_path: Path) -> None:
     """A small but complete run: the gateway and bare aiortc receive the same events."""
-    bench = await start("bench", "--sessions", "4", "--turns", "1", "--words", "20", "--json")
+    drawing = tmp_path / "bench.svg"
+    bench = await start(
+        *("bench", "--sessions", "4", "--turns", "1", "--words", "20", "--json", "--svg", str(drawing))
+    )
     async with asyncio.timeout(90):
         await bench.process.wait()
     await bench.says(r"\n\}")
@@ -33,12 +38,15 @@ async def test_bench_of_its_own_gives_every_figure(start: Start) -> None:
         "session_kib",
         "first_delta_ms_p99",
         "events_per_second",
+        "delta_delay_ms_p99",
         "relay_ms_p50",
         "gateway_us_per_event",
         "bare_stock_us_per_event",
         "bare_tuned_us_per_event",
     ):
         assert found[name] > 0, name
+    assert found["delta_delay_ms_p50"] <= found["delta_delay_ms_p99"] <= found["delta_delay_ms_p999"]
+    assert drawing.read_text().count("<rect") == 6
     assert found["own_us_per_event"] == found["gateway_us_per_event"] - found["bare_tuned_us_per_event"]
     assert abs(found["bare_stock_events"] - found["events"]) <= 4
 
@@ -65,6 +73,13 @@ async def test_bench_without_a_gateway_fails(start: Start) -> None:
 
     assert await bench.ended() == 1
     assert "bench failed" in bench.output
+
+
+def test_delay_is_counted_from_the_delta_that_came_earliest() -> None:
+    """At ten deltas a second, one that came 0.05 s after its time is 0.05 s late, and so are none before it."""
+    assert delays([5.0, 5.15, 5.2, 5.3], rate=10) == pytest.approx([0, 0.05, 0, 0])
+    assert delays([5.02, 5.1, 5.2], rate=10) == pytest.approx([0.02, 0, 0])
+    assert delays([], rate=10) == []
 
 
 def test_cpu_time_grows_with_work() -> None:
