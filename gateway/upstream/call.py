@@ -110,6 +110,7 @@ class WebRTCUpstream:
         self._mark("signalling", "ice")
         self._apply(pc, created)
         await self._opened
+        tuning.forget_handshake(pc, dialer.hooks)
         update = signalling.session_update(self._request.session)
         if update and signalling.is_ephemeral(self._request.bearer):
             # An ephemeral key carries its own session; the caller's members are applied over it.

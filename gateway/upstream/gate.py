@@ -16,6 +16,10 @@ AT_ONCE = 64
 """One core sets up about 200 calls a second. A call waits for the network for about half a second, so more would not begin
 earlier on a network like that."""
 
+HOLD_SECONDS = 2.0
+"""A set-up that takes longer waits for the network and not for the processor. It gives up its place, so that a service that
+does not answer does not keep the others waiting."""
+
 RETRY_SECONDS = 2.0
 
 
@@ -29,13 +33,26 @@ class Gate:
 
     @asynccontextmanager
     async def admitted(self, seconds: float) -> AsyncIterator[None]:
-        """Wait for a place and hold it. Raises OverloadError if there is none in time."""
+        """Wait for a place, and hold it until the end of the block, at most for `HOLD_SECONDS`.
+
+        Raises OverloadError if there is none in time.
+        """
         await self._enter(seconds)
+        held = True
+
+        def leave() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._free += 1
+                self._schedule()
+
+        timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, leave)
         try:
             yield
         finally:
-            self._free += 1
-            self._schedule()
+            timer.cancel()
+            leave()
 
     async def _enter(self, seconds: float) -> None:
         if self._free and not self._waiting and not self._scheduled:

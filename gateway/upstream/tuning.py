@@ -52,6 +52,7 @@ class Hook(StrEnum):
     DIRECT = "direct"
     RAW_RECORDS = "raw-records"
     SPARSE_ACKS = "sparse-acks"
+    BRIEF_HANDSHAKE = "brief-handshake"
 
 
 ALL_HOOKS = frozenset(Hook)
@@ -175,6 +176,20 @@ def go_direct(pc: Connection, received: Callable[[str], None]) -> None:
         association.channel = pc.channel
         association.received = received
         transport.go_direct(connection, association.receive_packet)
+
+
+def forget_handshake(pc: Connection, hooks: frozenset[Hook]) -> None:
+    """Free what only the set-up needed; call when the channel is open. An empty queue takes 3 KiB, an event one."""
+    if Hook.BRIEF_HANDSHAKE not in hooks:
+        return
+    pc.connecting = None
+    # aioice reads them until a pair is nominated, aiortc when a transport is started a second time.
+    for part, name in (
+        (pc.ice._connection, "_check_list_state"),
+        (pc.ice._connection, "_early_checks"),
+        (pc.ice, "_RTCIceTransport__start"),
+    ):
+        vars(part).pop(name, None)
 
 
 def undelivered(pc: Connection) -> bool:

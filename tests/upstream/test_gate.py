@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from gateway.errors import OverloadError
+from gateway.upstream import gate
 from gateway.upstream.gate import Gate
 from tests.upstream.kit import eventually
 
@@ -83,3 +84,16 @@ async def test_set_up_that_is_cancelled_while_it_waits_keeps_no_place(turns: int
     await asyncio.wait({first, waiting})
 
     await asyncio.wait_for(entrants.enter(2), 5)
+
+
+async def test_set_up_that_takes_long_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that does not answer holds up nobody else, and the place is given up once."""
+    monkeypatch.setattr(gate, "HOLD_SECONDS", 0.01)
+    entrants = Entrants(Gate(1))
+    first = asyncio.create_task(entrants.enter(0))
+    second = asyncio.create_task(entrants.enter(1))
+    await eventually(lambda: entrants.inside == [0, 1])
+    entrants.leave.set()
+    await asyncio.gather(first, second)
+
+    assert entrants.gate._free == 1

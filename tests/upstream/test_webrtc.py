@@ -807,3 +807,18 @@ async def test_a_connection_whose_task_fails_is_a_failed_call(
     async with dialling(far_end) as dialer:
         with pytest.raises(UpstreamError, match="failed: ConnectionError"):
             await dialer.dial(REQUEST, Remembering())
+
+
+async def test_open_call_keeps_nothing_of_its_handshake() -> None:
+    """What only the set-up needed is freed once the channel is open. Events, checks and closing need none of it."""
+    async with open_call() as (call, sink):
+        pc: Any = call._pc
+        connection = pc.ice._connection
+        assert pc.connecting is None
+        assert not {"_check_list_state", "_early_checks"} & vars(connection).keys()
+        call.send(["still here"])
+        await sink.until(lambda sink: "still here" in sink.texts)
+        assert await call.probe(5.0)
+        await call.close(hang_up=False)
+
+    assert connection._closed
