@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.downstream.http.answers import compact
 from gateway.downstream.reading.parameters import MAX_PAGE_BYTES
 from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED, SessionWanted
+from gateway.downstream.turns.body import MAX_WAIT_SECONDS
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
 
@@ -146,7 +147,7 @@ def _paths() -> Schema:
         required=True,
     )
     reading = [_parameter(name) for name in _READING] + [_parameter("LastEventId"), _parameter("Format")]
-    turning = [*key, _parameter("LastEventId"), _parameter("Format"), _parameter("wait")]
+    turning = [*key, _parameter("LastEventId"), _parameter("Format"), _parameter("TurnWait")]
     return {
         "/v1/sessions": {
             "post": _operation(
@@ -267,6 +268,12 @@ def _parameters() -> Schema:
         },
         "LastEventId": {"name": "Last-Event-ID", "in": "header", "schema": _TEXT},
         "Format": {"name": "format", "in": "query", "description": "Overrides Accept.", "schema": _TEXT},
+        "TurnWait": {
+            "name": "wait",
+            "in": "query",
+            "description": "Seconds to wait for a JSON answer; then 202. Needs an Idempotency-Key.",
+            "schema": {"type": "number", "minimum": 1, "maximum": MAX_WAIT_SECONDS},
+        },
         "HangUp": {
             "name": "hang_up",
             "in": "query",
