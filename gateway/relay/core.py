@@ -192,11 +192,10 @@ class SessionCore:
                     self._spend(effect.charge, response=False)
                 case fx.Unrecorded():
                     self._unrecorded(effect.responses)
+                case fx.Refused():
+                    self._account.release(effect.requests)
                 case fx.UpstreamError():
                     settled = True
-                    # The error may refuse a requested response; only some errors say which one.
-                    if self._account.reserved > len(self.state.responses.active):
-                        self._account.release(1)
                     self._telemetry.upstream_error(effect.code)
         if settled and not self.state.cut:
             self._paid.set()

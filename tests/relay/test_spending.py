@@ -371,13 +371,40 @@ async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> N
 
 
 async def test_a_refused_response_gives_its_reservation_back(build: Build) -> None:
-    """The error is the answer; nothing will be done."""
+    """The error that names the request is the answer; nothing will be done."""
+    house = build()
+    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    await session.submit([client_event("response.create", event_id="e1")])
+    house.call.say("error", error={"code": "invalid_value", "event_id": "e1"})
+
+    await session.submit([client_event("response.create")])
+
+
+async def test_an_error_that_names_nothing_gives_a_reservation_back_when_the_call_had_time_to_answer(
+    build: Build,
+) -> None:
+    """It may be about something else, and the response may still begin."""
     house = build()
     session = await house.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("response.create")])
     house.call.say("error", error={"code": "invalid_value", "event_id": None})
+    with pytest.raises(OverloadError, match="reserved"):
+        await session.submit([client_event("response.create")])
+    await asyncio.sleep(8)  # The call is probed, and has answered everything by then.
 
     await session.submit([client_event("response.create")])
+
+
+async def test_an_error_about_another_event_leaves_the_reservation(build: Build) -> None:
+    """Otherwise a caller could pass a budget by provoking errors."""
+    house = build()
+    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    await session.submit([client_event("conversation.item.delete", event_id="d1", item_id="x")])
+    await session.submit([client_event("response.create")])
+    house.call.say("error", error={"code": "item_delete_invalid_item_id", "event_id": "d1"})
+
+    with pytest.raises(OverloadError, match="reserved"):
+        await session.submit([client_event("response.create")])
 
 
 async def test_a_batch_that_is_not_taken_reserves_nothing(build: Build) -> None:

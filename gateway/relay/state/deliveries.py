@@ -74,6 +74,8 @@ class Ledger:
         self._held: dict[int, Delivery] = {}
         self._held_bytes = 0
         self._doubted = 0
+        self.requests_refused = 0
+        """Requests for a response that were refused so far."""
         self.unknown: list[Delivery] = []
         """In flight when their call was lost; reported as unknown with the next call."""
         self.oversized: list[Delivery] = []
@@ -258,6 +260,7 @@ class Ledger:
             return
         found = next((one for one in self._in_flight.values() if one.event_id == event_id), None)
         if found is not None:
+            self.requests_refused += found.type == ASKING
             self._remove(found.id)
 
     # --- for a snapshot -----------------------------------------------------------------------------------------------
@@ -307,7 +310,9 @@ class Ledger:
     def _drop_doubted(self, before: int) -> None:
         if self._doubted:
             last = min(self._doubted, before)
-            self.drop([one.id for one in self.in_flight if one.id <= last and one.event_id is None])
+            refused = [one for one in self.in_flight if one.id <= last and one.event_id is None]
+            self.requests_refused += sum(one.type == ASKING for one in refused)
+            self.drop([one.id for one in refused])
 
     def _remove(self, id_: int) -> None:
         one = self._in_flight.pop(id_, None)

@@ -62,10 +62,18 @@ class Unrecorded(NamedTuple):
     responses: int
 
 
+class Refused(NamedTuple):
+    """Requests for a response were refused: they will cost nothing."""
+
+    requests: int
+
+
 class UpstreamError(NamedTuple):
     """An `error` event came."""
 
     code: str
 
 
-Effect = Send | Advance | TurnOver | FirstDelta | ResponseDone | Transcribed | Unrecorded | UpstreamError
+Effect = (
+    Send | Advance | TurnOver | FirstDelta | ResponseDone | Transcribed | Unrecorded | Refused | UpstreamError
+)

@@ -150,7 +150,10 @@ class SessionState:
             case Acknowledged():
                 self.ledger.acknowledged(record.upto)
             case DoubtSettled():
+                refused = self.ledger.requests_refused
                 self.ledger.settle()
+                refused = self.ledger.requests_refused - refused
+                return [fx.Refused(refused)] if refused else []
             case TurnQueued():
                 self._queue(record)
             case TurnFinished():
@@ -172,6 +175,7 @@ class SessionState:
         if sequence <= self.head:
             return 0, []
         self.head = sequence
+        refused = self.ledger.requests_refused
         request = self._confirm(type, value)
         effects: list[Effect] = []
         tag, progress, turn = 0, Progress.FOREIGN, self.turns.running
@@ -185,6 +189,8 @@ class SessionState:
             return tag, effects
         if self.opening.mirrored and type in Mirror.WATCHED:
             self.mirror.received(type, value)
+        if self.ledger.requests_refused > refused:
+            effects.append(fx.Refused(self.ledger.requests_refused - refused))
         effects += self._watch(type, value, request, now)
         if progress is Progress.DONE:
             effects += self.turns.done(self.position)
