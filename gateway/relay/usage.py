@@ -11,7 +11,9 @@ are counted separately. A budget charges them at the highest price of the list.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+import msgspec
 
 Json = Mapping[str, object]
 
@@ -68,8 +70,8 @@ class PriceList:
 _NO_PRICES: Final = ModelPrices()
 
 
-class Charge(NamedTuple):
-    """What one response or one transcription cost. A tuple, like `Usage`: both are made for every response."""
+class Charge(msgspec.Struct, frozen=True, gc=False):
+    """What one response or one transcription cost. A struct, like `Usage`: both are made for every response."""
 
     model: str
     input: Mapping[str, int] = {}
@@ -97,15 +99,16 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     details = usage.get("input_token_details")
     input_, read = _by_kind(details, usage.get("input_tokens"))
     output, written = _by_kind(usage.get("output_token_details"), usage.get("output_tokens"))
-    tokens = read + written
-    told_by_total_only = _count(usage.get("total_tokens")) - tokens
-    if told_by_total_only > 0:
-        output[OTHER] = output.get(OTHER, 0) + told_by_total_only  # Their direction is not known.
-        tokens += told_by_total_only
+    tokens, total = read + written, _count(usage.get("total_tokens"))
+    if total > tokens:
+        output[OTHER] = output.get(OTHER, 0) + total - tokens  # Their direction is not known.
+        tokens = total
     cached = _cached(details, input_) if isinstance(details, dict) else _NONE
     price_of = prices.of(name).tokens
     cost = unpriced = assumed = 0
     for direction, counts in (("input", input_), ("cached", cached), ("output", output)):
+        if not counts:
+            continue
         for kind, count in counts.items():
             if cached and direction == "input":
                 count -= cached.get(kind, 0)  # billed as cached
@@ -119,7 +122,7 @@ def charge(usage: Json, model: str | None, prices: PriceList) -> Charge:
     return Charge(name, input_, cached, output, cost, unpriced, unpriced == 0, cost + assumed, tokens)
 
 
-class Usage(NamedTuple):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """The charges of one session, added up (docs/api.md, 1 Sessions)."""
 
     input_text: int = 0
@@ -134,19 +137,16 @@ class Usage(NamedTuple):
 
     def plus(self, charge: Charge) -> "Usage":
         """Return the sum."""
-        input_text, input_audio, input_image, cached_input, output_text, output_audio, cost = self
-        input_, cached, output = charge.input, charge.cached, charge.output
-        if input_:
-            input_text += input_.get("text", 0)
-            input_audio += input_.get("audio", 0)
-            input_image += input_.get("image", 0)
-        if cached:
-            cached_input += sum(cached.values())
-        if output:
-            output_text += output.get("text", 0)
-            output_audio += output.get("audio", 0)
-        cost = None if cost is None or not charge.complete else cost + charge.cost
-        return Usage(input_text, input_audio, input_image, cached_input, output_text, output_audio, cost)
+        input_, cached, output, cost = charge.input, charge.cached, charge.output, self.cost
+        return Usage(
+            self.input_text + input_.get("text", 0),
+            self.input_audio + input_.get("audio", 0),
+            self.input_image + input_.get("image", 0),
+            self.cached_input + sum(cached.values()) if cached else self.cached_input,
+            self.output_text + output.get("text", 0),
+            self.output_audio + output.get("audio", 0),
+            None if cost is None or not charge.complete else cost + charge.cost,
+        )
 
     def shown(self) -> dict[str, int | float | None]:
         """Return it as the session object shows it, the cost in dollars."""
@@ -181,8 +181,10 @@ def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
 def _by_kind(details: object, total: object) -> tuple[dict[str, int], int]:
     """Split a token count by kind, and return its sum. What no kind accounts for is `other`, so that nothing billed goes
     uncounted."""
-    counts = _counts(details) if isinstance(details, dict) else {}
-    known, told = sum(counts.values()), _count(total)
+    counts, known, told = dict[str, int](), 0, _count(total)
+    if isinstance(details, dict):
+        counts = _counts(details)
+        known = sum(counts.values())
     if told > known:
         counts[OTHER] = told - known
         return counts, told

@@ -8,6 +8,8 @@ that a replay, which drops them, has no effects. What is sent, reported and dial
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.state.turn import Turn
 from gateway.relay.usage import Charge
@@ -39,7 +41,7 @@ class FirstDelta(NamedTuple):
     seconds: float
 
 
-class ResponseDone(NamedTuple):
+class ResponseDone(msgspec.Struct, frozen=True, gc=False):
     """A response ended."""
 
     status: str

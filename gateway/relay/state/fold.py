@@ -118,7 +118,7 @@ class SessionState:
     @property
     def cut(self) -> bool:
         """A response is, or may be, in flight: losing the call would cut it off."""
-        return bool(self.responses.active or self.ledger.asks)
+        return self.responses.any or self.ledger.asks
 
     @property
     def again(self) -> list[Delivery]:

@@ -5,8 +5,9 @@ responses run in parallel. Above `MAX_ACTIVE` the oldest is considered lost, so 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from gateway.relay.state.delivery import Delivery
 from gateway.relay.state.effects import Effect, FirstDelta, ResponseDone, Unrecorded
@@ -17,8 +18,7 @@ Json = Mapping[str, object]
 MAX_ACTIVE: Final = 256
 
 
-@dataclass(slots=True)
-class InFlight:
+class InFlight(msgspec.Struct, gc=False):
     """One response that was created and is not done."""
 
     request: Delivery | None
@@ -43,6 +43,11 @@ class Responses:
     def active(self) -> tuple[str, ...]:
         """IDs of all responses in flight."""
         return tuple(self._active)
+
+    @property
+    def any(self) -> bool:
+        """Some response is in flight."""
+        return bool(self._active)
 
     @property
     def busy(self) -> bool:
@@ -84,15 +89,14 @@ class Responses:
     def done(self, value: Json, charge: Charge | None, now: float) -> list[Effect]:
         """A response ended at this cost; None if it did not report one."""
         response_id, response = response_of(value)
-        one = self._active.get(response_id)
-        self._forget(response_id)
+        one = self._forget(response_id)
         status = response.get("status")
         return [
             ResponseDone(
                 status if isinstance(status, str) else "other",
                 now - one.started if one is not None else 0.0,
                 charge,
-                _error_code(response),
+                _error_code(response) if response.get("status_details") is not None else None,
             )
         ]
 
@@ -120,10 +124,11 @@ class Responses:
         """Add a response that was dumped."""
         self._active[response_id] = InFlight(request, default, 0.0, None)
 
-    def _forget(self, response_id: str) -> None:
+    def _forget(self, response_id: str) -> InFlight | None:
         one = self._active.pop(response_id, None)
         if one is not None and one.mute_since is not None:
             self.mute -= 1
+        return one
 
 
 def response_of(value: Json) -> tuple[str, Json]:
