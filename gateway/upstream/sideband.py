@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 from aiohttp import WSMsgType
 
-from gateway.errors import OverloadError, UpstreamError
+from gateway.errors import GatewayError, OverloadError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.relay.tasks import Tasks
@@ -98,7 +98,7 @@ class SidebandDialer:
             async with asyncio.timeout(self.config.connect_timeout_seconds):
                 socket = await self.signaller.attach(request.attach_to, request.bearer)
                 await socket.close()
-        except UpstreamError as error:
+        except GatewayError as error:
             return error.code == "call-unknown"
         except TimeoutError:
             pass
@@ -338,5 +338,5 @@ class SidebandUpstream:
         await asyncio.wait({self.begin_close()})
         try:
             await self._dialer.signaller.hang_up(self._request.attach_to, self._request.bearer)
-        except (UpstreamError, TimeoutError) as error:
+        except (GatewayError, TimeoutError) as error:
             self._dialer.telemetry.close_failed("hang-up", error)

@@ -80,7 +80,7 @@ class WebRTCDialer:
         """End a call that this process holds no connection to (ports.Dialer)."""
         try:
             await self.signaller.hang_up(call_id, bearer)
-        except (UpstreamError, TimeoutError) as error:
+        except (GatewayError, TimeoutError) as error:
             self.telemetry.close_failed("hang-up", error)
 
     def forget(self, call: "WebRTCUpstream") -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.errors import OverloadError, UpstreamError
 from gateway.upstream.descriptors import exhausted
-from tests.upstream.kit import REQUEST, Remembering, dialling
+from tests.upstream.kit import REQUEST, Facts, Remembering, dialling
 
 
 @contextmanager
@@ -38,6 +38,16 @@ async def test_a_call_without_a_descriptor_is_refused_as_capacity(far_end: str, 
 
         assert (refusal.value.code, refusal.value.retry_after) == ("capacity", 5.0)
         assert "file descriptor" in refusal.value.detail
+
+
+async def test_a_hang_up_without_a_descriptor_is_reported(far_end: str) -> None:
+    """It raises nothing: nobody awaits it."""
+    facts = Facts()
+    async with dialling(far_end, facts) as dialer:
+        with free_descriptors(0):
+            await dialer.hang_up("rtc_1", None)
+
+    assert [what for what, _ in facts.of("close_failed")] == ["hang-up"]
 
 
 async def test_a_machine_without_an_address_is_told_as_such() -> None:
