@@ -38,6 +38,9 @@ class ServerHead(msgspec.Struct, gc=False):
     item_id: str | None = None
 
 
+MAX_ELEMENTS = 1000
+"""Elements that are kept of a list in the value of an event with very many values. Nothing here looks at as many."""
+
 _client = msgspec.json.Decoder(_Client)
 _server = msgspec.json.Decoder(ServerHead)
 _any = msgspec.json.Decoder()
@@ -117,7 +120,12 @@ def read_json(
     if len(slices) > max_events:
         _too_many(max_events)
     events: list[ClientEvent] = []
+    read = 0
     for index, slice_ in enumerate(slices):
+        read += len(slice_)
+        if read > jsontext.SEARCHED_BYTES:
+            read = 0
+            yield
         place = Flaw("", pointer=f"/{index}")
         try:
             events.append((yield from _read_event(slice_, place, MAX_DEPTH - 1, strict_members)))
@@ -136,6 +144,8 @@ def read_ndjson(
     while content := _line(body, begin):
         start, end = content
         number += body.count(b"\n", begin, start)
+        if end // jsontext.SEARCHED_BYTES > begin // jsontext.SEARCHED_BYTES:
+            yield
         begin = end
         if len(events) == max_events:
             _too_many(max_events)
@@ -239,9 +249,7 @@ def peek(text: str) -> dict[str, object] | None:
         else:
             return value if isinstance(value, dict) else None
     try:
-        data = text.encode()
-        finish(jsontext.checked(data))
-        value = jsontext.thinned(data)
+        value = jsontext.thinned(text.encode())
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -302,7 +310,7 @@ def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[Cl
     if strict or jsontext.is_deep(data, levels):
         yield from jsontext.scanned(text, levels, strict)
     if read is None or data.count(b",") > jsontext.DENSE:
-        value = yield from jsontext.built(data)
+        value = yield from jsontext.built(data, MAX_ELEMENTS)
     if read is None:
         type_, event_id = _judged(value, where)
     elif read.type is None:

@@ -11,6 +11,7 @@ result. `finish` runs one to its end at once.
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Generator
 from typing import Final, NoReturn, TypeVar
 
@@ -24,7 +25,7 @@ Steps = Generator[None, None, T]
 MAX_DEPTH = 64
 """Deeper JSON has no use in this protocol, and parsers fail on it at various depths."""
 
-STEP_TOKENS = 4096
+STEP_TOKENS = 2048
 """Tokens looked at between two yields: 1 to 3 ms."""
 
 DENSE = 20_000
@@ -33,13 +34,17 @@ DENSE = 20_000
 LARGE_BYTES = 256 * 1024
 """A text that msgspec checks in about 2 ms. After a larger one something else may run."""
 
+SEARCHED_BYTES = 64 * 1024
+"""A text that an expression searches in about 2 ms."""
+
 # int() refuses more than 4300 digits and is quadratic below that. A number that long is read as a float.
 LONG_NUMBER: Final = 300
 
-# Possessive: a string is skipped in one step, without backtracking state for each character.
-_STRING = r'"((?:[^"\\]|\\.)*+)"'
-_STRUCTURE = re.compile(_STRING + r'([ \t\n\r]*:)?|([\[{])|([\]}])|(,)|"', re.DOTALL)
-_TOKENS = re.compile(_STRING + r"|([\[{])|([\]}])|([-0-9.eE+]+|true|false|null)", re.DOTALL)
+# Possessive: a string is skipped in one step, without backtracking state for each character. Long runs of what is not looked
+# for are matched, too: searching takes ten times as long for each character.
+_STRING = r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
+_STRUCTURE = re.compile(_STRING + r'([ \t\n\r]*+:)?|([\[{])|([\]}])|(,)|"|[^"\[{\]},]{16,}+', re.DOTALL)
+_TOKENS = re.compile(_STRING + r"|([\[{])|([\]}])|([-0-9.eE+]+|true|false|null)|[ \t\n\r]{16,}+", re.DOTALL)
 
 # The escape of a lone surrogate, in a text without escaped backslashes (see `_without_backslashes`).
 _HALVES = re.compile(
@@ -128,11 +133,14 @@ def scanned(text: str, levels: int, strict: bool) -> Steps[None]:
             yield
 
 
-def built(data: bytes) -> Steps[object]:
-    """Build the value of a checked text. Numbers that are too long or too large are floats, infinity included."""
+def built(data: bytes, most: int = sys.maxsize) -> Steps[object]:
+    """Build the value of a checked text. Numbers that are too long or too large are floats, infinity included.
+
+    Of a text with very many values, lists are cut after `most` elements: freeing a value of millions takes as long as a
+    step may take, and it cannot be done in steps."""
     if data.count(b",") <= DENSE:
         return plain(data)
-    return (yield from _built_by_token(data.decode()))
+    return (yield from _built_by_token(data.decode(), most))
 
 
 def plain(data: bytes) -> object:
@@ -147,16 +155,31 @@ def plain(data: bytes) -> object:
 
 
 def thinned(data: bytes) -> object:
-    """Build the value of a checked text without the lists in it that hold very many values."""
+    """Build the value of a text that may hold very many values, in about 10 ms for a megabyte: lists and objects that hold
+    most of them are left out. Raises NotJsonError."""
+    whole = data
+    try:
+        _raw.decode(data)
+    except RecursionError:
+        refuse_depth()
+    except msgspec.DecodeError as error:
+        whole = _HALVES.sub(rb"\\ufffd", _without_backslashes(data)).replace(b"\0\0", rb"\\")
+        try:
+            _raw.decode(whole)
+        except msgspec.DecodeError:
+            raise _located(error, data) from None
+    return plain(data) if data.count(b",") <= DENSE else _thinned(whole)
+
+
+def _thinned(data: bytes) -> object:
     if data.count(b",") <= DENSE:
         return plain(data)
     if not data.lstrip(b" \t\n\r").startswith(b"{"):
         return None
-    try:
-        members = _members.decode(data)
-    except msgspec.DecodeError:  # it contains a lone surrogate
-        members = _members.decode(finish(_mended(data)) or data)
-    return {name: thinned(bytes(raw)) for name, raw in members.items()}
+    # Each member costs as much as fifty values that are passed over.
+    if data.count(b":") > 2 * DENSE:
+        return {}
+    return {name: _thinned(bytes(raw)) for name, raw in _members.decode(data).items()}
 
 
 def elements(data: bytes, most: int) -> Steps[list[bytes]]:
@@ -187,8 +210,8 @@ def element_at(data: bytes, at: int) -> Steps[int | None]:
     """
     depth = number = 0
     for count, found in enumerate(_STRUCTURE.finditer(data[:at].decode(errors="replace")), start=1):
-        string, _, opening, closing, comma = found.groups()
-        if string is None and not (opening or closing or comma):
+        _, _, opening, closing, comma = found.groups()
+        if found[0] == '"':
             break  # a string that the cut leaves open
         depth += (opening is not None) - (closing is not None)
         if closing and depth < 1:
@@ -204,10 +227,15 @@ def unwritable(data: bytes) -> Steps[NotJsonError | None]:
 
     That is a lone surrogate, or a number beyond the range of a float.
     """
-    half = _HALVES.search(_without_backslashes(data)) if b"\\u" in data else None
-    if half is not None:
-        return NotJsonError("half of a surrogate pair", half.start())
-    if _LARGE_NUMBER.search(data) is None:
+    if b"\\u" in data:
+        half = yield from _half(_without_backslashes(data), 0)
+        if half >= 0:
+            return NotJsonError("half of a surrogate pair", half)
+    for begin in range(0, len(data), SEARCHED_BYTES):
+        if _LARGE_NUMBER.search(data, begin, begin + SEARCHED_BYTES + LONG_NUMBER):
+            break
+        yield
+    else:
         return None
     text = data.decode()
     for count, found in enumerate(_TOKENS.finditer(text), start=1):
@@ -229,12 +257,26 @@ def _mended(data: bytes) -> Steps[bytes | None]:
     if b"\\u" not in data or b"\0" in data:
         return None
     clear = _without_backslashes(data)
-    text, found = bytearray(clear), None
-    for count, found in enumerate(_HALVES.finditer(clear), start=1):
-        text[found.start() : found.end()] = rb"\ufffd"
+    text, count = bytearray(clear), 0
+    found = yield from _half(clear, 0)
+    while found >= 0:
+        text[found : found + 6] = rb"\ufffd"
+        count += 1
         if not count % STEP_TOKENS:
             yield
-    return None if found is None else bytes(text.replace(b"\0\0", rb"\\"))
+        found = yield from _half(clear, found + 6)
+    return bytes(text.replace(b"\0\0", rb"\\")) if count else None
+
+
+def _half(clear: bytes, begin: int) -> Steps[int]:
+    """Return where the next escape of a lone surrogate begins in a text without escaped backslashes; -1 for none."""
+    count, found = 0, clear.find(b"\\u", begin)
+    while found >= 0 and not _HALVES.match(clear, found):
+        count += 1
+        if not count % STEP_TOKENS:
+            yield
+        found = clear.find(b"\\u", found + 6)
+    return found
 
 
 def _without_backslashes(data: bytes) -> bytes:
@@ -254,11 +296,15 @@ def _located(error: Exception, data: bytes) -> NotJsonError:
     return NotJsonError(what, at)
 
 
-def _built_by_token(text: str) -> Steps[object]:
+def _built_by_token(text: str, most: int) -> Steps[object]:
     root: list[object] = []
     open_: list[dict[str, object] | list[object]] = [root]
     name: str | None = None
     for count, found in enumerate(_TOKENS.finditer(text), start=1):
+        if not count % STEP_TOKENS:
+            yield
+        if found.lastindex is None:
+            continue  # white space
         string, opening, closing, word = found.groups()
         inside = open_[-1]
         if closing:
@@ -276,12 +322,10 @@ def _built_by_token(text: str) -> Steps[object]:
             if isinstance(inside, dict):
                 inside[name or ""] = value
                 name = None
-            else:
+            elif len(inside) < most:
                 inside.append(value)
             if isinstance(value, dict | list) and opening:
                 open_.append(value)
-        if not count % STEP_TOKENS:
-            yield
     return root[0]
 
 
