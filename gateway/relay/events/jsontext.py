@@ -163,6 +163,8 @@ def thinned(data: bytes) -> object:
     except RecursionError:
         refuse_depth()
     except msgspec.DecodeError as error:
+        if b"\\u" not in data or b"\0" in data:
+            raise _located(error, data) from None
         whole = _HALVES.sub(rb"\\ufffd", _without_backslashes(data)).replace(b"\0\0", rb"\\")
         try:
             _raw.decode(whole)
