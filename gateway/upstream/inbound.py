@@ -215,11 +215,20 @@ class PacedReassembly(RTCSctpTransport):
     def _deliver(self, message: Message) -> None:
         stream_id, protocol, data = message
         self._ready_bytes -= len(data) + CHUNK_COST_BYTES
+        received, channel = self.received, self.channel
         # By its identifier: what was received before the association closed is still delivered.
-        direct = self.received is not None and self.channel is not None and self.channel.id == stream_id
-        if direct and protocol == WEBRTC_STRING:
-            with contextlib.suppress(UnicodeDecodeError):
-                cast(Callable[[str], None], self.received)(data.decode())
+        if (
+            protocol == WEBRTC_STRING
+            and received is not None
+            and channel is not None
+            and channel.id == stream_id
+        ):
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                pass
+            else:
+                received(text)
                 return
         step(self._data_channel_receive(stream_id, protocol, data))
 

@@ -1,11 +1,11 @@
 """Runs the gateway beside a bare relay on Pion, with one far end and one load generator, in one run.
 
-`python -m tests.load.beside --programs DIR [--words N] [--gap 10ms] [--rounds N] [LABEL=CHECKOUT ...]`
+`python -m tests.load.beside --programs DIR [--words N] [--gap 10ms] [--rounds N] [LABEL=CHECKOUT[@PYTHON] ...]`
 
 DIR holds three programs that are not part of this repository: `upstream`, the Realtime WebRTC surface on Pion; `relay`, POST
 and SSE over one peer connection a session without any further feature; and `load`, which opens sessions with one reader each,
 runs turns, and prints set-up, CPU per event and first deltas. Each round runs the relay and then a gateway from each
-checkout, this one by default. Figures of other runs compare with nothing: read the ratios within a round.
+checkout, this one by default, on the interpreter PYTHON or on this one. Figures of other runs compare with nothing: read the ratios within a round.
 """
 
 # ruff: noqa: T201  # its output is its answer
@@ -46,8 +46,17 @@ def gateway(stack: ExitStack, checkout: str, far_end: str, output: Path) -> tupl
     """Start a gateway from a checkout; return its process id and where it listens."""
     environment = {**os.environ, "OPENAI_API_KEY": "sk-offline", "GATEWAY_ACCESS__ANONYMOUS": "true"}
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", f"{far_end}/v1")
+    checkout, _, python = checkout.partition("@")
     process = started(
-        stack, sys.executable, "-c", COMMAND, "serve", *flags, output=output, cwd=checkout, env=environment
+        stack,
+        python or sys.executable,
+        "-c",
+        COMMAND,
+        "serve",
+        *flags,
+        output=output,
+        cwd=checkout,
+        env=environment,
     )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -67,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sessions", default="50")
     parser.add_argument("--turns", default="5")
-    parser.add_argument("checkouts", nargs="*", default=["gateway=."], metavar="LABEL=CHECKOUT")
+    parser.add_argument("checkouts", nargs="*", default=["gateway=."], metavar="LABEL=CHECKOUT[@PYTHON]")
     given = parser.parse_args()
     programs = Path(given.programs)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
