@@ -3,8 +3,12 @@
 import signal
 from asyncio.subprocess import PIPE
 
+import pytest
+
 from tests.cli.conftest import Running, Start
 from tests.cli.test_serve import SERVE, addresses
+
+pytestmark = pytest.mark.slow
 
 
 async def say(chat: Running, line: str) -> None:

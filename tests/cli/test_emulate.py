@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.conftest import Start
 
+pytestmark = pytest.mark.slow
+
 
 async def test_emulator_serves_until_told(start: Start) -> None:
     """It prints its address, requires a key, and ends cleanly on SIGTERM."""

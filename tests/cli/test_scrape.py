@@ -9,6 +9,8 @@ from gateway.client import Client
 from tests.cli.conftest import Start
 from tests.cli.test_serve import SERVE, addresses
 
+pytestmark = pytest.mark.slow
+
 BUCKETS: Buckets = {0.001: 50, 0.002: 90, 0.01: 100, math.inf: 100}
 
 

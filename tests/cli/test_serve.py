@@ -15,6 +15,8 @@ import pytest
 from gateway.client import Client, Event
 from tests.cli.conftest import Running, Start
 
+pytestmark = pytest.mark.slow
+
 SERVE = ("serve", "--port", "0", "--admin-port", "0", "--upstream-url")
 
 
@@ -54,7 +56,6 @@ async def test_serves_until_sigterm_and_exits_with_zero(start: Start, emulator: 
     assert seen[-1].value["reason"] == "drained"
 
 
-@pytest.mark.slow
 async def test_second_signal_ends_at_once(start: Start, emulator: str) -> None:
     """A second signal ends the drain."""
     environ = {"OPENAI_API_KEY": "sk-test", "GATEWAY_DRAIN__TIMEOUT_SECONDS": "60"}
@@ -133,7 +134,6 @@ async def test_json_lines_are_json(start: Start) -> None:
     assert all({"event", "level", "time"} <= line.keys() for line in lines)
 
 
-@pytest.mark.slow
 async def test_flags_go_before_the_environment(start: Start, tmp_path: Path) -> None:
     """A flag overrides the environment, which overrides the file."""
     file = tmp_path / "gateway.toml"
@@ -182,7 +182,6 @@ async def test_keys_file_without_keys_is_exit_status_2(start: Start, tmp_path: P
     assert "access.keys_file" in running.output
 
 
-@pytest.mark.slow
 async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
     """Under systemd's Type=notify it says when it is ready and when it stops."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
@@ -198,7 +197,6 @@ async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
     assert (ready, stopping) == (b"READY=1", b"STOPPING=1")
 
 
-@pytest.mark.slow
 async def test_interrupt_while_starting_leaves_no_traceback(start: Start) -> None:
     """Ctrl-C before it listens also ends it."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")

@@ -9,6 +9,8 @@ import pytest
 from gateway.client import Client
 from tests.cli.conftest import Start
 
+pytestmark = pytest.mark.slow
+
 SERVE = ("serve", "--port", "0", "--admin-port", "0", "--upstream-url")
 
 
@@ -32,7 +34,6 @@ async def test_top_shows_sessions_and_what_they_cost(start: Start, emulator: str
     assert re.search(rf"{session.id} +anonymous +connected +gpt-realtime\S* .* \$0\.\d{{4}}", top.output)
 
 
-@pytest.mark.slow
 async def test_top_is_live_until_it_is_ended(start: Start, emulator: str) -> None:
     """In a terminal it redraws until Ctrl-C."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")

@@ -56,6 +56,7 @@ def test_promtool_takes_rules_and_configuration(part_path: Callable[[str], str],
     promtool(part_path, "check", "config", "--syntax-only", "prometheus.yml")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("promtool")
 def test_every_alert_fires_and_resolves(part_path: Callable[[str], str]) -> None:
     """The unit tests pass, and there is one for each alert with a time before, during and after."""

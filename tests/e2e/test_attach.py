@@ -16,6 +16,8 @@ from tests.emulator.caller import TEXT_SESSION
 from tests.emulator.caller import Caller as Peer
 from tests.emulator.test_browser import Browser
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "deploy" / "examples"
 
 
@@ -187,7 +189,6 @@ new MutationObserver((changes) => changes.forEach((change) =>
 </script>"""
 
 
-@pytest.mark.slow
 @pytest.mark.needs("chromium", "curl")
 async def test_shell_runs_the_tools_of_a_browsers_call(
     serve: Serve, far_end: FarEnd, part_path: Callable[[str], str]

@@ -16,6 +16,8 @@ from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, eventually, say
 from tests.e2e.rawhttp import RawAnswer
 
+pytestmark = pytest.mark.slow
+
 ANN, BOB = "gw-key-of-ann", "gw-key-of-bob"
 KEYS = [
     {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
@@ -268,7 +270,6 @@ async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, targ
     assert not {"set-cookie", "location"} & {name for name, _ in answer.headers}
 
 
-@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize(
     "name", ["X-Request-Id", "Last-Event-ID", "Idempotency-Key", "Accept", "Content-Type", "Origin"]
 )
@@ -316,7 +317,6 @@ GIANT = {
 }
 
 
-@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize("tail", ["/events", "/turns", "/events/stream", ""])
 @pytest.mark.parametrize("body", GIANT.values(), ids=GIANT.keys())
 async def test_giant_and_deep_json_is_the_callers_mistake(
@@ -374,7 +374,6 @@ async def test_no_packed_body_is_unpacked(caller: Caller, coding: str) -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # many cases, each its own gateway
 @pytest.mark.parametrize(
     "target",
     [

@@ -15,6 +15,8 @@ from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, eventually, say
 from tests.e2e.programs import Program
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "realtime_gateway_"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 # The table of the contract: names without their prefix, and their labels.

@@ -10,6 +10,8 @@ from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 BEFORE, AFTER = '{"direction":"received","event":', "}"
 # What is not a conversation of events has another ending.

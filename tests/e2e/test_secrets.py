@@ -12,6 +12,8 @@ from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, eventually, say
 from tests.e2e.programs import Program
 
+pytestmark = pytest.mark.slow
+
 CALLER_KEY = "gw-callers-key-5f0c"
 WRONG_KEY = "gw-nobodys-key-77ab"
 REFUSED = "ek_refused-upstream-c03a"

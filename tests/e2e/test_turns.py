@@ -12,6 +12,8 @@ from gateway.client import BlockParser
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, eventually
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Write 60 words about rain"
 TEXT = {"Accept": "text/plain"}
 JSON = {"Accept": "application/json"}
@@ -76,7 +78,6 @@ async def test_an_incomplete_response_says_so(caller: Caller, far_end: FarEnd) -
     assert (answer.status, turn["status"], turn["error"]) == (200, "incomplete", None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("headers", [JSON, TEXT], ids=["json", "text"])
 async def test_a_response_that_never_begins_is_504(
     serve: Serve, far_end: FarEnd, headers: dict[str, str]

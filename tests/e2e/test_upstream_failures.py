@@ -16,6 +16,8 @@ from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve, back_to, eventually, say, settled
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 CONNECT_SECONDS = 1.0
 # What a loaded machine may add to a deadline.
@@ -158,7 +160,6 @@ async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) ->
         assert problem["upstream"]["status"] == 401
 
 
-@pytest.mark.slow
 async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
     """If no server listens upstream, a create fails well within its deadline."""
     with socket.socket() as unused:
@@ -245,7 +246,6 @@ async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end
             await caller.ask("POST", "/v1/turns", QUESTION, headers=headers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "vanished"])
 @pytest.mark.parametrize("continuity", [True, False], ids=["continuity", "no continuity"])
 async def test_a_service_that_dies_without_a_word_is_noticed(

@@ -17,9 +17,10 @@ def answered(sink: Remembering) -> list[Any]:
     return [event["error"]["event_id"] for event in events if event["type"] == "error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("calls", "seconds", "outage"),
-    [(2, 3.0, 1.0), pytest.param(12, 20.0, 6.0, marks=pytest.mark.slow)],
+    [(2, 3.0, 1.0), (12, 20.0, 6.0)],
 )
 @pytest.mark.timeout(150)
 async def test_events_survive_loss_reordering_and_an_outage(
