@@ -102,6 +102,22 @@ async def test_hang_up_ends_a_call_once(emulate: Emulate, call: Call) -> None:
     await asyncio.wait_for(caller.ended.wait(), 10)
 
 
+async def test_ended_call_sends_nothing_more(
+    emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response in progress has no further delta, however long closing the connection takes."""
+    emulator = await emulate()
+    caller: Caller = await call(emulator)
+    one = emulator.service.calls[caller.call_id]
+    sent: list[str] = []
+    monkeypatch.setattr(one.peer, "send", sent.append)
+    one.end("hung up")
+    one._send("after")
+    await asyncio.wait_for(caller.ended.wait(), 10)
+
+    assert sent == []
+
+
 async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) -> None:
     """A client that closes its connection leaves no call behind."""
     emulator = await emulate()
