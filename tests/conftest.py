@@ -36,7 +36,7 @@ TASKS_SETTLE_SECONDS = 4.0
 # The files that take longest, of which none must come last and run alone. Those that mostly wait stand beside those that
 # compute. A worker takes a file at a time.
 LONGEST_FIRST = (
-    "tests/deploy/test_install.py",
+    "tests/deploy/test_debian.py",
     "tests/e2e/test_continuity_path.py",
     "tests/e2e/test_continuity_chaos.py",
     "tests/e2e/test_bad_path.py",
@@ -54,7 +54,6 @@ LONGEST_FIRST = (
     "tests/e2e/test_under_attack.py",
     "tests/e2e/test_many_sessions.py",
     "tests/cli/test_serve.py",
-    "tests/deploy/test_image.py",
     "tests/cli/test_demo.py",
     "tests/upstream/test_webrtc.py",
     "tests/cli/test_bench.py",

@@ -60,7 +60,8 @@ class Installed:
     def install(self, **environ: str) -> str:
         """Run the script with a package index that has only the wheels."""
         (wheel,) = (self.top / "wheels").glob("realtime_gateway-*.whl")
-        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "HOME": "/root"}
+        # Compiling every file of every package takes longer than compiling those that are imported.
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "PIP_NO_COMPILE": "1", "HOME": "/root"}
         command = ("chroot", str(self.top), SCRIPT, f"/wheels/{wheel.name}")
         return run(*command, **offline, **environ)
 
