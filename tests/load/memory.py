@@ -24,6 +24,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway.relay.state.mirror import MAX_BYTES
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
 
@@ -115,8 +116,8 @@ async def keyed_turns(target: Target) -> None:
     await asyncio.gather(*map(one, range(8)))
 
 
-async def _fill(target: Target, session: Any, size: int) -> None:
-    """Send items until the session's conversation holds this many bytes."""
+async def _fill(target: Target, session: Any, size: int) -> int:
+    """Send items until so many bytes of them are accepted; return how many were."""
     part = [{"type": "input_text", "text": "x" * 30_000}]
     event = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": part}}
     body, sent = json.dumps([event] * 16), 0
@@ -126,6 +127,7 @@ async def _fill(target: Target, session: Any, size: int) -> None:
             sent += len(body)
         else:
             await asyncio.sleep(0.05)
+    return sent
 
 
 async def unread_long_polls(target: Target) -> None:
@@ -178,8 +180,14 @@ async def unfinished_heads(target: Target) -> None:
 
 
 async def long_conversation(target: Target) -> None:
-    """Fill one session's conversation with 32 MiB."""
-    await _fill(target, await target.open(), 32 * MIB)
+    """Fill one session's conversation with 32 MiB, for as long as it takes to pass what the mirror may hold."""
+    session = await target.open()
+    sent = await _fill(target, session, 32 * MIB)
+    # At most 4 MiB of them are not confirmed, and so not in the mirror.
+    least = 4 * MIB + MAX_BYTES
+    target.until += 60
+    sent += await _fill(target, session, max(0, least - sent))
+    assert sent >= least, f"only {sent} bytes were accepted"
 
 
 async def idle_connections(target: Target) -> None:
