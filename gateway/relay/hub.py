@@ -7,7 +7,6 @@ out and with complete answers.
 """
 
 import asyncio
-import json
 import random
 from collections.abc import Mapping
 from typing import Final
@@ -18,6 +17,7 @@ from gateway.relay.calls.lifecycle import Phase
 from gateway.relay.calls.steps import HANDOVER, NODE_LOST
 from gateway.relay.calls.succession import Prepared
 from gateway.relay.clock import Clock
+from gateway.relay.events.envelope import compact
 from gateway.relay.events.eventlog import Framing, Unframing
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.journal import Directory, Journal, NullJournal
@@ -227,7 +227,7 @@ class Hub:
             own_credential=request.bearer is not None,
         )
         merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
-        wanted = json.dumps(merged, ensure_ascii=False, separators=(",", ":"))
+        wanted = compact(merged).decode("utf-8", "surrogatepass")
         epoch = self._clock.epoch()
         state = SessionState(opening, wanted, epoch, self.limits.prices)
         if self._directory is None:

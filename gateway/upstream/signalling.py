@@ -21,6 +21,7 @@ import aiohttp
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.events.envelope import compact
 from gateway.relay.openai_errors import code_of
 from gateway.relay.ports import CallRequest, Json
 from gateway.upstream.config import UpstreamConfig
@@ -187,7 +188,7 @@ class Signaller:
             headers["Content-Type"] = "application/sdp"
             data = offer.encode()
         else:
-            session = json.dumps(dict(request.session), separators=(",", ":"), ensure_ascii=False)
+            session = compact(dict(request.session)).decode()
             boundary = token_hex(16)
             headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
             data = _form(boundary, offer, session)

@@ -11,7 +11,6 @@ result. `finish` runs one to its end at once.
 import contextlib
 import json
 import re
-import sys
 from collections.abc import Generator
 from typing import Final, NoReturn, TypeVar
 
@@ -33,6 +32,9 @@ DENSE = 20_000
 
 LARGE_BYTES = 256 * 1024
 """A text that msgspec checks in about 2 ms. After a larger one something else may run."""
+
+MAX_ELEMENTS_KEPT = 2**31
+"""More than any text within the limits has."""
 
 SEARCHED_BYTES = 64 * 1024
 """A text that an expression searches in about 2 ms."""
@@ -133,7 +135,7 @@ def scanned(text: str, levels: int, strict: bool) -> Steps[None]:
             yield
 
 
-def built(data: bytes, most: int = sys.maxsize) -> Steps[object]:
+def built(data: bytes, most: int = MAX_ELEMENTS_KEPT) -> Steps[object]:
     """Build the value of a checked text. Numbers that are too long or too large are floats, infinity included.
 
     Of a text with very many values, lists are cut after `most` elements: freeing a value of millions takes as long as a

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.relay.events.envelope import compact, member
+from gateway.relay.events.jsontext import plain
 from gateway.relay.sessionobject import merge
 
 Json = Mapping[str, object]
@@ -73,7 +74,7 @@ class Mirror:
 
     def update(self, session: Json) -> None:
         """A session.update was taken."""
-        self._session = json.dumps(merge(self.session, session), ensure_ascii=False, separators=(",", ":"))
+        self._session = compact(merge(self.session, session)).decode("utf-8", "surrogatepass")
 
     def received(self, type: str, value: Json) -> None:
         """Follow a server event of a watched type."""
@@ -273,7 +274,11 @@ def _part(role: str, part: object) -> Json | None:
 
 def _parse(text: str | bytes) -> Json:
     """Parse what was written, whole and exactly."""
-    value = json.loads(text if isinstance(text, str) else text.decode("utf-8", "surrogatepass"))
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    try:
+        value = plain(data)
+    except UnicodeDecodeError:  # it contains a lone surrogate
+        value = json.loads(data.decode("utf-8", "surrogatepass"))
     assert isinstance(value, dict)  # only objects are written
     return value
 
