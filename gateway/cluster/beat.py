@@ -92,6 +92,8 @@ class Beat:
         self._answered_sent_at = float("-inf")
         self._seen: dict[str, Status] = {}
         self._task: asyncio.Task[None] | None = None
+        self.answered = False
+        """Redis answered the last beat."""
         self.beaten = asyncio.Event()
         """Set after every answered beat; the waiter clears it."""
 
@@ -112,6 +114,7 @@ class Beat:
         self._liveness.answered(now, {node: beat for node, beat in beats.items() if node != self.node})
         self._seen = {node: seen[1] for node, seen in found.items() if seen is not None}
         self._answered_sent_at = sent_at
+        self.answered = True
         self.beaten.set()
 
     def start(self) -> None:
@@ -170,6 +173,7 @@ class Beat:
             try:
                 await self.once()
             except (AwayError, DeniedError, ReplyError) as error:
+                self.answered = False
                 self._liveness.broken()
                 self._problem(str(error))
                 pause = self._interval / 2

@@ -214,11 +214,17 @@ class ClusterNode:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            for appender in self._appenders.values():
-                appender.watch()
-            self._telemetry.cluster_nodes(Counter(seen.state for seen in self.beat.nodes))
-            if self.sure:
-                await self._renew_expiry()
+            await self._tick()
+
+    async def _tick(self) -> None:
+        for appender in self._appenders.values():
+            appender.watch()
+        self._telemetry.cluster_nodes(Counter(seen.state for seen in self.beat.nodes))
+        if self.sure:
+            if self.beat.answered:
+                # A paused Redis breaks no connection, so no appender reports that it is back.
+                self.redis_up(True, "")
+            await self._renew_expiry()
 
     async def _renew_expiry(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -95,6 +95,21 @@ async def test_redis_that_was_away_makes_nobody_look_dead(start_redis: StartRedi
         assert b.sessions == {}
 
 
+async def test_node_tells_that_redis_is_back_after_a_missed_beat(redis_server: RedisServer) -> None:
+    """A paused Redis breaks no connection, so only the next beat shows that it answers again."""
+    async with node(redis_server.url) as one:
+        await until(lambda: one.connected)
+        one.beat.answered = False  # as after a beat without an answer
+        one._beat_failed("away")
+        await one._tick()
+        assert told(one).ups == [True, False]
+        await one.beat.once()
+        await one._tick()
+
+        assert told(one).ups == [True, False, True]
+        assert one.connected
+
+
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
     """The one that is left takes all of it, though it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:
