@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 from gateway.emulator.faults import Faults
 from gateway.emulator.http import signalling
 from gateway.emulator.protocol.client_secrets import Identity
-from gateway.emulator.protocol.errors import HttpRefusal
+from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
 from gateway.emulator.service import Service
 
 # Bytes that a sideband's client has not read yet. Above this the sideband is closed, but not the call.
@@ -240,6 +240,8 @@ async def _accept(request: web.Request) -> web.WebSocketResponse:
     socket = web.WebSocketResponse(
         protocols=("realtime",), max_msg_size=_MAX_MESSAGE, timeout=_CLOSE_SECONDS, compress=False
     )
+    if not socket.can_prepare(request):  # aiohttp would answer this in text.
+        raise http_refusal(400, Refusal("invalid_request", "This URL is opened as a WebSocket."))
     await socket.prepare(request)
     return socket
 

@@ -196,6 +196,19 @@ async def test_call_that_is_not_there_is_404(query: str, key: str, emulate: Emul
     assert body["error"]["code"] == "call_id_not_found"
 
 
+async def test_plain_get_is_refused_as_the_service_refuses(emulate: Emulate) -> None:
+    """A client that does not ask for the upgrade gets the error envelope."""
+    caller = Caller((await emulate()).base_url, "sk-test")
+    try:
+        async with caller.http.get(f"{caller.base_url}/realtime?model=m") as answer:
+            body = await answer.json()
+    finally:
+        await caller.close()
+
+    assert answer.status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+
+
 async def test_keys_of_one_project_share_their_calls(emulate: Emulate) -> None:
     """`KEY@PROJECT` lets another key, and an ephemeral key made with it, join and end a call."""
     emulator = await emulate(api_keys=("sk-test@p", "sk-other@p", "sk-third"))
