@@ -50,16 +50,16 @@ def chat(
         except ProblemError as error:
             # A response without a problem object is from another server, or from a proxy in front of the gateway.
             known = error.code or error.problem.get("detail")
-            _fail(console, str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
+            _fail(str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
             remedy = "`gateway serve` or `gateway demo` starts a gateway; --url sets another address."
-            _fail(console, f"{url} cannot be reached: {why(error)}. {remedy}")
+            _fail(f"{url} cannot be reached: {why(error)}. {remedy}")
         finally:
             runner.run(client.__aexit__(None, None, None))
 
 
-def _fail(console: Console, message: str) -> None:
-    console.print(f"[red]{escape(message)}[/]", soft_wrap=True)
+def _fail(message: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[red]{escape(message)}[/]", soft_wrap=True)
     sys.exit(1)
 
 

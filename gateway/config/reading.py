@@ -9,6 +9,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -204,7 +205,9 @@ def _origin(path: list[int | str], sources: Mapping[str, Tree]) -> str:
                 break
         else:
             if origin == "environment":
-                return f"environment {PREFIX}{'__'.join(str(part).upper() for part in path)}"
+                # Elements of a list are in the same variable as the list.
+                names = takewhile(lambda part: isinstance(part, str), path)
+                return f"environment {PREFIX}{'__'.join(str(name).upper() for name in names)}"
             return origin
     return "default"
 
