@@ -110,10 +110,13 @@ class Hub:
         """Refuse new sessions, notify the running ones, and end each within `timeout` seconds. Harmless when repeated."""
         told, self.draining = self.draining, True
         now = self._clock.monotonic()
+        seconds = (
+            int(timeout) if timeout == int(timeout) else timeout
+        )  # some JSON parsers distinguish 25 from 25.0
         deadlines: dict[Session, float] = {}
         for session in self._live():
             if not told:
-                session.tell("gateway.draining", {"deadline_seconds": timeout})
+                session.tell("gateway.draining", {"deadline_seconds": seconds})
             share = random.uniform(0, _DRAIN_JITTER) if session.attended else 0  # noqa: S311  # spread, not secrecy
             deadlines[session] = now + timeout * share
         final = now + timeout
