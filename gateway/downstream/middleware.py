@@ -212,9 +212,10 @@ def _require_host(request: web.Request, rules: AccessRules) -> None:
         return
     name = host_name(request.headers.get(hdrs.HOST, ""))
     if name is None or not (is_loopback_name(name) or name in rules.hosts):
+        named = f"not {name!r}" if name else "and the Host header has none"
         raise CallerError(
             "forbidden",
-            f"Callers without an API key must use a loopback host name, not {name or 'this'!r}. "
+            f"Callers without an API key must use a loopback host name, {named}. "
             "The operator can allow the name in server.allowed_hosts, or as server.public_url.",
         )
 

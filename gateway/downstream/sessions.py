@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant, upstream_bearer
 from gateway.downstream.auth.credentials import looks_signed
-from gateway.downstream.http.answers import compact, json_answer
+from gateway.downstream.http.answers import compact, json_answer, plain
 from gateway.downstream.http.app_keys import BODY_SHA256, LIMITS, SESSION, SESSIONS
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.steps import in_steps, one_at_a_time
@@ -233,7 +233,7 @@ def required_upstream_bearer(request: web.Request) -> str | None:
 
 def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWanted:
     """Check a create's body. Raises `invalid-parameter`, naming the members by JSON pointer."""
-    if "call_id" in body and (body["call_id"] is None or "session" in body):
+    if "call_id" in body and (body["call_id"] is None or body.get("session") is not None):
         named = "/call_id" if body["call_id"] is None else "/session"
         detail = (
             "A call that you attach to already has a session: omit 'session' and send session.update instead."
@@ -247,7 +247,10 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
     _require_few(body, "")
     _require_few(body.get("client_secret"), "/client_secret")
     try:
-        wanted = SessionWanted.model_validate(body)
+        # Clients that build a body from optional values send null for those that are not set.
+        wanted = SessionWanted.model_validate(
+            {name: value for name, value in body.items() if value is not None}
+        )
     except ValidationError as error:
         flaws = tuple(
             Flaw(_said(found["msg"]), pointer=_pointer(found["loc"]))
@@ -321,8 +324,8 @@ def session_object(request: web.Request, view: View) -> dict[str, object]:
             "log_max_events": relay.log_max_events,
             "log_max_bytes": relay.log_max_bytes,
             "detach_grace_seconds": view.detach_grace_seconds,
-            "heartbeat_seconds": _plain(stream.heartbeat_seconds),
-            "stream_max_age_seconds": _plain(stream.max_age_seconds),
+            "heartbeat_seconds": plain(stream.heartbeat_seconds),
+            "stream_max_age_seconds": plain(stream.max_age_seconds),
         },
     }
 
@@ -366,8 +369,3 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 def _said(message: str) -> str:
     """Return pydantic's message in the terms of this API."""
     return "unknown member" if message.startswith("Extra inputs") else message[0].lower() + message[1:]
-
-
-def _plain(number: float) -> float:
-    """Return 15.0 as 15, since some JSON parsers distinguish the two."""
-    return int(number) if number == int(number) else number

@@ -77,10 +77,19 @@ async def test_other_media_types_are_refused(house: House) -> None:
     assert (answer.status, answer.code) == (415, "unsupported-media-type")
 
 
-async def test_encoded_body_is_refused(house: House) -> None:
+async def test_empty_media_type_counts_as_none(house: House) -> None:
+    """A body is JSON unless the request says something else."""
+    path = await events_path(house)
+    answer = await house.call("POST", path, data=EVENT, headers={"Content-Type": ""})
+
+    assert answer.status == 202
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity", ""])
+async def test_encoded_body_is_refused(house: House, encoding: str) -> None:
     """A Content-Encoding is 415, before anything is unpacked."""
     path = await events_path(house)
-    answer = await house.call("POST", path, data=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+    answer = await house.call("POST", path, data=b"\x1f\x8b", headers={"Content-Encoding": encoding})
 
     assert (answer.status, answer.code) == (415, "unsupported-media-type")
 

@@ -100,6 +100,16 @@ async def test_create_keeps_metadata_and_grace(house: House) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["session", "metadata", "detach_grace_seconds", "client_secret", "on_interrupted"]
+)
+async def test_null_member_of_a_create_counts_as_absent(house: House, name: str) -> None:
+    """Clients that build a body from optional values send null for those that are not set."""
+    created = await house.open({name: None})
+
+    assert created["metadata"] == {}
+
+
+@pytest.mark.parametrize(
     ("body", "pointer"),
     [
         ({"sesion": {}}, "/sesion"),

@@ -132,5 +132,5 @@ def preflight_headers(asked: str | None) -> dict[str, str]:
         "Access-Control-Allow-Methods": ALLOWED_METHODS,
         "Access-Control-Allow-Headers": allowed or ALLOWED_HEADERS,
         "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
-        "Vary": "Origin, Access-Control-Request-Headers",
+        "Vary": "Accept, Origin, Access-Control-Request-Headers",
     }

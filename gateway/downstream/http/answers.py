@@ -18,6 +18,11 @@ def compact(value: object) -> bytes:
     return _COMPACT.encode(value).encode("ascii")
 
 
+def plain(number: float) -> float:
+    """Return 15.0 as 15, since some JSON parsers distinguish the two."""
+    return int(number) if number == int(number) else number
+
+
 def json_answer(
     value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:

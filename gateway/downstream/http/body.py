@@ -32,11 +32,16 @@ _KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
 
 def media_type(request: web.Request, taken: Iterable[str]) -> str:
     """Return the body's media type, JSON by default. Raises `unsupported-media-type` if it is not in `taken`."""
-    named = request.content_type if hdrs.CONTENT_TYPE in request.headers else JSON
+    named = request.content_type if names_media_type(request) else JSON
     if named not in taken:
         listed = ", ".join(sorted(taken))
         raise CallerError("unsupported-media-type", f"'{named}' is not supported; supported: {listed}.")
     return named
+
+
+def names_media_type(request: web.Request) -> bool:
+    """Return whether the request says what its body is. An empty Content-Type says nothing."""
+    return bool(request.headers.get(hdrs.CONTENT_TYPE, "").strip())
 
 
 async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
@@ -45,8 +50,8 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
         return request[BODY]  # It was read for forwarding, but the request is handled here.
     limits = request.app[LIMITS]
     limit = limits.max_body_bytes if max_bytes is None else max_bytes
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    if encoding != "identity":
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is not None:
         # A kilobyte of gzip can expand to a megabyte, so the limit would have to be enforced while decompressing.
         raise CallerError("unsupported-media-type", f"A body with Content-Encoding '{encoding}' is not read.")
     if (request.content_length or 0) > limit:

@@ -1,7 +1,7 @@
 """Extends aiohttp's request parser: errors get a proper response, and the size of an unfinished head is known.
 
 aiohttp answers every parse error with a bare 400. In most of these requests the first line is readable: a URL or a header
-is too long, the method is unknown, or Host is missing. Such a request is handled with a `refusal`, so it gets a request
+is too long, a header occurs twice, the method is unknown, or Host is missing. Such a request is handled with a `refusal`, so it gets a request
 id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for messages whose
 end is ambiguous (RFC 9112 6.3), since the bytes that follow could be another client's request.
 
@@ -27,6 +27,9 @@ _HEAD_END: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/(\d\.\d)\Z")
 _SAFE_PATH: Final = re.compile(r"/[A-Za-z0-9/._~%-]{0,255}\Z")
 _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([!-~][ -~]{0,255})?[ \t]*\Z")
+_DOUBLED: Final = re.compile(r"Duplicate '([A-Za-z-]{1,64})' header")
+_FRAMING: Final = frozenset({hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING})
+"""Headers that say where a message ends."""
 _LINE_MARGIN: Final = 64
 """Size of the rest of the first line, without the target: method, spaces and version."""
 _MAX_HEADERS_SHOWN: Final = 64
@@ -185,6 +188,8 @@ class RequestParser:
         said = error.message
         if said.startswith("Too many headers"):
             return self._refuse(head, CallerError("header-too-large", "The request has too many headers."))
+        if (doubled := _DOUBLED.match(said)) is not None and doubled[1] not in _FRAMING:
+            return self._refuse(head, _doubled(doubled[1]))
         if said.startswith("Missing 'Host'"):
             return self._refuse(head, _missing_host())
         if isinstance(error, BadHttpMethod):
@@ -239,6 +244,11 @@ def _spoken(version: HttpVersion) -> HttpVersion:
 
 def _wrong_version(version: str) -> CallerError:
     return CallerError("http-version-not-supported", f"HTTP/{version} is not supported; use HTTP/1.1.")
+
+
+def _doubled(name: str) -> CallerError:
+    flaw = Flaw("occurs more than once", pointer=f"/{name}")
+    return CallerError("invalid-parameter", f"A request may have only one {name} header.", flaws=(flaw,))
 
 
 def _missing_host() -> CallerError:

@@ -380,6 +380,8 @@ class Connection(web.RequestHandler):
             f"Server: {SERVER_NAME}\r\n"
             "Cache-Control: no-store\r\n"
             "Vary: Accept, Origin\r\n"
+            "Referrer-Policy: no-referrer\r\n"
+            "X-Content-Type-Options: nosniff\r\n"
             "Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)

@@ -42,7 +42,7 @@ MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_PAD: Final = 4096
 
 _GATEWAY: Final = "gateway."
-_NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?\Z")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?\Z")
 
 
 class Filter:
@@ -134,6 +134,8 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
     for name, value in body.items():
         if name not in _NAMES:
             _refuse(name, f"is unknown; known parameters: {', '.join(sorted(_NAMES))}")
+        if name in CURSOR_PARAMETERS and not (value is None or isinstance(value, str)):
+            _refuse(name, "must be a string")
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             query[name] = ",".join(value)
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -177,9 +179,15 @@ def _number(query: Mapping[str, str], name: str, least: float, most: float) -> f
     text = query.get(name)
     if text is None:
         return None
-    if not _NUMBER.match(text) or not least <= float(text) <= most:
+    number = decimal(text)
+    if number is None or not least <= number <= most:
         _refuse(name, f"must be a number from {least:.15g} to {most:.15g}")
-    return float(text)
+    return number
+
+
+def decimal(text: str) -> float | None:
+    """Return the number in a parameter's text, None if it is not one. Python's `float` accepts more: `1_0`, `1e1`, `nan`."""
+    return float(text) if _NUMBER.match(text) else None
 
 
 def _whole(query: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:

@@ -7,6 +7,7 @@ the position; `stream` and `longpoll` serve the read.
 import random
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -26,7 +27,7 @@ from gateway.downstream.reading.stream import RETRY_MS, STREAM, OpenReads, Strea
 from gateway.downstream.reading.ticker import Ticker
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.events.envelope import parse_object
-from gateway.relay.events.eventlog import Entry
+from gateway.relay.events.eventlog import Entry, EventId
 from gateway.relay.ports import Handle
 
 READS: Final = web.AppKey("reads", OpenReads)
@@ -77,15 +78,42 @@ async def post_stream(request: web.Request) -> web.StreamResponse:
 
 
 async def head_events(request: web.Request) -> web.StreamResponse:
-    """Answer with a stream's headers, without opening a receiver."""
-    session_grant(request, "read")
-    format_ = _parse(request, request.query).format
+    """Answer with the status and headers of a GET, without opening a receiver."""
+    begun = _begin(request, request.query)
+    if isinstance(begun, web.Response):
+        return begun
+    format_ = begun.wanted.format
     if format_ == "json":
         return web.Response(content_type=MEDIA_TYPES[format_])
     return web.StreamResponse(headers={"Content-Type": RENDERINGS[format_].media_type, **UNBUFFERED})
 
 
 async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamResponse:
+    begun = _begin(request, query)
+    if isinstance(begun, web.Response):
+        return begun
+    handle, wanted = begun.handle, begun.wanted
+    reads = request.app[READS]
+    with closing(Cursor(handle.reader, begun.after, selects=_selects(wanted))) as cursor:
+        if wanted.format == "json":
+            return await LongPoll(request, handle, cursor, wanted, reads).run()
+        rendering = RENDERINGS[wanted.format]()
+        terms = _terms(wanted, reads)
+        stream = Stream(request, handle, cursor, rendering, terms, reads, wanted.format)
+        return await stream.run(wanted.cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A read that can be served."""
+
+    handle: Handle
+    wanted: ReadRequest
+    after: EventId
+
+
+def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Response:
+    """Return the read, or the response if there is nothing to read. Raises the errors of a GET."""
     caller, handle = session_grant(request, "read")
     by_ticket = caller.credential == "ticket" and query.get("errors") != "status"
     try:
@@ -111,14 +139,7 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
             "The session is closed, and you have read all of its events.",
             members={"reason": reason},
         )
-    reads = request.app[READS]
-    with closing(Cursor(handle.reader, after, selects=_selects(wanted))) as cursor:
-        if wanted.format == "json":
-            return await LongPoll(request, handle, cursor, wanted, reads).run()
-        rendering = RENDERINGS[wanted.format]()
-        terms = _terms(wanted, reads)
-        stream = Stream(request, handle, cursor, rendering, terms, reads, wanted.format)
-        return await stream.run(wanted.cursor)
+    return _Begun(handle, wanted, after)
 
 
 def _selects(wanted: ReadRequest) -> Callable[[Entry], bool] | None:

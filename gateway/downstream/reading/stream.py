@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
+from gateway.downstream.http.answers import plain
 from gateway.downstream.http.wire import UNBUFFERED, cut_off, half_closed, watch_loss
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.latency import Deliveries, Delivery
@@ -228,7 +229,7 @@ class Stream:
             "missed": gap.missed if gap else 0,
             "oldest": str(reader.oldest),
             "head": str(reader.head),
-            "heartbeat_seconds": self._terms.heartbeat,
+            "heartbeat_seconds": plain(self._terms.heartbeat),
             "max_age_seconds": round(self._terms.max_age),
         }
         # No ID before a gap: if the connection breaks here, the client must keep its old cursor.

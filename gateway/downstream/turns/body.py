@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 from urllib.parse import parse_qsl
 
-from gateway.downstream.reading.parameters import Format
+from gateway.downstream.reading.parameters import Format, decimal
 from gateway.errors import CallerError, Flaw
 from gateway.relay.events.envelope import read_object
 from gateway.relay.events.jsontext import Steps, finish
@@ -26,6 +26,8 @@ MAX_FORM_FIELDS: Final = 100
 MAX_WAIT_SECONDS: Final = 55.0
 """Below the 60 s after which most proxies time out."""
 
+_TEXT_FIELDS: Final = frozenset({"input", "instructions"})
+_WHOLE: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,8})\Z")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _INPUT_FIELD: Final = re.compile(rb"(?:^|&)input=")
 """Distinguishes a form from text without parsing megabytes of text as fields."""
@@ -69,11 +71,8 @@ def wait(text: str | None, *, format: Format, keyed: bool) -> float | None:
     """Parse the parameter `wait`: the maximum time to hold the request, None for no limit."""
     if text is None:
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= MAX_WAIT_SECONDS:
+    seconds = decimal(text)
+    if seconds is None or not 1 <= seconds <= MAX_WAIT_SECONDS:
         _refuse("wait", f"must be a number of seconds from 1 to {MAX_WAIT_SECONDS:g}")
     if format != "json":
         _refuse("wait", "is only for JSON answers; a stream needs no waiting")
@@ -133,7 +132,13 @@ def _from_form(body: bytes, *, own_session: bool) -> TurnWanted:
         _refuse("input", f"must be in a form of at most {MAX_FORM_FIELDS} fields")
     if len({name for name, _ in fields}) < len(fields):
         _refuse("input", "must be in a form that has each field once")
-    return replace(_from_object(dict(fields), own_session=own_session), plain=True)
+    members = {name: text if name in _TEXT_FIELDS else _number_or_text(text) for name, text in fields}
+    return replace(_from_object(members, own_session=own_session), plain=True)
+
+
+def _number_or_text(text: str) -> int | str:
+    """Return a form's field as a whole number if it is one: `max_output_tokens` is not accepted as a string."""
+    return int(text) if _WHOLE.match(text) else text
 
 
 def _decoded(body: bytes) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.http.answers import compact
 from gateway.downstream.http.app_keys import CLOCK, LIMITS, SESSION, SESSIONS, TELEMETRY
-from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
+from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, names_media_type, read_body
 from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.http.steps import in_steps
 from gateway.downstream.http.wire import accepted, watch_loss
@@ -110,7 +110,7 @@ class _Asked:
 
 
 async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _Asked:
-    named = media_type(request, (JSON, TEXT, FORM)) if hdrs.CONTENT_TYPE in request.headers else None
+    named = media_type(request, (JSON, TEXT, FORM)) if names_media_type(request) else None
     body = await read_body(request)
     request.app[ACCESS].spend_bytes(caller, len(body))
     wanted = await in_steps(request, turnbody.read(body, named, own_session=own_session))

@@ -216,6 +216,9 @@ LONG = "x" * 20_000
         (get("/livez", *(f"X-{number}: y" for number in range(200))), 431, "header-too-large"),
         (get("/livez", *(f"X-{number}: {'y' * 9000}" for number in range(12))), 431, "header-too-large"),
         (b"GET /livez HTTP/1.1\r\n\r\n", 400, "invalid-parameter"),
+        (get("/livez", "Host: localhost"), 400, "invalid-parameter"),
+        (get("/livez", "User-Agent: a", "User-Agent: b"), 400, "invalid-parameter"),
+        (post("/v1/turns", b"hi", "Content-Type: a/b", "Content-Type: a/b"), 400, "invalid-parameter"),
         (get("/livez", version="2.0"), 505, "http-version-not-supported"),
         (get("/livez", version="0.9"), 505, "http-version-not-supported"),
         (get("/livez", version="3.7"), 505, "http-version-not-supported"),
@@ -271,6 +274,15 @@ async def test_refused_head_keeps_the_rules_on_origins(build: Build) -> None:
 
     assert (listed.status, listed.headers["access-control-allow-origin"]) == (431, "https://page.example")
     assert other.json["code"] == "origin-not-allowed"
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "Transfer-Encoding"])
+async def test_doubled_framing_header_gets_a_bare_400(house: House, name: str) -> None:
+    """Nobody can say where such a message ends."""
+    value = {"Content-Length": "2", "Transfer-Encoding": "chunked"}[name]
+    answer = await ask(house.url, get("/livez", f"{name}: {value}", f"{name}: {value}"))
+
+    assert (answer.status, answer.all.partition(b"\r\n\r\n")[2]) == (400, b"")
 
 
 async def test_unfinished_heads_have_a_size(house: House) -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -301,6 +302,53 @@ async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
     assert answer.headers["Cache-Control"] == "no-store, no-transform"
     assert session.handle.view().receivers == 0
     assert session.house.facts.of("stream_opened") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("after=A", 400), ("after=zz-1&on_gap=fail", 410), ("after=zz-1&format=json", 410), ("pad=-1", 400)],
+)
+async def test_head_has_the_status_of_a_get(session: Session, query: str, status: int) -> None:
+    """RFC 9110 9.3.2."""
+    answer = await session.house.call("HEAD", f"{session.path}?{query}")
+
+    assert answer.status == status
+
+
+@pytest.mark.parametrize(("format_", "status"), [("sse", 204), ("ndjson", 410), ("json", 410)])
+async def test_head_of_a_session_read_to_its_end_has_the_status_of_a_get(
+    session: Session, format_: str, status: int
+) -> None:
+    """204 for an event stream, an error for the others."""
+    await session.handle.close(CloseReason.CLIENT)
+    answer = await session.house.call("HEAD", f"{session.path}?after=now&format={format_}")
+
+    assert answer.status == status
+
+
+@pytest.mark.parametrize("heartbeat", ["5", "5.0"])
+async def test_whole_heartbeat_is_told_as_a_whole_number(session: Session, heartbeat: str) -> None:
+    """Some JSON parsers distinguish 5 from 5.0."""
+    async with session.read(heartbeat=heartbeat) as stream:
+        opening = await stream.next()
+
+    assert '"heartbeat_seconds":5,' in opening.data
+
+
+@pytest.mark.parametrize("number", ["\u0661", "1_0", "1e1", "+1", " 1"])
+async def test_number_is_written_in_ascii_digits(session: Session, number: str) -> None:
+    """Python's `float` accepts more."""
+    answer = await session.house.call("GET", f"{session.path}?pad={quote(number)}")
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+@pytest.mark.parametrize("name", ["after", "lastEventId"])
+async def test_cursor_in_a_body_is_a_string(session: Session, name: str) -> None:
+    """A number would be read as an ID of another log, and cause a gap."""
+    answer = await session.house.call("POST", f"{session.path}/stream", json={name: 5})
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
 
 
 @pytest.mark.parametrize("where", ["query", "body"])

@@ -90,6 +90,21 @@ def test_a_form_with_an_input_is_read_as_a_form() -> None:
     assert wanted.request.response == {"instructions": "Be brief."}
 
 
+def test_whole_numbers_in_a_form_are_numbers() -> None:
+    """Upstream does not accept `max_output_tokens` as a string. Texts that look like numbers stay texts."""
+    wanted = parse(
+        b"input=7&instructions=8&max_output_tokens=50&tool_choice=auto&x=07", CURL, own_session=False
+    )
+
+    assert text_of(wanted) == "7"
+    assert wanted.request.response == {
+        "instructions": "8",
+        "max_output_tokens": 50,
+        "tool_choice": "auto",
+        "x": "07",
+    }
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -176,6 +191,8 @@ def test_wait_is_seconds() -> None:
         ("0", "json", True),
         ("56", "json", True),
         ("nan", "json", True),
+        ("1_0", "json", True),
+        ("1e1", "json", True),
         ("x", "json", True),
         ("5", "text", True),
         ("5", "json", False),
