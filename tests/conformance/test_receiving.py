@@ -461,7 +461,7 @@ async def test_a_long_poll_waits_for_an_event(session: Session) -> None:
 async def test_a_long_poll_lingers_for_more_events(session: Session) -> None:
     """After the first event, the poll collects events for the time in `linger`."""
     head = (await session.look())["head"]
-    poll = asyncio.create_task(session.poll(after=head, wait=20, linger=1000))
+    poll = asyncio.create_task(session.poll(after=head, wait=20, linger=2000))
     await asyncio.sleep(0.1)
     for _ in range(3):
         await session.send(UNKNOWN)

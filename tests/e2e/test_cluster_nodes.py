@@ -97,7 +97,7 @@ async def test_paused_owner_never_speaks_again(nodes: Nodes) -> None:
         await asyncio.sleep(2 * LEASE_SECONDS)
         a.go_on()
         await ask(b.url, session_id, "Still there?")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while "session_fenced" not in a.program.output:
                 await asyncio.sleep(0.05)
         through_a = await ask(a.url, session_id, "And through the old one?")
@@ -144,8 +144,9 @@ async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
         redis_server.start()
         await asyncio.sleep(2.0)
         await ask(b.url, session_id, "Hello again")
-        assert "journal_repaired" in a.program.output
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
+            while "journal_repaired" not in a.program.output:
+                await asyncio.sleep(0.05)
             while redis_server.cli("HLEN", "rg:{nodes}") != "2":
                 await asyncio.sleep(0.05)
         a.program.kill()
@@ -209,7 +210,7 @@ async def test_operator_sees_all_nodes_and_all_sessions(nodes: Nodes) -> None:
     async with Caller(a.url) as one, Caller(b.admin_url) as operator:
         session_id = (await one.open())["id"]
         listed: dict[str, Any] = {"data": []}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while [node["sessions"] for node in listed["data"] if not node["self"]] != [1]:
                 _, listed = await operator.ask("GET", "/nodes")
         _, sessions = await operator.ask("GET", "/sessions")

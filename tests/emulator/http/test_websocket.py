@@ -164,10 +164,10 @@ async def test_call_may_end_without_a_word(emulate: Emulate, call: Call) -> None
 
 async def test_new_call_is_found_late_by_a_fault(emulate: Emulate, call: Call) -> None:
     """A call that was made a moment ago is 404 to a sideband, and found after the set time."""
-    caller: Caller = await call(await emulate(faults=Faults(sideband_delay_seconds=0.5)), connect=False)
+    caller: Caller = await call(await emulate(faults=Faults(sideband_delay_seconds=1.5)), connect=False)
     with pytest.raises(aiohttp.WSServerHandshakeError) as early:
         await attach(caller)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.5)
     async with attach(caller):
         pass
 
