@@ -1,5 +1,6 @@
 """`gateway check`: checks everything the gateway needs, and prints a remedy for each failure."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -39,6 +40,7 @@ def check(
     from gateway.app import Gateway
     from gateway.cli.running import run
     from gateway.cli.serving import config_errors_exit, configure
+    from gateway.config.reading import FILE_VARIABLE
 
     if not stun.rpartition(":")[0] or not stun.rpartition(":")[2].isdigit():
         raise typer.BadParameter(f"{stun!r} is not HOST:PORT", param_hint="--stun")
@@ -46,7 +48,8 @@ def check(
     settings = configure(config, {"upstream": {"base_url": upstream_url}})
     with config_errors_exit():
         Gateway(settings)  # Reads all files that the configuration names.
-    _print(console, "ok", "configuration", str(config or "defaults and environment"), "")
+    file = config or os.environ.get(FILE_VARIABLE)
+    _print(console, "ok", "configuration", str(file or "defaults and environment"), "")
     sys.exit(run(_check(settings, stun, console)))
 
 

@@ -320,7 +320,7 @@ _UDP_REMEDY: Final = (
 )
 
 _BY_PHASE: Final = {
-    "signalling": "The HTTP request was not answered: see the line about HTTPS above.",
+    "signalling": "The HTTP request was not answered: see the line about HTTP or HTTPS above.",
     "ice": _UDP_REMEDY,
     "dtls": _UDP_REMEDY,
     "channel": "The call is connected, but its data channel did not open: try again, then check OpenAI's status page.",

@@ -5,6 +5,7 @@ import resource
 import socket
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -63,6 +64,16 @@ async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
     assert "failed   HTTP to upstream" in check.output
     assert "→ Allow TCP port 443" in check.output
     assert "Traceback" not in check.output
+
+
+async def test_file_of_the_environment_is_named(start: Start, tmp_path: Path) -> None:
+    """The first line names the file from which the settings come, also the one in GATEWAY_CONFIG."""
+    file = tmp_path / "named.toml"
+    file.write_text("[log]\nformat = 'json'\n")
+    check = await start("check", "--upstream-url", NOWHERE, GATEWAY_CONFIG=str(file))
+    await check.says(r"configuration: .*named\.toml")
+
+    assert await check.ended() == 1
 
 
 async def test_missing_key_is_a_warning(emulator: str) -> None:
@@ -140,7 +151,7 @@ async def test_upstream_without_a_listener_is_not_openais_fault() -> None:
     """An earlier line already reports the cause."""
     finding = await doctor.call(pointed_at(NOWHERE, api_key="sk-test"))
 
-    assert finding.remedy == "The HTTP request was not answered: see the line about HTTPS above."
+    assert finding.remedy == "The HTTP request was not answered: see the line about HTTP or HTTPS above."
 
 
 @pytest.mark.parametrize(
