@@ -1,6 +1,6 @@
 """Receives the same stream as a gateway under test, with nothing behind the data channel but a counter.
 
-`python -m gateway.cli.bare` runs in a process of its own and prints one line of JSON. With `--stock` aiortc is as it
+`python -m gateway.cli.bare` runs in a separate process and prints one line of JSON. With `--stock` aiortc is as it
 comes from its authors, less what it needs to connect here at all; without, it is tuned as the gateway's own.
 """
 

@@ -41,7 +41,7 @@ class Workers:
         """A worker ended because of its configuration, so the others would too."""
 
     async def run(self) -> None:
-        """Keep all workers running until told to end."""
+        """Keep all workers running until a signal."""
         await asyncio.gather(*(self._keep(number) for number in range(len(self._commands))))
 
     def tell(self, number: signal.Signals) -> None:

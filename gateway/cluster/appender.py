@@ -272,7 +272,7 @@ class Appender:
         )
 
     def _look_into(self, journal: RedisJournal) -> None:
-        """Compare a journal with Redis and write its state again if need be, in a task of its own."""
+        """Compare a journal with Redis and write its state again if needed, in a separate task."""
         journal.appends.unsettled()
         task = asyncio.create_task(self._mend(journal), name=f"cluster-mend-{journal.identity.session_id}")
         self._tasks.add(task)

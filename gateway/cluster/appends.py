@@ -146,7 +146,7 @@ class Appends:
         self.ready = False
 
     def checked(self, mine: bool, fence: int | None, last: EntryId | None) -> Outcome:
-        """Compare with what Redis says: whether this node is the owner there, the fence, and the stream's last id; both
+        """Compare with the state in Redis: whether this node is the owner there, the fence, and the stream's last id; both
         None where there is no such session."""
         if fence is not None and not mine and fence > self.fence:
             self.refused()

@@ -208,7 +208,7 @@ def _parsed(value: bytes) -> tuple[int, Status] | None:
         return None
 
 
-def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:  # Any: redis-py gives a dict or a flat list
+def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:  # Any: redis-py returns a dict or a flat list
     if isinstance(reply, dict):
         return list(reply.items())
     return list(zip(reply[::2], reply[1::2], strict=True))

@@ -379,5 +379,5 @@ def away(error: Exception) -> OverloadError:
 
 def _values(
     fields: Any,
-) -> list[bytes]:  # Any: redis-py gives a flat list or, where it parses streams, a dict
+) -> list[bytes]:  # Any: redis-py returns a flat list or, if it parses streams, a dict
     return list(fields.values()) if isinstance(fields, dict) else fields[1::2]

@@ -1,6 +1,6 @@
 """Which log event the journal had reached at which entry. No I/O.
 
-Needed twice: to tell Redis which entries may be trimmed, and to find how far the journal is right after Redis lost its
+Needed twice: for Redis, which entries may be trimmed, and to find how far the journal is right after Redis lost its
 last writes. Bounded: when it is full every other mark is dropped. Both answers are then more conservative, but never
 wrong.
 """
@@ -47,7 +47,7 @@ class Marks:
         return self._entries[at - 1] if at else None
 
     def forget_before(self, sequence: int) -> None:
-        """Drop the marks that only told of events before `sequence`, but the last of them."""
+        """Drop the marks of events before `sequence`, except the last one."""
         at = bisect_right(self._sequences, sequence - 1) - 1
         if at > 0:
             del self._entries[:at]

@@ -76,7 +76,7 @@ def denied(error: DeniedError, settings: ClusterSettings) -> str:
 
 def _section(reply: Any) -> Mapping[str, Any]:  # Any: redis-py parses INFO into a dict
     if isinstance(reply, dict):
-        # With a Cluster redis-py may give a dict for each node.
+        # With a Cluster redis-py may return a dict for each node.
         first = next(iter(reply.values()), None)
         return first if isinstance(first, dict) else reply
     return {}

@@ -1,4 +1,4 @@
-"""Run an emulator until told to stop: `python -m gateway.emulator --port 0`."""
+"""Run an emulator until a signal: `python -m gateway.emulator --port 0`."""
 
 import argparse
 import asyncio

@@ -1,6 +1,6 @@
 """The logs of this process: each with one writer, any readers, and a bound on all of them together.
 
-At the total bound the largest log drops its oldest events, so a talkative session pays for itself, and `full` tells the
+At the total bound the largest log drops its oldest events, so a busy session loses only its own events, and `full` tells the
 hub to open no more sessions. No session is closed for memory.
 
 A `LocalLog` shows an event as soon as it is appended. A `JournalledLog` shows it once the journal has it: its owner

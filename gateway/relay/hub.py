@@ -1,7 +1,7 @@
 """All sessions of this process: opening, finding, limits, deadlines, drain.
 
 The hub owns one task per session and one that ticks. A session is found from when its channel is open until its log's
-retention is over. Drain in three steps: new sessions are refused; those that run are told `gateway.draining`; each
+retention is over. Drain in three steps: new sessions are refused; running ones get `gateway.draining`; each
 ends at a random moment within the time allowed, but not in the middle of a response, so that clients reconnect spread
 out and with complete answers.
 """

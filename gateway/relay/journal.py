@@ -159,7 +159,7 @@ class Directory(Protocol):
         """Drop all of a session that was never opened, or whose retention is over."""
 
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
-        """Find the node that owns a session; None where there is no such session. `fresh` trusts no earlier look-up.
+        """Find the node that owns a session; None if there is no such session. `fresh` ignores cached look-ups.
         Raises OverloadError `recovering`."""
 
     async def sessions_of(self, principal: str) -> list[str]:

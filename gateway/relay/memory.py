@@ -3,7 +3,7 @@
 Every layer that keeps bytes for a caller opens a `Holding` and updates its size: logs, mirrors, idempotent answers,
 request bodies, write buffers. The budget adds them up, for each principal and in total.
 
-Two kinds of growth are told apart. What a caller asks for is refused when it does not fit: `Holding.take`, or
+There are two kinds of growth. What a caller asks for is refused if it does not fit: `Holding.take`, or
 `Budget.check` before the work that leads to it. What cannot be refused, such as an event from OpenAI, is charged all
 the same (`Holding.grow`); it may lift the total above the bound. Then `excess` says by how much, so that the logs can
 drop old events, and every `take` is refused until the total is below the bound again.

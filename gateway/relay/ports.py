@@ -50,7 +50,7 @@ class CallRequest:
 
     `session` is the whole OpenAI session object, merged over the template; it is empty for an attached call. `bearer` is
     the caller's own credential, or None for the gateway's. `safety_identifier` is sent as OpenAI-Safety-Identifier.
-    Every event of the call is passed on with its `generation`, so that events of a replaced call can be told apart.
+    Every event of the call is passed on with its `generation`, so that events of a replaced call can be recognised.
     """
 
     session: Json

@@ -1,6 +1,6 @@
-"""Tasks that nobody awaits: their owner keeps them until they end, and an exception that ends one is reported.
+"""Background tasks: their owner keeps them until they end, and an exception that ends one is reported.
 
-asyncio keeps only weak references to tasks, and mentions an exception that nobody read when it collects the task, if ever.
+asyncio keeps only weak references to tasks, and reports an unread exception only when it collects the task, if ever.
 """
 
 import asyncio

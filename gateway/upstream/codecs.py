@@ -1,7 +1,7 @@
 """Leave audio and video out of the process: codecs and SRTP.
 
 aiortc imports PyAV, and with it FFmpeg's libraries, wherever it mentions a frame: 19 MiB of memory and 0.1 s at start, for a
-gateway that relays text. pylibsrtp, which encrypts media, brings an OpenSSL of its own: 5 MiB. `leave_out` puts empty classes
+gateway that relays text. pylibsrtp, which encrypts media, brings its own OpenSSL: 5 MiB. `leave_out` puts empty classes
 in their place while aiortc is imported. To be called by a program before it imports anything else of this package. A library
 that is used with others must not call it.
 """

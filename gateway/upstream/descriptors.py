@@ -1,4 +1,4 @@
-"""File descriptors that are used up: how it is recognised, and what callers are told. No I/O.
+"""File descriptors that are used up: how it is recognised, and the error for callers. No I/O.
 
 A call needs a socket for its packets and one for signalling. Without this, the libraries' errors would read as if OpenAI
 could not be reached, or as if the machine had no network.

@@ -35,7 +35,7 @@ CONSENT_RETRANSMISSIONS = 1
 PACE_SECONDS = 0.02
 # RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
-# No answer, or a socket that cannot send: it was closed, which uvloop and asyncio tell in different ways.
+# No answer, or a socket that cannot send: it was closed, which uvloop and asyncio report in different ways.
 _UNANSWERED = (aioice_stun.TransactionError, OSError, RuntimeError, AttributeError)
 _FIRST_DTLS, _LAST_DTLS = 20, 63
 _CHECKED = (CandidatePair.State.IN_PROGRESS, CandidatePair.State.SUCCEEDED)

@@ -103,7 +103,7 @@ class DirectSend(RTCSctpTransport):
     """Sending without a task for each message: nothing in the flush of a channel ever waits."""
 
     async def _send_chunk(self, chunk: Chunk) -> None:
-        # aiortc also sends from timers, in tasks that nobody awaits. A packet that cannot be sent is a lost packet: the
+        # aiortc also sends from timers, in tasks that are not awaited. A packet that cannot be sent is a lost packet: the
         # connection is going, and its close event says so.
         with contextlib.suppress(ConnectionError):
             self._put(chunk)

@@ -233,7 +233,7 @@ class Signaller:
 
 
 def _form(boundary: str, offer: str, session: str) -> bytes:
-    """Return the form of the two fields (RFC 7578). aiohttp's own would send each part by a system call of its own."""
+    """Return the form of the two fields (RFC 7578). aiohttp's form would use a separate system call for each part."""
     fields = (("sdp", "application/sdp", offer), ("session", "application/json", session))
     parts = (
         f'--{boundary}\r\nContent-Type: {kind}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'

@@ -2,7 +2,7 @@
 
 aioice's codec handles any STUN message. It builds each message three times and takes ten calls for an address: 60 to 100 µs
 for a check. A far end with several addresses sends a dozen of them while a call is set up, and one every two seconds
-afterwards. The functions here handle only the form that nearly all of them have. The caller gives the others to aioice.
+afterwards. The functions here handle only the form that nearly all of them have. The caller passes the others to aioice.
 """
 
 import hmac

@@ -5,7 +5,7 @@ switched on. So other connections in the interpreter stay as they were, and each
 
 The hooks were read against the versions named in `TESTED`. With any other version they are left out, and the stock
 libraries do the work: slower, with a limit of 1 MiB on server events, and a strict ICE-lite peer ends the call after half
-a minute; `missing` says which, so that the operator is told.
+a minute; `missing` lists them for the operator.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Calls over WebRTC: the relay's `Dialer`, and what all calls share.
 
-A peer connection is closed by a task that the dialer owns and nobody cancels: aiortc's `close`, cancelled once, hangs
+A peer connection is closed by a task that the dialer owns and never cancels: aiortc's `close`, cancelled once, hangs
 every later caller. One call is in `call`.
 """
 

@@ -1,4 +1,4 @@
-"""Identifiers in the form the service gives them.
+"""Identifiers in the form that the service uses.
 
 Every id is a prefix and characters of `[0-9A-Za-z]`, taken from a block of random bytes
 that is refilled when used up. A response of a thousand tokens needs a thousand event IDs, and calling the random

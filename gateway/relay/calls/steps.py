@@ -122,7 +122,7 @@ class Calls:
         return self._request.bearer
 
     def send(self, texts: Sequence[str], size: int) -> bool:
-        """Hand a batch of so many bytes to the channel whole and return True, or return False where it is to be held.
+        """Hand the complete batch of this size to the channel and return True, or return False if it must be held.
         Raises GatewayError, after which nothing of it was accepted. `catch_up` must follow, when the batch is in the
         state."""
         self._changing = True

@@ -5,7 +5,7 @@ added, dropped, reordered or re-encoded. What an event means is OpenAI's to judg
 
 The JSON is RFC 8259 in strict UTF-8, see `jsontext`. Of an event only the members that decide its way are read by type; its
 whole value is built where somebody looks at it. The `read_*` functions work in steps, so that a body of millions of values
-holds nobody up; the `parse_*` functions do the same at once.
+does not delay others; the `parse_*` functions do the same at once.
 """
 
 import json

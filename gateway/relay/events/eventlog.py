@@ -3,7 +3,7 @@
 Every event has an ID `epoch-sequence`. Sequences are dense, from 1, and go on across epochs. A new epoch begins when
 another node takes the session over, so an ID is never reused for another event, and a cursor of a former epoch is still
 a position in the log. The log keeps a table of epochs, each with its first sequence; an epoch ends where the next one
-begins. A cursor above its epoch's end names an event that did not survive the takeover: its reader is told of a gap of
+begins. A cursor above its epoch's end names an event that did not survive the takeover: its reader gets a gap of
 unknown size.
 
 A position has two names where an epoch begins: "after A-57" and "after B-57" are the same place if B begins at 58. What

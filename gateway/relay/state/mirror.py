@@ -101,7 +101,7 @@ class Mirror:
 
     def restart(self, renamed: Mapping[str, str], refused: Collection[str] = ()) -> None:
         """A new call holds the conversation: items that were unfinished or refused are gone, and IDs that it did not
-        accept are replaced. What was lost has been told, and is not counted again."""
+        accept are replaced. The loss has been reported, and is not counted again."""
         texts = self._items
         self._items, self._size, self._lost = {}, 0, 0
         for item_id, text in texts.items():
