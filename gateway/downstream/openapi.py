@@ -4,22 +4,17 @@ Schemas of bodies come from the models that validate them, and errors from the t
 current. The rest is written by hand; a test compares the paths with the router's.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
 from gateway import __version__
 from gateway.downstream.http.answers import compact
-from gateway.downstream.reading.parameters import MAX_PAGE_BYTES
-from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED, SessionWanted
-from gateway.downstream.turns.body import MAX_WAIT_SECONDS
+from gateway.downstream.openapi_parameters import READING, TEXT, Schema, parameters
+from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
 
-Schema = dict[str, Any]  # JSON Schema, with values of any type
-
-_TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _TIME: Final[Schema] = {"type": ["integer", "null"], "description": "Unix seconds"}
 _OBJECT: Final[Schema] = {"type": "object"}
@@ -54,7 +49,7 @@ _SESSION: Final[Schema] = {
         "additionalProperties": False,
         "description": "Tokens and dollars of all responses so far. The cost is null if any token had no price.",
     },
-    "events_url": _TEXT,
+    "events_url": TEXT,
     "limits": {"type": "object", "additionalProperties": {"type": "number"}},
 }
 
@@ -64,7 +59,7 @@ _CREDENTIALS: Final[Schema] = {
         "required": ["value", "expires_at"],
         "properties": {"value": {"type": "string", "pattern": "^gwk_"}, "expires_at": _TIME},
     },
-    "stream_url": _TEXT,
+    "stream_url": TEXT,
 }
 
 
@@ -91,7 +86,7 @@ def document() -> Schema:
         "paths": _paths(),
         "components": {
             "schemas": _schemas(),
-            "parameters": _parameters(),
+            "parameters": parameters(),
             "responses": {"Problem": _answer("An error (RFC 9457)", "Problem", "application/problem+json")},
             "securitySchemes": {
                 "bearer": {
@@ -118,7 +113,7 @@ def _paths() -> Schema:
             "description": "The session's log from the cursor on. A stream stays open for new events.",
             "content": {
                 "text/event-stream": {},
-                "application/x-ndjson": {"schema": _TEXT},
+                "application/x-ndjson": {"schema": TEXT},
                 "application/json": {"schema": _ref("Events")},
             },
         },
@@ -128,25 +123,25 @@ def _paths() -> Schema:
         "200": {
             "description": "The answer.",
             "content": {
-                "text/plain": {"schema": _TEXT},
+                "text/plain": {"schema": TEXT},
                 "text/event-stream": {},
-                "application/x-ndjson": {"schema": _TEXT},
+                "application/x-ndjson": {"schema": TEXT},
                 "application/json": {"schema": _ref("Turn")},
             },
         },
         "202": {"description": "Not done within `wait`. Repeat with the same Idempotency-Key."},
     }
-    turn_body = _body({"application/json": _ref("TurnWanted"), "text/plain": _TEXT}, required=True)
+    turn_body = _body({"application/json": _ref("TurnWanted"), "text/plain": TEXT}, required=True)
     events_body = _body(
         {
             "application/json": {
                 "oneOf": [_ref("ClientEvent"), {"type": "array", "items": _ref("ClientEvent")}]
             },
-            "application/x-ndjson": _TEXT,
+            "application/x-ndjson": TEXT,
         },
         required=True,
     )
-    reading = [_parameter(name) for name in _READING] + [_parameter("LastEventId"), _parameter("Format")]
+    reading = [_parameter(name) for name in READING] + [_parameter("LastEventId"), _parameter("Format")]
     turning = [*key, _parameter("LastEventId"), _parameter("Format"), _parameter("TurnWait")]
     return {
         "/v1/sessions": {
@@ -218,88 +213,6 @@ def _paths() -> Schema:
     }
 
 
-_READING: Final[Mapping[str, tuple[Schema, str]]] = {
-    "after": (_TEXT, "Cursor: an event id, `earliest` or `now`. `Last-Event-ID` wins over it."),
-    "lastEventId": (
-        _TEXT,
-        "The cursor of a reconnecting polyfill, also as lastEventID, last_event_id and Last-Event-ID. Wins over `after`.",
-    ),
-    "types": (
-        _TEXT,
-        "Only these types, separated by commas; each may end with `*`. `gateway.*` always passes.",
-    ),
-    "exclude": (_TEXT, "All types except these."),
-    "heartbeat": ({"type": "number", "minimum": 5, "maximum": 60}, "Seconds of silence before a heartbeat."),
-    "heartbeat_as": ({"enum": ["comment", "event"]}, "The form of heartbeats in SSE."),
-    "pad": (
-        {"type": "integer", "minimum": 0, "maximum": 4096},
-        "Bytes of padding, for proxies that buffer small writes.",
-    ),
-    "max_age": (
-        {"type": "number", "minimum": 1, "maximum": 3600},
-        "Seconds until the connection is rotated.",
-    ),
-    "on_gap": ({"enum": ["continue", "fail"]}, "Whether a gap is reported in the stream, or as 410."),
-    "errors": (
-        {"enum": ["stream", "status"]},
-        "With `status`, a read with a ticket also gets error statuses.",
-    ),
-    "wait": ({"type": "number", "minimum": 0, "maximum": 55}, "Seconds to wait for a response."),
-    "linger": (
-        {"type": "integer", "minimum": 0, "maximum": 2000},
-        "Milliseconds for which a long-poll collects events after the first one.",
-    ),
-    "limit": ({"type": "integer", "minimum": 1, "maximum": 1000}, "Maximum number of events in a long-poll."),
-    "max_bytes": (
-        {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_BYTES},
-        "Maximum bytes of a long-poll; at least one event is returned.",
-    ),
-}
-
-
-def _parameters() -> Schema:
-    named: Schema = {
-        "SessionId": {"name": "id", "in": "path", "required": True, "schema": _TEXT},
-        "IdempotencyKey": {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "description": "A repeat returns the stored response.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-        },
-        "LastEventId": {"name": "Last-Event-ID", "in": "header", "schema": _TEXT},
-        "Format": {"name": "format", "in": "query", "description": "Overrides Accept.", "schema": _TEXT},
-        "TurnWait": {
-            "name": "wait",
-            "in": "query",
-            "description": "Seconds to wait for a JSON answer; then 202. Needs an Idempotency-Key.",
-            "schema": {"type": "number", "minimum": 1, "maximum": MAX_WAIT_SECONDS},
-        },
-        "HangUp": {
-            "name": "hang_up",
-            "in": "query",
-            "description": "Also end the call to which the session is attached.",
-            "schema": {"type": "boolean", "default": False},
-        },
-        "ListLimit": {
-            "name": "limit",
-            "in": "query",
-            "description": "Sessions per page.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": DEFAULT_LISTED},
-        },
-        "ListAfter": {
-            "name": "after",
-            "in": "query",
-            "description": "ID of the last session of the previous page.",
-            "schema": _TEXT,
-        },
-    }
-    queries = {
-        name: {"name": name, "in": "query", "description": said, "schema": schema}
-        for name, (schema, said) in _READING.items()
-    }
-    return named | queries
-
-
 def _schemas() -> Schema:
     wanted = SessionWanted.model_json_schema(ref_template="#/components/schemas/{model}")
     parts: Schema = wanted.pop("$defs", {})
@@ -315,12 +228,12 @@ def _schemas() -> Schema:
             }
         ),
         "Ticket": _closed(
-            {"ticket": {"type": "string", "pattern": "^gwt_"}, "url": _TEXT, "expires_at": _TIME}
+            {"ticket": {"type": "string", "pattern": "^gwt_"}, "url": TEXT, "expires_at": _TIME}
         ),
         "ClientEvent": {
             "type": "object",
             "required": ["type"],
-            "properties": {"type": _TEXT, "event_id": {"type": ["string", "null"]}},
+            "properties": {"type": TEXT, "event_id": {"type": ["string", "null"]}},
             "description": "An OpenAI Realtime client event; sent unchanged.",
         },
         "Receipt": _closed({"accepted": _COUNT, "first": _COUNT, "last": _COUNT, "head": _EVENT_ID}),
@@ -334,7 +247,7 @@ def _schemas() -> Schema:
             "type": "object",
             "required": ["input"],
             "properties": {
-                "input": {"oneOf": [_TEXT, {"type": "array", "items": _OBJECT}]},
+                "input": {"oneOf": [TEXT, {"type": "array", "items": _OBJECT}]},
                 "session": _OBJECT,
             },
             "description": "Other members go into response.create.",
@@ -343,13 +256,13 @@ def _schemas() -> Schema:
             "type": "object",
             "properties": {
                 "id": {"type": ["string", "null"]},
-                "status": _TEXT,
+                "status": TEXT,
                 "output_text": {"type": ["string", "null"]},
                 "output": {"type": "array", "items": _OBJECT},
                 "usage": {"type": ["object", "null"]},
                 "error": {"type": ["object", "null"]},
                 "incomplete_details": {"type": "object"},
-                "session_id": _TEXT,
+                "session_id": TEXT,
                 "head": _EVENT_ID,
             },
         },
@@ -360,14 +273,14 @@ def _schemas() -> Schema:
 def _problem() -> Schema:
     members: Schema = {
         "type": {"type": "string", "format": "uri"},
-        "title": _TEXT,
+        "title": TEXT,
         "status": {"enum": sorted({kind.status for kind in KINDS.values()})},
-        "detail": _TEXT,
+        "detail": TEXT,
         "instance": {"type": "string", "format": "uri-reference"},
         "code": {"enum": list(KINDS)},
         "retryable": {"type": "boolean"},
     }
-    flaw = {"detail": _TEXT, "pointer": _TEXT, "line": _COUNT}
+    flaw = {"detail": TEXT, "pointer": TEXT, "line": _COUNT}
     errors = {"type": "array", "items": {"type": "object", "required": ["detail"], "properties": flaw}}
     schema = _closed(members)
     schema["properties"] = members | {"errors": errors, "retry_after": _COUNT}

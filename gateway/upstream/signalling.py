@@ -1,4 +1,4 @@
-"""Creating and ending a call over HTTP. The meaning of the service's refusals is in `relay.refusals`.
+"""Creating and ending a call over HTTP. The meaning of the service's refusals is in `relay.openai_errors`.
 
 `POST {base_url}/realtime/calls` takes the offer and the session object and returns the answer; `POST .../hangup` ends the
 call. This file knows nothing of WebRTC: offer and answer are text. No error raised here contains a key: the service

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.downstream.openapi import _READING, document
+from gateway.downstream.openapi import document
+from gateway.downstream.openapi_parameters import READING
 from gateway.downstream.reading import parameters
 from gateway.downstream.server import client_application
 from gateway.errors import KINDS, CallerError
@@ -83,14 +84,14 @@ def test_every_parameter_of_a_read_is_described() -> None:
     """The description has the names that a read accepts; the other spellings of a cursor stand in one description."""
     spellings = set(parameters.CURSOR_PARAMETERS) - {"lastEventId", "after"}
 
-    assert set(_READING) == parameters._NAMES - spellings - {"format"}
-    assert all(spelling in _READING["lastEventId"][1] for spelling in spellings)
+    assert set(READING) == parameters._NAMES - spellings - {"format"}
+    assert all(spelling in READING["lastEventId"][1] for spelling in spellings)
 
 
-@pytest.mark.parametrize("name", [name for name, (schema, _) in _READING.items() if "minimum" in schema])
+@pytest.mark.parametrize("name", [name for name, (schema, _) in READING.items() if "minimum" in schema])
 def test_described_bounds_are_the_ones_that_hold(name: str) -> None:
     """A number at a described bound is accepted, and one beyond it is refused."""
-    schema, _ = _READING[name]
+    schema, _ = READING[name]
     inside = [schema["minimum"], *([schema["maximum"]] if "maximum" in schema else [])]
     outside = [schema["minimum"] - 1, *(bound + 1 for bound in inside[1:])]
 
