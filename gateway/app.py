@@ -208,6 +208,9 @@ class Gateway:
             self._hub.draining = True
             await self._clustering.hand_over(timeout)
             timeout = max(1.0, timeout - (asyncio.get_running_loop().time() - began))
+            if not self._hub.live_sessions():
+                # Everything is at other nodes now: what still passes through this one ends, turns with their answer.
+                await self._server.finish(timeout)
         await self._hub.drain(timeout)
         log.info("drain_ended")
 

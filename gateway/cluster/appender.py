@@ -7,7 +7,7 @@ appended, since it is unknown whether the appends under way were applied, or whe
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
@@ -99,6 +99,11 @@ class Appender:
     def up(self) -> bool:
         """Connected."""
         return self._wire is not None
+
+    @property
+    def journals(self) -> Collection[RedisJournal]:
+        """The journals that are appended over this connection."""
+        return self._journals
 
     @property
     def stalled_for(self) -> float:

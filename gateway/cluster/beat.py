@@ -1,4 +1,4 @@
-"""A node's heartbeat, four times in a lease, and what it sees of the others.
+"""A node's heartbeat, eight times in a lease, and what it sees of the others.
 
 One hash holds a field for each node. Writing the own field and reading all of them is two commands a beat, however many
 sessions there are. Time is CLOCK_BOOTTIME, which also counts while the machine is suspended (PEP 418): a node that slept
@@ -18,14 +18,14 @@ from gateway.cluster.liveness import Liveness
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.tasks import end
 
-BEAT_SHARE: Final = 0.25
+BEAT_SHARE: Final = 0.125
 """Of the lease: how often a node beats."""
 
 SURE_SHARE: Final = 0.75
 """Of the lease: an owner whose last answered beat was sent longer ago does not send, dial or acknowledge, because it may
 be replaced soon."""
 
-LATE_BEATS: Final = 2.5
+LATE_BEATS: Final = 5
 
 
 def boottime() -> float:
@@ -91,6 +91,7 @@ class Beat:
         self._count = 0
         self._answered_sent_at = float("-inf")
         self._seen: dict[str, Status] = {}
+        self._beats: Mapping[str, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.answered = False
         """Redis answered the last beat."""
@@ -110,6 +111,7 @@ class Beat:
                 raise reply
         found = {node.decode(): _parsed(value) for node, value in _pairs(replies[1])}
         beats = {node: seen[0] for node, seen in found.items() if seen is not None}
+        self._beats = beats
         now = boottime()
         self._liveness.answered(now, {node: beat for node, beat in beats.items() if node != self.node})
         self._seen = {node: seen[1] for node, seen in found.items() if seen is not None}
@@ -158,9 +160,16 @@ class Beat:
         """Return the nodes that are to be replaced."""
         return self._liveness.dead(boottime())
 
-    def serving(self) -> list[str]:
-        """Return the live nodes that take sessions, this one included."""
-        return [seen.node for seen in self.nodes if seen.status.state == "serving" and not seen.dead]
+    def taking_over(self) -> list[str]:
+        """Return the live nodes that take sessions over, this one included. One that has not yet beaten for a lease could not
+        judge that another node is lost."""
+        return [
+            seen.node
+            for seen in self.nodes
+            if seen.status.state == "serving"
+            and not seen.dead
+            and self._beats.get(seen.node, 0) * BEAT_SHARE > 1
+        ]
 
     async def forget(self, node: str) -> None:
         """Remove a node from the list."""

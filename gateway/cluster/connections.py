@@ -22,6 +22,7 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -35,6 +36,9 @@ CONTROL_SECONDS: Final = 1.0
 BULK_SECONDS: Final = 5.0
 """For snapshots and what a takeover reads."""
 CONNECT_SECONDS: Final = 2.0
+
+_UNANSWERED: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
+"""What a command raises that got no answer. redis-py's errors of a Cluster without a primary are no RedisErrors."""
 
 Value = bytes | str | int
 T = TypeVar("T")
@@ -115,7 +119,7 @@ class Connections:
             if _says_away(error):
                 raise AwayError(str(error)) from error
             raise ReplyError(str(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except _UNANSWERED as error:
             if self._target.mode == "sentinel":
                 await self._look_again()
             raise AwayError(str(error) or type(error).__name__) from error
@@ -145,7 +149,7 @@ class Connections:
             if self._sentinel is not None:
                 host, port = await self._sentinel.discover_master(target.service)
                 return str(host), int(port)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _UNANSWERED as error:
             raise AwayError(str(error)) from error
         return target.hosts[0]
 
@@ -154,7 +158,7 @@ class Connections:
         if isinstance(self._control, RedisCluster):
             try:
                 await self._control.nodes_manager.initialize()
-            except (RedisError, OSError, TimeoutError) as error:
+            except _UNANSWERED as error:
                 raise AwayError(str(error)) from error
 
     async def wire(self, address: tuple[str, int] | str, lost: Callable[[], None]) -> Wire:

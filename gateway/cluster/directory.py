@@ -1,16 +1,16 @@
-"""Who owns which session: creating, claiming and finding sessions, and promises that all nodes share.
+"""Who owns which session: creating and finding sessions, and promises that all nodes share.
 
-Implements `relay.journal.Directory` on Redis, with additions for takeover and forwarding.
+Implements `relay.journal.Directory` on Redis. What a takeover needs is in `claims`.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from gateway.cluster import scripts
 from gateway.cluster.beat import Beat
+from gateway.cluster.claims import Claims
 from gateway.cluster.codec import Codec, UnreadableError
 from gateway.cluster.connections import AwayError, Connections, DeniedError, Value
 from gateway.cluster.journal import Identity, RedisJournal, Writing
@@ -18,7 +18,7 @@ from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.events.records import VERSION, Border, encode
+from gateway.relay.events.records import VERSION
 from gateway.relay.journal import Journal, Location, Peer, Promised
 from gateway.relay.requests import Principal
 
@@ -27,41 +27,16 @@ SHORTEST_EXPIRY_SECONDS: Final = 3600.0
 
 PROMISE_SECONDS: Final = 24 * 3600
 OPENING_SECONDS: Final = 120
-"""How long a promise lasts while its request opens the session: the node may have crashed meanwhile."""
+"""How long a promise lasts while its request opens the session."""
+NODE: Final = b"n_"
+"""How the id of a node begins, which stands in a promise in the place of the answer until there is one."""
+JOINING_SECONDS: Final = 2
 MAX_OWNERS: Final = 20_000
 OWNER_SECONDS: Final = 30.0
 """How long a look-up is cached. A node that is no longer the owner says so, and it is looked up again."""
 
-_PAGE: Final = 1000
 _PRUNE_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 5.0
-
-
-class TakenError(Exception):
-    """The session cannot be claimed: another node owns it, or this code cannot read it."""
-
-
-class GoneError(Exception):
-    """There is no such session."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A claimed session as it stands in Redis."""
-
-    session_id: str
-    principal: str
-    created: int
-    snapshot: bytes
-    before: Sequence[bytes]
-    """Encoded records up to the snapshot's: only the log's events among them matter."""
-    after: Sequence[bytes]
-    """Encoded records behind it; the border of this claim is the last."""
-    journal: RedisJournal
-    """It takes records once `journal.claimed` was told how far the log goes."""
-    fence: int
-    snapshot_at: EntryId
-    size: int
 
 
 class RedisDirectory:
@@ -86,10 +61,10 @@ class RedisDirectory:
         self._beat = beat
         self._writing = writing
         self._take = take
-        self._epoch = epoch
         self._owners: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._pruned_at: dict[str, float] = {}
         self.expiry_ms = int(max(SHORTEST_EXPIRY_SECONDS, settings.detach_grace_seconds) * 1000)
+        self.claims = Claims(self.node, keys, codec, connections, self._journal, epoch, self.expiry_ms)
 
     # --- relay.journal.Directory --------------------------------------------------------------------------------------
 
@@ -174,12 +149,35 @@ class RedisDirectory:
             if found is None:
                 self._owners.pop(session_id, None)
                 return None
-            known = (now, found.decode())
-            self._owners[session_id] = known
-            while len(self._owners) > MAX_OWNERS:
-                self._owners.popitem(last=False)
-        status = self._beat.status_of(known[1])
-        return Location(known[1], None if status is None else status.url, self._beat.lives(known[1]))
+            known = self._remember(session_id, found.decode(), now)
+        return self._location(known[1])
+
+    async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
+        try:
+            found = await self._connections.pipeline(
+                [("HGET", self._keys.meta(one), "node") for one in session_ids]
+            )
+        except (AwayError, DeniedError, ReplyError) as error:
+            raise away(error) from error
+        now = time.monotonic()
+        owners: list[Location | None] = []
+        for session_id, node in zip(session_ids, found, strict=True):
+            if isinstance(node, bytes):
+                owners.append(self._location(self._remember(session_id, node.decode(), now)[1]))
+            else:
+                self._owners.pop(session_id, None)
+                owners.append(None)
+        return owners
+
+    def _remember(self, session_id: str, node: str, now: float) -> tuple[float, str]:
+        known = self._owners[session_id] = (now, node)
+        while len(self._owners) > MAX_OWNERS:
+            self._owners.popitem(last=False)
+        return known
+
+    def _location(self, node: str) -> Location:
+        status = self._beat.status_of(node)
+        return Location(node, None if status is None else status.url, self._beat.lives(node))
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the ids of a principal's sessions, newest first; some may be gone."""
@@ -192,12 +190,12 @@ class RedisDirectory:
     # --- promises -----------------------------------------------------------------------------------------------------
 
     async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
-        name, mine = self._keys.promise(principal, key), f"{fingerprint} {session_id} "
+        name, mine = self._keys.promise(principal, key), self._opening(fingerprint, session_id)
         try:
             made = await self._connections.command("SET", name, mine, "NX", "PX", OPENING_SECONDS * 1000)
             if made:
                 return None
-            found = await self._connections.command("GET", name)
+            found, left = await self._connections.pipeline([("GET", name), ("PTTL", name)])
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
         if found is None:
@@ -208,121 +206,51 @@ class RedisDirectory:
                 "idempotency-key-reused",
                 "This Idempotency-Key was used with another path or body; use a new one.",
             )
+        if answer.startswith(NODE):
+            node = answer.decode()
+            # A node that has just joined is not seen by all others yet.
+            new = isinstance(left, int) and left > (OPENING_SECONDS - JOINING_SECONDS) * 1000
+            if new or node == self.node or self._beat.lives(node):
+                return Promised(first.decode(), None)
+            # The node was lost while it opened the session.
+            return await self._promise_anew(name, found, mine, (principal, key, fingerprint, session_id))
         try:
-            return Promised(first.decode(), self._codec.decode(answer, first.decode()) if answer else None)
+            return Promised(first.decode(), self._codec.decode(answer, first.decode()))
         except UnreadableError:
             return Promised(first.decode(), None)
 
     async def keep_promise(
         self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
     ) -> None:
-        name, mine = self._keys.promise(principal, key), f"{fingerprint} {session_id} "
-        kept = mine.encode() + self._codec.encode(answer, session_id)
+        name, mine = self._keys.promise(principal, key), self._opening(fingerprint, session_id)
+        kept = f"{fingerprint} {session_id} ".encode() + self._codec.encode(answer, session_id)
         try:
             await self._connections.script(scripts.EXCHANGE, [name], (mine, kept, PROMISE_SECONDS * 1000))
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
+
+    async def _promise_anew(
+        self, name: str, found: bytes, mine: str, promise: tuple[str, str, str, str]
+    ) -> Promised | None:
+        """Take over a promise that nobody will keep any more, unless another request was faster."""
+        try:
+            if await self._connections.script(
+                scripts.EXCHANGE, [name], (found, mine, OPENING_SECONDS * 1000)
+            ):
+                return None
+        except (AwayError, DeniedError, ReplyError) as error:
+            raise away(error) from error
+        return await self.promise(*promise)
+
+    def _opening(self, fingerprint: str, session_id: str) -> str:
+        """Return what is kept of a promise while this node opens the session."""
+        return f"{fingerprint} {session_id} {self.node}"
 
     async def break_promise(self, principal: str, key: str) -> None:
         try:
             await self._connections.command("DEL", self._keys.promise(principal, key))
         except (AwayError, DeniedError, ReplyError):
             return  # It expires soon, since it was not made permanent.
-
-    # --- takeover -----------------------------------------------------------------------------------------------------
-
-    async def owned_by(self, node: str) -> list[str]:
-        """Return the ids on a node's list. Raises AwayError."""
-        cursor, ids = b"0", []
-        while True:
-            cursor, some = await self._connections.command(
-                "SSCAN", self._keys.owned(node), cursor, "COUNT", _PAGE
-            )
-            ids += [word.decode() for word in some]
-            if int(cursor) == 0:
-                return ids
-
-    async def claim(self, session_id: str, expected: str, above: int = 0) -> Stored:
-        """Take a session over from a node and read it. Raises TakenError, GoneError, AwayError."""
-        names = self._keys.session(session_id)
-        version = await self._connections.command("HGET", names[1], "v")
-        if version is not None and int(version) > VERSION:
-            raise TakenError(f"written by a newer version ({int(version)})")
-        epoch = self._epoch()
-        border = self._codec.encode(encode(Border(self.node, epoch)), session_id)
-        # First, as in `create`.
-        await self._connections.command("SADD", self._keys.owned(self.node), session_id)
-        arguments = (self.node, expected, above, self.expiry_ms, border)
-        answer = await self._connections.script(scripts.CLAIM, names, arguments)
-        if answer[0] != 1:
-            await self._connections.command("SREM", self._keys.owned(self.node), session_id)
-            if answer[0] < 0:
-                raise GoneError(session_id)
-            raise TakenError(answer[1].decode())
-        return await self._read(session_id, epoch, int(answer[1]))
-
-    async def peek(self, session_id: str) -> bytes:
-        """Return a session's last snapshot without claiming it. Raises GoneError, AwayError."""
-        found = await self._connections.command("GET", self._keys.snapshot(session_id), bulk=True)
-        if found is None:
-            raise GoneError(session_id)
-        try:
-            return self._codec.decode(found, session_id)
-        except UnreadableError as error:
-            raise GoneError(str(error)) from error
-
-    async def dismiss(self, node: str, session_ids: Sequence[str]) -> None:
-        """Remove sessions from a node's list. Raises AwayError."""
-        if session_ids:
-            await self._connections.command("SREM", self._keys.owned(node), *session_ids)
-
-    async def _read(self, session_id: str, epoch: str, fence: int) -> Stored:
-        journal_key, meta_key, snapshot_key = self._keys.session(session_id)
-        meta, snapshot = await self._connections.pipeline(
-            [("HMGET", meta_key, "principal", "created", "at"), ("GET", snapshot_key)], bulk=True
-        )
-        if (
-            isinstance(meta, ReplyError)
-            or isinstance(snapshot, ReplyError)
-            or snapshot is None
-            or None in meta
-        ):
-            raise GoneError(session_id)
-        at = EntryId.parse(meta[2])
-        before: list[bytes] = []
-        after: list[bytes] = []
-        size, start = len(snapshot), "-"
-        try:
-            while True:
-                page = await self._connections.command(
-                    "XRANGE", journal_key, start, "+", "COUNT", _PAGE, bulk=True
-                )
-                for entry, fields in page:
-                    entry_id = EntryId.parse(entry)
-                    records = before if entry_id <= at else after
-                    for value in _values(fields):
-                        size += len(value)
-                        records.append(self._codec.decode(value, session_id))
-                if len(page) < _PAGE:
-                    break
-                start = f"({page[-1][0].decode()}"
-            snapshot = self._codec.decode(snapshot, session_id)
-        except UnreadableError as error:
-            raise TakenError(str(error)) from error
-        identity = Identity(session_id, meta[0].decode(), int(meta[1]), epoch)
-        journal = self._journal(identity)
-        return Stored(
-            session_id,
-            identity.principal,
-            identity.created,
-            snapshot,
-            before,
-            after,
-            journal,
-            fence,
-            at,
-            size,
-        )
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -375,9 +303,3 @@ class RedisDirectory:
 def away(error: Exception) -> OverloadError:
     """Return the error for callers while Redis does not answer."""
     return OverloadError("recovering", f"Redis does not answer: {type(error).__name__}.", retry_after=1)
-
-
-def _values(
-    fields: Any,
-) -> list[bytes]:  # Any: redis-py returns a flat list or, if it parses streams, a dict
-    return list(fields.values()) if isinstance(fields, dict) else fields[1::2]

@@ -1,6 +1,6 @@
 """Which nodes are alive, as judged by one observer. No I/O, no clock.
 
-Each node changes its beat four times in a lease. An observer calls a node dead when its beat stood still for the whole lease on
+Each node changes its beat eight times in a lease. An observer calls a node dead when its beat stood still for the whole lease on
 the observer's own clock, and only if Redis answered the observer without a break in that time. So clocks are never
 compared, and a Redis outage, restart or failover makes no node look dead: the time before it is not counted.
 

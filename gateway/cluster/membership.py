@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 from gateway.cluster.beat import NodeSeen, boottime
+from gateway.cluster.claims import GoneError, Stored
 from gateway.cluster.connections import AwayError, DeniedError
-from gateway.cluster.directory import GoneError, Stored
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
@@ -112,7 +112,7 @@ class Membership:
     async def prepare(self, session_id: str, bearer: str | None) -> None:
         """Dial a call for a session that a peer is about to hand over. Raises GatewayError."""
         try:
-            snapshot = await self.node.directory.peek(session_id)
+            snapshot = await self.node.directory.claims.peek(session_id)
             state = SessionState.load(snapshot, self._hub.limits.prices)
         except (*_FAILURES, GoneError, UnreadableRecord) as error:
             raise OverloadError("recovering", "The session cannot be read here.", retry_after=1) from error
@@ -126,7 +126,7 @@ class Membership:
         GatewayError."""
         try:
             outcome = await self._takeover.take(session_id, owner, boottime())
-            await self.node.directory.dismiss(owner, [session_id])
+            await self.node.directory.claims.dismiss(owner, [session_id])
         except _FAILURES as error:
             raise OverloadError("recovering", "Redis does not answer.", retry_after=1) from error
         if outcome not in ("taken", "closed"):

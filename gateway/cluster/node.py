@@ -85,7 +85,7 @@ class ClusterNode:
     async def leave(self) -> None:
         """Remove this node from the list if it owns nothing."""
         try:
-            if not await self.directory.owned_by(self.id):
+            if not await self.directory.claims.owned_by(self.id):
                 await self.beat.close()
                 await self.beat.forget(self.id)
         except (AwayError, DeniedError, ReplyError):
@@ -96,7 +96,9 @@ class ClusterNode:
     @property
     def sure(self) -> bool:
         return self.beat.sure and all(
-            appender.up and appender.stalled_for < STALLED_SECONDS for appender in self._appenders.values()
+            appender.up and appender.stalled_for < STALLED_SECONDS
+            for appender in self._appenders.values()
+            if appender.journals or not self.connections.clustered
         )
 
     @property
@@ -203,6 +205,27 @@ class ClusterNode:
                 await asyncio.sleep(0.2)
         self._appender(journal.address).take(journal)
 
+    async def _follow_primaries(self) -> None:
+        """Find journals whose primary cannot be reached at the one that was promoted in its place."""
+        for address, appender in list(self._appenders.items()):
+            if appender.up:
+                continue
+            try:
+                if appender.journals:
+                    await self.connections.forget_slots()
+                for journal in list(appender.journals):
+                    found = await self.connections.address(journal.keys[0])
+                    if found != address:
+                        appender.leave(journal)
+                        journal.appends.unsettled()
+                        journal.address = found
+                        self._appender(found).take(journal)
+            except AwayError as error:
+                self._beat_failed(str(error))
+            if not appender.journals:
+                del self._appenders[address]
+                await appender.close()
+
     async def _keep_snapshot(self, journal: RedisJournal, entry: EntryId, blob: bytes) -> None:
         async with self._snapshots:
             try:
@@ -219,6 +242,8 @@ class ClusterNode:
     async def _tick(self) -> None:
         for appender in self._appenders.values():
             appender.watch()
+        if self.connections.clustered:
+            await self._follow_primaries()
         self._telemetry.cluster_nodes(Counter(seen.state for seen in self.beat.nodes))
         if self.sure:
             if self.beat.answered:

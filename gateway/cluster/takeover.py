@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.cluster.beat import boottime
+from gateway.cluster.claims import Claimed, GoneError, Stored, TakenError
 from gateway.cluster.connections import AwayError, DeniedError
-from gateway.cluster.directory import GoneError, Stored, TakenError
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.tasks import end
 from gateway.relay.telemetry import ClusterTelemetry
 
-RANK_SECONDS: Final = 3.0
+RANK_SECONDS: Final = 1.5
 """How long each node waits for the one that ranks before it."""
-AT_ONCE: Final = 16
+STEP: Final = 8
+"""Sessions claimed and read together. Each log may have several MiB."""
+STEPS_AT_ONCE: Final = 2
 _WATCH_SECONDS: Final = 0.25
 
 
@@ -78,14 +80,16 @@ class Takeover:
 
     async def take(self, session_id: str, owner: str, since: float) -> str:
         """Claim one session and adopt it; returns the outcome. Raises AwayError."""
-        directory = self._node.directory
-        try:
-            stored = await directory.claim(session_id, owner)
-        except GoneError:
+        [claimed] = await self._node.directory.claims.many([session_id], owner)
+        return self._outcome(session_id, claimed, since)
+
+    def _outcome(self, session_id: str, claimed: Claimed, since: float) -> str:
+        """Adopt a session that was claimed, and return what became of it."""
+        if isinstance(claimed, GoneError):
             return "closed"
-        except TakenError as error:
-            return "unreadable" if str(error).startswith("written by") else "lost_race"
-        outcome = self._adopted(stored)
+        if isinstance(claimed, TakenError):
+            return "unreadable" if str(claimed).startswith("written by") else "lost_race"
+        outcome = self._adopted(claimed)
         self._telemetry.taken_over(session_id, outcome, boottime() - since)
         return outcome
 
@@ -115,7 +119,7 @@ class Takeover:
         since = boottime() - (node.beat.age(lost) or 0.0)
         began = boottime()
         try:
-            ids = await node.directory.owned_by(lost)
+            ids = await node.directory.claims.owned_by(lost)
             self._telemetry.node_lost(lost, len(ids))
             waiting = {one: self._rank(one) for one in ids}
             while waiting:
@@ -128,7 +132,7 @@ class Takeover:
                     del waiting[one]
                 await asyncio.sleep(_WATCH_SECONDS)
                 waiting = await self._unclaimed(waiting, lost)
-            if not await node.directory.owned_by(lost):
+            if not await node.directory.claims.owned_by(lost):
                 self._emptied.add(lost)
                 await node.beat.forget(lost)
         except (AwayError, DeniedError, ReplyError):
@@ -138,30 +142,32 @@ class Takeover:
         return lost in self._node.beat.dead() and self._may_take()
 
     def _rank(self, session_id: str) -> int:
-        order = ranked(session_id, self._node.beat.serving())
+        order = ranked(session_id, self._node.beat.taking_over())
         return order.index(self._node.id) if self._node.id in order else len(order)
 
     async def _unclaimed(self, waiting: dict[str, int], lost: str) -> dict[str, int]:
         """Drop the sessions that another node has taken by now."""
         if not waiting:
             return waiting
-        left = set(await self._node.directory.owned_by(lost))
+        left = set(await self._node.directory.claims.owned_by(lost))
         return {one: rank for one, rank in waiting.items() if one in left}
 
     async def _take_all(self, ids: list[str], lost: str, since: float) -> None:
-        """Take sessions, several at once, and yield to the loop after each step."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        """Take sessions in steps, and yield to the loop after each session."""
+        gate = asyncio.Semaphore(STEPS_AT_ONCE)
+        claims = self._node.directory.claims
 
-        async def one(session_id: str) -> str | None:
+        async def step(some: list[str]) -> None:
+            done: list[str] = []
             async with gate:
                 try:
-                    outcome = await self.take(session_id, lost, since)
+                    claimed = await claims.many(some, lost)
                 except (AwayError, DeniedError, ReplyError):
-                    return None
-                await asyncio.sleep(0)
-                return session_id if outcome != "unreadable" else None
+                    return
+                for session_id, one in zip(some, claimed, strict=True):
+                    if self._outcome(session_id, one, since) != "unreadable":
+                        done.append(session_id)
+                    await asyncio.sleep(0)
+            await claims.dismiss(lost, done)
 
-        done = await asyncio.gather(*map(one, ids))
-        await self._node.directory.dismiss(
-            lost, [session_id for session_id in done if session_id is not None]
-        )
+        await asyncio.gather(*(step(ids[at : at + STEP]) for at in range(0, len(ids), STEP)))

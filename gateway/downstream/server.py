@@ -29,6 +29,8 @@ from gateway.relay.ports import Sessions
 from gateway.relay.telemetry import DownstreamTelemetry
 
 OPERATOR_CONNECTIONS: Final = 128
+PARTING_SECONDS: Final = 2.0
+"""How long a server that closes waits for forwarded streams to be ended by their owners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,21 @@ class Server:
             await self.close()
             raise
 
+    async def finish(self, seconds: float) -> None:
+        """Accept no more clients, and let the requests that were forwarded to other nodes end, within so many seconds."""
+        self._client_side.stop()
+        if self._elsewhere is not None:
+            await self._elsewhere.finish(seconds)
+
     async def close(self) -> None:
         """Stop listening, end the streams, and wait briefly for running requests. May be called more than once."""
+        await self.finish(PARTING_SECONDS)
         await self._client_side.close()
         await self._operator_side.close()
         if self._peers_side is not None:
             await self._peers_side.close()
         if self._elsewhere is not None:
-            self._elsewhere.close()
+            await self._elsewhere.close()
 
     @property
     def peers_url(self) -> str:
@@ -126,6 +135,7 @@ def internal_application(deps: ServerDependencies, elsewhere: Elsewhere) -> web.
         internal.add_routes(app)
     app[admin.OPERATOR] = deps.operator
     admin.add_internal_routes(app)
+    reads.add_internal_routes(app)
     return _with_client_routes(app, deps)
 
 

@@ -162,6 +162,9 @@ class Directory(Protocol):
         """Find the node that owns a session; None if there is no such session. `fresh` ignores cached look-ups.
         Raises OverloadError `recovering`."""
 
+    async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
+        """Find the nodes that own several sessions, trusting no earlier look-up. Raises OverloadError `recovering`."""
+
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the IDs of a principal's sessions on all nodes, newest first; some may be gone. Raises OverloadError
         `recovering`."""

@@ -245,7 +245,8 @@ class Session(SessionCore):
         self._line.adopt(cause, prepared)
         if cause == NODE_LOST:
             self.note(LineState(State.RECOVERING, None, None, None, cause))
-            self.tell("gateway.recovering", {"cause": cause})
+            # Before anything new is accepted, so that a client can tell which of its events were lost with the node.
+            self.tell("gateway.recovering", {"cause": cause, "accepted": self.state.accepted})
 
     async def prepare_release(self) -> bool:
         """Hold everything in a pause, so that another node can take the session over. Returns when all of it is in the

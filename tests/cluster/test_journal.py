@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from gateway.cluster.directory import TakenError
+from gateway.cluster.claims import TakenError
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Promised
@@ -33,7 +33,7 @@ async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServe
             session.say(f"word {number}")
         await session.accept()
 
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
 
         assert stored.snapshot == b"0 1"
         assert texts(stored.before) == ["greeting"]
@@ -45,7 +45,7 @@ async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer)
     """After a claim nothing of the former owner is kept or acknowledged, and it learns so."""
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         session = await opened(a, "gws_1")
-        await b.directory.claim("gws_1", a.id)
+        await b.directory.claims.one("gws_1", a.id)
         session.say("too late")
 
         with pytest.raises(OverloadError):
@@ -61,10 +61,10 @@ async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
     """Of two nodes that take over the same session, the second learns who was first."""
     async with node(redis_server.url) as a, node(redis_server.url) as b, node(redis_server.url) as c:
         await opened(a, "gws_1")
-        await b.directory.claim("gws_1", a.id)
+        await b.directory.claims.one("gws_1", a.id)
 
         with pytest.raises(TakenError, match=b.id):
-            await c.directory.claim("gws_1", a.id)
+            await c.directory.claims.one("gws_1", a.id)
 
 
 async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: StartRedis) -> None:
@@ -79,7 +79,7 @@ async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: 
             await asyncio.sleep(0.001)
         await session.accept()
 
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
 
         assert texts(stored.after) == [str(number) for number in range(300)]
         assert told(a).repairs == []
@@ -98,7 +98,7 @@ async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedi
         server.start()
         await session.accept()
 
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
 
         assert told(a).repairs == ["emptied"]
         assert texts([*stored.before, *stored.after]) == ["greeting", *map(str, range(10)), "while away"]
@@ -125,7 +125,7 @@ async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: St
         session.say("after")
         await session.accept()
         async with node(second.url) as b:
-            stored = await b.directory.claim("gws_1", a.id)
+            stored = await b.directory.claims.one("gws_1", a.id)
 
         assert told(a).repairs == ["tail"]
         found = {event.sequence: event.text for event in events((*stored.before, *stored.after))}
@@ -167,7 +167,7 @@ async def test_more_than_fits_while_away_is_written_again_as_a_whole(
         server.start()
         await until(lambda: session.shown == 201)
 
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
 
         assert len({event.sequence for event in events((*stored.before, *stored.after))}) == 201
 
@@ -183,7 +183,7 @@ async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: Re
                 session.journal.oldest(session.log[0].sequence)
                 await session.journal.flushed()
         length = int(redis_server.cli("XLEN", "rg:{gws_1}:j"))
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
 
         assert length < 500
         kept = {event.sequence for event in events((*stored.before, *stored.after))}
@@ -198,7 +198,7 @@ async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServe
         await session.accept()
 
         assert "secret" not in redis_server.cli("XRANGE", "rg:{gws_1}:j", "-", "+")
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
         assert texts(stored.after) == ["a secret word"]
 
 
@@ -253,3 +253,14 @@ def test_fake_session_is_an_owner() -> None:
     from gateway.relay.journal import JournalOwner
 
     assert {name for name in vars(JournalOwner) if not name.startswith("_")} <= set(dir(FakeSession))
+
+
+async def test_promise_of_a_node_that_is_lost_passes_to_the_next_request(redis_server: RedisServer) -> None:
+    """A node that died while it opened the session does not keep the key from being used."""
+    async with node(redis_server.url) as b:
+        name = b.keys.promise("one", "k")
+        redis_server.cli("SET", name, "f1 gws_1 n_dead", "PX", "100000")
+
+        assert await b.directory.promise("one", "k", "f1", "gws_2") is None
+        await b.directory.keep_promise("one", "k", "f1", "gws_2", b"{}")
+        assert await b.directory.promise("one", "k", "f1", "gws_3") == Promised("gws_2", b"{}")

@@ -27,7 +27,7 @@ async def handed_on(url: str, **settings: object) -> list[str]:
         for number in range(3):
             session.say(str(number))
         await session.accept()
-        stored = await b.directory.claim("gws_1", a.id)
+        stored = await b.directory.claims.one("gws_1", a.id)
         return texts([*stored.before, *stored.after])
 
 
@@ -97,7 +97,7 @@ async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[Redis
             session.say("spread")
             await session.accept()
         for session in sessions:
-            stored = await b.directory.claim(session.journal.identity.session_id, a.id)
+            stored = await b.directory.claims.one(session.journal.identity.session_id, a.id)
             assert texts([*stored.before, *stored.after]) == ["greeting", "spread"]
 
     assert all(int(server.cli("DBSIZE")) > 0 for server in primaries)

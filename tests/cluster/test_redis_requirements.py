@@ -86,7 +86,7 @@ async def test_rights_that_the_docs_name_are_enough(redis_server: RedisServer) -
         session = await opened(a, "gws_1")
         await session.accept()
         assert await a.directory.sessions_of("one") == ["gws_1"]
-        await b.directory.claim("gws_1", a.id)
+        await b.directory.claims.one("gws_1", a.id)
     assert "NOPERM" in redis_server.cli(
         "--user", "gateway", "--pass", "secret", "--no-auth-warning", "GET", "other"
     )

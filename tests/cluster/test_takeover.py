@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from gateway.cluster.directory import Stored
+from gateway.cluster.claims import Stored
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover
 from tests.cluster.kit import FakeSession, node, opened, told, until
@@ -120,3 +120,16 @@ async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
             await a.beat.close()
             await until(lambda: len(b.sessions) == 2)
             assert c.sessions == {}
+
+
+async def test_node_that_has_just_joined_is_not_waited_for(redis_server: RedisServer) -> None:
+    """It could not tell for a lease that another node is lost, so it has no rank among those that take over."""
+    async with (
+        node(redis_server.url, lease_seconds=60.0) as a,
+        node(redis_server.url, lease_seconds=60.0) as b,
+    ):
+        for _ in range(12):
+            await a.beat.once()
+
+        assert a.beat.taking_over() == [a.id]
+        assert b.id in [seen.node for seen in a.beat.nodes]

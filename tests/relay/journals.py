@@ -90,6 +90,9 @@ class MemoryDirectory:
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
         return None
 
+    async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
+        return [await self.locate(one) for one in session_ids]
+
     async def sessions_of(self, principal: str) -> list[str]:
         return []
 

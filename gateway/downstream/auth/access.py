@@ -244,6 +244,12 @@ def require_credential(request: web.Request) -> None:
         _by_key(request, word)
 
 
+def by_ticket(request: web.Request) -> bool:
+    """Return whether the caller showed a ticket. Raises `unauthorized`."""
+    word, _ = _shown(request)
+    return word is not None and looks_signed(word) and _signed(request, word)[0] == "ticket"
+
+
 def upstream_bearer(request: web.Request) -> str | None:
     """Return the caller's own upstream credential, if the gateway is configured to use it."""
     header = request.headers.get("X-Upstream-Authorization")

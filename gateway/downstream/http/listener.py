@@ -73,13 +73,18 @@ class Listener:
         for listening in self._sockets:
             asyncio.get_running_loop().add_reader(listening.fileno(), self._accept, listening)
 
-    async def close(self) -> None:
-        """Stop accepting, and wait briefly for running requests. May be called more than once."""
+    def stop(self) -> None:
+        """Stop accepting; open connections stay. May be called more than once."""
         loop = asyncio.get_running_loop()
         sockets, self._sockets = self._sockets, []
         for listening in sockets:
+            self._accept(listening)  # The kernel would reset connections that wait to be accepted.
             loop.remove_reader(listening.fileno())
             listening.close()
+
+    async def close(self) -> None:
+        """Stop accepting, and wait briefly for running requests. May be called more than once."""
+        self.stop()
         self._opening.cancel()
         await self._opening.ended()
         await self._runner.cleanup()

@@ -12,7 +12,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Final, Literal, Protocol
 
 from aiohttp import hdrs, web
@@ -21,18 +21,10 @@ from gateway.downstream.auth.access import require_credential
 from gateway.downstream.http.app_keys import BODY, PEER_REQUEST, REQUEST_ID, SESSION, SESSIONS
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
+from gateway.downstream.peers.lines import Lines, Reply
+from gateway.downstream.peers.moves import Moves
 from gateway.downstream.peers.signatures import PeerSignatures
-from gateway.downstream.peers.splice import (
-    BrokenError,
-    Head,
-    Line,
-    Outgoing,
-    UnreachableError,
-    ask,
-    connect,
-    splice,
-    whole_body,
-)
+from gateway.downstream.peers.splice import BrokenError, Outgoing, UnreachableError, splice, whole_body
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.journal import Directory, Location, Peer
 
@@ -44,18 +36,20 @@ MOVED: Final = 421
 MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
 """Errors that a handler raises if the session moves during the request."""
 
+ROTATE: Final = "/internal/rotate"
+ROTATE_SECONDS: Final = 0.25
+"""Time between requests to end the streams that pass through a node that ends: more may arrive until it stops listening."""
+
 TURNS: Final = "/v1/turns"
 OPENING: Final = frozenset({"/v1/sessions", TURNS})
 
-POLL_SECONDS: Final = 0.1
-"""Time between look-ups while a session has no live owner."""
+STEADY_POLL_SECONDS: Final = 0.025
+MOVING_SECONDS: Final = 0.1
+"""Time between requests to a node that is about to own the session."""
+UNREACHABLE_SECONDS: Final = 1.0
+"""Time between requests to a node that cannot be reached and still owns the session."""
 GATHER_SECONDS: Final = 2.0
 UNSTEADY_SECONDS: Final = 1.0
-KEPT_LINES: Final = 32
-"""Maximum number of idle connections to one node."""
-IDLE_SECONDS: Final = 30.0
-"""Shorter than a listener keeps an idle connection."""
-
 _HOP_BY_HOP: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
@@ -74,13 +68,6 @@ class PeerTelemetry(Protocol):
         """Report a forwarded request; `kind` is `stream` or `request`, `seconds` the time to the head of the response."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    url: str
-    line: Line
-    head: Head
-
-
 class Elsewhere:
     """Forwards requests over persistent connections."""
 
@@ -96,28 +83,39 @@ class Elsewhere:
         self.signatures = signatures
         self._telemetry = telemetry
         self._patience = patience_seconds
-        self._tls = tls
-        self._kept: dict[str, list[tuple[float, Line]]] = {}
-        self._busy: dict[str, set[Line]] = {}
+        self._moves = Moves(directory)
+        self._lines = Lines(tls)
+        self._passing: dict[str, str] = {}
+        """The requests under way by their ids, and the URLs of the nodes that have them."""
 
     def lost(self, url: str) -> None:
         """Handle the loss of a node: requests waiting for its response look up the session again, and streams from it
         end. The node may only be paused, and then it would not end them itself."""
-        for line in list(self._busy.get(url, ())):
-            line.close()
+        self._lines.lost(url)
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        for lines in self._kept.values():
-            for _, line in lines:
-                line.close()
-        self._kept.clear()
+    async def close(self) -> None:
+        """Close the idle connections, and stop looking up sessions."""
+        await self._moves.close()
+        self._lines.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Let the forwarded requests end, within so many seconds: reads are ended by their owners as at a rotation."""
+        deadline = time.monotonic() + seconds
+        while self._passing and time.monotonic() < deadline:
+            by_url: dict[str, list[str]] = {}
+            for request_id, url in self._passing.items():
+                by_url.setdefault(url, []).append(request_id)
+            for url, requests in by_url.items():
+                with suppress(UnreachableError, BrokenError):
+                    body = json.dumps({"requests": requests}).encode()
+                    await self._fetch(url, hdrs.METH_POST, ROTATE, body)
+            await asyncio.sleep(ROTATE_SECONDS)
 
     async def steady(self) -> None:
         """Wait briefly if this node may not answer for its sessions now, such as while it reconnects to Redis."""
         deadline = time.monotonic() + UNSTEADY_SECONDS
         while not self.directory.sure and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_SECONDS / 4)
+            await asyncio.sleep(STEADY_POLL_SECONDS)
 
     # --- passing on ---------------------------------------------------------------------------------------------------
 
@@ -129,6 +127,8 @@ class Elsewhere:
         The caller has already checked the credential.
         """
         sessions = request.app[SESSIONS]
+        if PEER_REQUEST not in request:
+            request[PEER_REQUEST] = secrets.token_hex(12)
         began = time.monotonic()
         location = await self.directory.locate(session_id)
         if location is None:
@@ -139,24 +139,28 @@ class Elsewhere:
         body = request[BODY] if BODY in request else await read_body(request)
         outgoing = self._outgoing(request, body, prefix)
         while True:
-            answer = await self._try(location, outgoing)
-            if answer is not None:
+            answer = await self._try(location, outgoing, request[PEER_REQUEST])
+            if isinstance(answer, Reply):
                 break
-            if time.monotonic() - began >= self._patience:
+            left = self._patience - (time.monotonic() - began)
+            if left <= 0:
                 self._telemetry.forwarded("request", "recovering", time.monotonic() - began)
                 detail = "The node that holds the session is being replaced, or cannot be reached from here."
                 raise OverloadError("recovering", detail, retry_after=1)
-            location = await self._next(session_id, location)
-            if location is None:
-                return await handler(request)  # It is gone; the handler refuses it before it reads a body.
+            location = await self._moves.next(session_id, location, min(left, answer))
+            if location is None or sessions.has(session_id):
+                # The session is here now, or gone: the handler refuses a gone one before it reads a body.
+                return await handler(request)
         kind = "request" if hdrs.CONTENT_LENGTH in answer.head.headers else "stream"
         self._telemetry.forwarded(kind, "answered", time.monotonic() - began)
         return await self._answer(request, answer)
 
     async def pass_to(self, request: web.Request, peer: Peer, body: bytes) -> web.StreamResponse | None:
         """Forward a request that concerns no session yet to one node. Return None if it cannot be reached."""
-        answer = await self._try(Location(peer.node, peer.url, live=True), self._outgoing(request, body))
-        return None if answer is None else await self._answer(request, answer)
+        request[PEER_REQUEST] = secrets.token_hex(12)
+        outgoing = self._outgoing(request, body)
+        answer = await self._try(Location(peer.node, peer.url, live=True), outgoing, request[PEER_REQUEST])
+        return await self._answer(request, answer) if isinstance(answer, Reply) else None
 
     async def gather(
         self,
@@ -199,61 +203,54 @@ class Elsewhere:
         self, peer: Peer, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
     ) -> tuple[int, bytes]:
         """Send a request that this node makes itself. Raises UnreachableError or BrokenError."""
+        return await self._fetch(peer.url, method, path, body, headers)
+
+    async def _fetch(
+        self, url: str, method: str, path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()
+    ) -> tuple[int, bytes]:
         request_id = secrets.token_hex(12)
         head = (("Host", "node"), *headers, *self._signed(method, path, request_id, body))
-        answer = await self._send(peer.url, Outgoing(method, path, "1.1", head, body))
+        answer = await self._lines.send(url, Outgoing(method, path, "1.1", head, body))
         found = await whole_body(answer.line, answer.head)
-        self._keep(answer)
+        self._lines.keep(answer)
         return answer.head.status, found
 
-    async def _next(self, session_id: str, location: Location) -> Location | None:
-        """Look up the session's node again. Wait briefly if it is unchanged."""
-        found = await self.directory.locate(session_id, fresh=True)
-        if found is not None and found.node == location.node:
-            await asyncio.sleep(POLL_SECONDS)
-            found = await self.directory.locate(session_id, fresh=True)
-        return found
-
-    async def _try(self, location: Location, outgoing: Outgoing) -> _Answer | None:
-        """Ask one node. Return None if it cannot answer or does not own the session."""
+    async def _try(self, location: Location, outgoing: Outgoing, request_id: str) -> Reply | float:
+        """Ask one node. If it cannot answer or does not own the session, return after how many seconds to ask it again,
+        unless the session has moved."""
+        if location.node == self.directory.node:
+            return MOVING_SECONDS
         if location.url is None:
-            return None
+            return UNREACHABLE_SECONDS
+        self._passing[request_id] = location.url
+        answer = None
         try:
-            answer = await self._send(location.url, outgoing)
+            answer = await self._lines.send(location.url, outgoing)
         except (UnreachableError, BrokenError):
-            return None
+            return UNREACHABLE_SECONDS
+        finally:
+            if answer is None or answer.head.status == MOVED:
+                del self._passing[request_id]
         if answer.head.status != MOVED:
             return answer
         try:
             await whole_body(answer.line, answer.head)
-            self._keep(answer)
+            self._lines.keep(answer)
         except BrokenError:
             answer.line.close()
-        return None
+        return MOVING_SECONDS
 
-    async def _send(self, url: str, outgoing: Outgoing) -> _Answer:
-        """Send over an idle connection or, if that has broken, a new one. A request may arrive twice without harm: it
-        carries an id that the owner stores with the effect."""
-        while (line := self._take(url)) is not None:
-            try:
-                return _Answer(url, line, await ask(line, outgoing))
-            except BrokenError:
-                line.close()
-        line = await connect(url, self._tls)
-        busy = self._busy.setdefault(url, set())
-        busy.add(line)
-        line.on_end = lambda: busy.discard(line)
+    async def _answer(self, request: web.Request, answer: Reply) -> web.StreamResponse:
         try:
-            return _Answer(url, line, await ask(line, outgoing))
-        except BaseException:
-            line.close()
-            raise
+            return await self._passed_on(request, answer)
+        finally:
+            del self._passing[request[PEER_REQUEST]]
 
-    async def _answer(self, request: web.Request, answer: _Answer) -> web.StreamResponse:
+    async def _passed_on(self, request: web.Request, answer: Reply) -> web.StreamResponse:
         head = answer.head
         headers = {name: value for name, value in head.headers.items() if name.lower() not in _HOP_BY_HOP}
         if request.method == hdrs.METH_HEAD or head.status == 204:
-            self._keep(answer)
+            self._lines.keep(answer)
             return web.StreamResponse(status=head.status, headers=headers)
         if hdrs.CONTENT_LENGTH not in head.headers:
             return await splice(request, answer.line, head, headers)
@@ -262,26 +259,10 @@ class Elsewhere:
         except BrokenError as error:
             detail = "The node that holds the session stopped in the middle of its answer."
             raise OverloadError("recovering", detail, retry_after=1) from error
-        self._keep(answer)
+        self._lines.keep(answer)
         return web.Response(status=head.status, body=body, headers=headers)
 
-    # --- connections --------------------------------------------------------------------------------------------------
-
-    def _take(self, url: str) -> Line | None:
-        lines = self._kept.get(url)
-        while lines:
-            since, line = lines.pop()
-            if line.fresh and time.monotonic() - since < IDLE_SECONDS:
-                return line
-            line.close()
-        return None
-
-    def _keep(self, answer: _Answer) -> None:
-        lines = self._kept.setdefault(answer.url, [])
-        if answer.head.keeps and answer.line.fresh and len(lines) < KEPT_LINES:
-            lines.append((time.monotonic(), answer.line))
-        else:
-            answer.line.close()
+    # --- what is sent -------------------------------------------------------------------------------------------------
 
     def _outgoing(self, request: web.Request, body: bytes, prefix: str = "") -> Outgoing:
         headers = [
@@ -291,10 +272,9 @@ class Elsewhere:
         ]
         headers = [(name, value) for name, value in headers if name.lower() != "x-request-id"]
         path = prefix + request.raw_path
-        request_id = request.get(PEER_REQUEST) or secrets.token_hex(12)
         headers += [
             ("X-Request-Id", request[REQUEST_ID]),
-            *self._signed(request.method, path, request_id, body),
+            *self._signed(request.method, path, request[PEER_REQUEST], body),
         ]
         version = f"{request.version.major}.{request.version.minor}"
         return Outgoing(request.method, path, version, headers, body)
@@ -305,6 +285,10 @@ class Elsewhere:
 
 
 ELSEWHERE: Final = web.AppKey("elsewhere", Elsewhere)
+REFUSED_READ: Final[web.AppKey[Callable[[web.Request, GatewayError], web.Response | None]]] = web.AppKey(
+    "refused_read"
+)
+"""Answers a read that could not be forwarded, if it must not get a status; see `reading.resource`."""
 
 
 @web.middleware
@@ -324,7 +308,13 @@ async def elsewhere(request: web.Request, handler: Handler) -> web.StreamRespons
                 raise
             # The session moved to another node during the request, which had no effect here.
     require_credential(request)
-    return await request.app[ELSEWHERE].pass_on(request, session_id, handler)
+    try:
+        return await request.app[ELSEWHERE].pass_on(request, session_id, handler)
+    except OverloadError as error:
+        told = request.app[REFUSED_READ](request, error)
+        if told is None:
+            raise
+        return told
 
 
 async def _answered_elsewhere(request: web.Request) -> web.StreamResponse | None:

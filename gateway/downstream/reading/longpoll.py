@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.downstream.http.app_keys import PEER_REQUEST
 from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import watch_loss
 from gateway.downstream.reading.cursor import Cursor
@@ -41,6 +42,10 @@ class LongPoll:
         self.silent_since = reads.monotonic()
 
     # --- what others call ---------------------------------------------------------------------------------------------
+
+    @property
+    def peer_request(self) -> str | None:
+        return self._request.get(PEER_REQUEST)
 
     def supersede(self) -> None:
         """Answer with the events collected so far."""

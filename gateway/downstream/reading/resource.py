@@ -10,13 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from gateway.downstream.auth.access import session_grant
+from gateway.downstream.auth.access import by_ticket, session_grant
 from gateway.downstream.http import problem
 from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
 from gateway.downstream.http.wire import UNBUFFERED, accepted
+from gateway.downstream.peers.elsewhere import REFUSED_READ, ROTATE
 from gateway.downstream.reading import parameters, sse
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.latency import Deliveries
@@ -51,6 +52,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get(path, get_events, allow_head=False)
     app.router.add_head(path, head_events)
     app.router.add_post(f"{path}/stream", post_stream)
+    app[REFUSED_READ] = refused_elsewhere
     app[READS] = OpenReads(
         app[STREAM],
         app[TELEMETRY],
@@ -60,6 +62,11 @@ def add_routes(app: web.Application) -> None:
     )
     app.on_startup.append(_start)
     app.on_shutdown.append(_close)
+
+
+def add_internal_routes(app: web.Application) -> None:
+    """Add the route that only nodes call."""
+    app.router.add_post(ROTATE, rotate)
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
@@ -115,7 +122,7 @@ class _Begun:
 def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Response:
     """Return the read, or the response if there is nothing to read. Raises the errors of a GET."""
     caller, handle = session_grant(request, "read")
-    by_ticket = caller.credential == "ticket" and query.get("errors") != "status"
+    ticket = caller.credential == "ticket" and query.get("errors") != "status"
     try:
         if request.app[READS].ticker.closing:
             raise OverloadError(
@@ -127,7 +134,7 @@ def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Respo
         if page.gap is not None and (wanted.fail_on_gap or wanted.format == "json"):
             raise expired(page)
     except GatewayError as error:
-        if by_ticket and error.code in _TOLD_IN_STREAM and _asks_for_stream(request, query):
+        if ticket and error.code in _TOLD_IN_STREAM and _asks_for_stream(request, query):
             return _error_in_stream(request, handle, error)
         raise
     if page.sealed and not page.entries and page.gap is None:
@@ -167,10 +174,21 @@ def _asks_for_stream(request: web.Request, query: Mapping[str, str]) -> bool:
     return parameters.parse_format(query, accepted(request)) == "sse"
 
 
-def _error_in_stream(request: web.Request, handle: Handle, error: GatewayError) -> web.Response:
+def refused_elsewhere(request: web.Request, error: GatewayError) -> web.Response | None:
+    """Return the answer to a read that could not be forwarded, if it is to be told in a stream; else None."""
+    reads = request.method == hdrs.METH_GET or request.path.endswith("/events/stream")
+    if not (reads and "/events" in request.path and error.code in _TOLD_IN_STREAM and by_ticket(request)):
+        return None
+    if request.query.get("errors") == "status" or not _asks_for_stream(request, request.query):
+        return None
+    return _error_in_stream(request, None, error)
+
+
+def _error_in_stream(request: web.Request, handle: Handle | None, error: GatewayError) -> web.Response:
     """Answer 200 with the error as an event, and end. If the cursor is not readable, the event's ID is a readable one for
     the next attempt. Other errors leave the client's cursor unchanged."""
-    cursor = str(handle.reader.oldest.before) if error.code in _CURSOR_ERRORS else None
+    unreadable = handle is not None and error.code in _CURSOR_ERRORS
+    cursor = str(handle.reader.oldest.before) if handle is not None and unreadable else None
     retry = random.randint(*RETRY_MS)  # noqa: S311  # spread, not secrecy
     if error.retry_after is not None:
         retry += problem.retry_after(error.retry_after) * 1000
@@ -185,6 +203,13 @@ def error_members(error: GatewayError, path: str) -> dict[str, object]:
     """Return a problem object as the members of an event. The event's `type` replaces the problem's, since the code has
     the same meaning."""
     return {name: value for name, value in problem.document(error, path).items() if name != "type"}
+
+
+async def rotate(request: web.Request) -> web.Response:
+    """End reads that another node forwarded, because that node is about to end."""
+    requests = parse_object(await read_body(request)).get("requests")
+    request.app[READS].ticker.rotate({str(one) for one in requests} if isinstance(requests, list) else ())
+    return web.Response(status=204)
 
 
 async def _start(app: web.Application) -> None:

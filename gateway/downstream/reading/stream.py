@@ -14,6 +14,7 @@ from typing import Final, Literal
 from aiohttp import web
 
 from gateway.downstream.http.answers import plain
+from gateway.downstream.http.app_keys import PEER_REQUEST
 from gateway.downstream.http.wire import UNBUFFERED, cut_off, half_closed, watch_loss
 from gateway.downstream.reading.cursor import Cursor
 from gateway.downstream.reading.latency import Deliveries, Delivery
@@ -115,6 +116,10 @@ class Stream:
         """Why it ended; set at the end."""
 
     # --- what others call ---------------------------------------------------------------------------------------------
+
+    @property
+    def peer_request(self) -> str | None:
+        return self._request.get(PEER_REQUEST) if self._terms.rotates else None
 
     @property
     def silent_since(self) -> float:

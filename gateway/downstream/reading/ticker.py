@@ -5,7 +5,7 @@ costs 0.1 µs per stream and tick.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 TICK_SECONDS: Final = 0.5
@@ -14,7 +14,14 @@ TICK_SECONDS: Final = 0.5
 class Ticking(Protocol):
     """An open read, as the ticker uses it."""
 
+    @property
+    def peer_request(self) -> str | None:
+        """The id of the request if another node forwarded it."""
+
     def tick(self, now: float) -> None: ...
+
+    def rotate(self) -> None:
+        """End as at a rotation."""
 
     def shut(self) -> None:
         """End the read, because the server is closing."""
@@ -41,6 +48,11 @@ class Ticker:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
+
+    def rotate(self, peer_requests: Collection[str]) -> None:
+        """End the reads that were forwarded under these ids, because the node that forwarded them is about to end."""
+        for ticking in [one for one in self._open if one.peer_request in peer_requests]:
+            ticking.rotate()
 
     def add(self, ticking: Ticking) -> None:
         self._open.add(ticking)

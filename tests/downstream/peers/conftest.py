@@ -1,7 +1,7 @@
 """Two nodes of one cluster over a directory that a test holds in its hand."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -40,6 +40,9 @@ class Table:
         self.asked.set()
         owner = self.owners.get(session_id)
         return None if owner is None else Location(owner, self.urls.get(owner), live=True)
+
+    async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
+        return [await self.locate(one) for one in session_ids]
 
 
 @dataclass

@@ -30,8 +30,8 @@ async def test_connections_to_the_owner_are_kept(pair: Pair) -> None:
 
     elsewhere = pair.edge.parts.elsewhere
     assert elsewhere is not None
-    assert [len(lines) for lines in elsewhere._kept.values()] == [1]
-    [[(_, line)]] = elsewhere._kept.values()
+    assert [len(lines) for lines in elsewhere._lines._kept.values()] == [1]
+    [[(_, line)]] = elsewhere._lines._kept.values()
     line.close()
     assert (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).status == 200
 
@@ -168,3 +168,35 @@ async def test_stranger_is_refused_by_the_internal_listener(pair: Pair) -> None:
         await pair.edge.call("POST", url + "/events", headers=posted, data=b'{"type":"b"}')
     ).code == "forbidden"
     assert pair.owner.far_end.sent == []
+
+
+async def test_streams_through_a_node_that_ends_are_rotated_by_their_owner(pair: Pair) -> None:
+    """The client sees a clean end with `gateway.rotating`, and a long-poll its answer; nothing is cut."""
+    session_id = await pair.open()
+    path = f"/v1/sessions/{session_id}/events"
+    async with reading(pair.edge.http, f"{pair.edge.url}{path}?after=now") as read:
+        await read.next()
+        poll = asyncio.create_task(pair.edge.call("GET", f"{path}?format=json&after=now&wait=20"))
+        async with asyncio.timeout(3):
+            while (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).json["receivers"] < 2:
+                await asyncio.sleep(0.02)
+        await pair.edge.server.finish(5)
+
+        assert [block.name for block in await read.rest()] == ["gateway.rotating"]
+        assert (await poll).json["events"] == []
+
+
+async def test_reader_with_a_ticket_is_told_in_its_stream(pair: Pair) -> None:
+    """An `EventSource` gives up on a status: if the owner cannot be reached it gets 200 and `gateway.error`."""
+    session_id = await pair.open()
+    path = f"/v1/sessions/{session_id}/events"
+    ticket = (await pair.edge.call("POST", f"/v1/sessions/{session_id}/tickets")).json["ticket"]
+    pair.table.owners[session_id] = "gone"
+
+    told = await pair.edge.call("GET", f"{path}?ticket={ticket}")
+    refused = await pair.edge.call("GET", f"{path}?ticket={ticket}&errors=status")
+
+    assert told.status == 200
+    assert b"event: gateway.error" in told.body
+    assert b'"code":"recovering"' in told.body
+    assert refused.code == "recovering"

@@ -1,0 +1,78 @@
+"""Connections to other nodes, kept open between requests."""
+
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.downstream.peers.splice import BrokenError, Head, Line, Outgoing, ask, connect
+
+KEPT_LINES: Final = 32
+"""Maximum number of idle connections to one node."""
+IDLE_SECONDS: Final = 30.0
+"""Shorter than a listener keeps an idle connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The head of a response, and the connection that its body comes over."""
+
+    url: str
+    line: Line
+    head: Head
+
+
+class Lines:
+    """All connections of one node."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self._kept: dict[str, list[tuple[float, Line]]] = {}
+        self._busy: dict[str, set[Line]] = {}
+
+    def lost(self, url: str) -> None:
+        """Close the connections to a node that is lost. It may only be paused, and then it would not close them itself."""
+        for line in list(self._busy.get(url, ())):
+            line.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for lines in self._kept.values():
+            for _, line in lines:
+                line.close()
+        self._kept.clear()
+
+    async def send(self, url: str, outgoing: Outgoing) -> Reply:
+        """Send over an idle connection or, if that has broken, a new one. A request may arrive twice without harm: it
+        carries an id that the owner stores with the effect. Raises UnreachableError or BrokenError."""
+        while (line := self._take(url)) is not None:
+            try:
+                return Reply(url, line, await ask(line, outgoing))
+            except BrokenError:
+                line.close()
+        line = await connect(url, self._tls)
+        busy = self._busy.setdefault(url, set())
+        busy.add(line)
+        line.on_end = lambda: busy.discard(line)
+        try:
+            return Reply(url, line, await ask(line, outgoing))
+        except BaseException:
+            line.close()
+            raise
+
+    def keep(self, reply: Reply) -> None:
+        """Keep the connection of a response that was read whole, if it can be used again."""
+        lines = self._kept.setdefault(reply.url, [])
+        if reply.head.keeps and reply.line.fresh and len(lines) < KEPT_LINES:
+            lines.append((time.monotonic(), reply.line))
+        else:
+            reply.line.close()
+
+    def _take(self, url: str) -> Line | None:
+        lines = self._kept.get(url)
+        while lines:
+            since, line = lines.pop()
+            if line.fresh and time.monotonic() - since < IDLE_SECONDS:
+                return line
+            line.close()
+        return None

@@ -1,0 +1,69 @@
+"""Requests that wait for their session's next owner."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from gateway.downstream.peers.moves import MOST_LOOKUPS, Moves
+from gateway.errors import OverloadError
+from gateway.relay.journal import Location
+
+
+class Owners:
+    """Says where sessions are, and counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, str] = {}
+        self.asked: list[int] = []
+        self.away = False
+
+    async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
+        self.asked.append(len(session_ids))
+        if self.away:
+            raise OverloadError("recovering", "away", retry_after=1)
+        return [at(self.nodes[one]) if one in self.nodes else None for one in session_ids]
+
+
+def at(node: str) -> Location:
+    """Return the location of a session on a node."""
+    return Location(node, f"http://{node}", live=True)
+
+
+@pytest.fixture
+async def owners() -> Owners:
+    """Return a directory without sessions."""
+    return Owners()
+
+
+@pytest.fixture
+async def moves(owners: Owners) -> AsyncIterator[Moves]:
+    """Return what waits on that directory."""
+    made = Moves(owners)
+    yield made
+    await made.close()
+
+
+async def test_all_requests_share_each_look_up(moves: Moves, owners: Owners) -> None:
+    """However many wait, so many sessions at most are looked up at once, and each of them is told of its move."""
+    ids = [f"gws_{number}" for number in range(3 * MOST_LOOKUPS)]
+    owners.nodes = dict.fromkeys(ids, "b")
+
+    found = await asyncio.gather(*(moves.next(one, at("a"), 5) for one in ids))
+
+    assert found == [at("b")] * len(ids)
+    assert owners.asked == [MOST_LOOKUPS] * 3
+
+
+async def test_session_that_stays_is_asked_for_again(moves: Moves, owners: Owners) -> None:
+    """After the time given the old location is returned, whether or not Redis answered."""
+    owners.nodes = {"gws_1": "a"}
+    assert await moves.next("gws_1", at("a"), 0.01) == at("a")
+
+    owners.away = True
+    assert await moves.next("gws_1", at("a"), 0.01) == at("a")
+
+
+async def test_session_that_is_gone_is_told(moves: Moves) -> None:
+    """Nobody owns it."""
+    assert await moves.next("gws_1", at("a"), 5) is None
