@@ -245,7 +245,6 @@ class Session(SessionCore):
         self._line.adopt(cause, prepared)
         if cause == NODE_LOST:
             self.note(LineState(State.RECOVERING, None, None, None, cause))
-            # Before anything new is accepted, so that a client can tell which of its events were lost with the node.
             self.tell("gateway.recovering", {"cause": cause, "accepted": self.state.accepted})
 
     async def prepare_release(self) -> bool:

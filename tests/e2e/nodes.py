@@ -58,8 +58,10 @@ class Nodes:
     """Gateways that are started one after the other; all are ended with the test."""
 
     def __init__(self, home: Path, far_end: FarEnd, redis_url: str, **settings: object) -> None:
-        self._home = home
+        self.home = home
         self._far_end = far_end
+        self.module = "gateway"
+        """What is run as the gateway."""
         self._environ = {
             "GATEWAY_CLUSTER__URL": redis_url,
             "GATEWAY_CLUSTER__LEASE_SECONDS": str(LEASE_SECONDS),
@@ -70,12 +72,12 @@ class Nodes:
         }
         self.all: list[Node] = []
 
-    def begin(self, **settings: object) -> Node:
+    def begin(self, port: int = 0, **settings: object) -> Node:
         """Start one without waiting until it listens."""
-        log = self._home / f"node-{len(self.all)}.log"
-        flags = ("--port", "0", "--admin-port", "0", "--upstream-url", self._far_end.base_url)
+        log = self.home / f"node-{len(self.all)}.log"
+        flags = ("--port", str(port), "--admin-port", "0", "--upstream-url", self._far_end.base_url)
         environ = self._environ | {name: str(value) for name, value in settings.items()}
-        node = Node(Program(log, "gateway", "serve", *flags, environ=environ))
+        node = Node(Program(log, self.module, "serve", *flags, environ=environ))
         self.all.append(node)
         return node
 

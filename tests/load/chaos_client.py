@@ -48,6 +48,9 @@ class Life:
     caller: Caller
     label: str
     count: Count
+    pause: float = LONGEST_PAUSE_SECONDS
+    until: float = float("inf")
+    """When it ends at the latest, whatever `run` was told."""
     session_id: str = ""
     last: str = "earliest"
     head: int = 0
@@ -70,10 +73,15 @@ class Life:
         reading = asyncio.create_task(self._read())
         try:
             for turn in itertools.count():
-                if time.monotonic() > until or self.closed or self._still() or reading.done():
+                if (
+                    time.monotonic() > min(until, self.until)
+                    or self.closed
+                    or self._still()
+                    or reading.done()
+                ):
                     break
                 await self._send(turn)
-                await asyncio.sleep(random.uniform(0, LONGEST_PAUSE_SECONDS))
+                await asyncio.sleep(random.uniform(0, self.pause))
             while self.waiting and not self.closed and not self._still() and not reading.done():
                 await asyncio.sleep(0.2)
         finally:
@@ -96,14 +104,19 @@ class Life:
         receipt = await self._insist("POST", path, events, 202)
         if not receipt:
             return
+        self._numbered(receipt, len(events))
         first = len(self.accepted) + 1
-        if (receipt["first"], receipt["last"]) != (first, first + len(events) - 1):
-            self.fault(f"accepted {receipt} after {first - 1}")
         for at, event in enumerate(events):
             name = str(event["event_id"])
             self.accepted[name] = first + at
             if not self.outcomes[name]:  # news may come before the receipt
                 self.waiting[name] = time.monotonic()
+
+    def _numbered(self, receipt: Json, count: int) -> None:
+        """Compare a receipt's numbers with those of the events accepted so far."""
+        first = len(self.accepted) + 1
+        if (receipt["first"], receipt["last"]) != (first, first + count - 1):
+            self.fault(f"accepted {receipt} after {first - 1}")
 
     async def _insist(self, method: str, path: str, body: object, status: int) -> Json:
         """Repeat a request under one key until it is done; empty when the session is no more."""
