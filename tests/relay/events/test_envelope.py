@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import CallerError
 from gateway.relay.events import jsontext
 from gateway.relay.events.envelope import (
+    MAX_ELEMENTS,
     ClientEvent,
     ServerHead,
     client_event,
@@ -726,3 +727,39 @@ def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, ma
 def test_an_event_is_read_whole_where_its_type_says_so(text: str, found: object) -> None:
     """The type is found at any position, also after a misleading first match."""
     assert server_event(text, frozenset({"error"})) == found
+
+
+def test_a_batch_is_read_with_pauses_between_its_events() -> None:
+    """Each event alone is below the bound of a step; 256 of them are not."""
+    event = b'{"type":"x","a":[' + b"1," * 2000 + b"1]}"
+    steps = read_json(b"[" + b",".join([event] * 200) + b"]", max_events=256, strict_members=True)
+
+    assert sum(1 for _ in steps) >= 200 * len(event) // jsontext.SEARCHED_BYTES
+
+
+def test_the_value_of_an_event_with_very_many_values_is_cut() -> None:
+    """Freeing it cannot be done in steps. What is sent is the text, which stays whole."""
+    count = jsontext.DENSE + 2
+    body = b'{"type":"x","a":[' + b"[1]," * count + b'[1]],"b":{"c":2}}'
+    (event,) = parse_json(body, max_events=1)
+    value: Any = event.value
+
+    assert (len(value["a"]), value["b"]) == (MAX_ELEMENTS, {"c": 2})
+    assert event.text == body.decode()
+
+
+def test_of_a_frame_with_very_many_members_the_type_is_kept() -> None:
+    """Building each member costs far more than passing over it."""
+    members = ",".join(f'"{number}":1' for number in range(3 * jsontext.DENSE))
+    lists = ",".join(["1"] * (jsontext.DENSE + 2))
+
+    assert peek('{"type":"x",' + members + "}") == {"type": "x"}
+    assert peek('{"type":"x","b":[' + lists + '],"c":{"d":1}}') == {"type": "x", "b": None, "c": {"d": 1}}
+
+
+def test_commas_in_a_long_text_are_no_values() -> None:
+    """The output of a tool may be a megabyte of JSON in a string."""
+    output = json.dumps([{"a": 1, "b": [2, 3]}] * jsontext.DENSE)
+    frame = {"type": "conversation.item.added", "item": {"id": "i", "content": [{"text": output}]}}
+
+    assert peek(json.dumps(frame)) == frame
