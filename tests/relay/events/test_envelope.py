@@ -27,6 +27,7 @@ from gateway.relay.events.envelope import (
     parse_object,
     peek,
     read_json,
+    read_ndjson,
     read_object,
     server_event,
 )
@@ -763,3 +764,24 @@ def test_commas_in_a_long_text_are_no_values() -> None:
     frame = {"type": "conversation.item.added", "item": {"id": "i", "content": [{"text": output}]}}
 
     assert peek(json.dumps(frame)) == frame
+
+
+def test_a_long_body_of_lines_is_read_with_pauses() -> None:
+    """One for each part that an expression searches in about 2 ms."""
+    lines = (b'{"type":"x","a":"' + b"y" * 1000 + b'"}\n') * 200
+
+    assert sum(1 for _ in read_ndjson(lines, max_events=256)) >= len(lines) // jsontext.SEARCHED_BYTES
+
+
+def test_a_frame_with_lone_surrogates_that_is_not_json_is_none() -> None:
+    """Mending the surrogates does not make it JSON."""
+    assert peek('{"type":"x","a":"\\ud800","b":[' + "1," * (jsontext.DENSE + 2) + "]}") is None
+
+
+def test_long_white_space_between_values_is_passed_over() -> None:
+    """Also where the value is built token by token."""
+    body = b'{"type":1,' + b" " * 5000 + b'"a":[' + b"1," * (jsontext.DENSE + 2) + b"1]}"
+    with pytest.raises(CallerError) as refusal:
+        parse_json(body, max_events=1)
+
+    assert refusal.value.code == "invalid-event"

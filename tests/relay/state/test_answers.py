@@ -84,3 +84,30 @@ def test_the_table_comes_back_as_it_was_dumped() -> None:
     assert again.dump({2: running}) == dumped
     assert again.find(Promise("c", "f")) is running
     assert again.find(Promise("b", "f")) is again.find(Promise(None, None, "rb"))
+
+
+def test_turns_that_run_are_never_dropped_for_room() -> None:
+    """They grow until they are finished; then the oldest go."""
+    answers = Answers()
+    turns = [Turn(number, f"t{number}", TurnRequest(())) for number in range(3)]
+    for turn in turns:
+        turn.size = MAX_BYTES // 2
+        answers.keep(Promise(f"k{turn.number}", "f"), turn, 0.0)
+    assert answers.find(Promise("k0", "f")) is turns[0]
+    turns[0].finish(EventId("e1", 1))
+    answers.expire(1.0)
+
+    assert answers.find(Promise("k0", "f")) is None
+    assert answers.find(Promise("k2", "f")) is turns[2]
+
+
+def test_a_key_that_is_given_again_is_counted_once() -> None:
+    """The newer answer stands for it, and is the youngest."""
+    answers = Answers()
+    answers.keep(Promise("k", "f"), RECEIPT, 0.0)
+    size = answers.size
+    answers.keep(Promise("k", "f"), RECEIPT, MAX_AGE_SECONDS)
+    answers.expire(MAX_AGE_SECONDS + 1.0)
+
+    assert answers.size == size
+    assert answers.find(Promise("k", "f")) is not None
