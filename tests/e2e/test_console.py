@@ -423,7 +423,7 @@ async def test_raw_events_are_sent_as_they_are_written(page: Page) -> None:
     edited = await page.evaluate("document.querySelector('#raw-text').value")
 
     assert sent == "Sent 2 events."
-    assert complaints[0].startswith("This is no JSON")
+    assert complaints[0].startswith("This is not JSON")
     assert complaints[1:] == ["Event 0 has no “type”.", "Event 2 has no “type”."]
     assert json.loads(edited)["type"] == "conversation.item.create"
 
