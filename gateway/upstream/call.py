@@ -14,9 +14,8 @@ This file does not interpret events.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from aiortc import RTCDataChannel
 
@@ -25,6 +24,7 @@ from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.upstream import sdp, signalling, tuning
 from gateway.upstream.connection import Connection
 from gateway.upstream.descriptors import exhausted, no_descriptor
+from gateway.upstream.resources import CallResources
 
 # Any label is accepted; the service's examples use this one.
 CHANNEL_LABEL = "oai-events"
@@ -32,16 +32,20 @@ CHANNEL_LABEL = "oai-events"
 # After the loss of a stock connection its parts report one after the other; the last report is the true cause.
 CAUSE_SETTLES_SECONDS = 0.05
 
-if TYPE_CHECKING:
-    from gateway.upstream.webrtc import WebRTCDialer
-
 
 class WebRTCUpstream:
     """One call (ports.Upstream)."""
 
-    def __init__(self, dialer: "WebRTCDialer", request: CallRequest, sink: Sink) -> None:
+    def __init__(
+        self,
+        resources: CallResources,
+        request: CallRequest,
+        sink: Sink,
+        closed: "Callable[[WebRTCUpstream], None]",
+    ) -> None:
         self.call_id: str | None = None
-        self._dialer = dialer
+        self._resources = resources
+        self._closed = closed
         self._request = request
         self._generation = request.generation
         self._sink = sink
@@ -58,7 +62,7 @@ class WebRTCUpstream:
         self._closing: asyncio.Task[None] | None = None
         self._hanging_up: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._began = self._since = dialer.clock.monotonic()
+        self._began = self._since = resources.clock.monotonic()
         self._pc: Connection | None = None
         self._channel: RTCDataChannel | None = None
 
@@ -66,7 +70,7 @@ class WebRTCUpstream:
 
     async def open(self) -> None:
         """Run all phases; raises UpstreamError. The dialer closes a call that did not open."""
-        seconds = self._dialer.config.connect_timeout_seconds
+        seconds = self._resources.config.connect_timeout_seconds
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
@@ -77,7 +81,7 @@ class WebRTCUpstream:
             if deadline.expired():
                 detail = f"No connection to OpenAI within {seconds:g} s; it stopped at: {self._phase}."
                 failure = UpstreamError("upstream-timeout", detail, members={"phase": self._phase})
-            self._dialer.telemetry.upstream_error(failure.code)
+            self._resources.telemetry.upstream_error(failure.code)
             raise failure from error
         except OSError as error:
             if exhausted(error):
@@ -86,31 +90,31 @@ class WebRTCUpstream:
         except UpstreamError as error:
             told = error.members.get("upstream")
             word = (told.get("code") or told.get("type")) if isinstance(told, dict) else None
-            self._dialer.telemetry.upstream_error(str(word or error.code))
+            self._resources.telemetry.upstream_error(str(word or error.code))
             raise
 
     async def _connect(self, seconds: float) -> None:
-        dialer = self._dialer
+        resources = self._resources
         pc = self._build()
         # Must not be cancelled: sockets that aioice has opened but not recorded yet would leak.
-        self._gathering = dialer.own(pc.gather())
+        self._gathering = resources.own(pc.gather())
         await asyncio.shield(self._gathering)
         self._mark("gather", "signalling")
-        offer = pc.offer(tuning.largest_message(dialer.hooks, dialer.config.max_server_event_bytes))
+        offer = pc.offer(tuning.largest_message(resources.hooks, resources.config.max_server_event_bytes))
         local = offer.kinds
-        without_relay = dialer.config.has_turn and not any(kind.startswith("relay") for kind in local)
+        without_relay = resources.config.has_turn and not any(kind.startswith("relay") for kind in local)
         if without_relay:
-            dialer.telemetry.turn_unavailable()
+            resources.telemetry.turn_unavailable()
         if not local:
-            raise dialer.no_address(without_relay)
+            raise resources.no_address(without_relay)
         self._candidates["local"] = list(local)
-        left = seconds - (dialer.clock.monotonic() - self._began)
-        created = await dialer.signaller.create(offer.text(secrets.randbits(63)), self._request, left)
+        left = seconds - (resources.clock.monotonic() - self._began)
+        created = await resources.signaller.create(offer.text(secrets.randbits(63)), self._request, left)
         self.call_id = created.call_id
         self._mark("signalling", "ice")
         self._apply(pc, created)
         await self._opened
-        tuning.forget_handshake(pc, dialer.hooks)
+        tuning.forget_handshake(pc, resources.hooks)
         update = signalling.session_update(self._request.session)
         if update and signalling.is_ephemeral(self._request.bearer):
             # An ephemeral key carries its own session; the caller's members are applied over it.
@@ -120,25 +124,25 @@ class WebRTCUpstream:
         self._request = replace(self._request, session={})
 
     def _build(self) -> Connection:
-        dialer = self._dialer
-        config = dialer.config
-        pc = dialer.connection(CHANNEL_LABEL)
+        resources = self._resources
+        config = resources.config
+        pc = resources.connection(CHANNEL_LABEL)
         self._pc = pc
-        dialer.telemetry.peer_connections(+1)
+        resources.telemetry.peer_connections(+1)
         channel = self._channel = pc.channel
         options = tuning.ConnectionOptions(
-            addresses=dialer.addresses(),
+            addresses=resources.addresses(),
             consent_timeout=config.consent_timeout_seconds,
             max_message_bytes=config.max_server_event_bytes,
-            turn=dialer.turn,
+            turn=resources.turn,
         )
-        tuning.tune(pc, dialer.hooks, options)
+        tuning.tune(pc, resources.hooks, options)
 
         channel.on("open", self._channel_opened)
         channel.on("message", self._received)
         channel.on("close", self._channel_closed)
         # Without this listener an exception in another would end the connection (pyee raises it where it is emitted).
-        channel.on("error", lambda error: dialer.telemetry.relay_failed(self.call_id or "", error))
+        channel.on("error", lambda error: resources.telemetry.relay_failed(self.call_id or "", error))
         pc.dtls.on("statechange", self._dtls_changed)
         pc.ice.on("statechange", self._ice_changed)
         return pc
@@ -170,9 +174,9 @@ class WebRTCUpstream:
             self._connecting_failed(error)
 
     def _mark(self, phase: str, following: Phase) -> None:
-        now = self._dialer.clock.monotonic()
+        now = self._resources.clock.monotonic()
         self._phases[phase] = now - self._since
-        self._dialer.telemetry.connect_phase(phase, now - self._since)
+        self._resources.telemetry.connect_phase(phase, now - self._since)
         self._since = now
         self._phase = following
 
@@ -219,9 +223,9 @@ class WebRTCUpstream:
         if self._opened.done():
             return
         self._mark("channel", "channel")
-        total = self._dialer.clock.monotonic() - self._began
+        total = self._resources.clock.monotonic() - self._began
         self._phases["total"] = total
-        self._dialer.telemetry.connect_phase("total", total)
+        self._resources.telemetry.connect_phase("total", total)
         self._open = True
         self._opened.set_result(None)
 
@@ -244,7 +248,7 @@ class WebRTCUpstream:
                 self._frames["unreadable"] += 1
                 self._sink.unreadable(self._generation, len(message))
         except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
-            self._dialer.telemetry.relay_failed(self.call_id or "", error)
+            self._resources.telemetry.relay_failed(self.call_id or "", error)
 
     def _judge(self) -> None:
         """Report once to the sink that the call is lost, and why; begin to close."""
@@ -257,7 +261,7 @@ class WebRTCUpstream:
         self._lost = True
         if tuning.consent_expired(self._pc):
             cause = LossCause.CONSENT_EXPIRED
-            self._dialer.telemetry.consent_failed()
+            self._resources.telemetry.consent_failed()
         elif tuning.farewell_heard(self._pc):
             cause = LossCause.CHANNEL_CLOSED
         else:
@@ -295,7 +299,7 @@ class WebRTCUpstream:
             "candidates": {**self._candidates, "selected": list(pair) if pair else None},
             "frames": dict(self._frames),
             "buffered": self.buffered,
-            "hooks": sorted(self._dialer.hooks),
+            "hooks": sorted(self._resources.hooks),
         }
 
     def send(self, batch: Sequence[str]) -> None:
@@ -329,22 +333,22 @@ class WebRTCUpstream:
         return answered or self._frames["received"] > received
 
     async def close(self, hang_up: bool) -> None:
-        """End the call (ports.Upstream). The dialer owns the task, so it continues if the caller is cancelled."""
+        """End the call (ports.Upstream). `CallResources` owns the task, so it continues if the caller is cancelled."""
         work = [self.begin_close()]
         if hang_up and (hanging_up := self.begin_hang_up()) is not None:
             work.append(hanging_up)
         await asyncio.wait(work)
 
     def begin_close(self) -> "asyncio.Task[None]":
-        """Start closing the connection, once; return the task, which the dialer owns."""
+        """Start closing the connection, once; return the task, which `CallResources` owns."""
         if self._closing is None:
-            self._closing = self._dialer.own(self._close())
+            self._closing = self._resources.own(self._close())
         return self._closing
 
     def begin_hang_up(self) -> "asyncio.Task[None] | None":
         """Start the hang-up request, once; None if there is no call to end."""
         if self._hanging_up is None and self.call_id is not None:
-            self._hanging_up = self._dialer.own(self._hang_up(self.call_id))
+            self._hanging_up = self._resources.own(self._hang_up(self.call_id))
         return self._hanging_up
 
     async def _close(self) -> None:
@@ -355,29 +359,29 @@ class WebRTCUpstream:
         finally:
             _ = self.acknowledged  # kept: it is read after the end as well
             self._pc = self._channel = None
-            self._dialer.forget(self)
+            self._closed(self)
 
     async def _close_connection(self, pc: Connection) -> None:
         if self._gathering is not None:
-            await asyncio.wait({self._gathering}, timeout=self._dialer.config.close_timeout_seconds)
+            await asyncio.wait({self._gathering}, timeout=self._resources.config.close_timeout_seconds)
         closing = asyncio.create_task(pc.close())
         try:
-            _, late = await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
+            _, late = await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
             if late:
                 closing.cancel()
                 tuning.abandon(pc)
-                await asyncio.wait({closing}, timeout=self._dialer.config.close_timeout_seconds)
-                self._dialer.telemetry.close_failed(
+                await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
+                self._resources.telemetry.close_failed(
                     "peer connection", TimeoutError("it did not close in time")
                 )
             elif (error := closing.exception()) is not None:
                 tuning.abandon(pc)
-                self._dialer.telemetry.close_failed("peer connection", error)
-            await tuning.reap(pc, self._dialer.config.close_timeout_seconds)
+                self._resources.telemetry.close_failed("peer connection", error)
+            await tuning.reap(pc, self._resources.config.close_timeout_seconds)
         finally:
             # aiortc keeps these references, and they keep the call alive.
             pc.dtls.remove_all_listeners()
-            self._dialer.telemetry.peer_connections(-1)
+            self._resources.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:
-        await self._dialer.hang_up(call_id, self._request.bearer)
+        await self._resources.hang_up(call_id, self._request.bearer)

@@ -22,7 +22,7 @@ from google_crc32c import value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstream import dtls, ice, inbound, sctp, tuning, webrtc
+from gateway.upstream import dtls, ice, inbound, resources, sctp, tuning
 from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
@@ -223,13 +223,15 @@ async def test_addresses_follow_the_route() -> None:
         ("http://127.0.0.1:9/v1", ("127.0.0.1",)),
         ("http://localhost:9/v1", ("127.0.0.1",)),
         ("http://[::1]:9/v1", ("::1", "127.0.0.1")),
-        ("https://api.openai.com/v1", webrtc._route_to("203.0.113.1")),
+        ("https://api.openai.com/v1", resources._route_to("203.0.113.1")),
     ):
         async with dialling(url) as dialer:
             assert dialer.addresses() == expected
 
-    assert webrtc._route_to("127.0.0.9") == ("127.0.0.1",) or webrtc._route_to("127.0.0.9") == ("127.0.0.9",)
-    assert webrtc._route_to("a.name") == ()
+    assert resources._route_to("127.0.0.9") == ("127.0.0.1",) or resources._route_to("127.0.0.9") == (
+        "127.0.0.9",
+    )
+    assert resources._route_to("a.name") == ()
 
 
 # --- SCTP: time-outs
