@@ -135,6 +135,16 @@ def test_turns_run_one_after_the_other() -> None:
     assert (first.number, second.number) == (1, 2)
 
 
+def test_turns_have_a_size_until_they_are_finished() -> None:
+    """Waiting and running turns count with what they hold; without any there is nothing to count."""
+    desk = Desk()
+    empty = desk.queue.size
+    one = desk.add().size
+    desk.add()
+
+    assert (empty, desk.queue.size) == (0, 2 * one)
+
+
 def test_one_turn_too_many_is_refused() -> None:
     """The running one does not count as waiting."""
     desk = Desk(max_waiting=2)
