@@ -126,6 +126,8 @@ class NodesLife(Life):
     undone: int = 0
     """Accepted events which a gateway.recovered said are not among the accepted."""
     ids: set[str] = field(default_factory=set)
+    epochs: dict[int, str] = field(default_factory=dict)
+    """The epoch in the receipt of each accepted event, by its number."""
     undone_after: set[int] = field(default_factory=set)
     """The numbers in gateway.recovering, and below, those that receipts showed."""
     presumed: set[int] = field(default_factory=set)
@@ -159,13 +161,14 @@ class NodesLife(Life):
             return
         if self.told and kind == "gateway.recovering":
             self.undone_after.add(int(block.value["accepted"]))
-            self._forget_after(int(block.value["accepted"]))
+            self._forget_after(int(block.value["accepted"]), str(block.id).split("-")[0])
         Life._take(self, block)  # super() fails in a dataclass with slots
 
-    def _forget_after(self, accepted: int) -> None:
-        """Drop accepted events that the gateway says are lost. Those that were heard of count as heard."""
+    def _forget_after(self, accepted: int, epoch: str = "") -> None:
+        """Drop accepted events that the gateway says are lost: those of earlier epochs than the one that says it. Those that
+        were heard of count as heard."""
         for name, place in list(self.accepted.items()):
-            if place > accepted:
+            if place > accepted and self.epochs.get(place) != epoch:
                 del self.accepted[name]
                 self.waiting.pop(name, None)
                 self.undone += 1
@@ -175,6 +178,8 @@ class NodesLife(Life):
             # Told in gateway.recovering, which may be read after the receipt.
             self.presumed.add(receipt["first"] - 1)
             self._forget_after(receipt["first"] - 1)
+        epoch = str(receipt["head"]).split("-")[0]
+        self.epochs |= dict.fromkeys(range(receipt["first"], receipt["last"] + 1), epoch)
         Life._numbered(self, receipt, count)
 
     def _judge(self) -> None:
