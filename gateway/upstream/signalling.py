@@ -1,59 +1,39 @@
-"""Creating and ending a call over HTTP. The meaning of the service's refusals is in `relay.openai_errors`.
+"""Creating and ending a call over HTTP.
 
 `POST {base_url}/realtime/calls` takes the offer and the session object and returns the answer; `POST .../hangup` ends the
-call. This file knows nothing of WebRTC: offer and answer are text. No error raised here contains a key: the service
-quotes part of a wrong key in its message, so messages are redacted before they are shown.
+call. This file knows nothing of WebRTC: offer and answer are text. `refusals` makes errors of what goes wrong.
 """
 
 import asyncio
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from secrets import token_hex
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
 import aiohttp
 
-from gateway.errors import GatewayError, UpstreamError
+from gateway.errors import UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.events.envelope import compact
-from gateway.relay.openai_errors import code_of
 from gateway.relay.ports import CallRequest, Json
 from gateway.upstream.config import UpstreamConfig
-from gateway.upstream.descriptors import exhausted, no_descriptor
+from gateway.upstream.refusals import describe, refusal, unreachable
 
 # A recorded answer has 1.5 kB; a page of HTML from a proxy in between may have any size.
 MAX_ANSWER_BYTES = 256 * 1024
-# Maximum shown of an upstream message. The service's own are a sentence or two.
-MAX_MESSAGE_CHARACTERS = 500
-
 # Signalling is retried only if no call can have been created: the connection was refused, or the service said how long
 # to wait. Three attempts bridge a restart; more would only delay the caller's error.
 MAX_TRIES = 3
 CONNECT_RETRY_SECONDS = 0.25
 # Longer waits are left to the caller, who gets Retry-After.
 LONGEST_WAIT_SECONDS = 5.0
-# Upper bound of the Retry-After passed to callers: one day.
-LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
 # Time reserved for ICE, DTLS and the channel after a retry: seven round trips.
 RESERVE_SECONDS = 3.0
 
-_SECRET = re.compile(r"\b(?:sk|ek|rk|sess|gwk|gwt)[-_][A-Za-z0-9_\-*.]{4,}")
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
-# Form of an upstream code that may be used as a metric label and in an answer.
-_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-_DETAILS: Mapping[int, str] = {
-    401: "OpenAI does not accept the credential",
-    403: "The credential is not allowed to do this at OpenAI",
-    404: "OpenAI does not know this address: check upstream.base_url",
-    429: "OpenAI's rate limit was reached",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +95,9 @@ class Signaller:
                     or wait > left
                     or isinstance(error, aiohttp.ClientConnectorCertificateError)
                 ):
-                    raise _unreachable(error) from error
+                    raise unreachable(error) from error
             except aiohttp.ClientError as error:
-                raise _unreachable(error) from error
+                raise unreachable(error) from error
             except UpstreamError as error:
                 if error.retry_after is None or tries >= MAX_TRIES:
                     raise
@@ -141,10 +121,10 @@ class Signaller:
                     return
                 body = await _read(response)
         except aiohttp.ClientError as error:
-            raise _unreachable(error) from error
-        upstream = _describe(response.status, body, self._secrets(bearer))
+            raise unreachable(error) from error
+        upstream = describe(response.status, body, self._secrets(bearer))
         if upstream.get("code") != "call_id_not_found":
-            raise _refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
+            raise refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
 
     async def attach(self, call_id: str, bearer: str | None) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket to a call (Realtime: server controls). The caller enforces a deadline; raises UpstreamError.
@@ -174,9 +154,9 @@ class Signaller:
                 )
                 raise UpstreamError("call-unknown", detail, members={"upstream": upstream}) from error
             retry_after = error.headers.get("Retry-After") if error.headers else None
-            raise _refusal(upstream, retry_after, self._clock.unix()) from error
+            raise refusal(upstream, retry_after, self._clock.unix()) from error
         except aiohttp.ClientError as error:
-            raise _unreachable(error) from error
+            raise unreachable(error) from error
 
     async def _create_once(self, offer: str, request: CallRequest) -> CreatedCall:
         assert self._client is not None
@@ -202,8 +182,8 @@ class Signaller:
         ) as response:
             body = await _read(response)
         if response.status not in range(200, 300):
-            upstream = _describe(response.status, body, self._secrets(request.bearer))
-            raise _refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
+            upstream = describe(response.status, body, self._secrets(request.bearer))
+            raise refusal(upstream, response.headers.get("Retry-After"), self._clock.unix())
         call_id = response.headers.get("Location", "").partition("?")[0].rstrip("/").rpartition("/")[2]
         return CreatedCall(
             sdp=body.decode("utf-8", "replace"),
@@ -317,83 +297,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             break
     return b"".join(parts)[:MAX_ANSWER_BYTES]
-
-
-def _describe(status: int, body: bytes, secrets: tuple[str, ...]) -> Json:
-    """Return the service's error without keys: status, code, type and message if known."""
-    told: dict[str, object] = {"status": status}
-    error: object = None
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        parsed = None
-    if isinstance(parsed, dict):
-        error = parsed.get("error", parsed)
-    if isinstance(error, str):
-        error = {"message": error}
-    if isinstance(error, dict):
-        for name in ("code", "type", "param"):
-            value = error.get(name)
-            if isinstance(value, str) and _WORD.fullmatch(value):
-                told[name] = value
-        message = error.get("message")
-        if isinstance(message, str):
-            told["message"] = clean(message, secrets)
-    return told
-
-
-def clean(message: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return a message without keys and of bounded length."""
-    for secret in secrets:
-        message = message.replace(secret, "[key]")
-    return _SECRET.sub("[key]", message)[:MAX_MESSAGE_CHARACTERS]
-
-
-def _refusal(upstream: Json, retry_after: str | None, unix: float) -> UpstreamError:
-    status = upstream["status"]
-    assert isinstance(status, int)
-    code = code_of(status, upstream.get("code"))
-    detail = _DETAILS.get(status, f"OpenAI answered with status {status}")
-    if status not in range(400, 600):
-        detail = f"OpenAI answered with status {status}, expected 201"
-    if "message" in upstream:
-        detail = f"{detail}: {upstream['message']}"
-    wait = _seconds(retry_after, unix) if code != "upstream-rejected" else None
-    return UpstreamError(code, detail, retry_after=wait, members={"upstream": upstream})
-
-
-def _seconds(retry_after: str | None, unix: float) -> float | None:
-    """Read Retry-After (RFC 9110 10.2.3): seconds, or a date."""
-    if retry_after is None:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - unix
-        except (ValueError, OverflowError):
-            return None
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
-
-
-def _unreachable(error: aiohttp.ClientError) -> GatewayError:
-    if exhausted(error):
-        return no_descriptor()
-    # The text of a connector error names the operator's host and port; its class is enough for a caller.
-    kinds: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
-        (aiohttp.ClientConnectorDNSError, "its name cannot be resolved"),
-        (aiohttp.ClientConnectorCertificateError, "its certificate is not trusted"),
-        (aiohttp.ClientConnectorSSLError, "no TLS connection could be made"),
-        (aiohttp.ClientProxyConnectionError, "the proxy cannot be reached"),
-        (aiohttp.ClientHttpProxyError, "the proxy refused"),
-        (aiohttp.ClientConnectorError, "the connection was refused"),
-        (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
-        (aiohttp.InvalidURL, "its address, or the proxy's, is not a URL"),
-        (aiohttp.ClientPayloadError, "its answer was cut short or cannot be decoded"),
-        (aiohttp.ClientResponseError, "its answer is not HTTP"),
-    )
-    why = next((text for kind, text in kinds if isinstance(error, kind)), type(error).__name__)
-    return UpstreamError("upstream-failed", f"OpenAI cannot be reached: {why}.")
 
 
 def session_update(session: Json) -> str | None:
