@@ -88,24 +88,28 @@ async def metric(gateway: Gateway, name: str) -> float:
 async def run(row: Row, gateway: Gateway, far_end: FarEnd, caller: Caller) -> None:
     """Meet a fault and hold what follows against the row."""
     before = await metric(gateway, row.metric)
+    session_id: str | None = None
     if row.asked == "create":
         await far_end.faults(**row.faults)
         answer, body = await caller.ask("POST", "/v1/sessions")
         await far_end.well()
         assert told(answer, body) == row.answer
         if answer.status == 201:
-            await caller.ask("DELETE", f"/v1/sessions/{body['id']}")
+            session_id = body["id"]
     else:
-        await in_a_call(row, far_end, caller)
+        session_id = await in_a_call(row, far_end, caller)
 
     async def risen() -> bool:
         return await metric(gateway, row.metric) > before
 
+    # The session stays open until then: some events come after the answer to a turn.
     await eventually(risen)
+    if session_id is not None:
+        await caller.ask("DELETE", f"/v1/sessions/{session_id}")
 
 
-async def in_a_call(row: Row, far_end: FarEnd, caller: Caller) -> None:
-    """The same for a fault of a running call."""
+async def in_a_call(row: Row, far_end: FarEnd, caller: Caller) -> str:
+    """The same for a fault of a running call. Returns the session's ID."""
     session = await caller.open()
     await far_end.fault(session["call_id"], **row.faults)
     if row.asked == "turn":
@@ -116,7 +120,7 @@ async def in_a_call(row: Row, far_end: FarEnd, caller: Caller) -> None:
     if row.log.endswith("gateway.recovered"):
         again, spoken = await turn(caller, session, "What is 6 times 7?")
         assert (again.status, "42" in spoken["output_text"]) == (200, True)
-    await caller.ask("DELETE", f"/v1/sessions/{session['id']}")
+    return str(session["id"])
 
 
 async def turn(caller: Caller, session: Json, text: str = QUESTION) -> tuple[aiohttp.ClientResponse, Any]:
