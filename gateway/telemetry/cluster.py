@@ -53,6 +53,15 @@ class NodeMetrics:
             "journal_repairs", "Journals rewritten after Redis lost all or part of them.", "kind"
         )
         self._redis = define.gauge("redis_up", "1 while Redis answers; 0 without a cluster.")
+        # Present at 0 from the start: Prometheus does not see an increase to the first value of a series, and a node often
+        # counts one of these only once.
+        for counter, values in (
+            (self._takeovers, words.TAKEOVER_OUTCOMES),
+            (self._handovers, words.HANDOVER_OUTCOMES),
+            (self._repairs, words.REPAIR_KINDS),
+        ):
+            for value in values:
+                counter.labels(value)
 
     def cluster_nodes(self, counts: Mapping[str, int]) -> None:
         for state in words.NODE_STATES:

@@ -18,7 +18,7 @@ from tests.e2e.farend import FarEnd
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 
-StartPrometheus = Callable[[str], str]
+StartPrometheus = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -42,16 +42,16 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]:
 def start_prometheus(
     tmp_path: Path, root: Path, part_path: Callable[[str], str]
 ) -> Iterator[StartPrometheus]:
-    """Return a function that starts Prometheus with deploy/'s configuration, except target and interval, and returns its URL."""
+    """Return a function that starts Prometheus with deploy/'s configuration, except targets and interval, and returns its URL."""
     with ExitStack() as stack:
 
-        def start(target: str) -> str:
+        def start(*targets: str) -> str:
             settings = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())
             settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
             settings["rule_files"] = [
                 str(root / "deploy/prometheus" / name) for name in settings["rule_files"]
             ]
-            settings["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+            settings["scrape_configs"][0]["static_configs"] = [{"targets": list(targets)}]
             (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
             log = tmp_path / "prometheus.log"
             with log.open("wb") as output:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from tests.cluster.redis_server import RedisServer
 from tests.deploy.conftest import StartPrometheus
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, eventually, say
+from tests.e2e.nodes import Node, Nodes, ask
 from tests.e2e.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus"), pytest.mark.timeout(180)]
@@ -26,16 +28,21 @@ ROUND_SECONDS = 30.0
 LONG = "Please say Hello. " + "This is a line. " * 100
 # More than the sessions after which garbage is collected, so that there is a collection to show.
 REFUSED = 70
+# The row of the dashboard that is about several nodes.
+NODES_ROW = "Do the nodes work as one?"
 
 
-def expressions(root: Path) -> list[tuple[str, str]]:
-    """Return each query of the dashboard with its panel's title, its variables filled in as Grafana would."""
-    dashboard = json.loads((root / "deploy/grafana/gateway.json").read_text())
-    return [
-        (panel["title"], target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*"))
-        for panel in dashboard["panels"]
-        for target in panel.get("targets", ())
-    ]
+def expressions(root: Path, *, of_nodes: bool) -> list[tuple[str, str]]:
+    """Return each query of the row about several nodes, or of all other rows, with its panel's title, its variables filled
+    in as Grafana would."""
+    found, row = [], ""
+    for panel in json.loads((root / "deploy/grafana/gateway.json").read_text())["panels"]:
+        row = panel["title"] if panel["type"] == "row" else row
+        for target in panel.get("targets", ()):
+            query = target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
+            if (row == NODES_ROW) is of_nodes:
+                found.append((panel["title"], query))
+    return found
 
 
 @pytest.fixture
@@ -80,6 +87,17 @@ class Asked:
         await eventually(lambda: self.shows(f'timestamp(up{{job="realtime-gateway"}}) > {now}'))
 
 
+@pytest.fixture
+def nodes(emulator: FarEnd, tmp_path: Path) -> Iterator[list[Node]]:
+    """Run two gateways on one Redis."""
+    with ExitStack() as stack:
+        redis = RedisServer().start()
+        stack.callback(redis.close)
+        several = Nodes(tmp_path, emulator, redis.url)
+        stack.callback(several.close)
+        yield several.start(2)
+
+
 @pytest_asyncio.fixture
 async def prometheus(gateway: tuple[str, str], start_prometheus: StartPrometheus) -> AsyncIterator[Asked]:
     """Let Prometheus scrape the gateway."""
@@ -121,12 +139,35 @@ async def round_of_traffic(caller: Caller, far_end: FarEnd) -> None:
 async def test_every_panel_shows_something_after_a_little_traffic(
     root: Path, gateway: tuple[str, str], prometheus: Asked, emulator: FarEnd
 ) -> None:
-    """Each query of the dashboard returns a number with real scrapes."""
-    empty = expressions(root)
+    """Each query of the dashboard about one gateway returns a number with real scrapes."""
+    empty = expressions(root, of_nodes=False)
     deadline = time.monotonic() + TRAFFIC_SECONDS
     async with Caller(gateway[0]) as caller:
         while empty and time.monotonic() < deadline:
             await asyncio.wait_for(round_of_traffic(caller, emulator), ROUND_SECONDS)
+            await prometheus.scrapes()
+            empty = [(title, query) for title, query in empty if not await prometheus.shows(query)]
+
+    assert empty == []
+
+
+@pytest.mark.needs("redis-server")
+async def test_every_panel_about_several_nodes_shows_something(
+    root: Path, nodes: list[Node], start_prometheus: StartPrometheus
+) -> None:
+    """With two nodes, each query of their row returns a number after a request that one forwarded to the other."""
+    empty = expressions(root, of_nodes=True)
+    assert empty
+    url = start_prometheus(*(node.admin_url.removeprefix("http://") for node in nodes))
+    deadline = time.monotonic() + ROUND_SECONDS
+    async with (
+        Caller(nodes[0].url) as owner,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http,
+    ):
+        session = await owner.open()
+        prometheus = Asked(url, http)
+        while empty and time.monotonic() < deadline:
+            await ask(nodes[1].url, session["id"], "Hello")
             await prometheus.scrapes()
             empty = [(title, query) for title, query in empty if not await prometheus.shows(query)]
 

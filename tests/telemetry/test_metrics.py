@@ -287,6 +287,13 @@ def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
     assert scrape.value("limit", kind="log_bytes") == 1 << 30
 
 
+def test_rare_events_of_the_cluster_are_counted_from_zero(scrape: Scrape) -> None:
+    """Prometheus sees the first of them as an increase, because the series exists before."""
+    assert scrape.value("takeovers_total", outcome="taken") == 0
+    assert scrape.value("handovers_total", outcome="taken") == 0
+    assert scrape.value("journal_repairs_total", kind="emptied") == 0
+
+
 def test_facts_of_the_cluster_are_counted(scrape: Scrape) -> None:
     """Each method of the port changes its metric; unknown words become `other`."""
     metrics = scrape.metrics
