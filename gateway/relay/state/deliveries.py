@@ -6,8 +6,8 @@ and what is held goes to the next call.
 
 The service handles one connection's events in order and answers each event of the kinds in `ANSWERED_BY` with one of its
 own, or with an `error` that names it. So confirmations are matched per kind and in order. An `error` without an `event_id`
-refuses an earlier event that had none: those that are still unanswered when a later event is confirmed are dropped, and
-also when the call has had time to answer (`settle`).
+refuses an earlier event that had none: those that are still unanswered when a later event is confirmed, or refused by its
+`event_id`, are dropped, and also when the call has had time to answer (`settle`).
 
 Events of other kinds are never answered. The transport's acknowledgement, which is end to end, confirms them.
 
@@ -261,7 +261,7 @@ class Ledger:
         found = next((one for one in self._in_flight.values() if one.event_id == event_id), None)
         if found is not None:
             self.requests_refused += found.type == ASKING
-            self._remove(found.id)
+            self._confirm(found)
 
     # --- for a snapshot -----------------------------------------------------------------------------------------------
 

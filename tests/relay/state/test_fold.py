@@ -380,6 +380,19 @@ def test_a_nameless_refusal_is_settled_by_what_is_confirmed_later() -> None:
     assert desk.waiting == [2]
 
 
+def test_a_nameless_refusal_is_settled_by_a_later_refusal_with_a_name() -> None:
+    """The answers come in order, so what stood before the event that is named was answered too."""
+    desk = Desk()
+    desk.send("session.update")
+    desk.send("session.update", event_id="named before")
+    desk.hear("error", {"error": {"event_id": None}})
+    desk.send("session.update", event_id="s", session={})
+    desk.send("session.update")
+    desk.hear("error", {"error": {"event_id": "s"}})
+
+    assert desk.waiting == [2, 4]
+
+
 def test_a_nameless_refusal_is_settled_by_a_sign_of_life() -> None:
     """A call that had the time to answer has answered; without such an error it may have taken everything."""
     desk = Desk()
