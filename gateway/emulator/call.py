@@ -147,9 +147,10 @@ class Call:
         return self.id.startswith("rtc_") and age >= self.voice.faults.sideband_delay_seconds
 
     def hear(self, frame: str | bytes) -> None:
-        """Process one client event from the channel or a sideband."""
+        """Process one client event from the channel or a sideband. One that comes while the call closes is only recorded."""
         self.received.add(frame)
-        self.voice.receive(frame)
+        if self.end_reason is None:
+            self.voice.receive(frame)
 
     def send_frames(self, frames: list[bytes]) -> None:
         """Send frames as text messages, even if a fault makes the call silent; the offer's maximum message size applies.

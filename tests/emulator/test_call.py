@@ -118,6 +118,23 @@ async def test_ended_call_sends_nothing_more(
     assert sent == []
 
 
+async def test_ended_call_begins_no_response(
+    emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that arrives while the call closes is recorded and not acted upon: its response would outlive the call."""
+    emulator = await emulate()
+    caller: Caller = await call(emulator)
+    one = emulator.service.calls[caller.call_id]
+    heard: list[str | bytes] = []
+    monkeypatch.setattr(one.voice, "receive", heard.append)
+    one.end("hung up")
+    one.hear('{"type":"response.create"}')
+    await asyncio.wait_for(caller.ended.wait(), 10)
+
+    assert heard == []
+    assert one.received.frames()[-1] == '{"type":"response.create"}'
+
+
 async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) -> None:
     """A client that closes its connection leaves no call behind."""
     emulator = await emulate()
