@@ -35,13 +35,15 @@ help: ## list the targets
 demo: $(RUNTIME) ## hold a conversation through the gateway, offline, and keep serving
 	$(BIN)/gateway demo
 
-# Slow tests mostly wait for deadlines, so each core takes two workers. Files come in the order of tests/conftest.py, not
+# Tests mostly wait, so each core takes two workers. Files come in the order of tests/conftest.py, not
 # by their number of tests: the long ones have few, and would come last, one beside idle cores.
+WORKERS = $(shell expr 2 \* "$$(getconf _NPROCESSORS_ONLN)")
+
 test: $(SUITE) ## run every test
-	$(BIN)/pytest -n $(shell expr 2 \* "$$(getconf _NPROCESSORS_ONLN)") --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(SUITE) ## run the tests that take seconds, on all cores
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # A promise made in a module's docstring, and the tests that mirror those modules.
 PURE       = $(shell grep -rl --include='*.py' 'No I/O' gateway | sort | paste -sd,)
