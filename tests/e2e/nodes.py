@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import signal
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -178,19 +179,22 @@ class Follower:
             self.cursor = event_id
 
 
-async def ask(url: str, session_id: str, text: str, seconds: float = 30.0, **headers: str) -> str:
-    """Take a text turn and return the answer."""
+async def ask(url: str, session_id: str, text: str, seconds: float = 30.0) -> str:
+    """Take a text turn and return the answer. While the session's node is being replaced it is asked again, under one key:
+    with a lease as short as this, a busy machine may replace a node at any time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    headers = {"Content-Type": "text/plain", "Idempotency-Key": secrets.token_hex(16)}
     async with Caller(url) as caller:
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        answer, said = await caller.ask(
-            "POST",
-            f"/v1/sessions/{session_id}/turns",
-            text,
-            headers={"Content-Type": "text/plain", **headers},
-            timeout=timeout,
-        )
-        assert answer.status == 200, said
-        return bytes(said).decode()
+        while True:
+            timeout = aiohttp.ClientTimeout(total=seconds)
+            path = f"/v1/sessions/{session_id}/turns"
+            answer, said = await caller.ask("POST", path, text, headers=headers, timeout=timeout)
+            if answer.status == 503 and said["code"] == "recovering" and loop.time() < deadline:
+                await asyncio.sleep(0.2)
+                continue
+            assert answer.status == 200, said
+            return bytes(said).decode()
 
 
 __all__ = ["LEASE_SECONDS", "Follower", "Node", "Nodes", "aclosing", "ask"]
