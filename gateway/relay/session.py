@@ -95,7 +95,9 @@ class Session(SessionCore):
                 return known
         self._require_live()
         self._check(batch)
-        before, first, count = self.log.head, self.state.accepted + 1, len(batch)
+        # The newest event, although readers may not see it yet: they do once this is flushed. So after a takeover a receipt's
+        # head is of the new epoch, and a client can tell it from a receipt of the lost node.
+        before, first, count = self.log.appended, self.state.accepted + 1, len(batch)
         self._send(batch, first, promise=promise, head=before.sequence)
         if self.journal.keeps:
             await self.journal.flushed()

@@ -131,6 +131,8 @@ class NodesLife(Life):
     undone_after: set[int] = field(default_factory=set)
     """The numbers in gateway.recovering, and below, those that receipts showed."""
     presumed: set[int] = field(default_factory=set)
+    former: set[str] = field(default_factory=set)
+    """The epochs of the events read so far."""
     voices: Voices = field(default_factory=Voices)
 
     async def _read(self) -> None:
@@ -161,14 +163,16 @@ class NodesLife(Life):
             return
         if self.told and kind == "gateway.recovering":
             self.undone_after.add(int(block.value["accepted"]))
-            self._forget_after(int(block.value["accepted"]), str(block.id).split("-")[0])
+            self._forget_after(int(block.value["accepted"]))
+        if block.id is not None and kind not in ASIDES:
+            self.former.add(block.id.split("-")[0])
         Life._take(self, block)  # super() fails in a dataclass with slots
 
-    def _forget_after(self, accepted: int, epoch: str = "") -> None:
-        """Drop accepted events that the gateway says are lost: those of earlier epochs than the one that says it. Those that
-        were heard of count as heard."""
+    def _forget_after(self, accepted: int, *, every: bool = False) -> None:
+        """Drop accepted events that the gateway says are lost: those whose receipts are of earlier epochs than the one that
+        says it, or `every` one. Those that were heard of count as heard."""
         for name, place in list(self.accepted.items()):
-            if place > accepted and self.epochs.get(place) != epoch:
+            if place > accepted and (every or self.epochs.get(place) in self.former):
                 del self.accepted[name]
                 self.waiting.pop(name, None)
                 self.undone += 1
@@ -177,7 +181,7 @@ class NodesLife(Life):
         if self.told and receipt["first"] <= len(self.accepted):
             # Told in gateway.recovering, which may be read after the receipt.
             self.presumed.add(receipt["first"] - 1)
-            self._forget_after(receipt["first"] - 1)
+            self._forget_after(receipt["first"] - 1, every=True)
         epoch = str(receipt["head"]).split("-")[0]
         self.epochs |= dict.fromkeys(range(receipt["first"], receipt["last"] + 1), epoch)
         Life._numbered(self, receipt, count)

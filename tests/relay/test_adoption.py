@@ -106,6 +106,27 @@ async def test_a_session_of_a_lost_node_goes_on() -> None:
         assert [args[1:3] for args in second.notebook.told("recovered")] == [("node_lost", "recovered")]
 
 
+async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
+    """A client tells it from a receipt of the lost node, also while gateway.recovering is not settled yet; and a repeat gets
+    the same one."""
+    async with nodes() as (first, _, second):
+        _, journal = await attended(first)
+        saved, taker = taken(journal), MemoryJournal(taken(journal).state.head)
+        taker.holding = True
+        other = cast(Session, second.hub.adopt(saved, taker))
+        hidden = other.reader.head
+        sending = asyncio.create_task(other.submit([client_event("some.future.event")], KEY))
+        await asyncio.sleep(0.05)
+        taker.holding = False
+        taker.settle()
+        receipt = await sending
+
+        assert hidden.epoch != "z001"
+        assert str(receipt.head) == f"z001-{hidden.sequence + 1}"
+        assert (await other.submit([client_event("some.future.event")], KEY)).head == receipt.head
+        assert other.reader.read(receipt.head, 100, 1 << 20).gap is None
+
+
 async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
     """Held events go to the new call; what the lost call had been given and not confirmed is named."""
     async with nodes() as (first, _, second):
