@@ -18,23 +18,23 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Conversations recorded from the live service. They lie next to the checkout, since we may not publish them.
+# Conversations recorded from the live service. They are stored next to the checkout, because we may not publish them.
 RECORDINGS = ROOT.parent / "shared" / "recordings"
 
 # Where Debian keeps servers that are not on an ordinary user's PATH.
 ADMIN_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 
-# One part may go by several names: the first that is found counts.
+# A program may have several names; the first one that is found is used.
 ALSO_CALLED = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "redis-server": ("redis-server", "valkey-server"),
 }
 
-# Connections that were closed but not awaited end within a few turns of the loop; what is left then was forgotten.
+# Closed connections that were not awaited end within a few turns of the loop; a task that is left after this time was forgotten.
 TASKS_SETTLE_SECONDS = 4.0
 
-# The files that take longest, of which none must come last and run alone. Those that mostly wait stand beside those that
-# compute. A worker takes a file at a time.
+# The files that take longest. They start first, so that none runs alone at the end, and files that mostly wait alternate with
+# files that compute. A worker takes one file at a time.
 LONGEST_FIRST = (
     "tests/deploy/test_debian.py",
     "tests/e2e/test_continuity_path.py",
@@ -67,8 +67,8 @@ LONGEST_FIRST = (
     "tests/e2e/test_hardening.py",
 )
 
-# The same examples in each run: what fails once fails again. No deadline, since on a busy machine one may take long;
-# what must be quick is measured in processor time.
+# Every run uses the same examples, so a failure repeats. There is no deadline, because an example may take long on a busy
+# machine; tests of speed measure processor time.
 settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("suite")
 
@@ -82,7 +82,7 @@ def find_part(part: str) -> str | None:
 
 
 def require_part(part: str) -> str:
-    """Return a program's path; without it skip the test that asks, or fail it in CI."""
+    """Return a program's path. Without it, skip the test that asks, or fail it in CI."""
     if path := find_part(part):
         return path
     reason = f"{part} is not installed, and this test runs it"
@@ -92,7 +92,8 @@ def require_part(part: str) -> str:
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT, and let what tests start hear it: a run in the background of a shell inherits that it is ignored."""
+    """Restore the default handler of SIGINT, also for processes that tests start: a shell's background job inherits
+    that it is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -104,7 +105,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Look for the parts that a test names before anything is set up for it."""
+    """Look for the programs that a test names before its fixtures are set up."""
     for mark in item.iter_markers("needs"):
         for part in mark.args:
             require_part(part)
@@ -118,7 +119,7 @@ def part_path() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def recordings() -> Path:
-    """Return the folder of recorded conversations, or skip where it is missing: it is never part of a checkout."""
+    """Return the folder of recorded conversations. Skip the test without it, because no checkout contains it."""
     if not RECORDINGS.is_dir():
         pytest.skip(f"no recorded conversations at {RECORDINGS}")
     return RECORDINGS
@@ -126,7 +127,7 @@ def recordings() -> Path:
 
 @pytest.fixture(autouse=True)
 def _tasks_are_owned(request: pytest.FixtureRequest) -> None:
-    """Watch over the tasks of every test that runs on a loop; the others need none."""
+    """Check the tasks of every test that runs on a loop; other tests have none."""
     function = getattr(request.node, "function", None)
     if inspect.iscoroutinefunction(inspect.unwrap(function) if function else None):
         request.getfixturevalue("_no_task_left_behind")

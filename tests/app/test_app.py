@@ -1,4 +1,4 @@
-"""The composition root: that every setting reaches its package, and that starting and ending leave nothing behind."""
+"""The composition root: every setting reaches its package, and starting and ending leave nothing behind."""
 
 import asyncio
 import hashlib
@@ -157,7 +157,7 @@ async def status(url: str, method: str = "GET", key: str | None = None) -> int:
 
 
 def test_going_by_a_relay_reaches_the_upstream_room() -> None:
-    """`ice_transport_policy` only makes sense with a TURN server."""
+    """`ice_transport_policy` reaches the upstream package. It requires a TURN server."""
     servers = CHANGES["upstream.ice_servers"]
     config = load(environ={}, flags={"upstream": {"ice_servers": servers, "ice_transport_policy": "relay"}})
 
@@ -176,7 +176,7 @@ def test_every_setting_is_accounted_for() -> None:
 
 
 def test_the_memory_budget_reaches_the_relay() -> None:
-    """The configured memory budget is the one that the relay charges."""
+    """The relay uses the configured memory budget."""
     gateway = Gateway(changed("server.memory_budget_bytes", 64 << 20))
 
     assert gateway._hub.budget.total_bytes == 64 << 20
@@ -190,7 +190,8 @@ def test_connections_leave_descriptors_for_sessions() -> None:
 
 
 def test_sessions_are_limited_by_the_descriptors_that_connections_leave() -> None:
-    """Otherwise a create would fail in the middle, for want of a socket."""
+    """Sessions are limited by the descriptors that remain, because a create without a free descriptor would fail
+    halfway."""
     assert relay_limits(Config(), 1024).max_sessions == 480
     assert relay_limits(changed("server.max_connections", 50), 1024).max_sessions == 910
     assert relay_limits(Config(), 1 << 20).max_sessions == 2000
@@ -214,7 +215,7 @@ def test_key_limits_reach_the_rules() -> None:
 
 
 def test_template_says_its_type() -> None:
-    """OpenAI would refuse a session template without a type."""
+    """The session template includes its type, because OpenAI refuses one without."""
     template = relay_limits(changed("upstream.session", {"type": "realtime"})).template
 
     assert template["type"] == "realtime"
@@ -229,7 +230,7 @@ def test_loopback_needs_no_key(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example.com"])
 def test_listening_to_strangers_needs_a_key_or_a_word(host: str) -> None:
-    """On other addresses the gateway does not start without access control by mistake."""
+    """On other addresses the gateway starts without keys only if the operator explicitly allows it."""
     with pytest.raises(ConfigError, match="no key is configured"):
         access_rules(changed("server.host", host))
 
@@ -238,7 +239,7 @@ def test_listening_to_strangers_needs_a_key_or_a_word(host: str) -> None:
 
 
 def test_public_url_makes_host_and_origin_known() -> None:
-    """Behind a proxy the gateway has another host name."""
+    """The host and origin of `public_url` are accepted, because a proxy's host name differs from the gateway's."""
     rules = access_rules(changed("server.public_url", "https://realtime.example.com:8443/"))
 
     assert rules.hosts == {"realtime.example.com"}
@@ -246,13 +247,14 @@ def test_public_url_makes_host_and_origin_known() -> None:
 
 
 def test_unreadable_networks_are_refused() -> None:
-    """An invalid proxy address would never match, so it is refused."""
+    """An invalid proxy address is refused, because it would never match."""
     with pytest.raises(ConfigError, match=r"server\.trusted_proxies"):
         access_rules(changed("server.trusted_proxies", ("nginx",)))
 
 
 def test_proxy_of_the_environment_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is not HTTP is refused at the start, naming the variable."""
+    """A proxy from the environment that is not an HTTP proxy is refused at start, and the message names the
+    variable."""
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1080")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(ConfigError, match="HTTPS_PROXY names a proxy of the kind socks5"):
@@ -267,7 +269,7 @@ def test_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 
 async def test_certificate_is_served(tmp_path: Path) -> None:
-    """With certificate and key the client's listener speaks TLS."""
+    """With a certificate and a key, the client listener uses TLS."""
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     write_certificate(certificate, key)
     files: dict[str, object] = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
@@ -348,7 +350,7 @@ async def test_operator_asks_for_the_drain_over_http() -> None:
 
 
 async def test_admin_token_is_asked_for() -> None:
-    """With a token configured, loopback alone is not enough."""
+    """If an admin token is configured, calling from loopback is not enough."""
     async with running(admin={"token": ADMIN}) as gateway:
         url = f"{gateway.admin_url}/sessions"
         answers = [await status(url), await status(url, key="wrong"), await status(url, key=ADMIN)]
@@ -428,7 +430,8 @@ async def test_emptied_keys_file_changes_nothing(tmp_path: Path, anonymous: bool
     ],
 )
 def test_origin_that_can_never_match_refuses_to_start(origin: str, said: str) -> None:
-    """The page would be refused for ever, and its operator would look for the mistake elsewhere."""
+    """A configured origin that no browser sends is refused at start, because otherwise its pages would be refused
+    without a visible reason."""
     with pytest.raises(ConfigError, match=r"access\.cors_origins: .* can never match") as refused:
         access_rules(load(environ={}, flags={"access": {"cors_origins": [origin]}}))
 
@@ -437,6 +440,6 @@ def test_origin_that_can_never_match_refuses_to_start(origin: str, said: str) ->
 
 @pytest.mark.parametrize("name", ["https://a.example", "a/b", "*.example", "a:b"])
 def test_host_that_can_never_match_refuses_to_start(name: str) -> None:
-    """As an origin does."""
+    """A configured host that no request can have is refused at start."""
     with pytest.raises(ConfigError, match=r"server\.allowed_hosts: .* can never match"):
         access_rules(load(environ={}, flags={"server": {"allowed_hosts": [name]}}))

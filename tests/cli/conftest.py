@@ -62,7 +62,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("GATEWAY_", "OPENAI_")) and "proxy" not in name.lower()
     }
-    # Wide enough that no line of help or error is folded.
+    # Wide enough that no line of help or error is wrapped.
     return {**kept, "COLUMNS": "200", "PYTHONUNBUFFERED": "1", **changes}
 
 
@@ -114,7 +114,7 @@ def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator
             found = next((m for line in process.stdout if (m := re.search(pattern, line))), None)
             assert found is not None, f"{arguments} did not say {pattern!r}"
             timer.cancel()
-            # Nobody reads on: what it writes in a module's tests is far less than a pipe holds (64 KiB).
+            # Nothing reads the rest of the output: in one module's tests it is far less than a pipe's capacity (64 KiB).
             yield found[1]
         finally:
             timer.cancel()

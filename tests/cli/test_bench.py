@@ -14,7 +14,7 @@ from tests.cli.conftest import Start
 
 
 def figures(output: str) -> dict[str, Any]:
-    """Read the JSON at the end of the output; the progress is above it."""
+    """Return the JSON at the end of the output; the progress report is above it."""
     return dict(json.loads(output[output.index("{") :]))
 
 
@@ -76,7 +76,8 @@ async def test_bench_without_a_gateway_fails(start: Start) -> None:
 
 
 def test_delay_is_counted_from_the_delta_that_came_earliest() -> None:
-    """At ten deltas a second, one that came 0.05 s after its time is 0.05 s late, and so are none before it."""
+    """Due times are counted from the earliest delta: at ten deltas a second, one that arrived 0.05 s after its due
+    time is 0.05 s late."""
     assert delays([5.0, 5.15, 5.2, 5.3], rate=10) == pytest.approx([0, 0.05, 0, 0])
     assert delays([5.02, 5.1, 5.2], rate=10) == pytest.approx([0.02, 0, 0])
     assert delays([], rate=10) == []

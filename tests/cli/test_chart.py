@@ -1,4 +1,4 @@
-"""The drawing of a bench is well-formed, to scale, and has what was measured and nothing else."""
+"""The chart of a bench run is well-formed, to scale, and shows exactly what was measured."""
 
 from xml.etree import ElementTree as ET
 
@@ -8,7 +8,7 @@ NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 
 
 def test_bars_are_to_scale_within_their_group() -> None:
-    """The longest bar of a group fills its width, and half of the value is half as long."""
+    """The longest bar of a group fills its width, and a bar for half the value is half as long."""
     figures = {"gateway_us_per_event": 40.0, "bare_tuned_us_per_event": 20.0, "delta_delay_ms_p50": 0.2}
     root = ET.fromstring(svg("a & b", figures))
     widths = [float(bar.attrib["width"]) for bar in root.iterfind("svg:rect", NAMESPACE)]

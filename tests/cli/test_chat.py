@@ -1,4 +1,4 @@
-"""`gateway chat` with a real gateway, with input from a pipe."""
+"""`gateway chat` with a real gateway, reading its input from a pipe."""
 
 import signal
 from asyncio.subprocess import PIPE
@@ -41,7 +41,7 @@ async def test_end_of_input_ends_the_chat(start: Start, gateway: str) -> None:
 
 
 async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> None:
-    """Ctrl-C in an answer cancels it, and the conversation continues."""
+    """Ctrl-C during an answer cancels it, and the conversation continues."""
     chat = await start("chat", "--url", gateway, stdin=PIPE)
     await say(chat, "Write 3000 words about the sea.")
     await chat.says(r"(?s)you> .{80}")

@@ -1,4 +1,4 @@
-"""`gateway check` against upstreams that work and that do not."""
+"""`gateway check` against working and failing upstreams."""
 
 import asyncio
 import resource
@@ -44,7 +44,7 @@ async def stun() -> AsyncIterator[str]:
 
 
 async def test_everything_well_exits_with_zero(start: Start, emulator: str) -> None:
-    """With a working upstream and a key, each line is ok and a real call was made."""
+    """With a working upstream and a key, each line is ok and a real call is made."""
     check = await start("check", "--upstream-url", emulator, OPENAI_API_KEY="sk-test")
     status = await check.ended()
     await check.says("a real call: opened in")
@@ -119,7 +119,8 @@ async def test_refused_key_is_explained() -> None:
     ],
 )
 async def test_refusal_names_the_one_thing_to_do(status: int, error: dict[str, str], remedy: str) -> None:
-    """Each by what OpenAI said, and only what it cannot be blamed on here sends to the status page."""
+    """Each refusal by OpenAI leads to one remedy. Only problems that cannot be fixed here refer to OpenAI's status
+    page."""
 
     async def refuse(request: web.Request) -> web.Response:
         headers = {"Location": "/elsewhere"} if status == 307 else None
@@ -148,7 +149,7 @@ async def test_name_that_does_not_resolve_is_told_once() -> None:
 
 
 async def test_upstream_without_a_listener_is_not_openais_fault() -> None:
-    """An earlier line already reports the cause."""
+    """A local upstream without a listener is not blamed on OpenAI: an earlier line already reports the cause."""
     finding = await doctor.call(pointed_at(NOWHERE, api_key="sk-test"))
 
     assert finding.remedy == "The HTTP request was not answered: see the line about HTTP or HTTPS above."

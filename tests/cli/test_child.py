@@ -107,7 +107,7 @@ async def test_child_dies_with_a_parent_that_is_killed(script: str) -> None:
     await parent.wait()
     async with asyncio.timeout(10):
         while alive(pid):
-            await asyncio.sleep(0.01)  # The kernel's doing cannot be waited for.
+            await asyncio.sleep(0.01)  # The kernel does this asynchronously, so the test polls.
 
     assert ran
 

@@ -20,7 +20,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 async def test_demo_holds_a_conversation_and_keeps_serving(start: Start) -> None:
-    """Questions, answers, lines to try; then anybody may use it, and Ctrl-C ends both processes."""
+    """It prints questions, answers and commands to try, then accepts any caller, and Ctrl-C ends both processes."""
     demo = await start("demo", "--port", "0")
     await demo.says("Serving until Ctrl-C")
     url = (await demo.says(r"listening on (http://\S+)"))[1]
@@ -58,7 +58,8 @@ async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
 
 @pytest.mark.slow
 async def test_demo_honours_settings(start: Start) -> None:
-    """If keys are configured, the demo creates and shows one. Address, log and other settings are the operator's."""
+    """If keys are configured, the demo creates and shows one. It uses the operator's address, log and other
+    settings."""
     environ = {
         "GATEWAY_ACCESS__KEYS": '[{"name": "ada", "sha256": "%s"}]' % ("0" * 64),
         "GATEWAY_SERVER__HOST": "0.0.0.0",
@@ -94,7 +95,7 @@ async def test_emulator_never_outlives_the_demo(start: Start, number: signal.Sig
     await demo.ended()
     async with asyncio.timeout(10):
         while alive(child):
-            await asyncio.sleep(0.01)  # The kernel's doing cannot be waited for.
+            await asyncio.sleep(0.01)  # The kernel does this asynchronously, so the test polls.
 
 
 @pytest.mark.slow
@@ -112,5 +113,5 @@ async def test_demo_ends_with_its_emulator(start: Start) -> None:
 
 
 def signal_child(pid: int) -> None:
-    """Kill a process that this test caused to be."""
+    """Kill a process that this test started indirectly."""
     os.kill(pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ BASE = "http://127.0.0.1:1/v1"
 
 
 def test_settings_of_the_environment_count() -> None:
-    """Limits, log, session template: what one would like to try."""
+    """Limits, log and session template from the environment are used."""
     environ = {
         "GATEWAY_RELAY__MAX_SESSIONS": "3",
         "GATEWAY_DRAIN__TIMEOUT_SECONDS": "9",
@@ -27,7 +27,7 @@ def test_settings_of_the_environment_count() -> None:
 
 
 def test_settings_of_a_file_count(tmp_path: Path) -> None:
-    """The one that GATEWAY_CONFIG names."""
+    """Settings from the file that GATEWAY_CONFIG names are used."""
     file = tmp_path / "gateway.toml"
     file.write_text("[stream]\nheartbeat_seconds = 7\n")
 
@@ -35,7 +35,7 @@ def test_settings_of_a_file_count(tmp_path: Path) -> None:
 
 
 def test_nothing_leads_away_from_the_emulator(tmp_path: Path) -> None:
-    """No real key, no proxy, no TURN server, no cluster; the drain is short."""
+    """The demo uses no real key, proxy, TURN server or cluster, and its drain is short."""
     key = tmp_path / "key"
     key.write_text("sk-real")
     environ = {
@@ -74,13 +74,13 @@ def test_demo_has_a_key_of_its_own_where_keys_are_configured() -> None:
 
 
 def test_wrong_setting_is_refused() -> None:
-    """The behaviour is that of `gateway serve`."""
+    """An invalid setting is refused, as by `gateway serve`."""
     with pytest.raises(ConfigError, match="max_sesions"):
         settings({"GATEWAY_RELAY__MAX_SESIONS": "3"}, 1, 2, BASE)
 
 
 def test_free_port_is_another_one_where_it_is_taken() -> None:
-    """And the wanted one where it is not."""
+    """If the wanted port is taken, another one is returned; otherwise the wanted one is."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -103,5 +103,6 @@ def test_free_port_is_another_one_where_it_is_taken() -> None:
     ],
 )
 def test_listener_is_reached_by_an_address(url: str, local: str) -> None:
-    """0.0.0.0 is neither a usable address nor a loopback name."""
+    """A listener on all addresses is reached through a loopback address, because 0.0.0.0 is not an address to
+    connect to."""
     assert local_url(url) == local

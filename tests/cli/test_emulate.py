@@ -38,7 +38,7 @@ async def test_emulator_without_its_port_fails(start: Start) -> None:
 
 
 async def test_emulator_takes_faults_and_keys(start: Start) -> None:
-    """A fault of the flags is met by every call, and a key that is not listed is refused."""
+    """A fault given as a flag applies to every call, and a key that is not listed is refused."""
     flags = ("--fault", "signal_status=503", "--fault", "signal_retry_after=7", "--api-key", "sk-right")
     running = await start("emulate", "--port", "0", *flags)
     url = (await running.says(r"emulator listening on (http://127\.0\.0\.1:\d+/v1)"))[1]

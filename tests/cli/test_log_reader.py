@@ -1,4 +1,4 @@
-"""`gateway serve` with a log that is not read or cannot be written: it serves, and ends on a signal."""
+"""`gateway serve` when its log is not read or cannot be written: it keeps serving, and ends on a signal."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ REQUESTS = 1500
 
 @contextmanager
 def serving(emulator: str, stderr: int) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
-    """Run a gateway that logs there, and return the process and both addresses."""
+    """Run a gateway that logs there, and return the process and both URLs."""
     ports = free_port(), free_port()
     arguments = ["serve", "--port", str(ports[0]), "--admin-port", str(ports[1]), "--upstream-url", emulator]
     with subprocess.Popen(
@@ -54,7 +54,7 @@ async def listening(url: str) -> None:
 
 
 async def converse(url: str) -> None:
-    """Open sessions and ask for what is not there, many times: every answer comes, and none is 500."""
+    """Open sessions and request missing resources many times: every request is answered, and none with 500."""
     async with asyncio.timeout(SECONDS), Client(url) as client:
         for _ in range(3):
             await (await client.open()).close()
@@ -70,7 +70,7 @@ def ends(process: "subprocess.Popen[bytes]") -> int:
 
 
 async def test_a_reader_that_leaves_after_two_lines(emulator: str) -> None:
-    """As in `gateway serve 2>&1 | head -2`."""
+    """The gateway keeps serving after the reader of its log leaves, as in `gateway serve 2>&1 | head -2`."""
     reading, writing = os.pipe()
     with serving(emulator, writing) as (process, url, _):
         os.close(writing)
@@ -82,7 +82,7 @@ async def test_a_reader_that_leaves_after_two_lines(emulator: str) -> None:
 
 
 async def test_a_reader_that_stops_reading(emulator: str) -> None:
-    """When the pipe is full only the log waits."""
+    """When the pipe is full, only the log waits."""
     reading, writing = os.pipe()
     with serving(emulator, writing) as (process, url, _):
         os.close(writing)
@@ -94,7 +94,7 @@ async def test_a_reader_that_stops_reading(emulator: str) -> None:
 
 
 async def test_a_full_disk(emulator: str) -> None:
-    """Every line fails to be written, and the metric counts them."""
+    """On a full disk no line can be written, and a metric counts the lost lines."""
     full = os.open("/dev/full", os.O_WRONLY)
     with serving(emulator, full) as (process, url, admin):
         os.close(full)

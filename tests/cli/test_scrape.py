@@ -18,12 +18,12 @@ BUCKETS: Buckets = {0.001: 50, 0.002: 90, 0.01: 100, math.inf: 100}
     ("share", "value"), [(0.25, 0.0005), (0.5, 0.001), (0.7, 0.0015), (0.95, 0.006), (1.0, 0.01)]
 )
 def test_quantile_is_spread_evenly_within_its_bucket(share: float, value: float) -> None:
-    """As Prometheus' histogram_quantile."""
+    """Values are assumed to be spread evenly within a bucket, as in Prometheus' histogram_quantile."""
     assert quantile(BUCKETS, share) == pytest.approx(value)
 
 
 def test_quantile_beyond_the_last_bound_is_the_last_bound() -> None:
-    """The histogram has no more detail."""
+    """A quantile beyond the last bound is that bound, because the histogram has no more detail."""
     assert quantile({0.001: 1, math.inf: 10}, 0.99) == 0.001
 
 
@@ -34,12 +34,12 @@ def test_quantile_of_nothing_is_nothing() -> None:
 
 
 def test_only_what_came_in_between_counts() -> None:
-    """The warm-up is subtracted."""
+    """Only events between two scrapes count; the warm-up is subtracted."""
     assert since({0.001: 10, math.inf: 12}, {0.001: 10, math.inf: 15}) == {0.001: 0, math.inf: 3}
 
 
 async def test_gateway_is_scraped(start: Start, emulator: str) -> None:
-    """A real turn is in the real histogram."""
+    """The histogram scraped from a real gateway contains a real turn."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
     url, admin = await addresses(running)
     before = await histogram(admin, "relay_seconds", direction="down")

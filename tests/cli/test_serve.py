@@ -1,4 +1,4 @@
-"""`gateway serve` as its operator sees it: log lines, signals, exit status."""
+"""`gateway serve` as its operator uses it: log lines, signals, exit status."""
 
 import asyncio
 import hashlib
@@ -111,7 +111,7 @@ async def test_port_in_use_exits_with_one(start: Start) -> None:
 
 
 async def test_missing_key_is_told_at_start(start: Start) -> None:
-    """Without OpenAI's key every session will be refused: better to read it now."""
+    """Without OpenAI's key every session would be refused, so the log says so at start."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")
     await addresses(running)
 
@@ -198,7 +198,7 @@ async def test_supervisor_is_told(start: Start, tmp_path: Path) -> None:
 
 
 async def test_interrupt_while_starting_leaves_no_traceback(start: Start) -> None:
-    """Ctrl-C before it listens also ends it."""
+    """Ctrl-C before the gateway listens ends it without a traceback."""
     running = await start(*SERVE, "http://127.0.0.1:1/v1")
     await asyncio.wait_for(_send_until_dead(running), 20)
 

@@ -53,7 +53,7 @@ def test_a_supervisor_that_is_gone_or_does_not_read_is_no_failure(
 
 
 async def test_the_loop_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the supervisor watches, it hears from the loop twice in the time it allows."""
+    """With a watchdog, the loop notifies the supervisor twice within the allowed time."""
     path = os.fspath(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     monkeypatch.setenv("WATCHDOG_USEC", "100000")
@@ -68,7 +68,7 @@ async def test_the_loop_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 async def test_without_a_watchdog_nothing_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task ends by itself if there is no supervisor."""
+    """Without a watchdog, the task ends by itself."""
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     await asyncio.wait_for(beat(), 10)
 

@@ -1,4 +1,4 @@
-"""`gateway top` as its operator sees it: with a real gateway, and without one."""
+"""`gateway top` as its operator uses it: with a real gateway, and without one."""
 
 import os
 import re
@@ -15,7 +15,7 @@ SERVE = ("serve", "--port", "0", "--admin-port", "0", "--upstream-url")
 
 
 async def test_top_shows_sessions_and_what_they_cost(start: Start, emulator: str) -> None:
-    """One look, as a script takes it: the session with its tokens and its cost."""
+    """A single sample, as a script takes it, shows the session with its tokens and its cost."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
     url = (await running.says(r"(?<!admin )listening on (http://\S+)"))[1]
     admin = (await running.says(r"admin listening on (http://\S+)"))[1]
@@ -38,7 +38,7 @@ async def test_top_is_live_until_it_is_ended(start: Start, emulator: str) -> Non
     """In a terminal it redraws until Ctrl-C."""
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
     admin = (await running.says(r"admin listening on (http://\S+)"))[1]
-    # rich takes it for a terminal, as `script` or a multiplexer would be.
+    # rich treats the output as a terminal, as it does under `script` or a multiplexer.
     top = await start("top", "--url", admin, "--interval", "0.5", FORCE_COLOR="1", TERM="xterm")
     await top.says(r"(?s)sessions.*sessions.*sessions")
     await top.tell(signal.SIGINT)
@@ -48,7 +48,7 @@ async def test_top_is_live_until_it_is_ended(start: Start, emulator: str) -> Non
 
 
 async def test_top_asks_for_the_token(start: Start, emulator: str) -> None:
-    """With a token set, nothing is shown without it, and the message names what brings it."""
+    """If a token is configured, nothing is shown without it, and the message says how to pass it."""
     token = "t" * 32
     running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test", GATEWAY_ADMIN__TOKEN=token)
     admin = (await running.says(r"admin listening on (http://\S+)"))[1]
@@ -63,7 +63,7 @@ async def test_top_asks_for_the_token(start: Start, emulator: str) -> None:
 
 
 async def test_top_without_a_gateway_says_so(start: Start) -> None:
-    """What was asked, and where the address stands."""
+    """The message names the URL that was requested and the setting that holds the address."""
     top = await start("top", "--url", "127.0.0.1:1", "--once")
 
     assert await top.ended() == 1

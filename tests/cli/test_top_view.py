@@ -1,4 +1,4 @@
-"""gateway/cli/top_view.py: what it shows of two successive looks at a gateway."""
+"""gateway/cli/top_view.py: what it shows of two successive samples of a gateway."""
 
 import io
 from typing import Any
@@ -38,13 +38,13 @@ process_resident_memory_bytes 104857600
 
 
 def look(at: float, *sessions: dict[str, Any], more: bool = False, **values: float) -> Look:
-    """What was seen at a moment."""
+    """Return a sample of a gateway, taken at the given time."""
     counts = dict.fromkeys(("draining", "up", "down", "tokens", "cost", "unpriced", "lag"), 0.0) | values
     return Look(at, 1_000_000 + at, parse(METRICS.format(**counts)), sessions, more)
 
 
 def session(id: str, head: str = "k-1", **changes: Any) -> dict[str, Any]:
-    """A session as the operator's listener shows it."""
+    """Return a session as the admin listener describes it."""
     usage = {"input_text": 10, "output_text": 5, "cached_input": 9, "cost_usd": 0.5}
     shown = {"id": id, "principal": "ada", "state": "connected", "model": "m", "created_at": 1_000_000}
     return {**shown, "receivers": 1, "head": head, "usage": usage, **changes}
@@ -59,7 +59,8 @@ def printed(before: Look | None, now: Look, height: int = 10) -> str:
 
 
 def test_sessions_stand_in_the_order_of_their_activity() -> None:
-    """Events a second from two heads, also over a change of epoch; the dearer of two equals first."""
+    """Sessions are sorted by events per second, also across a change of epoch; of two equal ones the more expensive
+    comes first."""
     before = look(0, session("gws_a", "k-10"), session("gws_b", "k-10"), session("gws_c", "k-5"))
     now = look(
         2,
@@ -104,12 +105,12 @@ def test_first_look_has_no_rates() -> None:
 
 
 def test_a_restart_is_no_negative_rate() -> None:
-    """Counters that were reset."""
+    """A counter that was reset does not lead to a negative rate."""
     assert "0.0/s up" in printed(look(0, up=50), look(1, up=2))
 
 
 def test_what_has_no_room_is_counted() -> None:
-    """Instead of scrolling out of sight."""
+    """Sessions that do not fit on the screen are counted instead of scrolling out of sight."""
     sessions = [session(f"gws_{number}") for number in range(5)]
 
     assert "… and 3 more" in printed(None, look(0, *sessions), 2)
@@ -118,7 +119,7 @@ def test_what_has_no_room_is_counted() -> None:
 
 
 def test_names_are_no_markup() -> None:
-    """A model is named by its provider."""
+    """A model's name is not interpreted as markup, because the provider chooses it."""
     assert "[red]m" in printed(None, look(0, session("gws_a", model="[red]m")))
 
 

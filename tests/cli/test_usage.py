@@ -1,4 +1,4 @@
-"""What the command line says and how it exits, without anything being run."""
+"""What the command line prints and how it exits, without running a gateway."""
 
 import hashlib
 import os
@@ -75,7 +75,7 @@ def refused(*arguments: str, **environ: str) -> str:
 
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_wrong_configuration_exits_with_two_and_names_the_key(command: str) -> None:
-    """The key, what was expected, and the nearest one known."""
+    """The message names the key, what was expected, and the nearest known key."""
     said = refused(command, GATEWAY_RELAY__MAX_SESION="3", GATEWAY_SERVER__PORT="x")
 
     assert "GATEWAY_RELAY__MAX_SESION): unknown key; did you mean relay.max_sessions?" in said
@@ -98,7 +98,7 @@ def test_missing_secret_file_is_refused_by_its_key(tmp_path: Path) -> None:
 
 
 def test_keygen_prints_a_key_and_the_lines_that_let_it_in() -> None:
-    """The lines on stdout as they go into a file, the key on stderr and nothing beside it."""
+    """Stdout has the lines for the keys file; stderr has the key and nothing else."""
     result = CliRunner().invoke(command_line(), ["keygen", "ada"])
 
     assert result.exit_code == 0

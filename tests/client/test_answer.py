@@ -9,7 +9,7 @@ MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "Hi"},
 
 
 def test_response_object_has_its_text_and_calls() -> None:
-    """Text is put together from the messages, calls are listed."""
+    """The text is joined from the messages, and the calls are listed."""
     answer = Answer.of(
         {"id": "resp_1", "status": "completed", "output": [MESSAGE, CALL, {"type": "message"}]}
     )
@@ -24,7 +24,7 @@ def test_response_object_has_its_text_and_calls() -> None:
 
 
 def test_turn_has_its_text_as_it_is() -> None:
-    """`output_text` wins."""
+    """A turn's `output_text` is used unchanged."""
     assert Answer.of({"output_text": "Hello", "output": [MESSAGE]}).text == "Hello"
 
 
@@ -39,12 +39,12 @@ def test_turn_has_its_text_as_it_is() -> None:
 def test_error_is_found_where_either_form_has_it(
     response: dict[str, object], error: dict[str, str] | None
 ) -> None:
-    """The gateway's member, or OpenAI's details."""
+    """An error is found in the gateway's member and in OpenAI's details."""
     assert Answer.of(response).error == error
 
 
 def test_usage_adds_audio_of_both_directions() -> None:
-    """Each figure is 0 where it is missing or null."""
+    """Input and output audio tokens are added; a missing or null figure counts as 0."""
     usage = {
         "input_tokens": 5,
         "output_tokens": 3,
@@ -57,6 +57,6 @@ def test_usage_adds_audio_of_both_directions() -> None:
 
 
 def test_arguments_that_are_no_object_are_told() -> None:
-    """A model may write anything."""
+    """Arguments that are not a JSON object raise ValueError, because a model may write anything."""
     with pytest.raises(ValueError, match="not a JSON object"):
         FunctionCall("f", "call_1", "[]").values()

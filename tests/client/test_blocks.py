@@ -33,7 +33,7 @@ def parse(*chunks: bytes) -> list[Block]:
 
 
 def test_stream_is_read_whole() -> None:
-    """Line ends of all three kinds, a byte order mark, comments and unknown fields."""
+    """The parser handles all three line ends, a byte order mark, comments and unknown fields."""
     assert parse(STREAM) == BLOCKS
 
 
@@ -44,7 +44,7 @@ def test_any_cut_gives_the_same_blocks(cut: int) -> None:
 
 
 def test_single_bytes_give_the_same_blocks() -> None:
-    """Not even one byte at a time."""
+    """Feeding one byte at a time gives the same blocks."""
     assert parse(*(STREAM[index : index + 1] for index in range(len(STREAM)))) == BLOCKS
 
 
@@ -55,7 +55,7 @@ def test_unfinished_block_is_not_given() -> None:
 
 @given(st.lists(st.text(alphabet=st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))))
 def test_any_text_survives(texts: list[str]) -> None:
-    """JSON of any text, as the gateway frames it, comes back as it was."""
+    """JSON with any text, framed as the gateway does it, is parsed unchanged."""
     stream = "".join(f"id: a-1\ndata: {json.dumps(text, ensure_ascii=False)}\n\n" for text in texts)
 
     assert [json.loads(block.data or "") for block in parse(stream.encode())] == texts

@@ -26,7 +26,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Script:
-    """A server that answers each request of a path with the next of its answers, and keeps what was asked."""
+    """A server that answers each request to a path with its next answer, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[web.Request] = []
@@ -50,7 +50,7 @@ CREATED = {"id": "gws_a", "limits": {"heartbeat_seconds": 0.2}}
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back off for milliseconds; the order of what happens is what is tested."""
+    """Back off for milliseconds, because only the order of events is tested."""
     monkeypatch.setattr(retrying, "FIRST_BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(retrying, "LONGEST_BACKOFF_SECONDS", 0.01)
 
@@ -114,14 +114,14 @@ def empty(status: int) -> Answer:
 
 
 async def cut(request: web.Request) -> web.StreamResponse:
-    """Take the request and cut the connection: the client cannot know what became of it."""
+    """Receive the request and cut the connection, so that the client cannot know whether it was processed."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
 
 
 async def mute(request: web.Request) -> web.StreamResponse:
-    """Open a stream and never say anything."""
+    """Open a stream and send nothing."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     await asyncio.sleep(30)
@@ -192,7 +192,7 @@ async def test_gap_is_surfaced(script: Script, session: Session) -> None:
 
 
 async def test_reading_from_now_is_asked_for(script: Script, session: Session) -> None:
-    """`now` is a cursor."""
+    """`now` is sent as a cursor."""
     script.then(EVENTS, stream(CLOSED))
     await collect(session, NOW)
 
@@ -207,14 +207,14 @@ async def test_silent_stream_is_taken_for_dead(script: Script, session: Session)
 
 
 async def test_refused_read_is_tried_again_while_it_may_help(script: Script, session: Session) -> None:
-    """503 passes."""
+    """A read that is refused with 503 is tried again, because the condition may pass."""
     script.then(EVENTS, problem(503, "draining", retryable=True), stream(CLOSED))
 
     assert len(await collect(session)) == 1
 
 
 async def test_final_refusal_is_raised(script: Script, session: Session) -> None:
-    """404 does not."""
+    """A read that is refused with 404 raises an error at once."""
     script.then(EVENTS, problem(404, "session-unknown"))
 
     with pytest.raises(SessionGoneError, match="404 session-unknown: why"):
@@ -230,7 +230,7 @@ async def test_answer_that_is_no_stream_is_raised(script: Script, session: Sessi
 
 
 async def test_no_content_ends_the_reading(script: Script, session: Session) -> None:
-    """204 says that there is nothing more, ever."""
+    """204 ends the reading, because no more events will ever come."""
     script.then(EVENTS, stream(block(1, "a")), empty(204))
 
     assert [event.type for event in await collect(session)] == ["a"]
@@ -245,7 +245,7 @@ async def test_superseded_stream_does_not_fight(script: Script, session: Session
 
 
 async def test_send_is_repeated_with_its_key(script: Script, session: Session) -> None:
-    """An answer that was lost leads to the same request with the same Idempotency-Key."""
+    """After a lost answer the client repeats the request with the same Idempotency-Key."""
     script.then(SEND, cut, problem(503, "recovering", retryable=True), data({"accepted": 1}))
 
     receipt = await session.send({"type": "response.create"})
@@ -257,7 +257,7 @@ async def test_send_is_repeated_with_its_key(script: Script, session: Session) -
 
 
 async def test_send_that_can_never_succeed_is_not_repeated(script: Script, session: Session) -> None:
-    """400 is the caller's to mend."""
+    """A request refused with 400 is not repeated, because the caller must change it."""
     script.then(SEND, problem(400, "invalid-event"))
 
     with pytest.raises(InvalidRequestError) as refused:
@@ -275,7 +275,7 @@ async def test_send_gives_up_in_the_end(script: Script, session: Session) -> Non
 
 
 async def test_key_is_sent_as_bearer(script: Script, session: Session) -> None:
-    """Never in a query."""
+    """The key is sent as a bearer token, never in the query."""
     script.then(SEND, data({"accepted": 1}))
     await session.send({"type": "a"})
 
@@ -284,7 +284,7 @@ async def test_key_is_sent_as_bearer(script: Script, session: Session) -> None:
 
 
 async def test_leaving_the_loop_closes_the_connection(script: Script, session: Session) -> None:
-    """A reader that has seen enough leaves no connection behind."""
+    """A reader that leaves the loop early leaves no connection open."""
     left = asyncio.Event()
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -330,7 +330,7 @@ async def test_streamed_turn_joins_the_same_turn_after_a_cut(script: Script, ses
 
 
 async def test_streamed_turn_raises_what_the_gateway_tells_in_it(script: Script, session: Session) -> None:
-    """A failure after the first event comes as `gateway.error`."""
+    """A failure after the first event arrives as `gateway.error` and is raised."""
     told = {"type": "gateway.error", "status": 502, "code": "upstream-rejected", "retryable": False}
     script.then(TURN, stream(f"event: gateway.error\ndata: {json.dumps(told)}\n\n"))
 
@@ -341,7 +341,7 @@ async def test_streamed_turn_raises_what_the_gateway_tells_in_it(script: Script,
 
 
 async def test_streamed_turn_gives_up_in_the_end(script: Script, session: Session) -> None:
-    """Where no connection lives, the error names the gateway."""
+    """If every connection fails, the error names the gateway."""
     script.then(TURN, *[cut] * 5)
 
     with pytest.raises(UnreachableError, match="http://127"):
@@ -349,7 +349,7 @@ async def test_streamed_turn_gives_up_in_the_end(script: Script, session: Sessio
 
 
 async def test_answer_is_not_there_before_its_end(script: Script, session: Session) -> None:
-    """Half an answer is never taken for a whole one."""
+    """The answer is not available before the turn has ended."""
     script.then(TURN, stream(block(1, "response.output_text.delta", delta="a"), block(2, "x"), block(3, "y")))
     async with session.stream("Hi") as turn:
         await anext(turn.__aiter__())
@@ -370,7 +370,7 @@ async def test_attached_session_uses_its_own_credential(script: Script, client: 
 
 
 async def test_filters_are_the_gateways(script: Script, session: Session) -> None:
-    """Types are chosen where they are stored."""
+    """Filters are passed on to the gateway, which selects the events."""
     script.then(EVENTS, stream(CLOSED))
     _ = [event async for event in session.events(types=["response.*", "error"], exclude=["x"])]
 

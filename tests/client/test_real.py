@@ -1,4 +1,4 @@
-"""The client against a real gateway and a real far end."""
+"""The client against a real gateway and the emulator."""
 
 import asyncio
 import subprocess
@@ -97,7 +97,7 @@ def test_importing_the_client_loads_nothing_of_the_gateway() -> None:
 
 
 async def test_events_of_a_session_come_in_order_to_their_end(gateway: str) -> None:
-    """From `session.created` to `gateway.closed`, each once, with ids that grow."""
+    """From `session.created` to `gateway.closed`, each event arrives once, with ascending ids."""
     async with Client(gateway) as client:
         session = await client.open()
         await session.turn("Count to 5.")
@@ -111,7 +111,7 @@ async def test_events_of_a_session_come_in_order_to_their_end(gateway: str) -> N
 
 
 async def test_session_that_never_was_is_told(gateway: str) -> None:
-    """A problem keeps its code."""
+    """The error for an unknown session keeps the problem's code."""
     async with Client(gateway) as client:
         session = await client.open()
         session.id = "gws_none"

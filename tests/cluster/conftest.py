@@ -1,4 +1,5 @@
-"""Redis for the tests of this folder: one server for all, emptied between them; and servers of a test's own."""
+"""Redis for the tests of this folder: one shared server that is emptied between tests, and servers that a single
+test starts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def start_redis() -> Iterator[Callable[..., RedisServer]]:
-    """Return what starts servers that the test may stop and kill."""
+    """Return a function that starts servers, which the test may stop and kill."""
     with ExitStack() as stack:
 
         def start(*options: str) -> RedisServer:

@@ -15,7 +15,7 @@ SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 
 
 class Told:
-    """Telemetry that remembers."""
+    """Telemetry that records what it is told."""
 
     def __init__(self) -> None:
         self.repairs: list[str] = []
@@ -44,7 +44,7 @@ class Told:
 
 
 class FakeSession:
-    """A session that says events and accepts batches; its dump is the count of what it accepted."""
+    """A session that emits events and accepts batches; its dump is the number of batches it accepted."""
 
     def __init__(self, journal: RedisJournal, sequence: int = 0, accepted: int = 0) -> None:
         self.journal = journal

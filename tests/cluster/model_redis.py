@@ -1,7 +1,5 @@
-"""What Redis does to one session's keys, as plain values: streams whose ids grow, scripts, and a failover that forgets.
-
-Held against the real one by tests/cluster/test_model.py.
-"""
+"""A model of one session's keys in Redis, as plain values: streams with ascending ids, scripts, and a failover that
+loses writes."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,12 +8,13 @@ from gateway.cluster.keys import EntryId
 
 
 class Fenced(Exception):
-    """The id of an append is equal or smaller than the last one."""
+    """The id of an append is equal to or smaller than the last one."""
 
 
 @dataclass(frozen=True)
 class Border:
-    """The first entry of a fence: who owns it, and from where on a repair voids what stands before it (None: nothing)."""
+    """The first entry of a fence: the owner, and the sequence from which a repair voids earlier entries (None: it
+    voids nothing)."""
 
     node: str
     start: int | None
@@ -50,13 +49,13 @@ class ModelRedis:
         return entry
 
     def claim(self, node: str, expected: str, above: int) -> int | None:
-        """The claim's script; None where it is refused."""
+        """Run the claim's script; return None if the claim is refused."""
         if self.fence is None or (self.node != expected and above <= self.fence):
             return None
         return self._own(node, max(self.fence, above) + 1, None)
 
     def repair(self, node: str, fence: int, start: int) -> int | None:
-        """The repair's script; None where it is refused."""
+        """Run the repair's script; return None if the repair is refused."""
         if self.fence is not None and self.node != node and self.fence > fence:
             return None
         if self.fence is None:
@@ -64,7 +63,7 @@ class ModelRedis:
         return self._own(node, max(self.fence or 0, fence) + 1, start)
 
     def log(self) -> dict[int, bytes]:
-        """Fold the log: sequence to text, with what borders void left out."""
+        """Fold the log into sequence to text, without entries that borders void."""
         kept: dict[int, bytes] = {}
         for _, what in self.entries:
             if isinstance(what, Border):

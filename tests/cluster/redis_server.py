@@ -1,4 +1,4 @@
-"""A Redis of the test's own, and a proxy before it that can stop, delay and cut."""
+"""A Redis server for one test, and a proxy in front of it that can stop, delay and cut."""
 
 import asyncio
 import os
@@ -57,14 +57,14 @@ class RedisServer:
         raise AssertionError("redis-server did not start")
 
     def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
+        """Stop the process at any point of its work."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power cut would."""
         if self._process is not None:
             self._signal(signal.SIGCONT)
             self._process.kill()
@@ -126,14 +126,14 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Pass nothing on, and keep the connections."""
+        """Forward nothing more, but keep the connections."""
         self._open.clear()
 
     def go_on(self) -> None:
         self._open.set()
 
     def cut(self) -> None:
-        """Cut all connections; new ones are taken."""
+        """Cut all connections, but accept new ones."""
         for line in list(self._lines):
             line.transport.abort()
 

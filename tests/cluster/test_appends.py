@@ -1,4 +1,4 @@
-"""One journal's state machine, alone and against a model Redis that forgets."""
+"""One journal's state machine, alone and against a model of Redis that can lose writes."""
 
 from collections.abc import Sequence
 
@@ -73,7 +73,7 @@ def test_number_too_low_or_nil_means_that_redis_forgot() -> None:
 
 
 def test_check_settles_what_was_applied_before_the_connection_broke() -> None:
-    """The append under way stands in Redis, so it is not sent again."""
+    """An append that is already in Redis is not sent again."""
     appends = ready()
     appends.add(item(1))
     appends.next()
@@ -85,7 +85,7 @@ def test_check_settles_what_was_applied_before_the_connection_broke() -> None:
 
 
 def test_check_sends_again_what_was_not_applied() -> None:
-    """The append under way is not in Redis, so it comes first again."""
+    """An append that is not in Redis is sent again, before everything else."""
     appends = ready()
     appends.add(item(1))
     appends.next()
@@ -99,7 +99,7 @@ def test_check_sends_again_what_was_not_applied() -> None:
 
 
 def test_check_by_a_replaced_owner_ends_it() -> None:
-    """A higher fence of another node: nothing more is taken."""
+    """If Redis holds a higher fence of another node, the journal accepts nothing more."""
     appends = ready()
     appends.add(item(1))
     appends.unsettled()
@@ -121,7 +121,7 @@ def test_check_after_a_failover_that_forgot_the_claim_is_behind() -> None:
 
 
 def test_trimming_keeps_the_log_and_the_snapshot() -> None:
-    """The smaller of the log's first entry and the snapshot's is kept."""
+    """Trimming keeps everything from the log's first entry or the snapshot, whichever is earlier."""
     appends = ready()
     for sequence in range(1, 6):
         appends.add(item(sequence))
@@ -146,7 +146,7 @@ def test_trimming_keeps_the_log_and_the_snapshot() -> None:
 
 
 def test_forgetting_what_waits_leaves_what_is_under_way() -> None:
-    """The size counts what may still be answered."""
+    """Records that wait are dropped, but the append under way stays and counts towards the size."""
     appends = ready()
     appends.add(item(1))
     appends.next()
@@ -158,7 +158,7 @@ def test_forgetting_what_waits_leaves_what_is_under_way() -> None:
 
 
 def test_records_that_are_no_events_leave_the_log_where_it_was() -> None:
-    """A batch that was accepted is kept, and readers see nothing new."""
+    """Records that are not events, such as an accepted batch, are kept, and readers see nothing new."""
     appends = ready()
     appends.add(item())
     appends.next()
@@ -182,10 +182,12 @@ class Owner:
 
 
 class Takeovers(RuleBasedStateMachine):
-    """Two nodes, one session, and a Redis that may forget its last writes or all of them.
+    """Two nodes, one session, and a Redis that may lose its last writes or all of them.
 
-    Law 1: a node shows something new only while Redis names it and its fence. Law 2: what an owner has shown is not taken
-    back, and is in Redis, or is put back by it as long as it lives and is not replaced.
+    Law 1: a node shows something new only while Redis names it and its fence.
+
+    Law 2: what an owner has shown is never withdrawn. It is in Redis, or the owner writes it again as long as it is
+    alive and not replaced.
     """
 
     def __init__(self) -> None:
@@ -239,7 +241,7 @@ class Takeovers(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3), answered=st.booleans())
     def check(self, which: int, answered: bool) -> None:
-        """The owner is connected again, and compares; what it writes again may be cut off in the middle."""
+        """The owner reconnects and compares; its rewrite may be cut off in the middle."""
         for owner in self.living()[which : which + 1]:
             if owner.flying is not None or owner.appends.ready:
                 continue
@@ -287,7 +289,7 @@ class Takeovers(RuleBasedStateMachine):
     @precondition(lambda self: len(self.past) > 1)
     @rule(back=st.integers(1, 6), everything=st.booleans())
     def forget(self, back: int, everything: bool) -> None:
-        """A failover or a restart: the last writes are gone, or all; every connection is cut."""
+        """A failover or a restart loses the last writes or all of them, and every connection is cut."""
         self.redis = ModelRedis() if everything else self.past[-min(back, len(self.past))].copy()
         self.remember()
         for owner in self.living():

@@ -1,4 +1,4 @@
-"""Sealed values: who can read them."""
+"""Sealed values, and which keys open them."""
 
 import pytest
 
@@ -8,7 +8,7 @@ OLD, NEW = bytes(32), bytes(range(32))
 
 
 def test_plain_values_pass_untouched() -> None:
-    """Without encryption a value is itself."""
+    """Without encryption a value is stored unchanged."""
     assert Codec([OLD], encrypt=False).encode(b"text", "gws_1") == b"text"
 
 
@@ -22,7 +22,7 @@ def test_sealed_value_opens_with_any_key_and_whether_or_not_encryption_is_on() -
 
 
 def test_sealed_value_of_another_session_or_key_does_not_open() -> None:
-    """A value that was copied or was sealed elsewhere is refused."""
+    """A value that was copied from another session, or sealed with another key, is refused."""
     codec = Codec([OLD], encrypt=True)
     sealed = codec.encode(b"text", "gws_1")
 

@@ -1,4 +1,4 @@
-"""The gate before dials: how many, how fast, who first."""
+"""The gate in front of dials: how many at once, at what rate, and in what order."""
 
 import asyncio
 
@@ -16,7 +16,8 @@ async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holdin
 
 
 async def test_so_many_at_once_and_the_urgent_first() -> None:
-    """Who has clients waiting passes those that came before."""
+    """The number of simultaneous dials is limited, and a session with waiting clients goes before earlier ones
+    without."""
     gate, order, done = DialGate(at_once=2, per_second=1000), list[str](), asyncio.Event()
     tasks = [
         asyncio.create_task(dial(gate, urgent, order, name, done))
@@ -31,7 +32,7 @@ async def test_so_many_at_once_and_the_urgent_first() -> None:
 
 
 async def test_refusal_for_the_rate_halves_it_and_success_brings_it_back() -> None:
-    """Other errors change nothing."""
+    """A refusal for the rate halves the dial rate, success restores it, and other errors change nothing."""
     gate = DialGate(per_second=1000)
     for code, rate in (
         ("upstream-failed", 1000),

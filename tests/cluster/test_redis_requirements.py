@@ -1,4 +1,5 @@
-"""What is wrong with a Redis is said before a node joins, with the remedy; and the rights that the docs name suffice."""
+"""Problems of a Redis are reported with their remedy before a node joins, and the permissions named in the docs are
+sufficient."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +20,7 @@ StartRedis = Callable[..., RedisServer]
 
 
 async def inspected(settings: ClusterSettings) -> str:
-    """Look at a server and return what is wrong with it, or its engine."""
+    """Inspect a server and return its problem or, without one, its engine."""
     connections = Connections(settings)
     try:
         return (await inspect(connections, settings)).engine
@@ -30,12 +31,13 @@ async def inspected(settings: ClusterSettings) -> str:
 
 
 async def test_good_redis_is_taken(redis_server: RedisServer) -> None:
-    """A server as Debian ships it, with nothing set, can be used."""
+    """A server with Debian's default configuration is accepted."""
     assert await inspected(ClusterSettings(Target.parse(redis_server.url))) == "redis"
 
 
 async def test_redis_that_may_evict_is_refused_unless_that_is_allowed(start_redis: StartRedis) -> None:
-    """A session that is evicted is lost with its owner."""
+    """A Redis that may evict keys is refused unless that is allowed, because an evicted session is lost with its
+    owner."""
     server = start_redis("--maxmemory-policy", "allkeys-lru")
     settings = ClusterSettings(Target.parse(server.url))
 
@@ -44,7 +46,7 @@ async def test_redis_that_may_evict_is_refused_unless_that_is_allowed(start_redi
 
 
 async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis) -> None:
-    """Each message names the settings that fix the problem."""
+    """The message about a missing or wrong password names the settings that fix it."""
     server = start_redis("--requirepass", "right")
     settings = ClusterSettings(Target.parse(server.url))
 
@@ -54,27 +56,28 @@ async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis
 
 
 async def test_foreign_prefix_is_told(redis_server: RedisServer) -> None:
-    """A key with our name but another application's value is not overwritten."""
+    """A key with our name but another application's value is reported and not overwritten."""
     redis_server.cli("SET", "rg:{nodes}", "mine")
 
     assert "cluster.prefix" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
 
 
 async def test_old_server_is_told(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version that is needed is named."""
+    """The message about an old server names the version that is needed."""
     monkeypatch.setattr("gateway.cluster.redis_requirements.OLDEST_REDIS", (99, 1))
 
     assert "99.1 or newer" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
 
 
 async def test_server_that_does_not_answer_is_away() -> None:
-    """The condition may end soon, so the start does not fail at once."""
+    """A server that does not answer does not fail the start at once, because the condition may end soon."""
     with pytest.raises(AwayError):
         await inspected(ClusterSettings(Target.parse(f"redis://127.0.0.1:{free_port()}")))
 
 
 async def test_rights_that_the_docs_name_are_enough(redis_server: RedisServer) -> None:
-    """A user with exactly those opens, appends, claims and lists; other keys and dangerous commands are refused."""
+    """A user with exactly the documented permissions opens, appends, claims and lists; other keys and dangerous
+    commands are refused."""
     text = (ROOT / "docs" / "cluster.md").read_text()
     found = re.search(r"ACL SETUSER gateway on >PASSWORD (.*)", text)
     assert found is not None

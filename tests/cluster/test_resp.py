@@ -1,4 +1,4 @@
-"""RESP: what is written, and replies however the bytes are cut."""
+"""RESP: encoded commands, and replies parsed however the bytes are cut."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ REPLIES: list[tuple[bytes, Reply]] = [
 
 
 def test_command_is_an_array_of_bulk_strings() -> None:
-    """The bytes are those of the protocol's page."""
+    """The bytes are those in the documentation of the protocol."""
     assert command([b"XADD", b"k", b""]) == b"*3\r\n$4\r\nXADD\r\n$1\r\nk\r\n$0\r\n\r\n"
 
 
@@ -25,7 +25,7 @@ def test_command_is_an_array_of_bulk_strings() -> None:
 def test_replies_are_found_however_the_bytes_are_cut(
     replies: list[tuple[bytes, Reply]], data: st.DataObject
 ) -> None:
-    """The same replies come out, whole or byte by byte."""
+    """The parser returns the same replies for whole data and for single bytes."""
     sent = b"".join(encoded for encoded, _ in replies)
     parser, found, at = Parser(), [], 0
     while at < len(sent):
@@ -37,7 +37,7 @@ def test_replies_are_found_however_the_bytes_are_cut(
 
 
 def test_error_is_a_value() -> None:
-    """An error answers one command; those behind it are answered as well."""
+    """An error answers one command; the commands after it are answered as well."""
     error, after = Parser().feed(b"-MOVED 1 host:1\r\n+OK\r\n")
 
     assert isinstance(error, ReplyError)

@@ -26,6 +26,6 @@ def test_url_is_read(url: str, target: Target) -> None:
 
 @pytest.mark.parametrize("url", ["http://one", "redis://a:b:c"])
 def test_other_urls_are_refused(url: str) -> None:
-    """What is not an address of Redis is an error."""
+    """Anything that is not an address of Redis is an error."""
     with pytest.raises(ValueError, match="not"):
         Target.parse(url)

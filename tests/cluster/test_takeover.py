@@ -1,4 +1,4 @@
-"""Lost nodes: who takes their sessions, when, and that a paused one comes back to nothing."""
+"""Lost nodes: which node takes over their sessions, and when. A paused node finds its sessions gone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ StartRedis = Callable[..., RedisServer]
 
 
 class Taking:
-    """A node that adopts what it claims."""
+    """A node that adopts the sessions it claims."""
 
     def __init__(self, of: ClusterNode) -> None:
         self.node = of
@@ -32,7 +32,7 @@ class Taking:
 
 @asynccontextmanager
 async def taking(url: str) -> AsyncIterator[Taking]:
-    """Run a node that takes over, with a lease of a second."""
+    """Run a node that takes over sessions, with a lease of 1 s."""
     async with node(url, lease_seconds=1.0) as made:
         one = Taking(made)
         one.takeover.start()
@@ -61,7 +61,8 @@ async def test_sessions_of_a_node_that_stops_beating_are_shared_by_the_others(
 
 
 async def test_paused_owner_finds_itself_replaced(start_redis: StartRedis) -> None:
-    """A node cut off for longer than the lease is unsure, is replaced, and shows nothing of what it held."""
+    """A node cut off for longer than the lease is no longer sure of its sessions, is replaced, and shows nothing of
+    what it held."""
     server = start_redis()
     async with (
         Proxy(server.port) as proxy,
@@ -82,7 +83,7 @@ async def test_paused_owner_finds_itself_replaced(start_redis: StartRedis) -> No
 
 
 async def test_redis_that_was_away_makes_nobody_look_dead(start_redis: StartRedis) -> None:
-    """Redis stopped for three leases: nothing is taken over afterwards."""
+    """Redis was stopped for three leases, and no session is taken over afterwards."""
     server = start_redis()
     async with taking(server.url) as b, node(server.url, lease_seconds=1.0) as a:
         await opened(a, "gws_1")
@@ -111,7 +112,7 @@ async def test_node_tells_that_redis_is_back_after_a_missed_beat(redis_server: R
 
 
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
-    """The one that is left takes all of it, though it ranks second."""
+    """A draining node takes over nothing: the other one takes all the sessions, although it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:
         c.draining = True
         async with node(redis_server.url, lease_seconds=1.0) as a:
@@ -123,7 +124,7 @@ async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
 
 
 async def test_node_that_has_just_joined_is_not_waited_for(redis_server: RedisServer) -> None:
-    """It could not tell for a lease that another node is lost, so it has no rank among those that take over."""
+    """A new node cannot detect a lost node for one lease, so it does not rank among those that take over."""
     async with (
         node(redis_server.url, lease_seconds=60.0) as a,
         node(redis_server.url, lease_seconds=60.0) as b,

@@ -1,4 +1,4 @@
-"""`[cluster]`: which forms of URL are taken, and what several nodes cannot do without."""
+"""`[cluster]`: the accepted forms of URL, and the settings that several nodes need."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_url_of_each_form_is_taken(url: str) -> None:
     ],
 )
 def test_url_of_no_form_is_refused(url: str, said: str) -> None:
-    """And one that holds a password is not repeated."""
+    """A URL of another form is refused, and a password in it is not repeated."""
     with pytest.raises(ConfigError) as refused:
         load_cluster(url=url)
 
@@ -55,7 +55,7 @@ def test_url_of_no_form_is_refused(url: str, said: str) -> None:
 
 
 def test_nodes_need_a_common_signing_key() -> None:
-    """A secret made by one node is read by the others."""
+    """Several nodes need a common signing key, because a secret made by one node is verified by the others."""
     with pytest.raises(ConfigError, match=r"access\.signing_key_file"):
         load_cluster({}, url="redis://a")
 
@@ -82,6 +82,6 @@ def test_node_that_listens_everywhere_says_where_it_is_found() -> None:
 
 @pytest.mark.parametrize("prefix", ["tls", "redis"])
 def test_half_of_a_certificate_is_refused(prefix: str) -> None:
-    """A certificate without its key cannot be shown."""
+    """A certificate without its key is refused."""
     with pytest.raises(ConfigError, match=f"{prefix}_certificate_file.* is set without {prefix}_key_file"):
         load_cluster(**{f"{prefix}_certificate_file": "c.pem"})

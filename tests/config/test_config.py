@@ -1,4 +1,4 @@
-"""The configuration: its order, its refusals, and the reference file beside the code."""
+"""The configuration: the precedence of its sources, its refusals, and the reference file compared with the code."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def problems(file: Path | None = None, environ: Mapping[str, str] | None = None)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a tree's leaves by dotted name; what stands in OpenAI's session object is one leaf."""
+    """Return a tree's leaves by dotted name. A member of OpenAI's session object is one leaf."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and prefix + name != "upstream.session":
@@ -79,7 +79,7 @@ def test_each_source_goes_over_the_one_before(written: Any) -> None:
 
 
 def test_file_is_named_by_the_environment(written: Any) -> None:
-    """GATEWAY_CONFIG names the file where no flag does."""
+    """GATEWAY_CONFIG names the file if no flag does."""
     file = written("[server]\nport = 9\n")
 
     assert load(environ={"GATEWAY_CONFIG": str(file)}).server.port == 9
@@ -93,7 +93,7 @@ def test_lists_in_the_environment_are_json() -> None:
 
 
 def test_names_without_two_underscores_are_not_ours() -> None:
-    """Kubernetes injects names such as GATEWAY_PORT and GATEWAY_SERVER: they are not configuration."""
+    """Names that Kubernetes injects, such as GATEWAY_PORT and GATEWAY_SERVER, are not configuration."""
     environ = {"GATEWAY_PORT": "tcp://10.0.0.1:8080", "GATEWAY_SERVER": "{}", "GATEWAY_LOG": "x"}
 
     assert load(environ=environ) == load(environ={})
@@ -110,7 +110,7 @@ def test_template_merges_over_the_default_one(written: Any) -> None:
 
 
 def test_template_takes_null_as_a_word(written: Any) -> None:
-    """TOML has no null, so "null" says it."""
+    """In the session template the text "null" means null, because TOML has none."""
     config = load(written("[upstream.session]\ntruncation = 'null'\n"), environ={})
 
     assert config.upstream.session["truncation"] is None
@@ -134,7 +134,7 @@ def test_template_members_come_from_the_environment_as_json_or_text() -> None:
 
 
 def test_unknown_key_in_the_file_is_refused_with_the_nearest(written: Any) -> None:
-    """A misspelt key names its file, itself and what was meant."""
+    """The message about a misspelt key names the file, the key and the nearest known key."""
     file = written("[relay]\nmax_sesions = 3\n")
 
     assert problems(file) == [
@@ -143,7 +143,7 @@ def test_unknown_key_in_the_file_is_refused_with_the_nearest(written: Any) -> No
 
 
 def test_key_in_the_wrong_section_is_refused_with_its_own(written: Any) -> None:
-    """A key that exists elsewhere is pointed at."""
+    """A key in the wrong section is refused, and the message names its own section."""
     assert (
         "did you mean relay.max_server_event_bytes?"
         in problems(written("[log]\nmax_server_event_bytes = 1\n"))[0]
@@ -151,7 +151,7 @@ def test_key_in_the_wrong_section_is_refused_with_its_own(written: Any) -> None:
 
 
 def test_unknown_key_in_the_environment_is_refused_by_its_name() -> None:
-    """The variable is named as it was written."""
+    """The message names the variable as it was written."""
     said = problems(environ={"GATEWAY_STREAM__HEARTBEAT": "5"})
 
     where = "stream.heartbeat (environment GATEWAY_STREAM__HEARTBEAT)"
@@ -159,19 +159,19 @@ def test_unknown_key_in_the_environment_is_refused_by_its_name() -> None:
 
 
 def test_unknown_section_in_the_environment_is_refused() -> None:
-    """A variable of no section is not passed over."""
+    """A variable for an unknown section is refused instead of ignored."""
     assert problems(environ={"GATEWAY_UPSTREM__PROXY": "x"}) == [
         "GATEWAY_UPSTREM__PROXY: unknown section 'upstrem'; did you mean GATEWAY_UPSTREAM__…?"
     ]
 
 
 def test_unknown_section_in_the_file_is_refused(written: Any) -> None:
-    """A table of no section names those there are."""
+    """A table for an unknown section is refused, and the message lists the known sections."""
     assert "unknown key" in problems(written("[servers]\nport = 1\n"))[0]
 
 
 def test_every_problem_is_told_at_once(written: Any) -> None:
-    """Who has three mistakes need not start three times."""
+    """All problems are reported at once, so that three mistakes do not need three starts."""
     file = written("[server]\nport = 'x'\nprot = 1\n[log]\nformat = 'xml'\n")
 
     assert len(problems(file)) == 3
@@ -204,12 +204,12 @@ def test_file_that_is_no_toml_is_refused(written: Any) -> None:
 
 
 def test_file_that_is_missing_is_refused(tmp_path: Path) -> None:
-    """A file that was asked for must be there."""
+    """A file that was named must exist."""
     assert "No such file" in problems(tmp_path / "none.toml")[0]
 
 
 def test_half_of_tls_is_refused(written: Any) -> None:
-    """A certificate without its key would serve plain HTTP unnoticed."""
+    """A certificate without its key is refused, because the gateway would serve plain HTTP unnoticed."""
     file = written("[server]\ntls_certificate_file = 'c.pem'\n")
 
     said = "is set without tls_key_file; set both or neither"
@@ -242,14 +242,15 @@ def test_half_of_tls_is_refused_where_it_was_set(written: Any) -> None:
     ],
 )
 def test_ice_server_of_no_known_form_is_refused(written: Any, url: str) -> None:
-    """At the start, not at the first call, and by its place in the file."""
+    """An ICE server of an unknown form is refused at start, not at the first call, and is named by its position in
+    the file."""
     said = problems(written(f"[[upstream.ice_servers]]\nurls = ['stun:a', '{url}']\n"))
 
     assert said[0].startswith("upstream.ice_servers.0.urls.1 ")
 
 
 def test_going_by_a_relay_needs_one(written: Any) -> None:
-    """Without a TURN server, no call could be opened then."""
+    """Relay-only ICE is refused without a TURN server, because no call could be opened."""
     text = "[upstream]\nice_transport_policy = 'relay'\nice_servers = [{ urls = 'stun:a' }]\n"
 
     assert "needs a TURN server" in problems(written(text))[0]
@@ -268,7 +269,7 @@ def test_going_by_a_relay_needs_one(written: Any) -> None:
     ],
 )
 def test_secret_in_the_file_is_refused_unseen(written: Any, text: str) -> None:
-    """A secret may not stand in the file, and the refusal does not repeat it."""
+    """A secret in the file is refused, and the message does not repeat it."""
     said = problems(written(text))
 
     assert "does not belong in the file" in said[0]
@@ -285,14 +286,15 @@ def test_openai_key_comes_from_its_usual_name() -> None:
 
 
 def test_configured_key_file_goes_before_the_usual_name(written: Any) -> None:
-    """A key that was configured for the gateway is not overruled by one that other tools left in the environment."""
+    """A key file configured for the gateway overrides OPENAI_API_KEY, which other tools may have left in the
+    environment."""
     config = load(written("[upstream]\napi_key_file = 'key'\n"), environ={"OPENAI_API_KEY": "sk-other"})
 
     assert config.upstream.api_key is None
 
 
 def test_wrong_value_of_a_secret_is_not_repeated() -> None:
-    """An error about a secret names it only."""
+    """An error about a secret names the setting but not the value."""
     said = problems(environ={"GATEWAY_ADMIN__TOKEN__X": "verysecret"})
 
     assert "verysecret" not in "".join(said)
@@ -302,7 +304,7 @@ def test_wrong_value_of_a_secret_is_not_repeated() -> None:
 
 
 def examples(text: str) -> str:
-    """Return the reference with its examples switched on and the empty lists they replace switched off."""
+    """Return the reference with its examples enabled and the empty lists that they replace disabled."""
     text = re.sub(r"^(keys|ice_servers) = \[\]$", "", text, flags=re.MULTILINE)
     return re.sub(r"^#(?=[\[a-z])", "", text, flags=re.MULTILINE)
 
@@ -319,7 +321,7 @@ def test_reference_holds_every_key_with_its_default() -> None:
 
 
 def test_reference_examples_hold_every_key_of_lists() -> None:
-    """The tables that have no default are shown whole, and as shown they are valid."""
+    """The tables that have no default are shown with all their members, and the examples are valid."""
     text = examples(REFERENCE.read_text(encoding="utf-8"))
     shown = tomllib.loads(text)
     wanted = {key for key in keys() if "[]." in key} - SECRETS
@@ -332,7 +334,7 @@ def test_reference_examples_hold_every_key_of_lists() -> None:
 
 
 def test_reference_examples_load(tmp_path: Path) -> None:
-    """The examples of the reference are a configuration."""
+    """The examples of the reference load as a configuration."""
     file = tmp_path / "gateway.toml"
     file.write_text(examples(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -343,7 +345,7 @@ def test_reference_examples_load(tmp_path: Path) -> None:
 
 
 def test_reference_says_of_every_key_when_to_change_it() -> None:
-    """Each key, or group of keys, has its line of comment above."""
+    """Each key, or group of keys, has a comment above it."""
     lines = REFERENCE.read_text(encoding="utf-8").splitlines()
     bare = [
         line

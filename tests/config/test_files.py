@@ -1,4 +1,4 @@
-"""The files that settings name: what they may hold, and that errors never show it."""
+"""The files that settings name: what they may hold. Errors never show their contents."""
 
 import hashlib
 from pathlib import Path
@@ -20,21 +20,21 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_secret_is_read_without_its_line_end(file: Path) -> None:
-    """Editors end files with a line end; keys have none."""
+    """A secret is read without the line end that editors add."""
     file.write_text("  sk-abc\n\n")
 
     assert openai_key(Upstream(api_key_file=file)) == "sk-abc"
 
 
 def test_environment_goes_before_the_file(file: Path) -> None:
-    """As everywhere: file < environment."""
+    """The environment overrides the file, as for every setting."""
     file.write_text("from file")
 
     assert secret("admin.token", SecretStr("from environment"), file) == "from environment"
 
 
 def test_nothing_set_is_nothing() -> None:
-    """No key is a configuration, too."""
+    """Having no key at all is valid."""
     assert openai_key(Upstream()) is None
     assert signing_keys(Access()) == ()
 
@@ -44,7 +44,7 @@ def test_nothing_set_is_nothing() -> None:
     [(None, "No such file"), (b"\n \n", "is empty"), (b"a\nb\n", "2 lines"), (b"\xff", "UTF-8")],
 )
 def test_unusable_file_is_refused_by_its_setting(file: Path, content: bytes | None, said: str) -> None:
-    """The setting and the file are named."""
+    """The message about an unusable file names the setting and the file."""
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ConfigError) as refused:
@@ -63,7 +63,7 @@ def test_several_signing_keys_keep_their_order(file: Path) -> None:
 
 
 def test_short_signing_key_is_refused_unseen(file: Path) -> None:
-    """A key that can be guessed signs nothing worth having."""
+    """A signing key that is short enough to guess is refused, and the message does not show it."""
     file.write_text("hunter2")
     with pytest.raises(ConfigError, match="at least 32") as refused:
         signing_keys(Access(signing_key_file=file))
@@ -72,13 +72,13 @@ def test_short_signing_key_is_refused_unseen(file: Path) -> None:
 
 
 def test_secret_lines_of_the_environment_are_one() -> None:
-    """A variable holds one secret."""
+    """A variable of the environment holds one secret."""
     assert secret_lines("access.signing_key", SecretStr(" a\n"), None) == ("a",)
 
 
 @pytest.mark.parametrize("heading", ["[[keys]]", "[[access.keys]]"])
 def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None:
-    """Both are accepted."""
+    """Keys from the file and from the configuration are both accepted."""
     file.write_text(f'{heading}\nname = "bob"\nsha256 = "{DIGEST}"\nmax_sessions = 2\n')
 
     names = [
@@ -101,7 +101,7 @@ def test_keys_file_adds_to_the_configured_keys(file: Path, heading: str) -> None
     ],
 )
 def test_wrong_keys_file_is_refused(file: Path, text: str, said: str) -> None:
-    """A problem in the file is reported with the file's name."""
+    """An error in the file is reported with the file's name."""
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
         access_keys(Access(keys=(Key(name="ada", sha256=(DIGEST,)),), keys_file=file))

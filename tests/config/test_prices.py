@@ -1,4 +1,4 @@
-"""The price list: the gateway's own, one of the operator's, and what is wrong with one."""
+"""The price list: the gateway's own, an operator's, and errors in one."""
 
 import re
 import tomllib
@@ -14,13 +14,13 @@ from gateway.wiring import prices
 
 
 def configured(file: Path, text: str) -> Config:
-    """A configuration that names a price list with this text."""
+    """Return a configuration that names a price list with this text."""
     file.write_text(text, encoding="utf-8")
     return Config(upstream=Upstream(prices_file=file))
 
 
 def test_own_list_prices_the_default_model() -> None:
-    """4 dollars a million are 4,000,000 picodollars for a token; transcription goes by the minute."""
+    """4 dollars per million tokens are 4,000,000 picodollars per token; transcription is priced by the minute."""
     found = prices(Config())
     model = found.of(str(Config().upstream.session["model"]))
 
@@ -31,7 +31,7 @@ def test_own_list_prices_the_default_model() -> None:
 
 
 def test_own_list_names_a_source_for_each_model() -> None:
-    """The first line of each model's table is where its prices stand."""
+    """Each model's table begins with a comment that names the source of its prices."""
     text = own_prices_file().read_text(encoding="utf-8")
 
     sourced = re.findall(r'^\[models\."(.+)"\]\n# Source: \S', text, re.MULTILINE)
@@ -39,7 +39,7 @@ def test_own_list_names_a_source_for_each_model() -> None:
 
 
 def test_a_list_of_ones_own_replaces_it_whole(tmp_path: Path) -> None:
-    """A model that it does not name has no price."""
+    """An operator's list replaces the whole built-in one: a model that it does not name has no price."""
     text = "date = 2026-12-01\n[models.mine]\ninput = { text = 0.055 }\n"
     found = prices(configured(tmp_path / "mine.toml", text))
 
@@ -59,7 +59,7 @@ def test_a_list_of_ones_own_replaces_it_whole(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_list_is_refused_by_its_member(tmp_path: Path, text: str, said: str) -> None:
-    """At the start: a misspelt kind would be an unpriced one."""
+    """An error in the list is refused at start and names the member, because a misspelt kind would have no price."""
     config = configured(tmp_path / "mine.toml", text)
     with pytest.raises(ConfigError) as refused:
         price_list(config.upstream.prices_file)
@@ -69,6 +69,6 @@ def test_a_wrong_list_is_refused_by_its_member(tmp_path: Path, text: str, said: 
 
 
 def test_a_list_that_is_missing_is_refused(tmp_path: Path) -> None:
-    """By its setting."""
+    """A missing list is refused, and the message names the setting."""
     with pytest.raises(ConfigError, match=r"upstream\.prices_file: .*cannot be read"):
         price_list(tmp_path / "none.toml")

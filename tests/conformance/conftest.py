@@ -31,7 +31,7 @@ _KEY, _OTHER_KEY, _ORIGIN = "gw-conformance", "gw-conformance-other", "https://a
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is tested, and with what."""
+    """The deployment under test, and the credentials for it."""
 
     url: str
     key: str | None
@@ -50,7 +50,7 @@ class Deployment:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the options; they exist where this folder is named on the command line."""
+    """Declare the options, which exist only if this folder is named on the command line."""
     group = parser.getgroup("conformance", "the deployment to be tested")
     group.addoption("--url", help="base URL of a running gateway; without it one is started here")
     group.addoption("--key", help="an API key of that gateway, unless it takes anonymous callers")
@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the whole suite out of `make test-fast`: it is the contract from outside, half a minute in all."""
+    """Leave the whole suite out of `make test-fast`, because it takes half a minute."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -89,7 +89,7 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
     from tests.e2e.farend import FarEnd
     from tests.e2e.programs import Program
 
-    # Fast, and yet slow enough for a response to have a middle.
+    # Fast, but slow enough that a response is still running when a test acts.
     far_end = FarEnd(folder / "far-end", "--tokens-per-second", "200")
     stack.callback(far_end.program.stop)
     far_end.ready()
@@ -127,7 +127,7 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
 
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """Return connections that add no headers of their own."""
+    """Return an HTTP client that adds no headers of its own."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
@@ -152,7 +152,7 @@ async def session(wire: Wire) -> AsyncIterator[Session]:
 
 @pytest.fixture
 def stranger(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Return a caller without a credential, to a gateway that wants one."""
+    """Return a caller without a credential, for a gateway that requires one."""
     if deployment.key is None:
         pytest.skip("the deployment takes callers without a key; give one by --key")
     return Wire(deployment.url, None, http)
@@ -176,7 +176,7 @@ def origin(deployment: Deployment) -> str:
 
 @pytest.fixture
 def anonymous(deployment: Deployment, http: aiohttp.ClientSession) -> Wire:
-    """Return a caller without a credential, to a gateway that takes such callers."""
+    """Return a caller without a credential, for a gateway that accepts such callers."""
     url = deployment.anonymous_url or (deployment.url if deployment.key is None else None)
     if url is None:
         pytest.skip("the deployment takes no callers without a key")

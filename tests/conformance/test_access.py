@@ -16,7 +16,7 @@ ASKED_HEADERS = {
 
 
 def words(value: str) -> set[str]:
-    """Return the words of a header that is a list."""
+    """Return the elements of a header that is a list."""
     return {word.strip() for word in value.split(",") if word.strip()}
 
 
@@ -35,7 +35,7 @@ def words(value: str) -> set[str]:
     ],
 )
 async def test_without_a_key_everything_is_401(stranger: Wire, method: str, path: str) -> None:
-    """A caller without a credential learns nothing but how to bring one."""
+    """A caller without a credential is told only how to authenticate."""
     answer = await stranger.call(method, path)
 
     answer.problem(401, "unauthorized")
@@ -44,7 +44,7 @@ async def test_without_a_key_everything_is_401(stranger: Wire, method: str, path
 
 @pytest.mark.parametrize("key", ["wrong", "gw-" + "0" * 40, "", "ü", "gwk_forged", "gwt_forged.forged"])
 async def test_a_wrong_key_is_401(stranger: Wire, key: str) -> None:
-    """A credential that is not known is none."""
+    """An unknown credential is treated as none."""
     headers = {"Authorization": f"Bearer {key}"}
 
     (await stranger.call("POST", "/v1/sessions", headers=headers)).problem(401, "unauthorized")
@@ -59,14 +59,14 @@ async def test_another_scheme_is_401(wire: Wire, stranger: Wire) -> None:
 
 @pytest.mark.parametrize("name", ["key", "api_key", "access_token", "authorization", "ticket"])
 async def test_a_key_in_a_query_is_not_taken(wire: Wire, stranger: Wire, name: str) -> None:
-    """A key in a URL would stand in logs and histories."""
+    """A key in a URL is refused, because URLs are stored in logs and histories."""
     answer = await stranger.call("GET", "/v1/sessions", query={name: wire.key or ""})
 
     assert answer.status == 401
 
 
 async def test_a_caller_sees_its_own_sessions_only(session: Session, other: Wire) -> None:
-    """To another caller a session is not there."""
+    """For another caller, a session does not exist."""
     answers = [
         await other.call("GET", session.path),
         await other.call("GET", session.events),
@@ -97,7 +97,7 @@ async def test_to_an_anonymous_caller_the_id_is_the_capability(anonymous: Wire) 
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example"]
 )
 async def test_an_anonymous_caller_names_a_host_of_ours(anonymous: Wire, host: str) -> None:
-    """A page whose name was pointed at loopback does not get in."""
+    """Without a key the Host must be allowed, so that a page whose name was pointed to loopback is refused."""
     answer = await anonymous.call("POST", "/v1/sessions", headers={"Host": host})
 
     assert answer.status == 403
@@ -109,7 +109,7 @@ async def test_an_anonymous_caller_names_a_host_of_ours(anonymous: Wire, host: s
 
 @pytest.mark.parametrize("origin", [FOREIGN_ORIGIN, "null", "http://localhost:1", "file://"])
 async def test_a_foreign_origin_is_403(wire: Wire, origin: str) -> None:
-    """A web page of another site cannot spend the operator's money."""
+    """A web page on another site is refused, because it could spend the operator's money."""
     answer = await wire.call("POST", "/v1/sessions", headers={"Origin": origin})
 
     answer.problem(403, "origin-not-allowed")
@@ -117,7 +117,7 @@ async def test_a_foreign_origin_is_403(wire: Wire, origin: str) -> None:
 
 
 async def test_a_foreign_origin_is_refused_before_anything_is_done(wire: Wire, session: Session) -> None:
-    """The refusal comes before the deed."""
+    """A foreign origin is refused before its request has any effect."""
     answer = await wire.call("DELETE", session.path, headers={"Origin": FOREIGN_ORIGIN})
 
     answer.problem(403, "origin-not-allowed")
@@ -134,7 +134,7 @@ async def test_its_own_origin_is_taken(wire: Wire) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/gws_0/events", "/v1/turns"])
 async def test_a_preflight_is_answered_before_authentication(stranger: Wire, origin: str, path: str) -> None:
-    """A browser asks before it sends, and cannot send a key with its question."""
+    """A preflight needs no credential, because a browser sends none with it."""
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
@@ -151,7 +151,7 @@ async def test_a_preflight_is_answered_before_authentication(stranger: Wire, ori
 
 
 async def test_a_preflight_of_a_foreign_origin_is_refused(stranger: Wire) -> None:
-    """A browser does not send a request that the preflight did not allow."""
+    """The preflight of an unlisted origin is refused, so that the browser does not send the request."""
     headers = {"Origin": FOREIGN_ORIGIN, "Access-Control-Request-Method": "POST"}
     answer = await stranger.call("OPTIONS", "/v1/sessions", headers=headers)
 
@@ -162,7 +162,7 @@ async def test_a_preflight_of_a_foreign_origin_is_refused(stranger: Wire) -> Non
 async def test_every_answer_to_a_listed_origin_can_be_read(
     wire: Wire, stranger: Wire, origin: str, path: str
 ) -> None:
-    """Errors included, a page sees status, body and the headers it needs."""
+    """A page on a listed origin can read status, body and the headers it needs, also those of errors."""
     for caller in (wire, stranger):
         answer = await caller.call("GET", path, headers={"Origin": origin})
 
@@ -176,7 +176,7 @@ async def test_every_answer_to_a_listed_origin_can_be_read(
 
 @pytest.fixture
 def page(session: Session) -> Session:
-    """Return the session as a page has it that was handed the client secret only."""
+    """Return the session as a page uses it that has only the client secret."""
     return Session(session.wire.with_key(session.secret), session.answer)
 
 
@@ -192,20 +192,21 @@ def page(session: Session) -> Session:
     ids=lambda event: str(event["type"]),
 )
 async def test_a_secret_may_send_what_a_conversation_needs(page: Session, event: Json) -> None:
-    """Items, responses and audio buffers are a page's business."""
+    """With a secret a page may send items, responses and audio buffers."""
     assert (await page.post(event)).status == 202
 
 
 @pytest.mark.parametrize("event", [UPDATE, {"type": "session.anything"}, {"type": "unknown"}], ids=str)
 async def test_a_secret_may_send_no_more(page: Session, event: Json) -> None:
-    """What the session is stays its creator's business, and a batch with it is not sent."""
+    """With a secret the session's configuration cannot be changed, and a batch that contains such an event is not
+    sent at all."""
     (await page.post([item("Hello"), event])).problem(403, "event-not-allowed")
 
     assert (await page.send(item("Hello")))["first"] == 1
 
 
 async def test_a_secret_reads_turns_and_closes(page: Session) -> None:
-    """A page reads its session, holds turns, and closes it."""
+    """With a secret a page can read its session, hold turns, and close it."""
     turn = await page.wire.call("POST", f"{page.path}/turns", "Say hello.", headers={"Accept": JSON})
     read = await page.poll(wait=0)
     closed = await page.wire.call("DELETE", page.path)
@@ -214,21 +215,21 @@ async def test_a_secret_reads_turns_and_closes(page: Session) -> None:
 
 
 async def test_a_secret_opens_no_session(page: Session) -> None:
-    """A secret is for one session."""
+    """A secret belongs to one session and cannot open another."""
     assert (await page.wire.call("POST", "/v1/sessions")).status in (401, 403)
     assert (await page.wire.call("GET", "/v1/sessions")).status in (401, 403)
     assert (await page.wire.call("POST", "/v1/turns", "Hello")).status in (401, 403)
 
 
 async def test_a_secret_is_for_its_own_session(page: Session, wire: Wire) -> None:
-    """Another session is not there, or not allowed."""
+    """With the secret of one session, another session is unknown or forbidden."""
     async with wire.session() as second:
         assert (await page.wire.call("GET", second.path)).status in (403, 404)
         assert (await page.wire.call("POST", second.events, RESPONSE)).status in (403, 404)
 
 
 async def test_a_secret_in_a_query_is_not_taken(page: Session, stranger: Wire) -> None:
-    """A secret is bearer only."""
+    """A secret is accepted only as a bearer token."""
     for name in ("ticket", "client_secret"):
         answer = await stranger.call("GET", page.events, query={name: page.secret, "format": "json"})
 
@@ -236,7 +237,7 @@ async def test_a_secret_in_a_query_is_not_taken(page: Session, stranger: Wire) -
 
 
 async def test_a_secret_may_be_allowed_everything(wire: Wire) -> None:
-    """A creator that trusts its page says so at the create."""
+    """A creator that trusts its page can allow its secret every event type."""
     async with wire.session(client_secret={"allow": ["*"]}) as session:
         page = Session(wire.with_key(session.secret), session.answer)
         await page.send(UPDATE)
@@ -254,7 +255,8 @@ async def test_a_secret_may_be_allowed_everything(wire: Wire) -> None:
     ],
 )
 async def test_a_restricted_event_is_unambiguous(page: Session, body: str) -> None:
-    """Members that repeat, or differ only in case, could be read in two ways: the check's and the service's."""
+    """An event is refused if its members repeat or differ only in case, because the gateway and OpenAI could read it
+    differently."""
     json.loads(body)
 
     assert (await page.post(body)).status == 400
@@ -264,7 +266,7 @@ async def test_a_restricted_event_is_unambiguous(page: Session, body: str) -> No
 
 
 async def test_a_ticket_in_the_url_reads(session: Session) -> None:
-    """The standard EventSource constructor, which can set no header, opens `stream_url`."""
+    """The standard EventSource constructor, which cannot set headers, can open `stream_url`."""
     page = session.wire.with_key(None)
     async with page.stream(session.created["stream_url"]) as stream:
         blocks = await stream.until("session.created")
@@ -274,7 +276,7 @@ async def test_a_ticket_in_the_url_reads(session: Session) -> None:
 
 
 async def test_a_ticket_reads_in_every_form(session: Session) -> None:
-    """A ticket is good for NDJSON and long-poll, and as a bearer."""
+    """A ticket also works for NDJSON and long-poll, and as a bearer token."""
     await session.wire.call("DELETE", session.path)
     ticket, page = session_ticket(session), session.wire.with_key(None)
     by_query: list[Any] = [
@@ -293,7 +295,7 @@ def session_ticket(session: Session) -> str:
 
 @pytest.mark.parametrize("in_query", [True, False], ids=["query", "bearer"])
 async def test_a_ticket_sends_nothing(session: Session, in_query: bool) -> None:
-    """A ticket used to send is 403, and nothing is sent or closed."""
+    """A request to send or close with a ticket is refused with 403 and has no effect."""
     ticket = await session.ticket()
     page = session.wire.with_key(None if in_query else ticket)
     query = {"ticket": ticket} if in_query else {}
@@ -323,7 +325,7 @@ async def test_a_ticket_is_for_its_own_session(session: Session) -> None:
 
 @pytest.mark.parametrize("change", ["cut", "turned", "longer"])
 async def test_a_changed_ticket_is_worth_nothing(session: Session, change: str) -> None:
-    """Tickets are signed."""
+    """A ticket that was changed is refused, because tickets are signed."""
     ticket = await session.ticket()
     forged = {
         "cut": ticket[:-1],

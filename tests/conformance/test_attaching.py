@@ -26,7 +26,7 @@ TOOL: Json = {
 
 @pytest_asyncio.fixture
 async def peer(deployment: Deployment) -> AsyncIterator[Caller]:
-    """Return a peer that has a WebRTC call with the service itself."""
+    """Return a peer that has a WebRTC call directly with the service."""
     if deployment.upstream_url is None or deployment.upstream_key is None:
         pytest.skip("somebody else's call needs the service: --upstream-url and --upstream-key")
     caller = Caller(deployment.upstream_url, deployment.upstream_key)
@@ -61,7 +61,8 @@ def types(entries: list[Json]) -> list[str]:
 async def test_the_session_object_says_that_it_is_attached(
     wire: Wire, attached: Session, peer: Caller
 ) -> None:
-    """201 when the WebSocket is open, with the call's id; its own session is not attached."""
+    """The create is answered with 201 when the WebSocket is open, and has the call's id. `attached` is false for an
+    ordinary session."""
     created = attached.created
 
     assert attached.answer.status == 201
@@ -72,7 +73,8 @@ async def test_the_session_object_says_that_it_is_attached(
 
 
 async def test_a_session_beside_a_call_is_refused(wire: Wire, peer: Caller) -> None:
-    """The call has its session already; `session.update` changes it."""
+    """A create with a call and a session object is refused, because the call has its session; `session.update`
+    changes that."""
     answer = await wire.call("POST", "/v1/sessions", {"call_id": peer.call_id, "session": {}})
 
     problem = answer.problem(400, "invalid-parameter")
@@ -81,14 +83,14 @@ async def test_a_session_beside_a_call_is_refused(wire: Wire, peer: Caller) -> N
 
 @pytest.mark.parametrize("call_id", ["", "rtc 1", "../calls", "x" * 300, 7, None, ["rtc_1"]])
 async def test_what_is_no_call_id_is_refused(wire: Wire, call_id: Any) -> None:
-    """An id is a short word of letters, digits, `_` and `-`."""
+    """A call id consists of letters, digits, `_` and `-` and is short; anything else is refused."""
     answer = await wire.call("POST", "/v1/sessions", {"call_id": call_id})
 
     answer.problem(400, "invalid-parameter")
 
 
 async def test_an_unknown_call_is_404(wire: Wire) -> None:
-    """After some seconds, in which a new call may become known, there is no such call."""
+    """A call may become known only after some seconds. After that time an unknown call is 404."""
     started = asyncio.get_running_loop().time()
     answer = await wire.call("POST", "/v1/sessions", {"call_id": "rtc_u1_nobodymadethis"})
 
@@ -97,7 +99,7 @@ async def test_an_unknown_call_is_404(wire: Wire) -> None:
 
 
 async def test_another_accounts_call_is_404(wire: Wire, deployment: Deployment) -> None:
-    """A call of another project is as unknown as one that was never made."""
+    """A call of another project is 404, like one that never existed."""
     if deployment.stranger_key is None or deployment.upstream_url is None:
         pytest.skip("another account's call needs that account's key; the emulator takes any")
     stranger = Caller(deployment.upstream_url, deployment.stranger_key)
@@ -111,7 +113,7 @@ async def test_another_accounts_call_is_404(wire: Wire, deployment: Deployment) 
 
 
 async def test_a_call_of_a_moment_ago_is_found(wire: Wire, deployment: Deployment) -> None:
-    """Attaching at once after the call was made works, before anything of it is connected."""
+    """Attaching directly after the call was made works, before its connection is established."""
     if deployment.upstream_url is None or deployment.upstream_key is None:
         pytest.skip("somebody else's call needs the service: --upstream-url and --upstream-key")
     caller = Caller(deployment.upstream_url, deployment.upstream_key)
@@ -128,7 +130,7 @@ async def test_a_call_of_a_moment_ago_is_found(wire: Wire, deployment: Deploymen
 
 
 async def test_events_come_from_the_moment_of_attaching(wire: Wire, peer: Caller) -> None:
-    """Nothing of before is replayed: no `session.created`, no items, no answers."""
+    """Earlier events are not replayed: no `session.created`, no items, no answers."""
     await peer.ask("My name is Ada.")
     async with wire.session(call_id=peer.call_id) as session:
         await session.send(UPDATE)
@@ -150,7 +152,7 @@ async def test_both_sides_hear_what_either_causes(attached: Session, peer: Calle
 
 
 async def test_no_sound_comes(wire: Wire, deployment: Deployment) -> None:
-    """A spoken answer has its transcript in the session's events, and no audio."""
+    """A spoken answer arrives as a transcript, without audio."""
     if deployment.upstream_url is None or deployment.upstream_key is None:
         pytest.skip("somebody else's call needs the service: --upstream-url and --upstream-key")
     caller = Caller(deployment.upstream_url, deployment.upstream_key)
@@ -167,7 +169,7 @@ async def test_no_sound_comes(wire: Wire, deployment: Deployment) -> None:
 
 
 async def test_attaching_while_a_response_runs(wire: Wire, peer: Caller) -> None:
-    """The rest of a running response comes, up to its end."""
+    """Attaching while a response runs yields the rest of it, up to its end."""
     peer.say(LONG_QUESTION)
     await peer.until("response.output_text.delta")
     async with wire.session(call_id=peer.call_id) as session:
@@ -178,7 +180,7 @@ async def test_attaching_while_a_response_runs(wire: Wire, peer: Caller) -> None
 
 
 async def test_two_sessions_attach_to_one_call(wire: Wire, attached: Session, peer: Caller) -> None:
-    """Each hears what the other causes, and closing one leaves the other."""
+    """Each session receives what the other causes, and closing one does not affect the other."""
     async with wire.session(call_id=peer.call_id) as other:
         await attached.send(item("Hello"), RESPONSE)
         one, two = await asyncio.gather(attached.until("response.done"), other.until("response.done"))
@@ -202,7 +204,7 @@ async def test_tools_are_answered_from_plain_http(attached: Session, peer: Calle
 
 
 async def test_a_turn_is_held_on_an_attached_session(attached: Session, peer: Caller) -> None:
-    """Turns work as on every session, a repeat with the same key included."""
+    """Turns work as in every session, also a repeat with the same key."""
     answers = [
         await attached.wire.call(
             "POST",
@@ -220,7 +222,7 @@ async def test_a_turn_is_held_on_an_attached_session(attached: Session, peer: Ca
 
 
 async def test_a_ticket_reads_an_attached_session(attached: Session) -> None:
-    """Streams and filters work as on every session."""
+    """Streams and filters work as in every session."""
     ticket = await attached.ticket()
     async with attached.wire.with_key(None).stream(
         attached.events, query={"ticket": ticket, "types": "session.*"}
@@ -243,7 +245,7 @@ async def test_large_events_pass_both_ways(attached: Session) -> None:
 
 
 async def test_megabytes_come_in_one_event(attached: Session, offline: Caller) -> None:
-    """An event of 3 MB, such as an item with its audio, comes whole."""
+    """An event of 3 MB, such as an item with its audio, arrives in one piece."""
     event = {"type": "conversation.item.retrieved", "padding": "x" * 3_000_000}
     await offline.tell("send", {"frames": [json.dumps(event)]})
     read = await attached.until("conversation.item.retrieved")
@@ -255,7 +257,7 @@ async def test_megabytes_come_in_one_event(attached: Session, offline: Caller) -
 
 
 async def test_delete_leaves_the_call_alone(wire: Wire, peer: Caller) -> None:
-    """The session is closed, and the peer talks on; what was sent before arrived."""
+    """Closing the session does not end the call, and everything sent before has arrived."""
     async with wire.session(call_id=peer.call_id) as session:
         await session.send(UPDATE)
         assert (await wire.call("DELETE", session.path)).status == 204
@@ -286,14 +288,14 @@ async def test_hang_up_is_true_or_false(attached: Session, value: str) -> None:
 
 
 async def test_the_peers_hang_up_closes_the_session(attached: Session, peer: Caller) -> None:
-    """The call's end is the session's: `upstream_closed`."""
+    """When the peer hangs up, the session closes with the reason `upstream_closed`."""
     assert await peer.hang_up() == 200
 
     assert (await closed(attached))["reason"] == "upstream_closed"
 
 
 async def test_the_calls_hour_closes_the_session(attached: Session, peer: Caller, offline: Caller) -> None:
-    """At the end of its time a call ends, and the session with it."""
+    """A call that reaches its maximum duration ends, and the session with it."""
     await offline_fault(peer, do="expire")
 
     assert (await closed(attached))["reason"] == "upstream_closed"
@@ -308,12 +310,12 @@ def offline(peer: Caller, deployment: Deployment) -> Caller:
 
 
 async def offline_fault(peer: Caller, **fault: Any) -> None:
-    """Let something happen to the call."""
+    """Inject a fault into the call."""
     await peer.tell("fault", fault)
 
 
 async def test_a_cut_connection_is_made_again(attached: Session, offline: Caller) -> None:
-    """An end without a close frame is a lost connection: the session attaches again, and nothing is unknown."""
+    """An end without a close frame counts as a lost connection: the session attaches again, and no event is unknown."""
     await attached.send(UPDATE)
     await attached.until("session.updated")
     await offline_fault(offline, do="cut_sockets")
@@ -326,8 +328,8 @@ async def test_a_cut_connection_is_made_again(attached: Session, offline: Caller
 
 
 async def test_what_the_call_has_taken_is_not_unknown(attached: Session, offline: Caller) -> None:
-    """A connection is cut in the middle of a response: what the far end's WebSocket has taken is known to have arrived,
-    although nothing answered it, and is not sent again."""
+    """When a connection is cut in the middle of a response, events that the far end's WebSocket received count as
+    delivered, although nothing answered them, and are not sent again."""
     await offline_fault(offline, first_delta_seconds=30)
     await attached.send(item("Hello") | {"event_id": "answered"}, RESPONSE | {"event_id": "asked"})
     await attached.until("response.created")
@@ -335,7 +337,7 @@ async def test_what_the_call_has_taken_is_not_unknown(attached: Session, offline
     await attached.send(item("Lost") | {"event_id": "lost"})
     while not any("Lost" in frame for frame in (await offline.look("/received"))["data"]):
         await asyncio.sleep(0.05)
-    # The acknowledgement of what was taken follows within a fraction of a second.
+    # The acknowledgement of the received events follows within a fraction of a second.
     await asyncio.sleep(1.5)
     await offline_fault(offline, do="cut_sockets")
     entries = await attached.until("gateway.recovered")
@@ -349,7 +351,8 @@ async def test_what_the_call_has_taken_is_not_unknown(attached: Session, offline
 
 
 async def test_an_end_without_a_word_is_found_out(attached: Session, offline: Caller) -> None:
-    """A call that ends without a close frame is tried once more, and then known to be over."""
+    """If a call ends without a close frame, the session tries to attach once more and then finds that the call is
+    over."""
     await offline_fault(offline, sockets_end="eof", do="hang_up")
     last = await closed(attached)
 

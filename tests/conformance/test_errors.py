@@ -1,4 +1,4 @@
-"""Section 1.5: every error has one form, and every answer a request id."""
+"""Section 1.5: every error has the same form, and every answer a request id."""
 
 import re
 
@@ -24,7 +24,7 @@ UNKNOWN = "/v1/sessions/gws_000000000000000000000000"
     ],
 )
 async def test_an_unknown_session_is_404_everywhere(wire: Wire, method: str, path: str) -> None:
-    """A session that never was, or is over, is a problem with its own code."""
+    """A request to a session that never existed or is over is a problem with its own code."""
     sends = method == "POST" and not path.endswith("/stream")
     answer = await wire.call(method, path, '{"type":"x"}' if sends else None)
 
@@ -57,7 +57,7 @@ async def test_a_wrong_method_is_405_and_names_the_right_ones(
 
 
 async def test_a_problem_says_where_it_happened(wire: Wire) -> None:
-    """`instance` leads back to the request, and `type` names the kind."""
+    """`instance` identifies the request, and `type` the kind of problem."""
     problem = (await wire.call("GET", UNKNOWN)).problem(404, "session-unknown")
 
     assert problem["instance"]
@@ -68,7 +68,7 @@ async def test_a_problem_says_where_it_happened(wire: Wire) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/nothing", "/openapi.json", "/livez"])
 async def test_every_answer_has_a_request_id(wire: Wire, path: str) -> None:
-    """Good or bad, an answer can be named to the operator."""
+    """Every answer has an id by which the operator can find the request."""
     first, second = [(await wire.call("GET", path)).headers["X-Request-Id"] for _ in range(2)]
 
     assert first != second
@@ -76,7 +76,7 @@ async def test_every_answer_has_a_request_id(wire: Wire, path: str) -> None:
 
 
 async def test_a_sane_request_id_is_taken(wire: Wire) -> None:
-    """A client's own request id comes back."""
+    """A client's own request id is returned."""
     answer = await wire.call("GET", "/v1/nothing", headers={"X-Request-Id": "mine-42"})
 
     assert answer.headers["X-Request-Id"] == "mine-42"
@@ -84,7 +84,7 @@ async def test_a_sane_request_id_is_taken(wire: Wire) -> None:
 
 @pytest.mark.parametrize("given", ["a b", "<script>", "x" * 1000, '"', "ü"], ids=lambda given: given[:10])
 async def test_an_insane_request_id_is_replaced(wire: Wire, given: str) -> None:
-    """What could hurt a log is not taken for an id."""
+    """A request id that could corrupt a log is replaced."""
     answer = await wire.call("GET", "/v1/nothing", headers={"X-Request-Id": given})
 
     assert answer.headers["X-Request-Id"] != given
@@ -92,7 +92,7 @@ async def test_an_insane_request_id_is_replaced(wire: Wire, given: str) -> None:
 
 
 async def test_a_request_to_read_does_not_change(session: Session) -> None:
-    """GET on a session's resources leaves it as it was."""
+    """GET does not change a session's resources."""
     before = await session.look()
     await session.poll(wait=0)
 

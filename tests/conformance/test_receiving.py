@@ -28,7 +28,7 @@ NEVER = 2147483647
 
 
 async def fill(session: Session, count: int = 5) -> list[Json]:
-    """Have the upstream send at least this many events, and return the log afterwards."""
+    """Make the upstream send at least this many events, and return the log afterwards."""
     receipt = await session.send(*([UNKNOWN] * count))
     cursor, seen = receipt["head"], 0
     while seen < count:
@@ -44,20 +44,20 @@ async def fill(session: Session, count: int = 5) -> list[Json]:
 
 
 async def test_a_stream_has_the_headers_of_the_contract(session: Session) -> None:
-    """Nothing on the way may store, change or hold back an event stream."""
+    """The headers forbid proxies to store, change or delay an event stream."""
     async with session.stream() as stream:
         headers = stream.headers
 
     assert stream.status == 200
     assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert headers["Cache-Control"] == "no-store, no-transform"
-    # The header is for nginx, which obeys it and does not pass it on.
+    # The header is meant for nginx, which obeys it and does not forward it.
     if not headers["Server"].startswith("nginx"):
         assert headers["X-Accel-Buffering"] == "no"
 
 
 async def test_a_stream_opens_with_retry_and_gateway_open(session: Session) -> None:
-    """The first bytes come at once: how long to wait after a cut, and where the read stands."""
+    """The first bytes arrive at once: the delay before a reconnect, and the position of the read."""
     async with session.stream(after=session.head, heartbeat=20) as stream:
         async with asyncio.timeout(10):
             first = await stream.block()
@@ -98,7 +98,7 @@ async def test_server_events_are_default_messages(session: Session) -> None:
 
 
 async def test_own_events_carry_their_name_twice(session: Session) -> None:
-    """A `gateway.*` event has the same word in `event:` and in its JSON."""
+    """A `gateway.*` event has the same name in `event:` and in its JSON."""
     async with session.stream() as stream:
         await session.wire.call("DELETE", session.path)
         blocks = await stream.until("gateway.closed")
@@ -110,7 +110,7 @@ async def test_own_events_carry_their_name_twice(session: Session) -> None:
 
 
 async def test_ids_are_opaque_ascending_and_stable(session: Session) -> None:
-    """Two connections read the same ids, each once, in the characters of the contract."""
+    """Two connections read the same ids, each once, in the characters that the contract allows."""
     await fill(session)
     read: list[list[str | None]] = []
     for _ in range(2):
@@ -163,7 +163,7 @@ async def test_the_rendering_is_chosen_by_accept_or_format(
 
 
 async def test_another_media_type_is_406(session: Session) -> None:
-    """A read that no rendering fits is refused."""
+    """A read with an unsupported media type is refused."""
     answer = await session.wire.call("GET", session.events, headers={"Accept": "image/png"})
 
     answer.problem(406, "not-acceptable")
@@ -171,7 +171,8 @@ async def test_another_media_type_is_406(session: Session) -> None:
 
 @pytest.mark.parametrize("in_body", [True, False], ids=["body", "query"])
 async def test_a_post_reads_like_the_get(session: Session, in_body: bool) -> None:
-    """Clients that cannot stream a GET post the same, with parameters in the query or as a JSON body."""
+    """Clients that cannot stream a GET can send the same read as a POST, with parameters in the query or as a JSON
+    body."""
     parameters = {"after": session.head, "heartbeat": 33}
     path = f"{session.events}/stream"
     body, query = (parameters, None) if in_body else (None, parameters)
@@ -197,7 +198,7 @@ async def test_head_gives_the_headers_and_opens_nothing(session: Session) -> Non
     "parameter", ["after", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID"]
 )
 async def test_a_read_goes_on_after_its_cursor(session: Session, parameter: str) -> None:
-    """`?after=` and what polyfills add to the URL begin behind the event they name."""
+    """`?after=` and the parameters that polyfills add to the URL start the read after the event they name."""
     log = await fill(session)
     async with session.stream(**{parameter: log[1]["id"]}) as stream:
         await stream.next()
@@ -206,7 +207,7 @@ async def test_a_read_goes_on_after_its_cursor(session: Session, parameter: str)
 
 
 async def test_the_header_goes_before_the_query(session: Session) -> None:
-    """A reconnecting EventSource repeats its URL and adds the header, which knows better."""
+    """A reconnecting EventSource repeats its URL and adds the header, which is newer and overrides the query."""
     log = await fill(session)
     async with session.stream(log[2]["id"], after=log[0]["id"]) as stream:
         opening = await stream.next()
@@ -216,7 +217,7 @@ async def test_the_header_goes_before_the_query(session: Session) -> None:
 
 
 async def test_a_read_begins_with_the_earliest(session: Session) -> None:
-    """Without a cursor, and with `earliest`, all that is kept is read."""
+    """Without a cursor, and with `earliest`, a read starts with the oldest event that is kept."""
     log = await fill(session)
     for query in ({}, {"after": "earliest"}):
         async with session.stream(**query) as stream:
@@ -227,7 +228,7 @@ async def test_a_read_begins_with_the_earliest(session: Session) -> None:
 
 
 async def test_now_skips_what_was(session: Session) -> None:
-    """`after=now` begins with what comes next."""
+    """`after=now` starts with the next event."""
     await fill(session)
     async with session.stream(after="now") as stream:
         await stream.next()
@@ -246,7 +247,8 @@ async def test_the_head_of_the_session_is_a_cursor(session: Session) -> None:
 
 
 async def test_a_foreign_cursor_is_told_as_a_gap(session: Session) -> None:
-    """A cursor of another log is answered by `gateway.gap` with what is not known as null, then by the oldest on."""
+    """A cursor of another log is answered by `gateway.gap`, with null for what is unknown, and then by the log from
+    its oldest event."""
     log = await fill(session)
     async with session.stream(FOREIGN) as stream:
         opening, gap, first = await stream.next(), await stream.next(), await stream.next()
@@ -259,7 +261,7 @@ async def test_a_foreign_cursor_is_told_as_a_gap(session: Session) -> None:
 
 
 async def test_the_id_of_a_gap_lies_before_the_oldest(session: Session) -> None:
-    """A reader that is cut right after a gap continues where the log begins."""
+    """A reader that is cut off right after a gap continues at the beginning of the log."""
     log = await fill(session)
     async with session.stream(FOREIGN) as stream:
         await stream.next()
@@ -271,7 +273,7 @@ async def test_the_id_of_a_gap_lies_before_the_oldest(session: Session) -> None:
 
 
 async def test_a_long_poll_with_a_foreign_cursor_is_410(session: Session) -> None:
-    """Where no gap can be streamed it is a problem, with the same numbers."""
+    """A long-poll cannot report a gap in a stream, so it gets a problem with the same numbers."""
     problem = (await session.poll(after=FOREIGN)).problem(410, "cursor-expired")
 
     assert (problem["requested"], problem["missed"]) == (FOREIGN, None)
@@ -279,14 +281,14 @@ async def test_a_long_poll_with_a_foreign_cursor_is_410(session: Session) -> Non
 
 
 async def test_on_gap_fail_is_410(session: Session) -> None:
-    """A stream that cannot bear a gap says so, and is refused instead."""
+    """A client that cannot handle a gap can ask for the read to be refused instead."""
     async with session.stream(FOREIGN, on_gap="fail") as stream:
         await stream.problem(410, "cursor-expired")
 
 
 @pytest.mark.parametrize("cursor", ["nonsense!", "KEY-1", "a b", "x" * 200])
 async def test_what_is_no_id_is_400(session: Session, cursor: str) -> None:
-    """A cursor that no id can be is the client's mistake."""
+    """A cursor that cannot be an id is refused."""
     (await session.poll(after=cursor)).problem(400, "invalid-cursor")
 
 
@@ -295,7 +297,7 @@ async def test_what_is_no_id_is_400(session: Session, cursor: str) -> None:
 
 @pytest.mark.slow
 async def test_a_silent_stream_has_a_heartbeat(session: Session) -> None:
-    """A comment is sent after this many seconds without a byte."""
+    """A comment is sent after the given number of seconds without a byte."""
     async with session.stream(after="now", heartbeat=5) as stream:
         await stream.next()
         began = time.monotonic()
@@ -307,7 +309,7 @@ async def test_a_silent_stream_has_a_heartbeat(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_a_heartbeat_may_be_an_event(session: Session) -> None:
-    """A client that cannot see comments asks for `gateway.ping`."""
+    """A client that cannot see comments can ask for `gateway.ping` events."""
     async with session.stream(after="now", heartbeat=5, heartbeat_as="event") as stream:
         await stream.next()
 
@@ -316,7 +318,7 @@ async def test_a_heartbeat_may_be_an_event(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_the_heartbeat_of_a_filtered_stream_carries_how_far_it_read(session: Session) -> None:
-    """A filtered stream's cursor does not age while events pass it by."""
+    """While a filter excludes events, the heartbeat carries the position that was read, so the cursor stays current."""
     async with session.stream(types="no.such.type", heartbeat=5) as stream:
         await stream.next()
         log = await fill(session)
@@ -327,7 +329,7 @@ async def test_the_heartbeat_of_a_filtered_stream_carries_how_far_it_read(sessio
 
 @pytest.mark.slow
 async def test_the_heartbeat_of_ndjson_is_an_empty_line(session: Session) -> None:
-    """NDJSON's readers skip empty lines."""
+    """The heartbeat of NDJSON is an empty line, which its readers skip."""
     wire = session.wire
     headers = wire._headers({"Accept": NDJSON})
     params = {"after": "now", "heartbeat": "5"}
@@ -350,7 +352,7 @@ async def test_the_heartbeat_of_ndjson_is_an_empty_line(session: Session) -> Non
     ids=str,
 )  # fmt: skip
 async def test_a_parameter_out_of_bounds_is_400(session: Session, query: Json) -> None:
-    """A stream's parameters have bounds, and a wrong one is named."""
+    """A stream parameter that is out of bounds is refused and named."""
     async with session.stream(**query) as stream:
         problem = await stream.problem(400, "invalid-parameter")
 
@@ -361,12 +363,12 @@ async def test_a_parameter_out_of_bounds_is_400(session: Session, query: Json) -
     "query", [{"wait": 56}, {"wait": -1}, {"limit": 0}, {"limit": 1001}, {"max_bytes": 0}], ids=str
 )
 async def test_a_long_polls_parameter_out_of_bounds_is_400(session: Session, query: Json) -> None:
-    """A long-poll's parameters have bounds, too."""
+    """A long-poll parameter that is out of bounds is refused and named."""
     assert next(iter(query)) in (await session.poll(**query)).problem(400, "invalid-parameter")["detail"]
 
 
 async def test_padding_makes_the_prelude_large(session: Session) -> None:
-    """Proxies that hold small writes are given large ones."""
+    """Padding enlarges the first bytes, for proxies that hold back small writes."""
     sizes = []
     for pad in (0, 4096):
         wire = session.wire
@@ -391,7 +393,7 @@ async def test_padding_makes_the_prelude_large(session: Session) -> None:
     ids=str,
 )
 async def test_types_and_exclude_filter(session: Session, query: Json, passes: list[str]) -> None:
-    """A read may name what it wants, and what not; `gateway.*` always passes."""
+    """A read can include and exclude event types; `gateway.*` events always pass."""
     await fill(session, 1)
     await session.wire.call("DELETE", session.path)
     async with session.stream(**query) as stream:
@@ -417,7 +419,7 @@ async def test_a_connection_rotates_at_its_age(session: Session) -> None:
 
 
 async def test_a_rotation_waits_for_the_end_of_a_response(session: Session) -> None:
-    """A connection that has come of age in mid-response ends after it."""
+    """A connection that reaches its maximum age during a response ends after the response."""
     await session.send(item(LONG_QUESTION), RESPONSE)
     async with session.stream(max_age=1) as stream:
         types = [block.type for block in await stream.rest() if block.data is not None]
@@ -427,7 +429,8 @@ async def test_a_rotation_waits_for_the_end_of_a_response(session: Session) -> N
 
 
 async def test_a_ninth_receiver_ends_the_longest_silent_one(session: Session) -> None:
-    """Eight receivers can read at once; one more ends another one, which gets a `retry` of 24 days."""
+    """Eight receivers can read at once. A ninth ends the one that was silent for longest, which gets a `retry` of 24
+    days."""
     streams: list[Any] = [session.stream() for _ in range(9)]
     opened = [await stream.__aenter__() for stream in streams]
     try:
@@ -447,7 +450,7 @@ async def test_a_ninth_receiver_ends_the_longest_silent_one(session: Session) ->
 
 
 async def test_a_long_poll_waits_for_an_event(session: Session) -> None:
-    """A poll at the head is answered when something happens."""
+    """A long-poll at the head is answered as soon as an event arrives."""
     head = (await session.look())["head"]
     poll = asyncio.create_task(session.poll(after=head, wait=20))
     await asyncio.sleep(0.2)
@@ -473,7 +476,7 @@ async def test_a_long_poll_lingers_for_more_events(session: Session) -> None:
 
 
 async def test_a_long_poll_runs_out_empty(session: Session) -> None:
-    """When the wait is over the list is empty and the cursor stands where it stood."""
+    """When the wait is over, the list is empty and the cursor is unchanged."""
     head = (await session.look())["head"]
     answer = await session.poll(after=head, wait=1)
 
@@ -481,7 +484,7 @@ async def test_a_long_poll_runs_out_empty(session: Session) -> None:
 
 
 async def test_a_long_poll_takes_so_many(session: Session) -> None:
-    """`limit` bounds a page, and the cursor leads to the next."""
+    """`limit` bounds a page, and the cursor leads to the next one."""
     log = await fill(session)
     pages = []
     cursor = "earliest"
@@ -493,7 +496,7 @@ async def test_a_long_poll_takes_so_many(session: Session) -> None:
 
 
 async def test_a_long_poll_gives_at_least_one_event(session: Session) -> None:
-    """`max_bytes` bounds a page, but a reader always gets on."""
+    """`max_bytes` bounds a page, but a page has at least one event, so that a reader always advances."""
     log = await fill(session)
 
     assert [entry["id"] for entry in (await session.poll(max_bytes=1)).json["events"]] == [log[0]["id"]]
@@ -511,7 +514,7 @@ async def test_the_cursor_passes_filtered_events(session: Session) -> None:
 
 
 async def test_a_stream_ends_after_gateway_closed(session: Session) -> None:
-    """The last event says why, and whether another session can help."""
+    """The last event says why the session ended, and whether a new session can help."""
     async with session.stream() as stream:
         await stream.next()
         await session.wire.call("DELETE", session.path)
@@ -523,7 +526,7 @@ async def test_a_stream_ends_after_gateway_closed(session: Session) -> None:
 
 
 async def test_what_is_unread_is_read_after_the_end(session: Session) -> None:
-    """While the log is kept a late reader gets all of it."""
+    """As long as the log is kept, a late reader gets all of it."""
     log = await fill(session)
     await session.wire.call("DELETE", session.path)
     async with session.stream(log[0]["id"]) as stream:
@@ -534,7 +537,8 @@ async def test_what_is_unread_is_read_after_the_end(session: Session) -> None:
 
 
 async def test_a_reader_that_has_read_the_end_is_told_to_stop(session: Session) -> None:
-    """After `gateway.closed` an event stream is 204, which no EventSource tries again, and the rest is 410."""
+    """After `gateway.closed`, an event stream is answered with 204, which stops an EventSource, and the other reads
+    with 410."""
     await session.wire.call("DELETE", session.path)
     end = (await session.until("gateway.closed"))[-1]["id"]
     async with session.stream(end) as stream:
@@ -557,14 +561,14 @@ async def test_an_event_source_with_a_ticket_meets_a_bad_cursor_with_200(session
 
     assert stream.status == 200
     assert blocks[-1].event == "gateway.error"
-    # The event's own `type` takes the place of the problem's.
+    # The event's own `type` replaces the problem's.
     assert blocks[-1].value.keys() >= {"type", "title", "status", "detail", "instance", "code", "retryable"}
     assert (blocks[-1].value["status"], blocks[-1].value["code"]) == (400, "invalid-cursor")
     assert any(block.retry for block in blocks)
 
 
 async def test_errors_status_turns_that_off(session: Session) -> None:
-    """A client that can see a status asks for it."""
+    """A client that can read a status can ask for the problem as an error response."""
     page = session.wire.with_key(None)
     query = {"ticket": await session.ticket(), "after": "nonsense!", "errors": "status"}
     async with page.stream(session.events, query=query) as stream:
@@ -576,7 +580,7 @@ async def test_errors_status_turns_that_off(session: Session) -> None:
 
 @pytest.mark.parametrize("accept", [EVENT_STREAM, NDJSON, JSON])
 async def test_every_answer_protects_itself(session: Session, accept: str) -> None:
-    """Every answer forbids caching, referrers and sniffing."""
+    """Every answer has headers against caching, referrers and content sniffing."""
     await session.wire.call("DELETE", session.path)
     answers = [
         await session.wire.call("GET", session.events, headers={"Accept": accept}),

@@ -1,4 +1,4 @@
-"""Section 1.2: client events on their way up."""
+"""Section 1.2: sending client events."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ def deep(levels: int) -> str:
 
 
 async def test_one_event_is_accepted(session: Session) -> None:
-    """A body that is one client event is 202 with a receipt."""
+    """A body that is one client event is answered with 202 and a receipt."""
     answer = await session.post(CLEAR)
 
     assert answer.status == 202
@@ -32,7 +32,7 @@ async def test_an_array_is_accepted(session: Session) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "", "\r\n"], ids=repr)
 async def test_ndjson_is_accepted(session: Session, end: str) -> None:
-    """Lines of events are a batch, whatever ends the last one."""
+    """Lines of events are a batch, with any line end after the last one."""
     body = "\n".join([json.dumps(CLEAR)] * 2) + end
     answer = await session.post(body, Content_Type=NDJSON)
 
@@ -47,7 +47,7 @@ async def test_first_and_last_count_through_the_session(session: Session) -> Non
 
 
 async def test_reading_after_a_receipts_head_shows_all_it_caused(session: Session) -> None:
-    """`head` was read before sending."""
+    """The receipt's `head` was taken before the events were sent, so a read after it shows everything they caused."""
     receipt = await session.send(item("Hello", "item_mine"))
     seen = await session.until("conversation.item.added", after=receipt["head"])
 
@@ -69,7 +69,7 @@ async def test_a_batch_is_sent_in_order(session: Session) -> None:
 
 
 async def test_overlapping_posts_queue(session: Session) -> None:
-    """Twenty POSTs at once are all taken, each whole, and the session lives."""
+    """Twenty simultaneous POSTs are all accepted, each batch stays together, and the session stays open."""
     answers = await asyncio.gather(*(session.post([CLEAR, CLEAR]) for _ in range(20)))
 
     assert {answer.status for answer in answers} == {202}
@@ -78,7 +78,7 @@ async def test_overlapping_posts_queue(session: Session) -> None:
 
 
 async def test_a_batch_with_one_bad_event_is_not_sent_at_all(session: Session) -> None:
-    """A batch is checked whole before anything of it is sent, and what is wrong is pointed at."""
+    """A batch is checked completely before anything of it is sent, and the error points to the invalid event."""
     answer = await session.post([item("Hello", "item_bad"), {"kind": "no type"}])
     receipt = await session.send(item("Hello", "item_good"))
     seen = await session.until("conversation.item.added")
@@ -124,7 +124,7 @@ async def test_what_is_no_strict_json_is_400(session: Session, body: bytes) -> N
 
 
 async def test_sixty_four_levels_pass(session: Session) -> None:
-    """The bound of the depth is within."""
+    """JSON with exactly 64 levels is accepted."""
     assert (await session.post(deep(64))).status == 202
 
 
@@ -150,12 +150,12 @@ async def test_what_is_no_event_is_400(session: Session, body: str) -> None:
 
 @pytest.mark.parametrize("event_id", ["mine", None])
 async def test_an_event_id_is_a_string_or_null(session: Session, event_id: str | None) -> None:
-    """A client may name its events, or say that it does not."""
+    """An `event_id` may be a string or null."""
     assert (await session.post({**CLEAR, "event_id": event_id})).status == 202
 
 
 async def test_unknown_types_pass(session: Session) -> None:
-    """What an event means is the upstream's to judge, and its judgement is an event."""
+    """Events of unknown types are passed on, and OpenAI answers them with an event."""
     receipt = await session.send({"type": "nobody.knows", "event_id": "mine"})
     error = (await session.until("error", after=receipt["head"]))[-1]["event"]["error"]
 
@@ -163,7 +163,7 @@ async def test_unknown_types_pass(session: Session) -> None:
 
 
 async def test_too_many_events_are_413(session: Session) -> None:
-    """A batch has a bound, and the problem names it."""
+    """The number of events in a batch is limited, and the problem names the limit."""
     limit = session.created["limits"]["max_batch_events"]
     fits = await session.post("[" + ",".join(['{"type":"x"}'] * limit) + "]")
     answer = await session.post("[" + ",".join(['{"type":"x"}'] * (limit + 1)) + "]")
@@ -173,7 +173,7 @@ async def test_too_many_events_are_413(session: Session) -> None:
 
 
 async def test_too_large_a_body_is_413(session: Session) -> None:
-    """A body has a bound, and the problem names it."""
+    """The size of a body is limited, and the problem names the limit."""
     limit = session.created["limits"]["max_body_bytes"]
     answer = await session.post('{"type":"x","a":"' + "a" * limit + '"}')
 
@@ -192,7 +192,7 @@ async def test_too_large_a_body_is_413(session: Session) -> None:
     ],
 )
 async def test_json_has_many_media_types(session: Session, media_type: str | None) -> None:
-    """No type, JSON, plain text and curl's default are all read as JSON."""
+    """A body without a type, or with the type of JSON, plain text or curl's default, is read as JSON."""
     headers = {"Content_Type": media_type} if media_type else {}
 
     assert (await session.post(json.dumps(CLEAR), **headers)).status == 202
@@ -200,13 +200,13 @@ async def test_json_has_many_media_types(session: Session, media_type: str | Non
 
 @pytest.mark.parametrize("media_type", ["application/xml", "image/png", "multipart/form-data; boundary=a"])
 async def test_other_media_types_are_415(session: Session, media_type: str) -> None:
-    """What cannot be an event is refused by its type."""
+    """A body of another media type is refused."""
     (await session.post(json.dumps(CLEAR), Content_Type=media_type)).problem(415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate"])
 async def test_an_encoded_body_is_415(session: Session, encoding: str) -> None:
-    """A small body that unpacks to a large one never gets the chance."""
+    """A compressed body is refused, because a small one could expand to a large one."""
     answer = await session.post(json.dumps(CLEAR), Content_Encoding=encoding)
 
     answer.problem(415, "unsupported-media-type")
@@ -246,7 +246,7 @@ async def test_a_key_with_another_body_is_422(session: Session) -> None:
 
 
 async def test_a_refused_post_may_be_corrected_under_its_key(session: Session) -> None:
-    """What was refused has sent nothing: the corrected request is not held to it."""
+    """A refused request has sent nothing, so its key can be used for the corrected request."""
     (await session.post("nonsense", Idempotency_Key="once")).problem(400, "invalid-json")
 
     assert (await session.post(CLEAR, Idempotency_Key="once")).status == 202
@@ -272,7 +272,7 @@ async def test_a_closed_session_takes_no_more(session: Session) -> None:
 
 @pytest.mark.parametrize("text", ["ü 🙂 \u2028", "line\nline", '"\\/\b\f'], ids=repr)
 async def test_text_is_not_changed(session: Session, text: str) -> None:
-    """What was said comes back in the conversation as it was."""
+    """Text appears unchanged in the conversation."""
     receipt = await session.send(item(text))
     seen: Any = (await session.until("conversation.item.added", after=receipt["head"]))[-1]["event"]
 

@@ -1,4 +1,4 @@
-"""Section 1.1: the session as a resource, and what stands beside it."""
+"""Section 1.1: the session as a resource, and the routes beside it."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ LIMITS = {
 
 
 async def test_a_create_is_201_with_location_and_link(session: Session) -> None:
-    """The answer says where the session is, and where its events are."""
+    """The answer has the URLs of the session and of its events."""
     headers = session.answer.headers
 
     assert session.answer.status == 201
@@ -32,13 +32,13 @@ async def test_a_create_is_201_with_location_and_link(session: Session) -> None:
 
 
 async def test_a_create_is_answered_when_the_channel_is_open(session: Session) -> None:
-    """The session of the create answer is connected, and what is sent next arrives."""
+    """When the create is answered, the session is connected, and an event that is sent next arrives."""
     assert session.created["state"] == "connected"
     assert (await session.send({"type": "input_audio_buffer.clear"}))["accepted"] == 1
 
 
 async def test_the_create_answer_has_the_members_of_the_contract(session: Session) -> None:
-    """The session object has all documented members, and the credentials only in the create's answer."""
+    """The session object has all documented members; only the create's answer also has the credentials."""
     created = session.created
 
     assert created.keys() >= MEMBERS | TOLD_ONCE
@@ -56,7 +56,7 @@ async def test_the_create_answer_has_the_members_of_the_contract(session: Sessio
 
 
 async def test_credentials_are_in_the_create_answer_only(session: Session) -> None:
-    """Looking at a session shows neither its secret nor its ticket."""
+    """The session object of a GET has neither the secret nor the ticket."""
     found = await session.look()
 
     assert found.keys() >= MEMBERS
@@ -69,13 +69,13 @@ async def test_a_call_ends_later_than_it_began(session: Session) -> None:
 
 
 async def test_a_secret_does_not_expire_before_its_session(session: Session) -> None:
-    """A session without an end has a secret without an end."""
+    """If a session does not expire, its secret does not expire either."""
     assert session.created["client_secret"]["expires_at"] == session.created["expires_at"]
 
 
 @pytest.mark.parametrize("body", [None, "", "{}"])
 async def test_an_empty_body_works(wire: Wire, body: str | None) -> None:
-    """A create needs nothing at all."""
+    """A create with an empty body works."""
     answer = await wire.call("POST", "/v1/sessions", body)
 
     assert answer.status == 201
@@ -83,14 +83,14 @@ async def test_an_empty_body_works(wire: Wire, body: str | None) -> None:
 
 
 async def test_metadata_is_kept(wire: Wire) -> None:
-    """What a caller writes beside its session is given back as it was."""
+    """The metadata of a create is returned unchanged."""
     metadata = {"user": "42", "deep": {"list": [1, None, "ü"]}}
     async with wire.session(metadata=metadata) as session:
         assert (await session.look())["metadata"] == metadata
 
 
 async def test_the_session_object_is_merged_over_the_template(wire: Wire) -> None:
-    """A caller's member replaces the template's, and the template's others stay."""
+    """A caller's member replaces the template's, and the template's other members stay."""
     async with wire.session(session={"instructions": "Answer in one word."}) as session:
         created = (await session.until("session.created"))[-1]["event"]["session"]
 
@@ -100,7 +100,7 @@ async def test_the_session_object_is_merged_over_the_template(wire: Wire) -> Non
 
 
 async def test_detach_grace_is_the_callers_choice(wire: Wire) -> None:
-    """A create may say how long its session outlives its receivers, and reads it in the limits."""
+    """A create may set how long its session outlives its receivers; the limits show the value."""
     async with wire.session(detach_grace_seconds=77) as session:
         assert session.created["limits"]["detach_grace_seconds"] == 77
 
@@ -131,7 +131,7 @@ async def test_a_create_whose_body_is_no_json_object_is_400(wire: Wire, body: st
 
 
 async def test_a_caller_lists_its_own_sessions_newest_first(wire: Wire) -> None:
-    """The list holds what this caller opened, the latest at its head."""
+    """The list holds the sessions of this caller, the newest first."""
     if wire.key is None:
         pytest.skip("anonymous callers have no list")
     async with wire.session() as older, wire.session() as newer:
@@ -144,7 +144,7 @@ async def test_a_caller_lists_its_own_sessions_newest_first(wire: Wire) -> None:
 
 
 async def test_a_deleted_session_is_closed_by_its_client(session: Session) -> None:
-    """DELETE is 204, and what is left of the session says who ended it."""
+    """DELETE is answered with 204, and the closed session has the close reason `client`."""
     answer = await session.wire.call("DELETE", session.path)
     found = await session.look()
 
@@ -153,14 +153,14 @@ async def test_a_deleted_session_is_closed_by_its_client(session: Session) -> No
 
 
 async def test_a_delete_may_be_repeated(session: Session) -> None:
-    """A client that missed the answer deletes again and reads the same."""
+    """A repeated DELETE gets the same answer."""
     first, second = [await session.wire.call("DELETE", session.path) for _ in range(2)]
 
     assert (first.status, second.status) == (204, 204)
 
 
 async def test_close_is_the_same_as_delete(session: Session) -> None:
-    """A client that can only post closes a session, too."""
+    """A client that can only send POST can close a session, too."""
     answer = await session.wire.call("POST", f"{session.path}/close")
 
     assert answer.status == 204
@@ -168,7 +168,7 @@ async def test_close_is_the_same_as_delete(session: Session) -> None:
 
 
 async def test_close_takes_the_client_secret_as_its_body(session: Session) -> None:
-    """`navigator.sendBeacon` can set no headers: the secret as a text body is enough."""
+    """`navigator.sendBeacon` cannot set headers, so the secret is accepted as a text body."""
     page = session.wire.with_key(None)
     headers = {"Content-Type": "text/plain;charset=UTF-8"}
     answer = await page.call("POST", f"{session.path}/close", session.secret, headers=headers)
@@ -212,7 +212,7 @@ async def test_a_create_is_repeated_without_a_second_session(wire: Wire) -> None
 
 
 async def test_a_create_repeated_meanwhile_is_409_or_its_answer(wire: Wire) -> None:
-    """Two creates at once with one key open one session."""
+    """Two simultaneous creates with one key open one session."""
     headers = {"Idempotency-Key": "create-twice"}
     answers = await asyncio.gather(*(wire.call("POST", "/v1/sessions", headers=headers) for _ in range(2)))
     opened = [answer for answer in answers if answer.status == 201]

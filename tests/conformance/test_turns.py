@@ -21,7 +21,7 @@ async def turn(session: Session, body: Any, accept: str | None = JSON, **headers
 
 
 def said(answer: Answer) -> str:
-    """Return the text of a JSON answer's response, which must be a whole one."""
+    """Return the text of a JSON answer's response, which must be complete."""
     assert answer.status == 200, answer.body
     assert answer.json["status"] == "completed", answer.json
     text: str = answer.json["output_text"]
@@ -62,7 +62,7 @@ def text_of(event: Json) -> str:
 
 
 async def test_plain_text_that_looks_like_json_stays_text(session: Session) -> None:
-    """What a client calls text is not parsed."""
+    """A plain text body is not parsed."""
     text = '{"input":"Say hello."}'
     await turn(session, text, Content_Type="text/plain")
     items = await session.until("response.done")
@@ -71,14 +71,14 @@ async def test_plain_text_that_looks_like_json_stays_text(session: Session) -> N
 
 
 async def test_input_may_be_items(session: Session) -> None:
-    """A turn may add several conversation items before it asks."""
+    """A turn may add several conversation items before it asks for a response."""
     items = [item(text)["item"] for text in ("My name is Ada.", "What is my name?")]
 
     assert "Ada" in said(await turn(session, {"input": items}))
 
 
 async def test_other_keys_go_into_the_response(session: Session) -> None:
-    """What else stands in the body is a member of `response.create`."""
+    """Other members of the body become members of `response.create`."""
     answer = await turn(session, {"input": HELLO, "metadata": {"mine": "yes"}})
     done = (await session.until("response.done"))[-1]["event"]["response"]
 
@@ -88,7 +88,7 @@ async def test_other_keys_go_into_the_response(session: Session) -> None:
 
 @pytest.mark.parametrize("body", ["{}", '{"input":7}', '{"input":[7]}', '{"input":null}'])
 async def test_a_turn_without_input_is_400(session: Session, body: str) -> None:
-    """A JSON body must say what is to be answered."""
+    """A JSON body without an input is refused."""
     assert (await turn(session, body, Content_Type=JSON)).status == 400
 
 
@@ -97,7 +97,7 @@ async def test_a_turn_without_input_is_400(session: Session, body: str) -> None:
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/plain"])
 async def test_text_in_is_text_out(session: Session, accept: str | None) -> None:
-    """Without a particular `Accept` a text is answered by text."""
+    """Without a specific `Accept`, a text body is answered with text."""
     answer = await turn(session, HELLO, accept)
 
     assert (answer.status, answer.media_type) == (200, "text/plain")
@@ -105,7 +105,7 @@ async def test_text_in_is_text_out(session: Session, accept: str | None) -> None
 
 
 async def test_text_streams_as_it_comes(session: Session) -> None:
-    """The beginning of an answer arrives before its end is made."""
+    """The beginning of an answer arrives before the answer is complete."""
     wire = session.wire
     async with wire.http.post(
         f"{wire.url}{session.path}/turns", data=LONG_QUESTION, headers=wire._headers({"Accept": "text/plain"})
@@ -120,7 +120,7 @@ async def test_text_streams_as_it_comes(session: Session) -> None:
 
 
 async def test_json_has_the_members_of_the_contract(session: Session) -> None:
-    """The JSON answer holds the text, the output, the bill, and where the log stands."""
+    """The JSON answer holds the text, the output, the usage, and the position of the log."""
     answer = await turn(session, HELLO)
     done = (await session.until("response.done"))[-1]
     body = answer.json
@@ -137,7 +137,7 @@ async def test_json_has_the_members_of_the_contract(session: Session) -> None:
 
 
 async def test_an_event_stream_has_the_turns_events(session: Session) -> None:
-    """The turn's events come in the form of all streams, up to and including its `response.done`."""
+    """The turn's events have the form of all streams and end with its `response.done`."""
     answer = await turn(session, HELLO, EVENT_STREAM)
     blocks = [block for block in answer.blocks if block.data is not None]
     types = [block.type for block in blocks]
@@ -164,7 +164,7 @@ async def test_json_lines_have_the_turns_events(session: Session) -> None:
 
 
 async def test_a_repeated_turn_goes_on_behind_the_last_event_id(session: Session) -> None:
-    """A client that was cut off gets what it has not seen of the same turn."""
+    """A client that was cut off gets the remaining events of the same turn."""
     first = await turn(session, HELLO, EVENT_STREAM, Idempotency_Key="resumed")
     seen = [block for block in first.blocks if block.event == "message" and block.data is not None]
     half = seen[len(seen) // 2]
@@ -177,7 +177,7 @@ async def test_a_repeated_turn_goes_on_behind_the_last_event_id(session: Session
 @pytest.mark.parametrize("body", ['{"input":"Hi",}', "{'input':'Hi'}", "[Hi]"])
 @pytest.mark.parametrize("media_type", [FORM, None])
 async def test_broken_json_is_not_asked_as_text(session: Session, body: str, media_type: str | None) -> None:
-    """The problem names the way to send it as text."""
+    """The problem for broken JSON says how to send it as text."""
     headers = {"Content_Type": media_type} if media_type else {}
     answer = await turn(session, body, None, **headers)
 
@@ -185,14 +185,14 @@ async def test_broken_json_is_not_asked_as_text(session: Session, body: str, med
 
 
 async def test_a_form_with_an_input_is_a_turn(session: Session) -> None:
-    """What jQuery and Apps Script send of an object."""
+    """A form with an `input`, as jQuery and Apps Script encode an object, is a turn."""
     answer = await turn(session, "input=Repeat+after+me%3A+one+two", None, Content_Type=FORM)
 
     assert (answer.status, answer.media_type, answer.body) == (200, "text/plain", b"one two")
 
 
 async def test_a_turn_can_be_done_by_format(session: Session) -> None:
-    """`?format=` chooses where `Accept` cannot be set."""
+    """`?format=` chooses the form of the answer where `Accept` cannot be set."""
     path = f"{session.path}/turns"
     answers = {
         name: await session.wire.call("POST", path, HELLO, query={"format": name})
@@ -207,14 +207,14 @@ async def test_a_turn_can_be_done_by_format(session: Session) -> None:
 
 
 async def test_a_turn_without_text_is_406(session: Session) -> None:
-    """A response that is asked to be audio has no text to stream."""
+    """A turn that asks for an audio response has no text to stream, so it is refused."""
     answer = await turn(session, {"input": HELLO, "output_modalities": ["audio"]}, "text/plain")
 
     answer.problem(406, "no-text-output")
 
 
 async def test_a_refused_response_is_502_with_what_the_service_said(session: Session) -> None:
-    """An error that names the turn's event becomes its problem."""
+    """An error that OpenAI reports for the turn's event becomes the problem."""
     answer = await turn(session, {"input": HELLO, "nobody_knows": True})
     problem = answer.problem(502, "upstream-rejected")
 
@@ -258,7 +258,7 @@ async def test_a_full_queue_is_429(session: Session) -> None:
 
 
 async def test_a_turn_goes_on_when_its_client_leaves(session: Session) -> None:
-    """A session's turn is in the log whether or not a client waits for it."""
+    """A session's turn is logged completely whether or not a client waits for it."""
     task = asyncio.create_task(turn(session, LONG_QUESTION))
     await session.until("response.created")
     task.cancel()
@@ -271,7 +271,7 @@ async def test_a_turn_goes_on_when_its_client_leaves(session: Session) -> None:
 
 
 async def test_a_repeated_turn_gives_the_stored_answer(session: Session) -> None:
-    """With an Idempotency-Key, a repeat causes no second response and no second bill."""
+    """With an Idempotency-Key, a repeat gets the stored answer and causes no second response and no second charge."""
     first = await turn(session, HELLO, Idempotency_Key="once")
     again = await turn(session, HELLO, Idempotency_Key="once")
     log = (await session.poll(wait=0, limit=1000)).json["events"]
@@ -283,7 +283,7 @@ async def test_a_repeated_turn_gives_the_stored_answer(session: Session) -> None
 
 
 async def test_a_turn_repeated_meanwhile_attaches(session: Session) -> None:
-    """While the first runs, the same request follows it from its first event."""
+    """While the first request runs, the same request gets its turn from the first event."""
     answers = await asyncio.gather(
         *(turn(session, LONG_QUESTION, "text/plain", Idempotency_Key="once") for _ in range(2))
     )
@@ -293,7 +293,7 @@ async def test_a_turn_repeated_meanwhile_attaches(session: Session) -> None:
 
 
 async def test_another_turn_under_a_used_key_is_422(session: Session) -> None:
-    """A key stands for one turn."""
+    """A key that was used for another turn is refused."""
     await turn(session, HELLO, Idempotency_Key="once")
 
     (await turn(session, "Something else", Idempotency_Key="once")).problem(422, "idempotency-key-reused")
@@ -301,7 +301,7 @@ async def test_another_turn_under_a_used_key_is_422(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_a_turn_that_takes_longer_than_the_wait_is_202(session: Session) -> None:
-    """With `?wait=` and a key a client comes back for the answer."""
+    """With `?wait=` and a key, a client can ask again for the answer of a turn that takes longer."""
     path, headers = f"{session.path}/turns", {"Idempotency-Key": "once", "Accept": JSON}
     question = "Write 600 words about rivers"
     first = await session.wire.call("POST", path, question, headers=headers, query={"wait": 1})
@@ -313,7 +313,7 @@ async def test_a_turn_that_takes_longer_than_the_wait_is_202(session: Session) -
 
 
 async def test_a_wait_needs_a_key(session: Session) -> None:
-    """Without a key no client could come back for the answer."""
+    """Without a key no client could ask again for the answer, so `?wait=` is refused."""
     answer = await session.wire.call(
         "POST", f"{session.path}/turns", HELLO, query={"wait": 1, "format": "json"}
     )
@@ -325,7 +325,7 @@ async def test_a_wait_needs_a_key(session: Session) -> None:
 
 
 async def test_a_turn_makes_its_own_session(wire: Wire) -> None:
-    """One request is a whole conversation."""
+    """A turn without a session opens one for itself."""
     answer = await wire.call("POST", "/v1/turns", HELLO, headers={"Accept": "text/plain"})
 
     assert answer.status == 200
@@ -333,7 +333,7 @@ async def test_a_turn_makes_its_own_session(wire: Wire) -> None:
 
 
 async def test_the_session_of_a_turn_is_closed_after_it(wire: Wire) -> None:
-    """Nothing is left to be paid for."""
+    """The session of such a turn is closed afterwards, so that it costs nothing more."""
     answer = await wire.call("POST", "/v1/turns", {"input": HELLO}, headers={"Accept": JSON})
     path = f"/v1/sessions/{answer.json['session_id']}"
     async with asyncio.timeout(10):
@@ -345,7 +345,7 @@ async def test_the_session_of_a_turn_is_closed_after_it(wire: Wire) -> None:
 
 
 async def test_a_turn_of_its_own_takes_a_session_object(wire: Wire) -> None:
-    """`session` is what it is in a create."""
+    """`session` in the body has the same meaning as in a create."""
     body = {"input": HELLO, "session": {"instructions": 'Always answer with "Aye".'}}
     answer = await wire.call("POST", "/v1/turns", body, headers={"Accept": JSON})
 
@@ -362,7 +362,7 @@ async def test_a_turn_of_its_own_streams_events(wire: Wire) -> None:
 
 
 async def test_a_repeated_turn_of_its_own_is_replayed(wire: Wire) -> None:
-    """A key on `/v1/turns` means one session and one bill."""
+    """A repeat on `/v1/turns` with the same key opens no second session and is charged once."""
     headers = {"Accept": JSON, "Idempotency-Key": "own-turn-once"}
     first = await wire.call("POST", "/v1/turns", HELLO, headers=headers)
     again = await wire.call("POST", "/v1/turns", HELLO, headers=headers)

@@ -1,6 +1,7 @@
-"""The little a client needs: requests, event streams, sessions that are closed again. Nothing of the gateway's own code.
+"""What a client needs: requests, event streams, and sessions that are closed again. It uses none of the gateway's
+code.
 
-The parser follows WHATWG HTML 9.2.6 by the letter and keeps what a browser would hide: comments and `retry`.
+The parser follows WHATWG HTML 9.2.6 strictly and keeps what a browser would hide: comments and `retry`.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from multidict import CIMultiDictProxy
 
 Json = dict[str, Any]
 
-# For one answer, and for silence within a stream. A model may need a while before its first token.
+# The deadline of one answer, and of silence within a stream. A model may need a while before its first token.
 ANSWER_SECONDS = 60
 SILENCE_SECONDS = 60
 
@@ -27,7 +28,7 @@ PROBLEM = "application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -63,7 +64,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Block:
-    """What stands between two empty lines of an event stream."""
+    """The lines between two empty lines of an event stream."""
 
     id: str | None = None
     event: str = "message"
@@ -156,7 +157,7 @@ class Stream:
             return [block async for block in self._blocks]
 
     async def problem(self, status: int, code: str) -> Json:
-        """Hold the answer to be a refusal instead of a stream."""
+        """Return the problem of an answer that must be a refusal, not a stream."""
         return Answer(self.status, self.headers, await self._answer.read()).problem(status, code)
 
     async def close(self) -> None:
@@ -247,7 +248,7 @@ class Wire:
 
 
 class Session:
-    """A session as its creator has it."""
+    """A session, as its creator uses it."""
 
     def __init__(self, wire: Wire, answer: Answer) -> None:
         self.wire = wire
@@ -260,7 +261,7 @@ class Session:
         self.secret: str = self.created["client_secret"]["value"]
 
     async def look(self) -> Json:
-        """Return the session object as it is now."""
+        """Return the current session object."""
         answer = await self.wire.call("GET", self.path)
         assert answer.status == 200, answer.body
         found: Json = answer.json
@@ -288,7 +289,8 @@ class Session:
         return self.wire.stream(self.events, headers=headers, query=query)
 
     async def until(self, kind: str, **query: Any) -> list[Json]:
-        """Read from the beginning, or `after`, up to the first event of a type; gives `{"id":…,"event":…}` each."""
+        """Read from the beginning, or `after`, up to the first event of a type; return `{"id":…,"event":…}` for
+        each."""
         cursor = query.pop("after", "earliest")
         found: list[Json] = []
         async with asyncio.timeout(ANSWER_SECONDS):

@@ -13,7 +13,7 @@ from tests.deploy.conftest import ROOT
 
 SUITE = "bookworm"
 PYTHON_VERSION = "3.11"
-# `python` is what an image of Python has, and util-linux's setpriv is part of the minimal system.
+# An official image of Python has a `python`; setpriv, of util-linux, is part of the minimal system.
 PACKAGES = "python3,python3-venv,python-is-python3"
 STEP_SECONDS = 600.0
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

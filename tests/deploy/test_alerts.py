@@ -1,4 +1,5 @@
-"""The alerts and the dashboard as files: promtool's judgement, and every metric in them one that the gateway has."""
+"""The alerts and the dashboard as files: promtool accepts them, and every metric in them is one that the gateway
+has."""
 
 import json
 import re
@@ -138,7 +139,7 @@ def _production() -> Any:
 
 
 def test_the_dashboard_is_one_that_grafana_can_draw() -> None:
-    """Panels have their own ids and do not overlap, and every query asks the chosen source."""
+    """Panels have unique ids and do not overlap, and every query uses the selected data source."""
     dashboard = json.loads((ROOT / "deploy/grafana/gateway.json").read_text())
     panels = dashboard["panels"]
     taken = [

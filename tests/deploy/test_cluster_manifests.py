@@ -1,4 +1,4 @@
-"""The manifests and the compose file of several nodes, held against schemas and the configuration."""
+"""The manifests and the compose file of several nodes, compared with schemas and the configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ def configured(environ: dict[str, str], **given: str) -> Config:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_manifest_keeps_to_the_strict_schema(name: str) -> None:
-    """Every member is one that Kubernetes knows, of the right type."""
+    """Kubernetes knows every member, and each has the right type."""
     kubernetes_validate.validate(read(FOLDER / f"{name}.yaml"), KUBERNETES, strict=True)
 
 
 def test_every_file_is_applied() -> None:
-    """As its own resource, or as a patch of one in the folder above."""
+    """Every file is applied, as its own resource or as a patch of one in the folder above."""
     listed = read(FOLDER / "kustomization.yaml")
     named = {*listed["resources"], *(patch["path"] for patch in listed["patches"])} - {"../"}
 
@@ -46,7 +46,7 @@ def test_every_file_is_applied() -> None:
 
 
 def test_pods_have_the_time_to_hand_their_sessions_over() -> None:
-    """The grace is longer than the drain and the wait before it; the configuration is valid."""
+    """The termination grace period is longer than the drain and the wait before it; the configuration is valid."""
     pod = read(FOLDER / "replicas.yaml")["spec"]["template"]["spec"]
     [container] = pod["containers"]
     environ = {one["name"]: one.get("value", "10.0.0.1") for one in container["env"]}
@@ -59,7 +59,7 @@ def test_pods_have_the_time_to_hand_their_sessions_over() -> None:
 
 
 def test_only_gateways_reach_the_port_between_them() -> None:
-    """The nodes reach Redis and each other."""
+    """Only the pods of the gateway may connect to the port between nodes."""
     policy = read(FOLDER / "networkpolicy.yaml")["spec"]
     [rule] = policy["ingress"]
 

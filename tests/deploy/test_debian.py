@@ -1,7 +1,8 @@
-"""The gateway on plain Debian: the script deploy/systemd/install, and the image of deploy/Dockerfile, built by buildah.
+"""The gateway on plain Debian: the script deploy/systemd/install, and the image of deploy/Dockerfile, built by
+buildah.
 
-Both use one system that debootstrap made, and wheels that were downloaded before, so this file takes little more time than
-either of them. The image is built on that system because no registry of images can be reached here.
+Both use one system that debootstrap made and wheels that were downloaded before, so this file takes little longer
+than either alone. The image is built on that system because no registry of images can be reached here.
 """
 
 import asyncio
@@ -84,7 +85,7 @@ def installed(plain: Debian, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     top = tmp_path_factory.mktemp("installed")
     run("cp", "-a", f"{plain.system}/.", str(top))
     run("cp", "-a", str(plain.wheels), str(top / "wheels"))
-    # pytest's folders are for their owner only, and the service's user must look into this one.
+    # pytest makes its folders readable for their owner only, but the service's user must read this one.
     top.chmod(0o755)
     for folder in ("deploy", "config"):
         ignored = shutil.ignore_patterns("node_modules", "secrets")
@@ -219,11 +220,12 @@ class Image:
         return run(self._buildah, *where, *command, HOME=str(self._store), TMPDIR=str(self._store))
 
     def environ(self, **more: str) -> dict[str, str]:
-        """Return the environment that the image sets, and more."""
+        """Return the environment that the image sets, with additions."""
         return dict(pair.split("=", 1) for pair in self.settings["Env"]) | more
 
     def contained(self, command: list[str]) -> list[str]:
-        """Return the command as a container runs it: as the image's user, without rights, on a read-only root."""
+        """Return a command line that runs the command as a container does: as the image's user, without
+        capabilities, on a read-only root."""
         user, group = self.settings["User"].split(":")
         limits = [
             f"--reuid={user}",

@@ -1,4 +1,4 @@
-"""The Dockerfile as it is written. tests/deploy/test_debian.py builds and runs it."""
+"""The text of the Dockerfile. tests/deploy/test_debian.py builds and runs it."""
 
 import re
 import tomllib
@@ -10,13 +10,13 @@ DOCKERFILE = ROOT / "deploy/Dockerfile"
 
 
 def steps(word: str) -> list[str]:
-    """Return what follows each instruction of a kind."""
+    """Return the arguments of each instruction of a kind."""
     text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
     return re.findall(rf"^{word} (.+)$", text, re.MULTILINE)
 
 
 def test_the_health_check_asks_where_the_operator_listens() -> None:
-    """Its port is the admin port of the configuration in the image."""
+    """The health check asks the admin port of the configuration in the image."""
     config = Config.model_validate(tomllib.loads((ROOT / "config/production.toml").read_text()))
 
     assert f"127.0.0.1:{config.admin.port}/livez" in steps("HEALTHCHECK")[-1]

@@ -1,4 +1,5 @@
-"""The Kubernetes manifests, the compose file and config/production.toml, held against schemas and the gateway itself."""
+"""The Kubernetes manifests, the compose file and config/production.toml, compared with schemas and the gateway
+itself."""
 
 import hashlib
 import re
@@ -20,7 +21,7 @@ MONITORING = ROOT / "deploy/kubernetes/monitoring"
 KUBERNETES = "1.33"
 MIB = 1024 * 1024
 KIB = 1024
-# Measured, see docs/operations.md: a gateway that has just started, and each session that idles.
+# Measured (docs/operations.md): the memory of a gateway that has just started, and of each idle session.
 BASE_BYTES = 100 * MIB
 SESSION_BYTES = 117 * KIB
 
@@ -52,7 +53,7 @@ def container(pod: Any) -> Any:
 
 
 def test_production_differs_from_the_defaults_in_every_key() -> None:
-    """It is valid, and holds nothing that is the default anyway."""
+    """The production configuration is valid and repeats no default."""
     config = Config.model_validate(production())
 
     same = [
@@ -79,12 +80,12 @@ def test_production_lets_nobody_in_without_a_key() -> None:
 
 @pytest.mark.parametrize("path", [*MANIFESTS, MONITORING / "service.yaml"], ids=lambda path: path.stem)
 def test_a_manifest_keeps_to_the_strict_schema(path: Path) -> None:
-    """Every member is one that Kubernetes knows, of the right type."""
+    """Kubernetes knows every member, and each has the right type."""
     kubernetes_validate.validate(yaml.safe_load(path.read_text()), KUBERNETES, strict=True)
 
 
 def test_the_schema_refuses_a_misspelt_member(pod: Any) -> None:
-    """The check above can fail: a member that Kubernetes would ignore is an error."""
+    """A member that Kubernetes would ignore is an error, so the check above can fail."""
     manifest = read("deploy/kubernetes/deployment.yaml")
     manifest["spec"]["template"]["spec"]["terminationGracePeriod"] = 45
 
@@ -93,7 +94,7 @@ def test_the_schema_refuses_a_misspelt_member(pod: Any) -> None:
 
 
 def test_what_is_applied_is_what_lies_there_but_for_the_secret() -> None:
-    """kustomization.yaml lists each manifest, and never the example of a Secret."""
+    """kustomization.yaml lists every manifest except the example of a Secret."""
     listed = read("deploy/kubernetes/kustomization.yaml")["resources"]
 
     assert sorted(listed) == sorted({path.name for path in MANIFESTS} - {"secret-example.yaml"})
@@ -107,7 +108,7 @@ def test_the_config_map_is_the_production_configuration() -> None:
 
 
 def test_a_changed_configuration_rolls_the_pods() -> None:
-    """The pods' template holds the configuration's checksum, which changes with it."""
+    """The pods' template holds a checksum of the configuration, so a change of the configuration restarts the pods."""
     annotations = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]["metadata"]["annotations"]
     data = read("deploy/kubernetes/configmap.yaml")["data"]["gateway.toml"]
 
@@ -115,7 +116,7 @@ def test_a_changed_configuration_rolls_the_pods() -> None:
 
 
 def test_the_service_monitor_leads_to_the_metrics() -> None:
-    """Through its Service to the pods' operator port, under the job that alerts and dashboard ask for."""
+    """It selects the pods' admin port through its Service, with the job name that alerts and dashboard use."""
     monitor = read("deploy/kubernetes/monitoring/servicemonitor.yaml")["spec"]
     service = read("deploy/kubernetes/monitoring/service.yaml")
     pod = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]
@@ -133,7 +134,7 @@ def test_the_service_monitor_leads_to_the_metrics() -> None:
 
 
 def test_the_network_policy_lets_through_what_the_gateway_needs() -> None:
-    """Clients in, Prometheus in, names, HTTPS and media out; the ports are the pod's own."""
+    """It allows clients and Prometheus in, and DNS, HTTPS and media out; the ports are the pod's own."""
     policy = read("deploy/kubernetes/networkpolicy.yaml")["spec"]
     pod = read("deploy/kubernetes/deployment.yaml")["spec"]["template"]
     named = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
@@ -146,7 +147,7 @@ def test_the_network_policy_lets_through_what_the_gateway_needs() -> None:
 
 
 def test_labels_lead_services_and_budgets_to_the_pod() -> None:
-    """What selects pods selects these."""
+    """Every selector of a service or a disruption budget matches the pod's labels."""
     deployment = read("deploy/kubernetes/deployment.yaml")["spec"]
     labels = deployment["template"]["metadata"]["labels"]
     service = read("deploy/kubernetes/service.yaml")["spec"]
@@ -161,7 +162,7 @@ def test_labels_lead_services_and_budgets_to_the_pod() -> None:
 
 
 def test_probes_and_ports_meet_the_listeners(container: Any) -> None:
-    """Probes ask the operator's listener for the paths that it has; the Service leads to the clients' one."""
+    """The probes ask the admin listener for paths that it has; the Service leads to the client listener."""
     config = Config.model_validate(production())
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     service = read("deploy/kubernetes/service.yaml")["spec"]["ports"]
@@ -180,7 +181,7 @@ def test_probes_and_ports_meet_the_listeners(container: Any) -> None:
 
 
 def test_the_grace_period_outlasts_the_drain(pod: Any, container: Any) -> None:
-    """Between SIGTERM and SIGKILL there is time for preStop, the drain and ten seconds to close."""
+    """Between SIGTERM and SIGKILL there is time for preStop, the drain, and ten seconds to close."""
     waits = re.search(r"sleep\((\d+)\)", " ".join(container["lifecycle"]["preStop"]["exec"]["command"]))
     assert waits is not None
     drain = Config.model_validate(production()).drain.timeout_seconds
@@ -189,7 +190,7 @@ def test_the_grace_period_outlasts_the_drain(pod: Any, container: Any) -> None:
 
 
 def test_every_secret_file_is_mounted(pod: Any, container: Any) -> None:
-    """The files that the configuration names lie in the folder of the Secret, under its keys."""
+    """The files that the configuration names are mounted from the Secret, under its keys."""
     secret = read("deploy/kubernetes/secret-example.yaml")
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     files = {value for keys in production().values() for key, value in keys.items() if key.endswith("_file")}
@@ -200,7 +201,8 @@ def test_every_secret_file_is_mounted(pod: Any, container: Any) -> None:
 
 
 def test_memory_is_enough_for_a_full_house(container: Any) -> None:
-    """The limit holds the process, all its sessions by the measured figure, and all buffers, which include the logs."""
+    """The memory limit covers the process, all its sessions at the measured figure, and all buffers, which include
+    the logs."""
     config = Config.model_validate(production())
     needed = BASE_BYTES + config.relay.max_sessions * SESSION_BYTES + config.server.memory_budget_bytes
     limits = {"1Gi": 1024 * MIB}
@@ -211,7 +213,7 @@ def test_memory_is_enough_for_a_full_house(container: Any) -> None:
 
 
 def test_the_pod_may_do_nothing_that_it_need_not(pod: Any, container: Any) -> None:
-    """Not root, no capability, no writable root, no token of the cluster."""
+    """The pod runs without root, capabilities, a writable root or a token of the cluster."""
     rights = container["securityContext"]
 
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -225,7 +227,7 @@ def test_the_pod_may_do_nothing_that_it_need_not(pod: Any, container: Any) -> No
 
 
 def test_compose_mounts_only_files_that_exist() -> None:
-    """Docker would make a folder of a misspelt file and start with that."""
+    """Every mounted file exists, because Docker would create a folder in place of a missing one."""
     compose = read("deploy/compose.yml")
     sources = [
         volume.split(":")[0]
@@ -241,7 +243,7 @@ def test_compose_mounts_only_files_that_exist() -> None:
 
 
 def test_compose_brings_every_secret_to_its_place() -> None:
-    """Each file that the configuration names is there, and each secret that is used is declared."""
+    """Every file that the configuration names is mounted, and each secret that is used is declared."""
     compose = read("deploy/compose.yml")
     given = compose["services"]["gateway"]["secrets"]
     files = {value for keys in production().values() for key, value in keys.items() if key.endswith("_file")}
@@ -252,7 +254,7 @@ def test_compose_brings_every_secret_to_its_place() -> None:
 
 
 def test_compose_publishes_nothing_but_the_proxy() -> None:
-    """Every other port is on the machine's loopback only, and the published one is the proxy's."""
+    """Only the proxy's port is published; every other port is bound to loopback."""
     compose = read("deploy/compose.yml")
     open_to_all = [
         port
@@ -271,7 +273,7 @@ def test_compose_publishes_nothing_but_the_proxy() -> None:
 
 
 def test_compose_gives_the_gateway_time_and_no_rights() -> None:
-    """It outlasts the drain, has a reaper above it, and can write nowhere."""
+    """It has more time than a drain takes, a process that reaps zombies, and no writable file system."""
     gateway = read("deploy/compose.yml")["services"]["gateway"]
     drain = Config.model_validate(production()).drain.timeout_seconds
 
@@ -282,7 +284,7 @@ def test_compose_gives_the_gateway_time_and_no_rights() -> None:
 
 
 def test_prometheus_and_grafana_find_what_they_are_to_show() -> None:
-    """The scraped target is the gateway's service and port, Grafana's source is the Prometheus beside it."""
+    """The scraped target is the gateway's service and port, and Grafana's data source is that Prometheus."""
     services = read("deploy/compose.yml")["services"]
     (job,) = read("deploy/prometheus/prometheus.yml")["scrape_configs"]
     (source,) = read("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]

@@ -1,4 +1,5 @@
-"""The operations page, held against what it describes: every alert, every log line, every figure that a file repeats."""
+"""The operations page, compared with what it describes: every alert, every log line, every figure that a file
+repeats."""
 
 import ast
 import re
@@ -15,8 +16,8 @@ LEVELS = {"debug", "info", "warning", "error"}
 
 
 def logged() -> set[str]:
-    """Find the name of every log line in the sources: the first argument of `log.<level>(…)`, or of `line(…)`, which is
-    one of them chosen before."""
+    """Return the name of every log line in the sources: the first argument of `log.<level>(…)`, or of `line(…)`, a
+    variable that holds one of these methods."""
     names = set()
     for path in (ROOT / "gateway").rglob("*.py"):
         if "emulator" in path.parts:
@@ -46,7 +47,7 @@ def table() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def test_every_log_line_stands_in_the_table_and_no_other() -> None:
-    """An operator can look up every log event."""
+    """Every log event has a row in the table, and every row an event."""
     assert logged() == set(table())
 
 
@@ -63,7 +64,7 @@ def test_each_log_line_has_one_row_with_its_level() -> None:
 
 
 def test_fields_of_log_lines_are_those_in_the_table() -> None:
-    """Each keyword that a line is logged with is in its row, and the row has no other."""
+    """The keywords that a line is logged with are exactly those in its row."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "gateway").rglob("*.py"):
         if "emulator" in path.parts:
@@ -79,14 +80,14 @@ def test_fields_of_log_lines_are_those_in_the_table() -> None:
                             "exception" if field == "exc_info" else field for field in fields
                         )
 
-    # The access log's fields are put together where requests are answered.
+    # The access log's fields are assembled where requests are answered.
     access = found.pop("http_answered")
     assert access <= table()["http_answered"][1]
     assert found == {name: table()[name][1] for name in found}
 
 
 def test_every_alert_has_a_section_that_its_runbook_leads_to() -> None:
-    """The annotation is a link to a heading of this page, and no section is about an alert that is gone."""
+    """The annotation links to a heading of this page, and no section describes an alert that no longer exists."""
     groups = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     sections = re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
@@ -120,7 +121,7 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_the_memory_that_is_added_up_is_added_up_right() -> None:
-    """The sum in "Sizing" follows from its own figures and the production configuration."""
+    """The sum in "Sizing" follows from the page's own figures and the production configuration."""
     config = Config.model_validate(tomllib.loads((ROOT / "config/production.toml").read_text()))
     found = re.search(r"an idle session \| (\d+) KiB", PAGE)
     assert found is not None

@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus"), pytest.mark.tim
 
 TRAFFIC_SECONDS = 60.0
 ROUND_SECONDS = 30.0
-# Long enough for the service to cache what it has read once.
+# Long enough for the service to cache it as input.
 LONG = "Please say Hello. " + "This is a line. " * 100
-# More than the sessions after which garbage is collected, so that there is a collection to show.
+# More sessions than it takes to trigger a garbage collection, so that the panel has one to show.
 REFUSED = 70
 # The row of the dashboard that is about several nodes.
 NODES_ROW = "Do the nodes work as one?"
@@ -107,7 +107,7 @@ async def prometheus(gateway: tuple[str, str], start_prometheus: StartPrometheus
 
 
 async def round_of_traffic(caller: Caller, far_end: FarEnd) -> None:
-    """Do a little of everything: what works, and what fails."""
+    """Cause a little traffic of every kind: requests that work, and requests that fail."""
     session = await caller.open()
     path = f"/v1/sessions/{session['id']}"
     once = {"Idempotency-Key": session["id"], "Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""The gateway under what starts and stops it: systemd's unit, and as the first process of a container."""
+"""The gateway under systemd's unit, and as the first process of a container."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from tests.e2e.house import Caller, say
 
 UNIT = ROOT / "deploy/systemd/realtime-gateway.service"
 STATIC = {"PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-offline", "GATEWAY_DRAIN__TIMEOUT_SECONDS": "5"}
-# What systemd-analyze calls good: a service as exposed as most is at 9.6.
+# The highest exposure that systemd-analyze rates as good; an ordinary service has 9.6.
 EXPOSURE = 2.0
 
 
@@ -33,7 +33,7 @@ def settings(name: str) -> list[str]:
 
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_takes_the_unit(part_path: Callable[[str], str], tmp_path: Path) -> None:
-    """Every setting is known and well formed; only the program's place is another here."""
+    """Every setting is known and well formed; only the program's path differs here."""
     (tmp_path / UNIT.name).write_text(UNIT.read_text().replace("/opt/gateway/bin/gateway", sys.executable))
     done = subprocess.run(
         [part_path("systemd-analyze"), "verify", "--man=no", str(tmp_path / UNIT.name)],
@@ -69,7 +69,7 @@ def test_the_unit_outlasts_the_drain() -> None:
 
 
 def test_the_unit_brings_every_secret_to_its_setting() -> None:
-    """Each credential that is loaded is what some setting's file points to, and the settings exist."""
+    """Each loaded credential is the file of some setting, and those settings exist."""
     loaded = {value.partition(":")[0] for value in settings("LoadCredential")}
     environ = dict(value.split("=", 1) for value in settings("Environment"))
     given = {name: value for name, value in environ.items() if name.startswith("GATEWAY_")}
@@ -156,7 +156,8 @@ def first(part_path: Callable[[str], str], emulator: FarEnd, tmp_path: Path) -> 
 @pytest.mark.needs("unshare")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_first_process_drains_when_it_is_told(first: First, number: signal.Signals) -> None:
-    """As process 1 it handles SIGTERM and SIGINT, which the kernel would otherwise drop: sessions are notified, status 0."""
+    """As process 1 it handles SIGTERM and SIGINT, which the kernel would otherwise drop: it notifies its sessions
+    and exits with 0."""
     url = first.said(r"(?<!admin )listening on (http://[\w.:]+)")
     async with Caller(url) as caller:
         session = await caller.open()

@@ -12,7 +12,7 @@ FILES = sorted(set(re.findall(r"`((?:gateway|tests|config|docs|deploy)/[\w./-]+)
 
 @pytest.mark.parametrize("path", FILES)
 def test_files_that_are_named_exist(path: str) -> None:
-    """A file that moves is renamed here, too."""
+    """Every file that the page names exists."""
     assert (ROOT / path).exists()
 
 

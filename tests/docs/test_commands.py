@@ -35,7 +35,7 @@ def shown(page: Path) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
 def test_commands_and_options_exist(page: Path) -> None:
-    """An option that is renamed is renamed in the pages, too."""
+    """Every command and option in the pages exists."""
     unknown = {
         f"gateway {command} {option}"
         for command, option in shown(page)
@@ -46,7 +46,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 def test_the_pages_show_commands() -> None:
-    """The search finds something to check."""
+    """The search finds commands, so the test above can fail."""
     assert {command for page in PAGES for command, _ in shown(page)} >= {
         "serve",
         "emulate",
@@ -56,7 +56,7 @@ def test_the_pages_show_commands() -> None:
 
 
 def test_targets_and_modules_exist() -> None:
-    """`make …` names a target, `python -m …` a module, and `tests/…` a file."""
+    """Each `make …` names a target, each `python -m …` a module, and each `tests/…` a file."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wrong = []
     for page in PAGES:
