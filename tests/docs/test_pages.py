@@ -26,12 +26,12 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 def test_front_page_is_short() -> None:
-    """A newcomer reads the README in one sitting."""
+    """The README is short enough to be read in one sitting."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
 
 def test_every_page_can_be_reached_from_the_front_page() -> None:
-    """No page of docs/ is found by chance alone."""
+    """Every page of docs/ can be reached by links from the README."""
     reached, todo = set(), [ROOT / "README.md"]
     while todo:
         page = todo.pop()

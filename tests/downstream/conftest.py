@@ -23,7 +23,7 @@ from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House
 
 @pytest.fixture
 async def build() -> AsyncIterator[Build]:
-    """Return a function that starts a house by other rules or limits; all are closed at the end."""
+    """Return a function that starts an HTTP side with other rules or limits; all are closed at the end."""
     houses: list[House] = []
 
     async def build(
@@ -46,12 +46,12 @@ async def build() -> AsyncIterator[Build]:
             drain=lambda: drained.append(True),
             token_sha256=token,
         )
-        # A client that closes its side has left: tests of leaving need not wait. `test_protocol` has the other case.
+        # A client that closes its side counts as gone, so tests of that need not wait. `test_protocol` has the other case.
         limits = limits or ServerLimits(half_close_seconds=0)
         parts = ServerDependencies(hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits)
         server = Server(parts)
         await server.start(Binding(), Binding())
-        # No Content-Type that a test did not name: aiohttp's guess for bytes would be refused.
+        # No Content-Type unless a test sets one: the one that aiohttp guesses for bytes would be refused.
         http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
         house = House(parts, server, hub, access, far_end, facts, http, drained)
         houses.append(house)

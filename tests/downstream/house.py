@@ -1,4 +1,4 @@
-"""A running HTTP side for tests: real sockets over a real hub; only the far end is played."""
+"""A running HTTP side for tests: real sockets and a real hub; only the far end is simulated."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +18,7 @@ SIGNING_KEY = b"k" * 32
 
 
 class FarEnd:
-    """A dialer whose calls greet, keep what they are sent, and say what a test wants said."""
+    """A dialer whose calls send a greeting, record what they receive, and emit what a test asks for."""
 
     def __init__(self) -> None:
         self.requests: list[CallRequest] = []
@@ -63,7 +63,7 @@ class FarEnd:
         return False
 
     async def hang_up(self, call_id: str, bearer: str | None) -> None:
-        """Nobody asks this far end to."""
+        """Do nothing: no test asks this far end to hang up."""
 
     @property
     def diagnostics(self) -> Json:
@@ -81,7 +81,7 @@ class FarEnd:
 
 
 class Facts:
-    """A telemetry that remembers each fact by its verb."""
+    """A telemetry that records each fact under its method's name."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, tuple[Any, ...]]] = []
@@ -96,7 +96,7 @@ class Facts:
 
 @dataclass
 class House:
-    """A running HTTP side, and what a test looks at or turns."""
+    """A running HTTP side, and the parts that a test inspects or changes."""
 
     parts: ServerDependencies
     server: Server
@@ -112,7 +112,7 @@ class House:
         return self.server.url
 
     async def call(self, method: str, path: str | URL, **options: Any) -> "Answer":
-        """Make one request and read its answer whole; a path with a scheme goes where it says."""
+        """Make one request and read the whole answer; an absolute URL is used as it is."""
         url = path if isinstance(path, URL) or "://" in path else self.url + path
         async with self.http.request(method, url, **options) as response:
             return Answer(response.status, response.headers.copy(), await response.read())
@@ -126,7 +126,7 @@ class House:
 
 @dataclass
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     status: int
     headers: Any
@@ -138,7 +138,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The problem's code, once its form is that of every error."""
+        """Return the problem's code after checking that the answer has the form of every error."""
         assert self.headers["Content-Type"].startswith("application/problem+json"), self.body
         problem = self.json
         assert problem.keys() >= {"type", "title", "status", "detail", "instance", "code", "retryable"}

@@ -1,4 +1,4 @@
-"""Requests as bytes, and what comes back on their connection."""
+"""Requests as bytes, and the answers on their connection."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """What came back on a connection until its end: the first answer taken apart, and everything."""
+    """Everything received on a connection until its end, with the first answer parsed."""
 
     status: int
     headers: dict[str, str]
@@ -25,7 +25,7 @@ class RawAnswer:
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the connection is closed or reset."""
+    """Return everything received until the connection is closed or reset."""
     read = bytearray()
     try:
         while chunk := await reader.read(65536):
@@ -36,7 +36,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
 
 
 def parsed(said: bytes) -> RawAnswer:
-    """Take the first answer apart."""
+    """Parse the first answer."""
     head, _, body = said.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -45,7 +45,7 @@ def parsed(said: bytes) -> RawAnswer:
 
 
 async def ask(url: str, sent: bytes, *, half_close: bool = False) -> RawAnswer:
-    """Send bytes on a separate connection, close the sending side if asked to, and read to the end."""
+    """Send bytes on a separate connection, close the sending side if requested, and read to the end."""
     reader, writer = await connect(url)
     writer.write(sent)
     if half_close:
@@ -63,7 +63,7 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Break a connection off with a reset, as a program that dies with unread data does."""
+    """Reset a connection, as happens when a program dies with unread data."""
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""What tests of reads share: a session whose far end says what a test wants, and clients that read it."""
+"""What tests of reads share: a session whose far end emits what a test asks for, and clients that read it."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class Session:
         return f"/v1/sessions/{self.id}/events"
 
     @property
-    def handle(self) -> Any:  # the hub's own type, of which tests read whatever a fact needs
+    def handle(self) -> Any:  # the hub's own type: tests read whatever they need from it
         return self.house.hub.find(self.id, None)
 
     @property
@@ -45,17 +45,17 @@ class Session:
         return str(self.created["stream_url"]).partition("ticket=")[2]
 
     def say(self, *texts: str) -> None:
-        """Let the far end say something."""
+        """Let the far end send an event."""
         assert self.house.far_end.sink is not None
         for text in texts:
             self.house.far_end.sink.received(0, text)
 
     def count(self, numbers: range) -> None:
-        """Let the far end count."""
+        """Let the far end send numbered events."""
         self.say(*(event(delta=str(number)) for number in numbers))
 
     def id_after(self, events: int) -> str:
-        """Return the id of the log's event of this number. `session.created` is the first."""
+        """Return the id of the log's event with this number. `session.created` is the first."""
         return f"{self.handle.reader.head.epoch}-{events}"
 
     def read(self, **query: Any) -> Any:
@@ -86,7 +86,7 @@ class Reading:
         return [await self.next() for _ in range(count)]
 
     async def value(self) -> Json:
-        """Return what the next event says."""
+        """Return the parsed data of the next event."""
         return said(await self.next())
 
     async def rest(self) -> list[Block]:
@@ -99,7 +99,7 @@ class Reading:
 async def reading(
     http: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None, **query: object
 ) -> AsyncIterator[Reading]:
-    """Read a stream; the connection is broken off at the end."""
+    """Read a stream; the connection is cut at the end."""
     params = {name: str(value) for name, value in query.items()}
     async with asyncio.timeout(DEADLINE_SECONDS):
         answer = await http.get(url, params=params, headers=headers or {})
@@ -129,12 +129,12 @@ def said(block: Block) -> Json:
 
 
 def deltas(blocks: list[Block]) -> list[int]:
-    """Return the numbers a far end counted, as far as they are among these."""
+    """Return the numbers of the far end's events among these."""
     return [int(said(block)["delta"]) for block in blocks if said(block)["type"] == DELTA]
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that needs a few turns of the loop or a tick."""
+    """Wait for a condition that needs a few turns of the loop or a tick."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not holds():
             await asyncio.sleep(0.005)

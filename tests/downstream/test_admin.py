@@ -1,4 +1,4 @@
-"""The operator's listener."""
+"""The admin listener."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,7 @@ TOKEN = (hashlib.sha256(b"admin-token").digest(),)
 
 
 async def admin(house: House, method: str, path: str, **options: object) -> Answer:
-    """Make a request of the operator."""
+    """Make a request to the admin listener."""
     return await house.call(method, house.server.admin_url + path, **options)
 
 
@@ -27,7 +27,7 @@ async def test_probes_answer_on_both_listeners(house: House, path: str) -> None:
 
 
 async def test_draining_gateway_is_live_but_not_ready(house: House) -> None:
-    """Who is shutting down wants no new clients, and no restart either."""
+    """A draining gateway wants no new clients but must not be restarted."""
     await house.hub.drain(0.1)
 
     answer = await house.call("GET", "/readyz")
@@ -46,7 +46,7 @@ async def test_full_gateway_is_ready(build: Build) -> None:
 
 
 async def test_metrics_come_in_the_form_accepted(build: Build) -> None:
-    """No credential is needed, and `Accept` is passed on."""
+    """Metrics need no credential, and `Accept` decides their form."""
     house = await build(token=TOKEN)
     plain = await admin(house, "GET", "/metrics")
     openmetrics = await admin(house, "GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
@@ -56,12 +56,12 @@ async def test_metrics_come_in_the_form_accepted(build: Build) -> None:
 
 
 async def test_metrics_are_not_on_the_clients_listener(house: House) -> None:
-    """They are the operator's."""
+    """The metrics are on the admin listener only."""
     assert (await house.call("GET", "/metrics")).status == 404
 
 
 async def test_sessions_are_shown_without_what_is_their_owners(house: House) -> None:
-    """All of them, newest first, without metadata or credentials."""
+    """The list has all sessions, newest first, without metadata or credentials."""
     ids = [(await house.open({"metadata": {"name": "private"}}))["id"] for _ in range(2)]
     listed = await admin(house, "GET", "/sessions")
     one = await admin(house, "GET", f"/sessions/{ids[0]}")
@@ -74,7 +74,7 @@ async def test_sessions_are_shown_without_what_is_their_owners(house: House) -> 
 
 
 async def test_operator_closes_any_session(build: Build) -> None:
-    """Whoever owns it."""
+    """An operator can close a session of any owner."""
     house = await build(AccessRules(keys=(KeyRule("a", (hashlib.sha256(b"k").digest(),)),)))
     session = await house.open(headers={"Authorization": "Bearer k"})
     answer = await admin(house, "DELETE", f"/sessions/{session['id']}")
@@ -85,14 +85,14 @@ async def test_operator_closes_any_session(build: Build) -> None:
 
 @pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("DELETE", ""), ("POST", "/restart")])
 async def test_unknown_session_is_404(house: House, method: str, tail: str) -> None:
-    """As for clients."""
+    """An unknown session is 404, as for clients."""
     answer = await admin(house, method, f"/sessions/gws_no{tail}")
 
     assert (answer.status, answer.code) == (404, "session-unknown")
 
 
 async def test_restart_gives_a_new_call(house: House) -> None:
-    """The session stays, on another call."""
+    """A restart keeps the session and gives it a new call."""
     session = await house.open()
     answer = await admin(house, "POST", f"/sessions/{session['id']}/restart")
     async with asyncio.timeout(10):
@@ -104,7 +104,7 @@ async def test_restart_gives_a_new_call(house: House) -> None:
 
 
 async def test_drain_begins_what_sigterm_does(house: House) -> None:
-    """The answer comes at once."""
+    """`POST /drain` is answered at once and starts what SIGTERM starts."""
     answer = await admin(house, "POST", "/drain")
 
     assert answer.status == 202
@@ -120,7 +120,7 @@ async def test_drain_begins_what_sigterm_does(house: House) -> None:
 async def test_token_is_needed_where_there_is_one(
     build: Build, method: str, path: str, header: str | None
 ) -> None:
-    """Without it or with another one, nothing is shown and nothing done."""
+    """If a token is configured, a request without it or with another one is refused and has no effect."""
     house = await build(token=TOKEN)
     answer = await admin(house, method, path, headers={"Authorization": header} if header else {})
 
@@ -129,7 +129,7 @@ async def test_token_is_needed_where_there_is_one(
 
 
 async def test_token_lets_in(build: Build) -> None:
-    """With it all is as on loopback."""
+    """With the token, everything works as on loopback."""
     house = await build(token=TOKEN)
     answer = await admin(house, "GET", "/sessions", headers={"Authorization": "Bearer admin-token"})
 
@@ -137,7 +137,8 @@ async def test_token_lets_in(build: Build) -> None:
 
 
 async def test_without_token_it_exists_for_loopback_names_only(build: Build) -> None:
-    """Behind a proxy on the same machine every peer is local, but the Host is not."""
+    """Without a token the Host must be a loopback name, because behind a proxy on the same machine every peer is
+    local."""
     house = await build(AccessRules(keys=(KeyRule("a", (hashlib.sha256(b"k").digest(),)),)))
     answer = await admin(house, "GET", "/sessions", headers={"Host": "gw.example"})
 
@@ -170,7 +171,7 @@ async def test_without_token_it_exists_for_local_peers_only(
 async def test_metrics_come_in_the_form_that_is_liked_best(
     house: House, accept: list[str], media_type: str
 ) -> None:
-    """By the weights of the Accept headers, which the metrics' library does not read."""
+    """The form is chosen by the weights of all Accept headers, which the metrics library does not evaluate."""
     headers = CIMultiDict([("Accept", line) for line in accept])
     answer = await house.call("GET", f"{house.server.admin_url}/metrics", headers=headers)
 
@@ -178,7 +179,7 @@ async def test_metrics_come_in_the_form_that_is_liked_best(
 
 
 async def test_metrics_in_a_form_that_is_not_there_are_refused(house: House) -> None:
-    """The error names those that are."""
+    """The error lists the available forms."""
     answer = await house.call(
         "GET", f"{house.server.admin_url}/metrics", headers={"Accept": "application/json"}
     )

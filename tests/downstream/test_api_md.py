@@ -1,4 +1,4 @@
-"""The reference of the HTTP API, held against what it describes: codes, metrics, routes, close reasons, own events."""
+"""The reference of the HTTP API, compared with the code: error codes, metrics, routes, close reasons, own events."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def rows(*header: str) -> Iterator[list[str]]:
 
 
 def words(cell: str) -> set[str]:
-    """Return what stands in code spans."""
+    """Return the words in code spans."""
     return set(re.findall(r"`([^`]+)`", cell))
 
 
@@ -54,7 +54,7 @@ def exported() -> Mapping[str, tuple[str, set[str]]]:
 
 
 def test_errors_are_those_of_the_table() -> None:
-    """Each code stands in the page once, with its status and whether it is worth trying again."""
+    """Each code is in the page once, with its status and whether a retry can help."""
     told = [
         (int(status), code, again) for status, code, again, _ in rows("status", "code", "again", "meaning")
     ]
@@ -65,7 +65,7 @@ def test_errors_are_those_of_the_table() -> None:
 
 
 def test_metrics_are_those_exported() -> None:
-    """Each metric stands in the page with its kind and labels, and no other does."""
+    """The page has each metric with its kind and labels, and no other."""
     told = {
         name: (kind, words(labels))
         for names, kind, labels, _ in rows("metric", "kind", "labels", "what it counts")
@@ -76,14 +76,14 @@ def test_metrics_are_those_exported() -> None:
 
 
 def test_close_reasons_are_those_of_the_state_machine() -> None:
-    """Each close reason stands in the page with whether another session can help."""
+    """The page has each close reason with whether a new session can help."""
     told = {word: again for word, again, _ in rows("close reason", "retryable", "what happened")}
 
     assert told == {f"`{reason}`": "yes" if reason.retryable else "no" for reason in CloseReason}
 
 
 async def test_routes_are_the_routers(house: House) -> None:
-    """Each route of both listeners stands in the page, and no other does; the console's files stand with its page."""
+    """The page has each route of both listeners and no other; the console's files are described with its page."""
     routed = {
         f"{route.method} {route.resource.canonical}"
         for app in (client_application(house.parts), operator_application(house.parts))
@@ -102,7 +102,7 @@ async def test_routes_are_the_routers(house: House) -> None:
 
 
 def test_own_events_are_those_of_the_sources() -> None:
-    """Each event that the gateway makes stands in the page, and no other does."""
+    """The page has each event that the gateway makes, and no other."""
     made = {
         name
         for room in ("downstream", "relay")
@@ -128,7 +128,7 @@ def test_own_events_are_those_of_the_sources() -> None:
     ids=["read", "create", "session"],
 )
 def test_table_has_every_name(header: tuple[str, ...], names: set[str]) -> None:
-    """Whatever may be sent or is answered can be looked up."""
+    """Every name that may be sent or is returned is in the table."""
     assert names - {word for cell, *_ in rows(*header) for word in words(cell)} == set()
 
 

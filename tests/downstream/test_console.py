@@ -17,7 +17,7 @@ from gateway.downstream.console import FOLDER, PAGES, add_routes
 async def test_files_are_served_under_a_strict_policy(
     tmp_path: Path, path: str, kind: str, body: str
 ) -> None:
-    """Each under its name and type; the page may load its own files and nothing else."""
+    """Each file has its name and type; the page may load its own files and nothing else."""
     (tmp_path / "index.html").write_text("<p>hi</p>")
     (tmp_path / "relay.js").write_text("1;")
     (tmp_path / "notes.txt").write_text("not served")
@@ -34,7 +34,7 @@ async def test_files_are_served_under_a_strict_policy(
 
 
 def test_missing_folder_is_no_page(tmp_path: Path) -> None:
-    """Without files there are no routes."""
+    """Without the folder of the console there are no routes for it."""
     app = web.Application()
     add_routes(app, tmp_path / "nothing", tmp_path)
 
@@ -42,7 +42,7 @@ def test_missing_folder_is_no_page(tmp_path: Path) -> None:
 
 
 async def test_documentation_is_served_as_text() -> None:
-    """Each page that the console links is there, readable in a browser without being downloaded."""
+    """Each page that the console links to is served and opens in a browser instead of being downloaded."""
     app = web.Application()
     add_routes(app)
     async with TestClient(TestServer(app)) as client:

@@ -1,4 +1,4 @@
-"""Client events on their way up."""
+"""Sending client events."""
 
 import json
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ async def events_path(house: House) -> str:
 
 
 async def test_one_event_is_accepted_and_counted(house: House) -> None:
-    """202 says how many, their numbers, and the head before them."""
+    """202 has the number of events, their sequence numbers, and the head before them."""
     path = await events_path(house)
     first = await house.call("POST", path, data=EVENT)
     second = await house.call("POST", path, data=f"[{EVENT},{EVENT}]")
@@ -35,7 +35,7 @@ async def test_one_event_is_accepted_and_counted(house: House) -> None:
 
 
 async def test_events_are_sent_as_the_bytes_that_came(house: House) -> None:
-    """Nothing is added, dropped, reordered or encoded again: odd spacing, numbers and escapes arrive as they were."""
+    """Events are sent unchanged: odd spacing, numbers and escapes arrive as they were."""
     path = await events_path(house)
     odd = [
         '{ "type" :"a", "n": 1.0e+05, "s":"\\u00e9é\U0001f600" }',
@@ -50,7 +50,7 @@ async def test_events_are_sent_as_the_bytes_that_came(house: House) -> None:
     "kind", [None, "application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded"]
 )
 async def test_media_types_read_as_json(house: House, kind: str | None) -> None:
-    """None, JSON, plain text, and what curl says by default."""
+    """A body with no type, JSON, plain text or curl's default type is read as JSON."""
     path = await events_path(house)
     headers = {} if kind is None else {"Content-Type": kind}
     answer = await house.call("POST", path, data=EVENT.encode(), headers=headers)
@@ -60,7 +60,7 @@ async def test_media_types_read_as_json(house: House, kind: str | None) -> None:
 
 
 async def test_ndjson_is_read_by_its_type(house: House) -> None:
-    """Lines, blank ones passed over."""
+    """NDJSON is recognized by its type, and blank lines are skipped."""
     path = await events_path(house)
     body = f"{EVENT}\n\n{EVENT}\r\n".encode()
     answer = await house.call("POST", path, data=body, headers={"Content-Type": "application/x-ndjson"})
@@ -70,7 +70,7 @@ async def test_ndjson_is_read_by_its_type(house: House) -> None:
 
 
 async def test_other_media_types_are_refused(house: House) -> None:
-    """What is not listed is 415."""
+    """Other media types are refused with 415."""
     path = await events_path(house)
     answer = await house.call("POST", path, data=b"<a/>", headers={"Content-Type": "application/xml"})
 
@@ -87,7 +87,7 @@ async def test_empty_media_type_counts_as_none(house: House) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity", ""])
 async def test_encoded_body_is_refused(house: House, encoding: str) -> None:
-    """A Content-Encoding is 415, before anything is unpacked."""
+    """A Content-Encoding is refused with 415 before anything is unpacked."""
     path = await events_path(house)
     answer = await house.call("POST", path, data=b"\x1f\x8b", headers={"Content-Encoding": encoding})
 
@@ -110,7 +110,7 @@ async def test_chunked_body_is_fine(house: House) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_body_over_the_limit_is_refused_with_the_limit(build: Build, chunked: bool) -> None:
-    """413 names the limit, whether or not the client said the length."""
+    """413 names the limit, whether or not the client announced the length."""
     house = await build(limits=ServerLimits(max_body_bytes=100))
     path = await events_path(house)
     body = json.dumps({"type": "x" * 200}).encode()
@@ -126,7 +126,7 @@ async def test_body_over_the_limit_is_refused_with_the_limit(build: Build, chunk
 
 
 async def test_event_over_the_limit_is_refused(build: Build) -> None:
-    """The limit of one event holds within a body, too."""
+    """The limit of one event also applies within a batch."""
     house = await build(relay=RelayLimits(max_event_bytes=50))
     path = await events_path(house)
     answer = await house.call("POST", path, json=[{"type": "a"}, {"type": "x" * 60}])
@@ -136,7 +136,7 @@ async def test_event_over_the_limit_is_refused(build: Build) -> None:
 
 
 async def test_batch_over_the_limit_is_refused(build: Build) -> None:
-    """So does the limit on how many."""
+    """A batch with too many events is refused."""
     house = await build(limits=ServerLimits(max_batch_events=2))
     path = await events_path(house)
     answer = await house.call("POST", path, json=[{"type": "a"}] * 3)
@@ -163,7 +163,7 @@ async def test_batch_over_the_limit_is_refused(build: Build) -> None:
 async def test_bad_bodies_are_refused_whole(
     house: House, body: bytes, code: str, pointer: str | None
 ) -> None:
-    """Nothing of a batch is sent when anything of it is wrong, and the place is named."""
+    """If any event of a batch is invalid nothing is sent, and the problem names the place."""
     path = await events_path(house)
     answer = await house.call("POST", path, data=body)
 
@@ -174,14 +174,14 @@ async def test_bad_bodies_are_refused_whole(
 
 
 async def test_unknown_types_pass(house: House) -> None:
-    """What an event means is OpenAI's to judge."""
+    """Events of unknown types are passed on, because OpenAI judges them."""
     path = await events_path(house)
 
     assert (await house.call("POST", path, json={"type": "no.such.thing"})).status == 202
 
 
 async def test_repeat_with_a_key_sends_nothing_twice(house: House) -> None:
-    """The stored receipt comes again and says so; another body is refused."""
+    """A repeat gets the stored receipt, marked as a replay; another body under the same key is refused."""
     path = await events_path(house)
     headers = {"Idempotency-Key": "k1"}
     first = await house.call("POST", path, data=EVENT, headers=headers)
@@ -206,7 +206,7 @@ async def test_same_key_in_another_session_is_another_key(house: House) -> None:
 
 
 async def test_closed_session_takes_nothing(house: House) -> None:
-    """410 while its log is kept."""
+    """While the log of a closed session is kept, a POST gets 410."""
     path = await events_path(house)
     await house.call("DELETE", path.removesuffix("/events"))
     answer = await house.call("POST", path, data=EVENT)
@@ -216,7 +216,7 @@ async def test_closed_session_takes_nothing(house: House) -> None:
 
 
 async def test_locked_member_is_refused_in_session_update(build: Build) -> None:
-    """What may not be set at create may not be set later either."""
+    """A member that is locked at create cannot be set later either."""
     house = await build(relay=RelayLimits(session_locked=("model",)))
     path = await events_path(house)
     answer = await house.call("POST", path, json={"type": "session.update", "session": {"model": "x"}})
@@ -225,7 +225,7 @@ async def test_locked_member_is_refused_in_session_update(build: Build) -> None:
 
 
 async def test_time_from_read_to_handed_over_is_told(house: House) -> None:
-    """The `up` histogram gets one value a request that was accepted, none for a refused one."""
+    """The `up` histogram gets one value for each accepted request and none for a refused one."""
     path = await events_path(house)
     await house.call("POST", path, data=EVENT)
     await house.call("POST", path, data=b"{}")
@@ -236,7 +236,7 @@ async def test_time_from_read_to_handed_over_is_told(house: House) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_large_bodies_are_charged_while_they_are_handled(house: House, chunked: bool) -> None:
-    """Beyond the memory budget they are refused, and given back either way."""
+    """Large bodies are charged to the memory budget while they are handled, and refused beyond it."""
     path = await events_path(house)
     event = b'{"type":"input_audio_buffer.append","audio":"%b"}' % (b"A" * 100_000)
 

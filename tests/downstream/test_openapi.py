@@ -1,4 +1,4 @@
-"""The API's description of itself."""
+"""The OpenAPI description."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +26,7 @@ def references(value: object) -> Iterator[str]:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """No part is named that is not there."""
+    """Every reference in the description has a target."""
     described = document()
     for reference in references(described):
         part: Any = described
@@ -43,7 +43,7 @@ def test_every_code_is_described() -> None:
 
 
 async def test_description_is_served(house: House) -> None:
-    """Without a credential, as JSON."""
+    """The description is served without a credential, as JSON."""
     answer = await house.call("GET", "/openapi.json")
 
     assert answer.status == 200
@@ -52,7 +52,7 @@ async def test_description_is_served(house: House) -> None:
 
 @pytest.mark.parametrize("created", [True, False])
 async def test_session_has_the_described_members(house: House, created: bool) -> None:
-    """What is answered and what is described are the same."""
+    """The session object that is returned has exactly the described members."""
     answer = await house.open()
     if not created:
         answer = (await house.call("GET", f"/v1/sessions/{answer['id']}")).json
@@ -81,7 +81,7 @@ async def test_description_has_the_routers_paths(house: House) -> None:
 
 
 def test_every_parameter_of_a_read_is_described() -> None:
-    """The description has the names that a read accepts; the other spellings of a cursor stand in one description."""
+    """The description has all names that a read accepts; other spellings of a cursor share one description."""
     spellings = set(parameters.CURSOR_PARAMETERS) - {"lastEventId", "after"}
 
     assert set(READING) == parameters._NAMES - spellings - {"format"}

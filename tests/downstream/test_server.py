@@ -30,7 +30,7 @@ async def raw(house: House, sent: bytes, *, url: str | None = None) -> bytes:
         return await asyncio.wait_for(read_all(reader), 10)
     finally:
         writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # It may have been cut.
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # The request may have been cut.
 
 
 # --- errors
@@ -45,14 +45,14 @@ async def test_unknown_path_is_a_problem(house: House) -> None:
 
 
 async def test_instance_is_a_uri_reference(house: House) -> None:
-    """RFC 9457 3.1.5: what was encoded in the path stays so."""
+    """RFC 9457 3.1.5: percent-encoded characters of the path stay encoded."""
     answer = await house.call("GET", URL(f"{house.url}/v1/sessions/%C2%B5%0A?ticket=x", encoded=True))
 
     assert answer.json["instance"] == "/v1/sessions/%C2%B5%0A"
 
 
 async def test_wrong_method_is_a_problem_with_allow(house: House) -> None:
-    """The router's 405 names what is allowed."""
+    """The router's 405 lists the allowed methods."""
     answer = await house.call("PUT", "/v1/sessions")
 
     assert (answer.status, answer.code) == (405, "method-not-allowed")
@@ -60,7 +60,7 @@ async def test_wrong_method_is_a_problem_with_allow(house: House) -> None:
 
 
 async def test_bytes_that_are_no_http_get_a_bare_400(house: House) -> None:
-    """They are answered without a body, and the connection ends."""
+    """Bytes that are not HTTP are answered without a body, and the connection ends."""
     answer = await raw(house, b"\x16\x03\x01 hello\r\n\r\n")
 
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -70,7 +70,7 @@ async def test_bytes_that_are_no_http_get_a_bare_400(house: House) -> None:
 
 
 async def test_broken_chunks_get_a_bare_400(house: House) -> None:
-    """The same holds for a body that becomes invalid HTTP half way."""
+    """A body whose chunked encoding becomes invalid half way is answered in the same way."""
     session = await house.open()
     answer = await raw(
         house,
@@ -95,7 +95,7 @@ async def test_broken_chunks_get_a_bare_400(house: House) -> None:
     ],
 )
 async def test_request_that_two_servers_could_read_differently_is_refused(house: House, head: bytes) -> None:
-    """What a proxy before us might end elsewhere (RFC 9112 11.2) ends the connection with 400."""
+    """A request whose end a proxy could see elsewhere (RFC 9112 11.2) is refused with 400, and the connection ends."""
     answer = await raw(
         house, b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\n" + head + b'\r\n{"metadata":{"a":"bcdef"}}'
     )
@@ -124,7 +124,8 @@ async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, mo
 
 @pytest.mark.parametrize("error", [RuntimeError("late"), GatewayError("upstream-failed", "late")])
 async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception) -> None:
-    """The client sees that it has half of it, and no problem object in its midst; the log has the reason."""
+    """If the gateway fails within an answer, the client sees a cut instead of a problem object in the middle; the
+    log has the reason."""
 
     async def fail_late(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -151,7 +152,7 @@ async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception)
 
 
 async def test_sane_request_id_is_taken(house: House) -> None:
-    """A client's id comes back, so that both sides' logs can be joined."""
+    """A client's own id is returned, so that both sides' logs can be joined."""
     answer = await house.call("GET", "/v1/sessions/x", headers={"X-Request-Id": "a-1_b.C"})
 
     assert answer.headers["X-Request-Id"] == "a-1_b.C"
@@ -159,7 +160,7 @@ async def test_sane_request_id_is_taken(house: House) -> None:
 
 @pytest.mark.parametrize("wanted", [None, "", "a b", "x" * 129, "a;b"])
 async def test_other_request_ids_are_made(house: House, wanted: str | None) -> None:
-    """What could break a log line, or is missing, is replaced; each request has its own."""
+    """A missing id, or one that could break a log line, is replaced; each request has its own."""
     headers = {} if wanted is None else {"X-Request-Id": wanted}
     made = {(await house.call("GET", "/livez", headers=headers)).headers["X-Request-Id"] for _ in range(2)}
 
@@ -179,7 +180,7 @@ async def test_answers_outside_the_api_vary_by_origin(house: House, path: str) -
     ("method", "path"), [("POST", "/v1/sessions"), ("GET", "/v1/sessions/x"), ("GET", "/v1/x")]
 )
 async def test_every_answer_of_the_api_carries_its_headers(house: House, method: str, path: str) -> None:
-    """Nothing is stored, nothing sniffed, no URL passed on; errors and unknown paths included."""
+    """The headers forbid storing, content sniffing and referrers, also on errors and unknown paths."""
     answer = await house.call(method, path)
 
     assert answer.headers["Cache-Control"] == "no-store"
@@ -225,7 +226,7 @@ async def test_half_sent_head_is_cut(build: Build) -> None:
 
 
 async def test_head_deadline_is_for_one_head(build: Build) -> None:
-    """Whole requests on one connection go on past it, also when one came in two pieces."""
+    """Complete requests on one connection continue beyond the deadline, also when one arrived in two pieces."""
     house = await build(limits=ServerLimits(header_seconds=1.0))
     port = int(house.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -239,7 +240,7 @@ async def test_head_deadline_is_for_one_head(build: Build) -> None:
 
 
 async def test_body_that_does_not_come_is_cut(build: Build) -> None:
-    """408, and the connection is not used again."""
+    """A body that does not arrive is answered with 408, and the connection is closed."""
     house = await build(limits=ServerLimits(body_seconds=0.1, linger_seconds=0.1))
     session = await house.open()
     answer = await raw(
@@ -252,7 +253,7 @@ async def test_body_that_does_not_come_is_cut(build: Build) -> None:
 
 
 async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
-    """`100 Continue` is sent when the body is read, after the caller was checked."""
+    """`100 Continue` is sent when the body is read, after the caller was authorized."""
     house = await build(limits=ServerLimits(linger_seconds=0.1))
     session = await house.open()
     head = "Host: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 12\r\n\r\n"
@@ -266,7 +267,7 @@ async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
 
 
 async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:
-    """Who announces too much is not asked to send it."""
+    """A client that announces a body that is too large is not asked to send it."""
     house = await build(limits=ServerLimits(max_body_bytes=10, linger_seconds=0.1))
     answer = await raw(
         house,
@@ -279,7 +280,7 @@ async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:
 async def test_client_that_leaves_in_its_body_is_no_failure(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is sent; only the client's disconnect is reported."""
+    """If a client leaves while it sends its body nothing is sent, and only the disconnect is logged."""
     session = await house.open()
     port = int(house.url.rpartition(":")[2])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -298,11 +299,11 @@ async def test_client_that_leaves_in_its_body_is_no_failure(
     assert house.far_end.sent == []
 
 
-# --- what is told
+# --- what is reported
 
 
 async def test_request_is_told_by_its_template(house: House) -> None:
-    """Metrics and log know the route, never the path; the log also who and which session."""
+    """Metrics and log name the route instead of the path; the log also names caller and session."""
     session = await house.open()
     await house.call("GET", f"/v1/sessions/{session['id']}", headers={"X-Request-Id": "r1"})
 
@@ -351,7 +352,7 @@ def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 async def test_client_side_speaks_tls_where_it_is_given(build: Build, tmp_path: Path) -> None:
-    """Its address and its own origin are https then; the operator's side stays as it is."""
+    """With TLS the client listener's address and own origin are https; the admin listener does not change."""
     house = await build()
     await house.server.close()
     server_tls, client_tls = tls_contexts(tmp_path)

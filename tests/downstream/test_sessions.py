@@ -17,7 +17,7 @@ KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),))
 
 
 async def test_create_without_a_body_gives_a_connected_session(house: House) -> None:
-    """An empty body works, and the answer comes when the channel is open."""
+    """A create with an empty body is answered when the channel is open."""
     answer = await house.call("POST", "/v1/sessions")
 
     assert answer.status == 201
@@ -31,7 +31,7 @@ async def test_create_without_a_body_gives_a_connected_session(house: House) -> 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/plain"])
 async def test_type_of_no_body_does_not_matter(house: House, kind: str) -> None:
-    """Some libraries name a type for an empty body; with a body the type counts."""
+    """The type of an empty body is ignored, because some libraries send one; with a body the type counts."""
     empty = await house.call("POST", "/v1/sessions", headers={"Content-Type": kind})
     xml = await house.call("POST", "/v1/sessions", data=b"<a/>", headers={"Content-Type": "text/xml"})
 
@@ -49,7 +49,7 @@ async def test_create_points_to_the_session_and_its_events(house: House) -> None
 
 
 async def test_session_object_has_the_members_of_the_contract(house: House) -> None:
-    """A look shows every member but the credentials, which are in the create's answer only."""
+    """A session object has every member but the credentials, which are only in the create's answer."""
     created = await house.open()
     seen = (await house.call("GET", f"/v1/sessions/{created['id']}")).json
 
@@ -66,7 +66,7 @@ async def test_session_object_has_the_members_of_the_contract(house: House) -> N
 
 
 async def test_limits_are_plain_numbers(house: House) -> None:
-    """Whole seconds are spelled as integers, as the contract shows them."""
+    """Whole seconds are written as integers, as in the contract."""
     answer = await house.call("POST", "/v1/sessions")
 
     assert b'"heartbeat_seconds":15,' in answer.body
@@ -75,7 +75,7 @@ async def test_limits_are_plain_numbers(house: House) -> None:
 
 @pytest.mark.parametrize(("takes", "told"), [(None, 1 << 20), (65536, 65536), (1 << 30, 1 << 20)])
 async def test_event_limit_is_that_of_the_call(house: House, takes: int | None, told: int) -> None:
-    """The smaller of what the gateway takes and what the far end takes."""
+    """The event limit is the smaller one of the gateway's and the far end's."""
     house.far_end.takes_bytes = takes
     created = await house.open()
 
@@ -83,7 +83,7 @@ async def test_event_limit_is_that_of_the_call(house: House, takes: int | None, 
 
 
 async def test_create_merges_the_session_over_the_template(build: Build) -> None:
-    """What a caller wants is laid over what the operator configured."""
+    """The caller's session object is merged over the operator's template."""
     house = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
     await house.open({"session": {"model": "b"}})
 
@@ -92,7 +92,7 @@ async def test_create_merges_the_session_over_the_template(build: Build) -> None
 
 
 async def test_create_keeps_metadata_and_grace(house: House) -> None:
-    """What is the caller's own comes back with the session."""
+    """Metadata and detach grace of the create are in the session object."""
     created = await house.open({"metadata": {"user": "ü"}, "detach_grace_seconds": 10})
 
     assert created["metadata"] == {"user": "ü"}
@@ -136,7 +136,7 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
 
 @pytest.mark.parametrize("name", ["", "client_secret"])
 async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str) -> None:
-    """For a body with very many unknown members, the answer does not list each."""
+    """If a body has very many unknown members, the answer does not list all of them."""
     many = {str(count): 1 for count in range(80_000)}
     answer = await house.call("POST", "/v1/sessions", json={name: many} if name else many)
 
@@ -145,7 +145,7 @@ async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str
 
 
 async def test_create_attaches_to_a_call(house: House) -> None:
-    """With `call_id` the dialer is asked for that call, with no session to send, and the object says so."""
+    """With `call_id` the dialer attaches to that call without sending a session, and the session object says so."""
     attached = await house.open({"call_id": "rtc_theirs"})
     own = await house.open()
     requests = house.far_end.requests
@@ -169,7 +169,7 @@ async def test_create_attaches_to_a_call(house: House) -> None:
 async def test_close_hangs_up_as_asked(
     house: House, method: str, path: str, attach: bool, query: str, hangs_up: bool
 ) -> None:
-    """The session's own call always ends with it; an attached call ends if `hang_up` says so."""
+    """The session's own call always ends with it; an attached call ends only if `hang_up` is true."""
     session = await house.open({"call_id": "rtc_theirs"} if attach else {})
     answer = await house.call(method, f"/v1/sessions/{session['id']}{path}{query}")
     async with asyncio.timeout(10):
@@ -191,7 +191,7 @@ async def test_hang_up_is_true_or_false(house: House, value: str) -> None:
 
 
 async def test_create_refuses_large_metadata(house: House) -> None:
-    """It is in every listing, so it is kept small; the limit is named."""
+    """Metadata is in every list, so its size is limited; the problem names the limit."""
     answer = await house.call("POST", "/v1/sessions", json={"metadata": {"note": "x" * 16384}})
 
     assert (answer.status, answer.code) == (413, "too-large")
@@ -202,14 +202,14 @@ async def test_create_refuses_large_metadata(house: House) -> None:
     "body", [b"[]", b"{", b"\xff", b'{"a":1}{}', b"NaN", b'{"session":{"temperature":1e999}}']
 )
 async def test_create_refuses_what_is_no_json_object(house: House, body: bytes) -> None:
-    """The body is one JSON object or nothing."""
+    """A create takes one JSON object or nothing."""
     answer = await house.call("POST", "/v1/sessions", data=body)
 
     assert (answer.status, answer.code) == (400, "invalid-json")
 
 
 async def test_create_refuses_a_locked_member(build: Build) -> None:
-    """What the operator has fixed cannot be set."""
+    """A member that the operator has locked cannot be set."""
     house = await build(relay=RelayLimits(session_locked=("model",)))
     answer = await house.call("POST", "/v1/sessions", json={"session": {"model": "x"}})
 
@@ -217,7 +217,7 @@ async def test_create_refuses_a_locked_member(build: Build) -> None:
 
 
 async def test_create_tells_why_upstream_refused(house: House) -> None:
-    """OpenAI's own words stand in the problem."""
+    """The problem contains OpenAI's own message."""
     upstream = {"status": 401, "code": "invalid_api_key", "message": "no"}
     house.far_end.refusal = UpstreamError(
         "upstream-rejected", "OpenAI refused.", members={"upstream": upstream}
@@ -241,7 +241,7 @@ async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> N
     await asyncio.wait_for(dialled.wait(), 10)
     creating.cancel()
     await asyncio.wait({creating})
-    # The server has seen the end of the connection once another request on a new one is answered.
+    # The server has seen the end of the connection once a request on a new connection is answered.
     await house.call("GET", "/livez")
     go.set()
     async with asyncio.timeout(10):
@@ -252,7 +252,7 @@ async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> N
 
 
 async def test_create_repeated_with_its_key_gives_the_same_session(house: House) -> None:
-    """The repeat is the stored answer, the client secret included, and says so."""
+    """The repeat gets the stored answer, client secret included, marked as a replay."""
     options = {"json": {"metadata": {"n": 1}}, "headers": {"Idempotency-Key": "abc"}}
     first = await house.call("POST", "/v1/sessions", **options)
     again = await house.call("POST", "/v1/sessions", **options)
@@ -267,7 +267,7 @@ async def test_create_repeated_with_its_key_gives_the_same_session(house: House)
 
 
 async def test_create_with_a_used_key_and_another_body_is_refused(house: House) -> None:
-    """A key stands for one request."""
+    """A key that was used with another body is refused."""
     headers = {"Idempotency-Key": "abc"}
     await house.call("POST", "/v1/sessions", json={}, headers=headers)
     answer = await house.call("POST", "/v1/sessions", json={"metadata": {"n": 2}}, headers=headers)
@@ -276,7 +276,7 @@ async def test_create_with_a_used_key_and_another_body_is_refused(house: House) 
 
 
 async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House) -> None:
-    """Two opens at once with one key are one session and one 409."""
+    """Two simultaneous creates with one key give one session and one 409."""
     dialled, go = asyncio.Event(), asyncio.Event()
 
     async def gate() -> None:
@@ -296,7 +296,7 @@ async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House
 
 
 async def test_create_that_failed_may_be_tried_again_with_its_key(house: House) -> None:
-    """What had no effect is not remembered."""
+    """A create that failed is not stored, so it may be repeated with its key."""
     house.far_end.refusal = UpstreamError("upstream-failed", "no")
     headers = {"Idempotency-Key": "abc"}
     failed = await house.call("POST", "/v1/sessions", headers=headers)
@@ -330,7 +330,7 @@ async def test_create_refuses_a_malformed_key(house: House, key: str) -> None:
 
 
 async def test_delete_closes_and_may_be_repeated(house: House) -> None:
-    """204 each time while the log is kept; the session says why it ended."""
+    """Each DELETE is answered with 204 while the log is kept; the session says why it ended."""
     session = await house.open()
     path = f"/v1/sessions/{session['id']}"
     first = await house.call("DELETE", path)
@@ -344,7 +344,7 @@ async def test_delete_closes_and_may_be_repeated(house: House) -> None:
 
 
 async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
-    """A page that is being left can close its session with a beacon, which can set no header."""
+    """A page that is being left can close its session with a beacon, which cannot set headers."""
     house = await build()
     session = await house.open()
     path = f"/v1/sessions/{session['id']}/close"
@@ -361,7 +361,7 @@ async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
 
 
 async def test_close_takes_no_api_key_in_its_body(build: Build) -> None:
-    """Bodies are logged and kept where headers are not."""
+    """An API key in the body is refused, because bodies are logged and stored where headers are not."""
     house = await build(KEYED)
     session = await house.open(headers=ADA)
     path = f"/v1/sessions/{session['id']}/close"
@@ -371,7 +371,7 @@ async def test_close_takes_no_api_key_in_its_body(build: Build) -> None:
 
 
 async def test_a_create_is_repeated_for_its_own_caller_only(build: Build) -> None:
-    """The same key of another caller is another request: it sees nothing of the first one's session."""
+    """The same key of another caller is another request and reveals nothing of the first one's session."""
     rules = AccessRules(
         keys=tuple(
             KeyRule(name, (hashlib.sha256(f"{name}-key".encode()).digest(),)) for name in ("ada", "bob")
@@ -400,7 +400,8 @@ STRANGERS = [
 @pytest.mark.parametrize("rules", STRANGERS)
 @pytest.mark.parametrize("path", ["/v1/sessions", "/v1/turns"])
 async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: AccessRules, path: str) -> None:
-    """A repeat gets the session and its credentials."""
+    """Callers without an API key need an Idempotency-Key that cannot be guessed, because a repeat gets the session
+    and its credentials."""
     house = await build(rules)
     short = await house.call(
         "POST",
@@ -415,7 +416,7 @@ async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: Acc
 
 @pytest.mark.parametrize("rules", [AccessRules(), KEYED, STRANGERS[0]])
 async def test_other_keys_may_be_short(build: Build, rules: AccessRules) -> None:
-    """On loopback, with an API key, or for what opens no session."""
+    """Shorter keys are accepted on loopback, with an API key, and for requests that open no session."""
     house = await build(rules)
     long = {"Idempotency-Key": "k" * 22, **ADA}
     session = await house.open(headers=long)
@@ -430,7 +431,7 @@ async def test_other_keys_may_be_short(build: Build, rules: AccessRules) -> None
 
 
 async def test_stored_answers_are_charged_to_the_memory_budget(house: House) -> None:
-    """Those of a session go with it."""
+    """Stored answers are charged to the memory budget, and those of a session are removed with it."""
     budget = house.hub.budget
     await house.call(
         "POST", "/v1/sessions", json={"metadata": {"a": "x" * 10_000}}, headers={"Idempotency-Key": "k"}
@@ -453,7 +454,7 @@ async def test_unknown_session_is_404(house: House) -> None:
 
 
 async def test_anonymous_callers_get_no_list(house: House) -> None:
-    """To them an id is the capability, so it is not handed out."""
+    """An anonymous caller cannot list sessions, because knowing an ID is what gives access to one."""
     await house.open()
     answer = await house.call("GET", "/v1/sessions")
 
@@ -462,7 +463,7 @@ async def test_anonymous_callers_get_no_list(house: House) -> None:
 
 @pytest.mark.parametrize("operator", [False, True])
 async def test_lists_are_paged(build: Build, operator: bool) -> None:
-    """Newest first; a page names what follows it, and the last one says that nothing does."""
+    """The newest come first; a page has the cursor of the next one, and the last page has none."""
     house = await build(KEYED)
     ids = [(await house.open(headers=ADA))["id"] for _ in range(5)][::-1]
     url = f"{house.server.admin_url}/sessions" if operator else "/v1/sessions"
@@ -476,7 +477,7 @@ async def test_lists_are_paged(build: Build, operator: bool) -> None:
 
 
 async def test_a_page_is_bounded_where_nothing_is_asked(build: Build) -> None:
-    """Somebody with a thousand sessions does not get megabytes by mistake."""
+    """Without `limit` a page is bounded, so that nobody gets megabytes by mistake."""
     house = await build(KEYED)
     for _ in range(21):
         await house.open(headers=ADA)
@@ -487,7 +488,7 @@ async def test_a_page_is_bounded_where_nothing_is_asked(build: Build) -> None:
 
 @pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "1.5", "", "²", "9999999999"])
 async def test_limit_of_a_list_is_checked(build: Build, limit: str) -> None:
-    """By name."""
+    """An invalid limit is refused and named."""
     house = await build(KEYED)
     answer = await house.call("GET", f"/v1/sessions?limit={limit}", headers=ADA)
 
@@ -504,7 +505,7 @@ async def test_a_list_begins_behind_a_session_of_its_own(build: Build) -> None:
 
 
 async def test_ticket_comes_with_its_url(house: House) -> None:
-    """The URL can be given to EventSource as it is, and reads this session."""
+    """The ticket's URL can be passed to EventSource unchanged and reads this session."""
     session = await house.open()
     answer = await house.call("POST", f"/v1/sessions/{session['id']}/tickets")
 

@@ -20,7 +20,7 @@ TINY = b"[" + b",".join([b'{"type":"x"}'] * 256) + b"]"
 
 
 class Attack:
-    """What one kind of attack needs to know, and how often it was answered how."""
+    """One kind of attack: its parameters, and how often each status was returned."""
 
     def __init__(self, url: str, key: str, session: str) -> None:
         self.url, self.key, self.session = url, key, session
@@ -39,7 +39,7 @@ class Attack:
         self.answers[status] = self.answers.get(status, 0) + 1
 
     async def repeat(self, path: str, body: bytes | None = None, **headers: str) -> None:
-        """Send the same request as fast as it is answered, some at once."""
+        """Send the same request repeatedly as soon as it is answered, several at a time."""
         given = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers}
 
         async def worker(http: aiohttp.ClientSession) -> None:
@@ -50,23 +50,23 @@ class Attack:
             await asyncio.gather(*(worker(http) for _ in range(AT_ONCE)))
 
     async def openings(self) -> None:
-        """Sessions above the limit."""
+        """Open sessions above the limit."""
         await self.repeat("/v1/sessions")
 
     async def guesses(self) -> None:
-        """Keys that are none."""
+        """Send requests with invalid keys."""
         await self.repeat("/v1/sessions", Authorization="Bearer gw-guess")
 
     async def megabytes(self) -> None:
-        """Bodies that take long to read, a few at once."""
+        """Send bodies that take long to read, a few at once."""
         await self.repeat(f"/v1/sessions/{self.session}/turns", MEGABYTE)
 
     async def tiny_events(self) -> None:
-        """As many events in a request as are allowed, in its own session."""
+        """Send as many events per request as are allowed, in the attacker's own session."""
         await self.repeat(f"/v1/sessions/{self.session}/events", TINY)
 
     async def loris(self) -> None:
-        """Requests that never end, byte by byte, on many connections; each that is cut comes back."""
+        """Send requests that never end, byte by byte, on many connections; reconnect each that is cut."""
         parts = urlsplit(self.url)
 
         async def one() -> None:
@@ -86,7 +86,7 @@ class Attack:
 
 
 async def main() -> None:
-    """Attack, and say every second what came of it."""
+    """Attack, and print the counts every second."""
     _, kind, url, key, session = sys.argv
     attack = Attack(url, key, session)
     kinds: dict[str, Callable[[], Awaitable[None]]] = {

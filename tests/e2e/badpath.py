@@ -1,8 +1,8 @@
 """A slow and lossy path between two network namespaces: `python -m tests.e2e.badpath A B 0.1 0.05`.
 
-For kernels without netem. Holds the ends of two TUN devices, one in each namespace, and carries packets between them, each
-delayed by the first number in seconds, and dropped at the rate of the second. The devices are named `v`, as the test's
-veth pair is.
+For kernels without netem. It holds the ends of two TUN devices, one in each namespace, and carries packets between
+them. Each is delayed by the first number in seconds and dropped at the rate of the second. The devices are named
+`v`, like the test's veth pair.
 """
 
 # ruff: noqa: T201  # the caller reads its output
@@ -35,7 +35,7 @@ def device(namespace: str) -> int:
 
 
 def carry(ends: tuple[int, int], delay: float, loss: float) -> None:
-    """Carry packets until ended. What is too much to wait is dropped, as a router does."""
+    """Carry packets until ended. Packets beyond the queue's limit are dropped, as by a router."""
     dice, count = random.Random(6), itertools.count()
     waiting: list[tuple[float, int, int, bytes]] = []
     other = {ends[0]: ends[1], ends[1]: ends[0]}
@@ -47,7 +47,7 @@ def carry(ends: tuple[int, int], delay: float, loss: float) -> None:
                 heapq.heappush(waiting, (time.monotonic() + delay, next(count), other[end], packet))
         while waiting and waiting[0][0] <= time.monotonic():
             _, _, end, packet = heapq.heappop(waiting)
-            # Refused while that end is not up yet: the packet is lost, as on any path.
+            # Refused until that end is up: the packet is lost, as on any path.
             with suppress(OSError):
                 os.write(end, packet)
 

@@ -1,7 +1,7 @@
-"""A real Chromium without a window, driven over its DevTools protocol; what a person does, a test does with `Page`.
+"""A real Chromium without a window, driven over its DevTools protocol; a test does with `Page` what a person does.
 
-Knows the protocol's few commands that the tests need and nothing of the pages. One process serves all tests of a run:
-each has a browser context of its own, which shares no cookies, storage or connections with others.
+It knows the few commands of the protocol that the tests need, and nothing of the pages. One process serves all tests
+of a run: each has its own browser context, which shares no cookies, storage or connections with others.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Chromium:
 
     @asynccontextmanager
     async def page(self, url: str) -> AsyncIterator["Page"]:
-        """Open a page in its own context, loaded to its end; closed afterwards."""
+        """Open a page in its own context, wait until it is loaded, and close it afterwards."""
         async with (
             aiohttp.ClientSession() as http,
             http.ws_connect(self.url, max_msg_size=64 * 1024 * 1024) as socket,
@@ -163,15 +163,16 @@ class Page:
         return await self._tools.ask(method, parameters, self._session)
 
     async def go(self, url: str) -> None:
-        """Load an address to its end."""
+        """Open a URL and wait until it is loaded."""
         await self._leave("Page.navigate", url=url)
 
     async def reload(self) -> None:
-        """Load the page again to its end, so that nothing that follows sees the document of before."""
+        """Reload the page and wait until it is loaded, so that later calls do not see the old document."""
         await self._leave("Page.reload")
 
     async def _leave(self, method: str, **parameters: Any) -> None:
-        """Load another document. Its load event alone does not tell it from the one before, whose may still be under way."""
+        """Load another document. The load event alone does not distinguish it from the previous one, whose own may
+        still arrive."""
         await self.evaluate("window.left = true")
         told = await self.ask(method, **parameters)
         assert "errorText" not in told, told
@@ -181,7 +182,7 @@ class Page:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _arrived(self) -> bool:
-        # What is asked of a document that goes meanwhile is not answered.
+        # A request to a document that is being replaced gets no answer.
         with suppress(AssertionError):
             return bool(await self.evaluate("!window.left && document.readyState === 'complete'"))
         return False
@@ -195,7 +196,7 @@ class Page:
         return told["result"].get("value")
 
     async def until(self, expression: str, seconds: float = DEADLINE_SECONDS) -> Any:
-        """Wait until JavaScript gives something true and return that; fail after `seconds`."""
+        """Wait until JavaScript returns a true value and return it; fail after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (value := await self.evaluate(expression)):
             assert time.monotonic() < deadline, (
@@ -205,7 +206,7 @@ class Page:
         return value
 
     async def click(self, selector: str) -> None:
-        """Click into the middle of an element, which must be there and in sight."""
+        """Click the middle of an element, which must exist and be visible."""
         where = await self.until(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;"
             " e.scrollIntoView({block: 'nearest', inline: 'nearest', behavior: 'instant'});"

@@ -21,20 +21,21 @@ from tests.e2e.programs import Program
 
 @pytest.fixture(scope="session", autouse=True)
 def _heap_is_small() -> None:
-    """Take what was imported out of the collector's sight: counting what is held looks through all that is in it."""
+    """Exclude imported objects from garbage collection, because counting what is held walks through all tracked
+    objects."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _logs_go_nowhere_special() -> None:
-    """Forget the logging that a command run in this process has set up: its stream is closed by now."""
+    """Reset the logging that a command run in this process has set up: its stream is closed by now."""
     structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
 def shared_far_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]:
-    """Run one emulator for all tests that need nothing special of it."""
+    """Run one emulator for all tests without special needs."""
     far_end = FarEnd(tmp_path_factory.mktemp("far-end") / "log", "--tokens-per-second", "0")
     try:
         far_end.ready()
@@ -45,14 +46,14 @@ def shared_far_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]
 
 @pytest_asyncio.fixture
 async def far_end(shared_far_end: FarEnd) -> AsyncIterator[FarEnd]:
-    """Return the shared emulator, without faults before and after."""
+    """Return the shared emulator, without faults before and after the test."""
     yield shared_far_end
     await shared_far_end.well()
 
 
 @pytest.fixture
 def emulate(tmp_path: Path) -> Iterator[Emulate]:
-    """Return what starts emulators with flags of the test's own."""
+    """Return a function that starts emulators with a test's own flags."""
     with ExitStack() as stack:
         names = (tmp_path / f"far-end-{count}.log" for count in itertools.count())
 
@@ -67,7 +68,7 @@ def emulate(tmp_path: Path) -> Iterator[Emulate]:
 
 @pytest_asyncio.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Return what starts gateways in this process, closed at the end."""
+    """Return a function that starts gateways in this process; they are closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def start(upstream: FarEnd | str, /, **sections: Json) -> Gateway:
@@ -82,7 +83,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest_asyncio.fixture
 async def gateway(serve: Serve, far_end: FarEnd) -> Gateway:
-    """Return a gateway in this process as it is by default."""
+    """Return a gateway with default settings in this process."""
     return await serve(far_end)
 
 
@@ -96,9 +97,10 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
 
 @pytest.fixture(scope="module")
 def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run `gateway serve` as people do and return its URL. It ends with the file, and with it what pages left open."""
+    """Run `gateway serve` as users do and return its URL. It ends after the file's tests, together with the sessions
+    that pages left open."""
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
-    # What pages left in the middle of an answer is not waited for.
+    # Answers that pages did not read to the end are not waited for.
     environ = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": "1"}
     program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags, environ=environ)
     try:

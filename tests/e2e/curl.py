@@ -1,4 +1,4 @@
-"""curl as people use it: started with their arguments, read as its output comes, killed if need be."""
+"""curl as users run it: with their arguments, its output read as it arrives, killed if needed."""
 
 import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -18,7 +18,7 @@ class Curl:
         self._process = process
 
     async def some(self) -> bytes:
-        """Wait for output and return what there is, nothing at its end."""
+        """Wait for output and return it, empty at its end."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self._process.stdout.read(CHUNK)
@@ -50,7 +50,7 @@ class Curl:
 
 @asynccontextmanager
 async def curl(*arguments: str) -> AsyncIterator[Curl]:
-    """Run curl, quietly and without a proxy or anybody's settings."""
+    """Run curl quietly, without a proxy or a configuration file."""
     process = await asyncio.create_subprocess_exec(
         "curl", "-q", "--silent", "--noproxy", "*", *arguments, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
     )

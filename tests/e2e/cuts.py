@@ -1,7 +1,7 @@
-"""A network that breaks: a TCP proxy on loopback that cuts connections where a test says so.
+"""A TCP proxy on loopback that cuts connections where a test says so.
 
-Every request goes to the gateway whole; of its answer no more bytes come back than the test allows, none for an answer
-that is lost. Knows of HTTP only how a request begins.
+Every request reaches the gateway whole. Of its answer only as many bytes are returned as the test allows, none for
+an answer that is lost. It knows of HTTP only how a request begins.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class _Connection:
 
 @asynccontextmanager
 async def cutting(url: str, allow: Allow) -> AsyncIterator[str]:
-    """Run the proxy before a gateway and return its URL; its connections end with it."""
+    """Run the proxy in front of a gateway and return its URL; its connections end with it."""
     address = urlsplit(url)
     running: set[asyncio.Task[None]] = set()
 
@@ -70,7 +70,7 @@ async def cutting(url: str, allow: Allow) -> AsyncIterator[str]:
                 to_gateway.close()
         finally:
             with suppress(ConnectionError):
-                # What was allowed is flushed first: a cut in the middle, not a reset that takes it back.
+                # The allowed bytes are flushed first, so that the client sees a cut and not a reset that discards them.
                 to_client.close()
             running.discard(task)
 

@@ -26,7 +26,7 @@ class FarEnd:
         return await self._ask("GET", "")
 
     async def faults(self, **faults: Any) -> None:
-        """Set faults of later calls."""
+        """Set faults for later calls."""
         await self._ask("POST", "/faults", faults)
 
     async def well(self) -> None:
@@ -34,7 +34,7 @@ class FarEnd:
         await self._ask("DELETE", "/faults")
 
     async def call(self, call_id: str) -> Json:
-        """Describe a call."""
+        """Return the description of a call."""
         return await self._ask("GET", f"/calls/{call_id}")
 
     async def received(self, call_id: str) -> list[Any]:
@@ -43,7 +43,7 @@ class FarEnd:
         return data
 
     async def send(self, call_id: str, *frames: Any) -> None:
-        """Send frames over a call's data channel, as they are."""
+        """Send frames unchanged over a call's data channel."""
         await self._ask("POST", f"/calls/{call_id}/send", {"frames": frames})
 
     async def fault(self, call_id: str, **faults: Any) -> None:

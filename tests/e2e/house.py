@@ -1,4 +1,4 @@
-"""What end-to-end tests build and measure: a gateway's configuration, and what a process holds."""
+"""Common parts of the end-to-end tests: a gateway's configuration, and what a process holds."""
 
 import asyncio
 import gc
@@ -25,13 +25,13 @@ KEY = "sk-offline"
 
 
 class Serve(Protocol):
-    """Starts a gateway in this process; sections and their keys as keyword arguments."""
+    """Starts a gateway in this process; keyword arguments are sections with their keys."""
 
     async def __call__(self, upstream: FarEnd | str, /, **sections: Json) -> Gateway: ...
 
 
 class Emulate(Protocol):
-    """Starts an emulator in its own process with flags of the test's own."""
+    """Starts an emulator in its own process with a test's own flags."""
 
     def __call__(self, *flags: str) -> FarEnd: ...
 
@@ -42,7 +42,7 @@ def configured(base_url: str, **sections: Json) -> Config:
         "server": {"port": 0},
         "admin": {"port": 0},
         "upstream": {"base_url": base_url, "api_key": KEY},
-        # The tests share the gateway's loop and the machine: how late that runs is their doing.
+        # Tests share the gateway's loop and the machine, so its lag says nothing here.
         "relay": {"max_loop_lag_seconds": 0},
         "drain": {"timeout_seconds": 0},
         "log": {"level": "warning", "access": False},
@@ -53,7 +53,7 @@ def configured(base_url: str, **sections: Json) -> Config:
 
 
 def number(event_id: str | None) -> int:
-    """Return the sequence number of an id. Ids are opaque to clients; a test that counts may look inside."""
+    """Return the sequence number of an id. Ids are opaque to clients, but a test that counts may parse them."""
     assert event_id is not None
     return int(event_id.rsplit("-", 1)[1])
 
@@ -72,7 +72,7 @@ def answer_of(events: Iterable[Json]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One block of a stream: its id, its data as it came, and what that says."""
+    """One block of a stream: its id, its data as received, and the parsed data."""
 
     id: str | None
     name: str
@@ -191,7 +191,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a process holds that must not grow."""
+    """The resources of a process that must not grow."""
 
     tasks: int
     threads: int
@@ -211,7 +211,7 @@ class Holdings:
 
 
 async def settled() -> Holdings:
-    """Return what the process holds once it has stopped letting go of what came before."""
+    """Return the resources of the process once those of earlier tests are released."""
     held = Holdings.now()
     for _ in range(100):
         await asyncio.sleep(0.02)
@@ -223,7 +223,7 @@ async def settled() -> Holdings:
 
 
 async def back_to(before: Holdings, seconds: float = 30.0) -> None:
-    """Wait until the process holds no more than before; fail, saying what it holds too much, after `seconds`."""
+    """Wait until the process holds no more than before; fail after `seconds` and name the excess."""
     deadline = time.monotonic() + seconds
     while not _within(now := Holdings.now(), before):
         tasks = sorted(str(task.get_coro()) for task in asyncio.all_tasks())
@@ -241,7 +241,7 @@ def _within(now: Holdings, before: Holdings) -> bool:
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until something holds; fail after `seconds`."""
+    """Wait until a condition holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not await holds():
         assert time.monotonic() < deadline, f"it did not come true within {seconds:g} s"

@@ -1,6 +1,7 @@
-"""An HTTP proxy on loopback that does to some requests what bad ones do: hold streams back, cut them, lose answers.
+"""An HTTP proxy on loopback that treats some requests as bad proxies do: it holds streams back, cuts them, or loses
+answers.
 
-Requests always reach the gateway. What comes back of their answers is what a test's rule says.
+Requests always reach the gateway. The test's rule decides what is returned of their answers.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ from aiohttp import web
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The answer comes back; with `bytes`, only this many of its body, and then the connection is cut, or falls
-    silent where `silent` is true."""
+    """Return the answer; with `bytes`, return only this many bytes of its body, and then cut the connection, or send
+    nothing more if `silent` is true."""
 
     bytes: int | None = None
     silent: bool = False
@@ -23,12 +24,12 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Lose:
-    """The gateway answers, and the client hears nothing but the connection's end."""
+    """Let the gateway answer, and end the client's connection without any of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Nothing comes back, and the connection stays."""
+    """Return nothing and keep the connection open."""
 
 
 Rule = Callable[[web.BaseRequest], Pass | Lose | Hold]
@@ -59,7 +60,7 @@ async def meddling(gateway: str, rule: Rule) -> AsyncIterator[str]:
                     return _hang_up(request)
                 return await _give_back(request, answer, action, over)
 
-        # A client that leaves takes its request to the gateway along, and the end of the proxy takes all.
+        # A client that leaves cancels its request to the gateway, and the end of the proxy cancels all.
         runner = web.ServerRunner(web.Server(forward, handler_cancellation=True), shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,4 +1,5 @@
-"""Several gateways in their own processes on one Redis, and a client that knows every ID it saw and every 202 it got."""
+"""Several gateways in their own processes on one Redis, and a client that records every ID it saw and every 202 it
+got."""
 
 import asyncio
 import json
@@ -38,14 +39,14 @@ class Node:
         return self
 
     def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
+        """Stop the process at any point of its work."""
         os.kill(self.program.process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
         os.kill(self.program.process.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
-        """Tell it to end, as a rolling deploy does."""
+        """Send SIGTERM, as a rolling deployment does."""
         os.kill(self.program.process.pid, signal.SIGTERM)
 
     async def ended(self, seconds: float = 30.0) -> None:
@@ -98,7 +99,7 @@ class Nodes:
 
 
 class Follower:
-    """Reads one session's log through whichever node answers, from its cursor on."""
+    """Reads one session's log from its cursor through any node that answers."""
 
     def __init__(self, session_id: str, urls: list[str]) -> None:
         self.session_id = session_id
@@ -180,8 +181,8 @@ class Follower:
 
 
 async def ask(url: str, session_id: str, text: str, seconds: float = 30.0) -> str:
-    """Take a text turn and return the answer. While the session's node is being replaced it is asked again, under one key:
-    with a lease as short as this, a busy machine may replace a node at any time."""
+    """Send a text turn and return the answer. It is repeated under one key while the session's node is being
+    replaced: with a lease as short as this, a busy machine may replace a node at any time."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     headers = {"Content-Type": "text/plain", "Idempotency-Key": secrets.token_hex(16)}

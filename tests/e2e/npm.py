@@ -20,10 +20,10 @@ def require_npm() -> Path:
 
 
 def npm_program(name: str, *arguments: str) -> str:
-    """Run a package's program in the folder and return what it says; fail if it fails."""
+    """Run a package's program in the folder and return its output; fail if it fails."""
     done = subprocess.run(
         [str(require_npm() / ".bin" / name), *arguments],
-        check=False,  # what it said is the message
+        check=False,  # the output is the message
         cwd=NPM,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

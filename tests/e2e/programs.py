@@ -1,7 +1,7 @@
-"""The project's programs as their own processes: started, read until they say where they listen, and always ended.
+"""The project's programs as their own processes: started, read until they print their address, and always ended.
 
-Knows no asyncio, so that one process can serve tests on many loops. What a program prints goes into a file: nobody has
-to read along, and a test can look through it afterwards.
+It uses no asyncio, so one process can serve tests on many loops. The output of a program goes into a file, so
+nothing has to read along, and a test can search it afterwards.
 """
 
 import os
@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.02
 
 
 class Program:
-    """`python -m …`, or another `command`, in its own session, so that its end takes its children along."""
+    """`python -m …`, or another `command`, in its own session, so that its child processes end with it."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 env=offline_environment() | dict(environ or {}),
                 start_new_session=True,
-                # Not even a killed test run leaves it behind.
+                # It ends even if the test run is killed.
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # it calls one C function
             )
 
@@ -51,7 +51,7 @@ class Program:
         return self.log.read_text("utf-8", "replace")
 
     def said(self, pattern: str) -> str:
-        """Wait until it has printed what matches and return the first group."""
+        """Wait until its output matches and return the first group."""
         deadline = time.monotonic() + START_SECONDS
         while (match := re.search(pattern, self.output)) is None:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.output}"
@@ -60,7 +60,7 @@ class Program:
         return match[1]
 
     def kill(self) -> None:
-        """End it as a crash does: without a word to anybody."""
+        """End it with SIGKILL, as a crash would."""
         self._signal(signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
 

@@ -1,7 +1,8 @@
-"""What stands between clients and a gateway: real nginx, HAProxy and Caddy, and two small proxies that hold bytes back.
+"""What stands between clients and a gateway: real nginx, HAProxy and Caddy, and two small proxies that hold bytes
+back.
 
-Each listens on a free port of its own on loopback and is ended with the test. The configurations that people are told
-to use (deploy/proxies) run as they stand but for addresses and for where a server keeps its files.
+Each listens on a free port on loopback and ends with the test. The documented configurations (deploy/proxies) are
+used unchanged, except for addresses and for the folders in which a server keeps its files.
 """
 
 import asyncio
@@ -21,13 +22,13 @@ from tests.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PROXIES = ROOT / "deploy" / "proxies"
 START_SECONDS = 20.0
-# Some wait on their way out for streams that nobody reads any more.
+# At their end some wait for streams that nobody reads any more.
 STOP_SECONDS = 1.0
 HELD_BYTES = 4096
 
 Part = Callable[[str], str]
 
-# Just enough to pass requests on: all else is what nginx does by itself, HTTP/1.0 to the gateway and buffering included.
+# A minimal configuration: everything else is nginx's default, including HTTP/1.0 to the gateway and buffering.
 _NGINX = """
 events {{ }}
 http {{
@@ -62,7 +63,7 @@ backend gateway
 
 
 def placed(text: str, port: int, gateway: str) -> str:
-    """Return a configuration with this test's addresses in the place of the example's."""
+    """Return a configuration with this test's addresses instead of the example's."""
     address = gateway.removeprefix("http://")
     text = text.replace("127.0.0.1:8080", address)
     return re.sub(
@@ -92,7 +93,7 @@ def nginx_command(program: str, text: str, home: Path) -> list[str]:
 
 @asynccontextmanager
 async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run nginx before a gateway and return its URL."""
+    """Run nginx in front of a gateway and return its URL."""
     port = free_port()
     command = nginx_command(part("nginx"), placed(text, port, gateway), home)
     async with _running(command, home, port) as url:
@@ -101,7 +102,7 @@ async def nginx(part: Part, text: str, home: Path, gateway: str) -> AsyncIterato
 
 @asynccontextmanager
 async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run HAProxy before a gateway and return its URL."""
+    """Run HAProxy in front of a gateway and return its URL."""
     port = free_port()
     file = _written(home / "haproxy.cfg", placed(text, port, gateway))
     async with _running([part("haproxy"), "-db", "-f", str(file)], home, port) as url:
@@ -110,7 +111,7 @@ async def haproxy(part: Part, text: str, home: Path, gateway: str) -> AsyncItera
 
 @asynccontextmanager
 async def caddy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterator[str]:
-    """Run Caddy before a gateway and return its URL."""
+    """Run Caddy in front of a gateway and return its URL."""
     port = free_port()
     file = _written(home / "Caddyfile", "{\n\tadmin off\n}\n" + placed(text, port, gateway))
     command = [part("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
@@ -120,7 +121,8 @@ async def caddy(part: Part, text: str, home: Path, gateway: str) -> AsyncIterato
 
 @asynccontextmanager
 async def holding(gateway: str, held: int | None = HELD_BYTES) -> AsyncIterator[str]:
-    """Run a proxy that passes bodies on in pieces of `held` bytes, the last one at the end; None holds all until then."""
+    """Run a proxy that passes bodies on in pieces of `held` bytes and the rest at the end; with None it holds
+    everything until the end."""
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
@@ -168,7 +170,7 @@ _HOP_BY_HOP = frozenset({"Connection", "Transfer-Encoding", "Content-Length", "K
 
 @asynccontextmanager
 async def _running(command: list[str], home: Path, port: int) -> AsyncIterator[str]:
-    """Run a server until it takes connections, then until the block ends."""
+    """Run a server: wait until it accepts connections, and stop it when the block ends."""
     process = _started(command, home)
     try:
         await _answers(process, port, home)
@@ -183,7 +185,7 @@ async def _running(command: list[str], home: Path, port: int) -> AsyncIterator[s
 
 
 async def _answers(process: "subprocess.Popen[bytes]", port: int, home: Path) -> None:
-    """Wait until something listens."""
+    """Wait until something listens on the port."""
     async with asyncio.timeout(START_SECONDS):
         while True:
             assert process.poll() is None, f"it ended with {process.returncode}: {_output(home)}"

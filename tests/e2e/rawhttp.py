@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SECONDS = 30.0
-# An answer to what was sent whole comes within milliseconds; after so long a silence the server waits for more.
+# The answer to a complete request comes within milliseconds; after so long a silence the server waits for more.
 SILENCE_SECONDS = 1.0
 
 
@@ -20,7 +20,7 @@ class RawAnswer:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Return a header that may be sent once only."""
+        """Return the value of a header, which may be sent only once."""
         found = [value for known, value in self.headers if known == name]
         assert len(found) <= 1, (name, found)
         return found[0] if found else None
@@ -31,7 +31,7 @@ class RawAnswer:
 
     @property
     def code(self) -> str | None:
-        """The problem's code; None for the bare 400 of what is not HTTP."""
+        """Return the problem's code, or None for the bare 400 to bytes that are not HTTP."""
         if self.header("content-type") != "application/problem+json":
             assert (self.status, self.body) == (400, b""), (self.status, self.headers, self.body)
             return None
@@ -39,13 +39,13 @@ class RawAnswer:
 
 
 def authority(url: str) -> str:
-    """Return what belongs into the Host header."""
+    """Return the value of the Host header."""
     return urlsplit(url).netloc
 
 
 async def send(url: str, request: bytes, silence: float | None = SILENCE_SECONDS) -> list[RawAnswer]:
-    """Send bytes and return every answer until the server ends the connection, or waits for more of what it takes for
-    an unfinished request; None where it is certain to end it."""
+    """Send bytes and return every answer until the server ends the connection or waits for the rest of a request.
+    With None it must end the connection."""
     parts = urlsplit(url)
     async with asyncio.timeout(SECONDS):
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
@@ -60,7 +60,7 @@ async def send(url: str, request: bytes, silence: float | None = SILENCE_SECONDS
 async def ask(
     url: str, method: str, target: str | bytes, *headers: bytes | str, body: bytes = b""
 ) -> RawAnswer:
-    """Send one well-framed request with the target and the header lines as they are and return its answer."""
+    """Send one well-framed request with this target and these header lines unchanged, and return its answer."""
     head = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: " + authority(url).encode()]
     head += [*map(_bytes, headers), b"Content-Length: %d" % len(body), b"Connection: close"]
     (answer,) = await send(url, b"\r\n".join(head) + b"\r\n\r\n" + body, None)
@@ -73,7 +73,7 @@ async def _all(reader: asyncio.StreamReader, silence: float | None) -> bytes:
         while chunk := await asyncio.wait_for(reader.read(65536), silence):
             said += chunk
     except ConnectionResetError:
-        # A server that refuses a body it has not read may reset after its answer, which a read then drops.
+        # A server that refuses an unread body may reset the connection after its answer, which discards the answer.
         said += reader._buffer  # type: ignore[attr-defined]  # it has no public name
     except TimeoutError:
         if silence is None:

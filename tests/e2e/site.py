@@ -1,4 +1,4 @@
-"""A site of somebody else's: a folder's files, served from an origin that is not the gateway's."""
+"""Another site: the files of a folder, served from an origin that is not the gateway's."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from aiohttp import web
 
 @asynccontextmanager
 async def site(folder: Path) -> AsyncIterator[str]:
-    """Serve a folder's files from an origin that is not the gateway's, as the owner of a page does."""
+    """Serve a folder's files from an origin that is not the gateway's."""
     app = web.Application()
     app.router.add_static("/", folder)
     runner = web.AppRunner(app, shutdown_timeout=0)

@@ -1,10 +1,11 @@
-"""A talk over a slow and lossy path, as a program: `ip netns exec A python -m tests.e2e.slowpath B 10.77.0.2`.
+"""A conversation over a slow and lossy path, as a program: `ip netns exec A python -m tests.e2e.slowpath B
+10.77.0.2`.
 
-Runs inside namespace A, where the gateway is, and starts the far end in namespace B, at that address. Prints what happened
-as one JSON object; whoever started it judges.
+It runs in namespace A, where the gateway is, and starts the far end in namespace B at that address. It prints what
+happened as one JSON object, which its caller checks.
 """
 
-# ruff: noqa: T201  # its output is its answer
+# ruff: noqa: T201  # its output is its result
 
 import asyncio
 import json
@@ -18,12 +19,12 @@ from tests.e2e.house import Caller, Json, answer_of, configured, number, say
 from tests.e2e.programs import Program
 
 PORT = 18090
-# Longer than a silent peer is waited for; and then just long enough to be cut in the middle of a response.
+# Longer than the gateway waits for a silent peer; then just long enough to be cut in the middle of a response.
 THINKING_SECONDS, LATER_SECONDS = 10, 2
 
 
 def far_end(stack: ExitStack, folder: Path, namespace: str, host: str, seconds: float) -> Program:
-    """Start a far end over there that thinks so long before it speaks."""
+    """Start a far end in the other namespace that waits so long before it answers."""
     flags = ("--host", host, "--port", str(PORT), "--tokens-per-second", "0")
     thinking = ("--fault", f"first_delta_seconds={seconds}")
     program = Program(
@@ -37,14 +38,14 @@ def far_end(stack: ExitStack, folder: Path, namespace: str, host: str, seconds: 
 
 
 async def ask(caller: Caller, session_id: str, text: str) -> tuple[str, str]:
-    """Run a turn and return the answer and the cursor behind it."""
+    """Run a turn and return the answer and the cursor after it."""
     receipt = await caller.send(session_id, *say(text))
     reads = await caller.until(session_id, "response.done", after=receipt["head"], seconds=60)
     return answer_of(read.value for read in reads), str(reads[-1].id)
 
 
 async def talk(namespace: str, host: str) -> Json:
-    """Talk, hand over, lose the far end, and talk on."""
+    """Take turns, hand over, lose the far end, and take another turn."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         here = Path(folder)
         other = far_end(stack, here, namespace, host, THINKING_SECONDS)

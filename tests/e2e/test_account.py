@@ -1,4 +1,5 @@
-"""Who pays upstream, and for what: the caller's own ephemeral key, and audio tokens where only text was asked for."""
+"""Who pays upstream, and for what: the caller's own ephemeral key, and audio tokens in sessions that asked for text
+only."""
 
 import json
 import re
@@ -39,7 +40,7 @@ async def test_an_ephemeral_key_of_the_callers_own_opens_and_turns(serve: Serve,
 async def test_audio_tokens_in_a_text_session_are_counted_and_told_once(
     gateway: Gateway, caller: Caller, far_end: FarEnd, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is on the bill's metric, and one line of the log, not one a response, says that something is wrong."""
+    """The metric counts every audio token, and one log line per session, not one per response, reports them."""
     session = await caller.open()
     usage = {
         "total_tokens": 7,

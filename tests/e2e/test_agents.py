@@ -25,7 +25,7 @@ def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromi
 
 
 def test_types_are_those_of_the_code() -> None:
-    """A strict program with the channel and the transport is taken by the compiler, and its mistakes are not."""
+    """The compiler accepts a strict program that uses the channel and the transport, and reports its mistakes."""
     npm_program("tsc", "--project", ".")
 
 
@@ -33,7 +33,7 @@ def test_types_are_those_of_the_code() -> None:
 async def test_agents_sdk_holds_a_tool_round(
     serve: Serve, far_end: FarEnd, chromium: Chromium, tmp_path: Path
 ) -> None:
-    """Bundled and in a page of another origin, an agent's tool is called, its output goes up, and the answer comes."""
+    """In a page of another origin an agent's tool is called, its output is sent, and the answer arrives."""
     page_folder = tmp_path / "page"
     page_folder.mkdir()
     npm_program(

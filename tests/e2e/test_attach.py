@@ -1,4 +1,4 @@
-"""Attaching to a call, with what a black box cannot do: a path that swallows, large events, and the example."""
+"""Attaching to a call, where a black box is not enough: a path that swallows data, large events, and the example."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def peer(far_end: FarEnd) -> AsyncIterator[Peer]:
 
 
 class Swallowing:
-    """A TCP path that can swallow what goes up, and be cut."""
+    """A TCP path that can swallow what is sent up, and be cut."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -87,8 +87,8 @@ async def swallowing(url: str) -> AsyncIterator[tuple[Swallowing, str]]:
 
 
 async def test_exactly_what_never_arrived_is_unknown(serve: Serve, far_end: FarEnd) -> None:
-    """A path that swallows and then breaks in the middle of a response: what was swallowed is `unknown`, in order, what was
-    answered before is not, and nothing is sent twice."""
+    """When a path swallows data and then breaks in the middle of a response, exactly the swallowed events are
+    `unknown`, in order, events answered before are not, and nothing is sent twice."""
     async with swallowing(far_end.base_url) as (path, url), peer(far_end) as other:
         gateway = await serve(url)
         async with Caller(gateway.url) as caller:
@@ -143,7 +143,7 @@ async def test_megabytes_pass_both_ways(serve: Serve, far_end: FarEnd) -> None:
 
 
 async def test_sessions_that_end_by_themselves_leave_the_call_alone(serve: Serve, far_end: FarEnd) -> None:
-    """Neither a drain nor a limit of the session's own ends a call that another application made."""
+    """Neither a drain nor a limit of the session ends a call that another application made."""
     gateway = await serve(far_end, relay={"max_session_seconds": 1})
     async with peer(far_end) as other, Caller(gateway.url) as caller:
         session = await caller.open(call_id=other.call_id)
@@ -176,7 +176,7 @@ async def test_caller_attaches_with_its_own_key(serve: Serve, far_end: FarEnd) -
 
 # --- the example: a browser holds the call, a shell runs its tools
 
-# Beside the example's own code: a test reports what the page shows, and types what the test says.
+# In addition to the example's own code: the page reports what it shows, and types what the test says.
 WATCH = """<script>
 const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
 new MutationObserver((changes) => changes.forEach((change) =>
@@ -193,8 +193,8 @@ new MutationObserver((changes) => changes.forEach((change) =>
 async def test_shell_runs_the_tools_of_a_browsers_call(
     serve: Serve, far_end: FarEnd, part_path: Callable[[str], str]
 ) -> None:
-    """A page holds the call over WebRTC; `attach.sh` attaches by its ID, runs the function and returns its output; the page
-    shows the answer. When the page hangs up the shell ends."""
+    """A page holds the call over WebRTC; `attach.sh` attaches by its ID, runs the function and returns its output;
+    the page shows the answer. When the page hangs up, the shell ends."""
     gateway = await serve(far_end)
     typed: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.t
 
 @pytest.fixture
 def nodes(tmp_path: Path, far_end: FarEnd) -> Iterator[Nodes]:
-    """Return what starts nodes on a Redis of the test's own."""
+    """Return a function that starts nodes on a Redis for this test."""
     server = RedisServer().start()
     made = Nodes(tmp_path, far_end, server.url, OPENAI_API_KEY=KEY)
     yield made

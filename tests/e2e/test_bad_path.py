@@ -1,4 +1,4 @@
-"""A path that drops, delays and reorders datagrams, with outages: nothing is lost without a report, and no session ends."""
+"""A path that drops, delays and reorders datagrams, with outages: every loss is reported, and no session ends."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from tests.e2e.house import Caller, configured
 from tests.upstream.badpath import Path, bad_path
 
 SESSIONS = 8
-# What each session has accepted at least: far fewer than the pace below allows, since a busy machine is slower.
+# The least that each session has accepted: far fewer than the pace below allows, because a busy machine is slower.
 EVENTS = 20
 
 
@@ -25,7 +25,7 @@ def item(number: int, session: int) -> dict[str, Any]:
 
 
 async def talk(caller: Caller, session_id: str, session: int, busy: Callable[[], bool]) -> dict[str, Any]:
-    """Send numbered items until it is over and return what became of them."""
+    """Send numbered items until the end and return the result of each."""
     accepted: list[int] = []
     number = 0
     while busy():
@@ -74,7 +74,7 @@ def numbers(event: dict[str, Any], accepted: list[int]) -> set[int]:
 async def test_lossy_reordering_path_with_outages_loses_nothing(
     outage_seconds: float, far_end: FarEnd
 ) -> None:
-    """At 5 % loss and with two outages each accepted event is confirmed or named, and every session lives on."""
+    """At 5 % loss and with two outages, each accepted event is confirmed or reported, and every session continues."""
     path = Path(delay=0.01, jitter=0.03)
     over = False
     async with bad_path(far_end.base_url, path) as url:
@@ -82,7 +82,7 @@ async def test_lossy_reordering_path_with_outages_loses_nothing(
         await gateway.start()
         try:
             async with Caller(gateway.url) as caller:
-                # A set-up has one deadline, which it may miss on such a path; that is not the subject here.
+                # Each set-up has one deadline, which it may miss on such a path; that is not tested here.
                 opened = [(await caller.open())["id"] for _ in range(SESSIONS)]
                 path.loss = 0.05
                 talks = [

@@ -91,7 +91,7 @@ def run(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.needs("redis-server", "nginx")
 @pytest.mark.timeout(240)
 def test_contract_holds_through_any_of_three_nodes(tmp_path: Path) -> None:
-    """Sending and turns, through nodes that mostly are not the owner."""
+    """Sending and turns work through nodes that mostly do not own the session."""
     with deployment(tmp_path) as url:
         done = run(url, ["tests/conformance/test_turns.py", "tests/conformance/test_sending.py"])
 

@@ -1,4 +1,4 @@
-"""Several nodes as one: nodes that are killed, paused, restarted, and a Redis that is not what it was."""
+"""Several nodes acting as one: nodes are killed, paused and restarted, and Redis stops or loses data."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ Cluster = Callable[..., Nodes]
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """Run a Redis of the test's own."""
+    """Run a Redis for this test."""
     server = RedisServer().start()
     yield server
     server.close()
@@ -31,14 +31,14 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def nodes(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> Iterator[Nodes]:
-    """Return what starts nodes on that Redis."""
+    """Return a function that starts nodes on that Redis."""
     made = Nodes(tmp_path, far_end, redis_server.url)
     yield made
     made.close()
 
 
 async def test_any_node_serves_any_session(nodes: Nodes) -> None:
-    """A session that was opened on one node is read, written, asked and closed through another."""
+    """A session opened on one node can be read, written, asked and closed through another."""
     a, b = nodes.start(2)
     async with Caller(a.url) as one, Caller(b.url) as other:
         session = await one.open(metadata={"made": "on a"})
@@ -55,7 +55,8 @@ async def test_any_node_serves_any_session(nodes: Nodes) -> None:
 
 
 async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None:
-    """SIGKILL: readers continue at their cursor, a POST that meets the gap is answered, the conversation is known."""
+    """After SIGKILL readers continue at their cursor, a POST during the takeover is answered, and the conversation
+    is known."""
     a, b, c = nodes.start(3)
     async with Caller(a.url) as caller:
         session = await caller.open()
@@ -86,7 +87,8 @@ async def test_killed_node_is_replaced_and_nothing_is_lost(nodes: Nodes) -> None
 
 
 async def test_paused_owner_never_speaks_again(nodes: Nodes) -> None:
-    """SIGSTOP for three leases: another node takes over, and the one that wakes shows and acknowledges nothing."""
+    """After SIGSTOP for three leases another node has taken over, and the one that wakes shows and acknowledges
+    nothing."""
     a, b = nodes.start(2)
     async with Caller(a.url) as caller:
         session_id = (await caller.open())["id"]
@@ -109,7 +111,8 @@ async def test_paused_owner_never_speaks_again(nodes: Nodes) -> None:
 
 
 async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: RedisServer) -> None:
-    """Redis stopped for three leases: POSTs are refused with nothing done, and everything continues when it is back."""
+    """While Redis is stopped for three leases, POSTs are refused without effect; everything continues when it is
+    back."""
     a, b = nodes.start(2)
     async with Caller(a.url) as caller:
         session_id = (await caller.open())["id"]
@@ -133,7 +136,7 @@ async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: Redis
 async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
     nodes: Nodes, redis_server: RedisServer
 ) -> None:
-    """Killed and started with nothing: sessions continue, and a node that dies afterwards is still replaced."""
+    """When Redis is killed and started empty, sessions continue, and a node that dies afterwards is still replaced."""
     a, b = nodes.start(2)
     async with Caller(a.url) as caller:
         session_id = (await caller.open())["id"]
@@ -157,7 +160,7 @@ async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
 
 
 async def test_rolling_restart_is_a_reconnect(nodes: Nodes) -> None:
-    """Each of three nodes is replaced in turn: no answer of 500 or above, no response cut, no event missing."""
+    """Three nodes are replaced in turn: no answer of 500 or above, no response cut, no event missing."""
     running = nodes.start(3)
     urls = [node.url for node in running]
     statuses: list[str] = []
@@ -205,7 +208,7 @@ async def test_rolling_restart_is_a_reconnect(nodes: Nodes) -> None:
 
 
 async def test_operator_sees_all_nodes_and_all_sessions(nodes: Nodes) -> None:
-    """`GET /nodes` on any node; lists, look, restart and delete of a session that lives elsewhere."""
+    """`GET /nodes` works on any node, and so do list, GET, restart and DELETE of a session on another node."""
     a, b = nodes.start(2)
     async with Caller(a.url) as one, Caller(b.admin_url) as operator:
         session_id = (await one.open())["id"]
@@ -226,7 +229,7 @@ async def test_operator_sees_all_nodes_and_all_sessions(nodes: Nodes) -> None:
 
 
 async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) -> None:
-    """The same Idempotency-Key on two nodes gives one session, and the same credentials."""
+    """The same Idempotency-Key on two nodes gives one session with the same credentials."""
     a, b = nodes.start(2)
     headers = {"Idempotency-Key": "a-key-that-nobody-can-guess"}
     async with Caller(a.url) as one, Caller(b.url) as other:
@@ -239,7 +242,8 @@ async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) ->
 
 
 async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> None:
-    """`serve --workers 2`: whichever worker takes a connection serves the session, also after one is killed."""
+    """With `serve --workers 2` either worker serves any session, whichever accepts the connection, also after one is
+    killed."""
     environ = {
         "GATEWAY_CLUSTER__URL": redis_server.url,
         "GATEWAY_CLUSTER__LEASE_SECONDS": str(LEASE_SECONDS),
@@ -265,7 +269,7 @@ async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_ser
 
 
 def test_workers_without_a_cluster_are_refused(tmp_path: Path) -> None:
-    """Sessions would be known to one worker alone."""
+    """Several workers need a cluster, because otherwise each session would be known to one worker only."""
     program = Program(tmp_path / "log", "gateway", "serve", "--workers", "2")
 
     assert program.process.wait(30) == 2

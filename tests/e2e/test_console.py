@@ -1,4 +1,5 @@
-"""The console page as a person uses it, in a real Chromium: typed, clicked and looked at, never called from inside."""
+"""The console page in a real Chromium, used as a person does: by typing, clicking and looking, never by calling its
+code."""
 
 import hashlib
 import json
@@ -35,14 +36,14 @@ def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathF
 
 @pytest_asyncio.fixture
 async def page(served: str, chromium: Chromium) -> AsyncIterator[Page]:
-    """Open the console; a test with the page must end without a complaint of the browser's."""
+    """Open the console; the test fails if the browser reports an error or a warning."""
     async with chromium.page(f"{served}/") as page:
         yield page
         assert page.complaints == []
 
 
 async def start(page: Page) -> None:
-    """Start a session by its button."""
+    """Start a session with its button."""
     await page.click("#begin")
     await page.until(f"document.activeElement.id === 'say' && {STATE}.startsWith('Connected')")
 
@@ -61,7 +62,7 @@ async def answers(page: Page, count: int = 1) -> list[str]:
 
 
 async def test_conversation_is_held(page: Page) -> None:
-    """Two turns show their answers, events and figures, and curl lines that repeat them."""
+    """Two turns show their answers, events and figures, and curl commands that repeat them."""
     await start(page)
     await say(page, "What is 6 times 7?")
     await answers(page)
@@ -85,7 +86,7 @@ async def test_conversation_is_held(page: Page) -> None:
 async def test_offline_page_comes_back_with_nothing_lost(
     emulate: Emulate, serve: Serve, chromium: Chromium
 ) -> None:
-    """After a cut in the middle of an answer, with a message sent during it, the page catches up completely."""
+    """After an outage in the middle of an answer, during which a message is sent, the page catches up completely."""
     far_end = emulate("--tokens-per-second", "40")
     gateway = await serve(far_end)
     async with chromium.page(f"{gateway.url}/") as page, Caller(gateway.url) as caller:
@@ -103,7 +104,7 @@ async def test_offline_page_comes_back_with_nothing_lost(
         _, session = await caller.ask("GET", f"/v1/sessions/{session_id}")
         log = await caller.until(session_id, "response.done", 2)
         received = [json.loads(frame)["type"] for frame in await far_end.received(session["call_id"])]
-        # The list keeps 400 rows, all of this conversation's.
+        # The list keeps 400 rows, all from this conversation.
         deltas = await page.evaluate(DELTAS)
         complaints = [one for one in page.complaints if "ERR_INTERNET_DISCONNECTED" not in one]
 
@@ -115,7 +116,7 @@ async def test_offline_page_comes_back_with_nothing_lost(
 
 
 async def test_escape_stops_the_answer(emulate: Emulate, serve: Serve, chromium: Chromium) -> None:
-    """Escape cancels the response, which the page then shows as stopped."""
+    """Escape cancels the response, and the page shows it as stopped."""
     gateway = await serve(emulate("--tokens-per-second", "20"))
     async with chromium.page(f"{gateway.url}/") as page:
         await start(page)
@@ -132,7 +133,7 @@ async def test_escape_stops_the_answer(emulate: Emulate, serve: Serve, chromium:
 async def test_key_is_asked_for_only_where_one_is_needed(
     serve: Serve, far_end: FarEnd, chromium: Chromium
 ) -> None:
-    """The field appears on a 401, takes the focus, and its key opens a session; no curl line shows it."""
+    """The field appears after a 401 and takes the focus, and its key opens a session; no curl command shows the key."""
     key = "a-key-for-this-test-and-no-other"
     access = {"keys": [{"name": "one", "sha256": [hashlib.sha256(key.encode()).hexdigest()]}]}
     gateway = await serve(far_end, access=access)
@@ -155,7 +156,7 @@ async def test_key_is_asked_for_only_where_one_is_needed(
 
 
 async def test_keyboard_alone_is_enough(page: Page) -> None:
-    """From the page's beginning Tab leads over the views to the form, Enter starts, types and sends."""
+    """From the top of the page Tab passes the views and reaches the form; Enter starts, types and sends."""
     reached = []
     for _ in range(16):
         await page.press("Tab")
@@ -173,7 +174,7 @@ async def test_keyboard_alone_is_enough(page: Page) -> None:
 
 
 async def test_fields_and_buttons_have_names(page: Page) -> None:
-    """Whatever can be focused has a name that a screen reader can say."""
+    """Everything that can be focused has a name that a screen reader can read."""
     await start(page)
     tree = (await page.ask("Accessibility.getFullAXTree"))["nodes"]
     nameless = [
@@ -191,7 +192,7 @@ async def test_fields_and_buttons_have_names(page: Page) -> None:
 
 @pytest.mark.parametrize("view", ["talk", "events", "raw", "curl", "sessions", "help"])
 async def test_phone_needs_no_sideways_scrolling(page: Page, view: str) -> None:
-    """At 320 px every view fits, its long words included, while the session lives and after it."""
+    """At 320 px every view fits without scrolling sideways, during the session and after it."""
     await page.look(320, 640, phone=True)
     await start(page)
     await say(page, "Repeat after me: " + "x" * 200)
@@ -208,7 +209,7 @@ async def test_phone_needs_no_sideways_scrolling(page: Page, view: str) -> None:
 
 
 async def test_page_follows_the_preferred_colours(page: Page) -> None:
-    """Dark and light differ where it counts: paper dark under light ink, and the other way round."""
+    """The dark scheme has a dark background under light text, and the light scheme the reverse."""
     shades = []
     for dark in (False, True):
         await page.look(1280, 800, dark=dark)
@@ -223,7 +224,7 @@ async def test_page_follows_the_preferred_colours(page: Page) -> None:
 
 
 async def test_what_is_said_is_shown_as_text(page: Page) -> None:
-    """Markup from either side is characters on the page, never elements."""
+    """Markup from either side is shown as text and never becomes elements."""
     await start(page)
     await say(page, "Repeat after me: <img src=x onerror=alert(1)><b>hi</b>")
     told = await answers(page)
@@ -236,7 +237,7 @@ async def test_what_is_said_is_shown_as_text(page: Page) -> None:
 
 
 async def test_filters_show_what_they_say(page: Page) -> None:
-    """Direction, type and search narrow the list, and lifting them brings all back."""
+    """Direction, type and search narrow the list, and removing them shows everything again."""
     types = "[...document.querySelectorAll('#event-list .type')].map((e) => e.textContent)"
     await start(page)
     await say(page, "Count to 5")
@@ -259,7 +260,7 @@ async def test_filters_show_what_they_say(page: Page) -> None:
 
 
 async def test_reload_returns_to_the_session(page: Page, served: str) -> None:
-    """A reloaded page is in its session again, shows what was said, and continues."""
+    """A reloaded page returns to its session, shows the conversation, and continues."""
     await start(page)
     await say(page, "Count to 5")
     await answers(page)
@@ -275,7 +276,7 @@ async def test_reload_returns_to_the_session(page: Page, served: str) -> None:
 
 
 async def test_session_of_another_client_is_joined_by_its_id(page: Page, served: str) -> None:
-    """The form takes an ID, says what is wrong with a bad one, and shows what was said before."""
+    """The form accepts an ID, reports an invalid one, and shows the conversation so far."""
     async with Caller(served) as caller:
         session = await caller.open()
         await caller.send(session["id"], *say_events("What is 6 times 7?"))
@@ -316,7 +317,8 @@ async def test_call_is_attached_to_by_its_id(page: Page, served: str) -> None:
 
 
 async def test_ended_session_looks_ended_and_keeps_its_view(page: Page, served: str) -> None:
-    """The conversation and the chosen view stay, the state says so, and the focus is on what can be done next."""
+    """The conversation and the chosen view stay, the state is shown as ended, and the focus is on the next possible
+    action."""
     await start(page)
     await say(page, "Count to 5")
     told = await answers(page)
@@ -349,7 +351,7 @@ async def test_ended_session_looks_ended_and_keeps_its_view(page: Page, served: 
 
 
 async def test_session_that_ends_elsewhere_takes_no_focus(page: Page, served: str) -> None:
-    """Somebody who reads on in another part of the page stays there."""
+    """The focus does not move for a user in another part of the page."""
     await start(page)
     session_id = await page.evaluate("JSON.parse(sessionStorage.getItem('gateway.sessions'))[0].id")
     await page.click("#filter-text")
@@ -361,7 +363,7 @@ async def test_session_that_ends_elsewhere_takes_no_focus(page: Page, served: st
 
 
 async def test_stop_moves_nothing(emulate: Emulate, serve: Serve, chromium: Chromium) -> None:
-    """The composer is where it was, in size and place, before, during and after an answer; Stop ends that."""
+    """The composer keeps its size and place before, during and after an answer; Stop cancels the answer."""
     gateway = await serve(emulate("--tokens-per-second", "20"))
     place = (
         "JSON.stringify(['#say', '#send'].map((id) => document.querySelector(id).getBoundingClientRect()))"
@@ -383,7 +385,7 @@ async def test_stop_moves_nothing(emulate: Emulate, serve: Serve, chromium: Chro
 
 
 async def test_event_id_is_shown_and_copied(page: Page) -> None:
-    """Each event of the log has its ID in sight, and an open one a button that copies it."""
+    """Each event of the log shows its ID, and an expanded event has a button that copies it."""
     await start(page)
     row = "[...document.querySelectorAll('#event-list li')].find((e) => e.textContent.includes('session.created'))"
     await page.until(f"!!{row}")
@@ -429,7 +431,8 @@ async def test_raw_events_are_sent_as_they_are_written(page: Page) -> None:
 
 
 async def test_tool_round_is_played(page: Page) -> None:
-    """A call of the example tool waits for a result, which goes up and leads to the answer; a reload shows it all."""
+    """A call of the example tool waits for a result, which is sent and leads to the answer; a reload shows all of
+    it."""
     await page.click("#with-tool")
     await start(page)
     await say(page, "What is the weather in Paris?")
@@ -449,7 +452,7 @@ async def test_tool_round_is_played(page: Page) -> None:
 
 
 async def test_cost_and_call_are_in_sight(page: Page) -> None:
-    """After an answer the page says what the session has cost, and what its call is."""
+    """After an answer the page shows the cost of the session and its call."""
     await start(page)
     await say(page, "Count to 5")
     await answers(page)
@@ -471,7 +474,7 @@ VIEWS = ("talk", "events", "raw", "curl", "sessions", "help")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 320])
 async def test_axe_finds_nothing(served: str, chromium: Chromium, width: int, dark: bool) -> None:
-    """Before, during and after a session, in every view: no rule of axe-core is broken."""
+    """Before, during and after a session, axe-core reports no violation in any view."""
     axe = (require_npm() / "axe-core" / "axe.min.js").read_text()
     found: list[tuple[object, ...]] = []
 

@@ -1,4 +1,5 @@
-"""A conversation outlives its peer connection: losses of every kind, planned hand-overs, and the events that clients get."""
+"""A conversation survives its peer connection: losses of every kind, planned hand-overs, and the events that clients
+get."""
 
 import asyncio
 import time
@@ -14,26 +15,26 @@ ASK = "What is my name?"
 
 
 async def tell(caller: Caller, session: Json, text: str) -> tuple[str, str]:
-    """Say something and return the answer's text and the id of its response.done."""
+    """Send a text and return the answer's text and the id of its response.done."""
     receipt = await caller.send(session["id"], *say(text))
     reads = await caller.until(session["id"], "response.done", after=receipt["head"])
     return answer_of(read.value for read in reads), str(reads[-1].id)
 
 
 async def call_of(caller: Caller, session: Json) -> str:
-    """Return the session's present call."""
+    """Return the session's current call."""
     _, said = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return str(said["call_id"])
 
 
 def assert_whole(reads: list[Read]) -> None:
-    """Ids are dense and rise: nothing was lost or doubled."""
+    """Check that ids are ascending without a gap: nothing was lost or doubled."""
     numbers = [number(read.id) for read in reads]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 async def cut_in_mid_answer(caller: Caller, far_end: FarEnd, session: Json, failure: str) -> str:
-    """Have a long answer cut off while it streams and return the cursor before the question."""
+    """Start a long answer, cut the call while it streams, and return the cursor before the question."""
     call = await call_of(caller, session)
     await far_end.fault(call, tokens_per_second=50)
     receipt = await caller.send(session["id"], *say("Count to 50."))
@@ -64,7 +65,7 @@ async def test_facts_told_before_a_loss_are_used_after_it(
 
 
 async def test_an_idle_call_that_is_closed_is_replaced(caller: Caller, far_end: FarEnd) -> None:
-    """Nobody has to send anything for a lost call to be noticed, and the seeding reaches no client."""
+    """A lost call is noticed although nothing is sent, and clients do not see the seeding."""
     session = await caller.open()
     _, last = await tell(caller, session, NAME)
 
@@ -78,7 +79,7 @@ async def test_an_idle_call_that_is_closed_is_replaced(caller: Caller, far_end: 
 
 @pytest.mark.slow
 async def test_a_far_end_that_vanishes_is_noticed_within_8_seconds(caller: Caller, far_end: FarEnd) -> None:
-    """If a response is due and the call is silent, a probe checks it."""
+    """While a response is due and the call is silent, a probe detects the loss."""
     session = await caller.open()
     _, last = await tell(caller, session, NAME)
 
@@ -94,7 +95,7 @@ async def test_a_far_end_that_vanishes_is_noticed_within_8_seconds(caller: Calle
 
 
 async def test_events_sent_while_there_is_no_call_follow_on_the_next(serve: Serve, emulate: Emulate) -> None:
-    """What is accepted during a recovery is sent after the seeding, in order."""
+    """Events accepted during a recovery are sent after the seeding, in order."""
     far_end = emulate("--tokens-per-second", "0")
     gateway = await serve(far_end)
     caller = Caller(gateway.url)
@@ -117,7 +118,7 @@ async def test_events_sent_while_there_is_no_call_follow_on_the_next(serve: Serv
 async def test_an_interrupted_response_is_asked_again_if_that_was_wanted(
     caller: Caller, far_end: FarEnd
 ) -> None:
-    """With `on_interrupted: retry` the client gets its answer without asking twice."""
+    """With `on_interrupted: retry` the client gets its answer without asking again."""
     session = await caller.open(on_interrupted="retry")
 
     after = await cut_in_mid_answer(caller, far_end, session, "hang_up")
@@ -130,7 +131,7 @@ async def test_an_interrupted_response_is_asked_again_if_that_was_wanted(
 
 
 async def test_an_operator_restarts_a_call_unnoticed(gateway: Gateway, caller: Caller) -> None:
-    """A hand-over shows as one gateway.recovered and nothing else."""
+    """A hand-over appears to clients as one gateway.recovered and nothing else."""
     session = await caller.open()
     _, last = await tell(caller, session, NAME)
     first_call = await call_of(caller, session)
@@ -151,8 +152,8 @@ async def test_an_operator_restarts_a_call_unnoticed(gateway: Gateway, caller: C
 
 @pytest.mark.slow
 async def test_calls_that_end_by_time_are_replaced_before(serve: Serve, emulate: Emulate) -> None:
-    """With calls of 12 s a session talks on across several of them, and every answer is whole."""
-    # Shorter calls leave a busy machine too little time to replace them.
+    """With calls of 12 s a session continues across several of them, and every answer is complete."""
+    # With shorter calls a busy machine has too little time to replace them.
     far_end = emulate("--tokens-per-second", "0", "--max-session-seconds", "12")
     gateway = await serve(far_end)
     caller = Caller(gateway.url)
@@ -167,7 +168,7 @@ async def test_calls_that_end_by_time_are_replaced_before(serve: Serve, emulate:
                 await asyncio.sleep(0.3)
                 calls.add(await call_of(caller, session))
         answer, last = await tell(caller, session, ASK)
-        # All events, in one read: a long-poll may answer with fewer than there are.
+        # All events in one read: a long-poll may return fewer than there are.
         reads = await caller.take(session["id"], number(last), after="earliest")
         own = [read.value for read in reads if read.type.startswith("gateway.")]
 
@@ -182,7 +183,7 @@ async def test_calls_that_end_by_time_are_replaced_before(serve: Serve, emulate:
 
 @pytest.mark.slow
 async def test_a_killed_far_end_is_replaced_by_the_next(serve: Serve, emulate: Emulate) -> None:
-    """SIGKILL in mid-response: a new process at the same address takes the conversation over."""
+    """After SIGKILL in the middle of a response, a new process at the same address continues the conversation."""
     far_end = emulate("--tokens-per-second", "20")
     port = far_end.base_url.rsplit(":", 1)[1].split("/")[0]
     gateway = await serve(far_end)

@@ -1,4 +1,4 @@
-"""Who may do what."""
+"""Authorization: which caller may do what."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,7 @@ from tests.downstream.house import SIGNING_KEY, Build, House
 
 
 def key_rule(name: str, *keys: str, **limits: float) -> KeyRule:
-    """Make a key's rule from its words."""
+    """Make a key's rule from its settings."""
     return KeyRule(name, tuple(hashlib.sha256(k.encode()).digest() for k in keys), **limits)  # type: ignore[arg-type]
 
 
@@ -23,13 +23,13 @@ KEYS = AccessRules(keys=(key_rule("ann", "key-ann", "key-ann-2"), key_rule("bob"
 
 
 def bearer(word: str) -> dict[str, str]:
-    """Show a credential."""
+    """Return the headers that carry a credential."""
     return {"Authorization": f"Bearer {word}"}
 
 
 @pytest.fixture
 async def keyed(build: Build) -> House:
-    """Return a house that asks for keys."""
+    """Return an HTTP side that requires keys."""
     return await build(KEYS)
 
 
@@ -37,7 +37,7 @@ async def keyed(build: Build) -> House:
 
 
 async def test_without_key_is_unauthorized(keyed: House) -> None:
-    """Where there are keys, one is needed, and the answer says how to send it."""
+    """If keys are configured, a request without one is refused, and the answer says how to send it."""
     answer = await keyed.call("POST", "/v1/sessions")
 
     assert (answer.status, answer.code) == (401, "unauthorized")
@@ -49,7 +49,7 @@ async def test_without_key_is_unauthorized(keyed: House) -> None:
     ["Bearer wrong", "Bearer ", "Basic a2V5LWFubg==", "key-ann", "Bearer key-ann x", "Bearer \u00e9"],
 )
 async def test_wrong_key_is_unauthorized(keyed: House, header: str) -> None:
-    """Neither a wrong key nor a right one in the wrong form lets in."""
+    """A wrong key is refused, and so is a right one in the wrong form."""
     answer = await keyed.call("POST", "/v1/sessions", headers={"Authorization": header})
 
     assert (answer.status, answer.code) == (401, "unauthorized")
@@ -57,7 +57,7 @@ async def test_wrong_key_is_unauthorized(keyed: House, header: str) -> None:
 
 
 async def test_each_key_of_a_name_lets_in(keyed: House) -> None:
-    """While keys rotate both are the same caller, and see the same sessions."""
+    """While a key is rotated, the old and the new one belong to the same caller, who sees the same sessions."""
     session = await keyed.open(headers=bearer("key-ann"))
     answer = await keyed.call("GET", "/v1/sessions", headers=bearer("key-ann-2"))
 
@@ -65,7 +65,7 @@ async def test_each_key_of_a_name_lets_in(keyed: House) -> None:
 
 
 async def test_key_in_a_query_is_never_taken(keyed: House) -> None:
-    """Whatever the parameter is called: proxies and histories keep queries."""
+    """A key in the query is refused under every parameter name, because proxies and histories store queries."""
     session = await keyed.open(headers=bearer("key-ann"))
     for name in ("key", "api_key", "access_token", "token", "ticket"):
         answer = await keyed.call("GET", f"/v1/sessions/{session['id']}?{name}=key-ann")
@@ -83,7 +83,7 @@ async def test_others_sessions_are_unknown(keyed: House) -> None:
 
 
 async def test_list_has_the_newest_first(keyed: House) -> None:
-    """The caller's own sessions, the last opened on top, without credentials."""
+    """The list holds the caller's own sessions, the newest first, without credentials."""
     ids = [(await keyed.open(headers=bearer("key-ann")))["id"] for _ in range(3)]
     listed = (await keyed.call("GET", "/v1/sessions", headers=bearer("key-ann"))).json
 
@@ -93,7 +93,8 @@ async def test_list_has_the_newest_first(keyed: House) -> None:
 
 
 async def test_anonymous_beside_keys_is_let_in_when_allowed(build: Build) -> None:
-    """With `anonymous` a caller may show nothing, but not something wrong, and sees no keyed session."""
+    """With `anonymous` a caller may send no key but not a wrong one, and sees no sessions that were opened with a
+    key."""
     house = await build(AccessRules(keys=KEYS.keys, anonymous=KeyRule("anonymous")))
     session = await house.open(headers=bearer("key-ann"))
 
@@ -103,12 +104,12 @@ async def test_anonymous_beside_keys_is_let_in_when_allowed(build: Build) -> Non
 
 
 async def test_keyless_gateway_ignores_a_key(house: House) -> None:
-    """A library that insists on sending some key works against a gateway that has none."""
+    """A gateway without keys ignores the key that some libraries always send."""
     assert (await house.call("POST", "/v1/sessions", headers=bearer("sk-anything"))).status == 201
 
 
 async def test_new_rules_hold_at_once(keyed: House) -> None:
-    """A reload that drops a key shuts it out; running sessions stay their owner's."""
+    """After a reload a removed key is refused, and running sessions keep their owner."""
     session = await keyed.open(headers=bearer("key-ann"))
     keyed.access.replace(AccessRules(keys=(key_rule("ann", "key-new"),)))
 
@@ -118,7 +119,7 @@ async def test_new_rules_hold_at_once(keyed: House) -> None:
 
 
 async def test_what_a_removed_key_handed_out_opens_nothing(keyed: House) -> None:
-    """Its secrets and tickets had its limits, and go with it."""
+    """Secrets and tickets that a removed key created are refused, because its limits no longer exist."""
     session = await keyed.open(headers=bearer("key-ann"))
     keyed.access.replace(AccessRules(keys=(key_rule("bob", "key-bob"),)))
 
@@ -141,7 +142,7 @@ async def test_anonymous_sessions_end_with_anonymous_access(house: House) -> Non
 
 
 async def test_new_rules_bring_new_limits(build: Build) -> None:
-    """A raised limit is not held back by what was counted under the old one."""
+    """A raised limit applies at once and is not reduced by what was counted under the old one."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=1),)))
     await house.open(headers=bearer("k"))
     refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
@@ -170,7 +171,7 @@ async def test_authenticated_call_keeps_the_session_from_detaching(
 
 
 async def test_idempotency_keys_of_two_callers_do_not_meet(keyed: House) -> None:
-    """Two callers may choose the same word."""
+    """Two callers may choose the same Idempotency-Key."""
     ids = {
         (await keyed.open(headers=bearer(key) | {"Idempotency-Key": "same"}))["id"]
         for key in ("key-ann", "key-bob")
@@ -183,7 +184,7 @@ async def test_idempotency_keys_of_two_callers_do_not_meet(keyed: House) -> None
 
 
 async def test_secret_opens_its_own_session_only(keyed: House) -> None:
-    """It is for one session; another's is unknown to it, and it opens and lists nothing."""
+    """A secret is for one session: another session is unknown to it, and it cannot create or list sessions."""
     mine = await keyed.open(headers=bearer("key-ann"))
     other = await keyed.open(headers=bearer("key-ann"))
     secret = bearer(mine["client_secret"]["value"])
@@ -202,7 +203,7 @@ async def test_secret_opens_its_own_session_only(keyed: House) -> None:
      "input_audio_buffer.append"],
 )  # fmt: skip
 async def test_secret_may_talk(keyed: House, type_: str) -> None:
-    """What a conversation needs is allowed."""
+    """A secret allows the events that a conversation needs."""
     session = await keyed.open(headers=bearer("key-ann"))
     answer = await keyed.call(
         "POST",
@@ -215,7 +216,7 @@ async def test_secret_may_talk(keyed: House, type_: str) -> None:
 
 
 async def test_refusal_can_quote_what_utf8_cannot_carry(keyed: House) -> None:
-    """JSON can name half of a surrogate pair; telling of it must not fail."""
+    """JSON can contain half of a surrogate pair; a refusal that quotes it must not fail."""
     session = await keyed.open(headers=bearer("key-ann"))
     answer = await keyed.call(
         "POST",
@@ -231,7 +232,8 @@ async def test_refusal_can_quote_what_utf8_cannot_carry(keyed: House) -> None:
     "type_", ["session.update", "response.creates", "conversation.item", "", "Response.create"]
 )
 async def test_secret_may_not_send_the_rest(keyed: House, type_: str) -> None:
-    """Nothing of a batch is sent that holds one event beyond it, and the problem says which."""
+    """A batch with one event that the secret does not allow is not sent at all, and the problem points to that
+    event."""
     session = await keyed.open(headers=bearer("key-ann"))
     answer = await keyed.call(
         "POST",
@@ -246,7 +248,7 @@ async def test_secret_may_not_send_the_rest(keyed: House, type_: str) -> None:
 
 
 async def test_secret_may_send_more_when_the_create_said_so(keyed: House) -> None:
-    """`allow` of the create widens it."""
+    """`allow` in the create lets the secret send more types."""
     session = await keyed.open({"client_secret": {"allow": ["*"]}}, headers=bearer("key-ann"))
     answer = await keyed.call(
         "POST",
@@ -277,7 +279,7 @@ async def test_ambiguous_event_is_refused_under_a_restriction(keyed: House, body
 
 
 async def test_ambiguous_event_is_refused_where_members_are_locked(build: Build) -> None:
-    """A locked member restricts every caller in this way."""
+    """Where members are locked, ambiguous events are refused for every caller."""
     house = await build(AccessRules(members_locked=True))
     path = f"/v1/sessions/{(await house.open())['id']}/events"
 
@@ -285,7 +287,7 @@ async def test_ambiguous_event_is_refused_where_members_are_locked(build: Build)
 
 
 async def test_secret_closes_its_session(keyed: House) -> None:
-    """A page that only has the secret can end what it began."""
+    """A page that only has the secret can close its session."""
     session = await keyed.open(headers=bearer("key-ann"))
     secret = bearer(session["client_secret"]["value"])
 
@@ -293,7 +295,7 @@ async def test_secret_closes_its_session(keyed: House) -> None:
 
 
 async def test_secret_in_a_query_is_refused(keyed: House) -> None:
-    """A secret is bearer only, also in the ticket's place."""
+    """A secret is accepted only as a bearer token, not in the query, not even in the parameter for a ticket."""
     session = await keyed.open(headers=bearer("key-ann"))
     secret = session["client_secret"]["value"]
     answer = await keyed.call("GET", f"/v1/sessions/{session['id']}?ticket={secret}")
@@ -302,7 +304,7 @@ async def test_secret_in_a_query_is_refused(keyed: House) -> None:
 
 
 async def test_secret_signed_elsewhere_is_refused(keyed: House) -> None:
-    """The signature is what makes it one."""
+    """A secret that was signed with another key is refused."""
     session = await keyed.open(headers=bearer("key-ann"))
     forged = Signatures([b"x" * 32]).sign("secret", session["id"])
     answer = await keyed.call("GET", f"/v1/sessions/{session['id']}", headers=bearer(forged))
@@ -311,7 +313,7 @@ async def test_secret_signed_elsewhere_is_refused(keyed: House) -> None:
 
 
 async def test_secret_of_a_forgotten_session_is_unknown(keyed: House) -> None:
-    """It is genuine, but what it was for is gone."""
+    """A valid secret whose session is gone gets 404."""
     word = Signatures([SIGNING_KEY]).sign("secret", "gws_gone")
     answer = await keyed.call("GET", "/v1/sessions/gws_gone", headers=bearer(word))
 
@@ -322,7 +324,7 @@ async def test_secret_of_a_forgotten_session_is_unknown(keyed: House) -> None:
 
 
 async def test_ticket_reads_by_header_and_by_query(keyed: House) -> None:
-    """Both ways, its own session only."""
+    """A ticket works in the header and in the query, and only for its own session."""
     mine = await keyed.open(headers=bearer("key-ann"))
     other = await keyed.open(headers=bearer("key-ann"))
     ticket = (await keyed.call("POST", f"/v1/sessions/{mine['id']}/tickets", headers=bearer("key-ann"))).json[
@@ -336,7 +338,7 @@ async def test_ticket_reads_by_header_and_by_query(keyed: House) -> None:
 
 
 async def test_ticket_counts_beside_a_proxys_credential(keyed: House) -> None:
-    """A browser adds Basic to every request of a page behind such a proxy; it is not for us."""
+    """Behind a proxy with Basic authentication a browser adds that header to every request; the gateway ignores it."""
     session = await keyed.open(headers=bearer("key-ann"))
     path = session["stream_url"].replace("/events", "")
     answer = await keyed.call("GET", path, headers={"Authorization": "Basic dTpw"})
@@ -345,7 +347,7 @@ async def test_ticket_counts_beside_a_proxys_credential(keyed: House) -> None:
 
 
 async def test_ticket_does_nothing_but_read(keyed: House) -> None:
-    """Used to send, to close or to make more tickets it is 403."""
+    """A ticket that is used to send, to close or to create tickets is refused with 403."""
     session = await keyed.open(headers=bearer("key-ann"))
     query = session["stream_url"].partition("?")[2]
     for method, tail in (("POST", "/events"), ("DELETE", ""), ("POST", "/close"), ("POST", "/tickets")):
@@ -358,7 +360,7 @@ async def test_ticket_does_nothing_but_read(keyed: House) -> None:
 
 
 async def test_sessions_at_once_are_limited(build: Build) -> None:
-    """One too many is 429, until one is closed."""
+    """A session above the limit is refused with 429 until another one is closed."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", max_sessions=1),)))
     session = await house.open(headers=bearer("k"))
     refused = await house.call("POST", "/v1/sessions", headers=bearer("k"))
@@ -370,7 +372,8 @@ async def test_sessions_at_once_are_limited(build: Build) -> None:
 
 
 async def test_sessions_a_minute_are_limited(build: Build) -> None:
-    """A minute's worth may be opened at once, closed or not; then it is 429 with the time to wait."""
+    """As many sessions as the limit allows per minute may be opened at once, closed or not; then 429 says how long
+    to wait."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", sessions_per_minute=2),)))
     for _ in range(2):
         await house.open(headers=bearer("k"))
@@ -398,7 +401,7 @@ async def test_events_and_bytes_a_second_are_limited(build: Build, limit: str) -
 
 
 async def test_batch_refused_for_its_bytes_costs_no_events(build: Build) -> None:
-    """It was not even looked into."""
+    """A batch that is refused for its bytes is not counted as events, because it was not parsed."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", events_per_second=1, bytes_per_second=50),)))
     session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
     path = session["events_url"]
@@ -426,7 +429,7 @@ async def test_a_turn_over_the_limit_leaves_no_session(build: Build) -> None:
 
 @pytest.mark.parametrize("tail", ["/events", "/turns", ""])
 async def test_wrong_bodies_cost_their_bytes(build: Build, tail: str) -> None:
-    """Reading a megabyte of nonsense takes as long as reading sense, so that it is limited alike."""
+    """Invalid bodies count towards the byte limit, because reading them takes as long as reading valid ones."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", bytes_per_second=1000),)))
     session = (await house.call("POST", "/v1/sessions", headers=bearer("k"))).json
     path = f"/v1/sessions/{session['id']}{tail}" if tail else "/v1/sessions"
@@ -441,7 +444,7 @@ async def test_wrong_bodies_cost_their_bytes(build: Build, tail: str) -> None:
 
 
 async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
-    """What a key may spend is its principal's, whichever credential of the session sends later."""
+    """A key's token budget belongs to its principal and applies whichever credential of the session sends."""
     house = await build(AccessRules(keys=(key_rule("ann", "k", tokens_per_session=5, tokens_per_day=9),)))
     session = await house.open(headers=bearer("k"))
     opened = house.hub.find(session["id"], None)
@@ -459,7 +462,8 @@ async def test_token_limits_of_a_key_go_with_its_sessions(build: Build) -> None:
 async def test_an_event_of_two_types_does_not_pass_a_budget(
     build: Build, limit: str, with_secret: bool, tail: str
 ) -> None:
-    """Parsers differ in which of two members counts: what looks harmless here may be a response.create there."""
+    """Parsers differ in which of two `type` members counts, so an event with two could be a response.create for
+    OpenAI."""
     limits: dict[str, Any] = {limit: 1000}
     house = await build(AccessRules(keys=(key_rule("ann", "k", **limits),)))
     session = await house.open(headers=bearer("k"))
@@ -478,7 +482,7 @@ async def test_an_event_of_two_types_does_not_pass_a_budget(
 
 
 async def test_own_upstream_credential_is_used_and_renewed(build: Build) -> None:
-    """In client mode it goes into the call, and never into an answer."""
+    """In client mode the caller's credential is used for the call and never appears in an answer."""
     house = await build(AccessRules(client_upstream=True))
     answer = await house.call(
         "POST", "/v1/sessions", headers={"X-Upstream-Authorization": "Bearer ek_secret"}
@@ -492,7 +496,7 @@ async def test_own_upstream_credential_is_used_and_renewed(build: Build) -> None
     ("tail", "body"), [("events", {"type": "a"}), ("turns?format=json", {"input": "Hi"})]
 )
 async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: str, body: object) -> None:
-    """A credential that ran out is renewed by any post; the next call of the session uses it."""
+    """Any later POST can replace an expired credential; the session's next call uses the new one."""
     house = await build(AccessRules(client_upstream=True))
     session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
     posting = asyncio.create_task(
@@ -511,13 +515,13 @@ async def test_later_post_brings_a_new_upstream_credential(build: Build, tail: s
         while len(house.far_end.requests) < 2:
             await asyncio.sleep(0.01)
 
-    posting.cancel()  # Nobody answers the turn.
+    posting.cancel()  # Nothing answers the turn.
     await asyncio.wait({posting})
     assert [request.bearer for request in house.far_end.requests] == ["ek_old", "ek_new"]
 
 
 async def test_any_post_but_a_tickets_brings_a_new_upstream_credential(build: Build) -> None:
-    """Who may only read changes nothing for those who talk."""
+    """A POST with a ticket does not replace the credential, because tickets are only for reading."""
     house = await build(AccessRules(client_upstream=True))
     session = await house.open(headers={"X-Upstream-Authorization": "Bearer ek_old"})
     path = f"/v1/sessions/{session['id']}"
@@ -537,7 +541,7 @@ async def test_any_post_but_a_tickets_brings_a_new_upstream_credential(build: Bu
 
 @pytest.mark.parametrize("header", ["ek_x", "Basic ek_x", "Bearer", "Bearer a b"])
 async def test_malformed_upstream_credential_is_refused(build: Build, header: str) -> None:
-    """It is named, never shown."""
+    """The problem names the malformed header but does not show its value."""
     house = await build(AccessRules(client_upstream=True))
     answer = await house.call("POST", "/v1/sessions", headers={"X-Upstream-Authorization": header})
 
@@ -546,7 +550,7 @@ async def test_malformed_upstream_credential_is_refused(build: Build, header: st
 
 
 async def test_missing_upstream_credential_is_unauthorized(build: Build) -> None:
-    """In client mode the gateway's own key is never spent instead."""
+    """In client mode the gateway's own key is never used instead."""
     house = await build(AccessRules(client_upstream=True))
     answer = await house.call("POST", "/v1/sessions")
 
@@ -554,7 +558,8 @@ async def test_missing_upstream_credential_is_unauthorized(build: Build) -> None
 
 
 async def test_upstream_credential_is_refused_in_gateway_mode(house: House) -> None:
-    """Whoever sends one means to pay with it; the operator's key is not charged behind their back."""
+    """A caller that sends a credential expects to pay with it, so it is refused instead of charging the operator's
+    key."""
     answer = await house.call("POST", "/v1/sessions", headers={"X-Upstream-Authorization": "Bearer ek_x"})
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -565,7 +570,7 @@ async def test_upstream_credential_is_refused_in_gateway_mode(house: House) -> N
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:8080", "a.localhost", "gw.example:80"])
 async def test_keyless_gateway_answers_to_loopback_and_configured_names(build: Build, host: str) -> None:
-    """Names that rebinding cannot take."""
+    """Without keys the gateway accepts names that DNS rebinding cannot use: loopback and configured ones."""
     house = await build(AccessRules(hosts=frozenset({"gw.example"})))
 
     assert (await house.call("POST", "/v1/sessions", headers={"Host": host})).status == 201
@@ -573,7 +578,7 @@ async def test_keyless_gateway_answers_to_loopback_and_configured_names(build: B
 
 @pytest.mark.parametrize("host", ["evil.example", "10.0.0.1:8080", "localhost.evil.example", "a@localhost"])
 async def test_keyless_gateway_refuses_other_names(house: House, host: str) -> None:
-    """A page whose name was pointed at this machine gets nothing, on both listeners."""
+    """A page whose name was pointed to this machine is refused on both listeners."""
     answer = await house.call("POST", "/v1/sessions", headers={"Host": host})
     operator = await house.call("GET", f"{house.server.admin_url}/sessions", headers={"Host": host})
 
@@ -583,7 +588,7 @@ async def test_keyless_gateway_refuses_other_names(house: House, host: str) -> N
 
 
 async def test_keyed_gateway_answers_to_any_name(keyed: House) -> None:
-    """A page does not have the key."""
+    """With keys any Host is accepted, because a foreign page does not have the key."""
     answer = await keyed.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Host": "any.example"})
 
     assert answer.status == 201
@@ -605,7 +610,7 @@ async def test_gateway_of_anonymous_callers_refuses_other_names_beside_keys(
 
 
 async def test_refused_name_is_told_how_it_is_allowed(house: House) -> None:
-    """Both settings that would do are named."""
+    """The problem names both settings that would allow the host."""
     answer = await house.call("POST", "/v1/sessions", headers={"Host": "gw.example"})
 
     assert "'gw.example'" in answer.json["detail"]
@@ -615,7 +620,7 @@ async def test_refused_name_is_told_how_it_is_allowed(house: House) -> None:
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 async def test_probes_answer_to_any_name(house: House, path: str) -> None:
-    """Kubernetes asks by the pod's address."""
+    """Probes accept any Host, because Kubernetes uses the pod's address."""
     assert (await house.call("GET", path, headers={"Host": "10.1.2.3"})).status == 200
 
 
@@ -623,7 +628,7 @@ async def test_probes_answer_to_any_name(house: House, path: str) -> None:
     "origin", ["https://evil.example", "null", "http://localhost:1", "file://", "garbage"]
 )
 async def test_foreign_origin_is_refused_before_anything_is_done(house: House, origin: str) -> None:
-    """A page of another origin opens nothing and learns nothing, on both listeners."""
+    """A page of another origin has no effect and learns nothing, on both listeners."""
     headers = {"Origin": origin}
     answer = await house.call("POST", "/v1/sessions", headers=headers)
     operator = await house.call("POST", f"{house.server.admin_url}/drain", headers=headers)
@@ -641,14 +646,14 @@ async def test_own_origin_is_let_in(house: House) -> None:
 
 
 async def test_public_origin_is_own(build: Build) -> None:
-    """So may a page under the address that clients see."""
+    """A page under the address that clients see is of the gateway's own origin."""
     house = await build(AccessRules(own_origins=frozenset({"https://gw.example"})))
 
     assert (await house.call("POST", "/v1/sessions", headers={"Origin": "https://gw.example"})).status == 201
 
 
 async def test_forwarded_scheme_counts_from_trusted_proxies_only(build: Build) -> None:
-    """Behind TLS the gateway's own origin is https; the proxies that may say so are configured."""
+    """Behind TLS the gateway's own origin is https; only configured proxies can report the scheme."""
     proxied = await build(AccessRules(trusted_proxies=(ip_network("127.0.0.0/8"),)))
     direct = await build()
     for house, status in ((proxied, 201), (direct, 403)):
@@ -665,7 +670,7 @@ EXPOSED = "Location, Link, Retry-After, X-Request-Id, Idempotency-Replayed"
 
 
 async def test_preflight_is_answered_before_authentication(build: Build) -> None:
-    """204 with exactly the methods and headers of the contract, also where a key is needed."""
+    """The answer is 204 with exactly the methods and headers of the contract, even if a key is required."""
     house = await build(CORS)
     headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     answer = await house.call("OPTIONS", "/v1/sessions", headers=headers)
@@ -681,7 +686,7 @@ async def test_preflight_is_answered_before_authentication(build: Build) -> None
 
 
 async def test_preflight_allows_what_a_listed_page_asks_for(build: Build) -> None:
-    """Tracing headers, on one line or on several."""
+    """A listed page may ask for more headers, such as tracing headers, on one line or on several."""
     house = await build(CORS)
     headers = [
         ("Origin", "https://app.example"),
@@ -696,7 +701,7 @@ async def test_preflight_allows_what_a_listed_page_asks_for(build: Build) -> Non
 
 
 async def test_preflight_of_another_origin_is_refused(build: Build) -> None:
-    """Whatever it asks for."""
+    """The preflight of an unlisted origin is refused, whatever it asks for."""
     house = await build(CORS)
     headers = {
         "Origin": "https://evil.example",
@@ -713,7 +718,7 @@ async def test_preflight_of_another_origin_is_refused(build: Build) -> None:
     "origin", ["capacitor://localhost", "chrome-extension://abcdefgh", "tauri://localhost"]
 )
 async def test_apps_and_extensions_can_be_listed(build: Build, origin: str) -> None:
-    """Their origins have their own schemes."""
+    """Origins of apps and browser extensions, which have their own schemes, can be listed."""
     house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({origin})))
     answer = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": origin})
     other = await house.call("POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": f"{origin}x"})
@@ -727,7 +732,7 @@ async def test_apps_and_extensions_can_be_listed(build: Build, origin: str) -> N
     [("https://evil.example", "access.cors_origins"), ("null", "over HTTP"), ("x" * 999, "over HTTP")],
 )
 async def test_refused_origin_is_told_how_it_is_allowed(build: Build, origin: str, said: str) -> None:
-    """By the setting's name; an origin that no setting can allow, by what to do instead."""
+    """The problem names the setting that allows the origin or, if no setting can allow it, the alternative."""
     house = await build(CORS)
     answer = await house.call("POST", "/v1/sessions", headers={"Origin": origin})
 
@@ -738,7 +743,7 @@ async def test_refused_origin_is_told_how_it_is_allowed(build: Build, origin: st
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
 async def test_schemes_name_is_in_any_case(build: Build, scheme: str) -> None:
-    """RFC 9110 11.1, for the gateway's keys and for callers' own."""
+    """RFC 9110 11.1: the scheme's name is case-insensitive, for the gateway's keys and for callers' own credentials."""
     house = await build(AccessRules(keys=KEYS.keys, client_upstream=True))
     headers = {"Authorization": f"{scheme} key-ann", "X-Upstream-Authorization": f"{scheme} ek_mine"}
     answer = await house.call("POST", "/v1/sessions", headers=headers)
@@ -751,7 +756,7 @@ async def test_schemes_name_is_in_any_case(build: Build, scheme: str) -> None:
     ("path", "status"), [("/v1/sessions", 401), ("/v1/nothing", 404), ("/v1/turns/x", 404)]
 )
 async def test_errors_carry_cors_headers(build: Build, path: str, status: int) -> None:
-    """Or a page could not read why it failed."""
+    """Errors carry CORS headers, because otherwise a page could not read them."""
     house = await build(CORS)
     answer = await house.call("GET", path, headers={"Origin": "https://app.example"})
 
@@ -761,7 +766,7 @@ async def test_errors_carry_cors_headers(build: Build, path: str, status: int) -
 
 
 async def test_any_origin_can_be_listed(build: Build) -> None:
-    """`*` is possible because no cookie is ever used; it does not list what is not an origin."""
+    """`*` is possible because no cookie is used; it does not allow values that are not an origin."""
     house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({"*"})))
     answer = await house.call(
         "POST", "/v1/sessions", headers=bearer("key-ann") | {"Origin": "https://any.example"}
@@ -774,7 +779,7 @@ async def test_any_origin_can_be_listed(build: Build) -> None:
 
 
 async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> None:
-    """What is listed are clients' pages: they cannot drain a gateway whose admin side is open to its machine."""
+    """Listed origins are pages of clients: without an admin token they cannot drain a gateway."""
     house = await build(AccessRules(keys=KEYS.keys, cors_origins=frozenset({"*"})))
     answer = await house.call(
         "POST", f"{house.server.admin_url}/drain", headers={"Origin": "https://any.example"}
@@ -783,11 +788,11 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
     assert (answer.status, answer.code) == (403, "origin-not-allowed")
 
 
-# --- what is compared
+# --- comparison of keys
 
 
 def test_key_is_found_among_many() -> None:
-    """Every digest of every rule is looked at, and only the right word finds one."""
+    """Every digest of every rule is compared, and only the right key matches."""
     access = Access(KEYS, Signatures([SIGNING_KEY]), lambda: 0)
 
     found = [access.caller_by_key(word) for word in ("key-ann", "key-ann-2", "key-bob", "key-eve")]

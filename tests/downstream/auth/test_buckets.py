@@ -16,7 +16,7 @@ def test_bucket_gives_its_burst_then_its_rate() -> None:
 
 
 def test_bucket_gives_more_than_its_burst_when_full_and_then_waits_longer() -> None:
-    """What is larger than the burst is not refused for ever, but is paid for."""
+    """A request larger than the burst is allowed when the bucket is full, and leads to a longer wait afterwards."""
     bucket = Bucket.full(rate=1, burst=2, now=0)
 
     assert bucket.wait(10, 0) == 0
@@ -25,7 +25,7 @@ def test_bucket_gives_more_than_its_burst_when_full_and_then_waits_longer() -> N
 
 
 def test_bucket_saves_up_no_more_than_its_burst() -> None:
-    """An idle hour is not a credit of an hour."""
+    """An idle hour adds no more than the burst."""
     bucket = Bucket.full(rate=1, burst=2, now=0)
     bucket.take(2, 3600)
 
@@ -40,7 +40,7 @@ def test_bucket_saves_up_no_more_than_its_burst() -> None:
 def test_bucket_never_gives_more_than_rate_and_burst(
     rate: float, burst: float, steps: list[tuple[float, float]]
 ) -> None:
-    """Over any time, what was given is at most the burst, what flowed in, and one oversized taking."""
+    """Over any time, the amount taken is at most the burst, the refill, and one oversized request."""
     bucket, now, given_away = Bucket.full(rate, burst, 0), 0.0, 0.0
     for pause, amount in steps:
         now += pause

@@ -12,19 +12,19 @@ OLD, NEW = b"o" * 32, b"n" * 32
 
 @pytest.mark.parametrize("kind", ["secret", "ticket"])
 def test_word_names_its_session(kind: Credential) -> None:
-    """What was signed is read again, by kind and session."""
+    """A signed credential names its kind and session."""
     signatures = Signatures([NEW])
 
     assert signatures.read(signatures.sign(kind, "gws_abc")) == (kind, "gws_abc")
 
 
 def test_signing_is_deterministic() -> None:
-    """A repeated create can be answered anywhere with the same words."""
+    """Signing is deterministic, so that any node can repeat the answer to a create."""
     assert Signatures([NEW]).sign("secret", "gws_a") == Signatures([NEW]).sign("secret", "gws_a")
 
 
 def test_rotation_verifies_old_words_and_signs_with_the_first_key() -> None:
-    """Words of an old key stay valid beside a new one, and are foreign once it is gone."""
+    """Credentials signed with an old key are valid while that key is configured, and invalid afterwards."""
     old_word = Signatures([OLD]).sign("ticket", "gws_a")
     both = Signatures([NEW, OLD])
 
@@ -47,7 +47,7 @@ def test_rotation_verifies_old_words_and_signs_with_the_first_key() -> None:
     ],
 )
 def test_forged_word_is_refused(forge: Callable[[str], str]) -> None:
-    """A changed signature, session or kind makes the word worthless; nothing makes reading it fail."""
+    """A credential with a changed signature, session or kind is refused, and no input makes parsing fail."""
     signatures = Signatures([NEW])
     word = signatures.sign("ticket", "gws_abc")
 
@@ -55,7 +55,8 @@ def test_forged_word_is_refused(forge: Callable[[str], str]) -> None:
 
 
 def test_a_word_has_one_spelling() -> None:
-    """The last character holds two bits that no signature has; with them changed it is another word."""
+    """The last character holds two bits that are not part of the signature; changing them makes the credential
+    invalid."""
     signatures = Signatures([NEW])
     word = signatures.sign("secret", "gws_abc")
     alphabet = string.ascii_letters + string.digits + "-_"
@@ -64,6 +65,6 @@ def test_a_word_has_one_spelling() -> None:
 
 
 def test_short_key_is_refused() -> None:
-    """A key that could be guessed is a mistake of the configuration."""
+    """A signing key short enough to guess is a configuration error."""
     with pytest.raises(ValueError, match="32 bytes"):
         Signatures([b"short"])

@@ -1,4 +1,4 @@
-"""Host names and origins in one spelling."""
+"""Host names and origins in canonical form."""
 
 import pytest
 
@@ -50,7 +50,8 @@ from gateway.downstream.auth.origins import (
     ],
 )
 def test_origin_has_one_spelling(text: str, normal: str | None) -> None:
-    """Default ports and capitals do not make another origin; what is none is None."""
+    """Default ports and upper case do not make a different origin; for anything that is not an origin, the result is
+    None."""
     assert normal_origin(text) == normal
 
 
@@ -68,7 +69,7 @@ def test_origin_has_one_spelling(text: str, normal: str | None) -> None:
     ],
 )
 def test_origins_that_are_sent_can_be_listed(text: str) -> None:
-    """Those of pages, apps and extensions."""
+    """Origins of pages, apps and extensions can be listed."""
     assert unmatchable(text) is None
 
 
@@ -86,7 +87,7 @@ def test_origins_that_are_sent_can_be_listed(text: str) -> None:
     ],
 )
 def test_origins_that_are_never_sent_are_told_from_them(text: str, why: str) -> None:
-    """With the spelling that a browser uses, where there is one."""
+    """An origin that no browser sends is refused together with the form that a browser sends, if there is one."""
     assert why in str(unmatchable(text))
 
 
@@ -106,7 +107,7 @@ def test_origins_that_are_never_sent_are_told_from_them(text: str, why: str) -> 
     ],
 )
 def test_preflight_allows_the_headers_it_is_asked_for(asked: str | None, allowed: str) -> None:
-    """Where they are names; the gateway's own otherwise."""
+    """The preflight allows the requested headers if they are valid names, and otherwise the gateway's own list."""
     assert preflight_headers(asked)["Access-Control-Allow-Headers"] == allowed
 
 
@@ -125,7 +126,7 @@ def test_preflight_allows_the_headers_it_is_asked_for(asked: str | None, allowed
     ],
 )
 def test_host_name_is_taken_from_the_header(header: str, name: str | None) -> None:
-    """The name without port, and None for what is not a Host at all."""
+    """The host name is returned without its port, and None for an invalid Host."""
     assert host_name(header) == name
 
 
@@ -133,7 +134,7 @@ def test_host_name_is_taken_from_the_header(header: str, name: str | None) -> No
     "name", ["localhost", "a.localhost", "127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"]
 )
 def test_loopback_names(name: str) -> None:
-    """What can only mean this machine."""
+    """Names and addresses that can only mean this machine are loopback."""
     assert is_loopback_name(name)
 
 
@@ -142,10 +143,10 @@ def test_loopback_names(name: str) -> None:
     ["localhost.evil.example", "evil.example", "10.0.0.1", "0.0.0.0", "127.0.0.1.nip.io", "notlocalhost", ""],
 )
 def test_other_names_are_not_loopback(name: str) -> None:
-    """Names that only look alike, and addresses of other machines."""
+    """Names that only look like loopback, and addresses of other machines, are not."""
     assert not is_loopback_name(name)
 
 
 def test_scoped_address_is_no_reason_to_fail() -> None:
-    """A peer's link-local address comes with its interface."""
+    """A link-local address with an interface name is parsed without an error."""
     assert not is_loopback_address("fe80::1%eth0")

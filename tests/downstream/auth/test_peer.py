@@ -37,7 +37,7 @@ def request_from(peer: object, lines: CIMultiDict[str] | None = None, /, **heade
     ],
 )
 def test_peer_is_local_by_its_address(peer: object, local: bool) -> None:
-    """The connection decides, not what the request says."""
+    """Whether a peer is local depends on its connection, not on its headers."""
     assert loopback_peer(request_from(peer, Host="localhost")) is local
 
 
@@ -57,7 +57,7 @@ def test_forwarded_scheme_is_believed_by_address(peer: object, seen: str) -> Non
 
 
 def test_strange_scheme_is_not_believed() -> None:
-    """A proxy that says something else said nothing."""
+    """An unknown scheme in the header of a trusted proxy is ignored."""
     assert scheme(request_from(("10.0.0.9", 5000), **{"X-Forwarded-Proto": "gopher"})) == "http"
 
 
@@ -85,7 +85,8 @@ def test_strange_scheme_is_not_believed() -> None:
 def test_client_is_the_last_that_no_trusted_proxy_is(
     peer: object, forwarded: str | None, seen: str | None
 ) -> None:
-    """Only addresses written by trusted proxies are believed."""
+    """The client is the last address that does not belong to a trusted proxy; only addresses added by trusted
+    proxies are used."""
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
     assert client_address(request_from(peer, **headers)) == seen
 
@@ -98,7 +99,7 @@ def test_client_is_the_last_that_no_trusted_proxy_is(
         # One proxy: the client wrote everything before the proxy's own entry.
         ({"X-Forwarded-Proto": "http, https"}, "https"),
         ({"X-Forwarded-Proto": "https,http", "X-Forwarded-For": "192.0.2.7"}, "http"),
-        # Two proxies of ours: the outer one knows how the client came.
+        # Two proxies of ours: the outer one knows the client's address.
         ({"X-Forwarded-Proto": "https, http", "X-Forwarded-For": "192.0.2.7, 10.1.1.1"}, "https"),
         ({"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7, 10.1.1.1"}, "https"),
         ({"Forwarded": "for=192.0.2.7;proto=https"}, "https"),
@@ -110,13 +111,13 @@ def test_client_is_the_last_that_no_trusted_proxy_is(
     ],
 )
 def test_scheme_is_that_of_the_client(headers: dict[str, str], seen: str) -> None:
-    """Each trusted proxy adds one element; the one for the client's own hop counts."""
+    """Each trusted proxy adds one element; the one for the client's own connection is used."""
     assert scheme(request_from(("10.0.0.9", 5000), **headers)) == seen
 
 
 @pytest.mark.parametrize("peer", [("192.0.2.1", 5000), None])
 def test_forwarded_is_believed_of_trusted_proxies_only(peer: object) -> None:
-    """Anybody may send it."""
+    """`Forwarded` is used only from trusted proxies, because anybody can send it."""
     request = request_from(peer, Forwarded="for=198.51.100.7;proto=https")
 
     assert scheme(request) == "http"
@@ -136,12 +137,12 @@ def test_forwarded_is_believed_of_trusted_proxies_only(peer: object) -> None:
     ],
 )
 def test_client_is_told_by_forwarded(forwarded: str, seen: str) -> None:
-    """RFC 7239, where there is no X-Forwarded-For."""
+    """Without X-Forwarded-For, the client is taken from Forwarded (RFC 7239)."""
     assert client_address(request_from(("10.0.0.9", 5000), Forwarded=forwarded)) == seen
 
 
 def test_several_lines_are_one_list() -> None:
-    """Proxies may add a line rather than an element."""
+    """Several header lines are one list, because a proxy may add a line instead of an element."""
     headers = CIMultiDict([("X-Forwarded-For", "198.51.100.7"), ("X-Forwarded-For", "10.1.1.1")])
 
     assert client_address(request_from(("10.0.0.9", 5000), headers)) == "198.51.100.7"

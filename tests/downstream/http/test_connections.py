@@ -12,7 +12,7 @@ from tests.downstream.house import Facts
 
 
 class Idler:
-    """A connection that only remembers that it was closed."""
+    """A connection that only records that it was closed."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -31,19 +31,19 @@ class Clock:
 
 @pytest.fixture
 def facts() -> Facts:
-    """Return a telemetry that remembers."""
+    """Return a telemetry that records facts."""
     return Facts()
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """Return a clock that stands."""
+    """Return a clock that does not advance."""
     return Clock()
 
 
 @pytest.fixture
 def connections(facts: Facts, clock: Clock) -> Connections:
-    """Return a listener's connections, of which there may be three, and two idle."""
+    """Return a listener's connections, limited to three, of which two may be idle."""
     limits = ConnectionLimits(max_connections=3, max_idle=2, max_head_bytes=100)
     return Connections(limits, cast("DownstreamTelemetry", facts), Budget(), clock)
 
@@ -62,7 +62,7 @@ def test_the_longest_idle_connection_makes_room(connections: Connections) -> Non
 
 
 def test_with_none_idle_a_new_connection_is_refused(connections: Connections, facts: Facts) -> None:
-    """It is logged once."""
+    """If no connection is idle, a new one is refused, and that is logged once."""
     for _ in range(3):
         busy = Idler()
         assert connections.opened(busy)
@@ -73,7 +73,7 @@ def test_with_none_idle_a_new_connection_is_refused(connections: Connections, fa
 
 
 def test_a_lost_connection_makes_room(connections: Connections) -> None:
-    """Whatever it was doing."""
+    """A lost connection makes room, whatever it was doing."""
     busy = [Idler() for _ in range(3)]
     for connection in busy:
         connections.opened(connection)
@@ -85,7 +85,7 @@ def test_a_lost_connection_makes_room(connections: Connections) -> None:
 
 
 def test_idle_connections_have_a_bound_of_their_own(connections: Connections) -> None:
-    """The oldest goes when there are more, although there is room for others."""
+    """If there are too many idle connections the oldest is closed, even if the total limit is not reached."""
     idlers = [Idler() for _ in range(3)]
     for idler in idlers:
         connections.opened(idler)
@@ -94,7 +94,7 @@ def test_idle_connections_have_a_bound_of_their_own(connections: Connections) ->
 
 
 def test_refusals_have_room_and_a_bound(connections: Connections) -> None:
-    """A limited number of additional connections is kept open until they got their 503."""
+    """A limited number of extra connections stays open until they have received their 503."""
     for _ in range(3 + REFUSALS):
         assert connections.room
         connections.busy(Idler())
@@ -104,7 +104,7 @@ def test_refusals_have_room_and_a_bound(connections: Connections) -> None:
 
 
 def test_refusals_are_told_once_a_minute(connections: Connections, facts: Facts, clock: Clock) -> None:
-    """With how many there were since."""
+    """Refusals are logged once a minute, with their number since the last line."""
     for now in (0.0, 1.0, 59.0, 60.0, 61.0):
         clock.now = now
         connections.refused("descriptors")
@@ -113,7 +113,7 @@ def test_refusals_are_told_once_a_minute(connections: Connections, facts: Facts,
 
 
 def test_unfinished_heads_are_bounded_together(connections: Connections) -> None:
-    """What one connection holds counts against all, until it is finished."""
+    """The unfinished heads of all connections share one limit, and each counts until it is complete."""
     assert connections.head_grew(60)
     assert not connections.head_grew(60)
     assert connections.budget.held == 120
@@ -123,7 +123,8 @@ def test_unfinished_heads_are_bounded_together(connections: Connections) -> None
 
 
 def test_unread_answers_have_a_share_of_a_principals_memory(connections: Connections) -> None:
-    """One caller's clients that do not read cannot take what is for logs and sessions; another's are not held up."""
+    """Unread answers of one caller cannot use the memory that logs and sessions need, and do not delay another
+    caller."""
     share = connections.budget.principal_bytes // 8
     connections.answering("ada", share)
 

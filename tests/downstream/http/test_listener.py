@@ -27,7 +27,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 @pytest.fixture
 async def small(house: House) -> AsyncIterator[Server]:
-    """Return a second server over the same hub, for two connections at once."""
+    """Return a second server over the same hub, limited to two connections."""
     server = Server(replace(house.parts, connections=ConnectionLimits(max_connections=2)))
     await server.start(Binding(), Binding())
     yield server
@@ -35,7 +35,7 @@ async def small(house: House) -> AsyncIterator[Server]:
 
 
 async def test_full_listener_says_so(house: House, small: Server) -> None:
-    """While running requests use all connections, another one gets 503 with `Retry-After`, and it is logged."""
+    """While running requests use all connections, another one gets 503 with `Retry-After`, and that is logged."""
     session = await house.open()
     readers = [
         asyncio.create_task(
@@ -62,7 +62,7 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
 
 
 async def test_idle_connections_make_room(small: Server) -> None:
-    """Silent ones cannot keep others out."""
+    """Idle connections are closed so that new ones can be accepted."""
     silent = [await connect(small.url) for _ in range(4)]
     answer = await ask(small.url, GET)
 
@@ -98,7 +98,7 @@ def few_descriptors(spare: int) -> Iterator[None]:
 
 
 async def test_without_descriptors_clients_are_told(house: House) -> None:
-    """The one descriptor kept for it serves to say 503, rather than to let clients wait unanswered."""
+    """One descriptor is kept in reserve to answer 503, so that clients do not wait without an answer."""
     with few_descriptors(1):
         reader, writer = await connect(house.url)  # The client's end takes the last one.
         writer.write(GET)
@@ -114,7 +114,8 @@ async def test_without_descriptors_clients_are_told(house: House) -> None:
 
 @pytest.mark.parametrize("loop_module", ["asyncio", "uvloop"])
 def test_connections_are_accepted_in_batches(loop_module: str) -> None:
-    """A loop whose every turn is long still takes many new connections in one: uvloop's own server takes one."""
+    """If each turn of the loop is long, many connections are still accepted in one turn; uvloop's own server accepts
+    one."""
 
     async def serve() -> int:
         async def hello(request: web.Request) -> web.Response:
@@ -144,7 +145,7 @@ def test_connections_are_accepted_in_batches(loop_module: str) -> None:
 
 
 async def test_one_port_for_all_addresses_of_a_name() -> None:
-    """`localhost` may have two addresses; a free port is the same for both."""
+    """`localhost` may have two addresses; both get the same free port."""
     connections = Connections(ConnectionLimits(), NO_TELEMETRY, Budget(), lambda: 0.0)
     listener = Listener(web.Application(), ServerLimits(), connections)
     await listener.start(Binding("localhost"))

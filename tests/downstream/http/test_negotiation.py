@@ -22,7 +22,7 @@ SSE, NDJSON, JSON = OFFERED = ("text/event-stream", "application/x-ndjson", "app
         (["application/json; q=0.5, application/x-ndjson; q=0.6"], NDJSON),
         (["application/json;q=1., application/x-ndjson;q=.9"], JSON),
         (["application/json;Q=0.5, application/x-ndjson"], NDJSON),
-        # A type that is named wins over a wildcard of the same weight, and a family over everything.
+        # A named type wins over a wildcard of the same weight, and `type/*` over `*/*`.
         (["application/json, text/plain, */*"], JSON),
         (["application/*, */*"], NDJSON),
         (["*/*, application/*;q=0.9, application/json"], JSON),
@@ -33,7 +33,7 @@ SSE, NDJSON, JSON = OFFERED = ("text/event-stream", "application/x-ndjson", "app
         # Several lines are one list.
         (["text/html", "*/*;q=0.1"], SSE),
         (["text/html", "application/json"], JSON),
-        # What cannot be read is passed over.
+        # An invalid range is ignored.
         (["text, application/json"], JSON),
         (["application/json;q=high"], JSON),
         ([",,application/json,"], JSON),
@@ -45,7 +45,7 @@ SSE, NDJSON, JSON = OFFERED = ("text/event-stream", "application/x-ndjson", "app
     ],
 )
 def test_the_type_that_the_client_likes_best(accept: list[str], best: str | None) -> None:
-    """By weight, then by how specific the range is, then by the server's own order."""
+    """The type is chosen by weight, then by how specific the range is, then by the server's own order."""
     assert preferred(",".join(accept) or None, OFFERED) == best
 
 
@@ -53,7 +53,7 @@ FORMS = {"sse": SSE, "ndjson": NDJSON, "json": JSON}
 
 
 def test_the_parameter_overrides_accept() -> None:
-    """A client that cannot set headers names the form in the URL."""
+    """A client that cannot set headers can choose the form in the URL."""
     assert negotiate("json", SSE, FORMS) == "json"
     assert negotiate(None, NDJSON, FORMS) == "ndjson"
 
@@ -63,7 +63,7 @@ def test_the_parameter_overrides_accept() -> None:
     [("xml", None, "invalid-parameter", "sse, ndjson, json"), (None, "image/png", "not-acceptable", SSE)],
 )
 def test_what_cannot_be_given_is_refused(named: str | None, accept: str | None, code: str, said: str) -> None:
-    """The error names what can be given."""
+    """The error lists the available types."""
     with pytest.raises(GatewayError, match=said) as refused:
         negotiate(named, accept, FORMS)
 

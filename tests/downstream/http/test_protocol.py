@@ -22,19 +22,19 @@ EVENT = b'{"type":"session.update"}'
 
 
 def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
-    """Return a request in bytes."""
+    """Return a POST request as bytes."""
     lines = [f"POST {path} HTTP/{version}", "Host: localhost", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def get(path: str, *headers: str, version: str = "1.1") -> bytes:
-    """Return a request in bytes."""
+    """Return a GET request as bytes."""
     return "\r\n".join([f"GET {path} HTTP/{version}", "Host: localhost", *headers, "", ""]).encode()
 
 
 @pytest.fixture
 async def patient(build: Build) -> House:
-    """Return an HTTP side that takes a FIN right after a request for a half-closed connection, as by default."""
+    """Return an HTTP side that treats a FIN right after a request as a half-closed connection, which is the default."""
     return await build(limits=ServerLimits())
 
 
@@ -46,7 +46,8 @@ async def patient(build: Build) -> House:
 async def test_half_closing_client_gets_its_answer(
     patient: House, headers: tuple[str, ...], version: str
 ) -> None:
-    """As `socat` and `nc -N` do; what it sent has been done, and the connection ends with the answer."""
+    """A client that closes its sending side, as `socat` and `nc -N` do, gets its answer, and then the connection
+    ends."""
     session = await opened(patient)
     answer = await ask(patient.url, post(session.path, EVENT, *headers, version=version), half_close=True)
 
@@ -55,7 +56,7 @@ async def test_half_closing_client_gets_its_answer(
 
 
 async def test_half_closing_client_may_have_to_wait_for_its_answer(patient: House) -> None:
-    """A create takes as long as the call takes to open."""
+    """A half-closing client can wait for an answer that takes long, such as a create's."""
     patient.far_end.gate = lambda: asyncio.sleep(0.2)
     answer = await ask(patient.url, post("/v1/sessions", b""), half_close=True)
 
@@ -63,14 +64,14 @@ async def test_half_closing_client_may_have_to_wait_for_its_answer(patient: Hous
 
 
 async def test_half_closing_client_gets_every_pipelined_answer(patient: House) -> None:
-    """The connection ends after the last of them."""
+    """A half-closing client gets the answers to all its pipelined requests, and then the connection ends."""
     answer = await ask(patient.url, get("/livez") + get("/readyz") + get("/livez"), half_close=True)
 
     assert answer.all.count(b"HTTP/1.1 200") == 3
 
 
 async def test_fin_after_connection_close_is_no_leaving(build: Build) -> None:
-    """A client that said that nothing follows may close its side whenever it likes."""
+    """After `Connection: close` a client may close its side at any time without counting as gone."""
     house = await build(limits=ServerLimits(half_close_seconds=0))
     release = asyncio.Event()
     house.far_end.gate = release.wait
@@ -87,7 +88,7 @@ async def test_fin_after_connection_close_is_no_leaving(build: Build) -> None:
 
 
 async def test_half_closing_client_reads_a_stream(patient: House) -> None:
-    """Events that come after its FIN reach it, and the stream's end ends the connection."""
+    """A half-closing client receives events that come after its FIN, and the end of the stream ends the connection."""
     session = await opened(patient)
     reader, writer = await connect(patient.url)
     writer.write(get(f"{session.path}?max_age=1", "Accept: text/event-stream"))
@@ -102,7 +103,7 @@ async def test_half_closing_client_reads_a_stream(patient: House) -> None:
 
 
 async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
-    """Also where nothing is being written to it."""
+    """A half-closed client that resets has left, even if nothing is being written to it."""
     session = await opened(patient)
     _, writer = await connect(patient.url)
     writer.write(get(session.path))
@@ -114,7 +115,8 @@ async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
 
 
 async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) -> None:
-    """Its FIN looks like that of a half-closing client; the reset after the 201 shows that it has left."""
+    """The FIN of a closed client looks like that of a half-closing one; the reset after the 201 shows that the
+    client left, and the session is closed."""
     release = asyncio.Event()
     patient.far_end.gate = release.wait
     _, writer = await connect(patient.url)
@@ -129,7 +131,7 @@ async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) 
 
 
 async def test_create_of_a_half_closing_client_stays_open(patient: House) -> None:
-    """A client that took its 201 may close its connection afterwards, as after any other answer."""
+    """After a 201 was read, closing the connection does not close the session."""
     answer = await ask(patient.url, post("/v1/sessions", b""), half_close=True)
 
     assert answer.status == 201
@@ -137,7 +139,7 @@ async def test_create_of_a_half_closing_client_stays_open(patient: House) -> Non
 
 
 async def test_fin_in_the_middle_of_a_body_is_leaving(patient: House) -> None:
-    """Nothing of a request that is not whole is done."""
+    """A request whose body is cut off by a FIN has no effect."""
     session = await opened(patient)
     whole = post(session.path, EVENT)
     answer = await ask(patient.url, whole[:-3], half_close=True)
@@ -173,7 +175,7 @@ async def test_idle_connection_ends_with_its_client(patient: House) -> None:
 async def test_end_of_a_stream_ends_its_connection(
     session: Session, version: str, headers: tuple[str, ...], accept: str
 ) -> None:
-    """Whatever the client offered: a reader below the chunks sees no other end."""
+    """The end of a stream closes its connection, because some readers see no other end."""
     request = get(f"{session.path}?max_age=1", f"Accept: {accept}", *headers, version=version)
     answer = await ask(session.house.url, request)
 
@@ -182,7 +184,7 @@ async def test_end_of_a_stream_ends_its_connection(
 
 
 async def test_other_answers_keep_the_connection(house: House) -> None:
-    """It is the stream's end that ends it."""
+    """After an answer that is not a stream the connection stays open."""
     reader, writer = await connect(house.url)
     for _ in range(2):
         writer.write(get("/livez"))
@@ -192,7 +194,7 @@ async def test_other_answers_keep_the_connection(house: House) -> None:
 
 @pytest.mark.parametrize(("version", "asked"), [("1.1", True), ("1.0", False)])
 async def test_only_http_1_1_is_told_to_continue(house: House, version: str, asked: bool) -> None:
-    """An HTTP/1.0 client does not know interim answers (RFC 9110 10.1.1)."""
+    """An HTTP/1.0 client gets no `100 Continue`, because it does not know interim answers (RFC 9110 10.1.1)."""
     session = await opened(house)
     request = post(session.path, EVENT, "Expect: 100-continue", "Connection: close", version=version)
     answer = await ask(house.url, request)
@@ -237,7 +239,7 @@ LONG = "x" * 20_000
 async def test_refused_head_gets_a_problem_object(
     house: House, request_: bytes, status: int, code: str
 ) -> None:
-    """With a request id, a line in the log and the end of the connection, as any other request."""
+    """A refused head gets a problem object with a request id and a log line, and then the connection ends."""
     answer = await ask(house.url, request_)
 
     assert answer.all.startswith(b"HTTP/1.1 ")
@@ -252,7 +254,7 @@ async def test_refused_head_gets_a_problem_object(
 
 @pytest.mark.parametrize("size", [1000, 8190, 8300, 19_000])
 async def test_long_url_is_told_however_it_is_cut(house: House, size: int) -> None:
-    """A head may arrive in pieces, also after it was refused: the answer is not lost in a reset."""
+    """A head may arrive in pieces, also after it was refused; its answer is not lost in a reset."""
     request = get(f"/v1/turns?a={LONG}")
     reader, writer = await connect(house.url)
     for start in range(0, len(request), size):
@@ -265,7 +267,7 @@ async def test_long_url_is_told_however_it_is_cut(house: House, size: int) -> No
 
 
 async def test_refused_head_keeps_the_rules_on_origins(build: Build) -> None:
-    """A listed page can read what is wrong; another page's request is refused for its origin."""
+    """A listed page can read the error; another page's request is refused for its origin."""
     house = await build(AccessRules(cors_origins=frozenset({"https://page.example"})))
     listed, other = [
         await ask(house.url, get("/v1/sessions", f"Origin: https://{name}", f"Cookie: {LONG}"))
@@ -278,7 +280,7 @@ async def test_refused_head_keeps_the_rules_on_origins(build: Build) -> None:
 
 @pytest.mark.parametrize("name", ["Content-Length", "Transfer-Encoding"])
 async def test_doubled_framing_header_gets_a_bare_400(house: House, name: str) -> None:
-    """Nobody can say where such a message ends."""
+    """Where a message ends is ambiguous if a framing header is repeated, so the answer is a bare 400."""
     value = {"Content-Length": "2", "Transfer-Encoding": "chunked"}[name]
     answer = await ask(house.url, get("/livez", f"{name}: {value}", f"{name}: {value}"))
 
@@ -286,7 +288,7 @@ async def test_doubled_framing_header_gets_a_bare_400(house: House, name: str) -
 
 
 async def test_unfinished_heads_have_a_size(house: House) -> None:
-    """All headers together, not only each of them."""
+    """The limit applies to all headers together, not only to each of them."""
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"y" * 15_000) for number in range(6))
     answer = await ask(house.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + lines)
 
@@ -294,7 +296,7 @@ async def test_unfinished_heads_have_a_size(house: House) -> None:
 
 
 async def test_connection_without_a_request_is_closed(build: Build) -> None:
-    """It has as long for its first byte as for its head."""
+    """A connection without a first byte is closed after the same time as one without a complete head."""
     house = await build(limits=ServerLimits(header_seconds=0.1))
     reader, writer = await connect(house.url)
 
@@ -303,7 +305,8 @@ async def test_connection_without_a_request_is_closed(build: Build) -> None:
 
 
 async def test_partial_pipelined_head_is_cut(build: Build) -> None:
-    """The deadline counts from its first byte, also behind a request that was answered meanwhile."""
+    """The deadline counts from the head's first byte, also if it was pipelined after a request that was answered
+    meanwhile."""
     house = await build(limits=ServerLimits(header_seconds=0.2))
     reader, writer = await connect(house.url)
     writer.write(get("/livez") + b"GET /livez HTTP/1.1\r\nHost: lo")
@@ -315,7 +318,7 @@ async def test_partial_pipelined_head_is_cut(build: Build) -> None:
 
 
 async def test_partial_pipelined_head_does_not_cut_the_answer_before_it(build: Build) -> None:
-    """What is owed is answered; then the connection ends."""
+    """The answer before a partial pipelined head is sent, and then the connection ends."""
     house = await build(limits=ServerLimits(header_seconds=0.1))
     session = await opened(house)
     reader, writer = await connect(house.url)
@@ -342,7 +345,7 @@ async def test_partial_pipelined_head_does_not_cut_the_answer_before_it(build: B
 async def test_whole_requests_leave_no_unfinished_head(
     build: Build, requests: list[bytes], size: int
 ) -> None:
-    """However they are cut: the connection stays open for the next one, beyond the head's deadline."""
+    """Complete requests, however they are split, keep the connection open beyond the head's deadline."""
     house = await build(limits=ServerLimits(header_seconds=0.3))
     reader, writer = await connect(house.url)
     sent = b"".join(requests)
@@ -376,7 +379,7 @@ async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> N
 
 
 async def test_slow_client_keeps_its_connection(build: Build) -> None:
-    """It takes some within each deadline, however long the whole takes."""
+    """A client that reads something within each deadline keeps its connection, however long the whole answer takes."""
     house = await build(limits=ServerLimits(write_seconds=1))
     connection = socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2])))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -397,7 +400,7 @@ async def test_slow_client_keeps_its_connection(build: Build) -> None:
 
 
 async def test_answer_beyond_the_memory_budget_is_refused(build: Build) -> None:
-    """What cannot be kept until its client takes it is not sent."""
+    """An answer that exceeds the memory budget is not sent."""
     house = await build(KEYED)
     for _ in range(20):
         await house.open({"metadata": {"a": "x" * 1000}}, headers=ADA)
@@ -412,7 +415,7 @@ async def test_answer_beyond_the_memory_budget_is_refused(build: Build) -> None:
 
 
 async def test_connections_lost_at_odd_moments_leave_no_failed_task(house: House) -> None:
-    """A reset may come between any two steps of a request; nothing of it is a failure to be logged."""
+    """A reset between any two steps of a request is not logged as a failed task."""
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     for _ in range(50):

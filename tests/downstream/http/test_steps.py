@@ -16,7 +16,7 @@ class _Request:
 
 
 def work(steps: int, told: list[str], name: str = "step") -> Generator[None, None, str]:
-    """Work of a number of steps."""
+    """Return work that consists of several steps."""
     for number in range(steps):
         told.append(name)
         if number < steps - 1:
@@ -48,7 +48,7 @@ async def test_other_work_runs_between_steps() -> None:
 
 
 async def test_large_bodies_take_turns() -> None:
-    """Past its first step only one body is worked on, so that a turn of the loop has one large step at most."""
+    """Beyond the first step only one body is processed at a time, so a turn of the loop has at most one large step."""
     told: list[str] = []
     request: Any = _Request()
     results = await asyncio.gather(*(in_steps(request, work(4, told, name)) for name in "ab"))
@@ -58,7 +58,7 @@ async def test_large_bodies_take_turns() -> None:
 
 
 async def test_a_failure_frees_the_lock() -> None:
-    """The next large body is read after one that is refused midway."""
+    """After a body is refused midway, the next large body is read."""
 
     def failing() -> Generator[None, None, str]:
         yield

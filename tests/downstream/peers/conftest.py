@@ -1,4 +1,4 @@
-"""Two nodes of one cluster over a directory that a test holds in its hand."""
+"""Two nodes of one cluster over a directory that a test controls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -82,7 +82,7 @@ async def _node(table: Table) -> House:
     peers = PeerSignatures([SIGNING_KEY])
     elsewhere = Elsewhere(cast("Directory", table), peers, facts, patience_seconds=1.0)
     operator = Operator(metrics=lambda _: (b"", "text/plain"), drain=lambda: None)
-    # A client that closes its side has left: tests of leaving need not wait.
+    # A client that closes its side counts as gone, so tests of that need not wait.
     limits = ServerLimits(half_close_seconds=0)
     parts = ServerDependencies(
         hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits, elsewhere=elsewhere

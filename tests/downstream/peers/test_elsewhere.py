@@ -11,7 +11,7 @@ SAY = {"type": "response.create"}
 
 
 async def test_post_is_answered_by_the_owner(pair: Pair) -> None:
-    """The receipt is the owner's, and its far end got the bytes as they came."""
+    """The receipt is the owner's, and its far end received the bytes unchanged."""
     session_id = await pair.open()
 
     answer = await pair.edge.call("POST", f"/v1/sessions/{session_id}/events", data=b'{"type": "x",  "a": 1}')
@@ -23,7 +23,7 @@ async def test_post_is_answered_by_the_owner(pair: Pair) -> None:
 
 
 async def test_connections_to_the_owner_are_kept(pair: Pair) -> None:
-    """Requests one after the other share a connection, which is looked at before it is used again."""
+    """Consecutive requests share a connection to the owner, which is checked before each use."""
     session_id = await pair.open()
     for _ in range(5):
         assert (await pair.edge.call("GET", f"/v1/sessions/{session_id}")).status == 200
@@ -56,7 +56,7 @@ async def test_stream_is_spliced_byte_for_byte(pair: Pair) -> None:
 
 
 async def test_client_that_leaves_ends_the_owners_stream(pair: Pair) -> None:
-    """The owner counts no receiver any more."""
+    """When the client leaves, the owner no longer counts a receiver."""
     session_id = await pair.open()
     async with reading(pair.edge.http, f"{pair.edge.url}/v1/sessions/{session_id}/events") as read:
         await read.next()
@@ -68,7 +68,7 @@ async def test_client_that_leaves_ends_the_owners_stream(pair: Pair) -> None:
 
 
 async def test_http_1_0_reader_gets_no_chunks(pair: Pair) -> None:
-    """The framing is that of the client's version, end to end."""
+    """An HTTP/1.0 reader gets no chunks, also through another node."""
     session_id = await pair.open()
     at = urlsplit(pair.edge.url)
     reader, writer = await asyncio.open_connection(at.hostname, at.port)
@@ -81,7 +81,7 @@ async def test_http_1_0_reader_gets_no_chunks(pair: Pair) -> None:
 
 
 async def test_long_poll_head_and_ticket_pass(pair: Pair) -> None:
-    """Answers with a length, without a body, and those asked for with a ticket of the owner's."""
+    """Answers with a length, answers without a body, and requests with a ticket pass through another node."""
     session_id = await pair.open()
     path = f"/v1/sessions/{session_id}/events"
 
@@ -97,7 +97,7 @@ async def test_long_poll_head_and_ticket_pass(pair: Pair) -> None:
 
 
 async def test_problem_of_the_owner_passes_as_it_is(pair: Pair) -> None:
-    """An error names the path that the client asked for, and the request's id is the one that the client gave."""
+    """A problem keeps the path and the request id of the client's request."""
     session_id = await pair.open()
     path = f"/v1/sessions/{session_id}/events"
 
@@ -109,14 +109,14 @@ async def test_problem_of_the_owner_passes_as_it_is(pair: Pair) -> None:
 
 
 async def test_session_that_nobody_knows_is_404(pair: Pair) -> None:
-    """The answer is that of one process."""
+    """A session unknown to all nodes is 404, as with one process."""
     answer = await pair.edge.call("POST", "/v1/sessions/gws_nobody/events", data=b"{}")
 
     assert answer.code == "session-unknown"
 
 
 async def test_owner_that_cannot_be_reached_is_waited_for_and_then_503(pair: Pair) -> None:
-    """After `patience_seconds` the client gets 503 with `Retry-After`, and nothing was done."""
+    """After `patience_seconds` the client gets 503 with `Retry-After`, and the request had no effect."""
     session_id = await pair.open()
     pair.table.owners[session_id] = "gone"
 
@@ -140,7 +140,7 @@ async def test_request_waits_for_the_next_owner(pair: Pair) -> None:
 
 
 async def test_node_that_is_not_the_owner_says_so(pair: Pair) -> None:
-    """A stale look-up costs another look-up, and never a wrong answer."""
+    """A stale look-up leads to another look-up, never to a wrong answer."""
     session_id = await pair.open()
     pair.table.owners[session_id] = "edge"
     asked = asyncio.create_task(pair.edge.call("GET", f"/v1/sessions/{session_id}"))
@@ -152,7 +152,7 @@ async def test_node_that_is_not_the_owner_says_so(pair: Pair) -> None:
 
 
 async def test_stranger_is_refused_by_the_internal_listener(pair: Pair) -> None:
-    """Without a signature, or with one for something else, nothing is answered there."""
+    """The internal listener refuses requests without a signature or with one for something else."""
     session_id = await pair.open()
     url = f"{pair.owner.server.peers_url}/v1/sessions/{session_id}"
     elsewhere = pair.edge.parts.elsewhere
@@ -187,7 +187,7 @@ async def test_streams_through_a_node_that_ends_are_rotated_by_their_owner(pair:
 
 
 async def test_reader_with_a_ticket_is_told_in_its_stream(pair: Pair) -> None:
-    """An `EventSource` gives up on a status: if the owner cannot be reached it gets 200 and `gateway.error`."""
+    """An `EventSource` stops at an error status, so if the owner cannot be reached it gets 200 and `gateway.error`."""
     session_id = await pair.open()
     path = f"/v1/sessions/{session_id}/events"
     ticket = (await pair.edge.call("POST", f"/v1/sessions/{session_id}/tickets")).json["ticket"]

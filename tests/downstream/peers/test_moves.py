@@ -1,4 +1,4 @@
-"""Requests that wait for their session's next owner."""
+"""Requests that wait for the next owner of their session."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +11,7 @@ from gateway.relay.journal import Location
 
 
 class Owners:
-    """Says where sessions are, and counts what it was asked."""
+    """A directory that says where sessions are and counts the look-ups."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, str] = {}
@@ -38,14 +38,15 @@ async def owners() -> Owners:
 
 @pytest.fixture
 async def moves(owners: Owners) -> AsyncIterator[Moves]:
-    """Return what waits on that directory."""
+    """Return the moves that wait on that directory."""
     made = Moves(owners)
     yield made
     await made.close()
 
 
 async def test_all_requests_share_each_look_up(moves: Moves, owners: Owners) -> None:
-    """However many wait, so many sessions at most are looked up at once, and each of them is told of its move."""
+    """All waiting requests share each look-up, which covers a limited number of sessions, and each request learns of
+    its session's move."""
     ids = [f"gws_{number}" for number in range(3 * MOST_LOOKUPS)]
     owners.nodes = dict.fromkeys(ids, "b")
 
@@ -65,5 +66,5 @@ async def test_session_that_stays_is_asked_for_again(moves: Moves, owners: Owner
 
 
 async def test_session_that_is_gone_is_told(moves: Moves) -> None:
-    """Nobody owns it."""
+    """A session without an owner is reported as gone."""
     assert await moves.next("gws_1", at("a"), 5) is None

@@ -8,7 +8,8 @@ OLD, NEW = b"o" * 32, b"n" * 32
 
 
 def test_signature_covers_everything_and_is_taken_for_a_while() -> None:
-    """Another method, path, id or time, and another key, are refused; an older key in force is taken."""
+    """A signature for another method, path, id, time or key is refused; an older key that is still configured is
+    accepted."""
     word = PeerSignatures([OLD]).sign("POST", "/a", "1", b"body", 1000.5)
     nodes = PeerSignatures([NEW, OLD])
 

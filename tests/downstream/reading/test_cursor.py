@@ -1,4 +1,4 @@
-"""One reader's place in a log, over a real log."""
+"""One reader's position in a log, with a real log."""
 
 import asyncio
 from contextlib import closing
@@ -26,7 +26,7 @@ def say(log: LocalLog, *texts: str) -> None:
 
 
 def types(page: Page) -> str:
-    """Return what a page says."""
+    """Return the types of a page's events."""
     return "".join(entry.type for entry in page.entries)
 
 
@@ -37,7 +37,7 @@ async def soon(cursor: Cursor) -> Page:
 
 
 async def test_history_and_live_are_one_iteration() -> None:
-    """What was there comes first, then what is appended, one page for all of one turn of the loop."""
+    """The events that exist come first, then those that are appended; each turn of the loop yields one page."""
     log = make()
     say(log, *"ab")
     with closing(Cursor(log, EventId("k", 0))) as cursor:
@@ -76,7 +76,7 @@ def test_every_event_is_read_once_in_order(steps: list[int], sizes: list[int]) -
 
 
 async def test_a_sealed_log_ends_the_iteration() -> None:
-    """After the page with the last event."""
+    """After the page with the last event of a sealed log, the iteration ends."""
     log = make()
     say(log, "a")
     log.seal()
@@ -88,7 +88,7 @@ async def test_a_sealed_log_ends_the_iteration() -> None:
 
 
 async def test_a_read_ends_where_it_is_done() -> None:
-    """At the page whose cursor is said to be the last one."""
+    """A read ends at the page whose cursor is given as the last one."""
     log = make()
     say(log, *"abc")
     with closing(Cursor(log, EventId("k", 0), done=lambda position: position.sequence >= 2)) as cursor:
@@ -99,7 +99,7 @@ async def test_a_read_ends_where_it_is_done() -> None:
 
 
 async def test_a_filter_leaves_entries_out_and_moves_the_position() -> None:
-    """So that what was left out need not be read again."""
+    """Entries that the filter excludes still move the position, so they are not read again."""
     log = make()
     say(log, *"abab")
     with closing(Cursor(log, EventId("k", 0), selects=lambda entry: entry.type == "a")) as cursor:
@@ -114,7 +114,7 @@ async def test_a_filter_leaves_entries_out_and_moves_the_position() -> None:
 
 
 async def test_a_wake_without_news_is_an_empty_page() -> None:
-    """Whoever else than the log wakes a reader wants it to look around."""
+    """A wake-up without new events yields an empty page, so that the reader can check other conditions."""
     log = make()
     with closing(Cursor(log, log.head)) as cursor:
         await soon(cursor)
@@ -127,7 +127,7 @@ async def test_a_wake_without_news_is_an_empty_page() -> None:
 
 
 async def test_a_rewound_cursor_reads_again() -> None:
-    """Nothing is taken out of the log by reading it, its end included."""
+    """Reading removes nothing from the log, so a rewound cursor reads it again, including its end."""
     log = make()
     say(log, "a")
     log.seal()
@@ -151,7 +151,7 @@ async def test_a_gap_comes_with_the_page() -> None:
 
 
 async def test_a_closed_cursor_is_not_woken() -> None:
-    """The log forgets it."""
+    """The log no longer knows a closed cursor."""
     log = make()
     with closing(Cursor(log, log.head)):
         pass
@@ -160,7 +160,7 @@ async def test_a_closed_cursor_is_not_woken() -> None:
 
 
 async def test_a_cancelled_wait_leaves_the_cursor_usable() -> None:
-    """A deadline on one page is not the end of the read."""
+    """A wait that was cancelled, for example by a deadline, leaves the cursor usable."""
     log = make()
     with closing(Cursor(log, log.head)) as cursor:
         await soon(cursor)

@@ -1,4 +1,4 @@
-"""What is counted of events on their way to clients."""
+"""The figures about events on their way to clients."""
 
 from typing import cast
 
@@ -9,18 +9,18 @@ from tests.downstream.house import Facts
 
 
 def entries(first: int, last: int) -> list[Entry]:
-    """Return events that came at the time of their sequence."""
+    """Return events whose arrival time equals their sequence."""
     return [Entry(sequence, "x", b"", 0, 0, float(sequence)) for sequence in range(first, last + 1)]
 
 
 def make() -> tuple[Deliveries, Facts]:
-    """Make an empty count."""
+    """Make an empty counter."""
     facts = Facts()
     return Deliveries(cast("DownstreamTelemetry", facts)), facts
 
 
 def test_the_first_write_of_an_event_is_timed() -> None:
-    """By whichever read of the session; the others' writes of it are not."""
+    """Only the first write of an event by any read of its session is timed."""
     deliveries, facts = make()
     one, two = deliveries.open("s", 10), deliveries.open("s", 11)
     one.wrote(entries(11, 12), 20.0)
@@ -32,7 +32,7 @@ def test_the_first_write_of_an_event_is_timed() -> None:
 
 
 def test_what_was_there_before_is_counted() -> None:
-    """Each read of it, and without a time; a page may hold both kinds."""
+    """Each write of an older event is counted without a time; a page may hold older and new events."""
     deliveries, facts = make()
     one, two = deliveries.open("s", 2), deliveries.open("s", 2)
     one.wrote(entries(1, 3), 5.0)

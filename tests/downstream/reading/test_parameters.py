@@ -22,5 +22,6 @@ from gateway.downstream.reading import parameters
 def test_last_event_id_prefers_the_newest(
     header: str | None, query: dict[str, str], cursor: str | None
 ) -> None:
-    """The header wins over the URL, polyfills' names over `after`, and an empty value counts as absent."""
+    """The header overrides the URL, the names that polyfills use override `after`, and an empty value counts as
+    absent."""
     assert parameters.last_event_id(header, query) == cursor

@@ -1,4 +1,4 @@
-"""The two forms of a stream, side by side."""
+"""The two forms of a stream compared."""
 
 import json
 
@@ -20,7 +20,7 @@ def entries() -> list[Entry]:
 
 
 def test_events_are_their_blocks() -> None:
-    """Nothing is made again for a reader."""
+    """An event's stored block is written unchanged."""
     both = entries()
 
     assert EventStream().entries("k", both) == both[0].block + both[1].block
@@ -28,7 +28,7 @@ def test_events_are_their_blocks() -> None:
 
 
 def test_lines_hold_id_and_event() -> None:
-    """One line each, a line end within the JSON being a space."""
+    """Each event is one line with its id; a line end within the JSON becomes a space."""
     first, second, rest = JsonLines().entries("k", entries()).split(b"\n")
 
     assert json.loads(first) == {"id": "k-1", "event": {"type": "a"}}
@@ -37,7 +37,7 @@ def test_lines_hold_id_and_event() -> None:
 
 
 def test_own_events_of_lines_have_no_id() -> None:
-    """But say where the reader is, if that is what they are for."""
+    """The gateway's own lines have no id, except those whose purpose is to report the position."""
     lines = JsonLines()
 
     assert json.loads(lines.own("gateway.gap", {"missed": 1})) == {
@@ -52,7 +52,7 @@ def test_own_events_of_lines_have_no_id() -> None:
 
 
 def test_own_events_of_a_stream_carry_what_a_browser_keeps() -> None:
-    """The id and the time to come back are fields, not members."""
+    """In an event stream, id and retry of the gateway's own events are fields, not members."""
     stream = EventStream()
 
     assert stream.own("gateway.ping", {}, "k-7").startswith(b"id: k-7\nevent: gateway.ping\n")
@@ -61,7 +61,7 @@ def test_own_events_of_a_stream_carry_what_a_browser_keeps() -> None:
 
 
 def test_padding_fills_what_a_proxy_holds() -> None:
-    """Before the opening and with each heartbeat, in bytes that mean nothing."""
+    """Padding precedes the opening and each heartbeat, as bytes without a meaning."""
     for rendering in (EventStream(), JsonLines()):
         plain, padded = rendering.opening(1000, None, {}, 0), rendering.opening(1000, None, {}, 500)
         assert padded.endswith(plain.lstrip())
@@ -82,7 +82,7 @@ def test_padding_fills_what_a_proxy_holds() -> None:
     )
 )
 def test_page_is_one_object_of_the_size_it_says(told: list[tuple[str, list[tuple[int, str]]]]) -> None:
-    """Its pieces joined are the events with their IDs, and the cursor; the size is known before they are made."""
+    """The pieces of a page join to its events with their IDs and the cursor; the size is known before they are made."""
     parts = [
         (
             epoch,

@@ -1,4 +1,4 @@
-"""Reading a session's log: cursors, gaps, forms, filters, ends (docs/api.md, 3 Receiving), over real sockets."""
+"""Reading a session's log over real sockets: cursors, gaps, forms, filters, ends (docs/api.md, 3 Receiving)."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.downstream.streams import DELTA, Session, deltas, event, opened, read
 
 @pytest.fixture
 async def session(house: House) -> Session:
-    """Return a session whose log holds `session.created` alone."""
+    """Return a session whose log holds only `session.created`."""
     return await opened(house)
 
 
@@ -33,7 +33,7 @@ async def session(house: House) -> Session:
 
 
 async def test_stream_opens_with_its_terms(session: Session) -> None:
-    """The response has headers against buffering, then `gateway.open` with a random `retry`."""
+    """The response has headers against buffering, and starts with `gateway.open` and a random `retry`."""
     async with session.read() as stream:
         first = await stream.next()
 
@@ -58,7 +58,7 @@ async def test_stream_opens_with_its_terms(session: Session) -> None:
 
 
 async def test_history_and_live_are_one_stream(session: Session) -> None:
-    """What was before and what comes arrive in one order, each under its own id."""
+    """Older and new events arrive in one order, each with its own id."""
     session.count(range(3))
     async with session.read() as stream:
         before = await stream.take(5)
@@ -72,7 +72,8 @@ async def test_history_and_live_are_one_stream(session: Session) -> None:
 
 
 async def test_data_is_the_text_that_came(session: Session) -> None:
-    """Byte for byte, as a default `message` event; a raw line end becomes LF, a separator of lines its escape."""
+    """The data is byte for byte the received text, as a default `message` event; a raw line end becomes LF, and
+    other line separators are escaped."""
     odd = '{ "type" :"x.y",\r\n "text":"grüß \\n \u2028 \\ud83d\\ude00" }'
     async with session.read(after="now") as stream:
         await stream.next()
@@ -83,7 +84,7 @@ async def test_data_is_the_text_that_came(session: Session) -> None:
 
 
 async def test_frame_that_is_no_object_is_not_relayed(session: Session) -> None:
-    """It takes no number, so clients do not mistake it for a loss."""
+    """A frame that is not an object gets no number, so clients do not mistake it for a loss."""
     async with session.read(after="now") as stream:
         await stream.next()
         session.say("[1]", "nonsense", event(delta="1"))
@@ -100,7 +101,7 @@ async def test_frame_that_is_no_object_is_not_relayed(session: Session) -> None:
 )
 @pytest.mark.parametrize("stale", [{}, {"after": "earliest"}])
 async def test_cursor_resumes_after_what_was_seen(session: Session, by: str, stale: dict[str, str]) -> None:
-    """The header, which a browser sets itself, or what a polyfill adds to the URL, wins over the URL's own `after`."""
+    """The header that a browser sets, or the parameter that a polyfill adds, overrides the URL's own `after`."""
     session.count(range(5))
     seen = session.id_after(3)
     headers = {"Last-Event-ID": seen} if by == "header" else {}
@@ -114,7 +115,7 @@ async def test_cursor_resumes_after_what_was_seen(session: Session, by: str, sta
 
 
 async def test_killed_reader_loses_and_repeats_nothing(session: Session) -> None:
-    """Cut off at any event and back with its id, a reader gets every event once and in order."""
+    """A reader that is cut off at any event and resumes with its id gets every event once and in order."""
     cursor = "earliest"
     got: list[int] = []
     for start in range(0, 60, 3):
@@ -134,7 +135,7 @@ async def test_killed_reader_loses_and_repeats_nothing(session: Session) -> None
 
 
 async def test_now_begins_with_what_comes(session: Session) -> None:
-    """History is left out, and the opening's id is where the reader stands."""
+    """With `now` older events are skipped, and the id of the opening is the position of the reader."""
     session.count(range(3))
     async with session.read(after="now") as stream:
         opening = await stream.next()
@@ -146,9 +147,9 @@ async def test_now_begins_with_what_comes(session: Session) -> None:
 
 
 async def test_overrun_is_told_with_its_numbers(build: Build) -> None:
-    """How many are lost, exactly, then everything from the oldest on."""
+    """A gap says exactly how many events are lost; then everything from the oldest on follows."""
     session = await opened(await build(relay=RelayLimits(log_max_events=5)))
-    session.count(range(20))  # 2 to 21; 17 to 21 are kept
+    session.count(range(20))  # 2 to 21 exist; 17 to 21 are kept
     async with session.read(after=session.id_after(4)) as stream:
         opening, gap, *rest = await stream.take(7)
 
@@ -188,7 +189,7 @@ async def test_opening_before_a_gap_keeps_the_clients_cursor(session: Session) -
 
 @pytest.mark.parametrize("query", ["format=json&wait=0", "on_gap=fail", "format=ndjson&on_gap=fail"])
 async def test_gap_can_be_an_error(build: Build, query: str) -> None:
-    """A long-poll, and a stream that wants no holes, are refused with the same numbers."""
+    """A long-poll, and a stream that asks for no gaps, is refused with the same numbers."""
     session = await opened(await build(relay=RelayLimits(log_max_events=5)))
     session.count(range(20))
     answer = await session.house.call("GET", f"{session.path}?after={session.id_after(4)}&{query}")
@@ -205,7 +206,7 @@ async def test_gap_can_be_an_error(build: Build, query: str) -> None:
 
 @pytest.mark.parametrize("cursor", ["K3F9-1", "a b", "k3f9_1", "x" * 65, "ü-1"])
 async def test_cursor_of_other_characters_is_refused(session: Session, cursor: str) -> None:
-    """No log ever gave it out."""
+    """A cursor with characters that no id has is refused."""
     answer = await session.house.call("GET", session.path, params={"after": cursor})
 
     assert (answer.status, answer.code) == (400, "invalid-cursor")
@@ -231,7 +232,7 @@ async def test_cursor_of_other_characters_is_refused(session: Session, cursor: s
     ],
 )
 async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
-    """Whatever the form of the read, and with a pointer to it."""
+    """The problem names a wrong parameter and points to it, for every form of the read."""
     answer = await session.house.call("GET", f"{session.path}?{query}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -239,7 +240,7 @@ async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
 
 
 async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
-    """Every cursor that a client got is accepted."""
+    """A limit is written with all its digits, and every cursor that a client was given is accepted."""
     answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=9000000")
 
     assert re.search(r"from 1 to [0-9]{6,}\.", answer.json["detail"])
@@ -258,21 +259,21 @@ async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
     ],
 )
 async def test_accept_chooses_the_form(session: Session, accept: str | None, type_: str) -> None:
-    """By quality, and an event stream where nothing particular is wanted."""
+    """`Accept` chooses by weight; without a preference the answer is an event stream."""
     headers = {"Accept": accept} if accept else {}
     async with session.read(headers=headers, wait=0) as stream:
         assert stream.answer.headers["Content-Type"].startswith(type_)
 
 
 async def test_form_that_there_is_not_is_refused(session: Session) -> None:
-    """With the forms that there are."""
+    """The problem lists the available forms."""
     answer = await session.house.call("GET", session.path, headers={"Accept": "image/png"})
 
     assert (answer.status, answer.code) == (406, "not-acceptable")
 
 
 async def test_format_overrides_accept(session: Session) -> None:
-    """A URL is often all that a client can choose."""
+    """`?format=` overrides Accept, because the URL is often all that a client can choose."""
     answer = await session.house.call(
         "GET", f"{session.path}?format=json&wait=0", headers={"Accept": "text/event-stream"}
     )
@@ -281,7 +282,7 @@ async def test_format_overrides_accept(session: Session) -> None:
 
 
 async def test_lines_hold_the_same_events(session: Session) -> None:
-    """One object a line: its id and the event; the stream's own events have none."""
+    """Each line is an object with an event and its id; the stream's own events have no id."""
     session.say('{"type":"a",\n"b":1}')
     url = f"{session.house.url}{session.path}"
     async with session.house.http.get(url, params={"format": "ndjson"}) as answer:
@@ -294,7 +295,7 @@ async def test_lines_hold_the_same_events(session: Session) -> None:
 
 
 async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
-    """For those who look before they read."""
+    """HEAD returns the headers and opens nothing."""
     answer = await session.house.call("HEAD", session.path)
 
     assert (answer.status, answer.body) == (200, b"")
@@ -309,7 +310,7 @@ async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
     [("after=A", 400), ("after=zz-1&on_gap=fail", 410), ("after=zz-1&format=json", 410), ("pad=-1", 400)],
 )
 async def test_head_has_the_status_of_a_get(session: Session, query: str, status: int) -> None:
-    """RFC 9110 9.3.2."""
+    """HEAD has the status of the GET (RFC 9110 9.3.2)."""
     answer = await session.house.call("HEAD", f"{session.path}?{query}")
 
     assert answer.status == status
@@ -319,7 +320,7 @@ async def test_head_has_the_status_of_a_get(session: Session, query: str, status
 async def test_head_of_a_session_read_to_its_end_has_the_status_of_a_get(
     session: Session, format_: str, status: int
 ) -> None:
-    """204 for an event stream, an error for the others."""
+    """The status of HEAD is 204 for an event stream and an error for the others, as for GET."""
     await session.handle.close(CloseReason.CLIENT)
     answer = await session.house.call("HEAD", f"{session.path}?after=now&format={format_}")
 
@@ -328,7 +329,7 @@ async def test_head_of_a_session_read_to_its_end_has_the_status_of_a_get(
 
 @pytest.mark.parametrize("heartbeat", ["5", "5.0"])
 async def test_whole_heartbeat_is_told_as_a_whole_number(session: Session, heartbeat: str) -> None:
-    """Some JSON parsers distinguish 5 from 5.0."""
+    """A heartbeat of whole seconds is an integer, because some JSON parsers distinguish 5 from 5.0."""
     async with session.read(heartbeat=heartbeat) as stream:
         opening = await stream.next()
 
@@ -337,7 +338,7 @@ async def test_whole_heartbeat_is_told_as_a_whole_number(session: Session, heart
 
 @pytest.mark.parametrize("number", ["\u0661", "1_0", "1e1", "+1", " 1"])
 async def test_number_is_written_in_ascii_digits(session: Session, number: str) -> None:
-    """Python's `float` accepts more."""
+    """A number must be in ASCII digits; Python's `float` accepts more."""
     answer = await session.house.call("GET", f"{session.path}?pad={quote(number)}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -353,7 +354,7 @@ async def test_cursor_in_a_body_is_a_string(session: Session, name: str) -> None
 
 @pytest.mark.parametrize("where", ["query", "body"])
 async def test_posted_read_is_the_same(session: Session, where: str) -> None:
-    """Its parameters stand in the query or in a JSON body."""
+    """A read by POST takes its parameters from the query or from a JSON body."""
     session.count(range(3))
     wanted = {"after": session.id_after(2), "types": "session.*,response.*", "format": "ndjson"}
     body = {**wanted, "types": ["session.*", "response.*"], "heartbeat": 20}
@@ -378,7 +379,7 @@ async def test_posted_parameter_that_is_wrong_is_named(session: Session, body: d
 
 
 async def test_types_and_exclude_choose(session: Session) -> None:
-    """By name or by beginning, less what is excluded."""
+    """`types` selects by name or by prefix, and `exclude` removes from that."""
     session.say(
         event("response.created"), event(DELTA, delta="1"), event("rate_limits.updated"), event("error")
     )
@@ -389,7 +390,7 @@ async def test_types_and_exclude_choose(session: Session) -> None:
 
 
 async def test_own_events_pass_every_filter(session: Session) -> None:
-    """A reader that does not see the end cannot read right."""
+    """The gateway's own events pass every filter, because a reader must see the end."""
     async with session.read(types="nothing", exclude="gateway.*") as stream:
         await stream.next()
         await session.handle.close(CloseReason.CLIENT)
@@ -402,7 +403,7 @@ async def test_own_events_pass_every_filter(session: Session) -> None:
 
 
 async def test_poll_gives_what_there_is(session: Session) -> None:
-    """At once, with the cursor for the next one."""
+    """A poll is answered at once with the existing events and the cursor for the next poll."""
     session.say(event(delta="1"))
     answer = await session.house.call("GET", f"{session.path}?format=json&after={session.id_after(1)}")
 
@@ -425,14 +426,14 @@ async def test_poll_waits_for_the_next(session: Session) -> None:
 
 @pytest.mark.parametrize("wait", ["0", "0.2"])
 async def test_poll_gives_nothing_when_nothing_comes(session: Session, wait: str) -> None:
-    """After the wait that it asked for."""
+    """A poll without new events is answered empty after the requested wait."""
     answer = await session.house.call("GET", f"{session.path}?format=json&after=now&wait={wait}")
 
     assert answer.json == {"events": [], "cursor": session.id_after(1)}
 
 
 async def test_poll_is_bounded_by_events_and_bytes(session: Session) -> None:
-    """But gives at least one."""
+    """A poll is limited by events and bytes but returns at least one event."""
     session.count(range(10))
     by_events = await session.house.call("GET", f"{session.path}?format=json&limit=3")
     by_bytes = await session.house.call("GET", f"{session.path}?format=json&max_bytes=1")
@@ -455,7 +456,7 @@ async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) 
 
 
 async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
-    """So that it does not age."""
+    """The cursor of a poll moves past filtered events, so that it does not become too old."""
     session.count(range(5))
     answer = await session.house.call("GET", f"{session.path}?format=json&types=x&wait=0")
 
@@ -480,7 +481,7 @@ async def test_poll_lingers_for_more(session: Session) -> None:
 
 
 async def test_poll_does_not_linger_before_the_first_event(session: Session) -> None:
-    """A wait that ends without any ends at once."""
+    """`linger` does not extend a wait in which no event arrives."""
     async with asyncio.timeout(10):
         answer = await session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&wait=0")
 
@@ -491,7 +492,7 @@ async def test_poll_does_not_linger_before_the_first_event(session: Session) -> 
     ("bound", "count"), [("limit=3", 3), ("max_bytes=250", 3), ("max_bytes=1", 1), ("limit=3&types=x,*", 3)]
 )
 async def test_full_poll_does_not_linger(session: Session, bound: str, count: int) -> None:
-    """It answers when it has what it may have, and the next one begins there."""
+    """A full page is answered at once, and the next poll continues after it."""
     session.count(range(2))
     path = f"{session.path}?format=json&wait=10&linger=2000&{bound}"
     async with asyncio.timeout(1.5):
@@ -526,7 +527,7 @@ async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> No
 
 @pytest.mark.parametrize("linger", ["-1", "2001", "0.5", "x"])
 async def test_linger_is_milliseconds(session: Session, linger: str) -> None:
-    """Up to two seconds."""
+    """`linger` is given in milliseconds, up to 2,000."""
     answer = await session.house.call("GET", f"{session.path}?format=json&linger={linger}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -546,7 +547,7 @@ async def test_large_poll_arrives_whole(session: Session) -> None:
 
 
 async def test_stream_ends_after_closed(session: Session) -> None:
-    """`gateway.closed` is the last, and the connection ends as it should."""
+    """`gateway.closed` is the last event, and the connection ends cleanly."""
     async with session.read() as stream:
         await stream.take(2)
         await session.handle.close(CloseReason.CLIENT)
@@ -558,7 +559,7 @@ async def test_stream_ends_after_closed(session: Session) -> None:
 
 @pytest.mark.parametrize("format_", ["sse", "ndjson", "json"])
 async def test_closed_session_is_read_to_its_end(session: Session, format_: str) -> None:
-    """While the log is kept: first what is unread, then a clear end."""
+    """While the log of a closed session is kept, a reader gets the unread events and then a clear end."""
     await session.handle.close(CloseReason.CLIENT)
     unread = await session.house.call("GET", f"{session.path}?format={format_}")
     read = await session.house.call("GET", f"{session.path}?format={format_}&after={session.id_after(2)}")
@@ -571,7 +572,7 @@ async def test_closed_session_is_read_to_its_end(session: Session, format_: str)
 
 
 async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
-    """With a last event, a short retry, and a cursor to come back with."""
+    """A rotation sends a last event, a short retry, and a cursor to resume with."""
     async with session.read(max_age=1) as stream:
         *_, last = await stream.rest()
 
@@ -611,7 +612,7 @@ async def test_rotation_waits_for_a_pause_between_responses(session: Session) ->
 
 
 async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
-    """The reader that was silent longest gets a `retry` of 24 days; the others continue."""
+    """The reader that was silent for longest gets a `retry` of 24 days; the others continue."""
     async with asyncio.timeout(20):
         streams = [session.read() for _ in range(9)]
         entered = []
@@ -630,7 +631,7 @@ async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
 
 
 async def test_client_that_leaves_is_noticed(session: Session) -> None:
-    """At once, not at the next write."""
+    """A client that leaves is noticed at once, not at the next write."""
     async with session.read() as stream:
         await stream.take(2)
         assert session.handle.view().receivers == 1
@@ -640,7 +641,7 @@ async def test_client_that_leaves_is_noticed(session: Session) -> None:
 
 
 async def test_closing_server_ends_streams(session: Session) -> None:
-    """Without waiting for anybody's patience."""
+    """A closing server ends its streams without waiting for a time limit."""
     async with session.read() as stream:
         await stream.take(2)
         async with asyncio.timeout(10):
@@ -653,7 +654,7 @@ async def test_closing_server_ends_streams(session: Session) -> None:
 
 
 async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
-    """In its own stream, since any status but 200 would end an `EventSource` for ever."""
+    """The error arrives in the reader's own stream, because any status but 200 would stop an `EventSource` for good."""
     answer = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
 
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
@@ -666,7 +667,7 @@ async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
 
 
 async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
-    """When to come back, and nothing that would move its cursor."""
+    """The reader is told when to reconnect, and its cursor does not change."""
     runner = session.house.server._client_side._runner
     await runner.app[READS].ticker.close()
     told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}")
@@ -682,7 +683,7 @@ async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
 
 @pytest.mark.parametrize("query", ["ticket={ticket}&errors=status", "", "ticket={ticket}&format=ndjson"])
 async def test_others_get_the_status(session: Session, query: str) -> None:
-    """Who asks for it, who has no ticket, and who reads no event stream."""
+    """A client that asks for the status, has no ticket or reads another form gets the error as a status."""
     query = query.format(ticket=session.ticket)
     answer = await session.house.call("GET", f"{session.path}?after=NONE&{query}")
 
@@ -693,7 +694,7 @@ async def test_others_get_the_status(session: Session, query: str) -> None:
 
 
 class Second:
-    """A second client's side over the same hub, by other limits of streams."""
+    """A second client listener over the same hub, with other stream limits."""
 
     def __init__(self, house: House, *limits: StreamLimits | ServerLimits) -> None:
         parts = house.parts
@@ -712,7 +713,7 @@ class Second:
 
     @property
     def reads(self) -> list[Any]:
-        """The streams and long-polls that are open here."""
+        """Return the streams and long-polls that are open here."""
         return list(self._server._client_side._runner.app[READS].ticker._open)
 
 
@@ -727,7 +728,7 @@ class Second:
     ],
 )
 async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str, Any], beat: bytes) -> None:
-    """Nothing for the client, but something for every proxy on the way."""
+    """A heartbeat carries no event, but keeps proxies from closing a silent connection."""
     async with (
         Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
         reading(session.house.http, f"{url}{session.path}", after="now", **query) as stream,
@@ -739,7 +740,7 @@ async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str
 
 
 async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
-    """What is filtered out is read, and need not be read again."""
+    """The heartbeat of a filtered stream carries the cursor, so that filtered events are not read again."""
     async with (
         Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
         reading(session.house.http, f"{url}{session.path}", after="now", types="response.done") as stream,
@@ -771,7 +772,7 @@ class Deaf:
 
 
 def large(session: Session, count: int = 1) -> None:
-    """Let the far end say much at once."""
+    """Let the far end send much at once."""
     session.say(*[event(delta="x" * 100_000)] * count)
 
 
@@ -795,7 +796,7 @@ async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_reader_that_never_reads_holds_little(session: Session) -> None:
-    """One page and the narrow buffers of its socket, however much the log holds."""
+    """A reader that never reads uses one page and the small buffers of its socket, however large the log is."""
     async with Second(session.house, ServerLimits(write_seconds=30)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
@@ -809,7 +810,7 @@ async def test_reader_that_never_reads_holds_little(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_poll_that_is_never_read_is_cut_off(session: Session) -> None:
-    """At the write deadline, and until then it holds a piece, not its page."""
+    """A poll that is never read is cut off at the write deadline; until then it holds a piece, not its page."""
     large(session, 40)
     second = Second(session.house, ServerLimits(write_seconds=1))
     async with second as url:
@@ -824,10 +825,10 @@ async def test_poll_that_is_never_read_is_cut_off(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
-    """Who takes a little before each deadline is not cut off, though one write waits longer than that."""
+    """A client that reads a little before each deadline is not cut off, even if one write takes longer than that."""
     large(session, 10)
     async with Second(session.house, ServerLimits(write_seconds=1)) as url:
-        # A window of more than a moment's reading: with a smaller one TCP itself waits for it to open.
+        # A window of more than one read: with a smaller one TCP itself waits until it opens.
         slow = Deaf(url, session.path, buffer=32768)
         await until(lambda: session.handle.view().receivers == 1)
         (stream,) = session.handle._receivers
@@ -841,7 +842,7 @@ async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
 
 
 async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Build) -> None:
-    """Without the check, its absence would be noticed only at the write deadline."""
+    """A superseded reader that reads nothing is closed at once, not only at the write deadline."""
     session = await opened(await build(relay=RelayLimits(max_receivers=1)))
     deaf = Deaf(session.house.url, session.path)
     await until(lambda: session.handle.view().receivers == 1)
@@ -856,7 +857,7 @@ async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Bui
 
 
 async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
-    """A stream that fell behind gets the gap and ends."""
+    """A stream that asked for no gaps gets the gap as its last event and ends."""
     session = await opened(await build(relay=RelayLimits(log_max_events=5)))
     async with session.read(on_gap="fail") as stream:
         await stream.take(2)
@@ -888,7 +889,7 @@ async def test_live_events_are_timed_once(session: Session) -> None:
 
 
 async def test_http_1_0_reads_as_well(session: Session) -> None:
-    """An HTTP/1.0 client, such as nginx by default, gets the stream without chunks, up to the end of the connection."""
+    """An HTTP/1.0 client, such as nginx by default, gets the stream without chunks until the connection ends."""
     host, port = session.house.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {session.path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())

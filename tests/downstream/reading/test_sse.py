@@ -1,4 +1,5 @@
-"""The event stream format, held by a parser written from the standard's text and sharing nothing with the framing."""
+"""The event stream format, checked by a parser that was written from the standard and shares no code with the
+framing."""
 
 import json
 import re
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 
 from gateway.downstream.reading import sse
 
-# White space as RFC 8259 has it: the only places where JSON may hold a raw line end.
+# White space according to RFC 8259: the only places where JSON may contain a raw line end.
 SPACES = st.text(alphabet=" \t\r\n", max_size=4)
 IDS = st.from_regex(r"[0-9a-z]{1,4}-[0-9]{1,6}", fullmatch=True)
 NAMES = st.sampled_from([None, "gateway.closed", "gateway.recovering"])
-# Everything a string may hold, what only Python's splitlines() takes for a line end among it.
+# All characters that a string may hold, including those that only Python's splitlines() treats as line ends.
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(
     ["\u2028", "\x85", "\x0b\x0c", "data: x", "\n\ndata: forged", ": comment", "id: 7", "\ufeff"]
 )
@@ -23,7 +24,7 @@ TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40) 
 
 @dataclass
 class Dispatched:
-    """What a page's listener gets: the event's name, its data, the last event id at that time."""
+    """What a page's listener gets: the event's name, its data, and the last event id at that time."""
 
     name: str
     data: str
@@ -32,7 +33,7 @@ class Dispatched:
 
 @dataclass
 class Browser:
-    """An `EventSource`'s parser, WHATWG HTML 9.2.6 sentence by sentence, fed with bytes as they come."""
+    """The parser of an `EventSource`, written after WHATWG HTML 9.2.6, fed with bytes as they arrive."""
 
     events: list[Dispatched] = field(default_factory=list)
     retry: int | None = None
@@ -42,7 +43,7 @@ class Browser:
     _name: str = ""
 
     def feed(self, *chunks: bytes) -> "Browser":
-        """Take chunks; a CR that ends one waits, since an LF may follow."""
+        """Parse chunks; a CR at the end of one waits, because an LF may follow."""
         for chunk in chunks:
             self._bytes += chunk
             while found := re.search(rb"\r\n|\n|\r(?!\Z)", self._bytes):
@@ -85,7 +86,7 @@ JSON = st.builds(spaced, TEXTS, st.lists(SPACES, min_size=4, max_size=4))
 
 
 def lf(text: str) -> str:
-    """Return a text as a parser of event streams passes it on: line ends are LF, other separators of lines escapes."""
+    """Return a text as the framing delivers it: line ends are LF, and other line separators are escapes."""
     for separator in "\x85\u2028\u2029":
         text = text.replace(separator, f"\\u{ord(separator):04x}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -93,7 +94,7 @@ def lf(text: str) -> str:
 
 @given(IDS, NAMES, JSON)
 def test_frame_gives_the_text_to_a_browser(id: str, name: str | None, text: str) -> None:
-    """One event arrives, with its name, its id and its text; a raw line end of any kind is an LF."""
+    """A browser gets one event with its name, its id and its text; a raw line end of any kind becomes an LF."""
     block, _ = sse.frame(id, name, text)
 
     assert Browser().feed(block).events == [Dispatched(name or "message", lf(text), id)]
@@ -101,7 +102,8 @@ def test_frame_gives_the_text_to_a_browser(id: str, name: str | None, text: str)
 
 @given(IDS, NAMES, JSON)
 def test_unframe_gives_the_text_back_on_one_line(id: str, name: str | None, text: str) -> None:
-    """A raw line end of any kind is a space; a separator of lines inside a string is an escape."""
+    """The text is returned on one line: a raw line end of any kind becomes a space, a line separator inside a string
+    an escape."""
     block, start = sse.frame(id, name, text)
 
     assert sse.unframe(block, start).decode() == lf(text).replace("\n", " ")
@@ -109,7 +111,7 @@ def test_unframe_gives_the_text_back_on_one_line(id: str, name: str | None, text
 
 @given(IDS, JSON)
 def test_value_survives_both_ways(id: str, text: str) -> None:
-    """Whatever becomes of white space, both renderings say what upstream said."""
+    """Both renderings have the same JSON value as the received text; only white space may change."""
     block, start = sse.frame(id, None, text)
     (event,) = Browser().feed(block).events
 
@@ -118,7 +120,7 @@ def test_value_survives_both_ways(id: str, text: str) -> None:
 
 @given(st.lists(st.tuples(IDS, NAMES, JSON), min_size=1, max_size=3))
 def test_stream_reads_the_same_split_at_every_byte(sent: list[tuple[str, str | None, str]]) -> None:
-    """A stream is bytes: wherever the network cuts it, the same events come out."""
+    """The same events are parsed wherever the network splits the bytes."""
     stream = b"".join(sse.frame(*one)[0] for one in sent)
     whole = Browser().feed(stream).events
 
@@ -129,7 +131,7 @@ def test_stream_reads_the_same_split_at_every_byte(sent: list[tuple[str, str | N
 
 @given(IDS, NAMES, JSON)
 def test_a_block_cut_short_dispatches_nothing(id: str, name: str | None, text: str) -> None:
-    """Half an event is none: a client whose connection breaks within it resumes before it."""
+    """An incomplete block dispatches no event, so a client that is cut off within one resumes before it."""
     block, _ = sse.frame(id, name, text)
 
     for at in range(len(block)):
@@ -137,7 +139,7 @@ def test_a_block_cut_short_dispatches_nothing(id: str, name: str | None, text: s
 
 
 def test_frame_leaves_text_without_line_ends_as_it_is() -> None:
-    """The ordinary event is in its block byte for byte, multi-byte characters included."""
+    """An event without line ends is in its block byte for byte, multi-byte characters included."""
     text = '{"type":"x","delta":"grüß \\n"}'
 
     block, start = sse.frame("k3f9-42", None, text)
@@ -148,7 +150,8 @@ def test_frame_leaves_text_without_line_ends_as_it_is() -> None:
 
 @given(st.none() | IDS, st.none() | st.integers(0, 2**31 - 1), JSON)
 def test_notice_gives_what_it_has(id: str | None, retry: int | None, text: str) -> None:
-    """Name and data always; id and retry only where given, so that an id seen before stays."""
+    """A notice always has name and data; id and retry are written only if given, so that the client keeps its last
+    id."""
     block = sse.notice("gateway.open", text, id=id, retry=retry)
     browser = Browser(last_id="k-1").feed(block)
 
@@ -158,7 +161,7 @@ def test_notice_gives_what_it_has(id: str | None, retry: int | None, text: str) 
 
 @pytest.mark.parametrize("block", [sse.COMMENT, sse.padding(1), sse.padding(4096), sse.padding(0)])
 def test_comment_says_nothing(block: bytes) -> None:
-    """Heartbeats and padding reach no listener and move no cursor."""
+    """Heartbeats and padding reach no listener and do not change the cursor."""
     event = sse.frame("k-2", None, "{}")[0]
     browser = Browser(last_id="k-1").feed(block)
 
@@ -168,7 +171,7 @@ def test_comment_says_nothing(block: bytes) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 100, 4096])
 def test_padding_has_the_size_asked_for(size: int) -> None:
-    """A proxy's buffer is filled to the byte."""
+    """Padding has exactly the requested size."""
     assert len(sse.padding(size)) == size
 
 
@@ -177,7 +180,7 @@ def test_padding_has_the_size_asked_for(size: int) -> None:
     name=st.sampled_from([None, "x"]),
 )
 def test_no_line_reader_cuts_an_event(text: str, name: str | None) -> None:
-    """A block has as many lines for Python, which knows the most line ends, as for a browser, and means the same."""
+    """Python, which knows the most line ends, and a browser split a block into the same lines."""
     told = json.dumps({"type": "a", "text": text}, ensure_ascii=False)
     block, start = sse.frame("k-1", name, told)
     line = sse.unframe(block, start).decode()
@@ -190,7 +193,7 @@ def test_no_line_reader_cuts_an_event(text: str, name: str | None) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u0085\u2028\u2029\r\n")))
 def test_other_characters_pass_byte_for_byte(text: str) -> None:
-    """Only what line readers cut at is written differently."""
+    """Only characters at which line readers split are escaped; the others are unchanged."""
     told = json.dumps({"text": text}, ensure_ascii=False)
     block, start = sse.frame("k-1", None, told)
 
@@ -198,5 +201,5 @@ def test_other_characters_pass_byte_for_byte(text: str) -> None:
 
 
 def test_never_retry_fits_a_signed_number() -> None:
-    """The contract's number for "do not come back", and the largest that 32 bits hold."""
+    """The retry value for "do not reconnect" is the contract's, and the largest that fits a signed 32-bit number."""
     assert sse.NEVER_RETRY_MS == 2147483647

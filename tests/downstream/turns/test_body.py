@@ -1,4 +1,4 @@
-"""What a turn's request says, read from its bytes."""
+"""A turn's request, parsed from its bytes."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def text_of(wanted: TurnWanted) -> object:
 
 
 def test_text_is_a_users_message() -> None:
-    """And text is its natural answer."""
+    """A text body is a user's message, and by default it is answered as text."""
     wanted = parse("Grüß dich".encode(), "text/plain", own_session=False)
 
     (item,) = wanted.request.items
@@ -31,7 +31,7 @@ def test_text_is_a_users_message() -> None:
     ("media_type", "plain"), [(JSON, False), (CURL, False), (None, False), ("text/plain", True)]
 )
 def test_object_is_read_unless_it_is_named_text(media_type: str | None, plain: bool) -> None:
-    """Who says text means it."""
+    """A JSON object is parsed unless its type says that it is text."""
     assert parse(b'{"input":"x"}', media_type, own_session=False).plain is plain
 
 
@@ -40,7 +40,7 @@ def test_object_is_read_unless_it_is_named_text(media_type: str | None, plain: b
     "body", [b"hello", b" \n hello", b"a=b&c=d", b"xinput=1", b"(1)", b"&" * 1_000_000 + b"a"]
 )
 def test_what_does_not_look_like_anything_is_text(body: bytes, media_type: str | None) -> None:
-    """The body decides if the type is curl's default or missing."""
+    """A body with curl's default type or none is JSON or a form if it looks like one, and text otherwise."""
     wanted = parse(body, media_type, own_session=False)
 
     assert wanted.plain
@@ -62,7 +62,7 @@ def test_what_does_not_look_like_anything_is_text(body: bytes, media_type: str |
     ],
 )
 def test_broken_json_is_not_taken_for_text(body: bytes, media_type: str | None) -> None:
-    """It would be billed and answered as a question; the error says how to send such a text."""
+    """Broken JSON is refused instead of billed as a question; the error says how to send it as text."""
     with pytest.raises(CallerError) as refused:
         parse(body, media_type, own_session=False)
 
@@ -71,19 +71,19 @@ def test_broken_json_is_not_taken_for_text(body: bytes, media_type: str | None) 
 
 
 def test_what_is_called_text_is_text() -> None:
-    """Whatever it looks like."""
+    """A body whose type is text is never parsed."""
     assert text_of(parse(b"{input:x}", "text/plain", own_session=False)) == "{input:x}"
     assert text_of(parse(b"input=x", "text/plain", own_session=False)) == "input=x"
 
 
 @pytest.mark.parametrize("media_type", [CURL, None, "text/plain"])
 def test_a_byte_order_mark_is_not_part_of_a_text(media_type: str | None) -> None:
-    """Editors on Windows write one."""
+    """A byte order mark, which editors on Windows write, is removed from a text."""
     assert text_of(parse(b"\xef\xbb\xbfHi", media_type, own_session=False)) == "Hi"
 
 
 def test_a_form_with_an_input_is_read_as_a_form() -> None:
-    """Other fields are members of the response, as in JSON; the natural answer is text."""
+    """The other fields of the form are members of the response, as in JSON; by default the answer is text."""
     wanted = parse(b"instructions=Be+brief.&input=6+times+7%3F", CURL, own_session=False)
 
     assert (text_of(wanted), wanted.plain) == ("6 times 7?", True)
@@ -118,7 +118,7 @@ def test_whole_numbers_in_a_form_are_numbers() -> None:
     ],
 )
 def test_a_wrong_form_is_refused(body: bytes) -> None:
-    """As the same in JSON would be."""
+    """A form is refused for the same reasons as the same JSON would be."""
     with pytest.raises(CallerError) as refused:
         parse(body, CURL, own_session=False)
 
@@ -126,7 +126,7 @@ def test_a_wrong_form_is_refused(body: bytes) -> None:
 
 
 def test_list_is_taken_as_items() -> None:
-    """As they are; an empty one asks for a response to what was said already."""
+    """A list is taken as items unchanged; an empty one asks for a response to the conversation so far."""
     item = {"type": "item_reference", "id": "item_1"}
 
     assert parse(
@@ -136,7 +136,7 @@ def test_list_is_taken_as_items() -> None:
 
 
 def test_session_is_for_a_session_of_its_own() -> None:
-    """There it is not part of the response."""
+    """`session` is used where a turn opens its own session, and is then not part of the response."""
     wanted = parse(b'{"input":"x","session":{"a":1},"tools":[]}', JSON, own_session=True)
 
     assert (wanted.session, wanted.request.response) == ({"a": 1}, {"tools": []})
@@ -154,7 +154,7 @@ def test_session_is_for_a_session_of_its_own() -> None:
     ],
 )
 def test_wrong_member_is_pointed_at(body: bytes, pointer: str) -> None:
-    """One sentence and a JSON pointer."""
+    """The error has one sentence and a JSON pointer."""
     with pytest.raises(CallerError) as refused:
         parse(body, JSON, own_session=False)
 
@@ -163,13 +163,13 @@ def test_wrong_member_is_pointed_at(body: bytes, pointer: str) -> None:
 
 @pytest.mark.parametrize(("body", "media_type"), [(b"\xff", "text/plain"), (b"", None), (b"x\xff{}", CURL)])
 def test_text_is_utf8_and_not_empty(body: bytes, media_type: str | None) -> None:
-    """There is nothing to say otherwise."""
+    """A text must be valid UTF-8 and not empty."""
     with pytest.raises(CallerError, match="input"):
         parse(body, media_type, own_session=False)
 
 
 def test_a_question_in_text_is_answered_in_text() -> None:
-    """The first format is what a client gets that asks for none."""
+    """Without a preference the client gets the first format, and a text is answered as text."""
     text, json = (
         parse(b"x", "text/plain", own_session=False),
         parse(b'{"input":"x"}', JSON, own_session=False),
@@ -180,7 +180,7 @@ def test_a_question_in_text_is_answered_in_text() -> None:
 
 
 def test_wait_is_seconds() -> None:
-    """None for as long as it takes."""
+    """`wait` is in seconds; None means as long as it takes."""
     assert wait(None, format="text", keyed=False) is None
     assert wait("2.5", format="json", keyed=True) == 2.5
 
@@ -199,6 +199,6 @@ def test_wait_is_seconds() -> None:
     ],
 )
 def test_wait_that_makes_no_sense_is_refused(text: str, format: Format, keyed: bool) -> None:
-    """Out of range, for a stream, or without a key to come back with."""
+    """A wait is refused if it is out of range, for a stream, or without a key to ask again with."""
     with pytest.raises(CallerError, match="wait"):
         wait(text, format=format, keyed=keyed)

@@ -1,4 +1,4 @@
-"""One text turn in one request (docs/api.md, 4 Turns), over real sockets; the far end is played."""
+"""One text turn in one request over real sockets, with a simulated far end (docs/api.md, 4 Turns)."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 class Model:
-    """What answers turns: reads what the gateway sent, and says what a test wants said of it."""
+    """Answers turns: it reads what the gateway sent and emits the events that a test asks for."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -31,11 +31,11 @@ class Model:
         return [json.loads(text) for text in self._house.far_end.sent]
 
     def of(self, type_: str) -> list[Json]:
-        """Return what was sent of a type."""
+        """Return the events of a type that were sent."""
         return [event for event in self.sent if event["type"] == type_]
 
     async def asked(self, count: int = 1) -> Json:
-        """Wait for this many responses to be asked for and return the last."""
+        """Wait until this many responses were requested, and return the last."""
 
         def ready() -> bool:
             if len(self.of("response.create")) >= count:
@@ -53,7 +53,7 @@ class Model:
         self._house.far_end.sink.received(0, json.dumps({"type": type_, **members}))
 
     def begin(self, asked: Json) -> str:
-        """Create the response that was asked for."""
+        """Create the requested response."""
         self._turns += 1
         id_ = f"resp_{self._turns}"
         response = {"id": id_, "conversation_id": "conv_1", "metadata": asked["response"]["metadata"]}
@@ -72,7 +72,7 @@ class Model:
         error: Json | None = None,
         also: Sequence[Json] = (),
     ) -> None:
-        """Finish a response, with its text if it has any, and other items."""
+        """Finish a response, with its text if it has any and with other items."""
         content = [{"type": "output_text", "text": text}]
         output = [{"id": "item_a", "type": "message", "content": content}] if text is not None else []
         output += also
@@ -87,7 +87,7 @@ class Model:
         self.say("response.done", response=response)
 
     async def answer(self, *words: str, count: int = 1) -> None:
-        """Answer the turn asked for, whole."""
+        """Answer the requested turn completely."""
         id_ = self.begin(await self.asked(count))
         self.speak(id_, *words)
         self.end(id_, "".join(words))
@@ -105,7 +105,7 @@ class Model:
 
 @pytest.fixture
 def model(house: House) -> Model:
-    """Return the one who answers."""
+    """Return the model that answers."""
     return Model(house)
 
 
@@ -121,7 +121,7 @@ def turn(session: Session, body: object = "Hello", **options: Any) -> "asyncio.T
 
 
 def post(house: House, path: str, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
-    """Begin a POST; text goes as curl's `-d` sends it, the rest as JSON."""
+    """Start a POST; text goes as curl's `-d` sends it, the rest as JSON."""
     headers = options.pop("headers", {})
     if isinstance(body, str):
         headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
@@ -139,7 +139,7 @@ async def got(task: "asyncio.Task[Answer]") -> Answer:
 
 
 async def test_a_turn_is_no_larger_than_a_batch(session: Session) -> None:
-    """Its items and its response.create are events like others, and as many may be sent at once."""
+    """The items and the response.create of a turn count as events and are limited as in a batch."""
     limit = session.house.parts.limits.max_batch_events
     item = {"type": "message", "role": "user", "content": []}
     answer = await got(turn(session, {"input": [item] * limit}))
@@ -160,7 +160,7 @@ async def test_a_turn_is_no_larger_than_a_batch(session: Session) -> None:
 async def test_text_becomes_a_message_and_a_response(
     session: Session, model: Model, body: object, headers: dict[str, str]
 ) -> None:
-    """However it is written; both events have ids, and the response carries the turn's name."""
+    """Both events have ids, and the response carries the turn's id, however the text is written."""
     asked = turn(session, body, headers=headers)
     await model.answer("Hi")
     answer = await got(asked)
@@ -174,7 +174,7 @@ async def test_text_becomes_a_message_and_a_response(
 
 @pytest.mark.parametrize("body", ['"x"', "a=b&c=d", "42"])
 async def test_what_is_no_object_is_the_text_itself(session: Session, model: Model, body: str) -> None:
-    """Curl uses the form type for every body."""
+    """A body that is not an object is the text itself, because curl sends the form type for every body."""
     asked = turn(session, body)
     await model.answer("Hi")
     await got(asked)
@@ -183,7 +183,7 @@ async def test_what_is_no_object_is_the_text_itself(session: Session, model: Mod
 
 
 async def test_items_and_other_members_pass(session: Session, model: Model) -> None:
-    """A list of items is sent as it is, one event each; what is neither input nor session goes into the response."""
+    """Each item of a list is sent unchanged as one event; members other than input and session go into the response."""
     output = {"type": "function_call_output", "call_id": "call_1", "output": "5"}
     message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "So?"}]}
     wanted = {"instructions": "Be brief.", "metadata": {"mine": "1"}}
@@ -210,7 +210,7 @@ async def test_items_and_other_members_pass(session: Session, model: Model) -> N
     ],
 )
 async def test_wrong_body_is_refused(session: Session, model: Model, body: Json) -> None:
-    """With a pointer, and before anything is sent."""
+    """A wrong body is refused with a pointer before anything is sent."""
     answer = await got(turn(session, body))
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -219,7 +219,7 @@ async def test_wrong_body_is_refused(session: Session, model: Model, body: Json)
 
 
 async def test_body_named_json_must_be_an_object(session: Session) -> None:
-    """Who says JSON is not taken for text."""
+    """A body whose type is JSON must be an object and is not treated as text."""
     answer = await got(turn(session, "Hello", headers={"Content-Type": "application/json"}))
 
     assert (answer.status, answer.code) == (400, "invalid-json")
@@ -229,7 +229,7 @@ async def test_body_named_json_must_be_an_object(session: Session) -> None:
 
 
 async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> None:
-    """The status waits for the first delta, and each goes out at once."""
+    """The status is sent with the first delta, and each delta is sent at once."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
     asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
@@ -251,7 +251,8 @@ async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> N
 async def test_an_answer_that_is_not_whole_cuts_the_connection(
     session: Session, model: Model, status: str
 ) -> None:
-    """The partial text arrives, but the body ends early; the same for text before a function call."""
+    """If the answer is incomplete, or a function call follows the text, the partial text arrives but the body ends
+    early."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
     asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
@@ -281,7 +282,8 @@ async def test_a_function_call_is_not_an_answer_in_text(session: Session, model:
 
 
 async def test_halves_of_a_pair_are_joined(session: Session, model: Model) -> None:
-    """A far end that counts in UTF-16 cuts a character in two; a half that stays alone is a replacement character."""
+    """A far end that counts in UTF-16 may split a character; a half that stays alone becomes a replacement
+    character."""
     words = ("Hi ", "\ud83d", "\ude00", " end ", "\ud83d")
     asked = turn(session, headers=KEY)
     await model.answer(*words)
@@ -293,7 +295,7 @@ async def test_halves_of_a_pair_are_joined(session: Session, model: Model) -> No
 
 @pytest.mark.parametrize("form", ["text", "sse", "ndjson"])
 async def test_a_streamed_answer_ends_its_connection(session: Session, model: Model, form: str) -> None:
-    """A reader below the chunks sees its end."""
+    """A streamed answer closes its connection, because some readers see no other end."""
     asked = turn(session, params={"format": form})
     await model.answer("Hi")
 
@@ -328,7 +330,7 @@ async def test_no_words_have_a_status(
 
 
 async def test_text_of_a_turn_that_is_to_have_none(session: Session, model: Model) -> None:
-    """Is refused before it costs anything."""
+    """A response that is to have no text is refused before it costs anything."""
     body = {"input": "Hello", "output_modalities": ["audio"]}
     answer = await got(turn(session, body, headers={"Accept": "text/plain"}))
 
@@ -340,7 +342,7 @@ async def test_text_of_a_turn_that_is_to_have_none(session: Session, model: Mode
 
 
 async def test_json_gives_the_response(session: Session, model: Model) -> None:
-    """With the text by itself, and where in the log the turn ended."""
+    """The JSON answer has the text as its own member, and the position in the log where the turn ended."""
     asked = turn(session, {"input": "Hello"})
     await model.answer("Hi ", "there")
     answer = await got(asked)
@@ -360,7 +362,7 @@ async def test_json_gives_the_response(session: Session, model: Model) -> None:
 
 
 async def test_json_tells_a_failure_inside(session: Session, model: Model) -> None:
-    """200 with `error`, as OpenAI's Responses do."""
+    """A response that failed is answered with 200 and `error`, as OpenAI's Responses do."""
     error = {"type": "server_error", "code": "server_error", "message": "Sorry."}
     asked = turn(session, {"input": "Hello"})
     model.end(model.begin(await model.asked()), None, "failed", error)
@@ -371,7 +373,7 @@ async def test_json_tells_a_failure_inside(session: Session, model: Model) -> No
 
 
 async def test_rate_limit_is_one(session: Session, model: Model) -> None:
-    """429 with when to come back, since there the same request succeeds later."""
+    """A rate limit is 429 with Retry-After, because the same request can succeed later."""
     error = {"code": "rate_limit_exceeded", "message": "Rate limit reached. Please try again in 1m3s."}
     asked = turn(session, {"input": "Hello"})
     model.end(model.begin(await model.asked()), None, "failed", error)
@@ -383,7 +385,7 @@ async def test_rate_limit_is_one(session: Session, model: Model) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("form", ["text", "json", "sse"])
 async def test_refused_event_is_a_bad_gateway(session: Session, model: Model, which: int, form: str) -> None:
-    """An `error` that names an event of the turn; what OpenAI said of it stands inside."""
+    """An `error` that names an event of the turn is 502, and the problem contains OpenAI's message."""
     asked = turn(session, params={"format": form})
     await model.asked()
     model.refuse(model.sent[which])
@@ -394,7 +396,7 @@ async def test_refused_event_is_a_bad_gateway(session: Session, model: Model, wh
 
 
 async def test_stream_that_fails_ends_with_the_error(session: Session, model: Model) -> None:
-    """Where events were sent already the status stands, and the problem is an event, too."""
+    """After the first event the status cannot change, so the problem is sent as an event."""
     url = f"{session.house.url}/v1/sessions/{session.id}/turns"
     asking = asyncio.create_task(
         session.house.http.post(url, json={"input": "Hello"}, headers={"Accept": "text/event-stream"})
@@ -410,7 +412,7 @@ async def test_stream_that_fails_ends_with_the_error(session: Session, model: Mo
 
 
 async def test_error_of_another_event_is_not_the_turns(session: Session, model: Model) -> None:
-    """Somebody else's mistake ends nothing."""
+    """An error about another client's event does not end the turn."""
     asked = turn(session, {"input": "Hello"})
     id_ = model.begin(await model.asked())
     model.refuse({"event_id": "somebody_elses"})
@@ -420,7 +422,7 @@ async def test_error_of_another_event_is_not_the_turns(session: Session, model: 
 
 
 async def test_lost_session_is_a_bad_gateway(session: Session, model: Model) -> None:
-    """The turn ends with it."""
+    """A session that is lost ends the turn with 502."""
     asked = turn(session, {"input": "Hello"})
     await model.asked()
     await session.handle.close(CloseReason.UPSTREAM_LOST)
@@ -431,7 +433,8 @@ async def test_lost_session_is_a_bad_gateway(session: Session, model: Model) -> 
 
 @pytest.mark.parametrize("form", ["text", "json", "sse", "ndjson"])
 async def test_turn_of_a_session_that_moves_ends(session: Session, model: Model, form: str) -> None:
-    """Its last events may never be visible here, so the answer does not wait for them."""
+    """If the session moves to another node, the answer does not wait, because the turn's last events may never be
+    visible here."""
     asked = turn(session, {"input": "Hello"}, params={"format": form})
     await model.asked()
     (running,) = [session.handle.state.turns.running]
@@ -445,7 +448,7 @@ async def test_turn_of_a_session_that_moves_ends(session: Session, model: Model,
 
 @pytest.mark.slow
 async def test_turn_that_takes_too_long_is_cancelled(build: Build) -> None:
-    """504 with its phase, and the response is cancelled."""
+    """A turn that takes too long is answered with 504 and its phase, and the response is cancelled."""
     house = await build(relay=RelayLimits(turn_timeout_seconds=0.2))
     house.hub.start()
     session, model = await opened(house), Model(house)
@@ -500,7 +503,7 @@ async def test_lines_give_the_turns_own_events(session: Session, model: Model) -
 
 
 async def test_turns_queue_in_order(session: Session, model: Model) -> None:
-    """One at a time; each gets its own answer."""
+    """Turns run one at a time, and each gets its own answer."""
     tasks = []
     for number in range(3):
         tasks.append(turn(session, {"input": f"{number}"}))
@@ -518,7 +521,7 @@ async def test_turns_queue_in_order(session: Session, model: Model) -> None:
 
 
 async def test_turn_too_many_is_refused(build: Build) -> None:
-    """429 with when to come back."""
+    """A turn beyond the queue's limit is refused with 429 and Retry-After."""
     house = await build(relay=RelayLimits(max_waiting_turns=1))
     session, model = await opened(house), Model(house)
     tasks = [turn(session, {"input": "1"})]
@@ -539,7 +542,7 @@ KEY = {"Idempotency-Key": "once"}
 
 
 async def test_repeat_attaches_to_the_running_turn(session: Session, model: Model) -> None:
-    """From its first event, and without a second bill."""
+    """A repeat follows the running turn from its first event and causes no second charge."""
     first = turn(session, {"input": "Hello"}, headers=KEY)
     id_ = model.begin(await model.asked())
     model.speak(id_, "Hi ")
@@ -556,7 +559,7 @@ async def test_repeat_attaches_to_the_running_turn(session: Session, model: Mode
 
 @pytest.mark.parametrize("form", ["text", "json", "sse"])
 async def test_repeat_of_a_finished_turn_gives_its_answer(session: Session, model: Model, form: str) -> None:
-    """In any form."""
+    """A repeat may ask for another form."""
     asked = turn(session, headers=KEY, params={"format": "json"})
     await model.answer("Hi ", "there")
     await got(asked)
@@ -572,7 +575,7 @@ async def test_repeat_of_a_finished_turn_gives_its_answer(session: Session, mode
 async def test_repeat_goes_on_behind_what_was_seen(
     session: Session, model: Model, form: str, done: bool
 ) -> None:
-    """After `Last-Event-ID`, in the turn that runs and in the stored answer."""
+    """A repeat continues after `Last-Event-ID`, both in a running turn and in a stored answer."""
     first = turn(session, {"input": "Hello"}, headers=KEY, params={"format": form})
     id_ = model.begin(await model.asked())
     model.speak(id_, "1", "2", "3")
@@ -598,7 +601,8 @@ async def test_repeat_goes_on_behind_what_was_seen(
 async def test_repeat_with_another_cursor(
     session: Session, model: Model, cursor: str, status: int, gap: bool
 ) -> None:
-    """One before the turn begins with the turn; one that names no event is a gap; one of other characters is refused."""
+    """A cursor before the turn starts at the turn; one that names no event is a gap; one with invalid characters is
+    refused."""
     asked = turn(session, {"input": "Hello"}, headers=KEY, params={"format": "sse"})
     await model.answer("1")
     await got(asked)
@@ -611,7 +615,8 @@ async def test_repeat_with_another_cursor(
 
 
 async def test_first_request_ignores_a_stale_cursor(session: Session, model: Model) -> None:
-    """A client that posts turns in a loop may still send the cursor of the turn before."""
+    """The first request ignores a cursor, because a client that posts turns in a loop may still send the one of the
+    turn before."""
     headers = {**KEY, "Last-Event-ID": "zzzz-3"}
     asked = turn(session, {"input": "Hello"}, headers=headers, params={"format": "sse"})
     await model.answer("1")
@@ -621,7 +626,7 @@ async def test_first_request_ignores_a_stale_cursor(session: Session, model: Mod
 
 
 async def test_key_of_another_body_is_refused(session: Session, model: Model) -> None:
-    """422: a key stands for one request."""
+    """A key that was used with another body is refused with 422."""
     asked = turn(session, {"input": "Hello"}, headers=KEY)
     await model.answer("Hi")
     await got(asked)
@@ -631,7 +636,7 @@ async def test_key_of_another_body_is_refused(session: Session, model: Model) ->
 
 
 async def test_rate_limited_turn_may_be_tried_again(session: Session, model: Model) -> None:
-    """With the same key, since nothing was answered."""
+    """A rate-limited turn may be repeated with its key, because it produced no answer."""
     error = {"code": "rate_limit_exceeded", "message": "Slow down."}
     asked = turn(session, {"input": "Hello"}, headers=KEY)
     model.end(model.begin(await model.asked()), None, "failed", error)
@@ -644,7 +649,7 @@ async def test_rate_limited_turn_may_be_tried_again(session: Session, model: Mod
 
 @pytest.mark.slow
 async def test_wait_gives_the_request_back(session: Session, model: Model) -> None:
-    """202 while the turn continues; the same key gets the answer later."""
+    """202 is returned while the turn continues; a repeat with the same key gets the answer later."""
     asked = turn(session, {"input": "Hello"}, headers=KEY, params={"wait": "1"})
     id_ = model.begin(await model.asked())
     early = await got(asked)
@@ -661,7 +666,7 @@ async def test_wait_gives_the_request_back(session: Session, model: Model) -> No
 
 @pytest.mark.parametrize(("wait", "headers"), [("1", {}), ("0", KEY), ("56", KEY), ("x", KEY)])
 async def test_wait_needs_a_key_and_sense(session: Session, wait: str, headers: dict[str, str]) -> None:
-    """Without a key the answer could never be asked for again."""
+    """`wait` needs a key, because otherwise the answer could not be requested again."""
     answer = await got(turn(session, {"input": "Hello"}, headers=headers, params={"wait": wait}))
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
@@ -671,7 +676,7 @@ async def test_wait_needs_a_key_and_sense(session: Session, wait: str, headers: 
 
 
 async def test_own_turn_opens_and_closes_its_session(house: House, model: Model) -> None:
-    """By what the body wants of it; afterwards nothing is left open."""
+    """The session is opened as the body says, and nothing stays open afterwards."""
     asked = post(house, "/v1/turns", {"input": "Hello", "session": {"instructions": "Rhyme."}})
     await model.answer("Hi")
     answer = await got(asked)
@@ -684,7 +689,7 @@ async def test_own_turn_opens_and_closes_its_session(house: House, model: Model)
 
 
 async def test_refused_opening_is_told(house: House) -> None:
-    """With the error that a create would have given."""
+    """If the session cannot be opened, the error is that of a create."""
     house.far_end.refusal = UpstreamError("upstream-rejected", "No such model.")
     answer = await got(post(house, "/v1/turns"))
 
@@ -703,7 +708,7 @@ async def test_leaving_client_ends_its_own_turn(house: House, model: Model) -> N
 
 
 async def test_client_that_leaves_while_opening_ends_it(house: House) -> None:
-    """Before there is a session, there will be none."""
+    """If the client leaves while the session opens, no session remains."""
     gate = asyncio.Event()
     house.far_end.gate = gate.wait
     asked = post(house, "/v1/turns")
@@ -715,7 +720,7 @@ async def test_client_that_leaves_while_opening_ends_it(house: House) -> None:
 
 
 async def test_client_with_a_key_may_come_back(house: House, model: Model) -> None:
-    """Its turn goes on without it, and the repeat finds it."""
+    """With a key the turn continues without its client, and the repeat finds it."""
     asked = post(house, "/v1/turns", {"input": "Hello"}, headers=KEY)
     id_ = model.begin(await model.asked())
     asked.cancel()
@@ -729,7 +734,7 @@ async def test_client_with_a_key_may_come_back(house: House, model: Model) -> No
 
 
 async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, model: Model) -> None:
-    """It continues in the log."""
+    """If a client leaves a turn of an existing session, the turn continues in the log."""
     asked = turn(session)
     id_ = model.begin(await model.asked())
     asked.cancel()
@@ -743,7 +748,7 @@ async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, mod
 
 
 async def test_closing_server_ends_turns(house: House, model: Model) -> None:
-    """No session remains open after the client left."""
+    """A closing server ends turns, and no session remains open."""
     asked = post(house, "/v1/turns", headers=KEY)
     await model.asked()
     await house.hub.close()

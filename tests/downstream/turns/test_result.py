@@ -1,4 +1,4 @@
-"""What became of a turn, put into answers."""
+"""The result of a turn, rendered as answers."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def done(
 
 
 def failed(error: GatewayError) -> Turn:
-    """Return a turn that came to no response."""
+    """Return a turn that got no response."""
     turn = Turn(1, "t", TurnRequest([]))
     turn.finish(None, error)
     return turn
@@ -42,12 +42,12 @@ def message(*parts: object) -> dict[str, object]:
 
 
 def text(words: str, type_: str = "output_text") -> dict[str, object]:
-    """Return a part of one."""
+    """Return a content part of an item."""
     return {"type": type_, "text": words}
 
 
 def test_text_is_joined_over_parts_and_messages() -> None:
-    """The calls are in order, also with other items in between."""
+    """The texts of all parts and messages are joined; calls keep their order, also with other items in between."""
     other = {"type": "mcp_call", "name": "f"}
     output = [message(text("a"), text("b", "text")), other, message({"type": "refusal"}, text("c"))]
 
@@ -59,19 +59,19 @@ def test_text_is_joined_over_parts_and_messages() -> None:
     "output", [None, "odd", [None], [message(None)], [message({"type": "text", "text": 1})]]
 )
 def test_odd_output_has_no_text(output: object) -> None:
-    """What upstream sends is not ours to trust."""
+    """Output of an unexpected form has no text, because upstream's data is not trusted."""
     assert turnresult.output_text({"output": output}) is None
 
 
 def test_document_of_an_odd_response_keeps_its_form() -> None:
-    """An output that is not a list is an empty one."""
+    """An output that is not a list is rendered as an empty one."""
     document = turnresult.document(done(output="odd"), "gws_1", "k-1")
 
     assert (document["output"], document["output_text"], document["head"]) == ([], None, "k-1")
 
 
 def test_turn_without_result_has_an_empty_document() -> None:
-    """Withdrawn before there was any."""
+    """A turn that was withdrawn before any response has an empty document."""
     turn = Turn(1, "t", TurnRequest([]))
     turn.finish(None)
 
@@ -79,7 +79,7 @@ def test_turn_without_result_has_an_empty_document() -> None:
 
 
 def test_failure_is_raised_whoever_asks() -> None:
-    """A turn without a result raises."""
+    """A turn without a result raises for every form of answer."""
     turn = failed(UpstreamError("upstream-failed", "Gone."))
 
     with pytest.raises(UpstreamError, match="Gone"):
@@ -100,7 +100,7 @@ def test_failure_is_raised_whoever_asks() -> None:
     ],
 )
 def test_rate_limit_says_when_to_come_back(said: str, seconds: float) -> None:
-    """As OpenAI's sentence does, if it does."""
+    """The time to wait is taken from OpenAI's message, if it has one."""
     turn = done("failed", error={"code": "rate_limit_exceeded", "message": said})
 
     failure = turnresult.failure_of(turn)
@@ -122,7 +122,7 @@ def test_rate_limit_says_when_to_come_back(said: str, seconds: float) -> None:
     ],
 )
 def test_only_what_left_nothing_behind_is_tried_again(turn: Turn, again: bool) -> None:
-    """A completed response is stored, because it was billed."""
+    """Only a turn without effects may be repeated; a completed response was billed and is stored."""
     assert turnresult.retryable(turn) is again
 
 
@@ -140,7 +140,7 @@ def test_only_what_left_nothing_behind_is_tried_again(turn: Turn, again: bool) -
     ],
 )
 def test_a_text_that_is_not_the_whole_answer_is_an_error(turn: Turn, code: str, words: str) -> None:
-    """Nobody takes half an answer, or the words before a function call, for the answer."""
+    """Half an answer, or the text before a function call, is an error instead of the answer."""
     error = turnresult.shortcoming(turn)
 
     assert error is not None
@@ -149,13 +149,13 @@ def test_a_text_that_is_not_the_whole_answer_is_an_error(turn: Turn, code: str, 
 
 
 def test_a_whole_text_falls_short_of_nothing() -> None:
-    """Also without any text: what was streamed is all there is."""
+    """A complete response has no missing text, even if it has no text at all."""
     assert turnresult.shortcoming(done(output=[message(text("a"))])) is None
     assert turnresult.shortcoming(done(output=[message()])) is None
 
 
 def test_an_incomplete_response_tells_its_reason() -> None:
-    """As OpenAI's Responses do; other answers have no such member."""
+    """An incomplete response has `incomplete_details`, as OpenAI's Responses do; other answers have no such member."""
     incomplete = turnresult.document(done("incomplete", reason="max_output_tokens"), "gws_1", "k-1")
 
     assert incomplete["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -164,12 +164,12 @@ def test_an_incomplete_response_tells_its_reason() -> None:
 
 
 def test_the_whole_text_is_well_formed() -> None:
-    """UTF-8 carries no half of a surrogate pair."""
+    """The whole text contains no half of a surrogate pair, because UTF-8 cannot encode one."""
     assert turnresult.text_of(done(output=[message(text("a\ud83d"), text("\ude00\udc00"))])) == "a😀\ufffd"
 
 
 def test_text_cannot_tell_of_a_failure() -> None:
-    """So it is an error, with OpenAI's own words inside."""
+    """Text cannot report a failure, so it is an error with OpenAI's own message."""
     error = {"code": "server_error", "message": "Sorry."}
     with pytest.raises(UpstreamError, match="Sorry") as raised:
         turnresult.text_of(done("failed", error=error))

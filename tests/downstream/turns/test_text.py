@@ -15,20 +15,21 @@ UNITS = st.lists(
 
 
 def delta(text: object) -> Entry:
-    """Return a delta as the log has it."""
+    """Return a delta as it is in the log."""
     value = json.dumps({"type": DELTA, "delta": text})
     return Entry(1, DELTA, *frame("k-1", None, value), 1, 0.0)
 
 
 def told(pages: list[list[object]]) -> str:
-    """Return what a client gets of pages of deltas."""
+    """Return the bytes that a client gets for pages of deltas."""
     rendering = TextDeltas()
     parts = [rendering.entries("k", [delta(text) for text in page]) for page in pages]
     return b"".join([*parts, rendering.rest()]).decode()
 
 
 def utf16(text: str) -> str:
-    """Join pairs and replace halves by the standard's words, one code unit after the other (Unicode 3.9, D91)."""
+    """Join surrogate pairs and replace lone halves one code unit at a time, as the standard describes (Unicode 3.9,
+    D91)."""
     result, index = "", 0
     while index < len(text):
         unit, after = text[index], text[index + 1 : index + 2]
@@ -43,14 +44,14 @@ def utf16(text: str) -> str:
 
 @given(st.lists(st.lists(UNITS.map("".join), max_size=3), max_size=5))
 def test_text_is_the_same_wherever_deltas_and_pages_cut_it(pages: list[list[object]]) -> None:
-    """Halves of a pair are joined over any cut; a half that stays alone is U+FFFD; all is UTF-8."""
+    """Halves of a pair are joined across any split; a lone half becomes U+FFFD; the result is valid UTF-8."""
     whole = "".join(str(text) for page in pages for text in page)
 
     assert told(pages) == utf16(whole) == well_formed(whole)
 
 
 def test_a_half_waits_for_the_other_one() -> None:
-    """What can be written is written at once."""
+    """Everything but a half of a pair is written at once."""
     rendering = TextDeltas()
     written = [rendering.entries("k", [delta(text)]) for text in ("a\ud83d", "\ude00", "b")]
 
@@ -59,12 +60,12 @@ def test_a_half_waits_for_the_other_one() -> None:
 
 
 def test_a_delta_that_is_no_text_says_nothing() -> None:
-    """What upstream sends cannot be relied on."""
+    """A delta that is not text is ignored, because upstream's data is not trusted."""
     assert told([["a", 1, None, "b"]]) == "ab"
 
 
 def test_nothing_but_deltas_is_written() -> None:
-    """Text has no room for the gateway's own events."""
+    """Only deltas are written: plain text cannot carry the gateway's own events."""
     rendering = TextDeltas()
 
     assert rendering.opening(1, "k-1", {}, 10) == b""
