@@ -70,7 +70,9 @@ class Gateway:
             models=[str(config.upstream.session.get("model"))],
             access_log=config.log.access,
         )
-        self.collector = Collector(lambda: self._metrics.sessions.ended, lambda: self._metrics.sessions.live)
+        self.collector = Collector(
+            lambda: self._metrics.sessions.ended, lambda: self._metrics.sessions.live, self.task_failed
+        )
         """Garbage collection concerns the whole process, so the process's owner starts and closes it."""
         upstream = upstream_config(config)
         try:
@@ -109,7 +111,7 @@ class Gateway:
             self._metrics.loop_lagged(seconds)
             self._hub.strain.lagged(seconds, clock.monotonic())
 
-        self._probes = Probes(lagged, self._metrics.gc_paused)
+        self._probes = Probes(lagged, self._metrics.gc_paused, self.task_failed)
         self._access = Access(rules, Signatures(configured or (secrets.token_bytes(32),)), clock.monotonic)
         self._server = Server(
             ServerDependencies(
@@ -133,6 +135,10 @@ class Gateway:
         digests = (hashlib.sha256(token.encode()).digest(),) if token else ()
         nodes = self._clustering.shown_nodes if self._clustering is not None else tuple
         return Operator(metrics=metrics, drain=self.asked_to_drain.set, token_sha256=digests, nodes=nodes)
+
+    def task_failed(self, error: BaseException) -> None:
+        """Log an exception of a task that runs beside the sessions."""
+        self._metrics.relay_failed("", error)
 
     @property
     def url(self) -> str:

@@ -14,6 +14,7 @@ from gateway.app import Gateway
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
 from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config, ConfigError, load
+from gateway.relay.tasks import Tasks
 from gateway.telemetry import configure_logging
 
 log = structlog.stdlib.get_logger()
@@ -80,10 +81,9 @@ async def serve_until_told(
         return EXIT_FAILED
     gateway.collector.start()
     notify_supervisor("READY=1")
-    beside_serving = {
-        asyncio.create_task(beat(), name="supervisor-beat"),
-        asyncio.create_task(_reload_when_asked(gateway, reload_asked), name="reload"),
-    }
+    beside_serving = Tasks(gateway.task_failed)
+    _ = beside_serving.run(beat(), "supervisor-beat")
+    _ = beside_serving.repeat(lambda: _reload_when_asked(gateway, reload_asked), "reload")
     beside = asyncio.ensure_future(ready(gateway) if ready else asyncio.Event().wait())
     try:
         await _first(told.wait(), gateway.asked_to_drain.wait(), _watch(beside))
@@ -96,9 +96,7 @@ async def serve_until_told(
         await asyncio.wait({beside})
         await gateway.collector.close()
         await gateway.close()
-        for task in beside_serving:
-            task.cancel()
-        await asyncio.wait(beside_serving)
+        await beside_serving.end()
     return 0
 
 

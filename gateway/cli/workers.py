@@ -19,6 +19,7 @@ from gateway.cli.child import _die_with_parent as die_with_parent
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
 from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config
+from gateway.relay.tasks import Tasks
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -108,13 +109,12 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, workers.tell, number)
         log.info("workers_started", count=count, port=port)
-        beside = {asyncio.create_task(_ready(port)), asyncio.create_task(beat())}
+        beside = Tasks(lambda error: log.error("relay_failed", session="", left_out=0, exc_info=error))
+        _ = beside.run(_ready(port)), beside.run(beat())
         try:
             await workers.run()
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.wait(beside)
+            await beside.end()
     return EXIT_USAGE if workers.usage_error else 0
 
 

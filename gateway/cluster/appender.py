@@ -18,7 +18,7 @@ from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.journal import RedisJournal, Rewrite
 from gateway.cluster.keys import EntryId
 from gateway.cluster.resp import Reply, ReplyError, Wire, command
-from gateway.cluster.tasks import end
+from gateway.relay.tasks import Tasks
 
 UNANSWERED_SECONDS: Final = 3.0
 CHECK_AT_ONCE: Final = 256
@@ -51,6 +51,9 @@ class Events(Protocol):
     def redis_up(self, up: bool, reason: str) -> None:
         """The connection for appends was made or lost."""
 
+    def failed(self, error: BaseException) -> None:
+        """A task ended with an exception that nobody expected."""
+
 
 class Appender:
     """Appends for one primary, from `start` to `close`."""
@@ -81,17 +84,16 @@ class Appender:
         self._sending = False
         self._loop = asyncio.get_running_loop()
         self._rewriting = asyncio.Semaphore(REWRITES_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks(events.failed)
         self._answers: list[tuple[RedisJournal, Reply, float]] = []
 
     def start(self) -> None:
         """Connect, and keep connected."""
-        self._keeper = asyncio.create_task(self._keep(), name="cluster-appender")
+        _ = self._tasks.repeat(self._keep, "cluster-appender")
 
     async def close(self) -> None:
         """Close the connection and drop what was not appended."""
-        await end((self._keeper, *self._tasks))
+        await self._tasks.end()
         if self._wire is not None:
             self._wire.drop()
 
@@ -228,8 +230,10 @@ class Appender:
                 journal.appends.unsettled()
             try:
                 await self._check(list(self._journals))
-            except AwayError:
+            except BaseException as error:
                 wire.drop()
+                if not isinstance(error, AwayError):
+                    raise
             await self._gone.wait()
             self._wire = None
 
@@ -279,9 +283,7 @@ class Appender:
     def _look_into(self, journal: RedisJournal) -> None:
         """Compare a journal with Redis and write its state again if needed, in a separate task."""
         journal.appends.unsettled()
-        task = asyncio.create_task(self._mend(journal), name=f"cluster-mend-{journal.identity.session_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _ = self._tasks.run(self._mend(journal), f"cluster-mend-{journal.identity.session_id}")
 
     async def _mend(self, journal: RedisJournal) -> None:
         """Gives up when the connection is lost: the next one checks every journal."""

@@ -16,7 +16,7 @@ from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.keys import Keys
 from gateway.cluster.liveness import Liveness
 from gateway.cluster.resp import ReplyError
-from gateway.cluster.tasks import end
+from gateway.relay.tasks import Tasks
 
 BEAT_SHARE: Final = 0.125
 """Of the lease: how often a node beats."""
@@ -78,8 +78,10 @@ class Beat:
         status: Callable[[], Status],
         lease_seconds: float,
         problem: Callable[[str], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
-        """`problem` is called with the reason why Redis did not answer a beat."""
+        """`problem` is called with the reason why Redis did not answer a beat, `failed` with an exception that nobody
+        expected."""
         self.node = node
         self._keys = keys
         self._connections = connections
@@ -92,7 +94,7 @@ class Beat:
         self._answered_sent_at = float("-inf")
         self._seen: dict[str, Status] = {}
         self._beats: Mapping[str, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(failed)
         self.answered = False
         """Redis answered the last beat."""
         self.beaten = asyncio.Event()
@@ -121,12 +123,11 @@ class Beat:
 
     def start(self) -> None:
         """Start the periodic beat."""
-        self._task = asyncio.create_task(self._beat_for_ever(), name="cluster-beat")
+        _ = self._tasks.repeat(self._beat_for_ever, "cluster-beat")
 
     async def close(self) -> None:
         """Stop beating, and remove the node from the list, so that no other node waits for it."""
-        await end([self._task])
-        self._task = None
+        await self._tasks.end()
 
     @property
     def sure(self) -> bool:

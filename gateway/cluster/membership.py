@@ -10,7 +10,7 @@ takes them over as if this node were lost, without waiting for the lease.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from gateway.cluster.beat import NodeSeen, boottime
 from gateway.cluster.claims import GoneError, Stored
@@ -29,6 +29,7 @@ from gateway.relay.ports import Dialer
 from gateway.relay.session import Session
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import fold
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import ClusterTelemetry
 
 AT_ONCE: Final = 16
@@ -67,7 +68,7 @@ class Membership:
         self._call = call
         self._takeover = Takeover(node, telemetry, self.adopt, lambda: not hub.draining, on_lost)
         self._prepared: dict[str, Prepared] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def start(self) -> None:
         """Join. Raises AwayError, DeniedError or ReplyError."""
@@ -80,6 +81,7 @@ class Membership:
         await self._takeover.close()
         for session_id in list(self._prepared):
             await self._abandon(session_id)
+        await self._tasks.ended()  # Hang-ups and abandoned calls have time-outs of their own.
         await self.node.leave()
         await self.node.close()
 
@@ -104,7 +106,7 @@ class Membership:
         self.node.take(stored.journal)
         if prepared is None and call_id is not None and not attached and saved.state.closed is None:
             # The lost node may only be paused: its channel closes, and it learns that it was replaced.
-            self._run(self._dialer.hang_up(call_id, None), "cluster-hang-up")
+            _ = self._tasks.run(self._dialer.hang_up(call_id, None), "cluster-hang-up")
         return "taken" if saved.state.closed is None else "closed"
 
     # --- for peers that hand over -------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class Membership:
 
     def _expire(self, session_id: str, prepared: Prepared) -> None:
         if self._prepared.get(session_id) is prepared:
-            self._run(self._abandon(session_id), "cluster-abandon")
+            _ = self._tasks.run(self._abandon(session_id), "cluster-abandon")
 
     async def _abandon(self, session_id: str) -> None:
         prepared = self._prepared.pop(session_id, None)
@@ -222,11 +224,6 @@ class Membership:
         """Return the peers that could take a session, in its order."""
         able = {peer.node: peer for peer in self.node.directory.peers if peer.serving and peer.room > 0}
         return [able[node] for node in ranked(session_id, able)]
-
-    def _run(self, work: Any, name: str) -> None:  # Any: a coroutine of any result
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _body(**members: str | None) -> bytes:

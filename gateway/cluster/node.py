@@ -7,8 +7,8 @@ the node beats, drops connections that do not answer, and renews the expiry of i
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from gateway.cluster.appender import Address, Appender
 from gateway.cluster.beat import Beat, NodeSeen, Status
@@ -19,8 +19,8 @@ from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
-from gateway.cluster.tasks import end
 from gateway.relay.events.records import VERSION
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import ClusterTelemetry
 
 EXPIRY_RENEWAL_SECONDS: Final = 300.0
@@ -49,7 +49,13 @@ class ClusterNode:
         self.connections = Connections(settings)
         self._telemetry = telemetry
         self.beat = Beat(
-            self.id, self.keys, self.connections, status, settings.lease_seconds, self._beat_failed
+            self.id,
+            self.keys,
+            self.connections,
+            status,
+            settings.lease_seconds,
+            self._beat_failed,
+            self.failed,
         )
         self.directory = RedisDirectory(
             settings, self.keys, self.codec, self.connections, self.beat, self, self._take, epoch
@@ -60,8 +66,7 @@ class ClusterNode:
         self._up: bool | None = None
         self.on_fenced: Callable[[str], None] = lambda _: None
         """Called with the id of a session that another node owns now."""
-        self._ticker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self.failed)
         self._snapshots = asyncio.Semaphore(4)
 
     async def start(self) -> None:
@@ -70,12 +75,11 @@ class ClusterNode:
         self.beat.start()
         if not self.connections.clustered:
             self._appender(None)
-        self._ticker = asyncio.create_task(self._tick_for_ever(), name="cluster-ticker")
+        _ = self._tasks.repeat(self._tick_for_ever, "cluster-ticker")
 
     async def close(self) -> None:
         """Leave the cluster. Safe to call twice."""
-        await end((self._ticker, *self._tasks))
-        self._ticker = None
+        await self._tasks.end()
         await self.beat.close()
         for appender in self._appenders.values():
             await appender.close()
@@ -121,7 +125,7 @@ class ClusterNode:
     def snapshot_due(self, journal: RedisJournal) -> None:
         # Now, since the state and the journal agree at this moment.
         entry, blob = journal.appends.last, journal.dump()
-        self._run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
+        _ = self._tasks.run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
 
     # --- appender.Events ----------------------------------------------------------------------------------------------
 
@@ -135,6 +139,9 @@ class ClusterNode:
         self._journals.discard(journal)
         self._telemetry.fenced(journal.identity.session_id)
         self.on_fenced(journal.identity.session_id)
+
+    def failed(self, error: BaseException) -> None:
+        self._telemetry.relay_failed("", error)
 
     def redis_up(self, up: bool, reason: str) -> None:
         if up is not self._up:
@@ -163,7 +170,7 @@ class ClusterNode:
         journal.expire_at = asyncio.get_running_loop().time() + EXPIRY_RENEWAL_SECONDS
         self._journals.add(journal)
         if self.connections.clustered:
-            self._run(self._place(journal), "cluster-place")
+            _ = self._tasks.run(self._place(journal), "cluster-place")
         else:
             self._appender(None).take(journal)
 
@@ -189,7 +196,7 @@ class ClusterNode:
 
     def moved(self, journal: RedisJournal) -> None:
         self._appenders[journal.address].leave(journal)
-        self._run(self._place(journal, again=True), "cluster-place")
+        _ = self._tasks.run(self._place(journal, again=True), "cluster-place")
 
     async def _place(self, journal: RedisJournal, *, again: bool = False) -> None:
         """Find the primary that holds a journal's keys, and append it there."""
@@ -260,11 +267,6 @@ class ClusterNode:
                 await self.directory.renew_expiry(journal)
             except (AwayError, DeniedError, ReplyError):
                 journal.expire_at = now + _TICK_SECONDS
-
-    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _beat_failed(self, reason: str) -> None:
         self.redis_up(False, reason)

@@ -17,7 +17,7 @@ from gateway.cluster.connections import AwayError, DeniedError
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.resp import ReplyError
-from gateway.cluster.tasks import end
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import ClusterTelemetry
 
 RANK_SECONDS: Final = 1.5
@@ -57,26 +57,26 @@ class Takeover:
         self._adopt = adopt
         self._may_take = may_take
         self._on_lost = on_lost
-        self._task: asyncio.Task[None] | None = None
-        self._working: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
+        self._working: set[str] = set()
+        """Lost nodes whose sessions are being taken over."""
         self._emptied: set[str] = set()
         """Lost nodes of which nothing is left, until they are off the list."""
 
     def start(self) -> None:
         """Start watching."""
-        self._task = asyncio.create_task(self._watch(), name="cluster-takeover")
+        _ = self._tasks.repeat(self._watch, "cluster-takeover")
 
     async def close(self) -> None:
         """Stop watching; claimed sessions stay claimed."""
-        await end((self._task, *self._working.values()))
-        self._task = None
+        await self._tasks.end()
 
     def replace(self, lost: str) -> None:
         """Begin to take over a node's sessions. Safe to call twice."""
         if lost not in self._working and lost != self._node.id:
-            task = asyncio.create_task(self._replace(lost), name=f"cluster-replace-{lost}")
-            self._working[lost] = task
-            task.add_done_callback(lambda _: self._working.pop(lost, None))
+            self._working.add(lost)
+            task = self._tasks.run(self._replace(lost), f"cluster-replace-{lost}")
+            task.add_done_callback(lambda _: self._working.discard(lost))
 
     async def take(self, session_id: str, owner: str, since: float) -> str:
         """Claim one session and adopt it; returns the outcome. Raises AwayError."""

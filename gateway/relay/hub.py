@@ -34,6 +34,7 @@ from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved
 from gateway.relay.states import CloseReason
 from gateway.relay.strain import Strain
+from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import RelayTelemetry
 
 TICK_SECONDS: Final = 1.0
@@ -88,19 +89,17 @@ class Hub:
         self._sessions: dict[SessionId, Session] = {}
         self._opening: dict[SessionId, Session] = {}
         self._tasks: dict[asyncio.Task[None], Session] = {}
-        self._ticker: asyncio.Task[None] | None = None
+        self._ticking = Tasks(lambda error: telemetry.relay_failed("", error))
         self._counted = (0, 0)
 
     def start(self) -> None:
         """Begin to tick."""
-        self._ticker = asyncio.create_task(self._tick_for_ever(), name="hub-ticker")
+        _ = self._ticking.repeat(self._tick_for_ever, "hub-ticker")
 
     async def close(self) -> None:
         """End every session and wait until their calls are closed."""
         self.draining = True
-        if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.wait({self._ticker})
+        await self._ticking.end()
         for session in self._tasks.values():
             session.end(CloseReason.DRAINED)
         if self._tasks:

@@ -5,7 +5,11 @@ asyncio keeps only weak references to tasks, and reports an unread exception onl
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
+
+RESTART_SECONDS: Final = 1.0
+"""How long a loop that raised an exception is paused: a bug that raises at once must not take the whole processor."""
+_AGAIN_SECONDS: Final = 1.0
 
 
 class Tasks:
@@ -26,6 +30,10 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    def repeat(self, loop: Callable[[], Coroutine[Any, Any, None]], name: str) -> "asyncio.Task[None]":
+        """Run a coroutine function that never returns. If it raises, report that and call it again after a pause."""
+        return self.run(self._repeated(loop), name)
+
     def cancel(self) -> None:
         """Cancel all tasks."""
         for task in self._running:
@@ -35,6 +43,21 @@ class Tasks:
         """Wait until all tasks have ended, those included that are started meanwhile."""
         while self._running:
             await asyncio.wait(set(self._running))
+
+    async def end(self) -> None:
+        """Cancel all tasks and wait until they have ended. Repeat if a library mistook the cancellation for its own
+        time-out."""
+        while self._running:
+            self.cancel()
+            await asyncio.wait(set(self._running), timeout=_AGAIN_SECONDS)
+
+    async def _repeated(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await loop()
+            except Exception as error:  # noqa: BLE001  # a bug must not stop heartbeats or deadlines for good
+                self._failed(error)
+            await asyncio.sleep(RESTART_SECONDS)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)

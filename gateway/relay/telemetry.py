@@ -15,7 +15,14 @@ from gateway.relay.usage import Charge
 Direction = Literal["up", "down"]
 
 
-class UpstreamTelemetry(Protocol):
+class FailureTelemetry(Protocol):
+    """Bugs, stated by every package that runs background tasks."""
+
+    def relay_failed(self, session: str, error: BaseException) -> None:
+        """A bug in the gateway was met where nothing may be raised; logged with its traceback."""
+
+
+class UpstreamTelemetry(FailureTelemetry, Protocol):
     """Facts about calls, stated by upstream/."""
 
     def connect_phase(self, phase: str, seconds: float) -> None: ...
@@ -26,9 +33,6 @@ class UpstreamTelemetry(Protocol):
 
     def turn_unavailable(self) -> None:
         """A TURN server is configured and gave a call no address; other addresses may do."""
-
-    def relay_failed(self, session: str, error: BaseException) -> None:
-        """A bug in the gateway was met where nothing may be raised; logged with its traceback."""
 
     def close_failed(self, what: str, error: BaseException) -> None:
         """A clean-up step did not finish in time; the others continued."""
@@ -109,7 +113,7 @@ class DownstreamTelemetry(Protocol):
     def gap(self, reason: str, missed: int | None) -> None: ...
 
 
-class ClusterTelemetry(Protocol):
+class ClusterTelemetry(FailureTelemetry, Protocol):
     """Facts about several nodes, stated by cluster/."""
 
     def cluster_nodes(self, counts: Mapping[str, int]) -> None:

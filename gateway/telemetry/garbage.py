@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from gateway.relay.tasks import Tasks
+
 SWEEP_SECONDS: Final = 5.0
 """Interval between checks whether enough sessions have ended."""
 
@@ -26,28 +28,33 @@ THRESHOLDS: Final = (50_000, 20, 100)
 
 
 class Collector:
-    """Collects from `start` to `close`. `ended` returns how many sessions have ended so far, `live` how many are live."""
+    """Collects from `start` to `close`."""
 
-    def __init__(self, ended: Callable[[], int], live: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ended: Callable[[], int],
+        live: Callable[[], int],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """`ended` returns how many sessions have ended so far, `live` how many are live; `failed` is called with an
+        exception of either."""
         self._ended = ended
         self._live = live
         self._swept = 0
         self._thresholds = gc.get_threshold()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(failed)
 
     def start(self) -> None:
         """Exclude the objects made at start-up from collections, since they live as long as the process."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(*THRESHOLDS)
-        self._task = asyncio.create_task(self._sweep_for_ever(), name="collector")
+        _ = self._tasks.repeat(self._sweep_for_ever, "collector")
 
     async def close(self) -> None:
         """Restore Python's own settings. May be called more than once."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
+        if self._tasks:
+            await self._tasks.end()
             gc.set_threshold(*self._thresholds)
             gc.unfreeze()
 

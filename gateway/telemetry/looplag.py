@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from gateway.relay.tasks import Tasks
+
 LAG_SECONDS: Final = 0.2
 """Interval between measurements of the lag: 5 wake-ups a second cost 0.02 % of a core."""
 
@@ -16,24 +18,27 @@ LAG_SECONDS: Final = 0.2
 class Probes:
     """Watches the process from `start` to `close`."""
 
-    def __init__(self, lagged: Callable[[float], None], paused: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        lagged: Callable[[float], None],
+        paused: Callable[[float], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """`failed` is called with an exception of `lagged`."""
         self._lagged = lagged
         self._paused = paused
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(failed)
         self._collecting_since = 0.0
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._watch_loop(), name="loop-lag")
+        _ = self._tasks.repeat(self._watch_loop, "loop-lag")
         gc.callbacks.append(self._on_gc)
 
     async def close(self) -> None:
         """Stop watching. May be called more than once."""
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
+        await self._tasks.end()
 
     async def _watch_loop(self) -> None:
         while True:

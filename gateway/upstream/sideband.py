@@ -228,8 +228,7 @@ class SidebandUpstream:
 
     async def _run(self) -> None:
         """Read and write until the connection ends, then notify the sink, unless the gateway closed it."""
-        writing = asyncio.create_task(self._write())
-        reading = asyncio.create_task(self._read())
+        writing, reading = self._dialer.own(self._write()), self._dialer.own(self._read())
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
         finally:

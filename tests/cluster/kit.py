@@ -22,6 +22,7 @@ class Told:
         self.takeovers: list[str] = []
         self.fences = 0
         self.ups: list[bool] = []
+        self.failures: list[BaseException] = []
 
     def journal_settled(self, seconds: float) -> None: ...
     def journal_unsettled(self, size: int) -> None: ...
@@ -38,6 +39,9 @@ class Told:
 
     def fenced(self, session: str) -> None:
         self.fences += 1
+
+    def relay_failed(self, session: str, error: BaseException) -> None:
+        self.failures.append(error)
 
     def redis_up(self, up: bool, reason: str) -> None:
         self.ups.append(up)

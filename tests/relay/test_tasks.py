@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from gateway.relay import tasks as module
 from gateway.relay.tasks import Tasks
 
 
@@ -41,3 +44,35 @@ async def test_all_can_be_cancelled_and_waited_for() -> None:
     await tasks.ended()
 
     assert (done, len(tasks)) == (["late"], 0)
+
+
+async def test_a_loop_that_fails_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each failure is reported. Only `end` stops the loop."""
+    monkeypatch.setattr(module, "RESTART_SECONDS", 0.0)
+    failures: asyncio.Queue[BaseException] = asyncio.Queue()
+    tasks = Tasks(failures.put_nowait)
+    _ = tasks.repeat(fail, "loop")
+    told = [repr(await asyncio.wait_for(failures.get(), 10)) for _ in range(2)]
+    await tasks.end()
+
+    assert told == ["ValueError('x')"] * 2
+    assert not tasks
+
+
+async def test_a_swallowed_cancellation_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that took the first cancellation for its own time-out ends with the second."""
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+    tasks, cancelled = Tasks(lambda error: None), list[int]()
+
+    async def stubborn() -> None:
+        for number in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(number)
+
+    _ = tasks.run(stubborn())
+    await asyncio.sleep(0)
+    await tasks.end()
+
+    assert cancelled == [0, 1]

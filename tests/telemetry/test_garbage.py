@@ -26,7 +26,7 @@ def counts() -> dict[str, int]:
 @pytest.fixture
 def collector(counts: dict[str, int]) -> Collector:
     """Return a collector that asks for them."""
-    return Collector(lambda: counts["ended"], lambda: counts["live"])
+    return Collector(lambda: counts["ended"], lambda: counts["live"], lambda error: None)
 
 
 def test_nothing_is_swept_while_few_sessions_end(collector: Collector, counts: dict[str, int]) -> None:

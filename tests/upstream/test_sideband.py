@@ -494,6 +494,25 @@ async def test_sink_that_raises_does_not_end_the_call(open_call: OpenCall) -> No
     assert len(facts.of("relay_failed")) == 2
 
 
+async def test_bug_while_writing_is_reported_and_ends_the_call(
+    open_call: OpenCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that fails must not leave a call that nothing is sent on, and the log tells why it ended."""
+
+    async def fail(self: object) -> None:
+        raise RuntimeError("a mistake")
+
+    caller: Caller = await open_call()
+    sink, facts = Remembering(), Facts()
+    async with dialling(caller.base_url, facts) as dialer:
+        call = await attach(dialer, caller.call_id, sink)
+        monkeypatch.setattr(SidebandUpstream, "_flush", fail)
+        call.send([UPDATE])
+        await sink.until(lambda sink: sink.losses)
+
+    assert [repr(error) for _, error in facts.of("relay_failed")] == ["RuntimeError('a mistake')"]
+
+
 async def test_other_requests_make_calls(open_call: OpenCall) -> None:
     """Without a call to attach to, the same dialer creates one over WebRTC, and ends calls of others by name."""
     caller: Caller = await open_call()

@@ -67,6 +67,9 @@ class PeerTelemetry(Protocol):
     def forwarded(self, kind: str, outcome: Outcome, seconds: float) -> None:
         """Report a forwarded request; `kind` is `stream` or `request`, `seconds` the time to the head of the response."""
 
+    def http_failed(self, request_id: str, error: BaseException) -> None:
+        """Report an exception that nobody expected."""
+
 
 class Elsewhere:
     """Forwards requests over persistent connections."""
@@ -83,7 +86,7 @@ class Elsewhere:
         self.signatures = signatures
         self._telemetry = telemetry
         self._patience = patience_seconds
-        self._moves = Moves(directory)
+        self._moves = Moves(directory, lambda error: telemetry.http_failed("", error))
         self._lines = Lines(tls)
         self._passing: dict[str, str] = {}
         """The requests under way by their ids, and the URLs of the nodes that have them."""

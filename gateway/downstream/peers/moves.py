@@ -5,11 +5,12 @@ If each looked its session up by itself, they would keep these nodes from taking
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from gateway.errors import OverloadError
 from gateway.relay.journal import Location
+from gateway.relay.tasks import Tasks
 
 POLL_SECONDS: Final = 0.05
 """Time between look-ups."""
@@ -27,16 +28,16 @@ class Locations(Protocol):
 class Moves:
     """The requests that wait."""
 
-    def __init__(self, locations: Locations) -> None:
+    def __init__(self, locations: Locations, failed: Callable[[BaseException], None]) -> None:
+        """`failed` is called with an exception of a look-up that nobody expected."""
         self._locations = locations
+        self._tasks = Tasks(failed)
         self._waiting: dict[str, list[tuple[str, asyncio.Future[Location | None]]]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Stop looking up. Requests that wait end with their own time-out."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._tasks.end()
 
     async def next(self, session_id: str, location: Location, seconds: float) -> Location | None:
         """Return where a session is once it is not at `location` any more, or `location` after so many seconds; None for
@@ -44,8 +45,8 @@ class Moves:
         future: asyncio.Future[Location | None] = asyncio.get_running_loop().create_future()
         waiter = (location.node, future)
         self._waiting.setdefault(session_id, []).append(waiter)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_up(), name="cluster-moves")
+        if self._looking is None or self._looking.done():
+            self._looking = self._tasks.run(self._look_up(), "cluster-moves")
         try:
             async with asyncio.timeout(seconds):
                 return await future

@@ -57,7 +57,7 @@ def add_routes(app: web.Application) -> None:
         app[STREAM],
         app[TELEMETRY],
         app[CLOCK].monotonic,
-        Ticker(app[CLOCK].monotonic),
+        Ticker(app[CLOCK].monotonic, lambda error: app[TELEMETRY].http_failed("", error)),
         Deliveries(app[TELEMETRY]),
     )
     app.on_startup.append(_start)

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
+from gateway.relay.tasks import Tasks
+
 TICK_SECONDS: Final = 0.5
 
 
@@ -30,24 +32,23 @@ class Ticking(Protocol):
 class Ticker:
     """The timer for all open reads of a server, and their list."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], failed: Callable[[BaseException], None]) -> None:
+        """`failed` is called with the first exception of a tick; the other reads are ticked all the same."""
         self._monotonic = monotonic
+        self._failed = failed
         self._open: set[Ticking] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(failed)
         self.closing = False
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="stream-ticker")
+        _ = self._tasks.repeat(self._run, "stream-ticker")
 
     async def close(self) -> None:
         """End every open read and accept no more. May be called more than once."""
         self.closing = True
         for ticking in list(self._open):
             ticking.shut()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
+        await self._tasks.end()
 
     def rotate(self, peer_requests: Collection[str]) -> None:
         """End the reads that were forwarded under these ids, because the node that forwarded them is about to end."""
@@ -63,6 +64,14 @@ class Ticker:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            now = self._monotonic()
-            for ticking in list(self._open):
+            self._tick(self._monotonic())
+
+    def _tick(self, now: float) -> None:
+        first: Exception | None = None
+        for ticking in list(self._open):
+            try:
                 ticking.tick(now)
+            except Exception as error:  # noqa: BLE001  # one bad stream must not stop the others' heartbeats
+                first = first or error
+        if first is not None:
+            self._failed(first)  # Only one: a bug in every stream would fill the log.

@@ -13,6 +13,7 @@ from aiohttp import web
 from gateway.relay.ports import Handle
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason
+from gateway.relay.tasks import Tasks
 
 
 class OwnTurn:
@@ -24,11 +25,10 @@ class OwnTurn:
         self._abandoned = asyncio.Event()
 
     def start(
-        self, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest
-    ) -> asyncio.Task[None]:
-        """Open a session for the turn, and close it afterwards. The caller owns the task, which never raises."""
-        self._task = asyncio.create_task(self._run(open_session, request), name="turn")
-        return self._task
+        self, turns: Tasks, open_session: Callable[[], Awaitable[Handle]], request: TurnRequest
+    ) -> None:
+        """Open a session for the turn, and close it afterwards, in a task that `turns` owns."""
+        self._task = turns.run(self._run(open_session, request), "turn")
 
     def abandon(self) -> None:
         """Cancel the response and close the session, because no client waits for the turn."""
@@ -67,23 +67,5 @@ class OwnTurn:
             self.begun.cancel()
 
 
-class OwnTurns:
-    """Owns the tasks of all turns that have their own session."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def own(self, task: asyncio.Task[None]) -> None:
-        """Keep a task until it is done."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Cancel the tasks that are still running, and await them."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
-
-
-OWN_TURNS: Final = web.AppKey("own_turns", OwnTurns)
+OWN_TURNS: Final = web.AppKey("own_turns", Tasks)
+"""The tasks of all turns that have their own session."""

@@ -31,12 +31,13 @@ from gateway.downstream.sessions import open_wanted, parse_wanted, required_upst
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
-from gateway.downstream.turns.own import OWN_TURNS, OwnTurn, OwnTurns
+from gateway.downstream.turns.own import OWN_TURNS, OwnTurn
 from gateway.errors import CallerError
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.ports import Handle
 from gateway.relay.state.turn import Turn, check_text
+from gateway.relay.tasks import Tasks
 
 PARSED_FACTOR: Final = 4
 """Memory of a parsed JSON value, as a multiple of its text."""
@@ -52,12 +53,12 @@ class _Done:
 
 def add_routes(app: web.Application) -> None:
     """Add the routes, and the owner of the tasks they start."""
-    own_turns = app[OWN_TURNS] = OwnTurns()
+    own_turns = app[OWN_TURNS] = Tasks(lambda error: app[TELEMETRY].http_failed("", error))
     app.router.add_post("/v1/sessions/{id}/turns", session_turn)
     app.router.add_post("/v1/turns", own_turn)
 
     async def close(app: web.Application) -> None:
-        await own_turns.close()
+        await own_turns.end()
 
     app.on_cleanup.append(close)
 
@@ -93,7 +94,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
         return sessions.find((await open_wanted(request, caller, session, bearer)).id, None)
 
     async def take(own: OwnTurn) -> None:
-        request.app[OWN_TURNS].own(own.start(open_session, asked.wanted.request))
+        own.start(request.app[OWN_TURNS], open_session, asked.wanted.request)
 
     return await _answer(request, asked, sessions.idempotency(caller.principal), take)
 

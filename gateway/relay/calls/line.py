@@ -18,6 +18,7 @@ from gateway.relay.calls.succession import Prepared, Successor, delays
 from gateway.relay.events.records import DoubtSettled
 from gateway.relay.ports import Json, LossCause, Upstream
 from gateway.relay.states import CloseReason
+from gateway.relay.tasks import Tasks
 
 _HAND_OVER_RETRY_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 2.0
@@ -79,7 +80,7 @@ class Line(Calls):
         # The last event may be of a kind that is never answered; probe anyway, because its sender needs a live call.
         owes = owes or bool(upstream.buffered) or self._handed_at > self._heard_at
         if owes and now - self._heard_at >= _PROBE_AFTER_SECONDS and self._probe is None:
-            self._probe = asyncio.create_task(self._probe_call(upstream, self._generation))
+            self._probe = Tasks(self._failed).run(self._probe_call(upstream, self._generation))
 
     # --- the owner task's part ----------------------------------------------------------------------------------------------
 
@@ -150,13 +151,14 @@ class Line(Calls):
         lost_call, self._upstream = self._upstream, None
         # Concurrently with dialling: a far end that does not answer would not answer this either.
         hang_up = cause != LossCause.CHANNEL_CLOSED and not self._attached
-        closing = asyncio.create_task(lost_call.close(hang_up=hang_up)) if lost_call else None
+        closing = Tasks(self._failed)
+        if lost_call is not None:
+            _ = closing.run(lost_call.close(hang_up=hang_up))
         try:
             outcome = await self._try_calls(cause)
             self._telemetry.recovered(self._owner.id, cause, outcome, self._clock.monotonic() - started)
         finally:
-            if closing is not None:
-                await asyncio.wait({closing})
+            await closing.ended()
 
     async def _try_calls(self, cause: str) -> str:
         """Switch to the first call that can be seeded; return the outcome."""
@@ -352,7 +354,7 @@ class Line(Calls):
         try:
             alive = any(await asyncio.gather(*(upstream.probe(_PROBE_SECONDS) for _ in range(2))))
         except Exception as error:  # noqa: BLE001  # a call that cannot be asked is not alive, and must not stop later probes
-            self._telemetry.relay_failed(self._owner.id, error)
+            self._failed(error)
             alive = False
         finally:
             self._probe = None
@@ -363,6 +365,9 @@ class Line(Calls):
         else:
             self._telemetry.consent_failed()
             self.lost(generation, LossCause.CONSENT_EXPIRED)
+
+    def _failed(self, error: BaseException) -> None:
+        self._telemetry.relay_failed(self._owner.id, error)
 
     async def _unless_ended(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Await something until the session ends; None if it ended first. The interrupted work cleans up first."""

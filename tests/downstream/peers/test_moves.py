@@ -17,9 +17,12 @@ class Owners:
         self.nodes: dict[str, str] = {}
         self.asked: list[int] = []
         self.away = False
+        self.broken = False
 
     async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
         self.asked.append(len(session_ids))
+        if self.broken:
+            raise ValueError("a bug")
         if self.away:
             raise OverloadError("recovering", "away", retry_after=1)
         return [at(self.nodes[one]) if one in self.nodes else None for one in session_ids]
@@ -39,7 +42,7 @@ async def owners() -> Owners:
 @pytest.fixture
 async def moves(owners: Owners) -> AsyncIterator[Moves]:
     """Return the moves that wait on that directory."""
-    made = Moves(owners)
+    made = Moves(owners, lambda error: None)
     yield made
     await made.close()
 
@@ -68,3 +71,17 @@ async def test_session_that_stays_is_asked_for_again(moves: Moves, owners: Owner
 async def test_session_that_is_gone_is_told(moves: Moves) -> None:
     """A session without an owner is reported as gone."""
     assert await moves.next("gws_1", at("a"), 5) is None
+
+
+async def test_failed_look_up_is_reported_and_the_next_request_looks_again(owners: Owners) -> None:
+    """An exception that nobody expected reaches the log, and does not end all later look-ups."""
+    failures: list[BaseException] = []
+    moves = Moves(owners, failures.append)
+    owners.broken = True
+    assert await moves.next("gws_1", at("a"), 0.01) == at("a")
+    owners.broken = False
+    found = await moves.next("gws_2", at("a"), 5)
+    await moves.close()
+
+    assert found is None
+    assert [repr(failure) for failure in failures] == ["ValueError('a bug')"]

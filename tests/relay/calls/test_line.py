@@ -478,6 +478,23 @@ async def test_a_call_whose_probe_fails_is_replaced_and_the_next_one_is_probed_t
     assert len(failures) == 2
 
 
+async def test_a_lost_call_that_fails_to_close_is_reported(house: House) -> None:
+    """The session recovers all the same."""
+    session = await attended(house)
+
+    async def fail() -> None:
+        raise RuntimeError("the socket is closed")
+
+    house.call.closing = fail
+    house.call.lose()
+    await until(lambda: len(house.dialer.calls) == 2)
+    await until(lambda: session.view().state is State.CONNECTED)
+    failures = house.notebook.told("relay_failed")
+    house.notebook.facts = [fact for fact in house.notebook.facts if fact[0] != "relay_failed"]
+
+    assert [repr(error) for _, error in failures] == ["RuntimeError('the socket is closed')"]
+
+
 async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(house: House) -> None:
     """An attempt that makes progress goes on, although all items together take longer than the time for one."""
     session = await attended(house)
