@@ -50,10 +50,11 @@ log = structlog.stdlib.get_logger()
 class Gateway:
     """Serves from `start` to `close`. `drain` lets running conversations finish first."""
 
-    def __init__(self, config: Config, *, shared: bool = False) -> None:
+    def __init__(self, config: Config, *, shared: bool = False, peer_socket: str = "") -> None:
         """Build everything without using the network.
 
-        With `shared`, other processes listen on the clients' port as well. Raises ConfigError for a file that cannot be
+        With `shared`, other processes listen on the clients' port as well, and `peer_socket` is the path of the unix socket
+        on which this one listens for them. Raises ConfigError for a file that cannot be
         used.
         """
         self._config = config
@@ -82,7 +83,7 @@ class Gateway:
         self._dialer = CallDialer(upstream, self._metrics, clock)
         configured = signing_keys(config.access)
         self._clustering = (
-            _clustering(config, configured, self._metrics, clock) if config.cluster.url else None
+            _clustering(config, configured, self._metrics, clock, peer_socket) if config.cluster.url else None
         )
         nodes = self._clustering
         limits = relay_limits(config, descriptors())
@@ -231,7 +232,9 @@ class Gateway:
         log.info("gateway_closed")
 
 
-def _clustering(config: Config, keys: tuple[bytes, ...], metrics: Metrics, clock: Clock) -> "Clustering":
+def _clustering(
+    config: Config, keys: tuple[bytes, ...], metrics: Metrics, clock: Clock, peer_socket: str
+) -> "Clustering":
     """Build what several nodes need. Raises ConfigError, also if the library for Redis is not installed."""
     try:
         from gateway.clustering import Clustering  # noqa: PLC0415  # an optional dependency, needed only here
@@ -241,4 +244,4 @@ def _clustering(config: Config, keys: tuple[bytes, ...], metrics: Metrics, clock
         raise ConfigError(
             ["cluster.url: needs the extra 'redis': pip install 'realtime-gateway[redis]'"]
         ) from error
-    return Clustering(config, keys, metrics, clock)
+    return Clustering(config, keys, metrics, clock, peer_socket)

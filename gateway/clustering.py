@@ -6,6 +6,7 @@ Imported when it is needed, because the library for Redis is an extra.
 import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -48,13 +49,21 @@ class RedisAwayError(OSError):
 class Clustering:
     """A node's place among the others."""
 
-    def __init__(self, config: Config, signing_keys: Sequence[bytes], metrics: Metrics, clock: Clock) -> None:
-        """Build everything, touching no network. Raises ConfigError."""
+    def __init__(
+        self,
+        config: Config,
+        signing_keys: Sequence[bytes],
+        metrics: Metrics,
+        clock: Clock,
+        peer_socket: str = "",
+    ) -> None:
+        """Build everything, touching no network. `peer_socket`: where to listen for the other workers of the same command.
+        Raises ConfigError."""
         if not signing_keys:
             what = "must be set with cluster.url, and be the same on every node; `openssl rand -hex 32` makes a key"
             raise ConfigError([f"access.signing_key_file: {what}"])
         self._config = config.cluster
-        self.settings = cluster_settings(config)
+        self.settings = replace(cluster_settings(config), peer_socket=peer_socket)
         self._metrics = metrics
         self._hub: Hub | None = None
         self._url = ""
@@ -81,7 +90,8 @@ class Clustering:
     @property
     def binding(self) -> Binding:
         """Where to listen for the other nodes."""
-        return Binding(self._config.host, self._config.port, self._server_tls)
+        own = self._config
+        return Binding(own.host, own.port, self._server_tls, unix_path=self.settings.peer_socket)
 
     @property
     def nodes(self) -> Sequence[NodeSeen]:
@@ -156,7 +166,7 @@ class Clustering:
         sessions = len(hub.live_sessions())
         room = 0 if hub.draining else max(0, hub.limits.max_sessions - sessions)
         state = "draining" if hub.draining else "serving"
-        return Status(self._url, __version__, state, sessions, room, (VERSION,))
+        return Status(self._url, __version__, state, sessions, room, (VERSION,), self.settings.peer_socket)
 
     async def _call(self, peer: Peer, errand: Errand, body: bytes) -> bool:
         path = PREPARE if errand == "prepare" else TAKE

@@ -33,6 +33,7 @@ def serve(
         ),
     ] = None,
     shared_port: Annotated[bool, typer.Option("--shared-port", hidden=True)] = False,
+    peer_socket: Annotated[str, typer.Option("--peer-socket", hidden=True)] = "",
 ) -> None:
     """Run the gateway. OpenAI's key is taken from OPENAI_API_KEY."""
     prepare()
@@ -51,7 +52,7 @@ def serve(
         from gateway.cli.workers import run_workers
 
         sys.exit(run(run_workers(settings, workers, _flags(config, host, upstream_url))))
-    sys.exit(run(serve_until_told(settings, shared=shared_port)))
+    sys.exit(run(serve_until_told(settings, shared=shared_port, peer_socket=peer_socket)))
 
 
 def prepare() -> None:

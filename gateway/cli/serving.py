@@ -46,6 +46,7 @@ async def serve_until_told(
     ready: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
     *,
     shared: bool = False,
+    peer_socket: str = "",
 ) -> int:
     """Serve until SIGTERM, SIGINT or `POST /drain`, then drain. A second signal ends at once. Return the exit status.
 
@@ -64,7 +65,7 @@ async def serve_until_told(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with config_errors_exit():
-        gateway = Gateway(config, shared=shared)
+        gateway = Gateway(config, shared=shared, peer_socket=peer_socket)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
     reload_asked = asyncio.Event()

@@ -1,16 +1,19 @@
 """`gateway serve --workers N`: several processes on one port, to use all cores of a machine.
 
 Each worker is a normal node of the cluster. Workers share only Redis and the port, whose connections the kernel
-distributes. This process starts the workers, forwards signals, and restarts a worker that ended by itself.
+distributes; they reach each other over unix sockets in a folder that only this user can open. This process starts the workers, forwards signals, and restarts a worker that ended by itself.
 """
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -94,13 +97,14 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
         )
     if not hasattr(socket, "SO_REUSEPORT"):
         fail("--workers: this system cannot share a port (SO_REUSEPORT)")
-    with _held_port(config.server.host, config.server.port) as held:
+    with _held_port(config.server.host, config.server.port) as held, _private_folder() as folder:
         port = held.getsockname()[1]
         admin = config.admin.port
         commands = [
             [
                 *(sys.executable, "-m", "gateway", "serve", *flags, "--shared-port", "--port", str(port)),
                 *("--admin-port", str(admin + number if admin else 0)),
+                *("--peer-socket", str(folder / f"worker-{number}.sock")),
             ]
             for number in range(count)
         ]
@@ -129,6 +133,20 @@ def _held_port(host: str, port: int) -> socket.socket:
         held.close()
         fail(f"--port: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}", EXIT_FAILED)
     return held
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Make a folder that only this user can open, and remove it at the end. systemd's RuntimeDirectory= is preferred."""
+    base = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or None
+    try:
+        folder = tempfile.mkdtemp(prefix="gateway-", dir=base)
+    except OSError as error:
+        fail(f"--workers: cannot make a folder for the workers' sockets: {error}; set TMPDIR")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _ready(port: int) -> None:

@@ -45,6 +45,8 @@ class Status:
     room: int
     reads: tuple[int, ...]
     """Versions of records and snapshots that it can read."""
+    socket: str = ""
+    """Path of the unix socket on which it also listens, for nodes whose sockets are in the same folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ def _members(status: Status) -> Mapping[str, object]:
         "sessions": status.sessions,
         "room": status.room,
         "reads": list(status.reads),
+        **({"socket": status.socket} if status.socket else {}),
     }
 
 
@@ -212,6 +215,7 @@ def _parsed(value: bytes) -> tuple[int, Status] | None:
             sessions=int(found["sessions"]),
             room=int(found["room"]),
             reads=tuple(int(version) for version in found["reads"]),
+            socket=str(found.get("socket", "")),
         )
         return int(found["beat"]), status
     except (ValueError, KeyError, TypeError):

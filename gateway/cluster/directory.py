@@ -3,13 +3,14 @@
 Implements `relay.journal.Directory` on Redis. What a takeover needs is in `claims`.
 """
 
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.cluster import scripts
-from gateway.cluster.beat import Beat
+from gateway.cluster.beat import Beat, Status
 from gateway.cluster.claims import Claims
 from gateway.cluster.codec import Codec, UnreadableError
 from gateway.cluster.connections import AwayError, Connections, DeniedError, Value
@@ -79,7 +80,7 @@ class RedisDirectory:
     @property
     def peers(self) -> Sequence[Peer]:
         return [
-            Peer(seen.node, seen.status.url, seen.status.state == "serving", seen.status.room)
+            Peer(seen.node, self.url_of(seen.status), seen.status.state == "serving", seen.status.room)
             for seen in self._beat.nodes
             if seen.node != self.node and not seen.dead
         ]
@@ -177,7 +178,14 @@ class RedisDirectory:
 
     def _location(self, node: str) -> Location:
         status = self._beat.status_of(node)
-        return Location(node, None if status is None else status.url, self._beat.lives(node))
+        return Location(node, None if status is None else self.url_of(status), self._beat.lives(node))
+
+    def url_of(self, status: Status) -> str:
+        """Return where to reach a node: through its unix socket if it is another worker of the same command."""
+        own = self._settings.peer_socket
+        if own and os.path.dirname(status.socket) == os.path.dirname(own):  # no I/O, for each request
+            return f"unix:{status.socket}"
+        return status.url
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the ids of a principal's sessions, newest first; some may be gone."""

@@ -65,6 +65,8 @@ class ClusterSettings:
     allow_eviction: bool = False
     detach_grace_seconds: float = 600.0
     log_max_bytes: int = 8 * 1024 * 1024
+    peer_socket: str = ""
+    """Path of the unix socket for the other workers of the same command, which has a folder of its own for them."""
 
 
 def _host(word: str, port: int) -> tuple[str, int]:

@@ -106,7 +106,7 @@ class Takeover:
             for one in dead:
                 status = self._node.beat.status_of(one)
                 if status is not None:
-                    self._on_lost(status.url)
+                    self._on_lost(self._node.directory.url_of(status))
             if not self._may_take() or not self._node.beat.sure:
                 continue
             self._emptied &= dead

@@ -92,7 +92,9 @@ async def node(url: str, **settings: object) -> AsyncIterator[ClusterNode]:
         ClusterSettings(Target.parse(url), **settings),  # type: ignore[arg-type]  # a test's keywords
         [SIGNING_KEY],
         told,
-        lambda: Status("http://127.0.0.1:1", "test", "serving", 0, 100, (1,)),
+        lambda: Status(
+            "http://127.0.0.1:1", "test", "serving", 0, 100, (1,), str(settings.get("peer_socket", ""))
+        ),
         lambda: "ep0" + str(len(told.ups) % 10),
     )
     await made.start()

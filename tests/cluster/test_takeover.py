@@ -111,6 +111,24 @@ async def test_node_tells_that_redis_is_back_after_a_missed_beat(redis_server: R
         assert one.connected
 
 
+async def test_workers_of_one_command_are_reached_by_their_sockets(redis_server: RedisServer) -> None:
+    """Other nodes, also workers of another command, are reached at the URL that they advertise."""
+    url = redis_server.url
+    async with (
+        node(url, peer_socket="/run/a/worker-0.sock") as one,
+        node(url, peer_socket="/run/a/worker-1.sock") as two,
+        node(url, peer_socket="/run/b/worker-0.sock") as other,
+        node(url) as alone,
+    ):
+        await until(lambda: len(one.directory.peers) == len(alone.directory.peers) == 3)
+        seen = {peer.node: peer.url for peer in one.directory.peers}
+        from_alone = {peer.url for peer in alone.directory.peers}
+
+    assert seen[two.id] == "unix:/run/a/worker-1.sock"
+    assert seen[other.id] == seen[alone.id] == "http://127.0.0.1:1"
+    assert from_alone == {"http://127.0.0.1:1"}
+
+
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
     """A draining node takes over nothing: the other one takes all the sessions, although it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:

@@ -64,11 +64,11 @@ class Program:
         self._signal(signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
 
-    def stop(self) -> int:
-        """End it with SIGTERM, then with SIGKILL, and return its exit status."""
+    def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """End it with SIGTERM, after so many seconds with SIGKILL, and return its exit status."""
         self._signal(signal.SIGTERM)
         try:
-            return self.process.wait(STOP_SECONDS)
+            return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             return self.process.wait(STOP_SECONDS)

@@ -1,10 +1,13 @@
 """Several nodes acting as one: nodes are killed, paused and restarted, and Redis stops or loses data."""
 
 import asyncio
+import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +245,8 @@ async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) ->
 
 
 async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> None:
-    """With `serve --workers 2` either worker serves any session, whichever accepts the connection, also after one is
-    killed."""
+    """With `serve --workers 2` either worker serves any session, whichever accepts the connection, also after the one that
+    owns it is killed. They connect over unix sockets in a folder that only this user can open."""
     environ = {
         "GATEWAY_CLUSTER__URL": redis_server.url,
         "GATEWAY_CLUSTER__LEASE_SECONDS": str(LEASE_SECONDS),
@@ -263,9 +266,33 @@ async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_ser
             for number in range(4):
                 await ask(url, session_id, f"Hello {number}")
             await reader.until("response.done", 4)
+            owner = socket_of_owner(redis_server, session_id)
+            assert owner.parent.stat().st_mode & 0o777 == 0o700
+            os.kill(pid_of(str(owner)), signal.SIGKILL)
+            await reader.until("gateway.recovered")
+            await ask(url, session_id, "Hello again")
+            await reader.until("response.done", 5)
             assert not reader.gaps
+        assert socket_of_owner(redis_server, session_id) != owner
+        assert program.stop(30) == 0
+        assert not owner.parent.exists()
     finally:
-        assert program.stop() == 0
+        program.stop()
+
+
+def socket_of_owner(redis: RedisServer, session_id: str) -> Path:
+    """Return the unix socket of the worker that has a session."""
+    node = redis.cli("HGET", f"rg:{{{session_id}}}:m", "node")
+    return Path(json.loads(redis.cli("HGET", "rg:{nodes}", node))["socket"])
+
+
+def pid_of(word: str) -> int:
+    """Return the process that has a word of its own on its command line."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # ended meanwhile
+            if word.encode() in file.read_bytes().split(b"\0"):
+                return int(file.parent.name)
+    raise AssertionError(f"no process has {word!r}")
 
 
 def test_workers_without_a_cluster_are_refused(tmp_path: Path) -> None:

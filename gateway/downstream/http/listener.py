@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,6 +50,8 @@ class Binding:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     shared: bool = False
     """Other processes listen on the same port, and the kernel distributes connections among them (SO_REUSEPORT)."""
+    unix_path: str = ""
+    """A unix socket to listen on in addition, without TLS. A file that is there is replaced."""
 
 
 class Listener:
@@ -80,6 +83,9 @@ class Listener:
         for listening in sockets:
             self._accept(listening)  # The kernel would reset connections that wait to be accepted.
             loop.remove_reader(listening.fileno())
+            if listening.family == socket.AF_UNIX:
+                with suppress(OSError):
+                    os.unlink(listening.getsockname())  # one system call
             listening.close()
 
     async def close(self) -> None:
@@ -125,13 +131,14 @@ class Listener:
     async def _open(self, connection: socket.socket) -> None:
         """Create the protocol of a connection, after the TLS handshake if there is one."""
         loop, http = asyncio.get_running_loop(), self._runner.server
+        tls = None if connection.family == socket.AF_UNIX else self._tls
         assert http is not None  # set up by `start`
         try:
             await loop.connect_accepted_socket(
                 lambda: Connection(http, self._limits, loop, self._connections),
                 connection,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._limits.header_seconds if self._tls else None,
+                ssl=tls,
+                ssl_handshake_timeout=self._limits.header_seconds if tls else None,
             )
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError
             connection.close()
@@ -216,11 +223,28 @@ async def _bound(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
         if not sockets:
             assert absent is not None  # getaddrinfo returns at least one address
             raise absent
+        if binding.unix_path:
+            sockets.append(_bound_to_path(binding.unix_path))
     except BaseException:
         for listening in sockets:
             listening.close()
         raise
     return sockets
+
+
+def _bound_to_path(path: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # left behind by a process that was killed
+        listening.bind(path)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _set_options(listening: socket.socket, user_timeout_ms: int) -> None:

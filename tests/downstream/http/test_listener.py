@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -32,6 +33,22 @@ async def small(house: House) -> AsyncIterator[Server]:
     await server.start(Binding(), Binding())
     yield server
     await server.close()
+
+
+async def test_unix_socket_beside_the_port(house: House, tmp_path: Path) -> None:
+    """Both answer; a socket that a killed process left behind is replaced, and the file is removed at the end."""
+    path = tmp_path / "peers.sock"
+    for _ in range(2):
+        socket.socket(socket.AF_UNIX).bind(str(path))
+        server = Server(house.parts)
+        await server.start(Binding(unix_path=str(path)), Binding())
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(GET)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert (await ask(server.url, GET)).status == 200
+        await server.close()
+        assert not path.exists()
 
 
 async def test_full_listener_says_so(house: House, small: Server) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import aiohttp
@@ -62,10 +63,10 @@ class Pair:
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    """Return two nodes without keys."""
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    """Return two nodes without keys, which also listen on unix sockets for each other."""
     table = Table()
-    houses = [await _node(table), await _node(table)]
+    houses = [await _node(table, tmp_path / name) for name in ("owner", "edge")]
     table.urls = {"owner": houses[0].server.peers_url, "edge": houses[1].server.peers_url}
     yield Pair(houses[0], houses[1], table)
     for house in houses:
@@ -74,7 +75,7 @@ async def pair() -> AsyncIterator[Pair]:
         await house.hub.close()
 
 
-async def _node(table: Table) -> House:
+async def _node(table: Table, socket: Path) -> House:
     facts, far_end = Facts(), FarEnd()
     telemetry = cast("Telemetry", facts)
     hub = Hub(far_end, frame, telemetry, replace(RelayLimits(), parting_seconds=0.05))
@@ -88,7 +89,7 @@ async def _node(table: Table) -> House:
         hub, telemetry, access, operator, StreamLimits(15.0, 300.0), limits, elsewhere=elsewhere
     )
     server = Server(parts)
-    await server.listen_to_peers(Binding())
+    await server.listen_to_peers(Binding(unix_path=str(socket)))
     await server.start(Binding(), Binding())
     http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
     return House(parts, server, hub, access, far_end, facts, http)

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import aiohttp
 
 from tests.downstream.peers.conftest import Pair
 from tests.downstream.streams import event, reading
@@ -53,6 +56,26 @@ async def test_stream_is_spliced_byte_for_byte(pair: Pair) -> None:
         assert (await read.next()).name == "gateway.closed"
         assert await read.answer.content.read() == b""
         assert read.answer.headers["Connection"] == "close"
+
+
+async def test_workers_of_one_command_reach_each_other_over_unix_sockets(pair: Pair, tmp_path: Path) -> None:
+    """Requests and streams are forwarded over the socket as over TCP; another process can use neither without a signature."""
+    session_id = await pair.open()
+    socket = tmp_path / "owner"
+    pair.table.urls["owner"] = f"unix:{socket}"
+    async with reading(pair.edge.http, f"{pair.edge.url}/v1/sessions/{session_id}/events") as read:
+        assert (await read.next()).name == "gateway.open"
+        answer = await pair.edge.call("POST", f"/v1/sessions/{session_id}/events", data=json.dumps(SAY))
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as stranger,
+        stranger.get(f"http://node/v1/sessions/{session_id}") as refused,
+    ):
+        status = refused.status
+    await pair.owner.server.close()
+
+    assert answer.status == 202
+    assert status == 403
+    assert not socket.exists()
 
 
 async def test_client_that_leaves_ends_the_owners_stream(pair: Pair) -> None:
