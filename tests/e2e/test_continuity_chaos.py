@@ -1,7 +1,8 @@
-"""The far end fails at every moment and in every way: the conversation continues, and every accepted event is accounted for.
+"""The far end fails at every moment and in every way: the conversation continues, and every accepted event is
+accounted for.
 
-A killed far end is followed by another process at its address, which knows nothing. The one fault that is not a loss is
-`silence`: such a far end still answers consent checks, so the turn times out and the call is not replaced.
+A killed far end is followed by another process at its address, which knows nothing. Only the fault `silence` is not
+a loss: such a far end still answers consent checks, so the turn times out and the call is not replaced.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ QUIET = ("--tokens-per-second", "0")
 
 @dataclass(slots=True)
 class Trial:
-    """A session whose every event has a name, and what became of each."""
+    """A session whose events all have IDs, and the outcome of each event."""
 
     emulate: Emulate
     far_end: FarEnd
@@ -66,7 +67,7 @@ class Trial:
         return str(said["head"])
 
     async def fail(self, failure: str) -> None:
-        """Make the present call fail; what it had received is looked at first."""
+        """Make the current call fail, after recording what it had received."""
         call = await self.call()
         self.received += await self._names(call)
         if failure == "kill":
@@ -75,7 +76,7 @@ class Trial:
             await self.far_end.fault(call, do=failure)
 
     def kill(self) -> None:
-        """End the far end as a crash does; another one follows."""
+        """Kill the far end as a crash would; another one follows."""
         port = self.far_end.base_url.rsplit(":", 1)[1].split("/")[0]
         self.far_end.program.kill()
         self.far_end = self.emulate("--port", port, *QUIET)
@@ -86,7 +87,7 @@ class Trial:
         return reads[-1].value
 
     async def log(self) -> list[Read]:
-        """Return all that was ever logged."""
+        """Return everything that was logged."""
         head = number(await self.head())
         return await self.caller.take(self.session_id, head)
 
@@ -95,8 +96,8 @@ class Trial:
         return [str(frame.get("event_id")) for frame in frames]
 
     async def account(self) -> None:
-        """Fail unless every event was confirmed in the log, seen by a call, or is told as unknown, by its number; and if
-        any was sent twice."""
+        """Check that every event was confirmed in the log, seen by a call, or reported as unknown by its number, and
+        that none was sent twice."""
         log = await self.log()
         assert [number(read.id) for read in log] == list(range(1, len(log) + 1))
         self.received += await self._names(await self.call())
@@ -133,7 +134,7 @@ Begin = Callable[..., Any]
 
 @pytest.fixture
 def trial(serve: Serve, emulate: Emulate) -> Begin:
-    """Return what opens a session that has been told a name, and looks for leaks behind it."""
+    """Return a function that opens a session in which a name was mentioned; afterwards check for leaks."""
 
     @asynccontextmanager
     async def begin(**body: Any) -> AsyncIterator[Trial]:
@@ -150,7 +151,7 @@ def trial(serve: Serve, emulate: Emulate) -> Begin:
             assert "Ada" in await one.ask("What is my name?")
             await one.account()
             await caller.ask("DELETE", f"/v1/sessions/{one.session_id}")
-            # Hanging up beside dialling takes a second connection, which is kept for the next call for up to 30 s.
+            # Hanging up while dialling takes a second connection, which is kept for the next call for up to 30 s.
             await back_to(before, seconds=45)
 
     return begin
@@ -160,7 +161,7 @@ def trial(serve: Serve, emulate: Emulate) -> Begin:
 
 
 async def idle(one: Trial, failure: str) -> None:
-    """Nothing is going on; what vanished without a word is found when the next event is sent."""
+    """Nothing is going on; a loss without a sign is found when the next event is sent."""
     head = await one.head()
     await one.fail(failure)
     if failure in ("kill", "vanish"):
@@ -171,7 +172,7 @@ async def idle(one: Trial, failure: str) -> None:
 
 
 async def sending(one: Trial, failure: str) -> None:
-    """A burst of items is on its way while it happens."""
+    """A burst of items is being sent when the fault happens."""
     head = await one.head()
     items = [say(f"Note {at}.")[0] for at in range(20)]
     await one.send(*items[:10])
@@ -184,7 +185,7 @@ async def sending(one: Trial, failure: str) -> None:
 
 
 async def response(one: Trial, failure: str) -> None:
-    """An answer is being written."""
+    """An answer is being generated."""
     head = await one.head()
     await one.far_end.fault(await one.call(), tokens_per_second=20)
     await one.send(*say("Count to 50."))
@@ -196,7 +197,7 @@ async def response(one: Trial, failure: str) -> None:
 
 
 async def function_call(one: Trial, failure: str) -> None:
-    """The model has called, and its call is answered on the next one."""
+    """The model has called a function, and the output is sent on the next call."""
     update = {"type": "session.update", "session": {"type": "realtime", "tools": [TOOL]}}
     head = (await one.send(update, *say("What is the weather in Rome?")))["head"]
     reads = await one.caller.until(one.session_id, "response.done", after=head)
@@ -214,7 +215,7 @@ async def function_call(one: Trial, failure: str) -> None:
 
 
 async def recovery(one: Trial, failure: str) -> None:
-    """The next calls fail, too, each in its own way, while events wait."""
+    """The next calls fail as well, each in a different way, while events wait."""
     head = await one.head()
     await one.fail(failure)
     await one.far_end.faults(signal_status=503, signal_times=2)
@@ -260,7 +261,8 @@ async def test_the_conversation_goes_on(trial: Begin, moment: Moment, failure: s
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ["expire", "stop_consent"])
 async def test_a_call_that_ends_by_itself_is_replaced(trial: Begin, failure: str) -> None:
-    """By the service's clock before it was due, or because consent is answered no more (noticed in half a minute)."""
+    """The call reached its end by the service's clock, or consent checks are no longer answered (noticed within half
+    a minute)."""
     async with trial() as one:
         head = await one.head()
         await one.fail(failure)
@@ -271,7 +273,8 @@ async def test_a_call_that_ends_by_itself_is_replaced(trial: Begin, failure: str
 
 @pytest.mark.slow
 async def test_a_far_end_killed_during_set_up_is_the_creates_answer(serve: Serve, emulate: Emulate) -> None:
-    """There is no conversation to continue with: 502 or 504, nothing left, and the next create works."""
+    """There is no conversation yet to continue: the create is answered with 502 or 504, nothing is left, and the
+    next create works."""
     far_end = emulate(*QUIET)
     port = far_end.base_url.rsplit(":", 1)[1].split("/")[0]
     gateway = await serve(far_end)
@@ -297,8 +300,8 @@ async def test_a_far_end_killed_during_set_up_is_the_creates_answer(serve: Serve
 async def test_only_a_session_without_continuity_is_told_that_its_call_expires(
     serve: Serve, emulate: Emulate, continuity: bool
 ) -> None:
-    """With it the call is replaced instead."""
-    # Short, and yet several of the gateway's ticks: of a call of 3 s, whole Unix seconds and one tick may take all.
+    """With continuity the call is replaced instead."""
+    # Short, but several ticks of the gateway: rounding to whole Unix seconds and one tick could use up a call of 3 s.
     far_end = emulate(*QUIET, "--max-session-seconds", "6")
     gateway = await serve(far_end, relay={"continuity": continuity})
     async with Caller(gateway.url) as caller:

@@ -1,8 +1,8 @@
-"""A slow or lossy path is not death: no false recovery, and real ones succeed over it.
+"""A slow or lossy path is not taken for a loss, and real losses are recovered over it.
 
-The path lies between two network namespaces of the test's own: a veth pair under `tc netem`, or, where the kernel has no
-netem, `badpath`, which does the same to the packets between two TUN devices. Gateway and client stand at one end, the far
-end at the other.
+The path lies between two network namespaces of the test's own: a veth pair with `tc netem` or, where the kernel has
+no netem, `badpath`, which does the same to the packets between two TUN devices. The gateway and the client are at
+one end, the far end at the other.
 """
 
 import json
@@ -32,7 +32,7 @@ def ip(*arguments: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What a path does to each packet on each way."""
+    """What a path does to each packet in each direction."""
 
     delay_seconds: float
     loss: float
@@ -40,7 +40,7 @@ class Bad:
 
 @pytest.fixture
 def namespaces() -> Iterator[tuple[str, str]]:
-    """Return two namespaces; skip where none can be made."""
+    """Return two namespaces; skip the test if none can be made."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         pytest.skip("network namespaces and netem need root, ip and tc")
     here, there = f"gwa{os.getpid()}", f"gwb{os.getpid()}"
@@ -59,7 +59,7 @@ def namespaces() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def lay(namespaces: tuple[str, str], tmp_path: Path) -> Iterator[Lay]:
-    """Return what lays a bad path between the namespaces."""
+    """Return a function that lays a bad path between the namespaces."""
     here, there = namespaces
     with ExitStack() as stack:
 
@@ -81,7 +81,7 @@ def lay(namespaces: tuple[str, str], tmp_path: Path) -> Iterator[Lay]:
 
 
 def netem(namespace: str, bad: Bad) -> bool:
-    """Have the kernel do it; False where it cannot."""
+    """Let the kernel do it; return False if it cannot."""
     wanted = ("delay", f"{bad.delay_seconds * 1000:g}ms", "loss", f"{bad.loss:.0%}")
     try:
         ip("tc", "-n", namespace, "qdisc", "add", "dev", "v", "root", "netem", *wanted)
@@ -98,7 +98,8 @@ def netem(namespace: str, bad: Bad) -> bool:
     ids=["200 ms and every twentieth packet lost", "600 ms there and back"],
 )
 def test_a_bad_path_is_not_death(namespaces: tuple[str, str], lay: Lay, bad: Bad, tmp_path: Path) -> None:
-    """A model thinks for 10 s over it and is not taken for dead; then a hand-over and a killed far end are survived."""
+    """A model that thinks for 10 s over such a path is not taken for lost; then a hand-over and a killed far end are
+    survived."""
     here, there = namespaces
     lay(bad)
     program = Program(tmp_path / "talk", "tests.e2e.within", here, "tests.e2e.slowpath", there, THERE)

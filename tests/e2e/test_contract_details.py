@@ -1,4 +1,4 @@
-"""What sections 1 and 2 of the contract promise and only a whole gateway can show: limits, endings, connections."""
+"""What sections 1 and 2 of the contract promise and only a complete gateway can show: limits, endings, connections."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, eventually, say
 
-# A sender that is not read by the far end, or a reader that does not read, is found by sending more than buffers hold.
+# A far end or a reader that does not read is detected by sending more than the buffers hold.
 LARGE = "x" * 200_000
 
 
@@ -29,7 +29,7 @@ def server_event(kind: str, **members: Any) -> str:
 async def test_frames_that_are_no_objects_are_not_relayed(
     gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """A frame that is not a JSON object is dropped, the valid events around it are not, and the session continues."""
+    """A frame that is not a JSON object is dropped, valid events around it are relayed, and the session continues."""
     session = await caller.open()
     bad: list[Any] = ["no json", "[1]", '"text"', "", '{"a":NaN}', {"base64": "//4="}]
     good = [server_event("one"), server_event("two")]
@@ -44,7 +44,8 @@ async def test_frames_that_are_no_objects_are_not_relayed(
 async def test_raw_line_ends_become_what_the_rendering_can_say(
     gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """Line ends between JSON's tokens are LF in an event stream and a space elsewhere; all else stays byte for byte."""
+    """Line ends between JSON's tokens are LF in an event stream and a space elsewhere; everything else stays byte
+    for byte."""
     session = await caller.open()
     await far_end.send(session["call_id"], '{\r\n\t"type" :\n"x",\r"n": [1,  2] }')
     streamed = await caller.take(session["id"], 1, after=session["head"])
@@ -60,7 +61,8 @@ async def test_raw_line_ends_become_what_the_rendering_can_say(
 
 
 async def test_a_full_house_is_503_and_still_ready(serve: Serve, far_end: FarEnd) -> None:
-    """At `max_sessions` a create gets 503 with `Retry-After`; readiness does not change, or a balancer would shift the load."""
+    """At `max_sessions` a create gets 503 with `Retry-After`. Readiness does not change, because a balancer would
+    move the whole load."""
     gateway = await serve(far_end, relay={"max_sessions": 1})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -76,7 +78,7 @@ async def test_a_full_house_is_503_and_still_ready(serve: Serve, far_end: FarEnd
 
 
 async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: FarEnd) -> None:
-    """At `log_total_bytes` new sessions are 503, the largest log drops its oldest events, and no session ends."""
+    """At `log_total_bytes` new sessions get 503, the largest log drops its oldest events, and no session ends."""
     gateway = await serve(far_end, relay={"log_total_bytes": 1024 * 1024})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -94,19 +96,19 @@ async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: F
 
 
 async def head_is(caller: Caller, session: Json, count: int) -> bool:
-    """Return whether this many events have come."""
+    """Return whether this many events have arrived."""
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     return int(now["head"].rsplit("-", 1)[1]) >= count
 
 
 async def test_a_far_end_that_does_not_read_is_told_as_back_pressure(serve: Serve, far_end: FarEnd) -> None:
-    """A batch that does not fit under the high-water mark is 503 at once, and nothing of it is sent."""
+    """A batch that does not fit under the high-water mark gets 503 at once, and nothing of it is sent."""
     gateway = await serve(far_end, relay={"high_water_bytes": 100_000})
     async with caller_of(gateway) as caller:
         session = await caller.open()
         await far_end.fault(session["call_id"], do="vanish")
         event = {"type": "x", "text": LARGE}
-        # Nothing is buffered at first, so that even a large one is taken; SCTP itself takes some before it waits.
+        # Nothing is buffered at first, so even a large batch is accepted; SCTP itself takes some of it before it waits.
         answer, _ = await caller.ask("POST", session["events_url"], event)
         taken, took = 0, 0.0
         problem: Json = {}
@@ -132,7 +134,7 @@ async def test_a_far_end_that_does_not_read_is_told_as_back_pressure(serve: Serv
     ids=["idle", "expired"],
 )
 async def test_a_session_ends_in_its_time(serve: Serve, far_end: FarEnd, relay: Json, reason: str) -> None:
-    """A session that is idle for too long, or too old, is closed for that reason, which a new one can help."""
+    """A session that is idle for too long or too old is closed with that reason, and a new session can help."""
     gateway = await serve(far_end, relay=relay)
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -144,7 +146,7 @@ async def test_a_session_ends_in_its_time(serve: Serve, far_end: FarEnd, relay: 
 
 
 async def test_an_end_that_is_known_is_told(serve: Serve, far_end: FarEnd) -> None:
-    """With `max_session_seconds` the session says when it ends, and its credentials do not end before."""
+    """With `max_session_seconds` the session reports its end, and its credentials do not expire earlier."""
     gateway = await serve(far_end, relay={"max_session_seconds": 1000})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -155,7 +157,7 @@ async def test_an_end_that_is_known_is_told(serve: Serve, far_end: FarEnd) -> No
 
 @pytest.mark.slow
 async def test_a_session_nobody_reads_is_detached(serve: Serve, far_end: FarEnd) -> None:
-    """A session without receivers and requests for its grace period ends; one that is being read does not."""
+    """A session without receivers and requests ends after its grace period; one that is being read does not."""
     gateway = await serve(far_end, relay={"detach_grace_seconds": 10})
     async with caller_of(gateway) as caller:
         left, read = await caller.open(), await caller.open()
@@ -170,14 +172,14 @@ async def test_a_session_nobody_reads_is_detached(serve: Serve, far_end: FarEnd)
 
 
 async def closed_in_list(gateway: Gateway, session_id: str) -> bool:
-    """Ask the operator's list, which does not count as a call of the session's."""
+    """Ask the admin listener's list, which does not count as a request for the session."""
     async with caller_of(gateway, admin=True) as operator:
         _, listed = await operator.ask("GET", "/sessions")
     return any(one["id"] == session_id and one["state"] == "closed" for one in listed["data"])
 
 
 async def test_after_its_retention_a_session_never_was(serve: Serve, far_end: FarEnd) -> None:
-    """When the log is dropped every call is 404, DELETE included."""
+    """Once the log is dropped every request is 404, including DELETE."""
     gateway = await serve(far_end, relay={"log_retention_seconds": 0})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -200,7 +202,8 @@ async def test_after_its_retention_a_session_never_was(serve: Serve, far_end: Fa
 
 
 async def test_a_drain_tells_refuses_and_ends(serve: Serve, far_end: FarEnd) -> None:
-    """While draining, the gateway is not ready, opens no session, notifies readers, and ends each session with `drained`."""
+    """While draining, the gateway is not ready, opens no session, notifies readers, and ends each session with the
+    reason `drained`."""
     gateway = await serve(far_end, drain={"timeout_seconds": 1.5})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -228,7 +231,7 @@ async def receivers(caller: Caller, session: Json) -> bool:
 
 
 async def not_ready(caller: Caller) -> bool:
-    """Return whether a balancer would look elsewhere."""
+    """Return whether a load balancer would choose another gateway."""
     answer, _ = await caller.ask("GET", "/readyz")
     return answer.status == 503
 
@@ -237,7 +240,7 @@ async def not_ready(caller: Caller) -> bool:
 
 
 async def test_half_a_head_is_408(serve: Serve, far_end: FarEnd) -> None:
-    """A head that drips in slower than the deadline is cut, with a problem object."""
+    """A head that arrives more slowly than the deadline is cut off with a problem object."""
     gateway = await serve(far_end, server={"header_timeout_seconds": 0.3})
     head, body = await raw(gateway, b"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
 
@@ -247,7 +250,7 @@ async def test_half_a_head_is_408(serve: Serve, far_end: FarEnd) -> None:
 
 @pytest.mark.slow  # the connection stays for some seconds, so that the client has time to read
 async def test_half_a_body_is_408(serve: Serve, far_end: FarEnd) -> None:
-    """A body that does not arrive in time is refused, and nothing of it is used."""
+    """A body that does not arrive in time is refused, and no part of it is used."""
     gateway = await serve(far_end, server={"body_timeout_seconds": 0.3})
     host = urlsplit(gateway.url).netloc.encode()
     request = b"POST /v1/sessions HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 100\r\n\r\n{"
@@ -265,7 +268,7 @@ async def test_what_is_no_http_is_a_bare_400(gateway: Gateway) -> None:
 
 
 async def raw(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
-    """Send bytes and return head and body of what comes until the connection ends."""
+    """Send bytes and return head and body of everything received until the connection ends."""
     parts = urlsplit(gateway.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -280,7 +283,8 @@ async def raw(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
 
 @pytest.mark.slow
 async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_end: FarEnd) -> None:
-    """After the write deadline its connection ends and the session continues; other readers got everything in the meantime."""
+    """After the write deadline the connection of such a reader ends and the session continues; other readers
+    received everything in the meantime."""
     gateway = await serve(far_end, stream={"write_timeout_seconds": 1})
     async with caller_of(gateway) as caller:
         session = await caller.open()
@@ -303,12 +307,12 @@ async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_e
 
 
 async def slow_readers(gateway: Gateway) -> bool:
-    """Return whether a stream was ended for slowness."""
+    """Return whether a stream was ended because its reader was too slow."""
     async with caller_of(gateway, admin=True) as operator:
         _, metrics = await operator.ask("GET", "/metrics")
     return b'streams_closed_total{format="sse",reason="slow"} 1.0' in metrics
 
 
 def caller_of(gateway: Gateway, admin: bool = False) -> Caller:
-    """Return a client of a gateway, or of its operator's side; a context manager."""
+    """Return a client of a gateway's client or admin listener; a context manager."""
     return Caller(gateway.admin_url if admin else gateway.url)

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.needs("curl")
 
 Json = dict[str, Any]
 EVENT_STREAM = ("-H", "Accept: text/event-stream")
-# Some 40 tokens at 50 a second: long enough to be seen coming, and to be cut.
+# About 40 tokens at 50 per second: long enough to be seen arriving, and to be cut.
 SLOW = {"tokens_per_second": 50}
 LONG_QUESTION = "Write 30 words about rivers"
 
 
 def value(block: Block) -> Json:
-    """Return what a block says."""
+    """Return the parsed data of a block."""
     assert block.data is not None
     said: Json = json.loads(block.data)
     return said
@@ -54,7 +54,7 @@ async def test_the_shortest_conversation_is_one_curl(served: str, accept: list[s
 
 
 async def test_a_turn_streams_while_the_answer_is_made(served: str, far_end: FarEnd) -> None:
-    """The beginning of a text answer is there before its end exists."""
+    """The beginning of a text answer arrives before the answer is complete."""
     await far_end.faults(**SLOW)
     async with curl("-N", f"{served}/v1/turns", "-H", "Accept: text/plain", "-d", LONG_QUESTION) as asking:
         first = await asking.some()
@@ -66,7 +66,7 @@ async def test_a_turn_streams_while_the_answer_is_made(served: str, far_end: Far
 
 
 async def test_a_failure_in_mid_answer_makes_curl_fail(served: str, far_end: FarEnd) -> None:
-    """A text answer that is cut off does not look whole: curl exits 18."""
+    """A text answer that is cut off does not look complete: curl exits with 18."""
     await far_end.faults(response_error="server_error", fail_after_deltas=5)
     async with curl("-N", f"{served}/v1/turns", "-H", "Accept: text/plain", "-d", LONG_QUESTION) as asking:
         said = await asking.rest()
@@ -76,7 +76,7 @@ async def test_a_failure_in_mid_answer_makes_curl_fail(served: str, far_end: Far
 
 
 async def test_two_curls_hold_a_conversation(served: str) -> None:
-    """One curl reads the event stream, others post events, and the second answer knows the first question."""
+    """One curl reads the event stream, others post events, and the second answer uses the first question."""
     session = await open_session(served)
     async with (
         curl("-N", f"{served}{session['events_url']}", *EVENT_STREAM) as reader,
@@ -97,7 +97,7 @@ async def test_two_curls_hold_a_conversation(served: str) -> None:
 
 
 async def test_a_reader_killed_in_mid_response_misses_nothing(served: str, far_end: FarEnd) -> None:
-    """Read on after the last event id, a killed reader has every event once, in order."""
+    """A killed reader that resumes after its last event id has every event once, in order."""
     await far_end.faults(**SLOW)
     session = await open_session(served)
     events = f"{served}{session['events_url']}"
@@ -135,14 +135,15 @@ async def test_a_reader_killed_in_mid_response_misses_nothing(served: str, far_e
 
 
 async def test_a_reader_that_was_away_too_long_is_told_what_it_missed(serve: Serve, far_end: FarEnd) -> None:
-    """With a log smaller than the gap `gateway.gap` says where it begins, where the log does, and how many are gone."""
+    """If the log is smaller than the gap, `gateway.gap` says where the gap begins, where the log begins, and how
+    many events are gone."""
     kept = 10
     gateway = await serve(far_end, relay={"log_max_events": kept})
     caller = Caller(gateway.url)
     session = await caller.open()
     path = f"{gateway.url}{session['events_url']}"
     await caller.send(session["id"], *say(LONG_QUESTION))
-    # A live reader is never behind here: it counts what there was.
+    # A live reader is never behind here, so the counts are exact.
     everything = await caller.until(session["id"], "rate_limits.updated", after=session["head"])
     last = everything[-1].id
     async with (

@@ -1,8 +1,8 @@
 """The commands in the documentation, run as a reader runs them against a gateway and an emulator.
 
-A block below `<!-- runnable -->` is run: `console` blocks command by command in one shell a page, with their output
-compared; `sh`, `python` and `js` blocks as scripts that must end well. In a promised output `…` stands for anything, IDs
-and times may differ, and lines may be left out.
+A block below `<!-- runnable -->` is run: the commands of `console` blocks one after the other in one shell per page,
+with their output compared; `sh`, `python` and `js` blocks as scripts that must succeed. In a promised output `…`
+stands for anything, IDs and times may differ, and lines may be left out.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.slow
 SECONDS = 60.0
 DONE = "---- done"
 
-# A stream has no end, so the reader's is set here: after 3 s of `curl -N`, as if Ctrl-C were pressed.
+# A stream has no end, so it is ended after 3 s of `curl -N`, as if the reader pressed Ctrl-C.
 CURL = """#!/bin/sh
 for word in "$@"; do case $word in -N|-sN|-N*) exec "{curl}" --max-time 3 "$@" ;; esac; done
 exec "{curl}" "$@"
 """
 
-# What differs from run to run: IDs with a prefix, IDs in the log, times.
+# What differs between runs: IDs with a prefix, IDs in the log, times.
 _VARYING = re.compile(
     r"…|\b(?P<prefix>gws|gwk|gwt|rtc|event|resp|item|call)_(?:\w+|…)|\b[0-9a-z]{4}-\d+\b|(?P<name>retry: |_(?:at|seconds)\":)\d+"
 )
@@ -51,7 +51,7 @@ def pattern(line: str) -> re.Pattern[str]:
 
 
 def missing(promised: str, output: str) -> str | None:
-    """Return the first promised line that the output does not have in its place."""
+    """Return the first promised line that is missing at its place in the output."""
     lines: Iterator[str] = iter(output.splitlines())
     for wanted in promised.splitlines():
         if wanted.strip() in ("", "…"):
@@ -78,8 +78,8 @@ async def output_of(*command: str, environ: dict[str, str], cwd: Path, said: str
 
 
 async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tuple[str, str]]:
-    """Split a `console` block into commands and the output that it promises for each. A command continues over the next
-    lines until the shell can parse it."""
+    """Split a `console` block into commands and the output that it promises for each. A command continues over the
+    next lines until the shell can parse it."""
     found: list[tuple[str, str]] = []
     unfinished = False
     for line in block.text.splitlines():
@@ -101,7 +101,7 @@ async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tup
 async def test_runnable_blocks_do_what_they_promise(
     gateway: Gateway, part_path: Callable[[str], str], tmp_path: Path, page: Path
 ) -> None:
-    """Each command ends well and prints what the page says."""
+    """Each command succeeds and prints what the page says."""
     (tmp_path / "bin").mkdir()
     curl = tmp_path / "bin" / "curl"
     curl.write_text(CURL.format(curl=part_path("curl")))
@@ -128,7 +128,7 @@ async def test_runnable_blocks_do_what_they_promise(
         assert status == 0, (block.text, output)
         assert missing(block.prints, output) is None, (block.text, output)
     if session:
-        # A reader in the background gets a moment before the next command, as if a person typed it.
+        # A reader in the background gets a moment before the next command, as if a person typed.
         typed = "".join(
             f"{command}\n{'sleep 1' if command.endswith('&') else 'echo'}\n" for command, _ in session
         )

@@ -1,4 +1,4 @@
-"""The end of a gateway that people are using: what each of a hundred clients sees of SIGTERM."""
+"""The end of a gateway in use: what each of a hundred clients sees after SIGTERM."""
 
 import asyncio
 import signal
@@ -18,19 +18,19 @@ from tests.e2e.programs import Program
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SESSIONS = 100
-# Enough where the number itself proves nothing.
+# Enough where the number of sessions does not matter.
 FEW = 20
 AT_ONCE = 10
 DRAIN_SECONDS = 10
-# What may come after the drain: closing a hundred peer connections, and Python's own end.
+# What may follow the drain: closing a hundred peer connections, and the exit of Python.
 PARTING_SECONDS = 30
-# So long that whatever ends before it did not wait for it.
+# So long that anything which ends earlier did not wait for it.
 LONG_DRAIN_SECONDS = 90
 
 
 @dataclass
 class Watched:
-    """A session and all that its reader has seen of it."""
+    """A session and everything that its reader has received."""
 
     id: str
     seen: list[Read] = field(default_factory=list)
@@ -39,13 +39,13 @@ class Watched:
         return Counter(read.type for read in self.seen)
 
     def statuses(self) -> list[str]:
-        """How its responses ended."""
+        """Return how its responses ended."""
         return [read.value["response"]["status"] for read in self.seen if read.type == "response.done"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the gateway ended: its exit status, and how long after the first signal."""
+    """How the gateway ended: its exit status, and the time since the first signal."""
 
     status: int
     seconds: float
@@ -62,7 +62,7 @@ class House:
         self._readers: list[asyncio.Task[None]] = []
 
     async def stream(self, question: str, sessions: int = SESSIONS) -> None:
-        """Open sessions, ask in each, and read on; returns when all of them are in the middle of an answer."""
+        """Open sessions, ask in each, and keep reading; return when all of them are in the middle of an answer."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def begin() -> None:
@@ -85,11 +85,11 @@ class House:
             watched.seen.append(read)
 
     async def ended(self, *signals: signal.Signals) -> Ending:
-        """Send signals, each after the one before has been taken, and wait for the end of gateway and readers."""
+        """Send signals, each after the previous one was handled, and wait for the end of gateway and readers."""
         began = time.monotonic()
         for taken, number_ in enumerate(signals):
             self.program.process.send_signal(number_)
-            # The gateway says that it took one; a second of the same kind sent sooner would be one to the kernel.
+            # The gateway logs each signal. The kernel would merge a second one of the same kind that is sent before that.
             await eventually(lambda count=taken: self._took(count + 1))  # type: ignore[misc]  # mypy infers no default
         status = await asyncio.to_thread(self.program.process.wait, LONG_DRAIN_SECONDS)
         seconds = time.monotonic() - began
@@ -109,7 +109,7 @@ class House:
 
 @pytest.fixture
 def slow_far_end(emulate: Emulate) -> FarEnd:
-    """Run an emulator that answers at a pace that can be interrupted."""
+    """Run an emulator that is slow enough to be interrupted."""
     return emulate("--tokens-per-second", "50")
 
 
@@ -136,7 +136,7 @@ async def house(slow_far_end: FarEnd, tmp_path: Path, drain_seconds: float) -> A
 
 
 def without_loss(watched: Watched) -> None:
-    """Assert that a reader saw every event of the log once and in order, to its last one."""
+    """Check that a reader received every event of the log once and in order, up to the last one."""
     logged = [
         number(read.id) for read in watched.seen if read.type not in ("gateway.open", "gateway.rotating")
     ]
@@ -147,7 +147,7 @@ def without_loss(watched: Watched) -> None:
 
 
 async def test_a_hundred_answers_are_finished_before_the_end(house: House) -> None:
-    """Responses that fit into the time allowed are whole, no event is lost, and the gateway ends in time with status 0."""
+    """Responses that fit into the drain are completed, no event is lost, and the gateway ends in time with status 0."""
     await house.stream("Write 150 words about rivers.")
     ending = await house.ended(signal.SIGTERM)
 
@@ -172,7 +172,7 @@ async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> N
 
 
 async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
-    """New sessions and `/readyz` are 503, while the operator's listener still answers."""
+    """New sessions and `/readyz` get 503, while the admin listener still answers."""
     await house.stream("Write 3000 words about the sea.", FEW)
     house.program.process.send_signal(signal.SIGTERM)
 

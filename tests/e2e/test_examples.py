@@ -1,7 +1,7 @@
-"""The examples in deploy/examples, run as they stand by the programs that they are written for.
+"""The examples in deploy/examples, run unchanged by the programs that they are written for.
 
-Each is also run over a network that loses its first create and its first send, and cuts its reads: it must print every
-word once, and the far end must have been asked once.
+Each is also run over a network that loses the answers to its first create and its first send, and cuts its reads: it
+must print every word once, and the far end must have been asked once.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def examples() -> list[object]:
 
 
 def require_packages(command: list[str]) -> None:
-    """Skip where the npm packages of an example are missing, fail where all parts must be there."""
+    """Skip the test if an example's npm packages are missing; fail in CI."""
     if command[0] != "node" or (EXAMPLES / "node_modules").is_dir():
         return
     reason = f"the npm packages of {EXAMPLES / 'package.json'} are not installed, and this test runs them"
@@ -71,7 +71,7 @@ async def run(*command: str, gateway: str, said: str = "") -> str:
 
 
 async def ended(*command: str, gateway: str, said: str = "") -> tuple[int | None, str, str]:
-    """Run an example to its end and return its status, what it printed, and its complaints."""
+    """Run an example to its end and return its status, its output and its errors."""
     environ = {"PATH": os.environ["PATH"], "GATEWAY": gateway, "NO_PROXY": "*"}
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environ, cwd=EXAMPLES
@@ -88,7 +88,7 @@ async def ended(*command: str, gateway: str, said: str = "") -> tuple[int | None
 
 @asynccontextmanager
 async def serving(*command: str, folder: Path, **environ: str) -> AsyncIterator[None]:
-    """Run an example that serves, and end it."""
+    """Run an example that is a server, and stop it afterwards."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=PIPE, cwd=folder, env={"PATH": os.environ["PATH"], **environ}
     )
@@ -132,7 +132,7 @@ class Breaking:
 
 
 async def asked(far_end: FarEnd, gateway: Gateway) -> list[int]:
-    """Return how many responses each of the gateway's calls was asked for, by what reached the far end."""
+    """Return for each of the gateway's calls how many responses it was asked for, as counted by the far end."""
     known = [call["id"] for call in (await far_end._ask("GET", "/calls"))["data"]]
     counts = []
     for call_id in known:
@@ -145,7 +145,7 @@ async def asked(far_end: FarEnd, gateway: Gateway) -> list[int]:
 @pytest.mark.parametrize("command", examples())
 @pytest.mark.slow
 async def test_an_example_prints_the_answer(gateway: Gateway, command: list[str]) -> None:
-    """It asks, prints the answer as it comes, ends well and leaves no session."""
+    """The example asks, prints the answer as it arrives, succeeds, and leaves no session."""
     require_packages(command)
     output = await run(*command, "What is 6 times 7?", gateway=gateway.url)
 
@@ -157,7 +157,8 @@ async def test_an_example_prints_the_answer(gateway: Gateway, command: list[str]
 async def test_an_example_loses_and_doubles_nothing(
     serve: Serve, emulate: Callable[..., FarEnd], command: list[str]
 ) -> None:
-    """With answers lost and reads cut, every word is printed once and the service is asked once, in one session."""
+    """Although answers are lost and reads are cut, every word is printed once and the service is asked once, in one
+    session."""
     require_packages(command)
     far_end = emulate("--tokens-per-second", "200")
     gateway = await serve(far_end)
@@ -174,7 +175,8 @@ async def test_an_example_loses_and_doubles_nothing(
 @pytest.mark.slow
 @pytest.mark.needs("curl")
 async def test_the_loop_answers_each_line_once(serve: Serve, emulate: Callable[..., FarEnd]) -> None:
-    """Its turns share a history, quotes survive, and what the network loses is asked again and answered once."""
+    """Its turns share a history, quotation marks survive, and a turn lost by the network is repeated and answered
+    once."""
     far_end = emulate("--tokens-per-second", "0")
     gateway = await serve(far_end)
     lines = ["What is 6 times 7?", 'Please repeat after me: a "quoted" \\ word', "What is 1 plus 1?"]
@@ -190,7 +192,7 @@ async def test_the_loop_answers_each_line_once(serve: Serve, emulate: Callable[.
 @pytest.mark.slow
 @pytest.mark.needs("curl")
 async def test_curl_holds_a_whole_function_call(gateway: Gateway) -> None:
-    """The model's call is run here, its result goes back, and the answer that follows is printed."""
+    """The model's call is executed, its result is sent back, and the answer that follows is printed."""
     _, output, complaints = await ended("./tools.sh", gateway=gateway.url)
 
     assert output == "Here is what I found: city is Paris; celsius is 21.\n"
@@ -226,8 +228,8 @@ async def test_the_php_chat_page_keeps_a_conversation(gateway: Gateway) -> None:
 @pytest.mark.slow
 @pytest.mark.needs("node", "curl")
 async def test_the_apps_script_keeps_a_conversation(serve: Serve, emulate: Callable[..., FarEnd]) -> None:
-    """In a stand-in for Google's services: single questions, a conversation, and its events; a lost answer is fetched
-    again and not asked again."""
+    """With stand-ins for Google's services it runs single questions, a conversation, and its events; a lost answer
+    is fetched again instead of asked again."""
     far_end = emulate("--tokens-per-second", "0")
     gateway = await serve(far_end)
     script = """[ASK("What is 6 times 7?"), chat("My name is Ada."), chat("What is my name?"),
@@ -252,7 +254,7 @@ async def test_the_apps_script_keeps_a_conversation(serve: Serve, emulate: Calla
 @pytest.mark.slow
 @pytest.mark.needs("node")
 async def test_the_apex_class_is_apex() -> None:
-    """No Salesforce runs here: the class is parsed by the grammar of an Apex parser."""
+    """No Salesforce runs here: an Apex parser checks the class against the language's grammar."""
     require_npm()
 
     assert await run("node", str(NPM / "apex.mjs"), "RealtimeGateway.cls", gateway="") == "parsed\n"
@@ -262,14 +264,14 @@ async def test_the_apex_class_is_apex() -> None:
 def sketch(
     part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], str]:
-    """Return what compiles the ESP32 sketch for this machine, with stand-ins for Arduino's classes."""
+    """Return a function that compiles the ESP32 sketch for this machine, with stand-ins for Arduino's classes."""
     folder = tmp_path_factory.mktemp("sketch")
 
     def compiled(host: str, port: int) -> str:
         values = {"GATEWAY_HOST": f'"{host}"', "GATEWAY_PORT": str(port)}
         values |= dict.fromkeys(("WIFI_NAME", "WIFI_PASSWORD", "KEY"), '""')
         program = folder / f"esp32-{port}"
-        # The standard and the warnings of the ESP32's own build, and the checks that only a PC has.
+        # The language standard and warnings of the ESP32 build, with the sanitizers that only a PC has.
         flags = "-std=gnu++17 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover -x c++".split()
         defined = [f"-D{name}={value}" for name, value in values.items()]
         folders = ["-I", str(Path(__file__).with_name("arduino")), "-I", str(EXAMPLES / "esp32")]
@@ -285,7 +287,7 @@ def sketch(
 async def test_the_sketch_reads_over_cuts(
     serve: Serve, emulate: Callable[..., FarEnd], sketch: Callable[[str, int], str]
 ) -> None:
-    """Compiled for this machine, it prints the answer once although its reads are cut in the middle of events."""
+    """Compiled for this machine, it prints the answer once, although its reads are cut in the middle of events."""
     far_end = emulate("--tokens-per-second", "200")
     gateway = await serve(far_end)
     network = Breaking(700, 900)
@@ -301,13 +303,14 @@ async def test_the_sketch_reads_over_cuts(
 @pytest.mark.slow
 @pytest.mark.needs("g++")
 async def test_the_sketch_says_that_no_gateway_answers(sketch: Callable[[str, int], str]) -> None:
-    """It has a serial line to say it on, and nothing to fail with."""
+    """The sketch reports this on its serial line, because it has no exit status."""
     assert await run(sketch("127.0.0.1", free_port()), gateway="") == "No session from 127.0.0.1\n"
 
 
 @pytest.mark.needs("g++")
 def test_the_reader_of_lines_resolves_escapes(part_path: Callable[[str], str], tmp_path: Path) -> None:
-    """Text of any language, lines that are too long, and heartbeats: each event's ID, type and text come out."""
+    """The reader returns ID, type and text of each event with text in any language, lines that are too long, and
+    heartbeats."""
     texts = ["plain", 'a "quoted" \\ word\n', "ünïcode 語 😀"]
     lines = [
         json.dumps(
@@ -357,7 +360,8 @@ def test_the_reader_of_lines_resolves_escapes(part_path: Callable[[str], str], t
 @pytest.mark.slow
 @pytest.mark.needs("curl", "node", "php")
 async def test_each_example_says_that_no_gateway_answers() -> None:
-    """It fails with one line that names the address, never with a traceback. Together, since each tries again for a while."""
+    """Each fails with one line that names the address, without a traceback. They run together, because each retries
+    for a while."""
     commands = {
         **STREAMS,
         "loop": ["./loop.sh"],
@@ -396,7 +400,7 @@ def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromi
 @pytest.mark.slow
 @pytest.mark.needs("chromium")
 async def test_the_page_talks_from_another_origin(serve: Serve, far_end: FarEnd, chromium: Chromium) -> None:
-    """Served elsewhere, with its origin listed, the page holds a turn through relay.js without a complaint."""
+    """Served from another, listed origin, the page runs a turn through relay.js without an error in the console."""
     async with site(EXAMPLES) as origin:
         gateway = await serve(far_end, access={"cors_origins": [origin]})
         async with chromium.page(f"{origin}/page.html#gateway={gateway.url}") as page:
@@ -413,8 +417,8 @@ async def test_the_page_talks_from_another_origin(serve: Serve, far_end: FarEnd,
 @pytest.mark.slow
 @pytest.mark.needs("chromium", "node")
 async def test_the_site_gives_its_page_a_session(serve: Serve, far_end: FarEnd, chromium: Chromium) -> None:
-    """Its backend holds the key and opens the session; its page reads and sends with what is good for that session
-    alone, and ends it when it goes away."""
+    """Its backend has the key and opens the session; its page reads and sends with credentials for that session
+    only, and closes it when the page is left."""
     port = free_port()
     origin = f"http://localhost:{port}"
     key = "a-key-for-this-test-and-no-other"

@@ -1,4 +1,5 @@
-"""Every fault of the emulator through a gateway to a client: `gateway/upstream/failures.md` is the table, run row by row."""
+"""Every fault of the emulator, seen by a client through a gateway: the rows of the table in
+`gateway/upstream/failures.md`."""
 
 import dataclasses
 import json
@@ -20,9 +21,9 @@ from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, eventually, 
 
 TABLE = ROOT / "gateway" / "upstream" / "failures.md"
 QUESTION = "Write 50 words about rain"
-# A sign of life of a stream, of no log.
+# Heartbeats belong to a stream, not to the log.
 PING = "gateway.ping"
-# Of a far end that is gone without a word: consent's own 15 s, a last check, and what a loaded machine adds.
+# The time to detect a far end that is gone without a sign: 15 s of consent, a last check, and what a loaded machine adds.
 NOTICED_SECONDS = 30.0
 
 
@@ -43,7 +44,7 @@ class Row:
 
     @property
     def sections(self) -> dict[str, Json]:
-        """The settings as the configuration has them."""
+        """Return the settings in the form of the configuration."""
         sections: dict[str, Json] = {}
         for setting in self.settings.split():
             path, value = setting.split("=")
@@ -53,12 +54,12 @@ class Row:
 
     @property
     def slow(self) -> bool:
-        """Some deadline has to pass."""
+        """Whether a deadline has to pass."""
         return self.silent or "_timeout_seconds" in self.settings
 
     @property
     def silent(self) -> bool:
-        """The path dies without a word, which takes the longest to notice."""
+        """Whether the path fails without a sign, which takes longest to notice."""
         return bool({"fail=vanish", "consent=false", "do=stop_consent"} & set(self.fault.split()))
 
 
@@ -86,7 +87,7 @@ async def metric(gateway: Gateway, name: str) -> float:
 
 
 async def run(row: Row, gateway: Gateway, far_end: FarEnd, caller: Caller) -> None:
-    """Meet a fault and hold what follows against the row."""
+    """Cause a fault and compare the results with the row."""
     before = await metric(gateway, row.metric)
     session_id: str | None = None
     if row.asked == "create":
@@ -102,14 +103,14 @@ async def run(row: Row, gateway: Gateway, far_end: FarEnd, caller: Caller) -> No
     async def risen() -> bool:
         return await metric(gateway, row.metric) > before
 
-    # The session stays open until then: some events come after the answer to a turn.
+    # Keep the session open until then: some events come after the answer to a turn.
     await eventually(risen)
     if session_id is not None:
         await caller.ask("DELETE", f"/v1/sessions/{session_id}")
 
 
 async def in_a_call(row: Row, far_end: FarEnd, caller: Caller) -> str:
-    """The same for a fault of a running call. Returns the session's ID."""
+    """Do the same for a fault of a running call and return the session's ID."""
     session = await caller.open()
     await far_end.fault(session["call_id"], **row.faults)
     if row.asked == "turn":
@@ -130,7 +131,7 @@ async def turn(caller: Caller, session: Json, text: str = QUESTION) -> tuple[aio
 
 
 def told(answer: aiohttp.ClientResponse, body: Json) -> str:
-    """Describe an answer in the form of the table."""
+    """Return an answer in the form of the table."""
     words = [str(answer.status)]
     if answer.content_type == "application/problem+json":
         words.append(body["code"])
@@ -145,7 +146,7 @@ def told(answer: aiohttp.ClientResponse, body: Json) -> str:
 
 
 async def log(row: Row, caller: Caller, session: Json) -> str:
-    """Return the gateway's own events of a session in the table's words, waiting for the last that is expected."""
+    """Return the gateway's own events of a session in the form of the table, waiting for the last expected one."""
     if row.log:
         last = row.log.split(", ")[-1].split()[0]
         events = [
@@ -162,7 +163,7 @@ async def log(row: Row, caller: Caller, session: Json) -> str:
 
 @pytest.mark.parametrize("row", PARAMETERS)
 async def test_fault_is_met_as_the_table_says(serve: Serve, far_end: FarEnd, row: Row) -> None:
-    """Answer, log and metric are those of the row."""
+    """Answer, log and metric of each fault are those of its row."""
     gateway = await serve(far_end, **row.sections)
     async with Caller(gateway.url) as caller:
         await run(row, gateway, far_end, caller)
@@ -194,7 +195,7 @@ async def test_after_all_faults_nothing_is_left(serve: Serve, far_end: FarEnd) -
 
 
 def test_table_has_every_fault_there_is() -> None:
-    """No fault of the emulator, and no word of one, is without its row."""
+    """Every fault of the emulator and every value of one has a row."""
     told_of = {pair for row in ROWS for pair in row.fault.split()}
     names = {pair.partition("=")[0] for pair in told_of}
     words = {f"{name}={word}" for name, list_ in faults._WORDS.items() for word in list_}

@@ -1,4 +1,5 @@
-"""Ten thousand messages of nonsense each way: no crash, no hang, and every good event among them arrives."""
+"""Ten thousand nonsense messages in each direction: nothing crashes or hangs, and every valid event among them
+arrives."""
 
 import asyncio
 import base64
@@ -19,7 +20,7 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-# What client and far end really say, with any members; the names the gateway itself reads come often.
+# The messages that client and far end really use, with arbitrary members; names that the gateway itself reads are frequent.
 TYPES = st.sampled_from(
     "session.update session.created session.updated conversation.item.create conversation.item.added "
     "conversation.item.done conversation.item.deleted conversation.item.delete conversation.item.truncated response.create "
@@ -51,7 +52,8 @@ def bodies(frames: list[str | bytes]) -> list[bytes]:
 
 @pytest.mark.slow
 async def test_ten_thousand_messages_up(serve: Serve, far_end: FarEnd) -> None:
-    """Each is accepted or refused as the client's mistake; what is accepted arrives in order, good events are answered."""
+    """Each is accepted or refused as the client's mistake; accepted events arrive in order, and valid ones are
+    answered."""
     drawn = batches(FRAME, BATCHES, BATCH)
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
@@ -74,13 +76,13 @@ async def test_ten_thousand_messages_up(serve: Serve, far_end: FarEnd) -> None:
         received = await far_end.received(session["call_id"])
 
         assert (await alive(caller, session))["state"] == "connected"
-    # All that was accepted, as it was and in order; the far end remembers its latest ten thousand frames.
+    # Every accepted event, unchanged and in order; the far end stores its latest ten thousand frames.
     assert len(received) > BATCHES
     assert received == accepted[-len(received) :]
 
 
 async def answered(caller: Caller, session: Json, event_id: str) -> bool:
-    """Wait for the error that answers a good event with a wrong member."""
+    """Wait for the error that answers a valid event with a wrong member."""
 
     def ours(event: Json) -> bool:
         error = event.get("error")
@@ -90,7 +92,7 @@ async def answered(caller: Caller, session: Json, event_id: str) -> bool:
 
 
 async def read_until(caller: Caller, session: Json, wanted: Callable[[Json], bool]) -> bool:
-    """Read on from where this session was read last, until an event is there."""
+    """Read from where this session was last read until an event arrives."""
     async with asyncio.timeout(20):
         while True:
             after = session.setdefault("read", session["head"])
@@ -112,7 +114,8 @@ async def alive(caller: Caller, session: Json) -> Json:
 
 @pytest.mark.slow
 async def test_ten_thousand_messages_down(serve: Serve, far_end: FarEnd) -> None:
-    """Every JSON object the far end says is in the log, in order and as it was; the rest is dropped; a turn still works."""
+    """Every JSON object that the far end sends is in the log, in order and unchanged; everything else is dropped; a
+    turn still works."""
     drawn = batches(FRAME, BATCHES, BATCH)
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
@@ -131,17 +134,17 @@ async def test_ten_thousand_messages_down(serve: Serve, far_end: FarEnd) -> None
 
 
 def pairs(frames: list[str | bytes]) -> list[tuple[str | bytes, bytes]]:
-    """Return each message beside its bytes."""
+    """Return each message with its bytes."""
     return list(zip(frames, bodies(frames), strict=True))
 
 
 def base64_of(body: bytes) -> dict[str, str]:
-    """Put bytes into the control endpoint's form."""
+    """Encode bytes in the form of the control endpoint."""
     return {"base64": base64.b64encode(body).decode()}
 
 
 def relayed(frame: str | bytes) -> Any:
-    """Return the object that a frame is, if it is one that JSON has a form for: what `json` alone takes is none."""
+    """Return the object that a frame contains, or None if it is not strict JSON: Python's `json` accepts more."""
     try:
         text = frame.decode() if isinstance(frame, bytes) else frame
         value = json.loads(text, parse_constant=_refuse)
@@ -155,13 +158,13 @@ def _refuse(word: str) -> None:
 
 
 async def read_page(caller: Caller, session: Json, last: Json) -> list[Json]:
-    """Read on until an event and return all since the last read."""
+    """Read until an event and return everything since the last read."""
     found: list[Json] = []
 
     def collect(event: Json) -> bool:
         found.append(event)
         return event == last
 
-    # `any` would stop at the mark, which is the last there is.
+    # `any` would stop at the mark, which is the last event.
     await read_until(caller, session, collect)
     return found

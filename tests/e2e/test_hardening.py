@@ -25,7 +25,7 @@ KEYS = [
 ]
 UNKNOWN = "gws_AAAAAAAAAAAAAAAAAAAAAAAA"
 
-# Every call on a session: what reads first, so that what a stranger sees is seen before what he might have done.
+# Every call on a session. Reads come first, so that a leak shows before anything is changed.
 ON_A_SESSION = [
     ("GET", "", None),
     ("GET", "/events?format=sse", None),
@@ -40,19 +40,19 @@ ON_A_SESSION = [
 
 
 def bearer(word: str) -> dict[str, str]:
-    """Show a credential."""
+    """Return the headers that carry a credential."""
     return {"Authorization": f"Bearer {word}"}
 
 
 @pytest_asyncio.fixture
 async def keyed(serve: Serve, far_end: FarEnd) -> Gateway:
-    """Return a gateway of two strangers."""
+    """Return a gateway with two callers who do not know each other."""
     return await serve(far_end, access={"keys": KEYS})
 
 
 @pytest_asyncio.fixture
 async def ann(keyed: Gateway) -> AsyncIterator[Caller]:
-    """Return the caller whose sessions are wanted by others."""
+    """Return the caller whose sessions the others try to use."""
     async with Caller(keyed.url) as caller:
         caller.http.headers.update(bearer(ANN))
         yield caller
@@ -76,7 +76,7 @@ async def tried(caller: Caller, session_id: str, **options: Any) -> list[tuple[i
 
 
 async def unharmed(ann: Caller, session: Json) -> None:
-    """Hold that a session is as it was: open, and nothing was said in it."""
+    """Check that a session is unchanged: open, and without a conversation."""
     _, now = await ann.ask("GET", f"/v1/sessions/{session['id']}")
 
     assert (now["state"], now["head"]) == ("connected", session["head"])
@@ -86,7 +86,8 @@ async def unharmed(ann: Caller, session: Json) -> None:
 
 
 async def test_another_callers_session_is_not_there(ann: Caller, stranger: Caller) -> None:
-    """Every call on it is answered as for a session that never was, and changes nothing."""
+    """Every call on another caller's session is answered like one on a session that never existed, and changes
+    nothing."""
     session = await ann.open()
     theirs = await tried(stranger, session["id"], headers=bearer(BOB))
     nobodys = await tried(stranger, UNKNOWN, headers=bearer(BOB))
@@ -96,7 +97,7 @@ async def test_another_callers_session_is_not_there(ann: Caller, stranger: Calle
 
 
 async def test_a_secret_opens_no_other_session(ann: Caller, stranger: Caller) -> None:
-    """Not even one of the same caller's."""
+    """A secret opens no other session, not even one of the same caller."""
     session, other = await ann.open(), await ann.open()
     for word in (other["client_secret"]["value"], other["stream_url"].partition("ticket=")[2]):
         assert await tried(stranger, session["id"], headers=bearer(word)) == [(404, "session-unknown")] * len(
@@ -140,7 +141,7 @@ async def test_no_forged_secret_is_taken(ann: Caller, stranger: Caller) -> None:
 
 
 async def test_a_ticket_is_no_secret(ann: Caller, stranger: Caller) -> None:
-    """It reads; under a secret's prefix it is nothing."""
+    """A ticket is only for reading; with a secret's prefix it is invalid."""
     session = await ann.open()
     ticket = session["stream_url"].partition("ticket=")[2]
     path = f"/v1/sessions/{session['id']}/events"
@@ -165,7 +166,7 @@ async def test_another_gateways_secret_is_foreign(
 
 
 async def test_credentials_end_with_the_log(serve: Serve, far_end: FarEnd) -> None:
-    """When the retention of a closed session is over its secret and its ticket open nothing more."""
+    """When the retention of a closed session is over, its secret and its ticket are useless."""
     gateway = await serve(far_end, access={"keys": KEYS}, relay={"log_retention_seconds": 0})
     async with Caller(gateway.url) as caller:
         answer, session = await caller.ask("POST", "/v1/sessions", headers=bearer(ANN))
@@ -186,7 +187,7 @@ async def test_credentials_end_with_the_log(serve: Serve, far_end: FarEnd) -> No
     "name", ["key", "api_key", "apikey", "access_token", "token", "authorization", "ticket", "secret"]
 )
 async def test_no_key_or_secret_is_taken_from_a_query(ann: Caller, stranger: Caller, name: str) -> None:
-    """Proxies and histories keep queries: only a ticket may stand there."""
+    """Proxies and histories store queries, so only a ticket is accepted there."""
     session = await ann.open()
     for word in (ANN, session["client_secret"]["value"]):
         for method, path in (("POST", "/v1/sessions"), ("GET", f"/v1/sessions/{session['id']}")):
@@ -201,7 +202,7 @@ EVIL = LINES + "\ud800"
 
 
 async def test_no_event_breaks_out_of_its_block(caller: Caller, far_end: FarEnd) -> None:
-    """Line ends between an event's tokens, and as escapes in its strings, make no block, no id and no event name."""
+    """Line ends between an event's tokens, or as escapes in its strings, create no block, no id and no event name."""
     session = await caller.open()
     inside = json.dumps({"type": EVIL, "event_id": EVIL, "text": EVIL})
     around = '\r\n{\r\n\r\n"type"\r:\n\n"x"\n,"id: evil-2\\r\\n" : 1 \r\n\r\n}\n\n'
@@ -225,7 +226,7 @@ async def test_no_event_breaks_out_of_its_block(caller: Caller, far_end: FarEnd)
 
 
 async def test_what_a_client_sends_stays_a_string(caller: Caller, far_end: FarEnd) -> None:
-    """Line ends and NUL in ids, types and metadata come out as they went in."""
+    """Line ends and NUL in ids, types and metadata are returned unchanged."""
     answer, session = await caller.ask("POST", "/v1/sessions", {"metadata": {LINES: LINES}})
     events = [{"type": "conversation.item.create", "event_id": EVIL, EVIL: EVIL}, {"type": EVIL}]
     sent, _ = await caller.ask("POST", session["events_url"], json.dumps(events))
@@ -239,7 +240,7 @@ async def test_what_a_client_sends_stays_a_string(caller: Caller, far_end: FarEn
 
 
 async def test_half_a_surrogate_pair_is_no_text(caller: Caller, far_end: FarEnd) -> None:
-    """Where the gateway itself would have to write it down, it is refused before anything is done."""
+    """Where the gateway would have to encode half a surrogate pair, it refuses it before anything is done."""
     opened = (await far_end.about())["opened"]
     for body in ({"metadata": {EVIL: 1}}, {"session": {"instructions": EVIL}}, {EVIL: 1}):
         answer, problem = await caller.ask("POST", "/v1/sessions", json.dumps(body))
@@ -261,7 +262,7 @@ async def test_half_a_surrogate_pair_is_no_text(caller: Caller, far_end: FarEnd)
     ],
 )
 async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, target: str) -> None:
-    """Line ends in a path or a query appear only in JSON, where they are harmless."""
+    """Line ends in a path or a query appear only within JSON, where they are harmless."""
     session = await caller.open()
     answer = await rawhttp.ask(gateway.url, "GET", target.replace("{id}", session["id"]))
 
@@ -279,7 +280,7 @@ async def test_a_target_becomes_no_header(gateway: Gateway, caller: Caller, targ
 async def test_a_strange_header_is_refused_or_passed_over(
     gateway: Gateway, caller: Caller, name: str, value: bytes
 ) -> None:
-    """Control characters, invalid text and very long values do no harm and are not echoed."""
+    """Control characters, invalid text and very long values have no effect and are not echoed."""
     session = await caller.open()
     header = name.encode() + b": " + value
     read = await rawhttp.ask(gateway.url, "GET", f"{session['events_url']}?wait=0&format=json", header)
@@ -322,10 +323,10 @@ GIANT = {
 async def test_giant_and_deep_json_is_the_callers_mistake(
     gateway: Gateway, caller: Caller, body: bytes, tail: str
 ) -> None:
-    """On every route it is accepted as data or quickly refused, never with 500."""
+    """On every route, giant or deep JSON is accepted as data or quickly refused, never with 500."""
     session = await caller.open()
     path = f"/v1/sessions/{session['id']}{tail}" if tail else "/v1/sessions"
-    began = time.process_time()  # not the clock on the wall, which other work on the machine moves
+    began = time.process_time()  # not wall-clock time, which other work on the machine changes
     answer, said = await caller.ask(
         "POST", path, body, headers={"Content-Type": "application/json", "Accept": "application/json"}
     )
@@ -333,7 +334,7 @@ async def test_giant_and_deep_json_is_the_callers_mistake(
     alive, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
 
     assert answer.status < 500 or said["code"] == "upstream-rejected", said
-    assert took < 3  # 7 s for the worst of them, before it was bounded
+    assert took < 3  # the worst of them took 7 s before it was bounded
     assert (alive.status, now["state"]) == (200, "connected")
 
 
@@ -362,7 +363,7 @@ async def test_many_tiny_events_are_too_many(caller: Caller, body: bytes, kind: 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip"])
 async def test_no_packed_body_is_unpacked(caller: Caller, coding: str) -> None:
-    """A small body that becomes a giant is not even looked into."""
+    """A compressed body is not unpacked, because a small one could become very large."""
     session = await caller.open()
     answer, problem = await caller.ask(
         "POST", session["events_url"], b"\x1f\x8b\x08\0" * 10, headers={"Content-Encoding": coding}
@@ -410,7 +411,7 @@ async def test_no_packed_body_is_unpacked(caller: Caller, coding: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE", "CONNECT"])
 async def test_no_path_leads_around_the_lock(keyed: Gateway, ann: Caller, target: str, method: str) -> None:
-    """Whatever the path is said to be, without a credential nothing is shown and nothing is done."""
+    """Whatever form the path has, without a credential nothing is shown and nothing is done."""
     session, other = await ann.open(), await ann.open()
     asked = target.replace("{id}", session["id"]).replace("{other}", other["id"])
     answer = await rawhttp.ask(keyed.url, method, asked)
@@ -449,10 +450,10 @@ async def test_no_path_leads_around_the_lock(keyed: Gateway, ann: Caller, target
 async def test_no_page_spends_the_operators_money(
     gateway: Gateway, caller: Caller, far_end: FarEnd, origin: str
 ) -> None:
-    """A page of any other origin is refused on both listeners before anything is done."""
+    """A page of any other origin is refused on both listeners before its request has an effect."""
     line = f"Origin: {origin.replace('{authority}', rawhttp.authority(gateway.url))}"
     if line.endswith("\t"):
-        line = line.replace("Origin: ", "Origin: x")  # White space at the end is not a part of a value.
+        line = line.replace("Origin: ", "Origin: x")  # White space at the end is not part of a value.
     opened = (await far_end.about())["opened"]
     answers = [
         await rawhttp.ask(gateway.url, "POST", "/v1/turns", line, "Content-Type: text/plain", body=b"Hello"),
@@ -467,7 +468,7 @@ async def test_no_page_spends_the_operators_money(
 
 
 async def test_a_second_origin_does_not_hide_the_first(gateway: Gateway) -> None:
-    """Of two Origin headers neither order lets a page in."""
+    """With two Origin headers a page is refused, whatever their order."""
     own, evil = f"Origin: {gateway.url}", "Origin: https://evil.example"
     for lines in ((own, evil), (evil, own)):
         answer = await rawhttp.ask(gateway.url, "POST", "/v1/sessions", *lines)
@@ -491,7 +492,7 @@ async def test_a_name_that_was_rebound_is_not_served(gateway: Gateway, host: byt
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 END = b"0\r\n\r\n"
-# What stands before the smuggled request: header lines, and the body that they frame or seem to.
+# What precedes the smuggled request: header lines, and the body that they frame or seem to frame.
 SMUGGLING = {
     "both lengths": (b"Content-Length: 5\r\n" + CHUNKED, END),
     "both lengths, the other way": (CHUNKED + b"Content-Length: 5\r\n", END),
@@ -530,7 +531,8 @@ SMUGGLING = {
 async def test_an_ambiguous_request_is_the_last_of_its_connection(
     keyed: Gateway, ann: Caller, lines: bytes, body: bytes
 ) -> None:
-    """Where two parsers could see its end in two places it is refused, and what follows is not taken for a request."""
+    """A request whose end two parsers could see at different places is refused, and what follows it is not treated
+    as a request."""
     session = await ann.open()
     host = b"Host: " + rawhttp.authority(keyed.url).encode() + b"\r\n"
     who = b"Authorization: Bearer " + ANN.encode() + b"\r\n"

@@ -1,7 +1,7 @@
 """The gateway with other WebRTC implementations: libwebrtc and libdatachannel from npm's binary packages.
 
-They answer calls as the service does, over `tests/emulator/interop/*-farend.mjs`; what is tested is signalling, ICE, DTLS,
-SCTP and the channel between aiortc as the gateway tunes it and stacks of another make.
+They answer calls as the service does, in `tests/emulator/interop/*-farend.mjs`. The tests cover signalling, ICE,
+DTLS, SCTP and the channel between aiortc, as tuned by the gateway, and other implementations.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.e2e.house import Caller, Json, Serve, answer_of, say
 INTEROP = ROOT / "tests" / "emulator" / "interop"
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
-# Just below the 256 KiB that both stacks take in one message; their own answers repeat it in one message, too.
+# Just below the 256 KiB that both stacks accept in one message; their answers repeat it in one message as well.
 LARGE = " ".join(["x" * 40_000] * 5)
 MANY = "word " * 300
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
 
 @pytest.fixture(autouse=True)
 def _packages() -> None:
-    """Skip where the packages are missing, fail where all parts must be there."""
+    """Skip the test if the packages are missing; fail in CI."""
     if (INTEROP / "node_modules").is_dir():
         return
     reason = f"the npm packages of {INTEROP / 'package.json'} are not installed, and this test runs them"
@@ -62,7 +62,8 @@ async def far_end(node: str, stack: str) -> AsyncIterator[str]:
 async def test_gateway_holds_turns_with_a_far_end_of_another_make(
     stack: str, serve: Serve, part_path: Callable[[str], str]
 ) -> None:
-    """Short, long and large texts come back whole, several calls run at once, and a closed session hangs its call up."""
+    """Short, long and large texts are returned complete, several calls run at once, and a closed session hangs its
+    call up."""
     async with far_end(part_path("node"), stack) as base_url:
         gateway = await serve(base_url)
         async with Caller(gateway.url) as caller:

@@ -1,4 +1,4 @@
-"""What a session lives through: a minute with a strict far end, very large events, any text there is."""
+"""Sessions over a minute with a strict far end, with very large events, and with any text."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from tests.e2e.curl import curled
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Json, Serve, answer_of, say
 
-# A far end that misses USE-CANDIDATE in consent checks stops answering them, and the session would end at some 33 s.
+# A far end that requires USE-CANDIDATE in consent checks would otherwise stop answering, and the session would end after about 33 s.
 LIFE_SECONDS = 62.0
 STANDSTILL_SECONDS = 0.05
 LARGE = 600_000
@@ -31,11 +31,11 @@ TEXTS = {
 
 @pytest.mark.slow
 async def test_a_session_outlives_strict_consent(serve: Serve, emulate: Emulate) -> None:
-    """A minute later a call to a strict ICE-lite far end still works, whichever side begins DTLS."""
+    """After a minute a call to a strict ICE-lite far end still works, whichever side starts DTLS."""
     far_ends = [emulate("--consent", "strict", "--setup", setup) for setup in ("active", "passive")]
     callers = [Caller((await serve(far_end)).url) for far_end in far_ends]
     sessions = [await caller.open() for caller in callers]
-    await asyncio.sleep(LIFE_SECONDS)  # what is tested is the time itself
+    await asyncio.sleep(LIFE_SECONDS)  # the duration itself is tested
     for far_end, caller, session in zip(far_ends, callers, sessions, strict=True):
         headers = {"Accept": "application/json"}
         path = f"/v1/sessions/{session['id']}/turns"
@@ -54,7 +54,7 @@ async def test_a_session_outlives_strict_consent(serve: Serve, emulate: Emulate)
 async def test_any_text_survives_both_ways(
     gateway: Gateway, caller: Caller, far_end: FarEnd, text: str
 ) -> None:
-    """The far end gets the very bytes that were posted, and the reader the text that the far end repeated."""
+    """The far end gets exactly the posted bytes, and the reader the text that the far end repeated."""
     session = await caller.open()
     item, create = (json.dumps(event, ensure_ascii=False) for event in say(f"Repeat after me: {text}"))
     answer, _ = await caller.ask("POST", f"/v1/sessions/{session['id']}/events", f"[{item} , {create}]")
@@ -72,16 +72,16 @@ async def test_any_text_survives_both_ways(
 async def test_a_very_large_event_passes_both_ways_and_holds_nobody_up(
     gateway: Gateway, caller: Caller, far_end: FarEnd, tmp_path: Path
 ) -> None:
-    """600 KB are sent and come back complete, and never block the loop for more than 50 ms."""
+    """600 KB are sent and returned complete, and never block the loop for more than 50 ms."""
     session = await caller.open()
-    # No parser's mercy: every line differs, and a quarter of it is not ASCII.
+    # Hard for a parser: every line differs, and a quarter of it is not ASCII.
     text = "\n".join(f"{line:06d} größer als alles, was hier sonst geht 🙂" for line in range(LARGE // 50))
     event = {**say(text)[0], "event_id": "large"}
     (tmp_path / "event.json").write_text(json.dumps(event, ensure_ascii=False), "utf-8")
     path = f"{gateway.url}{session['events_url']}"
     await caller.ask("GET", "/readyz")
     async with Standstill() as standstill:
-        # The clients are other processes, so that what is measured is the gateway's loop alone.
+        # The clients are other processes, so only the gateway's own loop is measured.
         receipt = await curled(path, "--data-binary", f"@{tmp_path / 'event.json'}")
         polled = await large_event(path, session["head"])
     frames = await far_end.received(session["call_id"])
@@ -94,7 +94,7 @@ async def test_a_very_large_event_passes_both_ways_and_holds_nobody_up(
 
 
 async def large_event(path: str, after: str) -> Json:
-    """Poll until the far end's echo of the large item is there."""
+    """Poll until the far end's echo of the large item arrives."""
     async with asyncio.timeout(20):
         while True:
             page = json.loads(await curled(f"{path}?after={after}&format=json&max_bytes=4194304"))
@@ -106,9 +106,9 @@ async def large_event(path: str, after: str) -> Json:
 
 
 class Standstill:
-    """Measures the longest stretch for which the loop's thread computed without coming round.
+    """Measures the longest CPU time that the loop's thread used in one turn of the loop.
 
-    It measures the thread's CPU time, so that other load on the machine does not matter.
+    CPU time is used so that other load on the machine does not matter.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Many sessions at once in one process: the resources they use while open, all of which are released."""
+"""Many sessions at once in one process: their resources, all of which are released."""
 
 import asyncio
 import os
@@ -21,9 +21,10 @@ TASKS_EACH = 6
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd) -> None:
-    """Opened, used and deleted, 500 sessions leave tasks, descriptors and threads as before, and have no thread each."""
+    """After 500 sessions were opened, used and deleted, tasks, descriptors and threads are as before, and no session
+    had a thread of its own."""
     gateway = await serve(far_end)
-    # The first session makes what all share: connections, a certificate, the resolver's thread.
+    # The first session creates what all share: connections, a certificate, the resolver's thread.
     await round_trip(gateway, 1)
     before = await settled()
 
@@ -38,7 +39,7 @@ async def test_five_hundred_sessions_leave_nothing(serve: Serve, far_end: FarEnd
 
 
 async def round_trip(gateway: Gateway, count: int) -> Holdings:
-    """Open this many sessions, use each, count, delete all and return what was held while they were open."""
+    """Open this many sessions, use each, count resources, delete all, and return the resources that were in use."""
     caller = Caller(gateway.url)
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -58,7 +59,7 @@ async def round_trip(gateway: Gateway, count: int) -> Holdings:
 
     try:
         sessions = await asyncio.gather(*(use(number) for number in range(count)))
-        async with asyncio.timeout(20):  # A stream that was left at once is noticed within seconds.
+        async with asyncio.timeout(20):  # A stream that is left at once is noticed within seconds.
             while (await settled()).descriptors > count * DESCRIPTORS_EACH + DESCRIPTORS_SHARED:
                 await asyncio.sleep(0.5)
         held = Holdings.now()

@@ -32,7 +32,7 @@ BODIES = (
     b'{"session":{"a":1e999}}', b'{"metadata":{"a":"\\ud800"}}', b'{"session":{"\\u0000":1}}', b"9" * 5000,
     b'{"type":"x","event_id":"\\ud800"}', b'{"type":"\\ud800"}', b"[" * 5000,
 )  # fmt: skip
-# Each ends a read within its second or so.
+# Each ends a read within about a second.
 QUERIES = (
     "format=json&wait=0", "wait=0&wait=1&format=json", "after=%ff&format=json", "max_age=1", "types=&max_age=1",
     "types=*&exclude=*&max_age=1", "limit=1e3&format=json", "pad=٣&max_age=1", "heartbeat=５&max_age=1",
@@ -45,7 +45,7 @@ QUERIES = (
 async def test_odd_requests_are_answered_by_the_contract(
     gateway: Gateway, caller: Caller, far_end: FarEnd, seed: int
 ) -> None:
-    """No answer is a 500, every error is a problem object, none takes for ever, and nothing is left of it."""
+    """No answer is a 500, every error is a problem object, none takes too long, and no resources are left."""
     session = await caller.open()
     own = f"/v1/sessions/{session['id']}"
     chance = random.Random(seed)
@@ -77,7 +77,7 @@ async def test_odd_requests_are_answered_by_the_contract(
     _, now = await caller.ask("GET", own)
 
     assert not wrong
-    # Sessions that were opened are still there; connections whose body never came are kept for some seconds.
+    # Opened sessions still exist; connections whose body never came are kept for some seconds.
     await close_all_but(caller, gateway, session["id"])
     await back_to(before, seconds=45)
     assert now["state"] == "connected"

@@ -1,6 +1,6 @@
-"""The description at `/openapi.json` against the gateway that serves it: generated requests, right and wrong ones.
+"""The description at `/openapi.json`, compared with its gateway by generated requests, valid and invalid ones.
 
-Each answer must be one that the description knows, in its form, and none may be an error of the gateway's own.
+The description must allow each answer and its form, and none may be the gateway's own 5xx.
 """
 
 import json
@@ -35,7 +35,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-# Statuses that any request may get: OpenAI refused, failed or is slow, or a limit was reached.
+# Statuses that any request may get: OpenAI refused, failed or was slow, or a limit was reached.
 UPSTREAMS = {502, 503, 504}
 
 DESCRIPTION = schemathesis.openapi.from_dict(document())
@@ -51,7 +51,7 @@ OPERATIONS = [
 
 
 class Sessions:
-    """Gives the id of a session that is open at the moment."""
+    """Provides the id of a session that is currently open."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -73,7 +73,7 @@ class Sessions:
 
 @pytest.fixture(scope="module")
 def sessions(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
-    """Run a gateway whose streams end soon and whose closed sessions go soon."""
+    """Run a gateway whose streams end soon and whose closed sessions are dropped soon."""
     program = Program(
         tmp_path_factory.mktemp("described") / "log",
         *("gateway", "serve", "--port", "0", "--admin-port", "0"),
@@ -101,7 +101,7 @@ def sessions(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -
 def test_every_answer_is_as_described(
     sessions: Sessions, path: str, method: str, mode: GenerationMode
 ) -> None:
-    """Whatever is sent, the answer has a status, a type and a body that the description knows, and 5xx is OpenAI's."""
+    """Every answer has a status, a type and a body that the description allows, and a 5xx is OpenAI's."""
     operation = DESCRIPTION[path][method]
 
     @given(case=operation.as_strategy(generation_mode=mode), live=sampled_from([True, True, True, False]))
@@ -121,12 +121,12 @@ def test_every_answer_is_as_described(
 
 
 def test_the_description_is_served(sessions: Sessions) -> None:
-    """What is held above is what a client is given."""
+    """Clients get the same description that was tested above."""
     assert sessions.described() == document()
 
 
 def _hurry(query: dict[str, Any], method: str) -> None:
-    """Let nothing wait as long as it may: a right long-poll waits for a minute, a right stream for an hour."""
+    """Shorten waits: a valid long-poll could wait for a minute, a valid stream for an hour."""
     for name in {"wait", "max_age"} & query.keys():
         if isinstance(query[name], (int, float)):
             query[name] = 1

@@ -1,4 +1,4 @@
-"""Section 2 of the contract, seen from outside: the operator's listener, the metrics, and what the log does not say."""
+"""Section 2 of the contract as a black box: the admin listener, the metrics, and what the log must not contain."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 PREFIX = "realtime_gateway_"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
-# The table of the contract: names without their prefix, and their labels.
+# The table of the contract: metric names without their prefix, and their labels.
 METRICS = {
     "sessions": (GAUGE, {"state"}),
     "sessions_created": (COUNTER, {"outcome", "key"}),
@@ -77,7 +77,7 @@ QUESTION = "Please repeat after me: Rhinoceros"
 
 @pytest_asyncio.fixture
 async def operator(gateway: Gateway) -> AsyncIterator[Caller]:
-    """Return a client of the operator's listener."""
+    """Return a client of the admin listener."""
     async with Caller(gateway.admin_url) as client:
         yield client
 
@@ -102,7 +102,7 @@ def total(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: st
 async def test_the_metrics_are_those_of_the_contract(
     gateway: Gateway, operator: Caller, caller: Caller, far_end: FarEnd
 ) -> None:
-    """Every metric is there with its kind, and its samples have its labels and no other."""
+    """Every metric exists with its kind, and its samples have exactly its labels."""
     session = await caller.open()
     await caller.send(session["id"], *say("Hello"))
     await caller.until(session["id"], "response.done")
@@ -131,7 +131,7 @@ async def test_openmetrics_is_given_to_who_asks(operator: Caller) -> None:
 async def test_tokens_are_counted_as_they_are_billed(
     operator: Caller, caller: Caller, far_end: FarEnd
 ) -> None:
-    """The counters say what the usage of every `response.done` says, and nothing of it is audio."""
+    """The counters equal the usage of every `response.done`, and no audio is counted."""
     session = await caller.open()
     billed = []
     for question in ("My name is Ada.", "What is my name?", "Write 30 words about rivers"):
@@ -152,7 +152,7 @@ async def test_tokens_are_counted_as_they_are_billed(
 
 
 async def test_events_are_counted_both_ways(operator: Caller, caller: Caller, far_end: FarEnd) -> None:
-    """What went up and what came down is counted by type, and its bytes by direction."""
+    """Events are counted by type in both directions, and their bytes by direction."""
     before = await scraped(operator)
     session = await caller.open()
     events = say("Hello")
@@ -177,7 +177,7 @@ async def test_events_are_counted_both_ways(operator: Caller, caller: Caller, fa
 
 
 async def test_sessions_and_streams_are_gauged(operator: Caller, caller: Caller, far_end: FarEnd) -> None:
-    """Gauges follow what is open, and counters why it ended."""
+    """Gauges show the open sessions and streams, and counters why they ended."""
     session = await caller.open()
     stream = caller.stream(session["id"])
     await anext(stream)
@@ -202,7 +202,7 @@ async def test_sessions_and_streams_are_gauged(operator: Caller, caller: Caller,
 
 
 async def test_labels_hold_no_id_no_key_and_no_text(serve: Serve, far_end: FarEnd) -> None:
-    """Whatever callers and the service say, a label is a word of the contract, a configured name, or `other`."""
+    """Whatever callers and the service send, a label is a word of the contract, a configured name, or `other`."""
     gateway = await serve(far_end, upstream={"api_key": "sk-very-secret"})
     async with Caller(gateway.url) as caller, Caller(gateway.admin_url) as operator:
         session = await caller.open(session={"model": "model-of-mine"}, metadata={"who": "Rhinoceros"})
@@ -226,7 +226,7 @@ async def test_labels_hold_no_id_no_key_and_no_text(serve: Serve, far_end: FarEn
 async def test_an_operator_sees_how_a_session_stands_and_nothing_said(
     gateway: Gateway, operator: Caller, caller: Caller, far_end: FarEnd
 ) -> None:
-    """Diagnostics have timings, kinds of candidates and counters; no SDP, no address, no text, no key."""
+    """The diagnostics have timings, kinds of candidates and counters, but no SDP, address, text or key."""
     session = await caller.open(metadata={"who": "Rhinoceros"})
     await caller.send(session["id"], *say(QUESTION))
     await caller.until(session["id"], "response.done")
@@ -244,7 +244,7 @@ async def test_an_operator_sees_how_a_session_stands_and_nothing_said(
 
 
 async def test_an_operator_closes_a_session(operator: Caller, caller: Caller) -> None:
-    """DELETE on the operator's side ends anybody's session."""
+    """DELETE on the admin listener ends a session of any caller."""
     session = await caller.open()
     answer, _ = await operator.ask("DELETE", f"/sessions/{session['id']}")
     read = await caller.until(session["id"], "gateway.closed")
@@ -254,7 +254,7 @@ async def test_an_operator_closes_a_session(operator: Caller, caller: Caller) ->
 
 
 async def test_an_operator_gives_a_session_another_call(operator: Caller, caller: Caller) -> None:
-    """A restart keeps the history, and the client reads on."""
+    """A restart keeps the history, and the client continues to read."""
     session = await caller.open()
     receipt = await caller.send(session["id"], *say("My name is Ada."))
     await caller.until(session["id"], "response.done", after=receipt["head"])
@@ -275,7 +275,7 @@ async def test_an_operator_gives_a_session_another_call(operator: Caller, caller
 async def test_a_token_guards_all_but_probes_and_metrics(
     serve: Serve, far_end: FarEnd, tmp_path: Path
 ) -> None:
-    """With `admin.token_file` the sessions and the drain need it as Bearer."""
+    """With `admin.token_file` the sessions and the drain require it as a bearer token."""
     (tmp_path / "token").write_text("a-token-of-some-length\n")
     gateway = await serve(far_end, admin={"token_file": str(tmp_path / "token")})
     closed = [("GET", "/sessions"), ("GET", "/sessions/x"), ("DELETE", "/sessions/x"), ("POST", "/drain")]
@@ -295,7 +295,7 @@ async def test_a_token_guards_all_but_probes_and_metrics(
 
 
 async def test_a_web_page_reaches_no_operators_side(operator: Caller) -> None:
-    """A foreign origin is refused on this listener, too."""
+    """A foreign origin is refused on the admin listener, too."""
     for method, path in (("GET", "/sessions"), ("GET", "/metrics"), ("POST", "/drain")):
         answer, problem = await operator.ask(method, path, headers={"Origin": "https://evil.example"})
 
@@ -309,7 +309,7 @@ async def test_a_web_page_reaches_no_operators_side(operator: Caller) -> None:
 async def test_the_log_holds_no_secret_and_nothing_said(
     shared_far_end: FarEnd, tmp_path: Path, format_: str
 ) -> None:
-    """At its most talkative the log has neither keys, secrets and tickets, nor SDP, nor what was said."""
+    """Even at its most verbose level the log has neither keys, secrets and tickets, nor SDP, nor conversation text."""
     program = Program(
         tmp_path / "log",
         *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url),
@@ -336,7 +336,7 @@ async def test_the_log_holds_no_secret_and_nothing_said(
 
 
 async def conversed(url: str) -> dict[str, Any]:
-    """Use every place a secret can be sent to, and say something."""
+    """Send secrets to every place that takes one, and hold a conversation."""
     own = {"X-Upstream-Authorization": "Bearer sk-callers-own"}
     async with Caller(url) as caller:
         answer, session = await caller.ask(
@@ -358,5 +358,5 @@ async def conversed(url: str) -> dict[str, Any]:
 
 
 async def test_the_gateway_says_where_it_listens(served: str) -> None:
-    """The log line at the start has the address with the actual port."""
+    """The log line at start has the address with the actual port."""
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]*", served)

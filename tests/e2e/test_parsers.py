@@ -1,10 +1,11 @@
-"""Five parsers that share no line of code read the same stream: Chromium, npm `eventsource-parser`, httpx-sse, one on
-aiohttp, and curl with a shell's line reader. They must agree on every id, name and text, however the bytes are split.
+"""Five parsers without common code read the same stream: Chromium, npm `eventsource-parser`, httpx-sse, one on
+aiohttp, and curl with a shell's line reader. They must agree on every id, name and text, however the bytes are
+split.
 
-The stream is recorded once from a real gateway, with all that JSON allows in a text: CR, LF and CRLF, a byte order mark
-and NUL as escapes, the two marks themselves where JSON lets them stand raw, and raw line ends as white space. A small
-server then gives it again byte by byte, and as other servers may write it: with each kind of line end, with a byte order
-mark before it.
+The stream is recorded once from a real gateway, with all that JSON allows in a text: CR, LF and CRLF, a byte order
+mark and NUL as escapes, a byte order mark and line separators raw where JSON allows them, and raw line ends as white
+space. A small server then replays it byte by byte, also as other servers may write it: with each kind of line end,
+and with a byte order mark before it.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ LAST = '{"type":"last"}'
 
 
 async def record(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
-    """Return a stream as a gateway writes it, and the data its events must have by the contract."""
+    """Return a stream as a gateway writes it, and the data that its events must have according to the contract."""
     gateway = await serve(far_end)
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -62,7 +63,8 @@ async def record(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
 
 
 def as_data(text: str) -> str:
-    """Return an event's text as a reader must get it: line ends are LF, what else line readers cut at is escaped."""
+    """Return an event's text as a reader must get it: line ends are LF, and other characters at which line readers
+    split are escaped."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.replace("\x85", r"\u0085").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
 
@@ -70,14 +72,15 @@ def as_data(text: str) -> str:
 def written(stream: bytes, line_end: bytes, mark: bytes) -> bytes:
     """Return a stream with other line ends and a byte order mark: the format allows both (WHATWG HTML 9.2.5).
 
-    A comment follows: a CR that is the very last byte may be half of a CRLF, and some wait for what comes after it.
+    A comment is added at the end: a CR that is the very last byte may be half of a CRLF, and some parsers wait for
+    the next byte.
     """
     return mark + stream.replace(b"\n", line_end) + b":" + line_end
 
 
 @asynccontextmanager
 async def giving(stream: bytes, step: int) -> AsyncIterator[str]:
-    """Serve a stream in pieces of `step` bytes, each sent on its own, then end; 0 gives it in one piece."""
+    """Serve a stream in pieces of `step` bytes, each sent separately, then end; 0 sends it in one piece."""
 
     async def give(request: web.Request) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream", "Access-Control-Allow-Origin": "*"}
@@ -86,7 +89,7 @@ async def giving(stream: bytes, step: int) -> AsyncIterator[str]:
         assert request.transport is not None
         for start in range(0, len(stream), step or len(stream)):
             await response.write(stream[start : start + (step or len(stream))])
-            # Lets the reader have it before the next: otherwise the kernel would join the pieces again.
+            # Lets the reader receive it before the next piece: otherwise the kernel would join the pieces.
             await asyncio.sleep(0)
         return response
 
@@ -105,7 +108,7 @@ async def giving(stream: bytes, step: int) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-# --- the five ---------------------------------------------------------------------------------------------------------
+# --- the five parsers -------------------------------------------------------------------------------------------------
 
 
 async def by_aiohttp(url: str) -> list[Event]:
@@ -139,12 +142,12 @@ process.stdout.write(JSON.stringify(events));
 
 
 async def by_node(url: str) -> list[Event]:
-    """Read with the parser that most of npm's clients are made of."""
+    """Read with the parser that most npm clients use."""
     output = await output_of("node", "--input-type=module", "-e", NODE, url)
     return [tuple(event) for event in json.loads(output)]
 
 
-# A line reader such as people write around curl; it knows LF only, so the other line ends are made that before it.
+# A line reader such as people write around curl; it knows only LF, so other line ends are converted first.
 SHELL = r"""
 curl -q -sS -N --noproxy '*' "$1" | sed 's/\r$//' | {
     id= name= data= first=yes
@@ -170,7 +173,7 @@ async def by_curl(url: str) -> list[Event]:
 
 
 async def output_of(*command: str) -> str:
-    """Run a program to its end and return what it prints."""
+    """Run a program to its end and return its output."""
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, cwd=EXAMPLES)
     try:
         async with asyncio.timeout(SECONDS):
@@ -221,7 +224,7 @@ async def stream(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
 
 
 def require_packages() -> None:
-    """Skip where npm's packages are missing, fail where all parts must be there."""
+    """Skip the test if npm's packages are missing; fail in CI."""
     if (EXAMPLES / "node_modules" / "eventsource-parser").is_dir():
         return
     reason = f"the npm packages of {EXAMPLES / 'package.json'} are not installed, and this test runs them"
@@ -236,7 +239,8 @@ def require_packages() -> None:
 async def test_five_parsers_agree_on_a_gateways_stream(
     stream: tuple[bytes, list[str]], chromium: Chromium, step: int
 ) -> None:
-    """Whole or in pieces of any size, one byte included, all five have the same events, and those the contract names."""
+    """For the whole stream and for pieces of any size, even single bytes, all five have the same events, which are
+    those of the contract."""
     require_packages()
     raw, texts = stream
     async with giving(raw, step) as url:
@@ -263,7 +267,8 @@ async def test_five_parsers_agree_on_a_gateways_stream(
 async def test_the_clients_parser_reads_what_other_servers_may_write(
     stream: tuple[bytes, list[str]], chromium: Chromium, line_end: bytes, mark: bytes
 ) -> None:
-    """Any line end, with or without a byte order mark, byte by byte: the client has what Chromium has."""
+    """With any line end, with or without a byte order mark, byte by byte: the client's parser has the same events as
+    Chromium."""
     require_packages()
     raw, texts = stream
     async with giving(written(raw, line_end, mark), 1) as url:
@@ -275,7 +280,7 @@ async def test_the_clients_parser_reads_what_other_servers_may_write(
 
 
 async def test_the_clients_parser_takes_a_split_anywhere(stream: tuple[bytes, list[str]]) -> None:
-    """Cut into two at every single byte, with each line end, a stream gives the same blocks."""
+    """A stream split in two at every byte, with each kind of line end, gives the same blocks."""
     raw, texts = stream
     short = raw[: raw.index(b'"type":"long"')].rpartition(b"\n\n")[0] + b"\n\n"
     for line_end in (b"\n", b"\r", b"\r\n"):

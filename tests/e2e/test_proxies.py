@@ -1,6 +1,8 @@
-"""Real proxies between clients and the gateway: events arrive, and soon, by the way of reading that suits each.
+"""Real proxies between clients and the gateway: events arrive promptly with the way of reading that suits each
+proxy.
 
-tests/load/proxies.py measures the delays of all ways through all proxies; here each promise of deploy/proxies is held.
+tests/load/proxies.py measures the delays of all ways through all proxies; the tests here check the promises of
+deploy/proxies.
 """
 
 import asyncio
@@ -22,9 +24,9 @@ from tests.e2e.house import Caller, Json, say
 Part = Callable[[str], str]
 Standing = Callable[[Part, str, Path, str], AbstractAsyncContextManager[str]]
 
-# A lone event, with nothing behind it to push it on. Idle proxies take 15 ms; a busy machine may take longer.
+# The delay of a single event with no later data behind it. Idle proxies take 15 ms; a busy machine may take longer.
 SOON_SECONDS = 10.0
-# An idle time-out that is longer than a heartbeat and shorter than this test's patience.
+# An idle time-out that is longer than a heartbeat and shorter than this test waits.
 IDLE_SECONDS = 33.0
 
 
@@ -54,14 +56,14 @@ async def send_mark(far_end: FarEnd, session: Json, mark: str) -> None:
 
 
 class Piece:
-    """What has come of an answer so far."""
+    """The part of an answer that has arrived so far."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self._answer = answer
         self.text = ""
 
     async def until(self, what: str, seconds: float = SOON_SECONDS) -> float:
-        """Wait until something stands in it and return how long that took."""
+        """Wait until it contains something and return how long that took."""
         began = time.monotonic()
         async with asyncio.timeout(seconds):
             while what not in self.text:
@@ -71,7 +73,7 @@ class Piece:
         return time.monotonic() - began
 
     async def closed(self, seconds: float) -> None:
-        """Wait until the connection ends, however that is."""
+        """Wait until the connection ends in any way."""
         try:
             async with asyncio.timeout(seconds):
                 while await self._answer.content.readany():
@@ -81,7 +83,7 @@ class Piece:
 
 
 def timeless() -> aiohttp.ClientTimeout:
-    """Return the time-out of a stream: none; each wait has its own."""
+    """Return a time-out for a stream: none, because each wait has its own."""
     return aiohttp.ClientTimeout(total=None)
 
 
@@ -96,7 +98,7 @@ async def test_a_lone_event_arrives_soon(
     part_path: Part,
     tmp_path: Path,
 ) -> None:
-    """By event stream, its POST, NDJSON and long-poll: an event that is followed by silence comes through."""
+    """An event that is followed by silence arrives by event stream, POSTed stream, NDJSON and long-poll."""
     session = await caller.open()
     path = f"{session['events_url']}?after={session['head']}&format="
     async with start(part_path, text, tmp_path / "proxy", gateway.url) as url, Caller(url) as through:
@@ -123,8 +125,8 @@ async def test_a_lone_event_arrives_soon(
 async def test_a_conversation_is_held_through_it(
     start: Standing, text: str, gateway: Gateway, part_path: Part, tmp_path: Path
 ) -> None:
-    """Create, send, stream, turn and delete all work through it, statuses and resumption included."""
-    # A server that buffers keeps the end of a replay until the next heartbeat.
+    """Create, send, stream, turn and delete work through the proxy, statuses and resumption included."""
+    # A server that buffers holds the end of a replay until the next heartbeat.
     patience = 20.0 if text == proxies.NGINX_BUFFERING else 2 * SOON_SECONDS
     async with start(part_path, text, tmp_path / "proxy", gateway.url) as url, Caller(url) as through:
         session = await through.open()
@@ -145,7 +147,7 @@ async def test_a_conversation_is_held_through_it(
 async def test_padding_and_long_polls_pass_a_proxy_that_holds_4_kib(
     gateway: Gateway, far_end: FarEnd, caller: Caller
 ) -> None:
-    """A plain stream is held back; a padded one comes at the next heartbeat, and a long-poll at once."""
+    """A plain stream is held back; a padded one arrives at the next heartbeat, and a long-poll at once."""
     session = await caller.open()
     path = f"{session['events_url']}?after={session['head']}&format="
     async with proxies.holding(gateway.url) as url, Caller(url) as through:
@@ -172,7 +174,7 @@ async def test_padding_and_long_polls_pass_a_proxy_that_holds_4_kib(
 async def test_long_polls_pass_a_proxy_that_holds_whole_answers(
     gateway: Gateway, far_end: FarEnd, caller: Caller
 ) -> None:
-    """Where an answer is given on only when it has ended, a long-poll's ends with the event, and a turn's with its text."""
+    """If a proxy forwards an answer only when it is complete, a long-poll delivers the event and a turn the text."""
     session = await caller.open()
     async with proxies.holding(gateway.url, None) as url, Caller(url) as through:
         path = f"{session['events_url']}?after={session['head']}&format=json"
@@ -210,7 +212,7 @@ async def test_heartbeats_outlive_a_time_out_of_30_seconds(
 
 @pytest.mark.needs("nginx")
 def test_nginx_takes_its_configuration(part_path: Part, tmp_path: Path) -> None:
-    """`nginx -t` finds nothing to complain of in nginx.conf."""
+    """`nginx -t` reports nothing about nginx.conf."""
     command = proxies.nginx_command(part_path("nginx"), shown("nginx.conf"), tmp_path)
     told = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)
 
@@ -219,7 +221,7 @@ def test_nginx_takes_its_configuration(part_path: Part, tmp_path: Path) -> None:
 
 @pytest.mark.needs("haproxy")
 def test_haproxy_takes_its_configuration(part_path: Part) -> None:
-    """`haproxy -c` finds nothing to complain of in haproxy.cfg, warnings included."""
+    """`haproxy -c` reports nothing about haproxy.cfg, not even a warning."""
     command = [part_path("haproxy"), "-c", "-dW", "-f", str(proxies.PROXIES / "haproxy.cfg")]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
@@ -228,7 +230,7 @@ def test_haproxy_takes_its_configuration(part_path: Part) -> None:
 
 @pytest.mark.needs("caddy")
 def test_caddy_takes_its_configuration(part_path: Part, tmp_path: Path) -> None:
-    """`caddy validate` finds nothing to complain of in Caddyfile."""
+    """`caddy validate` reports nothing about Caddyfile."""
     file = str(proxies.PROXIES / "Caddyfile")
     command = [part_path("caddy"), "validate", "--adapter", "caddyfile", "--config", file]
     told = subprocess.run(
@@ -244,7 +246,7 @@ def test_caddy_takes_its_configuration(part_path: Part, tmp_path: Path) -> None:
 async def test_tickets_stay_out_of_the_proxys_log(
     gateway: Gateway, caller: Caller, part_path: Part, tmp_path: Path
 ) -> None:
-    """nginx.conf logs paths without their queries, where a stream's credential stands."""
+    """nginx.conf logs paths without queries, because a stream's credential is in the query."""
     session = await caller.open()
     home = tmp_path / "proxy"
     async with (

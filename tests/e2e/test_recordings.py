@@ -1,4 +1,4 @@
-"""Recorded conversations of the live service, said again by a far end and found at the reading end byte for byte."""
+"""Recorded conversations of the live service, replayed by a far end and compared byte for byte at the reader."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
 BEFORE, AFTER = '{"direction":"received","event":', "}"
-# What is not a conversation of events has another ending.
+# Files that are not conversations of events have another extension.
 NAMES = (
     "text-turn-in-webrtc-call",
     "tool-call-round",
@@ -24,7 +24,7 @@ NAMES = (
 
 
 def received(recording: Path) -> list[str]:
-    """Cut the events the service sent out of their lines, as they stand there."""
+    """Return the events that the service sent, cut out of their lines unchanged."""
     lines = recording.read_text("utf-8").splitlines()
     return [line.removeprefix(BEFORE).removesuffix(AFTER) for line in lines if line.startswith(BEFORE)]
 
@@ -39,7 +39,8 @@ def sent(recording: Path) -> list[Json]:
 async def test_a_recording_arrives_byte_for_byte_in_every_rendering(
     recordings: Path, name: str, gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """Each received event of a recording, sent over a real data channel, is read unchanged and in order by all three."""
+    """Each received event of a recording, sent over a real data channel, is read unchanged and in order in all three
+    renderings."""
     texts = received(recordings / f"{name}.jsonl")
     session = await caller.open()
     await far_end.send(session["call_id"], *texts)
@@ -61,7 +62,7 @@ async def test_a_recording_arrives_byte_for_byte_in_every_rendering(
 async def test_long_poll_holds_the_bytes_of_a_recording(
     recordings: Path, gateway: Gateway, caller: Caller, far_end: FarEnd
 ) -> None:
-    """An event stands in the long-poll answer as the service wrote it, not as a parser would write it again."""
+    """An event in the long-poll answer has the bytes that the service wrote, not those of an encoder."""
     texts = received(recordings / "tool-call-round.jsonl")
     session = await caller.open()
     await far_end.send(session["call_id"], *texts)
@@ -77,7 +78,7 @@ async def test_long_poll_holds_the_bytes_of_a_recording(
 
 
 async def ndjson(caller: Caller, path: str, count: int) -> list[str]:
-    """Read this many events as NDJSON and return their lines, without the stream's own."""
+    """Read this many events as NDJSON and return their lines, without the stream's own lines."""
     lines: list[str] = []
     async with caller.http.get(f"{caller.url}{path}&format=ndjson") as answer:
         assert answer.content_type == "application/x-ndjson"
@@ -89,7 +90,7 @@ async def ndjson(caller: Caller, path: str, count: int) -> list[str]:
 
 
 async def test_recordings_are_held_as_conversations(recordings: Path, serve: Serve, emulate: Emulate) -> None:
-    """A far end that plays recordings answers what their clients sent with what they received, in order."""
+    """A far end that plays recordings answers each client event with the events that were recorded, in order."""
     files = [recordings / f"{name}.jsonl" for name in NAMES]
     flags = [flag for file in files for flag in ("--record", str(file))]
     gateway = await serve(emulate("--tokens-per-second", "0", *flags))
@@ -98,7 +99,7 @@ async def test_recordings_are_held_as_conversations(recordings: Path, serve: Ser
         texts = received(file)
         session = await caller.open()
         await caller.send(session["id"], *sent(file))
-        # The far end greets by itself where the recording does not.
+        # The far end sends its own greeting if the recording has none.
         greeting = int(json.loads(texts[0])["type"] != "session.created")
         read = await caller.take(session["id"], len(texts) + greeting)
 

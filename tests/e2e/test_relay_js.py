@@ -1,4 +1,4 @@
-"""The browser client `relay.js` in a real Chromium, on good ways to the gateway and on bad ones; and in Node."""
+"""The browser client `relay.js` in a real Chromium over good and bad paths to the gateway, and in Node."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.e2e.meddling import PASS, Hold, Lose, Pass, meddling
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 RELAY = Path(__file__).parents[2] / "gateway" / "downstream" / "console" / "relay.js"
 
-# As people write them for a data channel: the handler and the line that sends.
+# As people write them for a data channel: the handler, and the line that sends.
 HANDLER = """(event) => {
   try {
     const message = JSON.parse(event.data);
@@ -42,7 +42,7 @@ def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathF
 
 
 async def channel(page: Page, options: str = "{}") -> str:
-    """Open a channel in the page that writes down all it is told and return its session's id."""
+    """Open a channel in the page that records everything it receives, and return its session's id."""
     await page.evaluate(
         "import('/relay.js').then(({RelayChannel}) => {"
         "  globalThis.seen = []; globalThis.own = []; globalThis.errors = []; globalThis.closes = 0;"
@@ -69,7 +69,7 @@ async def seen(page: Page, count: int = 1) -> list[tuple[int, str]]:
 
 
 async def log_of(caller: Caller, session_id: str, count: int = 1) -> list[tuple[int, str]]:
-    """Read the log to the end of `count` responses, over a good way."""
+    """Read the log up to the end of `count` responses, over a good path."""
     read = await caller.until(session_id, "response.done", count)
     return [(number(block.id), block.type) for block in read if not block.type.startswith("gateway.")]
 
@@ -80,7 +80,7 @@ def up_to(read: list[tuple[int, str]], log: list[tuple[int, str]]) -> list[tuple
 
 
 async def test_thread_code_runs_on_the_channel(served: str, chromium: Chromium) -> None:
-    """The thread's handler and its `send` line work on the channel as they are."""
+    """The handler and the `send` line posted in the forum thread work on the channel unchanged."""
     async with chromium.page(f"{served}/") as page:
         await channel(page)
         await page.evaluate(
@@ -114,7 +114,7 @@ async def test_thread_handler_runs_on_an_event_source(served: str, chromium: Chr
 
 @pytest.mark.parametrize("transport", ["eventsource", "stream", "poll"])
 async def test_every_transport_gives_the_log(served: str, chromium: Chromium, transport: str) -> None:
-    """Each transport by itself brings every event of the log once, in order, and says which it is."""
+    """Each transport alone delivers every event of the log once, in order, and reports its name."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session_id = await channel(page, f"{{transports: ['{transport}']}}")
         await caller.send(session_id, *say("Count to 20"))
@@ -130,7 +130,7 @@ async def test_every_transport_gives_the_log(served: str, chromium: Chromium, tr
 async def test_held_streams_are_stepped_down(
     served: str, chromium: Chromium, held: tuple[str, ...], used: str
 ) -> None:
-    """Where streams stay mute the next way is taken, to long-polls in the end, and nothing is lost."""
+    """If streams stay silent the next transport is used, long-polls in the end, and nothing is lost."""
 
     def rule(request: web.BaseRequest) -> Pass | Hold:
         stream = request.path.endswith("/events/stream") or "heartbeat_as" in request.query_string
@@ -149,7 +149,8 @@ async def test_held_streams_are_stepped_down(
 async def test_cut_streams_lose_nothing_and_are_stepped_down(
     served: str, far_end: FarEnd, chromium: Chromium
 ) -> None:
-    """Streams that are cut again and again, in the middle of events, bring every event once, then are given up."""
+    """Streams that are cut repeatedly in the middle of events deliver every event once, and then another transport
+    is used."""
     cuts = 0
 
     def rule(request: web.BaseRequest) -> Pass:
@@ -174,7 +175,7 @@ async def test_cut_streams_lose_nothing_and_are_stepped_down(
 
 
 async def test_stream_that_falls_silent_is_noticed(serve: Serve, far_end: FarEnd, chromium: Chromium) -> None:
-    """A stream that says nothing for two and a half heartbeats is cut by the client, which continues from there."""
+    """A stream that is silent for two and a half heartbeats is closed by the client, which reconnects and continues."""
     streams = 0
 
     def rule(request: web.BaseRequest) -> Pass:
@@ -206,7 +207,7 @@ async def test_stream_that_falls_silent_is_noticed(serve: Serve, far_end: FarEnd
 
 
 async def test_lost_answers_double_nothing(served: str, far_end: FarEnd, chromium: Chromium) -> None:
-    """Events whose POSTs were answered into nowhere reach the upstream once, each in its place."""
+    """Events whose POSTs got no answer reach the upstream once, each in its place."""
     lost = 0
 
     def rule(request: web.BaseRequest) -> Pass | Lose:
@@ -244,7 +245,7 @@ def _item(number: int) -> dict[str, Any]:
 async def test_one_refused_event_takes_no_other_along(
     served: str, far_end: FarEnd, chromium: Chromium
 ) -> None:
-    """Of a batch with one bad event only that one is dropped, and an `error` says which and why."""
+    """Of a batch with one invalid event only that one is dropped, and an `error` says which one and why."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session_id = await channel(page)
         await page.evaluate(
@@ -269,7 +270,7 @@ async def test_one_refused_event_takes_no_other_along(
 async def test_gap_is_told_with_its_number(
     serve: Serve, far_end: FarEnd, chromium: Chromium, transport: str
 ) -> None:
-    """A client that reconnects after a log overrun learns how many events are missing, and gets the rest."""
+    """A client that reconnects after a log overrun is told how many events are missing and gets the rest."""
     gateway = await serve(far_end, relay={"log_max_events": 32})
     async with Caller(gateway.url) as caller, chromium.page(f"{gateway.url}/") as page:
         session = await caller.open()
@@ -288,7 +289,7 @@ async def test_gap_is_told_with_its_number(
 
 
 async def test_session_closed_elsewhere_ends_the_channel(served: str, chromium: Chromium) -> None:
-    """When the session ends the channel says why, then closes, once and without an error."""
+    """When the session ends the channel reports the reason and then closes, once and without an error."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session_id = await channel(page)
         await caller.ask("DELETE", f"/v1/sessions/{session_id}")
@@ -305,7 +306,7 @@ async def test_session_closed_elsewhere_ends_the_channel(served: str, chromium: 
 
 
 async def test_unknown_session_is_a_fatal_error(served: str, chromium: Chromium) -> None:
-    """A session that is not there ends the channel with the gateway's own word for it."""
+    """An unknown session ends the channel with the gateway's own error code."""
     async with chromium.page(f"{served}/") as page:
         await channel(page, "{position: {id: 'gws_nobody'}}")
         await page.until("closes")
@@ -333,7 +334,7 @@ async def test_closing_delivers_what_was_sent(served: str, far_end: FarEnd, chro
 async def test_closing_while_opening_leaves_no_session(
     serve: Serve, far_end: FarEnd, chromium: Chromium
 ) -> None:
-    """`close` before the channel is open still ends the session that the gateway was making."""
+    """`close` before the channel is open still ends the session that is being opened."""
     gateway = await serve(far_end)
     await far_end.faults(signal_delay_seconds=0.5)
     async with chromium.page(f"{gateway.url}/") as page:
@@ -350,7 +351,7 @@ async def test_closing_while_opening_leaves_no_session(
 
 
 async def test_another_channel_goes_on_from_a_position(served: str, chromium: Chromium) -> None:
-    """A channel made from another's position, after a reload say, gets what comes after it and nothing again."""
+    """A channel that starts at another's position, for example after a reload, gets only what follows."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session_id = await channel(page)
         await caller.send(session_id, *say("Count to 5"))
@@ -368,7 +369,7 @@ async def test_another_channel_goes_on_from_a_position(served: str, chromium: Ch
 
 
 async def test_ticket_reads_and_does_not_send(served: str, chromium: Chromium) -> None:
-    """A ticket's URL opens a channel that reads and whose `send` refuses."""
+    """A ticket's URL opens a channel that reads and whose `send` throws."""
     async with Caller(served) as caller, chromium.page(f"{served}/") as page:
         session = await caller.open()
         await channel(page, f"{{streamUrl: {json.dumps(session['stream_url'])}}}")
@@ -385,7 +386,7 @@ async def test_ticket_reads_and_does_not_send(served: str, chromium: Chromium) -
 async def test_node_runs_the_thread_code(
     served: str, part_path: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """The module runs in Node without a page and without an `EventSource`."""
+    """The module runs in Node, without a page or an `EventSource`."""
     script = tmp_path / "thread.mjs"
     script.write_text(
         f"import {{ RelayChannel }} from {json.dumps(RELAY.as_uri())};"
@@ -395,7 +396,7 @@ async def test_node_runs_the_thread_code(
         f"dataChannel.addEventListener('message', {HANDLER});"
         f"dataChannel.onopen = () => {{ {SEND} {ASK} }};"
     )
-    # Node takes a `.js` for a module only where a package.json beside it says so, or its syntax is looked at.
+    # Node treats a `.js` file as a module only if a package.json says so or by inspecting its syntax.
     process = await asyncio.create_subprocess_exec(
         part_path("node"),
         "--experimental-detect-module",

@@ -1,9 +1,8 @@
-"""A model of every reader there may be, against a real gateway over real sockets that are cut in the middle of bytes.
+"""A model of every kind of reader, against a real gateway over real sockets that are cut in the middle of bytes.
 
-The far end numbers what it says. A reader is told what it missed, or has it: its notes must be the numbers one by one,
-each once and in order, with gaps exactly as wide as told. hypothesis draws the plan: renderings, speeds, where the
-network cuts, when the log overruns. The network cuts below
-HTTP, in the middle of blocks and of chunks.
+The far end numbers its events. A reader has each number or was told that it is missing: its notes must have every
+number once and in order, with gaps exactly as wide as reported. Hypothesis draws the plan: renderings, speeds, where
+the network cuts, when the log overruns. The network cuts below HTTP, in the middle of blocks and of chunks.
 """
 
 import asyncio
@@ -27,13 +26,13 @@ from tests.e2e.house import Caller, Json, configured
 RENDERINGS = ("sse", "post", "ndjson", "json")
 KEPT = 60
 SECONDS = 120.0
-# A cut connection that hands over the stream's first block only makes no way; more than this allows does.
+# If every connection is cut after the stream's first block the reader makes no progress; this allows for more than that.
 MOST_CUTS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Habit:
-    """How one reader reads: the order of its renderings, its pause between reads, how its cuts are drawn."""
+    """How one reader reads: the order of its renderings, its pause between reads, and how its cuts are drawn."""
 
     renderings: tuple[str, ...]
     pause: float
@@ -44,7 +43,7 @@ class Habit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is said, in bursts, and who reads."""
+    """What the far end sends, in bursts, and which readers there are."""
 
     bursts: tuple[int, ...]
     size: int
@@ -73,7 +72,7 @@ plans = st.builds(
 
 @dataclass(slots=True)
 class Notes:
-    """What one reader was given: numbers, and how many it was told to be missing before each."""
+    """What one reader received: numbers, and how many it was told are missing before each."""
 
     cursor: str
     last: int = -1
@@ -88,7 +87,7 @@ class Notes:
 
 
 class Reader:
-    """Reads until it has the last number, however often it is cut."""
+    """Reads until it has the last number, however often the network cuts."""
 
     def __init__(
         self, http: aiohttp.ClientSession, url: str, session: Json, habit: Habit, total: int
@@ -115,7 +114,7 @@ class Reader:
                 else:
                     await self._stream(rendering)
             except (aiohttp.ClientError, ConnectionError, json.JSONDecodeError):
-                pass  # cut by the network: the cursor knows where
+                pass  # cut by the network: the cursor has the position
             await asyncio.sleep(self._habit.pause)
 
     async def _stream(self, rendering: str) -> None:
@@ -174,7 +173,7 @@ class Reader:
             self.notes.cursor = event_id
 
     def _told(self, gap: Json) -> None:
-        """Note a gap, and go on before the oldest event there is, as whoever was told would."""
+        """Note a gap and continue before the oldest event that exists, as a client does."""
         assert gap["missed"] > 0
         self.notes.gap(gap["missed"])
         self.gaps += 1
@@ -183,7 +182,7 @@ class Reader:
 
 
 class Network:
-    """Cuts answers after this many bytes as each draw says, until it has cut often enough."""
+    """Cuts answers after the number of bytes that each draw gives, until it has cut often enough."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -197,7 +196,7 @@ class Network:
 
 
 async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[list[Reader], int]:
-    """Let a plan happen and return its readers and how often the network cut."""
+    """Execute a plan and return its readers and the number of cuts."""
     gateway = Gateway(configured(far_end.base_url, relay={"log_max_events": KEPT}))
     await gateway.start()
     try:
@@ -230,7 +229,8 @@ async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[list[Reader], int]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_any_reader_has_every_event_or_is_told_what_it_missed(shared_far_end: FarEnd) -> None:
-    """Cut anywhere, in any rendering, slow or fast, alone or among others: once, in order, or exactly told."""
+    """Cut anywhere, in any rendering, slow or fast, alone or among others, a reader has every event once and in
+    order, or the exact number of missing ones."""
     seen: dict[str, int] = {"cuts": 0, "gaps": 0, "reads": 0}
 
     @settings(
@@ -252,7 +252,7 @@ def test_any_reader_has_every_event_or_is_told_what_it_missed(shared_far_end: Fa
 
     law()
 
-    # Not by luck: the network did cut, and some readers were told of gaps.
+    # Make sure that the test is effective: the network did cut, and some readers were told of gaps.
     assert seen["cuts"] > 50, seen
     assert seen["gaps"] > 10, seen
 
@@ -260,7 +260,8 @@ def test_any_reader_has_every_event_or_is_told_what_it_missed(shared_far_end: Fa
 @pytest.mark.slow
 @pytest.mark.parametrize("rendering", RENDERINGS)
 async def test_each_rendering_alone_survives_a_cut_at_every_place(far_end: FarEnd, rendering: str) -> None:
-    """A reader that knows one rendering only, cut again and again, has all that an ample log keeps, without a gap."""
+    """A reader with only one rendering that is cut repeatedly receives everything from a large enough log, without a
+    gap."""
     habit = Habit((rendering,), pause=0.0, chunk=65536, seed=7, fail_on_gap=True)
     plan = Plan(bursts=(KEPT // 2, KEPT // 4), size=0, habits=(habit,) * 3)
     readers, cuts = await carry_out(plan, far_end)

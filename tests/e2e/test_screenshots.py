@@ -17,7 +17,7 @@ from tests.e2e.house import Emulate, Serve
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
-# IDs, times and figures differ from run to run. They change 1 to 2 % of the pixels; a page that looks different, more.
+# IDs, times and figures differ between runs. They change 1 to 2 % of the pixels; a page that looks different changes more.
 MOST_CHANGED = 0.05
 QUESTIONS = ("What is 17 * 23?", "Count to 12", "Tell me a joke.")
 
@@ -71,7 +71,7 @@ async def converse(page: Page) -> None:
 
 
 async def test_pictures_show_the_console_as_it_is(emulate: Emulate, serve: Serve, chromium: Chromium) -> None:
-    """Wide in light and dark, and on a phone: the stored pictures look like the page."""
+    """Wide in light and dark, and on a phone, the stored pictures look like the page."""
     gateway = await serve(emulate("--tokens-per-second", "50"))
     made = {}
     async with chromium.page(f"{gateway.url}/") as page:
@@ -88,7 +88,7 @@ async def test_pictures_show_the_console_as_it_is(emulate: Emulate, serve: Serve
             (IMAGES / name).write_bytes(picture)
 
     changed = {}
-    # A page without a policy, so that it may look at the pictures.
+    # A page without a content security policy, so that it may load the pictures.
     async with chromium.page("about:blank") as page:
         for name, picture in made.items():
             both = [base64.b64encode(one).decode() for one in ((IMAGES / name).read_bytes(), picture)]

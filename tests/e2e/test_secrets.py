@@ -1,4 +1,5 @@
-"""No credential is ever written down: a run that shows every kind of them in every place, then a look everywhere."""
+"""No credential is ever written: a run sends every kind of credential to every place, and then all output is
+searched."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,13 +26,13 @@ SPOKEN = "Rhinoceros"
 
 @dataclass
 class Run:
-    """What a run was given to keep secret, and everything that it let out."""
+    """The secrets of a run, and all of its output."""
 
     secrets: set[str] = field(default_factory=set)
     seen: dict[str, bytes] = field(default_factory=dict)
 
     async def ask(self, caller: Caller, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """Ask and keep the answer, head and all, as something that others might see."""
+        """Send a request and keep the whole answer as something that others might see."""
         answer, said = await caller.ask(method, path, body, **options)
         kept = str(said).encode() if not isinstance(said, bytes) else said
         self.seen[f"{len(self.seen)} {method} {answer.status}"] = str(answer.headers).encode() + kept
@@ -40,7 +41,7 @@ class Run:
 
 @pytest.fixture(params=["console", "json"])
 def program(request: pytest.FixtureRequest, far_end: FarEnd, tmp_path: Path) -> Iterator[Program]:
-    """Run a gateway that logs all it can."""
+    """Run a gateway with its most verbose log."""
     keys = f'[{{"name":"ann","sha256":"{hashlib.sha256(CALLER_KEY.encode()).hexdigest()}"}}]'
     program = Program(
         tmp_path / "log",
@@ -62,7 +63,7 @@ def program(request: pytest.FixtureRequest, far_end: FarEnd, tmp_path: Path) -> 
 
 
 async def test_nothing_secret_is_written_down(program: Program, far_end: FarEnd) -> None:
-    """Logs, metrics, errors and diagnostics hold no key, secret, ticket or token, and nothing that was said."""
+    """Logs, metrics, errors and diagnostics contain no key, secret, ticket or token, and no conversation text."""
     run = Run({CALLER_KEY, WRONG_KEY, REFUSED, OPENAI_KEY, SIGNING_KEY, ADMIN_TOKEN, SPOKEN})
     url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
     admin_url = program.said(r"admin listening on (http://[\w.:]+)")
@@ -80,7 +81,7 @@ async def test_nothing_secret_is_written_down(program: Program, far_end: FarEnd)
 
 
 async def lived_through(run: Run, caller: Caller, operator: Caller, far_end: FarEnd) -> dict[str, Any]:
-    """Show every credential in every place that takes one, and in many that do not; lose a call on the way."""
+    """Send every credential to every place that takes one, and to many that do not; lose a call on the way."""
     key = bearer(CALLER_KEY)
     own, renewed = [await ephemeral_key(caller, far_end) for _ in range(2)]
     run.secrets |= {own, renewed}
@@ -133,7 +134,7 @@ async def lived_through(run: Run, caller: Caller, operator: Caller, far_end: Far
 
 
 async def looked_at(run: Run, operator: Caller, session: dict[str, Any]) -> None:
-    """Look at everything that the operator's listener shows."""
+    """Read everything that the admin listener shows."""
     admin = bearer(ADMIN_TOKEN)
     for path in ("/metrics", "/sessions", f"/sessions/{session['id']}", "/livez", "/readyz"):
         await run.ask(operator, "GET", path, headers=admin)
@@ -143,17 +144,17 @@ async def looked_at(run: Run, operator: Caller, session: dict[str, Any]) -> None
 
 
 def bearer(word: str) -> dict[str, str]:
-    """Show a credential."""
+    """Return the headers that carry a credential."""
     return {"Authorization": f"Bearer {word}"}
 
 
 def upstream(word: str) -> dict[str, str]:
-    """Bring an upstream credential."""
+    """Return the header with an upstream credential."""
     return {"X-Upstream-Authorization": f"Bearer {word}"}
 
 
 async def ephemeral_key(caller: Caller, far_end: FarEnd) -> str:
-    """Have the service make one, as a caller's own server would."""
+    """Let the service create a key, as a caller's own server would."""
     url = f"{far_end.base_url}/realtime/client_secrets"
     async with caller.http.post(url, json={}, headers=bearer(OPENAI_KEY)) as answer:
         made = await answer.json()

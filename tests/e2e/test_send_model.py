@@ -1,7 +1,7 @@
-"""A model of every sender there may be: what it repeats, however its answers are lost, reaches the far end once.
+"""A model of every kind of sender: what it repeats reaches the far end once, however its answers are lost.
 
-Held against the emulator's own record of what came over the data channel. The network loses answers below HTTP, after
-the gateway has read the request, which is the case a sender cannot tell from a request that never arrived.
+The result is compared with the emulator's own record of its data channel. The network loses answers below HTTP,
+after the gateway has read the request; a sender cannot distinguish that from a request that never arrived.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who sends what, in which order each, and how the network loses answers."""
+    """Which sender sends what, in which order, and how the network loses answers."""
 
     rows: tuple[tuple[Batch, ...], ...]
     """Rows are sent at the same time, the batches of a row one after the other."""
@@ -50,7 +50,7 @@ plans = st.builds(
 
 
 class Network:
-    """Loses answers, whole or from some byte on, half of the time."""
+    """Loses answers, completely or from some byte on, half of the time."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -65,7 +65,7 @@ class Network:
 
 @dataclass(slots=True)
 class Answers:
-    """The answers that the senders got for all batches."""
+    """The answers that the senders received for all batches."""
 
     receipts: list[tuple[str, Json]]
     replayed: int = 0
@@ -75,7 +75,7 @@ class Answers:
 async def send(
     http: aiohttp.ClientSession, url: str, key: str, events: list[Json], batch: Batch, answers: Answers
 ) -> None:
-    """Repeat a batch until its answer comes through."""
+    """Repeat a batch until its answer arrives."""
     headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
     body = json.dumps(events)
     if batch.lines:
@@ -99,7 +99,7 @@ async def send(
 
 
 async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list[str]]:
-    """Let a plan happen and return what the network did, what senders were told, and the ids that reached the far end."""
+    """Execute a plan and return what the network did, what senders received, and the ids that reached the far end."""
     gateway = Gateway(configured(far_end.base_url))
     await gateway.start()
     network, answers = Network(plan.seed), Answers([])
@@ -127,7 +127,7 @@ async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list
             async with asyncio.TaskGroup() as group:
                 for row, of in enumerate(plan.rows):
                     group.create_task(send_row(row, of))
-            # The channel is ordered: when the last has come, all others have or never will.
+            # The channel is ordered: when the last event has arrived, all others have arrived or never will.
             await caller.send(session["id"], {"type": "input_audio_buffer.clear", "event_id": LAST})
 
             async def arrived() -> bool:
@@ -141,7 +141,8 @@ async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list
 
 
 def check(plan: Plan, answers: Answers, arrived: list[str]) -> None:
-    """Each batch arrived once, complete and contiguous; batches of a sender are in order; all repeats got the same answer."""
+    """Check that each batch arrived once, complete and contiguous, that a sender's batches are in order, and that
+    all repeats got the same answer."""
     sizes = {f"{row}.{n}": batch.count for row, of in enumerate(plan.rows) for n, batch in enumerate(of)}
     order = list(dict.fromkeys(event_id.rpartition(".")[0] for event_id in arrived))
     assert sorted(order) == sorted(sizes)
@@ -153,7 +154,7 @@ def check(plan: Plan, answers: Answers, arrived: list[str]) -> None:
     for key, receipt in answers.receipts:
         assert receipts.setdefault(key, receipt) == receipt
         assert receipt["accepted"] == receipt["last"] - receipt["first"] + 1 == sizes[key]
-    # The counts are the far end's own: a batch's first is one more than all that came before it.
+    # The far end counts itself: the first of a batch is one more than everything before it.
     before = 0
     for key in order:
         assert receipts[key]["first"] == before + 1
@@ -163,7 +164,8 @@ def check(plan: Plan, answers: Answers, arrived: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_any_sender_is_heard_once(shared_far_end: FarEnd) -> None:
-    """Repeated, sent at once or with its answer lost: each batch arrives once, whole, in order, and is answered alike."""
+    """Repeated, sent simultaneously or with a lost answer, each batch arrives once, complete and in order, and gets
+    the same answer."""
     seen = {"lost": 0, "replayed": 0}
 
     @settings(
@@ -183,14 +185,15 @@ def test_any_sender_is_heard_once(shared_far_end: FarEnd) -> None:
 
     law()
 
-    # Not by luck: answers were lost, and stored ones were given again.
+    # Make sure that the test is effective: answers were lost, and stored ones were returned.
     assert seen["lost"] > 50, seen
     assert seen["replayed"] > 50, seen
 
 
 @pytest.mark.slow
 async def test_a_lost_create_and_a_lost_turn_are_done_once(far_end: FarEnd) -> None:
-    """The answers of both are lost twice: one call is opened, one response made, and the third try has them."""
+    """The answers to both are lost twice: one call is opened, one response is made, and the third attempt gets the
+    answers."""
     gateway = Gateway(configured(far_end.base_url))
     await gateway.start()
     try:
@@ -224,7 +227,7 @@ async def test_a_lost_create_and_a_lost_turn_are_done_once(far_end: FarEnd) -> N
 
 
 async def insist(http: aiohttp.ClientSession, url: str, body: Json) -> Json:
-    """Repeat a POST under one key until it is answered with success."""
+    """Repeat a POST under one key until it succeeds."""
     headers = {"Idempotency-Key": "the-only", "Accept": "application/json"}
     while True:
         try:

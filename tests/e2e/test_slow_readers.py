@@ -1,7 +1,7 @@
 """One client that never reads among fifty readers: the others are not affected, and its buffers are bounded.
 
-Latency is taken within one process from before the far end is told to speak to the event's arrival at each reader, with
-and without the mute reader in turns, so that whatever else the machine does falls on both alike.
+Latency is measured within one process, from before the far end is told to send until the event arrives at each
+reader. Rounds with and without the mute reader alternate, so that other load on the machine affects both alike.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ BURSTS = 40
 BURST = 5
 SIZE = 1000
 LOG_BYTES = 512 * 1024
-# What is on its way to one reader: the page being written (256 KiB at most), our send buffer, which Linux doubles, and
-# what the kernel takes into the mute one's receive buffer, which is set to the least there is.
+# What is in transit to one reader: the page being written (at most 256 KiB), our send buffer, which Linux doubles, and
+# what the kernel puts into the mute reader's receive buffer, which is set to the minimum.
 ON_ITS_WAY_BYTES = 256 * 1024 + 128 * 1024
-# Neighbouring rounds are compared. A quiet machine gives 1.0; what else runs there falls on one round and not on the next,
-# and has been seen to double it. A reader that holds others up costs seconds. CPU time is the same with any neighbours.
+# Neighbouring rounds are compared. A quiet machine gives 1.0; other load affects one round and not the next,
+# and has been seen to double it. A reader that delays others costs seconds. CPU time does not depend on other load.
 LATENCY_NOISE = 3.0
 CPU_NOISE = 1.25
 
 
 class Fast:
-    """A reader that notes when each event arrives."""
+    """A reader that records when each event arrives."""
 
     def __init__(self) -> None:
         self.arrived: dict[int, float] = {}
@@ -57,7 +57,7 @@ class Fast:
 
 @asynccontextmanager
 async def mute(gateway: Gateway, session: Json) -> AsyncIterator[socket.socket]:
-    """Ask for a stream and never read a byte of it."""
+    """Request a stream and never read any of it."""
     address = urlsplit(gateway.url)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -94,8 +94,8 @@ async def read_by_all(readers: list[Fast], number: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_one_that_never_reads_costs_the_others_nothing(serve: Serve, far_end: FarEnd) -> None:
-    """With a mute reader beside them, 50 readers' 99th percentile is what it was without, within noise."""
-    # The mute one stays for the whole of a round, and is not cut.
+    """With a mute reader beside them, the 99th percentile of 50 readers is the same as without, within noise."""
+    # The mute reader stays for the whole round and is not cut.
     gateway = await serve(
         far_end,
         stream={"max_receivers": READERS + 1, "write_timeout_seconds": 300},
@@ -128,10 +128,10 @@ async def test_one_that_never_reads_costs_the_others_nothing(serve: Serve, far_e
                         at = await burst(far_end, session, numbers)
                         last = numbers[-1]
                         await read_by_all(readers, last)
-                        # A round begins with what a new reader costs in any case: its catching up.
+                        # A round begins with what any new reader costs: catching up.
                         if count > 0:
                             delays.extend(reader.arrived[n] - at for reader in readers for n in numbers)
-                # The first two rounds warm everything up, and fill the log beyond what a socket takes.
+                # The first two rounds warm up, and fill the log beyond what a socket buffers.
                 if number >= 2:
                     rounds[beside].append(percentile(delays, 99))
                     cpu[beside].append(time.process_time() - began)
@@ -149,8 +149,8 @@ async def test_one_that_never_reads_costs_the_others_nothing(serve: Serve, far_e
 
 @pytest.mark.slow
 async def test_what_is_held_for_one_that_never_reads_is_bounded(serve: Serve, far_end: FarEnd) -> None:
-    """However much is said, the log keeps its limit and its transport a fraction; the reader is told of the gap when it
-    wakes up."""
+    """However much is sent, the log keeps its limit and the transport holds a fraction of it; when the reader wakes
+    up, it is told of the gap."""
     gateway = await serve(far_end, stream={"write_timeout_seconds": 300}, relay={"log_max_bytes": LOG_BYTES})
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -173,7 +173,8 @@ async def test_what_is_held_for_one_that_never_reads_is_bounded(serve: Serve, fa
 
 @pytest.mark.slow
 async def test_one_that_never_reads_is_cut_at_the_write_deadline(serve: Serve, far_end: FarEnd) -> None:
-    """After `write_timeout_seconds` without a byte taken its connection ends, and the session and its readers continue."""
+    """After `write_timeout_seconds` without a byte read its connection ends, and the session and its readers
+    continue."""
     gateway = await serve(far_end, stream={"write_timeout_seconds": 1})
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -196,7 +197,7 @@ async def test_one_that_never_reads_is_cut_at_the_write_deadline(serve: Serve, f
 
 
 async def wait_for(caller: Caller, session: Json, last: int) -> Json:
-    """Wait until the log has a number and return the session as it is then."""
+    """Wait until the log has a number and return the session object."""
     query = {"format": "json", "types": "numbered", "wait": "1", "limit": "1000", "max_bytes": "4194304"}
 
     async def there() -> bool:
@@ -211,7 +212,7 @@ async def wait_for(caller: Caller, session: Json, last: int) -> Json:
 
 
 async def log_bytes(gateway: Gateway, session: Json) -> int:
-    """Return the size of a session's log, as the operator sees it."""
+    """Return the size of a session's log as the admin listener shows it."""
     async with Caller(gateway.admin_url) as operator:
         _, about = await operator.ask("GET", f"/sessions/{session['id']}")
     size: int = about["diagnostics"]["log_bytes"]
@@ -219,7 +220,7 @@ async def log_bytes(gateway: Gateway, session: Json) -> int:
 
 
 async def admin_metrics(gateway: Gateway) -> dict[str, float]:
-    """Read what Prometheus would, without the prefix."""
+    """Read the metrics, without their prefix."""
     async with aiohttp.ClientSession() as http, http.get(gateway.admin_url + "/metrics") as answer:
         text = await answer.text()
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
@@ -227,7 +228,7 @@ async def admin_metrics(gateway: Gateway) -> dict[str, float]:
 
 
 async def take_what_is_held(connection: socket.socket, last: bytes) -> bytes:
-    """Read all that was on its way, the gap, and what the log has, to the last number."""
+    """Read everything in transit, the gap, and the log up to the last number."""
     loop = asyncio.get_running_loop()
     held = bytearray()
     async with asyncio.timeout(20):

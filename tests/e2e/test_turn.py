@@ -1,6 +1,6 @@
-"""Calls through a TURN server, for networks that let no UDP out: a real coturn, over UDP, TCP and TLS.
+"""Calls through a TURN server, for networks that block outgoing UDP: a real coturn, over UDP, TCP and TLS.
 
-The gateway offers the relay's address alone, so nothing arrives by another way.
+The gateway offers only the relay's address, so nothing arrives by another path.
 """
 
 import socket
@@ -69,7 +69,7 @@ def relay(
 
 
 def _await_listener(program: Program, port: int) -> None:
-    # It opens this one last. Its log is buffered until then.
+    # This port is opened last. The log is buffered until then.
     deadline = time.monotonic() + START_SECONDS
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -83,7 +83,7 @@ def _await_listener(program: Program, port: int) -> None:
 async def test_a_conversation_goes_through_the_relay(
     serve: Serve, far_end: FarEnd, relay: Relay, form: str
 ) -> None:
-    """Its call has the relay's address and no other; it is used, ended, and nothing of it is left."""
+    """The call uses only the relay's address; it works, ends, and leaves nothing behind."""
     gateway = await serve(
         far_end, upstream={"ice_servers": [relay.server(form)], "ice_transport_policy": "relay"}
     )
@@ -108,7 +108,7 @@ async def test_a_conversation_goes_through_the_relay(
 async def test_without_the_relay_its_sessions_fail_and_others_do_not(
     serve: Serve, far_end: FarEnd, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong password is logged for the operator; if a direct path is allowed, it is used."""
+    """A wrong password is logged for the operator; if a direct path is allowed, it is used instead."""
     wrong = {"ice_servers": [relay.server(TRANSPORTS[0], password="wrong")]}
     only = await serve(far_end, upstream={**wrong, "ice_transport_policy": "relay"})
     other = await serve(far_end, upstream=wrong)
@@ -125,7 +125,7 @@ async def test_without_the_relay_its_sessions_fail_and_others_do_not(
 
 
 async def test_the_doctor_asks_for_an_address(relay: Relay) -> None:
-    """A right password, a wrong one, and a missing server give different results."""
+    """A correct password, a wrong one, and a missing server give different results in `gateway check`."""
     found = [
         await doctor.ice_server(IceServer((relay.url(form),), NAME, password))
         for form, password in [*((form, PASSWORD) for form in TRANSPORTS), (TRANSPORTS[0], "wrong")]

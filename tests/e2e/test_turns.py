@@ -40,7 +40,7 @@ async def test_a_failed_response_is_an_answer(caller: Caller, far_end: FarEnd) -
 
 
 async def test_a_failed_response_is_a_problem_to_who_wants_text(caller: Caller, far_end: FarEnd) -> None:
-    """Before the first delta a text answer can still say what went wrong."""
+    """Before the first delta, a text answer can still become a problem object."""
     await far_end.faults(response_error="server_error")
     answer, problem = await caller.ask("POST", "/v1/turns", QUESTION, headers=TEXT)
 
@@ -48,7 +48,7 @@ async def test_a_failed_response_is_a_problem_to_who_wants_text(caller: Caller, 
 
 
 async def test_a_failed_response_ends_an_event_stream_as_it_came(caller: Caller, far_end: FarEnd) -> None:
-    """A reader of events reads the failure as the service wrote it."""
+    """A reader of events gets the failure as the service wrote it."""
     await far_end.faults(response_error="server_error", fail_after_deltas=3)
     answer, body = await caller.ask("POST", "/v1/turns", QUESTION, headers=EVENTS)
     blocks = [json.loads(block.data) for block in BlockParser().feed(body) if block.data]
@@ -62,7 +62,7 @@ async def test_a_failed_response_ends_an_event_stream_as_it_came(caller: Caller,
 async def test_an_upstream_rate_limit_is_429(
     caller: Caller, far_end: FarEnd, headers: dict[str, str]
 ) -> None:
-    """The service's own limit is passed on as one, with a time to come back."""
+    """The service's own rate limit is passed on as 429 with Retry-After."""
     await far_end.faults(response_error="rate_limit_exceeded")
     answer, problem = await caller.ask("POST", "/v1/turns", QUESTION, headers=headers)
 
@@ -71,7 +71,7 @@ async def test_an_upstream_rate_limit_is_429(
 
 
 async def test_an_incomplete_response_says_so(caller: Caller, far_end: FarEnd) -> None:
-    """An answer that was cut by its token limit is 200 with status `incomplete`."""
+    """An answer that reached its token limit is 200 with status `incomplete`."""
     await far_end.faults(response_incomplete="max_output_tokens")
     answer, turn = await caller.ask("POST", "/v1/turns", QUESTION, headers=JSON)
 
@@ -142,7 +142,7 @@ async def ended(far_end: FarEnd, call_id: str) -> bool:
 async def test_an_answer_that_outran_a_small_log_is_not_taken_for_whole(
     serve: Serve, far_end: FarEnd
 ) -> None:
-    """A text answer of which the log dropped something unread ends as a broken one, or is refused."""
+    """A text answer is cut off or refused if the log dropped an unread part of it."""
     gateway = await serve(far_end, relay={"log_max_events": 5})
     async with Caller(gateway.url) as caller:
         try:
@@ -154,7 +154,7 @@ async def test_an_answer_that_outran_a_small_log_is_not_taken_for_whole(
 
 
 async def test_a_function_call_is_answered_by_its_output(caller: Caller, far_end: FarEnd) -> None:
-    """A turn may end in a function call, and the next one brings what the function gave."""
+    """A turn may end in a function call, and the next one contains the function's output."""
     tool = {
         "type": "function",
         "name": "get_weather",
@@ -174,7 +174,7 @@ async def test_a_function_call_is_answered_by_its_output(caller: Caller, far_end
 
 
 async def test_turns_of_many_sessions_do_not_mix(caller: Caller, far_end: FarEnd) -> None:
-    """Thirty conversations at once each get their own answers."""
+    """Thirty simultaneous conversations each get their own answers."""
 
     async def converse(number: int) -> Any:
         session: Json = await caller.open()

@@ -1,4 +1,4 @@
-"""Good clients while strangers attack: they are served in at most twice their usual time, measured in the same run."""
+"""Good clients during attacks: they are served in at most twice their usual time, measured in the same run."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ GOOD, BAD = "gw-good-client", "gw-bad-client"
 TURNS = 6
 TIMES = 2.0
 ATTEMPTS = 10_000
-# A model's pace: what a good client waits for is mostly its answer, here as there.
+# The pace of a model: a good client mostly waits for its answer, as in reality.
 TOKENS_PER_SECOND = "60"
 HELD_SECONDS, LATE_SECONDS = 0.15, 0.005
 QUESTION = "Write 20 words about rivers"
@@ -32,13 +32,13 @@ def key(name: str, word: str, **limits: float) -> Json:
 
 
 def bearer(word: str) -> dict[str, str]:
-    """Show a credential."""
+    """Return the headers that carry a credential."""
     return {"Authorization": f"Bearer {word}"}
 
 
 @pytest.fixture
 def attacked(emulate: Emulate, tmp_path: Path) -> Iterator[Program]:
-    """Run a gateway of a good client and a bad one, who has the limits that strangers are given."""
+    """Run a gateway with a good client and a bad one, which has the limits for strangers."""
     far_end = emulate("--tokens-per-second", TOKENS_PER_SECOND)
     bad = key(
         "bad", BAD, max_sessions=1, sessions_per_minute=60, events_per_second=100, bytes_per_second=100_000
@@ -61,7 +61,7 @@ def attacked(emulate: Emulate, tmp_path: Path) -> Iterator[Program]:
 
 
 async def turns(caller: Caller, session: Json) -> float:
-    """Run some turns one after the other and return the median of what each took."""
+    """Run some turns one after the other and return their median duration."""
     took = []
     for _ in range(TURNS):
         began = time.perf_counter()
@@ -131,7 +131,7 @@ async def test_ten_thousand_openings_above_the_limit(serve: Serve, far_end: FarE
 
 @pytest.mark.slow
 async def test_half_open_clients_are_cut(serve: Serve, far_end: FarEnd) -> None:
-    """Five hundred connections that say nothing but a beginning are gone once their time is over."""
+    """Five hundred connections that sent only the beginning of a request are closed after the deadline."""
     gateway = await serve(far_end, server={"header_timeout_seconds": 0.5})
     host, port = gateway.url.removeprefix("http://").split(":")
     opened = [await asyncio.open_connection(host, int(port)) for _ in range(500)]
@@ -149,7 +149,8 @@ async def test_half_open_clients_are_cut(serve: Serve, far_end: FarEnd) -> None:
 
 @pytest.mark.slow
 async def test_a_late_loop_sheds_new_sessions_first(serve: Serve, far_end: FarEnd) -> None:
-    """While the event loop is held up again and again, a create and a turn that needs one are 503; a session continues."""
+    """While the event loop is blocked again and again, a create and a turn that needs one get 503; an existing
+    session continues."""
     gateway = await serve(far_end, relay={"max_loop_lag_seconds": LATE_SECONDS})
     async with Caller(gateway.url) as caller:
         session = await caller.open()
@@ -165,7 +166,7 @@ async def test_a_late_loop_sheds_new_sessions_first(serve: Serve, far_end: FarEn
 
 @asynccontextmanager
 async def held_up() -> AsyncIterator[None]:
-    """Hold the loop up, over and over; in between, it may turn a few times."""
+    """Block the loop repeatedly; in between, it may run a few turns."""
 
     async def hold() -> None:
         while True:
@@ -182,11 +183,11 @@ async def held_up() -> AsyncIterator[None]:
 
 
 async def refused(caller: Caller) -> bool:
-    """Return whether no session is to be had for now."""
+    """Return whether no session can be opened at the moment."""
     answer, said = await caller.ask("POST", "/v1/sessions")
     return answer.status == 503 and said["code"] == "capacity" and int(answer.headers["Retry-After"]) > 0
 
 
 async def taken(caller: Caller) -> bool:
-    """Return whether a session is to be had."""
+    """Return whether a session can be opened."""
     return (await caller.ask("POST", "/v1/sessions"))[0].status == 201

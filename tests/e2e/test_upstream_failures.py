@@ -20,15 +20,15 @@ pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
 CONNECT_SECONDS = 1.0
-# What a loaded machine may add to a deadline.
+# The time that a loaded machine may add to a deadline.
 SLACK_SECONDS = 5.0
 
-# Of a far end that is gone: the consent's own deadline of 15 s, and a call that owes an answer is probed long before it.
+# The time to notice a far end that is gone: consent has a deadline of 15 s, and a call that owes an answer is probed earlier.
 LOST_SECONDS = 20.0
 NOTICED_SECONDS = 8.0
 RECOVERY_SECONDS = 2.0
 
-# Several requests at once leave several connections to the service, which are kept for a while for the next ones.
+# Several simultaneous requests open several connections to the service, which are kept for a while for later ones.
 KEPT_SECONDS = 35.0
 
 QUESTION = "Write 50 words about rain"
@@ -39,9 +39,9 @@ DYING = {"tokens_per_second": 100, "fail_after_deltas": 5}
 async def nothing_left(
     gateway: Gateway, seconds: float = 30, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[Caller]:
-    """Return a client; at the end the process must hold no more than before, and the gateway's own count agree.
+    """Return a client. At the end the process must hold no more than before, and the gateway's own count must agree.
 
-    A first session, before anything goes wrong, makes what all sessions share, such as connections to the service.
+    A first session, before anything goes wrong, creates what all sessions share, such as connections to the service.
     """
     async with client(gateway) as caller:
         answer, session = await caller.ask("POST", "/v1/sessions", headers=headers)
@@ -56,7 +56,7 @@ async def nothing_left(
 
 @asynccontextmanager
 async def client(gateway: Gateway) -> AsyncIterator[Caller]:
-    """Return a client and close it."""
+    """Return a client and close it afterwards."""
     caller = Caller(gateway.url)
     try:
         yield caller
@@ -74,7 +74,7 @@ async def peer_connections(gateway: Gateway) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """How an opening fails: the emulator's faults, and the problem that comes of them."""
+    """How a create fails: the emulator's faults, and the resulting problem."""
 
     faults: Json
     status: int
@@ -112,7 +112,7 @@ OPENINGS = {
 async def test_an_opening_that_fails_is_told_and_leaves_nothing(
     serve: Serve, far_end: FarEnd, refused: Refused
 ) -> None:
-    """A create meets each fault of the set-up with the right problem object within the deadline."""
+    """Each fault during the set-up is answered with the right problem object within the deadline."""
     gateway = await serve(far_end, upstream={"connect_timeout_seconds": CONNECT_SECONDS})
     async with nothing_left(gateway) as caller:
         await far_end.faults(**refused.faults)
@@ -134,12 +134,12 @@ async def test_an_opening_that_fails_is_told_and_leaves_nothing(
 
 
 async def no_calls(far_end: FarEnd) -> bool:
-    """Return whether the far end holds no call."""
+    """Return whether the far end has no call."""
     return bool((await far_end.about())["calls"] == 0)
 
 
 async def test_a_wrong_key_is_the_operators_problem_and_is_not_shown(serve: Serve, emulate: Emulate) -> None:
-    """A gateway whose key the service does not take answers 502 with the service's code, and without the key."""
+    """If the service refuses the gateway's key, the answer is 502 with the service's code, without the key."""
     gateway = await serve(emulate("--api-key", "sk-right"), upstream={"api_key": "sk-wrong-and-secret"})
     async with nothing_left(gateway) as caller:
         answer, problem = await caller.ask("POST", "/v1/sessions")
@@ -150,7 +150,7 @@ async def test_a_wrong_key_is_the_operators_problem_and_is_not_shown(serve: Serv
 
 
 async def test_a_callers_wrong_key_is_told_too(serve: Serve, far_end: FarEnd) -> None:
-    """A caller's own expired or unknown credential is refused by the service, and that is what the caller reads."""
+    """If the service refuses a caller's own expired or unknown credential, the caller is told so."""
     gateway = await serve(far_end, upstream={"auth": "client"})
     headers = {"X-Upstream-Authorization": "Bearer ek_nobody"}
     async with nothing_left(gateway, headers=headers) as caller:
@@ -173,7 +173,7 @@ async def test_a_refused_connection_is_told_at_once(serve: Serve) -> None:
 
 
 async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serve, far_end: FarEnd) -> None:
-    """A create whose client is gone does not leave half a session behind."""
+    """If the client leaves during its create, no session is left behind."""
     gateway = await serve(far_end)
     async with nothing_left(gateway) as caller:
         await far_end.faults(signal_delay_seconds=0.5)
@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serv
 
 
 async def none_open(gateway: Gateway) -> bool:
-    """Return whether the gateway holds no peer connection."""
+    """Return whether the gateway has no peer connection."""
     return await peer_connections(gateway) == 0
 
 
@@ -192,7 +192,7 @@ async def none_open(gateway: Gateway) -> bool:
 async def test_a_call_that_ends_in_mid_response_ends_the_turn_and_the_session(
     serve: Serve, far_end: FarEnd, failure: str
 ) -> None:
-    """Without continuity the reader has what came before and then `gateway.closed`, and the turn fails as 502."""
+    """Without continuity the reader gets the earlier events and then `gateway.closed`, and the turn fails with 502."""
     gateway = await serve(far_end, relay={"continuity": False})
     async with nothing_left(gateway) as caller:
         await far_end.faults(**DYING, fail=failure)
@@ -237,7 +237,7 @@ async def test_a_session_outlives_a_call_that_ends_in_mid_response(
 
 
 async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end: FarEnd) -> None:
-    """A `text/plain` answer whose call dies does not end as a whole one does."""
+    """A `text/plain` answer whose call is lost does not end like a complete one."""
     gateway = await serve(far_end)
     async with nothing_left(gateway) as caller:
         await far_end.faults(**DYING, fail="hang_up")
@@ -251,7 +251,8 @@ async def test_a_text_turn_is_cut_short_when_its_call_dies(serve: Serve, far_end
 async def test_a_service_that_dies_without_a_word_is_noticed(
     serve: Serve, emulate: Emulate, how: str, continuity: bool
 ) -> None:
-    """A far end that is gone in mid-response is noticed, sooner with continuity's probes, and the session is ended."""
+    """A far end that disappears in the middle of a response is noticed, sooner with continuity's probes, and the
+    session ends."""
     far_end = emulate("--tokens-per-second", "20")
     gateway = await serve(
         far_end,

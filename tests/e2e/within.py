@@ -9,7 +9,7 @@ CLONE_NEWNET = 0x40000000
 
 
 def enter(namespace: str) -> None:
-    """Move this process into a namespace that `ip netns add` has made."""
+    """Move this process into a namespace made by `ip netns add`."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,5 @@
-"""A Realtime client on stock aiortc, for tests: no hook but the loopback address that aioice leaves out."""
+"""A Realtime client on stock aiortc, for tests. Its only change is to use the loopback address, which aioice leaves
+out."""
 
 import asyncio
 import contextlib
@@ -16,7 +17,7 @@ TEXT_SESSION: Json = {"type": "realtime", "model": "gpt-realtime", "output_modal
 
 
 class Caller:
-    """One call: `open`, `send`, `until`, `close`; `frames` is everything that came."""
+    """One call: `open`, `send`, `until`, `close`; `frames` has everything that was received."""
 
     def __init__(self, base_url: str, key: str = "sk-test") -> None:
         self.base_url = base_url
@@ -55,7 +56,7 @@ class Caller:
         return str(self.peer.localDescription.sdp)
 
     async def post(self, offer: str, session: Json | None = None, query: str = "") -> aiohttp.ClientResponse:
-        """Post an offer, multipart without part types where there is a session, raw where there is none."""
+        """Post an offer: as multipart without part types if there is a session object, raw otherwise."""
         url = f"{self.base_url}/realtime/calls{query}"
         if session is None:
             headers = {"Content-Type": "application/sdp"}
@@ -85,7 +86,8 @@ class Caller:
             await self.until("session.created")
 
     async def take(self, answer: str) -> None:
-        """Apply an answer: audio made inactive, the first section's candidates repeated where MAX_BUNDLE looks."""
+        """Apply an answer: audio is made inactive, and the first section's candidates are repeated where MAX_BUNDLE
+        looks for them."""
         candidates = [
             line for line in answer.split("\r\n") if line.startswith("a=candidate") and " udp " in line
         ]
@@ -131,7 +133,7 @@ class Caller:
             return response.status
 
     async def look(self, what: str = "") -> Json:
-        """Ask the control endpoint about this call."""
+        """Get the control endpoint's description of this call."""
         async with self.http.get(f"{self.control}{what}") as response:
             answer: Json = await response.json()
             return answer
@@ -143,7 +145,7 @@ class Caller:
             return answer
 
     async def close(self) -> None:
-        # aiortc leaves its consent checks running where it is closed while it connects.
+        # aiortc leaves its consent checks running if it is closed while it connects.
         for _ in range(100):
             if self.peer.connectionState != "connecting":
                 break

@@ -1,4 +1,4 @@
-"""Fixtures of the emulator's tests: a session without a network, and a running emulator with callers."""
+"""Fixtures of the emulator's tests: a session without a network, and a running emulator with clients."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -13,7 +13,7 @@ from tests.emulator.talk import Talk
 
 @pytest_asyncio.fixture
 async def talk() -> AsyncIterator[Callable[..., Talk]]:
-    """Return what makes sessions without a network, closed at the end."""
+    """Return a function that makes sessions without a network; they are closed at the end."""
     made: list[Talk] = []
 
     def make(**options: Any) -> Talk:
@@ -27,7 +27,7 @@ async def talk() -> AsyncIterator[Callable[..., Talk]]:
 
 @pytest_asyncio.fixture
 async def emulate() -> AsyncIterator[Callable[..., Any]]:
-    """Return what starts emulators on port 0, closed at the end."""
+    """Return a function that starts emulators on port 0; they are closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> Emulator:
@@ -41,7 +41,7 @@ async def emulate() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest_asyncio.fixture
 async def call() -> AsyncIterator[Callable[..., Any]]:
-    """Return what opens calls, each closed at the end."""
+    """Return a function that opens calls; each is closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def open_call(emulator: Emulator, **options: Any) -> Caller:

@@ -1,4 +1,4 @@
-"""Clients from npm that run against the emulator: where they lie, and what to do where they are missing."""
+"""Clients from npm that run against the emulator: where they are, and what to do without them."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ INTEROP = Path(__file__).parent / "interop"
 
 
 def require_packages() -> None:
-    """Skip where the packages are missing, fail where all parts must be there."""
+    """Skip the test if the packages are missing; fail in CI."""
     if (INTEROP / "node_modules").is_dir():
         return
     reason = f"the npm packages of {INTEROP / 'package.json'} are not installed, and this test runs them"

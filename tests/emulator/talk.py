@@ -1,4 +1,4 @@
-"""A session of the emulator without a network: what it is sent and what it says, as lists."""
+"""A session of the emulator without a network: its input and output as lists."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 def pcm(*parts: tuple[int, int]) -> str:
-    """Write base64 PCM16 at 24 kHz of parts (milliseconds, amplitude): a square wave, or silence."""
+    """Return base64 PCM16 at 24 kHz of parts (milliseconds, amplitude): a square wave, or silence."""
     wave = b"".join(
         (amplitude.to_bytes(2, "little", signed=True) + (-amplitude).to_bytes(2, "little", signed=True))
         * (12 * ms)
@@ -28,7 +28,7 @@ def pcm(*parts: tuple[int, int]) -> str:
     return base64.b64encode(wave).decode("ascii")
 
 
-# Half a second of sound between quiet.
+# Half a second of sound between silence.
 SPEECH = pcm((100, 0), (500, 8000), (600, 0))
 DEADLINE_SECONDS = 30.0
 
@@ -38,7 +38,7 @@ async def _room() -> None:
 
 
 class Talk:
-    """One session; `said` has all events it sent, `failures` the triggered faults."""
+    """One session; `said` has all events it sent, `failures` the faults that were triggered."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Talk:
                 await self._news.wait()
 
     async def respond(self, **response: Any) -> Json:
-        """Ask for a response and return it as `response.done` has it."""
+        """Request a response and return it from `response.done`."""
         before = self.types.count("response.done")
         self.send("response.create", **({"response": response} if response else {}))
         await self.until(lambda: self.types.count("response.done") > before)

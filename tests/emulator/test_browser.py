@@ -1,7 +1,8 @@
-"""The forum's own browser code, unchanged but for its addresses, in a real Chromium against the emulator.
+"""The forum's own browser code, unchanged except for addresses, in a real Chromium against the emulator.
 
-A page posts its findings back to the test. Chromium hides its addresses behind mDNS names; a lite agent needs none, since
-the browser's checks show where it is. `--allow-loopback-in-peer-connection` lets it use `lo`, the only way there is offline.
+A page posts its results back to the test. Chromium hides its addresses behind mDNS names; a lite agent needs none,
+because the browser's checks show where it is. `--allow-loopback-in-peer-connection` allows `lo`, the only interface
+without a network.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from tests.emulator.npm import INTEROP, require_packages
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 DEADLINE_SECONDS = 45.0
-# As people write it: offer, post, answer, send, read. Only addresses, the key and where to log are filled in.
+# As people write it: offer, post, answer, send, read. Only addresses, the key and the place to log are filled in.
 PAGE = """<!doctype html><title>thread</title><script>
 const OPENAI_BASE_URL = %(url)s, OPEN_AI_REALTIME_MODEL = 'gpt-realtime', EPHEMERAL_KEY = %(key)s;
 const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
@@ -55,7 +56,7 @@ const testCounter = {current: %(text)s};
 })().catch((error) => report({error: String(error)}));
 </script>"""
 
-# The official agents' client as its guide has it; a stream without a microphone, so that no permission is needed.
+# The official agents client as in its guide, with a stream without a microphone, so that no permission is needed.
 AGENTS = """<!doctype html><title>agents</title><script type="module">
 import { OpenAIRealtimeWebRTC, RealtimeAgent, RealtimeSession, tool } from '/modules/openai-realtime-agents.mjs';
 const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
@@ -84,7 +85,7 @@ try {
 } catch (error) { report({error: String(error)}); }
 </script>"""
 
-# The standard constructor can set no header: the key goes as a sub-protocol.
+# The standard constructor cannot set headers, so the key is a sub-protocol.
 SOCKET = """<!doctype html><title>socket</title><script>
 const report = (what) => fetch('/report', {method: 'POST', body: JSON.stringify(what)});
 const socket = new WebSocket(%(url)s, ['realtime', 'openai-insecure-api-key.' + %(key)s]);
@@ -110,7 +111,7 @@ class Browser:
     def __init__(
         self, program: str, modules: Path | None = None, typed: "asyncio.Queue[str] | None" = None
     ) -> None:
-        """`modules` is a folder to serve; what is put into `typed` is what the page gets from `/next`."""
+        """`modules` is a folder to serve; the page gets the entries of `typed` from `/next`."""
         self.program = program
         self.modules = modules
         self.typed = typed
@@ -142,7 +143,7 @@ class Browser:
         app.router.add_post("/report", report)
         if self.modules is not None:
             app.router.add_static("/modules", self.modules)
-        # A page that waits for /next leaves with its browser.
+        # A page that waits for /next ends with its browser.
         runner = web.AppRunner(app, shutdown_timeout=1.0, handler_cancellation=True)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -177,20 +178,20 @@ class Browser:
 
 @pytest_asyncio.fixture
 async def browser(part_path: Callable[[str], str]) -> Browser:
-    """Return a browser that was not started yet."""
+    """Return a browser that is not started yet."""
     return Browser(part_path("chromium"))
 
 
 @pytest_asyncio.fixture
 async def caller(emulate: Callable[..., Any]) -> AsyncIterator[Caller]:
-    """Return the HTTP side of a client, to make a key with."""
+    """Return the HTTP side of a client, to create a key with."""
     one = Caller((await emulate()).base_url)
     yield one
     await one.close()
 
 
 async def key_for(caller: Caller) -> str:
-    """Make an ephemeral key for a text session."""
+    """Create an ephemeral key for a text session."""
     async with caller.http.post(
         f"{caller.base_url}/realtime/client_secrets", json={"session": TEXT_SESSION}
     ) as response:
@@ -198,7 +199,7 @@ async def key_for(caller: Caller) -> str:
 
 
 async def page_for(caller: Caller, text: str, transceiver: str) -> str:
-    """Fill the thread's code in: an ephemeral key for a text session, and what to say."""
+    """Fill in the thread's code: an ephemeral key for a text session, and the text to send."""
     key = await key_for(caller)
     url = f"{caller.base_url}/realtime/calls"
     return PAGE % {
@@ -210,14 +211,14 @@ async def page_for(caller: Caller, text: str, transceiver: str) -> str:
 
 
 async def test_thread_code_with_an_audio_transceiver_gets_its_text(browser: Browser, caller: Caller) -> None:
-    """With `addTransceiver('audio')` the code of the thread talks to the emulator and logs its answer."""
+    """With `addTransceiver('audio')` the code of the thread gets the emulator's answer and logs it."""
     page = await page_for(caller, "Repeat after me: it wörks 🚀", "peerConnection.addTransceiver('audio');")
 
     assert await browser.run(page) == {"text": "it wörks 🚀"}
 
 
 async def test_thread_code_as_posted_gets_the_threads_error(browser: Browser, caller: Caller) -> None:
-    """Without the transceiver it gets exactly the error of the thread."""
+    """Without the transceiver the code gets exactly the error reported in the thread."""
     assert await browser.run(await page_for(caller, "1", "")) == {
         "status": 400,
         "body": {
@@ -234,7 +235,7 @@ async def test_thread_code_as_posted_gets_the_threads_error(browser: Browser, ca
 async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
     part_path: Callable[[str], str], caller: Caller
 ) -> None:
-    """`@openai/agents-realtime` in a page holds a text turn, and runs its own tool when the service calls for it."""
+    """`@openai/agents-realtime` in a page runs a text turn, and its own tool when the service calls it."""
     require_packages()
     browser = Browser(part_path("chromium"), INTEROP / "node_modules/@openai/agents-realtime/dist/bundle")
     page = AGENTS % {
@@ -250,7 +251,7 @@ async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
 
 @pytest.mark.parametrize("attached", [False, True])
 async def test_standard_websocket_constructor_works(attached: bool, browser: Browser, caller: Caller) -> None:
-    """A page with nothing but `new WebSocket` and an ephemeral key speaks, in its own session and on a call."""
+    """With only `new WebSocket` and an ephemeral key a page runs turns in its own session and on a call."""
     query = ""
     if attached:
         await caller.open()

@@ -19,7 +19,7 @@ Call = Callable[..., Any]
 
 @pytest.mark.parametrize("setup", ["active", "passive"])
 async def test_text_turn_over_a_real_channel(setup: str, emulate: Emulate, call: Call) -> None:
-    """A turn is held with the far end as DTLS client and as DTLS server."""
+    """A turn works with the far end as DTLS client and as DTLS server."""
     caller: Caller = await call(await emulate(setup=setup))
 
     assert f"a=setup:{setup}" in caller.answer
@@ -28,7 +28,7 @@ async def test_text_turn_over_a_real_channel(setup: str, emulate: Emulate, call:
 
 
 async def test_session_is_named_after_its_call(emulate: Emulate, call: Call) -> None:
-    """`rtc_X` has the session `sess_X`, which ends an hour after it began."""
+    """The call `rtc_X` has the session `sess_X`, which ends an hour after it started."""
     caller: Caller = await call(await emulate())
     session = caller.events[0]["session"]
 
@@ -52,7 +52,7 @@ async def test_negotiated_channel_is_used_with_dcid(emulate: Emulate, call: Call
 
 
 async def test_text_survives_the_way_unchanged(emulate: Emulate, call: Call) -> None:
-    """Non-ASCII text, emoji, line ends and a lone surrogate come back as they went."""
+    """Non-ASCII text, emoji, line ends and a lone surrogate are returned unchanged."""
     caller: Caller = await call(await emulate())
     text = "Grüße, 世界 👩\u200d🚀\nzweite Zeile\ttab"
 
@@ -67,7 +67,7 @@ async def test_text_survives_the_way_unchanged(emulate: Emulate, call: Call) -> 
 
 @pytest.mark.slow
 async def test_large_events_pass_both_ways(emulate: Emulate, call: Call) -> None:
-    """An item of 600 KB reaches the far end and comes back where the offer allows it."""
+    """An item of 600 KB reaches the far end and is returned if the offer allows it."""
     caller: Caller = await call(await emulate(), offer_size=4 * 1024 * 1024)
     text = "x" * 600_000
 
@@ -82,7 +82,7 @@ async def test_large_events_pass_both_ways(emulate: Emulate, call: Call) -> None
 
 
 async def test_event_above_the_offered_size_is_dropped_without_a_word(emulate: Emulate, call: Call) -> None:
-    """What the offer's max-message-size does not allow never arrives; the session continues and counts it."""
+    """An event above the offer's max-message-size never arrives; the session continues and counts it."""
     caller: Caller = await call(await emulate(), offer_size=2000)
     caller.say("Repeat after me: " + "word " * 500)
     await caller.until("rate_limits.updated")
@@ -94,7 +94,7 @@ async def test_event_above_the_offered_size_is_dropped_without_a_word(emulate: E
 
 
 async def test_hang_up_ends_a_call_once(emulate: Emulate, call: Call) -> None:
-    """The first hangup closes the channel with 200, the second finds no call."""
+    """The first hangup closes the channel with 200; the second gets 404."""
     caller: Caller = await call(await emulate())
 
     assert await caller.hang_up() == 200
@@ -105,7 +105,7 @@ async def test_hang_up_ends_a_call_once(emulate: Emulate, call: Call) -> None:
 async def test_ended_call_sends_nothing_more(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A response in progress has no further delta, however long closing the connection takes."""
+    """A response in progress sends no further delta, however long closing the connection takes."""
     emulator = await emulate()
     caller: Caller = await call(emulator)
     one = emulator.service.calls[caller.call_id]
@@ -121,7 +121,8 @@ async def test_ended_call_sends_nothing_more(
 async def test_ended_call_begins_no_response(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An event that arrives while the call closes is recorded and not acted upon: its response would outlive the call."""
+    """An event that arrives while the call closes is recorded but has no effect, because its response would outlive
+    the call."""
     emulator = await emulate()
     caller: Caller = await call(emulator)
     one = emulator.service.calls[caller.call_id]
@@ -148,7 +149,7 @@ async def test_call_ends_when_its_client_leaves(emulate: Emulate, call: Call) ->
 
 
 async def test_session_ends_with_its_last_words(emulate: Emulate, call: Call) -> None:
-    """At its end a session says `session_expired`, then the peer is gone."""
+    """At its end a session sends `session_expired`, and then the peer is gone."""
     caller: Caller = await call(await emulate(max_session_seconds=1))
     error = await caller.until("error")
 
@@ -163,7 +164,7 @@ async def test_session_ends_with_its_last_words(emulate: Emulate, call: Call) ->
 
 
 async def test_many_calls_at_once_cost_no_thread(emulate: Emulate, call: Call) -> None:
-    """Twenty calls talk at once, each to itself, without a thread more and with one task each."""
+    """Twenty simultaneous calls need no additional thread, and one task each."""
     emulator = await emulate()
     threads = threading.active_count()
     callers: list[Caller] = [await call(emulator) for _ in range(20)]
@@ -174,7 +175,7 @@ async def test_many_calls_at_once_cost_no_thread(emulate: Emulate, call: Call) -
 
 
 async def test_consent_without_nomination_is_ignored_when_strict(emulate: Emulate, call: Call) -> None:
-    """Once connected, a check without USE-CANDIDATE is not answered, and one with it is."""
+    """Once connected, a consent check without USE-CANDIDATE is not answered, and one with it is."""
     caller: Caller = await call(await emulate())
     connection = caller.peer.sctp.transport.transport._connection  # type: ignore[union-attr] # connected by now
     pair = connection._nominated[1]
@@ -208,7 +209,8 @@ async def test_consent_without_nomination_is_answered_when_lenient(emulate: Emul
 async def test_session_outlives_consent_only_with_nomination(
     nominate: bool, emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stock client's consent checks die away at a strict far end; one that nominates in them lives on."""
+    """A stock client's consent checks are no longer answered by a strict far end; a client that nominates in them
+    stays connected."""
     monkeypatch.setattr("aioice.ice.CONSENT_INTERVAL", 0.1)
     monkeypatch.setattr("aioice.ice.CONSENT_FAILURES", 3)
     caller: Caller = await call(await emulate())
@@ -225,7 +227,8 @@ async def test_session_outlives_consent_only_with_nomination(
 
 
 async def test_frames_of_no_use_are_answered_and_survived(emulate: Emulate, call: Call) -> None:
-    """Binary frames, no JSON, no UTF-8 and no objects each get an error; the next turn works."""
+    """Binary frames, invalid JSON, invalid UTF-8 and JSON that is not an object each get an error; the next turn
+    works."""
     caller: Caller = await call(await emulate())
     assert caller.channel is not None
     caller.channel.send(b"\x00\xff")
@@ -269,7 +272,7 @@ async def test_wildcard_listener_offers_loopback_too(emulate: Emulate, call: Cal
 
 
 async def test_session_options_of_the_call_reach_the_session(emulate: Emulate, call: Call) -> None:
-    """What the multipart session says is what `session.created` echoes."""
+    """`session.created` has the members of the multipart session."""
     session = TEXT_SESSION | {"instructions": "Answer in one word.", "model": "gpt-realtime-2.1-mini"}
     caller: Caller = await call(await emulate(), session=session)
 
@@ -287,7 +290,7 @@ async def ended(emulator: Any, caller: Caller) -> str:
 
 
 async def test_certificate_that_was_not_offered_opens_nothing(emulate: Emulate) -> None:
-    """DTLS with another certificate than the offer's fingerprint ends the call before it can speak."""
+    """If the DTLS certificate does not match the offer's fingerprint, the call ends before it can send anything."""
     emulator = await emulate()
     caller = Caller(emulator.base_url)
     try:
@@ -305,7 +308,7 @@ async def test_certificate_that_was_not_offered_opens_nothing(emulate: Emulate) 
 async def test_call_nobody_connects_to_is_given_up(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call whose client never comes ends by itself."""
+    """A call whose client never connects ends by itself."""
     monkeypatch.setattr("gateway.emulator.transport.peer.CONNECT_SECONDS", 0.2)
     emulator = await emulate()
     caller: Caller = await call(emulator, connect=False)
@@ -317,7 +320,7 @@ async def test_call_nobody_connects_to_is_given_up(
 async def test_call_of_a_dead_client_is_given_up(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that falls silent, checks included, is gone for the far end after a while."""
+    """A client that stops answering, including consent checks, is considered gone after a while."""
     monkeypatch.setattr("gateway.emulator.transport.peer.SILENCE_SECONDS", 0.4)
     emulator = await emulate()
     caller: Caller = await call(emulator)
@@ -326,7 +329,7 @@ async def test_call_of_a_dead_client_is_given_up(
 
 
 async def test_offer_without_a_channel_is_answered(emulate: Emulate) -> None:
-    """Audio alone is a valid offer to the service; there is only nothing to say it on."""
+    """An offer with only audio is valid for the service; it has no channel for events."""
     emulator = await emulate()
     caller = Caller(emulator.base_url)
     try:
@@ -341,7 +344,7 @@ async def test_offer_without_a_channel_is_answered(emulate: Emulate) -> None:
 
 
 async def test_later_channels_are_heard_too(emulate: Emulate, call: Call) -> None:
-    """Events may come on any channel of the client; answers go out on the first."""
+    """Client events may arrive on any of the client's channels; server events are sent on the first."""
     caller: Caller = await call(await emulate())
     second = caller.peer.createDataChannel("another")
     second.on("open", lambda: second.send('{"type":"session.update","session":{"type":"realtime"}}'))

@@ -1,4 +1,4 @@
-"""docs/emulator.md names every flag and every fault there is, and no others."""
+"""docs/emulator.md names exactly the flags and faults that exist."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
 
 
 def cells(head: str) -> list[list[str]]:
-    """Return the rows of the table whose first column has this head."""
+    """Return the rows of the table whose first column has this heading."""
     table = PAGE.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()[2:]]
 
@@ -37,7 +37,7 @@ def test_page_has_every_flag() -> None:
 
 
 def test_page_has_every_fault_and_its_words() -> None:
-    """The table of faults is that of the code, with the words each takes."""
+    """The table of faults is that of the code, with the values that each takes."""
     told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in cells("fault")}
 
     assert told.keys() == {field.name for field in dataclasses.fields(Faults)}

@@ -1,4 +1,4 @@
-"""The brain that asks a chat completions server, against a small one made here."""
+"""The brain that asks a chat completions server, with a small server made here."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ WEATHER = {"type": "function", "name": "weather", "description": "d", "parameter
 
 
 class Model:
-    """A chat completions server: it keeps its requests and streams `script` as its answer."""
+    """A chat completions server that records its requests and streams `script` as its answer."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ async def brain(model: Model) -> AsyncIterator[ChatBrain]:
 
 
 async def test_answer_is_streamed_as_it_comes(model: Model, brain: ChatBrain) -> None:
-    """Each piece of the completion is passed on before the next one is there; empty ones are passed over."""
+    """Each piece of the completion is passed on before the next one exists; empty pieces are skipped."""
     model.deltas({"role": "assistant", "content": ""}, {"content": "Grü"}, {"content": "ße"})
     answer = brain.answer(Prompt("Be brief.", [], [], "auto", "gpt-realtime"))
 
@@ -89,7 +89,8 @@ async def test_answer_is_streamed_as_it_comes(model: Model, brain: ChatBrain) ->
 
 
 async def test_conversation_becomes_messages(model: Model, brain: ChatBrain) -> None:
-    """Messages, calls and their outputs are sent in the form of chat completions, tools and choice with them."""
+    """Messages, calls and their outputs are sent in the form of chat completions, with the tools and the tool
+    choice."""
     model.deltas({"content": "ok"})
     items: list[dict[str, Any]] = [
         {"id": "1", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
@@ -119,7 +120,7 @@ async def test_conversation_becomes_messages(model: Model, brain: ChatBrain) -> 
 
 
 async def test_function_calls_are_put_together(model: Model, brain: ChatBrain) -> None:
-    """Pieces of two calls, mixed, become two whole calls in order."""
+    """Mixed pieces of two calls become two complete calls in order."""
     model.deltas(
         {"tool_calls": [{"index": 1, "function": {"name": "b", "arguments": ""}}]},
         {"tool_calls": [{"index": 0, "function": {"name": "a", "arguments": '{"x"'}}]},
@@ -150,14 +151,15 @@ async def test_failure_is_told(status: int, script: list[str], model: Model, bra
 async def test_failure_is_told_in_the_servers_words(
     status: int, kind: str, script: list[str], told: str, model: Model, brain: ChatBrain
 ) -> None:
-    """A model that is missing, an error in mid-stream, a server that cannot stream: none ends as an empty answer."""
+    """A missing model, an error in the middle of the stream, and a server that cannot stream all raise an error
+    instead of an empty answer."""
     model.status, model.kind, model.script = status, kind, script
     with pytest.raises(BrainError, match=told):
         [p async for p in brain.answer(Prompt("", [], [], "auto", "gpt-realtime"))]
 
 
 async def test_failed_completion_is_a_failed_response(talk: Callable[..., Talk]) -> None:
-    """A model server that is not there ends the response as failed, and the session continues."""
+    """If the model server cannot be reached the response fails, and the session continues."""
     brain = ChatBrain("http://127.0.0.1:9/v1", "small", None)
     try:
         one = talk(brain=brain)

@@ -1,4 +1,4 @@
-"""What the offline brain says: a demo is worth watching, a test can predict it."""
+"""What the offline brain answers: a demo is interesting, and a test can predict it."""
 
 import time
 
@@ -15,7 +15,7 @@ COUNTED = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
 
 
 def ask(*said: str, instructions: str = "") -> str:
-    """Say things one after the other and return the answer to the last."""
+    """Send texts one after the other and return the answer to the last."""
     items = [
         {"id": str(n), "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
         for n, text in enumerate(said)
@@ -70,12 +70,12 @@ def ask(*said: str, instructions: str = "") -> str:
     ],
 )
 def test_question_gets_its_answer(question: str, said: str) -> None:
-    """One question, one answer, the same each time."""
+    """A question gets the same answer each time."""
     assert ask(question) == said == ask(question)
 
 
 def test_long_statement_is_shortened_when_repeated() -> None:
-    """A text that no rule understands is quoted only in part."""
+    """A text that no rule recognizes is quoted only in part."""
     assert len(ask("word " * 1000)) < 200
 
 
@@ -114,7 +114,7 @@ def test_repeated_text_is_verbatim(text: str) -> None:
     ],
 )
 def test_instructions_are_followed(instructions: str, question: str, said: str) -> None:
-    """Simple wishes about form, and facts such as the time, are taken from the instructions."""
+    """Simple requests for a form, and facts such as the time, are taken from the instructions."""
     assert ask(question, instructions=instructions) == said
 
 
@@ -138,7 +138,7 @@ def test_instructions_are_followed(instructions: str, question: str, said: str) 
     ],
 )  # fmt: skip
 def test_facts_are_remembered(told: str, question: str, said: str) -> None:
-    """What was said once is known later in the same conversation."""
+    """A fact that was stated is known later in the same conversation."""
     assert ask(told, "Count to 3", question) == said
 
 
@@ -164,12 +164,12 @@ def test_facts_are_acknowledged(told: str, said: str) -> None:
 
 
 def test_name_is_used_in_greetings() -> None:
-    """Who said their name is greeted by it."""
+    """A user who gave a name is greeted by it."""
     assert ask("My name is Ada.", "Hello") == "Hello Ada! How can I help you?"
 
 
 def test_jokes_change_with_the_conversation() -> None:
-    """The second joke is another one."""
+    """The second joke differs from the first."""
     assert ask("Tell me a joke") != ask("Tell me a joke", "Tell me another joke")
 
 
@@ -184,7 +184,7 @@ def test_jokes_change_with_the_conversation() -> None:
     ],
 )
 def test_long_text_has_the_length_asked_for(wish: str, words: int) -> None:
-    """A text of given length about anything."""
+    """A text of a requested length is written about any subject."""
     assert len(ask(wish).split()) == words
 
 
@@ -199,13 +199,13 @@ def test_long_text_has_the_length_asked_for(wish: str, words: int) -> None:
     ],
 )  # fmt: skip
 def test_sums_are_worked_out(text: str, result: str | None) -> None:
-    """Sums in words and signs are exact; what has no answer, or too large a one, has none."""
+    """Sums in words and signs are exact; one without a result, or with too large a one, gets no answer."""
     assert solve(text) == result
 
 
 @given(st.text(alphabet="0123456789+-*/^√(). ", max_size=60))
 def test_no_sum_breaks_the_solver(text: str) -> None:
-    """Any row of signs ends in a number or in nothing, soon."""
+    """Any sequence of signs quickly gives a number or nothing."""
     solved = solve(text)
 
     assert solved is None or float(solved) is not None
@@ -213,12 +213,12 @@ def test_no_sum_breaks_the_solver(text: str) -> None:
 
 @given(st.lists(st.text(max_size=80), max_size=5), st.text(max_size=80))
 def test_no_words_break_the_brain(said: list[str], instructions: str) -> None:
-    """Whatever is said, something is answered."""
+    """Every text gets some answer."""
     assert isinstance(ask(*said, instructions=instructions), str)
 
 
 def test_memory_answers_only_what_it_was_asked() -> None:
-    """A question about a thing without an owner ("my", "the") is not answered from memory."""
+    """A question about something without an owner ("my", "the") is not answered from memory."""
     facts = facts_in(["My name is Ada."])
 
     assert answer("What is the weather?", facts) is None
@@ -226,7 +226,7 @@ def test_memory_answers_only_what_it_was_asked() -> None:
 
 
 async def test_brain_gives_tokens_then_calls() -> None:
-    """Answers come as tokens; with a tool that fits, the newer model comments, then calls."""
+    """Answers are streamed as tokens; with a matching tool, the newer model comments first and then calls."""
     tool = {"type": "function", "name": "get_weather", "parameters": {}}
     item = {
         "id": "1",
@@ -276,7 +276,7 @@ def test_facts_are_bounded() -> None:
 
 
 def test_what_is_ones_own_is_not_overwritten() -> None:
-    """A remark about *the* dog says nothing of mine; an `and` with nothing behind it asks for nothing."""
+    """A remark about "the dog" does not change what is known of "my dog", and a trailing "and" asks for nothing."""
     facts = facts_in(["My dog is Rex.", "The dog is called Bella."])
 
     assert facts["dog"] == ("my", "Rex")
@@ -288,5 +288,5 @@ def test_what_is_ones_own_is_not_overwritten() -> None:
     ["2 ^ 900", "99999999999 ^ 200", "2 ^ 0.5", "2 * (3 + 4", "2 + )", "2 + " + "-" * 40 + "3", "2 + 3 )"],
 )
 def test_sum_without_an_answer_is_not_worked_out(question: str) -> None:
-    """Too large, no whole power, a bracket that stays open: it is left alone, at once."""
+    """A sum that is too large, has a fractional power or an open bracket is not computed, and that takes no time."""
     assert solve(question) is None

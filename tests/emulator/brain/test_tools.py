@@ -1,4 +1,4 @@
-"""Functions chosen and arguments made to fit their schemas."""
+"""Choosing functions and making arguments that fit their schemas."""
 
 import json
 from typing import Any
@@ -13,17 +13,17 @@ Json = dict[str, Any]
 
 
 def obj(**properties: Any) -> Json:
-    """Write an object's schema with every property required."""
+    """Return an object's schema with every property required."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def made(schema: Json, text: str = "") -> Any:
-    """Make arguments and read them."""
+    """Make arguments and return them parsed."""
     return json.loads(arguments(schema, text))
 
 
 def test_pattern_of_exponential_time_ends() -> None:
-    """A schema is a client's: what takes for ever on its text must not stop the calls of others."""
+    """A schema comes from a client, so a pattern that takes exponential time must not block other calls."""
     schema = {"type": "string", "pattern": "^(([a-z ])+)+[0-9]$"}
 
     assert made(obj(a=schema), "call it " + "a" * 40)
@@ -67,19 +67,19 @@ def test_pattern_of_exponential_time_ends() -> None:
     ],
 )
 def test_value_fits_its_schema(schema: Json, text: str, value: Any) -> None:
-    """From the text where something in it fits, made up where nothing does."""
+    """A value is taken from the text if something in it fits, and made up otherwise."""
     assert made(obj(v=schema), text) == {"v": value}
 
 
 def test_references_are_followed_and_recursion_ends() -> None:
-    """`$ref` into the root is resolved; a schema that holds itself stops at a depth."""
+    """A `$ref` to the root is resolved, and a recursive schema ends at a fixed depth."""
     tree = obj(child={"$ref": "#/$defs/node"}) | {"$defs": {"node": obj(child={"$ref": "#/$defs/node"})}}
 
     assert isinstance(made(tree)["child"]["child"], dict)
 
 
 def test_only_what_is_required_or_named_is_given() -> None:
-    """An optional member stays away unless the text names one of its values."""
+    """An optional member is left out unless the text names one of its values."""
     schema = obj(city={"type": "string"}) | {"required": ["city"]}
     schema["properties"]["unit"] = {"enum": ["celsius", "kelvin"]}
 
@@ -98,7 +98,7 @@ def test_only_what_is_required_or_named_is_given() -> None:
     ],
 )
 def test_tool_is_chosen_by_name_or_description(text: str, names: list[str]) -> None:
-    """A word of the name is enough, two of the description are; several tools can be asked for."""
+    """One word of a tool's name, or two of its description, select it; several tools can be selected."""
     tools = [
         {"type": "function", "name": "get_weather", "description": "Look it up."},
         {"type": "function", "name": "getTime", "description": "The hour that the clock shows."},
@@ -130,5 +130,5 @@ _SCHEMAS = st.recursive(
 
 @given(_SCHEMAS, st.text(max_size=40))
 def test_no_schema_breaks_the_maker(schema: Any, text: str) -> None:
-    """Whatever a client calls a schema, arguments are a JSON object."""
+    """Whatever schema a client sends, the arguments are a JSON object."""
     assert isinstance(json.loads(arguments(obj(v=schema), text)), dict)

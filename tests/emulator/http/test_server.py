@@ -1,4 +1,4 @@
-"""The service over HTTP: what it takes, and how it refuses."""
+"""The service over HTTP: what it accepts, and how it refuses."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ NO_AUDIO = {
 
 @pytest_asyncio.fixture
 async def caller(emulate: Emulate) -> AsyncIterator[Caller]:
-    """Return a caller of an emulator that takes one key."""
+    """Return a client of an emulator that accepts one key."""
     one = Caller((await emulate(api_keys=("sk-test",))).base_url)
     yield one
     await one.close()
@@ -41,7 +41,7 @@ async def refused(response: aiohttp.ClientResponse) -> tuple[int, Any]:
 
 
 async def test_offer_without_audio_is_refused_in_the_services_words(caller: Caller) -> None:
-    """The error that stopped the forum's first attempt, byte for byte in its members."""
+    """The error from the forum thread's first attempt, with exactly the same members."""
     async with await caller.post(DATA_ONLY) as response:
         assert response.status == 400
         assert await response.json() == NO_AUDIO
@@ -49,7 +49,7 @@ async def test_offer_without_audio_is_refused_in_the_services_words(caller: Call
 
 @pytest.mark.parametrize("key", [None, "Basic c2s6", "Bearer "])
 async def test_request_without_a_key_is_refused(key: str | None, caller: Caller) -> None:
-    """No Bearer key: 401."""
+    """A request without a bearer key is 401."""
     caller.http.headers.pop("Authorization")
     if key is not None:
         caller.http.headers["Authorization"] = key
@@ -60,7 +60,7 @@ async def test_request_without_a_key_is_refused(key: str | None, caller: Caller)
 
 @pytest.mark.parametrize("key", ["sk-wrong-and-long-enough", "ek_nobody_made_this"])
 async def test_wrong_key_is_refused_without_repeating_it(key: str, caller: Caller) -> None:
-    """A key that is not accepted: 401, and the key itself is not in the answer."""
+    """A key that is not accepted is 401, and the answer does not contain it."""
     caller.http.headers["Authorization"] = f"Bearer {key}"
     status, error = await refused(await caller.post(DATA_ONLY))
 
@@ -78,7 +78,7 @@ async def test_wrong_key_is_refused_without_repeating_it(key: str, caller: Calle
     ],
 )
 async def test_beta_is_refused(method: str, path: str, headers: dict[str, str], caller: Caller) -> None:
-    """The old URL, the old sessions and the old header are over since May 2026."""
+    """The old URL, the old sessions and the old header were retired in May 2026."""
     response = await caller.http.request(method, caller.base_url + path, headers=headers)
     status, error = await refused(response)
 
@@ -87,7 +87,7 @@ async def test_beta_is_refused(method: str, path: str, headers: dict[str, str], 
 
 @pytest.mark.parametrize("path", ["/realtime/calls", "/realtime/client_secrets"])
 async def test_body_that_cannot_be_decoded_is_refused(path: str, caller: Caller) -> None:
-    """A wrong `Content-Encoding` is a client error in the service's envelope."""
+    """A wrong `Content-Encoding` is a client error in the service's error envelope."""
     headers = {"Content-Type": "application/sdp", "Content-Encoding": "gzip"}
     status, error = await refused(
         await caller.http.post(caller.base_url + path, data=b"no gzip", headers=headers)
@@ -98,7 +98,7 @@ async def test_body_that_cannot_be_decoded_is_refused(path: str, caller: Caller)
 
 @pytest.mark.parametrize("typed", [True, False])
 async def test_multipart_parts_need_no_types(typed: bool, caller: Caller) -> None:
-    """Parts with and without content types open a call: browsers' FormData writes none."""
+    """Parts with and without content types open a call, because browsers' FormData writes none."""
     offer = await caller.offer()
     form = aiohttp.MultipartWriter("form-data")
     for name, text, kind in (
@@ -131,7 +131,7 @@ async def test_multipart_parts_need_no_types(typed: bool, caller: Caller) -> Non
     ],
 )
 async def test_wrong_session_part_is_refused(session: str, code: str, param: str, caller: Caller) -> None:
-    """A session object with an unknown, missing or wrong member opens nothing."""
+    """A session object with an unknown, missing or wrong member does not open a call."""
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("sdp", await caller.offer())
     form.add_field("session", session)
@@ -154,7 +154,7 @@ async def test_multipart_without_an_offer_is_refused(caller: Caller) -> None:
     [("multipart/form-data; boundary=x", b"--y\r\n"), ("multipart/form-data", b""), ("text/plain", b"v=0")],
 )
 async def test_body_of_another_form_is_refused(kind: str, body: bytes, caller: Caller) -> None:
-    """A broken multipart body and any other content type: 400 in the service's envelope."""
+    """A broken multipart body and any other content type are 400 in the service's error envelope."""
     headers = {"Content-Type": kind}
     status, error = await refused(
         await caller.http.post(f"{caller.base_url}/realtime/calls", data=body, headers=headers)
@@ -164,7 +164,7 @@ async def test_body_of_another_form_is_refused(kind: str, body: bytes, caller: C
 
 
 async def test_hangup_of_an_unknown_call_is_404(caller: Caller) -> None:
-    """The recorded error, member for member."""
+    """The error is the recorded one, member for member."""
     url = f"{caller.base_url}/realtime/calls/rtc_u1_nobody/hangup"
     status, error = await refused(await caller.http.post(url))
 
@@ -178,7 +178,7 @@ async def test_hangup_of_an_unknown_call_is_404(caller: Caller) -> None:
 
 
 async def test_unknown_path_is_404_in_the_envelope(caller: Caller) -> None:
-    """Any other path names itself."""
+    """An unknown path is 404 in the error envelope, which names the path."""
     status, error = await refused(await caller.http.get(f"{caller.base_url}/models"))
 
     assert (status, error["message"]) == (404, "Invalid URL (GET /v1/models)")
@@ -195,7 +195,7 @@ async def test_preflight_allows_what_browsers_ask_for(caller: Caller) -> None:
 
 
 async def test_client_secret_opens_calls_with_its_session(caller: Caller) -> None:
-    """A raw offer with an ephemeral key gets the session the key was made with; `?model=` is passed over."""
+    """A raw offer with an ephemeral key gets the session the key was created with; `?model=` is ignored."""
     request = {"session": {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}}
     async with caller.http.post(f"{caller.base_url}/realtime/client_secrets", json=request) as response:
         secret = await response.json()
@@ -223,7 +223,7 @@ async def test_client_secret_lives_between_ten_seconds_and_two_hours(
 
 
 async def test_client_secret_cannot_make_another(caller: Caller) -> None:
-    """An ephemeral key opens calls and does no more."""
+    """An ephemeral key can only open calls."""
     url = f"{caller.base_url}/realtime/client_secrets"
     async with caller.http.post(url) as response:
         caller.http.headers["Authorization"] = f"Bearer {(await response.json())['value']}"
@@ -233,7 +233,7 @@ async def test_client_secret_cannot_make_another(caller: Caller) -> None:
 
 
 async def test_expired_client_secret_is_refused(emulate: Emulate) -> None:
-    """After its time a secret opens nothing."""
+    """A secret that has expired opens nothing."""
     emulator = await emulate()
     secret = emulator.service.secrets.create({"expires_after": {"seconds": 10}}, 1_000_000, "p")
     caller = Caller(emulator.base_url, secret.value)

@@ -1,4 +1,4 @@
-"""Sidebands of running calls, and sessions over a WebSocket alone."""
+"""Sidebands of running calls, and sessions with only a WebSocket."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def attach(caller: Caller, call_id: str | None = None, **options: Any) -> Any:
 
 
 async def read(socket: aiohttp.ClientWebSocketResponse, until: str) -> list[str]:
-    """Read types until one of them comes."""
+    """Read events until one of these types arrives."""
     types: list[str] = []
     while until not in types:
         types.append(json.loads(await asyncio.wait_for(socket.receive_str(), 10))["type"])
@@ -32,7 +32,7 @@ async def read(socket: aiohttp.ClientWebSocketResponse, until: str) -> list[str]
 
 
 async def test_both_connections_hear_the_same(emulate: Emulate, call: Call) -> None:
-    """An update from the sideband is heard by both, and a turn on the channel too; no `session.created` on the sideband."""
+    """Both receive an update from the sideband and a turn on the channel; the sideband gets no `session.created`."""
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await socket.send_json(UPDATE)
@@ -66,7 +66,7 @@ async def test_sideband_ends_with_its_call(emulate: Emulate, call: Call) -> None
 
 
 async def test_sideband_leaves_its_call_behind(emulate: Emulate, call: Call) -> None:
-    """Closing the WebSocket does nothing to the call."""
+    """Closing the WebSocket does not affect the call."""
     caller: Caller = await call(await emulate())
     async with attach(caller):
         pass
@@ -87,7 +87,7 @@ async def test_emulator_closes_with_sidebands_open(emulate: Emulate, call: Call)
 async def test_slow_sideband_is_dropped_and_the_call_goes_on(
     emulate: Emulate, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sideband that leaves more unread than its bound is closed; the call's own channel gets everything."""
+    """A sideband with more unread data than its limit is closed; the call's own channel gets everything."""
     caller: Caller = await call(await emulate())
     monkeypatch.setattr("gateway.emulator.http.websocket._MAX_WAITING_BYTES", 1000)
     async with attach(caller) as socket:
@@ -100,7 +100,7 @@ async def test_slow_sideband_is_dropped_and_the_call_goes_on(
 
 
 async def test_several_sidebands_join_one_call(emulate: Emulate, call: Call) -> None:
-    """Each hears what every other causes."""
+    """Each sideband receives what the others cause."""
     caller: Caller = await call(await emulate())
     async with attach(caller) as one, attach(caller) as other:
         await one.send_json(UPDATE)
@@ -113,7 +113,7 @@ async def test_several_sidebands_join_one_call(emulate: Emulate, call: Call) -> 
 
 
 async def test_sideband_hears_no_sound(emulate: Emulate, call: Call) -> None:
-    """A spoken answer has its transcript and `output_audio.done` on the sideband, and never a piece of sound."""
+    """A spoken answer arrives as a transcript and `output_audio.done` on the sideband, without audio."""
     caller: Caller = await call(await emulate(), session={"type": "realtime", "output_modalities": ["audio"]})
     async with attach(caller) as socket:
         await socket.send_json({"type": "response.create"})
@@ -124,7 +124,7 @@ async def test_sideband_hears_no_sound(emulate: Emulate, call: Call) -> None:
 
 
 async def test_call_that_ends_at_the_hour_closes_with_1001(emulate: Emulate, call: Call) -> None:
-    """The last words come first, then the close code and the reason of the service."""
+    """The last events arrive first, then the close code and the reason of the service."""
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await caller.tell("fault", {"do": "expire"})
@@ -140,7 +140,7 @@ async def test_call_that_ends_at_the_hour_closes_with_1001(emulate: Emulate, cal
 async def test_socket_is_cut_without_a_close_frame(
     fault: dict[str, str], emulate: Emulate, call: Call
 ) -> None:
-    """By a fault a WebSocket ends as if its connection were gone, while its call runs or with it."""
+    """With this fault a WebSocket ends as if its connection were lost, while its call continues or ends with it."""
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await caller.tell("fault", fault)
@@ -152,7 +152,7 @@ async def test_socket_is_cut_without_a_close_frame(
 
 
 async def test_call_may_end_without_a_word(emulate: Emulate, call: Call) -> None:
-    """By a fault the sideband stays open when its call is over."""
+    """With this fault the sideband stays open when its call is over."""
     caller: Caller = await call(await emulate())
     async with attach(caller) as socket:
         await caller.tell("fault", {"sockets_end": "never", "do": "hang_up"})
@@ -163,7 +163,7 @@ async def test_call_may_end_without_a_word(emulate: Emulate, call: Call) -> None
 
 
 async def test_new_call_is_found_late_by_a_fault(emulate: Emulate, call: Call) -> None:
-    """A call that was made a moment ago is 404 to a sideband, and found after the set time."""
+    """With this fault a call that was just created is 404 for a sideband until the set time."""
     caller: Caller = await call(await emulate(faults=Faults(sideband_delay_seconds=1.5)), connect=False)
     with pytest.raises(aiohttp.WSServerHandshakeError) as early:
         await attach(caller)
@@ -180,7 +180,7 @@ async def test_new_call_is_found_late_by_a_fault(emulate: Emulate, call: Call) -
     ids=["unknown", "another project's", "a WebSocket session"],
 )
 async def test_call_that_is_not_there_is_404(query: str, key: str, emulate: Emulate, call: Call) -> None:
-    """An unknown call, another project's and a WebSocket session are all the same: no such call, before the upgrade."""
+    """An unknown call, another project's call and a WebSocket session all get 404 before the upgrade."""
     caller: Caller = await call(await emulate())
     other = Caller(caller.base_url, key)
     try:
@@ -197,7 +197,7 @@ async def test_call_that_is_not_there_is_404(query: str, key: str, emulate: Emul
 
 
 async def test_plain_get_is_refused_as_the_service_refuses(emulate: Emulate) -> None:
-    """A client that does not ask for the upgrade gets the error envelope."""
+    """A client that does not request the upgrade gets the error envelope."""
     caller = Caller((await emulate()).base_url, "sk-test")
     try:
         async with caller.http.get(f"{caller.base_url}/realtime?model=m") as answer:
@@ -230,7 +230,7 @@ async def test_keys_of_one_project_share_their_calls(emulate: Emulate) -> None:
             await one.close()
 
 
-# -- sessions that have a WebSocket only -------------------------------------------------------------------------------
+# -- sessions with only a WebSocket ------------------------------------------------------------------------------------
 
 
 async def hold(socket: aiohttp.ClientWebSocketResponse, text: str) -> list[Any]:
@@ -245,14 +245,14 @@ async def hold(socket: aiohttp.ClientWebSocketResponse, text: str) -> list[Any]:
 
 
 async def test_session_speaks_over_a_websocket(emulate: Emulate) -> None:
-    """`?model=` begins a session that says what a call's does, with its sound in events; closing it ends it."""
+    """`?model=` starts a session with the same events as a call's, and the audio in events; closing it ends it."""
     caller = Caller((await emulate()).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=gpt-realtime") as socket:
             created = await socket.receive_json()
             events = await hold(socket, "Repeat after me: hello")
             [session] = [c async for c in listed(caller) if c["open"]]
-        # The service's side learns of the end a little later.
+        # The service's side notices the end a little later.
         async with asyncio.timeout(10):
             while (ended := [c async for c in listed(caller)])[0]["end_reason"] is None:
                 await asyncio.sleep(0.01)
@@ -269,14 +269,14 @@ async def test_session_speaks_over_a_websocket(emulate: Emulate) -> None:
 
 
 async def listed(caller: Caller) -> Any:
-    """Yield what the control endpoint says of each session."""
+    """Yield the control endpoint's description of each session."""
     async with caller.http.get(f"{caller.root}/_emulator/calls") as answer:
         for described in (await answer.json())["data"]:
             yield described
 
 
 async def test_standard_constructor_opens_a_session(emulate: Emulate) -> None:
-    """Without a header, by sub-protocols alone, an ephemeral key opens the session it brings."""
+    """Without a header, only with sub-protocols, an ephemeral key opens its session."""
     caller = Caller((await emulate()).base_url)
     session = {"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"]}
     try:
@@ -300,7 +300,7 @@ async def test_standard_constructor_opens_a_session(emulate: Emulate) -> None:
 
 
 async def test_intent_begins_a_transcription(emulate: Emulate) -> None:
-    """`?intent=transcription` begins a session that turns audio into text and answers nothing."""
+    """`?intent=transcription` starts a session that transcribes audio and has no responses."""
     caller = Caller((await emulate(hear=("ahoy",))).base_url)
     update = {
         "type": "transcription",
@@ -325,7 +325,8 @@ async def test_intent_begins_a_transcription(emulate: Emulate) -> None:
 async def test_address_that_begins_nothing_is_closed_with_4000(
     query: str, code: str, emulate: Emulate
 ) -> None:
-    """A wrong intent and a missing model are accepted, then closed with the code as the reason."""
+    """With a wrong intent or without a model the handshake is accepted, and then the socket is closed with the error
+    code as the reason."""
     caller = Caller((await emulate()).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime{query}") as socket:
@@ -337,7 +338,7 @@ async def test_address_that_begins_nothing_is_closed_with_4000(
 
 
 async def test_session_over_a_websocket_ends_at_the_hour(emulate: Emulate) -> None:
-    """`session_expired`, then close code 1001; the message has whole minutes."""
+    """The session gets `session_expired` and then close code 1001; the message gives whole minutes."""
     caller = Caller((await emulate(max_session_seconds=0.3)).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
@@ -351,7 +352,7 @@ async def test_session_over_a_websocket_ends_at_the_hour(emulate: Emulate) -> No
 
 @pytest.mark.parametrize("how", ["close_channel", "hang_up", "cut_sockets"])
 async def test_session_over_a_websocket_goes_wrong(how: str, emulate: Emulate) -> None:
-    """The faults of a call strike a WebSocket, too, as far as it has what they break."""
+    """The faults of a call also apply to a WebSocket, if it has the part that they break."""
     caller = Caller((await emulate(faults=Faults(fail=how, fail_after_deltas=1))).base_url)  # type: ignore[arg-type] # one of its words
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
@@ -364,7 +365,7 @@ async def test_session_over_a_websocket_goes_wrong(how: str, emulate: Emulate) -
 
 
 async def test_megabytes_pass_both_ways(emulate: Emulate) -> None:
-    """An item of 3 MB is taken and given back in one frame."""
+    """An item of 3 MB is accepted and returned in one frame."""
     caller = Caller((await emulate()).base_url)
     text = "x" * 3_000_000
     item = {"id": "i", "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
@@ -383,7 +384,7 @@ async def test_megabytes_pass_both_ways(emulate: Emulate) -> None:
 
 
 async def test_unhurried_client_holds_a_session_back(emulate: Emulate) -> None:
-    """A client that reads nothing makes the session wait: what is unsent stays near the high-water mark."""
+    """If the client reads nothing the session waits: unsent data stays near the high-water mark."""
     caller = Caller((await emulate()).base_url)
     try:
         async with caller.http.ws_connect(f"{caller.base_url}/realtime?model=m") as socket:
@@ -410,7 +411,7 @@ async def hold_nothing(socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 async def test_key_may_come_as_a_subprotocol(emulate: Emulate, call: Call) -> None:
-    """Where no header can be set the key is a sub-protocol; without any key the handshake is 401."""
+    """Where no header can be set, the key is a sub-protocol; without any key the handshake is 401."""
     caller: Caller = await call(await emulate(api_keys=("sk-test",)))
     url = f"{caller.base_url}/realtime?call_id={caller.call_id}"
     async with aiohttp.ClientSession() as browser:

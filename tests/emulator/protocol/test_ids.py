@@ -6,7 +6,7 @@ from gateway.emulator.protocol.ids import IdSource, session_of
 
 
 def test_ids_have_the_recorded_form_and_never_repeat() -> None:
-    """Prefix, length and alphabet of each kind; ten thousand of them are ten thousand."""
+    """Prefix, length and alphabet of each kind are as recorded; ten thousand of them are all different."""
     ids = IdSource()
     forms = {
         ids.event: r"event_\w{21}",

@@ -8,7 +8,7 @@ from gateway.emulator.protocol.items import new_item
 
 @pytest.mark.parametrize("given", [{"call_id": "call_1"}, {}])
 def test_function_call_of_a_client_becomes_an_item(given: dict[str, str]) -> None:
-    """With its own call id or a new one, in the recorded order of members."""
+    """The item has its own call id or a new one, and the recorded order of members."""
     item = new_item({"type": "function_call", "arguments": "{}", "name": "f", **given}, IdSource())
 
     assert list(item) == ["id", "type", "status", "name", "call_id", "arguments"]

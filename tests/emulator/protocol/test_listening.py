@@ -16,14 +16,14 @@ NAMED = "conversation.item.input_audio_transcription"
 
 
 def hearing(talk: MakeTalk, *, detection: Any = VAD, transcription: Any = None, **options: Any) -> Talk:
-    """Make a session that listens."""
+    """Make a session that receives audio."""
     audio = {"input": {"turn_detection": detection, "transcription": transcription}}
     session = {"audio": audio} | options.pop("session", {})
     return talk(session=session, hear=lambda _: "Repeat after me: ahoy", **options)
 
 
 async def test_detected_turn_has_the_recorded_order(talk: MakeTalk) -> None:
-    """Speech that begins and ends becomes an item, then its transcript, then a response that answers it."""
+    """Speech becomes an item, then its transcript, then a response that answers it."""
     one = hearing(talk, transcription={"model": "gpt-4o-transcribe"})
     one.send("input_audio_buffer.append", audio=SPEECH)
     await one.until(lambda: "response.done" in one.types)
@@ -58,7 +58,7 @@ async def test_model_hears_what_nobody_transcribes(talk: MakeTalk) -> None:
 
 
 async def test_audio_item_is_heard(talk: MakeTalk) -> None:
-    """A whole utterance that comes as an item is answered, too."""
+    """A complete utterance that arrives as an item is answered, too."""
     one = hearing(talk)
     content = [{"type": "input_audio", "audio": SPEECH}]
     one.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
@@ -68,7 +68,7 @@ async def test_audio_item_is_heard(talk: MakeTalk) -> None:
 
 
 async def test_what_was_heard_is_billed_as_sound(talk: MakeTalk) -> None:
-    """Input audio costs a token for 100 ms, whichever way it came, and not its words as well."""
+    """Input audio costs a token per 100 ms, however it arrives, and its words are not billed in addition."""
     one = hearing(talk, detection=None)
     one.send("input_audio_buffer.append", audio=SPEECH)
     one.send("input_audio_buffer.commit")
@@ -87,7 +87,7 @@ async def test_what_was_heard_is_billed_as_sound(talk: MakeTalk) -> None:
 
 
 async def test_client_may_keep_the_turns_to_itself(talk: MakeTalk) -> None:
-    """With `create_response` off, speech becomes an item and nothing more."""
+    """With `create_response` off, speech only becomes an item."""
     one = hearing(talk, detection=VAD | {"create_response": False})
     one.send("input_audio_buffer.append", audio=SPEECH)
 
@@ -96,7 +96,7 @@ async def test_client_may_keep_the_turns_to_itself(talk: MakeTalk) -> None:
 
 @pytest.mark.parametrize(("interrupts", "status"), [(True, "cancelled"), (False, "completed")])
 async def test_speech_interrupts_a_response(interrupts: bool, status: str, talk: MakeTalk) -> None:
-    """Speech ends the running response where the session says so, naming the reason."""
+    """Speech ends the running response if the session says so, with that reason."""
     one = hearing(talk, detection=VAD | {"interrupt_response": interrupts, "create_response": False})
     one.user("Count to 50")
     one.send("response.create")
@@ -126,7 +126,7 @@ async def test_speech_interrupts_a_response(interrupts: bool, status: str, talk:
     ],
 )
 async def test_transcription_costs_by_model(model: str, usage: Any, talk: MakeTalk) -> None:
-    """A commit is transcribed token by token; whisper is billed by the second, the others by tokens."""
+    """A commit is transcribed token by token; whisper is billed by the second, other models by tokens."""
     one = hearing(talk, detection=None, transcription={"model": model})
     one.send("input_audio_buffer.append", audio=SPEECH)
     one.send("input_audio_buffer.commit")
@@ -140,7 +140,7 @@ async def test_transcription_costs_by_model(model: str, usage: Any, talk: MakeTa
 
 
 async def test_speakers_and_probabilities_are_named_where_asked(talk: MakeTalk) -> None:
-    """A diarising model says who spoke when; `include` brings the probability of each token."""
+    """A diarising model names the speakers and times; `include` adds the probability of each token."""
     session = {"include": ["item.input_audio_transcription.logprobs"]}
     model = {"model": "gpt-4o-transcribe-diarize"}
     one = hearing(talk, detection=None, transcription=model, session=session)
@@ -153,7 +153,7 @@ async def test_speakers_and_probabilities_are_named_where_asked(talk: MakeTalk) 
 
 
 async def test_transcription_fails_by_a_fault(talk: MakeTalk) -> None:
-    """The item stays, without a transcript, and the failure has the given code."""
+    """With this fault the item stays without a transcript, and the failure has the given code."""
     faults = Faults(transcription_error="audio_unintelligible")
     one = hearing(talk, detection=None, transcription={"model": "whisper-1"}, faults=faults)
     one.send("input_audio_buffer.append", audio=SPEECH)
@@ -166,7 +166,7 @@ async def test_transcription_fails_by_a_fault(talk: MakeTalk) -> None:
 async def test_silence_after_a_response_begins_a_turn(
     talk: MakeTalk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `idle_timeout_ms`, counted from the end of the sound, a turn begins by itself."""
+    """After `idle_timeout_ms`, counted from the end of the audio, a turn starts by itself."""
     one = hearing(talk, detection=VAD | {"idle_timeout_ms": 5000}, carries_audio=True)
     one.send("session.update", session={"type": "realtime", "output_modalities": ["audio"]})
     loop, delays = asyncio.get_running_loop(), []
@@ -187,7 +187,7 @@ async def test_silence_after_a_response_begins_a_turn(
 
 
 async def test_user_who_speaks_ends_the_wait(talk: MakeTalk) -> None:
-    """Speech, a commit and a response each stop the idle timer, and so does the session's end."""
+    """Speech, a commit, a response and the session's end each stop the idle timer."""
     one = hearing(talk, detection=VAD | {"idle_timeout_ms": 5000, "create_response": False})
     listener = one.realtime._listener
     for event in (
@@ -201,7 +201,7 @@ async def test_user_who_speaks_ends_the_wait(talk: MakeTalk) -> None:
 
 
 async def test_transcription_session_has_no_responses(talk: MakeTalk) -> None:
-    """A transcription session transcribes what it hears, answers nothing, and takes updates of its own type only."""
+    """A transcription session transcribes audio, has no responses, and accepts only updates of its own type."""
     transcription = {"model": "gpt-live-transcribe", "keywords": ["ahoy"], "languages": ["en"]}
     audio = {"input": {"transcription": transcription, "turn_detection": VAD}}
     one = talk(session={"type": "transcription", "audio": audio})

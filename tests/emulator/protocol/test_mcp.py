@@ -25,7 +25,7 @@ WRITE = McpTool({"name": "write", "input_schema": {}})
     ],
 )
 def test_allowed_tools_filters(wanted: Any, names: list[str]) -> None:
-    """A list names tools, a filter names them or takes those that only read."""
+    """A list names tools; a filter names them or selects those that only read."""
     assert [tool.name for tool in allowed({"allowed_tools": wanted}, [READ, WRITE])] == names
 
 
@@ -41,12 +41,12 @@ def test_allowed_tools_filters(wanted: Any, names: list[str]) -> None:
     ],
 )
 def test_approval_is_needed_unless_it_is_not(required: Any, asks: list[bool]) -> None:
-    """Approval is the default; filters say for which tools it is always or never needed."""
+    """Approval is required by default; filters say for which tools it is always or never required."""
     assert [needs_approval({"require_approval": required}, tool) for tool in (READ, WRITE)] == asks
 
 
 def test_file_holds_a_server(tmp_path: Path) -> None:
-    """Each tool is listed unchanged, and answers with its output, its error, or its arguments."""
+    """Each tool is listed unchanged, and returns its output, its error, or its arguments."""
     error = {"type": "http_error", "code": 503, "message": "Away."}
     tools = [
         {"name": "a", "input_schema": {}, "output": {"x": 1}},

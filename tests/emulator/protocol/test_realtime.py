@@ -1,4 +1,4 @@
-"""The protocol of a session, without a network: client events in, server events out."""
+"""The protocol of a session without a network: client events in, server events out."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def error(talk: Talk) -> dict[str, Any]:
 
 
 async def test_session_speaks_first(talk: MakeTalk) -> None:
-    """`session.created` with the whole session object comes before anything is asked."""
+    """`session.created` with the whole session object is sent before any client event."""
     one = talk()
     one.realtime.opened()
 
@@ -59,7 +59,7 @@ async def test_session_speaks_first(talk: MakeTalk) -> None:
 
 
 async def test_update_changes_the_present_keys_only(talk: MakeTalk) -> None:
-    """What an update does not name stays; nested audio members too; null turns detection off."""
+    """Members that an update does not name stay, also nested audio members; null turns detection off."""
     one = talk(session={"instructions": "Old."})
     one.send(
         "session.update",
@@ -73,7 +73,7 @@ async def test_update_changes_the_present_keys_only(talk: MakeTalk) -> None:
 
 
 async def test_turn_detection_comes_back_complete(talk: MakeTalk) -> None:
-    """Both kinds of detection are echoed with their defaults filled in."""
+    """Both kinds of detection are returned with their defaults."""
     one = talk()
     for kind in ("server_vad", "semantic_vad"):
         audio = {"input": {"turn_detection": {"type": kind}, "transcription": {"model": "m"}}}
@@ -110,7 +110,7 @@ async def test_turn_detection_comes_back_complete(talk: MakeTalk) -> None:
 async def test_wrong_update_is_refused_whole(
     session: dict[str, Any], code: str, param: str, talk: MakeTalk
 ) -> None:
-    """One wrong member refuses the update, names itself, and changes nothing else in it."""
+    """One wrong member refuses the whole update, and the error names it."""
     one = talk(session={"instructions": "Old."})
     before = json.dumps(one.realtime.session)
     one.send("session.update", event_id="mine", session={"tracing": "auto"} | session)
@@ -121,7 +121,7 @@ async def test_wrong_update_is_refused_whole(
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 async def test_number_that_is_none_is_not_echoed(number: str, talk: MakeTalk) -> None:
-    """Input that Python's parser accepts beyond JSON is refused, because clients could not parse its echo."""
+    """Numbers that only Python's parser accepts are refused, because clients could not parse the echo."""
     one = talk()
     tool = f'{{"type":"function","name":"f","parameters":{{"maximum":{number}}}}}'
     one.realtime.receive(f'{{"type":"session.update","session":{{"type":"realtime","tools":[{tool}]}}}}')
@@ -131,7 +131,7 @@ async def test_number_that_is_none_is_not_echoed(number: str, talk: MakeTalk) ->
 
 
 async def test_voice_stays_once_it_was_heard(talk: MakeTalk) -> None:
-    """After the first spoken answer another voice is refused."""
+    """After the first spoken answer, a change of the voice is refused."""
     one = talk(session={"output_modalities": ["audio"]})
     change = {"type": "realtime", "audio": {"output": {"voice": "sage"}}}
     one.send("session.update", session=change)
@@ -149,7 +149,8 @@ async def test_voice_stays_once_it_was_heard(talk: MakeTalk) -> None:
 
 
 async def test_items_stand_where_they_were_put(talk: MakeTalk) -> None:
-    """`previous_item_id` appends, inserts after an item, or with `root` puts first."""
+    """Without `previous_item_id` an item is appended; with it, it is inserted after that item or, with `root`,
+    first."""
     one = talk()
     one.user("a", id="a")
     one.user("c", id="c")
@@ -189,7 +190,7 @@ async def test_impossible_item_event_is_refused(
 
 
 async def test_item_id_is_taken_once(talk: MakeTalk) -> None:
-    """A second item of the same id is refused, and so is one after an item that is not there."""
+    """A second item with the same id is refused, and so is one after an unknown item."""
     one = talk()
     one.user("a", id="a")
     one.user("b", id="a")
@@ -202,7 +203,7 @@ async def test_item_id_is_taken_once(talk: MakeTalk) -> None:
 
 
 async def test_item_is_given_back_and_forgotten(talk: MakeTalk) -> None:
-    """Retrieve gives an item unchanged; after delete it is gone for retrieve and for the model."""
+    """Retrieve returns an item unchanged; after delete, neither retrieve nor the model knows it."""
     one = talk()
     one.user("My name is Ada.", id="a")
     one.send("conversation.item.retrieve", item_id="a")
@@ -215,7 +216,7 @@ async def test_item_is_given_back_and_forgotten(talk: MakeTalk) -> None:
 
 
 async def test_spoken_item_is_truncated(talk: MakeTalk) -> None:
-    """What the user did not hear was not said: the transcript goes."""
+    """The part of the audio that the user did not hear is removed, and so is the transcript."""
     one = talk(session={"output_modalities": ["audio"]})
     one.user("Say hello.")
     item = (await one.respond())["output"][0]
@@ -249,7 +250,7 @@ async def test_conversation_goes_on_over_turns(talk: MakeTalk) -> None:
 
 
 async def test_second_response_waits_for_the_first(talk: MakeTalk) -> None:
-    """While one response writes to the conversation another is refused, by name."""
+    """While one response writes to the conversation another is refused, and the error names the active one."""
     one = talk(rate=50)
     one.user("Count to 100")
     one.send("response.create")
@@ -262,7 +263,8 @@ async def test_second_response_waits_for_the_first(talk: MakeTalk) -> None:
 
 
 async def test_out_of_band_responses_run_beside_and_leave_no_trace(talk: MakeTalk) -> None:
-    """`conversation: none` answers in parallel, with its metadata, without items and without `conversation.*` events."""
+    """A response with `conversation: none` runs in parallel, with its metadata, without items and without
+    `conversation.*` events."""
     one = talk(rate=200)
     one.user("Count to 30")
     one.send("response.create")
@@ -281,7 +283,7 @@ async def test_out_of_band_responses_run_beside_and_leave_no_trace(talk: MakeTal
 
 
 async def test_response_reads_only_the_input_it_is_given(talk: MakeTalk) -> None:
-    """`input` replaces the conversation; a reference brings an item of it back; an unknown one is refused."""
+    """`input` replaces the conversation; a reference includes an item of it; an unknown one is refused."""
     one = talk()
     one.user("My name is Ada.", id="told")
     question = {
@@ -313,7 +315,7 @@ async def test_response_has_its_own_instructions_and_modality(talk: MakeTalk) ->
 
 
 async def test_token_limit_makes_a_response_incomplete(talk: MakeTalk) -> None:
-    """After `max_output_tokens` the response ends, with what it wrote and the reason."""
+    """After `max_output_tokens` the response ends with the text so far and the reason."""
     one = talk()
     one.user("Count to 100")
     done = await one.respond(max_output_tokens=5)
@@ -328,7 +330,7 @@ async def test_token_limit_makes_a_response_incomplete(talk: MakeTalk) -> None:
 
 
 async def test_cancelled_response_ends_with_its_done_events(talk: MakeTalk) -> None:
-    """`response.cancel` ends the text, part and item, then the response; what was said stays."""
+    """`response.cancel` ends the text, part and item, then the response; the text so far stays."""
     one = talk(rate=200)
     one.user("Count to 100")
     one.send("response.create")
@@ -345,7 +347,8 @@ async def test_cancelled_response_ends_with_its_done_events(talk: MakeTalk) -> N
 
 
 async def test_cancel_names_its_response(talk: MakeTalk) -> None:
-    """A response out of band is cancelled by id; one that is not there, or nothing at all, is refused harmlessly."""
+    """A response out of band is cancelled by its id; cancelling an unknown one, or without any, is refused without
+    effect."""
     one = talk(rate=50)
     one.user("Count to 100")
     one.send("response.create", response={"conversation": "none"})
@@ -372,12 +375,13 @@ async def test_mistake_in_the_brain_is_a_failed_response(
 
 
 async def test_empty_conversation_is_answered(talk: MakeTalk) -> None:
-    """A response to nothing greets."""
+    """A response to an empty conversation is a greeting."""
     assert (await talk().respond())["output"][0]["content"][0]["text"] == "Hello! How can I help you?"
 
 
 async def test_usage_adds_up_over_a_conversation(talk: MakeTalk) -> None:
-    """Totals are sums, text keeps audio at zero, input grows by what was said, and the cache serves whole units of it."""
+    """Totals are sums, a text session has no audio tokens, input grows with the conversation, and cached tokens come
+    in whole units."""
     one = talk()
     read = written = cached = 0
     for _ in range(6):
@@ -400,7 +404,7 @@ async def test_usage_adds_up_over_a_conversation(talk: MakeTalk) -> None:
 
 
 async def test_long_conversation_loses_its_beginning_for_the_model(talk: MakeTalk) -> None:
-    """Beyond the truncation limit the oldest items are not read; `disabled` refuses instead."""
+    """Beyond the truncation limit the oldest items are not read; with `disabled` the response is refused instead."""
     limits = {"type": "retention_ratio", "retention_ratio": 0.5, "token_limits": {"post_instructions": 200}}
     one = talk(session={"truncation": limits})
     one.user("My name is Ada.")
@@ -413,7 +417,7 @@ async def test_long_conversation_loses_its_beginning_for_the_model(talk: MakeTal
     assert error(one)["code"] == "context_length_exceeded"
 
 
-# -- what the service takes and what it does not -----------------------------------------------------------------------
+# -- what the service accepts and what it does not ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -431,7 +435,7 @@ async def test_long_conversation_loses_its_beginning_for_the_model(talk: MakeTal
     ],
 )  # fmt: skip
 async def test_session_member_is_refused(session: Any, code: str, param: str, talk: MakeTalk) -> None:
-    """What neither the package nor the service takes in a session is refused, naming the member."""
+    """A session member that neither the package nor the service accepts is refused and named."""
     one = talk()
     one.send("session.update", session={"type": "realtime", **session})
 
@@ -453,7 +457,7 @@ async def test_session_member_is_refused(session: Any, code: str, param: str, ta
     ],
 )  # fmt: skip
 async def test_session_member_is_taken(session: Any, talk: MakeTalk) -> None:
-    """What the package's types have is taken."""
+    """A session member of the package's types is accepted."""
     one = talk()
     one.send("session.update", session={"type": "realtime", **session})
 
@@ -461,7 +465,7 @@ async def test_session_member_is_taken(session: Any, talk: MakeTalk) -> None:
 
 
 async def test_noise_reduction_keeps_what_is_left_out(talk: MakeTalk) -> None:
-    """An update may name the type or the strength alone; the other keeps its value, and null ends both."""
+    """An update may set only the type or only the strength; the other keeps its value, and null removes both."""
     one = talk()
     seen = []
     for given in ({"type": "near_field", "strength": 0.5}, {"type": "far_field"}, {"strength": 1}, None):
@@ -474,19 +478,20 @@ async def test_noise_reduction_keeps_what_is_left_out(talk: MakeTalk) -> None:
 
 
 async def test_response_has_no_speed(talk: MakeTalk) -> None:
-    """A response sets format and voice; the speed is the session's."""
+    """A response can set format and voice; the speed belongs to the session."""
     one = talk()
     one.send("response.create", response={"audio": {"output": {"voice": "ash", "speed": 1.0}}})
 
     assert error(one)["param"] == "response.audio.output.speed"
 
 
-# -- sound in events: a WebSocket --------------------------------------------------------------------------------------
+# -- audio in events: a WebSocket --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
 async def test_spoken_answer_carries_its_sound(kind: str, talk: MakeTalk) -> None:
-    """Over a WebSocket each token has 300 ms of sound in the session's format; six audio tokens of usage go with it."""
+    """Over a WebSocket each token has 300 ms of audio in the session's format, which counts as six audio tokens of
+    usage."""
     format_ = {"type": kind, "rate": 24000} if kind == "audio/pcm" else {"type": kind}
     audio = {"output": {"format": format_}}
     one = talk(session={"output_modalities": ["audio"], "audio": audio}, carries_audio=True)
@@ -502,7 +507,7 @@ async def test_spoken_answer_carries_its_sound(kind: str, talk: MakeTalk) -> Non
 
 
 async def test_websocket_has_no_output_buffer_to_clear(talk: MakeTalk) -> None:
-    """`output_audio_buffer.clear` is not an event of a WebSocket, and is not listed among those that are."""
+    """`output_audio_buffer.clear` is not an event of a WebSocket, and is not in the list of known events."""
     one = talk(carries_audio=True)
     one.send("output_audio_buffer.clear")
 
@@ -511,7 +516,7 @@ async def test_websocket_has_no_output_buffer_to_clear(talk: MakeTalk) -> None:
 
 
 async def test_truncation_beyond_the_sound_is_refused(talk: MakeTalk) -> None:
-    """A spoken item can be truncated within its audio, but not again after the cut."""
+    """A spoken item can be truncated within its audio, but not beyond an earlier cut."""
     one = talk(session={"output_modalities": ["audio"]}, carries_audio=True)
     one.user("Say hello.")
     item = (await one.respond())["output"][0]["id"]
@@ -528,7 +533,7 @@ async def test_truncation_beyond_the_sound_is_refused(talk: MakeTalk) -> None:
 
 
 async def test_function_is_called_and_its_output_used(talk: MakeTalk) -> None:
-    """A tool the text asks for is called with arguments of its schema; the next answer is its output."""
+    """A tool that the text asks for is called with arguments that fit its schema; the next answer is its output."""
     one = talk(session={"tools": [WEATHER]})
     one.user("What is the weather in Oslo in celsius?")
     called = (await one.respond())["output"][0]
@@ -554,7 +559,7 @@ async def test_function_is_called_and_its_output_used(talk: MakeTalk) -> None:
     ],
 )
 async def test_tool_choice_is_obeyed(choice: Any, text: str, calls: int, talk: MakeTalk) -> None:
-    """`none` never calls, `required` always does, a named function is the one."""
+    """`none` never calls, `required` always calls, and a named function is the one that is called."""
     one = talk(session={"tools": [WEATHER]})
     one.user(text)
     done = await one.respond(tool_choice=choice)
@@ -610,7 +615,7 @@ async def test_output_needs_its_call_in_the_conversation(known: bool, talk: Make
 @pytest.mark.parametrize("call_id", ["call/1", "", "call 1", "été", "call_1\n"])
 @pytest.mark.parametrize("kind", ["function_call", "function_call_output"])
 async def test_call_id_has_few_characters(kind: str, call_id: str, talk: MakeTalk) -> None:
-    """A `call_id` with any other character than letters, digits, `_` and `-` is refused, naming the pattern."""
+    """A `call_id` with other characters than letters, digits, `_` and `-` is refused, and the error has the pattern."""
     one = talk()
     members = {"name": "f", "arguments": "{}"} if kind == "function_call" else {"output": "5"}
     one.send("conversation.item.create", item={"type": kind, "call_id": call_id, **members})
@@ -620,7 +625,7 @@ async def test_call_id_has_few_characters(kind: str, call_id: str, talk: MakeTal
 
 
 async def test_newer_model_comments_and_interleaves(talk: MakeTalk) -> None:
-    """gpt-realtime-2.1 says what it does in the same response, with phases, its call beginning before its text is done."""
+    """gpt-realtime-2.1 comments in the same response, with phases, and its call begins before its text is done."""
     one = talk(session={"tools": [WEATHER], "model": "gpt-realtime-2.1"})
     one.user("What is the weather in Oslo?")
     done = await one.respond()
@@ -641,7 +646,7 @@ async def test_newer_model_comments_and_interleaves(talk: MakeTalk) -> None:
 
 
 async def test_audio_buffer_is_kept_without_listening(talk: MakeTalk) -> None:
-    """Append, commit and clear are answered; less than 100 ms cannot be committed; what is not base64 is refused."""
+    """Append, commit and clear are answered; less than 100 ms cannot be committed; invalid base64 is refused."""
     one = talk()
     one.send("input_audio_buffer.append", audio="AAAA" * 2000)
     one.send("input_audio_buffer.commit")
@@ -702,7 +707,7 @@ async def test_what_is_no_event_is_refused(frame: str | bytes, code: str, param:
 
 
 async def test_unknown_type_is_told_what_is_known(talk: MakeTalk) -> None:
-    """The error of an unknown type lists every type there is."""
+    """The error for an unknown type lists all known types."""
     one = talk()
     one.send("session.delete")
 
@@ -724,7 +729,7 @@ async def test_close_ends_responses_without_a_word(talk: MakeTalk) -> None:
 
 
 async def test_open_responses_are_bounded(talk: MakeTalk) -> None:
-    """No client can open responses without end."""
+    """The number of open responses is limited."""
     one = talk(rate=1)
     one.user("Count to 100")
     for _ in range(65):

@@ -1,4 +1,4 @@
-"""A session's MCP servers: imported, offered, approved, called."""
+"""A session's MCP servers: import, listing, approval, calls."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def server(label: str = "demo", **members: Any) -> Json:
-    """Write a session's entry for a server."""
+    """Return a session's entry for a server."""
     return {"type": "mcp", "server_label": label, "server_url": "https://mcp.example", **members}
 
 
@@ -41,7 +41,7 @@ async def test_tools_are_imported_once(talk: MakeTalk) -> None:
 
 @pytest.mark.parametrize(("label", "fault"), [("nowhere", None), ("demo", "list")])
 async def test_server_that_cannot_be_reached_fails(label: str, fault: Any, talk: MakeTalk) -> None:
-    """A label that is not configured, and the fault, end the import as failed; nothing can be called then."""
+    """An unknown label and the fault both end the import as failed; then no tool can be called."""
     one = talk(session={"tools": [server(label)]}, faults=Faults(mcp_error=fault))
     one.realtime.opened()
     one.user("Roll the dice")
@@ -53,7 +53,7 @@ async def test_server_that_cannot_be_reached_fails(label: str, fault: Any, talk:
 
 @pytest.mark.parametrize("model", ["gpt-realtime", "gpt-realtime-2.1"])
 async def test_call_without_approval_runs_in_its_response(model: str, talk: MakeTalk) -> None:
-    """The call is an output item with its output; the next response speaks of it."""
+    """The call is an output item with its output, and the next response uses it."""
     one = talk(session={"model": model, "tools": [server(require_approval="never")]})
     one.realtime.opened()
     one.user("Roll the dice with 20 sides")
@@ -71,7 +71,7 @@ async def test_call_without_approval_runs_in_its_response(model: str, talk: Make
 
 
 async def test_call_fails_by_a_fault(talk: MakeTalk) -> None:
-    """A failed call has an error in place of its output, and its response is completed anyway."""
+    """A failed call has an error instead of an output, and its response is completed anyway."""
     one = talk(session={"tools": [server(require_approval="never")]}, faults=Faults(mcp_error="call"))
     one.user("Roll the dice")
     done = await one.respond()
@@ -84,7 +84,7 @@ async def test_call_fails_by_a_fault(talk: MakeTalk) -> None:
 
 @pytest.mark.parametrize("approve", [True, False])
 async def test_approval_decides_whether_a_call_runs(approve: bool, talk: MakeTalk) -> None:
-    """The response ends with the request; the client's answer runs the call, or forgets it."""
+    """The response ends with the request for approval; the client's answer runs the call or discards it."""
     one = talk(session={"tools": [server()]})
     one.user("Roll the dice")
     request = (await one.respond())["output"][0]
@@ -104,12 +104,12 @@ async def test_approval_decides_whether_a_call_runs(approve: bool, talk: MakeTal
     else:
         assert after == ["mcp_approval_response"]
         assert said == "All right, I will not do that."
-    # Answered once: there is no such request any more.
+    # It was answered once, so the request no longer exists.
     assert one.last("error")["error"]["code"] == "item_not_found"
 
 
 async def test_choice_of_a_server_calls_its_tool(talk: MakeTalk) -> None:
-    """`tool_choice` may name a server, with a tool or without; a function of the same name comes first."""
+    """`tool_choice` may name a server, with or without a tool; a function of the same name has priority."""
     one = talk(session={"tools": [server(require_approval="never")]})
     for choice in (
         {"type": "mcp", "server_label": "demo"},
@@ -123,7 +123,7 @@ async def test_choice_of_a_server_calls_its_tool(talk: MakeTalk) -> None:
 
 
 async def test_history_with_remote_tools_is_seeded(talk: MakeTalk) -> None:
-    """What a server's tools did in a former call can be put back, item by item."""
+    """The items of a former call's MCP tools can be created again one by one."""
     one = talk()
     items: list[Json] = [
         {"type": "mcp_list_tools", "server_label": "demo", "tools": [{"name": "t", "input_schema": {}}]},

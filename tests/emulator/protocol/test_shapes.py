@@ -1,4 +1,4 @@
-"""What is refused of a client's JSON, member by member, in the service's words."""
+"""Refused members of a client's JSON, with the service's messages."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from gateway.emulator.protocol.shapes import Flag, Number, Record, Series, Shape
     ],
 )
 def test_wrong_value_is_refused_by_its_path(shape: Shape, value: Any, code: str, said: str) -> None:
-    """Code, path and words; what is right passes without one."""
+    """A wrong value is refused with its code, path and message; a valid one is accepted."""
     with pytest.raises(Refusal, match=said) as refused:
         shape.check(value, "session.x")
 

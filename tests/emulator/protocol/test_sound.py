@@ -1,4 +1,4 @@
-"""The quiet tone, and how loud a frame is."""
+"""The quiet tone, and the level of a frame."""
 
 import array
 import base64
@@ -11,7 +11,7 @@ from gateway.emulator.protocol.sound import BYTES_PER_MS, TOKEN_MS, peak, tone
 
 @pytest.mark.parametrize("kind", sorted(BYTES_PER_MS))
 def test_tone_lasts_a_token_and_is_quiet(kind: str) -> None:
-    """A piece of the tone is exactly as long as a token, audible, and far below what a detector takes for speech."""
+    """A piece of the tone is exactly as long as a token, audible, and far below the level of speech."""
     data = base64.b64decode(tone(kind), validate=True)
 
     assert len(data) == TOKEN_MS * BYTES_PER_MS[kind]
@@ -19,7 +19,8 @@ def test_tone_lasts_a_token_and_is_quiet(kind: str) -> None:
 
 
 def test_tone_has_whole_periods() -> None:
-    """A piece ends where the next one begins, so that they make one tone: 400 Hz, seen in its changes of sign."""
+    """A piece ends where the next one begins, so together they are one tone of 400 Hz, measured by its changes of
+    sign."""
     samples = array.array("h", base64.b64decode(tone("audio/pcm")) * 2)
     rises = sum(before < 0 <= after for before, after in itertools.pairwise(samples))
 
@@ -42,5 +43,5 @@ def test_tone_has_whole_periods() -> None:
     ],
 )
 def test_peak_is_the_loudest_sample(kind: str, frame: bytes, loudness: int) -> None:
-    """The largest magnitude counts for both signs; for G.711 it is exact to 256."""
+    """The largest magnitude of either sign counts; for G.711 it is exact to 256."""
     assert peak(frame, kind) == loudness

@@ -1,4 +1,4 @@
-"""Tokens: they join to the text, and are cut as recorded."""
+"""Tokens: they join to the text, and are split as recorded."""
 
 import pytest
 from hypothesis import example, given
@@ -27,5 +27,5 @@ def test_tokens_join_to_the_text(text: str) -> None:
     ],
 )
 def test_text_is_cut_as_recorded(text: str, tokens: list[str]) -> None:
-    """A word takes the space before it with it, a number stands apart, a mark is its own token."""
+    """A word includes the space before it, a number is separate, and a punctuation mark is its own token."""
     assert tokenize(text) == tokens
