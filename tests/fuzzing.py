@@ -1,7 +1,7 @@
-"""Nonsense in numbers: messages that hypothesis draws.
+"""Nonsense in large numbers: messages drawn by hypothesis.
 
-Draw before anything is connected: it takes seconds in which nothing else runs on the loop, and a call without answers is
-given up.
+Draw before anything is connected: it takes seconds in which the loop does nothing else, and a call without answers
+is given up.
 """
 
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 
 def batches(frame: st.SearchStrategy[str | bytes], count: int, size: int) -> list[list[str | bytes]]:
-    """Return batches of messages, the same ones in each run: what a test of them finds is found again."""
+    """Return batches of messages, the same ones in each run, so that a failure repeats."""
     drawn: list[list[str | bytes]] = []
 
     @settings(

@@ -1,7 +1,7 @@
-"""Ports for servers that cannot be asked which one they took, and addresses at which nobody listens.
+"""Ports for servers that cannot report which port they took, and addresses at which nothing listens.
 
-They lie below the range from which the kernel gives ports to everybody who asks for any: a port from that range may be
-taken by another test between the moment it is found free and the moment it is used.
+They are below the range from which the kernel assigns ephemeral ports. A port of that range may be taken by another
+test between the moment it is found free and the moment it is used.
 """
 
 import random
@@ -12,11 +12,11 @@ FIRST, LAST = 10_240, 22_000
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody has."""
+    """Return a free loopback port."""
     while True:
         port = random.randint(FIRST, LAST)
         with socket.socket() as probe:
-            # As servers do: a port in TIME_WAIT counts as free.
+            # As servers do it: a port in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))

@@ -22,7 +22,7 @@ SKIPPED = {
 
 
 def audited(tmp_path: Path, stdout: str, stderr: str = "", status: int = 0) -> tuple[int, str]:
-    """Run the script with a pip-audit that answers so."""
+    """Run the script with a pip-audit that gives this answer."""
     program = tmp_path / "pip-audit"
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.stdout.write({stdout!r})\nsys.stderr.write({stderr!r})\n"
@@ -51,7 +51,7 @@ def audited(tmp_path: Path, stdout: str, stderr: str = "", status: int = 0) -> t
 def test_packages_are_told_apart(
     tmp_path: Path, dependencies: list[object], status: int, said: list[str]
 ) -> None:
-    """With an advisory, without one, and without anybody knowing."""
+    """Packages with an advisory, without one, and without an answer are reported separately."""
     found, output = audited(tmp_path, json.dumps({"dependencies": dependencies}), status=status)
 
     assert found == status
@@ -68,7 +68,7 @@ def test_index_that_cannot_be_asked_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_any_other_failure_is_one(tmp_path: Path) -> None:
-    """A wrong file must not pass as audited."""
+    """Other failures, such as a wrong file, must not pass as audited."""
     found, output = audited(tmp_path, "", "ERROR: no such file: pins.txt\n", 1)
 
     assert found == 1

@@ -1,4 +1,4 @@
-"""The suite's own rules, each seen to bite: missing parts, tasks left behind."""
+"""The suite's own rules and proof that they work: missing programs, and tasks left behind."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CONFTEST = Path(__file__).with_name("conftest.py")
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    """Return a small suite beside this one, under the same conftest."""
+    """Return a small suite in its own folder, under the same conftest."""
     source = CONFTEST.read_text(encoding="utf-8")
     pytester.makeconftest(source.replace("TASKS_SETTLE_SECONDS = 4.0", "TASKS_SETTLE_SECONDS = 0.5"))
     pytester.makeini(
@@ -31,7 +31,7 @@ def test_runs_it(): ...
 def test_missing_part_skips_the_test_on_a_desk(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A contributor without a program sees which one, and the rest of the suite."""
+    """A contributor without a program sees which one is missing, and the rest of the suite runs."""
     monkeypatch.delenv("CI", raising=False)
     suite.makepyfile(ASKING)
 
@@ -42,7 +42,7 @@ def test_missing_part_skips_the_test_on_a_desk(
 
 
 def test_missing_part_fails_the_test_in_ci(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is skipped unseen where everything ought to be there."""
+    """In CI every program must be installed, so nothing is skipped unnoticed."""
     monkeypatch.setenv("CI", "true")
     suite.makepyfile(ASKING)
 
@@ -50,7 +50,7 @@ def test_missing_part_fails_the_test_in_ci(suite: pytest.Pytester, monkeypatch: 
 
 
 def test_part_that_is_there_runs_the_test(suite: pytest.Pytester) -> None:
-    """A program that is installed skips no test, by mark or by path."""
+    """If a program is installed no test is skipped, by mark or by path."""
     suite.makepyfile(
         """
         import pytest
@@ -88,6 +88,6 @@ def test_task_left_behind_is_an_error(suite: pytest.Pytester) -> None:
 
 
 def test_files_that_come_first_are_there() -> None:
-    """A file that was renamed would come last again, alone beside idle cores."""
+    """A file that was renamed would run last again, alone while other cores are idle."""
     assert [name for name in LONGEST_FIRST if not (ROOT / name).is_file()] == []
     assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)

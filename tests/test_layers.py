@@ -1,6 +1,6 @@
-"""The walls of the house that import-linter cannot see: which room may touch which library, and what "No I/O" holds.
+"""The rules that import-linter cannot check: which package may import which library, and what "No I/O" means.
 
-The order of the rooms themselves is held by `lint-imports`, whose contracts stand in pyproject.toml.
+The order of the packages is checked by `lint-imports`; its contracts are in pyproject.toml.
 """
 
 import ast
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gateway"
 
-# A library, and the rooms that may import it. Whatever it does there is translated before it leaves (house rule).
+# A library, and the packages that may import it. Its exceptions are translated there (house rule).
 WALLS = {
     "aiohttp.web": ("gateway.downstream", "gateway.emulator"),
     "aiohttp.web_request": ("gateway.downstream", "gateway.emulator"),
@@ -27,7 +27,7 @@ WALLS = {
 
 PROMISE = "No I/O"
 
-# What a pure file may not import, even indirectly: I/O, the clock, randomness, or a library.
+# What a pure file may not import, even indirectly: I/O, the clock, randomness, or a third-party library.
 NOT_PURE = {
     *(
         "asyncio",
@@ -58,10 +58,10 @@ NOT_PURE = {
     *("pydantic", "pydantic_settings", "pyee", "redis", "rich", "structlog", "typer", "uvloop", "yarl"),
 }
 
-# Libraries that turn values into values: they wait for nothing and ask for nothing.
+# Libraries that only transform values: they neither wait nor perform I/O.
 COMPUTING = {"msgspec", "python_mimeparse"}
 
-# Whatever else may come to promise it, these must.
+# These must promise it; others may.
 PURE_BY_DESIGN = {
     "gateway.downstream.reading.sse",
     "gateway.relay.memory",
@@ -77,7 +77,7 @@ PURE_BY_DESIGN = {
 
 @cache
 def modules() -> tuple[tuple[str, ast.Module], ...]:
-    """Return the dotted name and the syntax tree of every module of the package."""
+    """Return the dotted name and the syntax tree of every module in the package."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -88,7 +88,7 @@ def modules() -> tuple[tuple[str, ast.Module], ...]:
 
 @cache
 def imported(tree: ast.Module) -> tuple[str, ...]:
-    """Return every dotted name that a module imports, wherever in the module it does so."""
+    """Return every dotted name that a module imports, anywhere in the module."""
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -105,7 +105,7 @@ def lies_in(name: str, package: str) -> bool:
 
 
 def trespassers(library: str, rooms: tuple[str, ...]) -> list[str]:
-    """List the modules outside some rooms that import a library."""
+    """List the modules outside the given packages that import a library."""
     return [
         name
         for name, tree in modules()
@@ -115,7 +115,7 @@ def trespassers(library: str, rooms: tuple[str, ...]) -> list[str]:
 
 
 def promising() -> set[str]:
-    """List the gateway's modules that promise in their docstring to do no I/O; the emulator is not a part of it."""
+    """List the gateway's modules whose docstring promises "No I/O", without the emulator's."""
     return {
         name
         for name, tree in modules()
@@ -125,7 +125,7 @@ def promising() -> set[str]:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Return who imports whom in the package, libraries included."""
+    """Return which module imports which, libraries included."""
     return grimp.build_graph("gateway", include_external_packages=True, cache_dir=None)
 
 
@@ -136,7 +136,8 @@ def test_library_is_imported_in_its_rooms_only(library: str, rooms: tuple[str, .
 
 
 def test_a_trespasser_is_seen() -> None:
-    """The check above can fail: all three forms of an import are found, and a name that only begins alike is not."""
+    """The check above can fail: it finds all three forms of an import, and ignores a name that only has the same
+    beginning."""
     tree = ast.parse(
         "def f():\n import redis.asyncio\n from aiohttp import web\nfrom aiortc.sdp import x\nimport redistribute"
     )
@@ -155,7 +156,7 @@ def test_a_trespasser_is_seen() -> None:
 
 
 def test_emulator_imports_nothing_of_the_gateway() -> None:
-    """The far end is a second implementation of the wire: a mistake of the gateway's must not be shared by it."""
+    """The far end is a second implementation of the protocol, so it must not share a bug with the gateway."""
     shared = {
         f"{name} imports {what}"
         for name, tree in modules()
@@ -168,7 +169,7 @@ def test_emulator_imports_nothing_of_the_gateway() -> None:
 
 
 def test_no_module_imports_relatively() -> None:
-    """A relative import would pass unseen by the checks of this file."""
+    """The checks of this file would miss a relative import."""
     relative = {
         name
         for name, tree in modules()
@@ -206,7 +207,7 @@ def test_files_that_promise_no_io_reach_none(imports: grimp.ImportGraph) -> None
 
 
 def test_every_library_is_out_of_reach_of_pure_files() -> None:
-    """A requirement that is added to pyproject.toml is forbidden to the pure files with it."""
+    """A requirement that is added to pyproject.toml is automatically forbidden in pure files."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
@@ -216,7 +217,7 @@ def test_every_library_is_out_of_reach_of_pure_files() -> None:
 
 
 def test_files_that_are_pure_by_design_say_so() -> None:
-    """The core's files promise "No I/O" to their reader, by which they are found and measured."""
+    """The core's files say "No I/O" in their docstrings, which is how they are found and measured."""
     silent = {name for name, _ in modules() if name in PURE_BY_DESIGN} - promising()
 
     assert silent == set()

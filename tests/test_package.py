@@ -1,4 +1,4 @@
-"""What is shipped and what it is pinned to: the wheel's contents, and the requirement files under .ci."""
+"""What is shipped and what is pinned: the wheel's contents, and the requirement files in .ci."""
 
 import re
 import subprocess
@@ -43,7 +43,8 @@ def pins(file: Path) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def light(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder that holds what `pip install realtime-gateway` installs: the wheel and its requirements, no extra."""
+    """Make a folder with what `pip install realtime-gateway` installs: the wheel and its requirements, without
+    extras."""
     folder = tmp_path_factory.mktemp("site")
     wheel.extractall(folder)
     wanted, seen = ["aiohttp"], set()
@@ -67,7 +68,7 @@ def light(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def in_light(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with that folder and the standard library, and nothing else to import."""
+    """Run Python with only that folder and the standard library on its path."""
     return subprocess.run(
         [sys.executable, "-S", "-P", *arguments],
         env={"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -80,14 +81,14 @@ def in_light(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def named(requirement: str) -> str:
-    """Return the normalised name in a requirement."""
+    """Return the normalised name of a requirement."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
-    """Whatever lies in the package ships with it: the typing marker and the browser's files as well as the modules."""
+    """Every file of the package is in the wheel: modules, the typing marker and the browser's files."""
     files = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "gateway").rglob("*")
@@ -105,12 +106,12 @@ def test_wheel_holds_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_brings_the_price_list_to_its_reader(wheel: zipfile.ZipFile) -> None:
-    """It lies with the configuration in the checkout, and beside the module that looks for it once installed."""
+    """In the checkout the price list is a configuration file; in the wheel it is beside the module that reads it."""
     assert wheel.read("gateway/config/prices.toml") == (ROOT / "config" / "prices.toml").read_bytes()
 
 
 def test_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
-    """An installed wheel has `gateway` on the PATH, and its licence beside it."""
+    """An installed wheel has the command `gateway` and its licence."""
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
 
@@ -119,7 +120,7 @@ def test_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> Non
 
 
 def test_client_is_imported_without_an_extra(light: Path) -> None:
-    """And brings neither the gateway's libraries nor media codecs into a program that only wants to ask something."""
+    """Importing the client loads neither the gateway's libraries nor media codecs."""
     program = (
         "import sys, gateway.client; print(*sorted({name.partition('.')[0] for name in sys.modules} & "
         "{'aioice', 'aiortc', 'av', 'cryptography', 'pydantic', 'prometheus_client', 'structlog', 'typer', 'uvloop'}))"
@@ -131,7 +132,8 @@ def test_client_is_imported_without_an_extra(light: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["--help"]])
 def test_command_without_its_extra_says_what_to_install(light: Path, arguments: list[str]) -> None:
-    """One line instead of a traceback, and the exit status of bad usage."""
+    """Without its extra the command prints one line instead of a traceback and exits with the status for wrong
+    usage."""
     done = in_light(light, "-m", "gateway", *arguments)
 
     assert done.returncode == 2
@@ -144,7 +146,7 @@ def test_command_without_its_extra_says_what_to_install(light: Path, arguments: 
     [("aiohttp", (3, 14, 4)), ("cryptography", (50,))],
 )
 def test_floors_leave_known_holes_out(name: str, floor: tuple[int, ...]) -> None:
-    """Versions below admit requests to be smuggled, or break certificates' checks; the pins are above, too."""
+    """Versions below the floors allow request smuggling or break certificate checks; the pins are above them, too."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["server"]]
@@ -166,17 +168,17 @@ def test_pins_name_no_host(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [RUNTIME, SUITE, AUDIT], ids=lambda file: file.name)
 def test_pins_have_hashes(file: Path) -> None:
-    """A package that was changed after it was pinned is refused."""
+    """Every pin has a hash, so a package that was changed later is refused."""
     assert [pin for pin, hashes in pins(file).items() if not hashes] == []
 
 
 def test_pins_agree_where_both_files_have_one() -> None:
-    """The suite runs on what the demo runs on."""
+    """The suite runs on the versions that the demo uses."""
     assert pins(RUNTIME).keys() - pins(SUITE).keys() == set()
 
 
 def test_every_requirement_is_pinned() -> None:
-    """A requirement added to pyproject.toml without `make lock` is found here and not by a newcomer."""
+    """A requirement that was added to pyproject.toml without `make lock` is found here."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         table = tomllib.load(file)
     project, groups = table["project"], table["dependency-groups"]

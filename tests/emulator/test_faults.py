@@ -1,4 +1,4 @@
-"""Each fault of the list, from a client's side."""
+"""Each fault of the list, seen by a client."""
 
 import asyncio
 import dataclasses
@@ -26,7 +26,7 @@ def test_every_fault_is_in_the_table() -> None:
 
 
 def test_flag_text_and_json_mean_the_same() -> None:
-    """`name=value` of a flag reads as the JSON of the control endpoint does."""
+    """`name=value` in a flag means the same as the JSON of the control endpoint."""
     text = {
         "signal_status": "429",
         "deaf": "true",
@@ -62,7 +62,7 @@ def test_flag_text_and_json_mean_the_same() -> None:
     ],
 )
 def test_wrong_fault_is_refused_by_name(name: str, value: Any) -> None:
-    """An unknown name or value is refused, naming it; a known name is not called unknown."""
+    """An unknown name or value is refused and named; for a known name only the value is reported."""
     with pytest.raises(ValueError, match=name) as refused:
         changed(NONE, {name: value})
 
@@ -91,7 +91,7 @@ async def test_signalling_is_refused(status: int, code: str | None, emulate: Emu
 
 
 async def test_signalling_is_delayed(emulate: Emulate) -> None:
-    """`signal_delay_seconds` holds the answer back."""
+    """`signal_delay_seconds` delays the answer."""
     caller = Caller((await emulate(faults=Faults(signal_delay_seconds=0.3))).base_url)
     try:
         offer, before = await caller.offer(), time.monotonic()
@@ -122,7 +122,7 @@ async def test_delayed_answer_does_not_hold_up_the_end(emulate: Emulate) -> None
 
 @pytest.mark.parametrize("answer", ["broken", "no_audio", "empty"])
 async def test_answer_is_spoilt(answer: Any, emulate: Emulate) -> None:
-    """`answer` causes a 201 with an answer that no client can apply."""
+    """With `answer` the 201 has an answer that no client can apply."""
     caller = Caller((await emulate(faults=Faults(answer=answer))).base_url)
     try:
         async with await caller.post(await caller.offer()) as response:
@@ -136,7 +136,7 @@ async def test_answer_is_spoilt(answer: Any, emulate: Emulate) -> None:
 
 @pytest.mark.slow
 async def test_deaf_far_end_answers_no_check(emulate: Emulate, call: Call) -> None:
-    """`deaf` leaves ICE checking until it is taken back."""
+    """With `deaf` ICE keeps checking until the fault is cleared."""
     caller: Caller = await call(await emulate(faults=Faults(deaf=True)), connect=False)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(caller.until("session.created"), 0.5)
@@ -146,7 +146,7 @@ async def test_deaf_far_end_answers_no_check(emulate: Emulate, call: Call) -> No
 
 
 async def test_consent_stops_and_data_goes_on(emulate: Emulate, call: Call) -> None:
-    """Without consent nothing is answered to checks, while events still pass."""
+    """Without consent no check is answered, while events still pass."""
     caller: Caller = await call(await emulate())
     await caller.tell("fault", {"do": "stop_consent"})
     connection = caller.peer.sctp.transport.transport._connection  # type: ignore[union-attr] # connected by now
@@ -165,7 +165,7 @@ def _signed(request: Any, connection: Any) -> Any:
 
 
 async def test_silence_in_mid_response(emulate: Emulate, call: Call) -> None:
-    """`silence` after three deltas: nothing more comes, the channel stays open."""
+    """After `silence` in the middle of a response nothing more arrives, but the channel stays open."""
     caller: Caller = await call(await emulate(faults=Faults(fail="silence", fail_after_deltas=3)))
     caller.say("Count to 20")
     await caller.until("response.output_text.delta", 3)
@@ -180,7 +180,7 @@ async def test_silence_in_mid_response(emulate: Emulate, call: Call) -> None:
 
 @pytest.mark.parametrize("how", ["close_channel", "hang_up"])
 async def test_channel_closes_in_mid_response(how: str, emulate: Emulate, call: Call) -> None:
-    """The channel or the whole connection closes after two deltas, and the client learns of it at once."""
+    """The channel or the whole connection closes after two deltas, and the client notices it at once."""
     caller: Caller = await call(await emulate(faults=Faults(fail=how, fail_after_deltas=2)))  # type: ignore[arg-type]
     caller.say("Count to 20")
 
@@ -189,7 +189,7 @@ async def test_channel_closes_in_mid_response(how: str, emulate: Emulate, call: 
 
 
 async def test_far_end_vanishes_without_a_word(emulate: Emulate, call: Call) -> None:
-    """After `vanish` no datagram comes any more; the client still believes itself connected."""
+    """After `vanish` no datagram arrives, and the client still considers itself connected."""
     caller: Caller = await call(await emulate())
     await caller.tell("fault", {"do": "vanish"})
     before = len(caller.frames)
@@ -209,7 +209,7 @@ async def test_oversized_event_is_sent_when_told(emulate: Emulate, call: Call) -
 
 
 async def test_late_expiry_can_be_brought_forward(emulate: Emulate, call: Call) -> None:
-    """`expire` ends a session now, with its last words."""
+    """`expire` ends a session now, with its last events."""
     caller: Caller = await call(await emulate())
     await caller.tell("fault", {"do": "expire"})
 
@@ -221,7 +221,7 @@ async def test_late_expiry_can_be_brought_forward(emulate: Emulate, call: Call) 
     ("garbage", "length"), [("text", 17), ("utf8", 14), ("array", 17), ("huge", 3 * 1024 * 1024)]
 )
 async def test_garbage_is_sent_before_the_deltas(garbage: str, length: int, talk: MakeTalk) -> None:
-    """One frame of the chosen kind stands between `response.created` and the rest of a good response."""
+    """One frame of the chosen kind is sent between `response.created` and the rest of a valid response."""
     one = talk(faults=changed(NONE, {"garbage": garbage}))
     assert await one.ask("ping") == "Pong!"
 
@@ -233,7 +233,7 @@ async def test_garbage_is_sent_before_the_deltas(garbage: str, length: int, talk
 
 
 async def test_text_frame_without_utf8_crosses_the_channel(emulate: Emulate, call: Call) -> None:
-    """The far end does send it: stock aiortc closes on it, which is what the gateway must survive."""
+    """The far end does send such a frame. Stock aiortc closes on it, which the gateway must survive."""
     caller: Caller = await call(await emulate(faults=Faults(garbage="utf8")))
     caller.say("ping")
 
@@ -241,7 +241,7 @@ async def test_text_frame_without_utf8_crosses_the_channel(emulate: Emulate, cal
 
 
 async def test_response_fails_with_a_given_code(talk: MakeTalk) -> None:
-    """`response_error`: failed, the code inside, and no tokens charged."""
+    """With `response_error` the response is failed, with that code, and no tokens are charged."""
     one = talk(faults=Faults(response_error="rate_limit_exceeded", fail_after_deltas=2))
     one.user("Count to 20")
     done = await one.respond()
@@ -254,7 +254,7 @@ async def test_response_fails_with_a_given_code(talk: MakeTalk) -> None:
 
 
 async def test_response_is_cut_by_a_filter(talk: MakeTalk) -> None:
-    """`response_incomplete`: incomplete, with the reason."""
+    """With `response_incomplete` the response is incomplete, with that reason."""
     one = talk(faults=Faults(response_incomplete="content_filter", fail_after_deltas=2))
     one.user("Count to 20")
     done = await one.respond()
@@ -278,7 +278,7 @@ async def test_rate_limits_go_wrong(mode: Any, at_once: int, in_the_end: int, ta
 
 
 async def test_unknown_event_type_is_said(talk: MakeTalk) -> None:
-    """`unknown_event` adds an event no list has."""
+    """`unknown_event` adds an event of an unknown type."""
     one = talk(faults=Faults(unknown_event=True))
     await one.ask("ping")
 
@@ -286,7 +286,7 @@ async def test_unknown_event_type_is_said(talk: MakeTalk) -> None:
 
 
 async def test_deltas_come_slowly_and_in_bursts(talk: MakeTalk) -> None:
-    """`tokens_per_second` and `burst` keep the mean pace; `first_delta_seconds` comes on top."""
+    """`tokens_per_second` and `burst` keep the mean pace; `first_delta_seconds` is added before it."""
     one = talk(rate=1000, faults=Faults(tokens_per_second=100, burst=10, first_delta_seconds=0.1))
     before = time.monotonic()
     await one.ask("Repeat after me: " + "a b " * 10)
@@ -330,7 +330,7 @@ async def test_control_refuses_what_it_does_not_know(
 
 
 async def test_control_lists_running_and_ended_calls(emulate: Emulate, call: Call) -> None:
-    """A call that ended stays known to the control endpoint, with what it received."""
+    """The control endpoint still describes a call that ended, with what it received."""
     emulator = await emulate()
     caller: Caller = await call(emulator)
     await caller.hang_up()

@@ -1,4 +1,5 @@
-"""Ten thousand messages of every kind of nonsense: no crash, no hang, and the good ones among them are answered."""
+"""Ten thousand nonsense messages of every kind: nothing crashes or hangs, and the valid ones among them are
+answered."""
 
 import asyncio
 import json
@@ -50,7 +51,7 @@ FRAME = EVENT | st.text(max_size=40) | st.binary(max_size=40) | JSON.map(json.du
 
 @pytest.mark.slow
 async def test_ten_thousand_messages_do_no_harm(talk: Callable[..., Talk]) -> None:
-    """A session without a network answers each good event among them, and every frame it says is an event."""
+    """A session without a network answers each valid event among them, and every frame it sends is an event."""
     one = talk()
     drawn = batches(FRAME, BATCHES, BATCH)
     for number, frames in enumerate(drawn):
@@ -70,7 +71,7 @@ async def test_ten_thousand_messages_do_no_harm(talk: Callable[..., Talk]) -> No
 async def test_a_thousand_messages_over_a_real_channel(
     emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """Text and binary nonsense over SCTP leaves the call as it was."""
+    """Nonsense in text and binary messages over SCTP does not change the call."""
     drawn = batches(FRAME, 10, BATCH)
     caller: Caller = await call(await emulate(), offer_size=16 * 1024 * 1024)
     assert caller.channel is not None

@@ -21,7 +21,7 @@ def sockets() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["hang_up", "leave", "vanish", "close_channel", "deaf", "expire"])
 async def test_calls_leave_nothing_behind(how: str, emulate: Callable[..., Any]) -> None:
-    """Thirty calls that end in each of the possible ways leave the emulator as it was."""
+    """Thirty calls that end in each of the possible ways leave no resources in the emulator."""
     emulator = await emulate(faults=Faults(deaf=how == "deaf"), tokens_per_second=50.0)
     gc.collect()
     before = sockets(), threading.active_count()

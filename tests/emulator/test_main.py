@@ -18,7 +18,7 @@ from tests.emulator.caller import Caller
 
 STARTS_WITHIN_SECONDS = 20.0
 ROOT = Path(__file__).resolve().parents[2]
-# Run inside a network namespace that has `lo` and nothing else: starts an emulator and holds one turn with it.
+# Runs in a network namespace with only `lo`: starts an emulator and holds one turn with it.
 ALONE = """
 import asyncio
 from gateway.emulator import Emulator, EmulatorConfig
@@ -59,12 +59,12 @@ async def running(*flags: str) -> AsyncIterator[tuple[asyncio.subprocess.Process
 
 
 def test_no_flags_are_the_defaults() -> None:
-    """Without flags the configuration is the class's own."""
+    """Without flags the configuration has the defaults of its class."""
     assert parse([]) == EmulatorConfig()
 
 
 def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every flag sets its member."""
+    """Every flag sets its member of the configuration."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).touch()
@@ -92,7 +92,7 @@ def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_wrong_flag_is_bad_usage(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A flag or fault that is not known ends with status 2 and names itself."""
+    """An unknown flag or fault is named, and the exit status is 2."""
     with pytest.raises(SystemExit) as exit_:
         parse(flags.split())
 
@@ -103,7 +103,7 @@ def test_wrong_flag_is_bad_usage(flags: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signal_ends_it_cleanly_with_calls_open(number: signal.Signals) -> None:
-    """SIGTERM and SIGINT end the process with status 0 and an empty stderr, and its clients learn of it."""
+    """SIGTERM and SIGINT end the process with status 0 and an empty stderr, and its clients are disconnected."""
     async with running() as (process, base_url):
         caller = Caller(base_url)
         try:
@@ -121,7 +121,7 @@ async def test_signal_ends_it_cleanly_with_calls_open(number: signal.Signals) ->
 
 @pytest.mark.slow
 async def test_port_that_is_taken_is_named() -> None:
-    """A second emulator on the same port says so in one line and ends with status 1."""
+    """A second emulator on the same port reports it in one line and ends with status 1."""
     async with running() as (_, base_url):
         port = base_url.rsplit(":", 1)[1].removesuffix("/v1")
         second = await asyncio.create_subprocess_exec(
@@ -137,7 +137,7 @@ async def test_port_that_is_taken_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.needs("unshare", "ip")
 async def test_it_works_where_there_is_only_lo() -> None:
-    """In a network namespace with `lo` alone a call connects and a turn is held."""
+    """In a network namespace with only `lo` a call connects and a turn works."""
     script = f'ip link set lo up && exec "{sys.executable}" -c "$ALONE"'
     process = await asyncio.create_subprocess_exec(
         "unshare", "--net", "--map-root-user", "sh", "-c", script,

@@ -1,7 +1,7 @@
 """Clients from npm that run in Node: libwebrtc and libdatachannel, and the official ones over a WebSocket.
 
-Their packages are listed in `interop/package.json`; `npm install --no-package-lock --prefix tests/emulator/interop` brings
-them.
+Their packages are listed in `interop/package.json` and installed by `npm install --no-package-lock --prefix
+tests/emulator/interop`.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ async def test_binary_stack_holds_a_turn(
 async def test_official_client_speaks_and_calls_a_function(
     attached: bool, emulate: Callable[..., Any], call: Callable[..., Any], part_path: Callable[[str], str]
 ) -> None:
-    """The `openai` package holds a text turn and a tool turn, in its own session and on another's call."""
+    """The `openai` package runs a text turn and a tool turn, in its own session and on another client's call."""
     emulator = await emulate()
     arguments = [(await call(emulator)).call_id] if attached else []
     heard = await run(part_path("node"), "openai-ws.mjs", emulator.base_url, *arguments)
@@ -71,7 +71,7 @@ async def test_official_client_speaks_and_calls_a_function(
 async def test_official_agent_speaks_and_runs_its_tool(
     emulate: Callable[..., Any], part_path: Callable[[str], str]
 ) -> None:
-    """`@openai/agents-realtime` holds a text turn, and runs its own tool when the service calls for it."""
+    """`@openai/agents-realtime` runs a text turn, and its own tool when the service calls it."""
     emulator = await emulate()
     heard = await run(part_path("node"), "agents-ws.mjs", emulator.base_url)
 

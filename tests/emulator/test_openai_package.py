@@ -1,4 +1,4 @@
-"""The official `openai` package beside the emulator: its models read every event, its client every answer."""
+"""The official `openai` package against the emulator: its models parse every event, its client every answer."""
 
 import asyncio
 import importlib
@@ -16,7 +16,7 @@ from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
 from tests.emulator.talk import SPEECH, Talk
 
-# Where all parts must be there a missing package is an error, elsewhere the tests are skipped saying so.
+# In CI a missing package is an error; elsewhere the tests are skipped with a reason.
 if os.environ.get("CI"):
     openai: Any = importlib.import_module("openai")
 else:
@@ -32,7 +32,7 @@ WEATHER = {
     "description": "Look up the weather.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-# Two that no recording of the present service has, and one that only telephone calls cause.
+# Two that are in no recording of the present service, and one that only telephone calls cause.
 UNHEARD = {
     "conversation.created",
     "conversation.item.created",
@@ -41,18 +41,18 @@ UNHEARD = {
 
 
 def at_once(delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
-    """Let a timer strike without waiting."""
+    """Let a timer expire without waiting."""
     loop = asyncio.get_running_loop()
     return loop.call_at(loop.time(), callback, *args)
 
 
 async def everything(talk: Callable[..., Talk]) -> list[Json]:
-    """Have a few sessions say everything the emulator can say."""
+    """Let a few sessions send every event that the emulator can send."""
     return [*await conversing(talk), *await listening(talk), *await calling_servers(talk)]
 
 
 async def listening(talk: Callable[..., Talk]) -> list[Json]:
-    """Have sessions that hear, transcribe, fail to, and wait in vain for a user."""
+    """Let sessions receive audio, transcribe it, fail to transcribe it, and wait in vain for a user."""
     said: list[Json] = []
     transcription = {"model": "gpt-4o-transcribe-diarize"}
     turns = {"type": "server_vad", "silence_duration_ms": 200, "idle_timeout_ms": 5000}
@@ -77,7 +77,7 @@ async def listening(talk: Callable[..., Talk]) -> list[Json]:
 
 
 async def calling_servers(talk: Callable[..., Talk]) -> list[Json]:
-    """Have sessions import tools, fail to, call them, fail to, and ask before."""
+    """Let sessions import tools, fail to import, call them, fail to call, and ask for approval."""
     said: list[Json] = []
     for approval in ("never", "always"):
         for fault in (None, "call"):
@@ -107,7 +107,7 @@ async def calling_servers(talk: Callable[..., Talk]) -> list[Json]:
 
 
 async def conversing(talk: Callable[..., Talk]) -> list[Json]:
-    """Have sessions talk, in text and in sound, over a call and over a WebSocket."""
+    """Let sessions converse, in text and in audio, over a call and over a WebSocket."""
     said: list[Json] = []
     for model in ("gpt-realtime", "gpt-realtime-2.1"):
         for modality, carried in (("text", False), ("audio", False), ("audio", True)):
@@ -146,7 +146,7 @@ async def conversing(talk: Callable[..., Talk]) -> list[Json]:
 
 
 async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
-    """Each event the emulator can emit is valid for the package's union, as the model of its own type."""
+    """The package's union accepts each event that the emulator can send, as the model of its own type."""
     reader = TypeAdapter(realtime.RealtimeServerEvent)
     said = await everything(talk)
 
@@ -158,7 +158,7 @@ async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
 
 
 async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..., Talk]) -> None:
-    """What the package can read and the emulator never says is exactly the list of what it cannot know."""
+    """The events that the package can parse and the emulator never sends are exactly those of the list."""
     read = TypeAdapter(realtime.RealtimeServerEvent).json_schema()
     known = {
         read["$defs"][option["$ref"].rsplit("/", 1)[-1]]["properties"]["type"]["const"]
@@ -171,7 +171,7 @@ async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..
 
 
 def test_catalog_has_every_client_event_of_the_package() -> None:
-    """No client event of the package is unknown to the emulator, and the other way round."""
+    """The emulator and the package know the same client events."""
     schema = TypeAdapter(realtime.RealtimeClientEvent).json_schema()
     known = {
         name
@@ -184,7 +184,7 @@ def test_catalog_has_every_client_event_of_the_package() -> None:
 
 
 async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> None:
-    """The package's client makes a secret, opens a call with it, hangs up, and reads both kinds of refusal."""
+    """The package's client creates a secret, opens a call with it, hangs up, and parses both kinds of refusal."""
     emulator = await emulate()
     caller = Caller(emulator.base_url)
     client = openai.AsyncOpenAI(base_url=emulator.base_url, api_key="sk-test", max_retries=0)
@@ -218,7 +218,7 @@ async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> N
 async def test_client_speaks_and_calls_a_function_over_a_websocket(
     attached: bool, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """`realtime.connect` holds a text turn and a tool turn, in its own session and on another's call."""
+    """`realtime.connect` runs a text turn and a tool turn, in its own session and on another client's call."""
     emulator = await emulate()
     client = openai.AsyncOpenAI(base_url=emulator.base_url, api_key="sk-test", max_retries=0)
     to = {"call_id": (await call(emulator)).call_id} if attached else {"model": "gpt-realtime"}

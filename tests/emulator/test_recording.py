@@ -1,4 +1,4 @@
-"""Recordings served back."""
+"""Playing recordings back."""
 
 import asyncio
 import contextlib
@@ -21,12 +21,12 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def received(event: str) -> str:
-    """Write a line of what the client received."""
+    """Return a line about something the client received."""
     return f'{{"direction":"received","event":{event}}}'
 
 
 def sent(kind: str) -> str:
-    """Write a line of what the client sent."""
+    """Return a line about something the client sent."""
     return f'{{"direction":"sent","event":{{"type":"{kind}"}}}}'
 
 
@@ -36,7 +36,7 @@ LAST = '{"type" : "response.done"}'
 
 
 def test_events_are_cut_out_as_they_stand(tmp_path: Path) -> None:
-    """Spacing, escapes and number forms of an event survive the reading."""
+    """Spacing, escapes and number forms of an event are preserved."""
     path = write(tmp_path / "r.jsonl", received(CREATED), "", sent("response.create"), received(LAST))
 
     assert [(step.sent, step.kind, step.text) for step in load(path)] == [
@@ -47,7 +47,7 @@ def test_events_are_cut_out_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_line_separators_in_a_text_end_no_line(tmp_path: Path) -> None:
-    """Characters such as U+2028 may occur in a string: only a line feed ends a line of the file."""
+    """Characters such as U+2028 may occur in a string, so only a line feed ends a line of the file."""
     event = '{"type":"x","text":"a\u2028b\u2029c\u0085d"}'
 
     assert [step.text for step in load(write(tmp_path / "r.jsonl", received(event), sent("y")))] == [
@@ -57,7 +57,7 @@ def test_line_separators_in_a_text_end_no_line(tmp_path: Path) -> None:
 
 
 def test_members_in_another_order_are_read_too(tmp_path: Path) -> None:
-    """A line with `event` as its first member is read, and its event is re-encoded."""
+    """A line with `event` as its first member is parsed, and its event is re-encoded."""
     path = write(tmp_path / "r.jsonl", '{"event":{"type":"x"},"direction":"received"}')
 
     assert load(path)[0].text == '{"type":"x"}'
@@ -67,7 +67,7 @@ def test_members_in_another_order_are_read_too(tmp_path: Path) -> None:
     "line", ["nonsense", "[]", '{"direction":"received"}', '{"direction":"up","event":{"type":"x"}}']
 )
 def test_line_that_is_none_is_named(line: str, tmp_path: Path) -> None:
-    """A wrong line is refused with file and number."""
+    """An invalid line is refused with file and line number."""
     with pytest.raises(ValueError, match=r"r\.jsonl:2"):
         load(write(tmp_path / "r.jsonl", sent("x"), line))
 
@@ -95,7 +95,7 @@ async def test_recording_answers_in_its_own_bytes(
 async def test_missing_session_created_is_said_all_the_same(
     tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """A recording made beside a call lacks it, a data channel always begins with it."""
+    """A recording of a sideband has no `session.created`, but a data channel always begins with it."""
     path = write(tmp_path / "r.jsonl", sent("response.create"), received(LAST))
     caller: Caller = await call(await emulate(recordings=(path,)))
     caller.send({"type": "response.create"})
@@ -107,7 +107,7 @@ async def test_missing_session_created_is_said_all_the_same(
 async def test_recordings_take_turns(
     tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """Each new call gets the next recording, the first one again after the last."""
+    """Each new call gets the next recording, and after the last one the first again."""
     paths = tuple(
         write(tmp_path / f"{n}.jsonl", received(f'{{"type":"session.created","n":{n}}}')) for n in (1, 2)
     )
@@ -121,7 +121,7 @@ async def test_recordings_take_turns(
 async def test_call_goes_wrong_in_the_middle_of_a_recording(
     after: int, deltas: int, tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """`fail` and `fail_after_deltas` strike as they do in an answer of the brain's."""
+    """`fail` and `fail_after_deltas` also apply to a recorded answer."""
     lines = [received('{"type":"response.created"}'), *[received(FIRST)] * 4, received(LAST)]
     path = write(tmp_path / "r.jsonl", received(CREATED), sent("response.create"), *lines)
     faults = Faults(fail="close_channel", fail_after_deltas=after)
@@ -136,7 +136,7 @@ async def test_call_goes_wrong_in_the_middle_of_a_recording(
 async def test_expiry_is_told_over_a_recording(
     tmp_path: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """A call that ends while a recording plays still says why."""
+    """A call that ends while a recording plays still reports the reason."""
     path = write(tmp_path / "r.jsonl", received(CREATED))
     caller: Caller = await call(await emulate(recordings=(path,)))
     await caller.tell("fault", {"do": "expire"})
@@ -157,7 +157,7 @@ async def test_wrong_recording_refuses_to_start(tmp_path: Path, emulate: Callabl
 async def test_recorded_sessions_are_served_byte_for_byte(
     name: str, recordings: Path, emulate: Callable[..., Any], call: Callable[..., Any]
 ) -> None:
-    """Each recorded session of the service, asked for with its own client events, arrives as it was recorded."""
+    """Each recorded session of the service, replayed by its own client events, arrives as it was recorded."""
     path = recordings / f"{name}.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     caller: Caller = await call(await emulate(recordings=(path,)))
@@ -165,7 +165,7 @@ async def test_recorded_sessions_are_served_byte_for_byte(
         if line["direction"] == "sent":
             caller.send(line["event"])
     expected = [step.text for step in load(path) if not step.sent]
-    # A recording that was made beside a call begins after the session.created that every channel begins with.
+    # A recording of a sideband begins after the session.created with which every channel begins.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(20):
             while caller.frames[-len(expected) :] != expected:

@@ -1,6 +1,7 @@
-"""The emulator beside recorded sessions of the service: what it says must have the recorded order and shape.
+"""The emulator compared with recorded sessions of the service: its events must have the recorded order and shape.
 
-Text, ids, counts of tokens and of deltas differ by nature; order of types, keys, nulls and the words of enums must not.
+Text, ids and the numbers of tokens and deltas differ by nature; the order of types, keys, nulls and enum values must
+not.
 """
 
 import json
@@ -16,7 +17,7 @@ from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
 
 Json = dict[str, Any]
-# Values that are words of the protocol, not content.
+# Values that belong to the protocol, not to the content.
 _WORDS = ("type", "status", "role", "object", "truncation", "tool_choice", "max_output_tokens", "name")
 
 
@@ -27,7 +28,7 @@ def load(path: Path) -> list[tuple[str, Json]]:
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """Reduce a value to keys in order, nulls, kinds and protocol words."""
+    """Reduce a value to keys in order, nulls, types and protocol values."""
     if isinstance(value, dict):
         return [(k, shape(v, k)) for k, v in value.items()]
     if isinstance(value, list):
@@ -38,7 +39,7 @@ def shape(value: Any, key: str = "") -> Any:
 
 
 def folded(events: list[Json]) -> list[Json]:
-    """Keep one of each run of deltas: their number is the tokenizer's affair."""
+    """Keep one of each run of deltas, because their number depends on the tokenizer."""
     return [next(group) for _, group in groupby(events, key=_delta_or_self)]
 
 
@@ -47,7 +48,8 @@ def _delta_or_self(event: Json) -> Any:
 
 
 async def replay(talk: Talk, lines: list[tuple[str, Json]]) -> list[Json]:
-    """Send a recording's client events, each once what was recorded before it has been said and return all that was said."""
+    """Send a recording's client events, each after the events that precede it in the recording, and return all
+    server events."""
     talk.realtime.opened()
     call_id = ""
     for at, (direction, event) in enumerate(lines):
@@ -76,7 +78,7 @@ AUDIO_TURN = "audio-turn-in-webrtc-call.jsonl"
 async def test_recorded_client_events_cause_recorded_server_events(
     name: str, recordings: Path, talk: Callable[..., Talk]
 ) -> None:
-    """The recorded `sent` events cause the recorded order of types, with the recorded keys, nulls and words."""
+    """The recorded `sent` events cause the recorded order of types, with the recorded keys, nulls and enum values."""
     lines = load(recordings / name)
     expected = folded([event for direction, event in lines if direction == "received"])
     recorded_limits = any(event["type"] == "rate_limits.updated" for event in expected)
@@ -94,7 +96,7 @@ async def test_recorded_client_events_cause_recorded_server_events(
 async def test_recorded_words_are_answered_with_recorded_words(
     name: str, recordings: Path, talk: Callable[..., Talk]
 ) -> None:
-    """Asked what was asked in the recording, the offline brain says what the service said."""
+    """For the questions of the recording, the offline brain gives the service's answers."""
     lines = load(recordings / name)
     said = await replay(talk(), lines)
 
@@ -105,7 +107,7 @@ async def test_recorded_words_are_answered_with_recorded_words(
 
 
 async def test_usage_of_the_recorded_text_turn(recordings: Path, talk: Callable[..., Talk]) -> None:
-    """The recorded short turn costs the recorded tokens, in every member of `usage`."""
+    """The recorded short turn has the recorded token counts in every member of `usage`."""
     lines = load(recordings / TEXT_TURN)
     said = await replay(talk(), lines)
 
@@ -113,7 +115,7 @@ async def test_usage_of_the_recorded_text_turn(recordings: Path, talk: Callable[
 
 
 async def test_obfuscation_pads_as_recorded(recordings: Path, talk: Callable[..., Talk]) -> None:
-    """Each delta's padding is as long as the recorded one for the same text."""
+    """Each delta's padding is as long as the recorded padding for the same text."""
     said = await replay(talk(), load(recordings / TEXT_TURN))
     recorded = [e for _, e in load(recordings / TEXT_TURN) if "obfuscation" in e]
 
@@ -125,7 +127,7 @@ async def test_obfuscation_pads_as_recorded(recordings: Path, talk: Callable[...
 async def test_tool_round_is_partly_cached_the_second_time(
     recordings: Path, talk: Callable[..., Talk]
 ) -> None:
-    """The second response of the tool round reads its beginning from the cache, in the recorded unit."""
+    """The second response of the tool round has its beginning in the cache, in the recorded unit."""
     said = await replay(talk(), load(recordings / TOOL_ROUND))
     first, second = (e["response"]["usage"] for e in said if e["type"] == "response.done")
 
@@ -134,7 +136,7 @@ async def test_tool_round_is_partly_cached_the_second_time(
 
 
 async def test_answer_has_the_recorded_lines(recordings: Path) -> None:
-    """Line by line, the answer to an aiortc offer names the same things as the recorded one."""
+    """Line by line, the answer to an aiortc offer has the same attributes as the recorded one."""
     caller = Caller("http://127.0.0.1:9/v1")
     try:
         offer = parse_offer(await caller.offer())
@@ -153,7 +155,7 @@ async def test_answer_has_the_recorded_lines(recordings: Path) -> None:
 
 
 def _named(line: str) -> str:
-    """Keep what a line is about: random numbers, keys and names go."""
+    """Keep the attribute of a line, without random numbers, keys and names."""
     if line.startswith("o="):
         return "o="
     for start in ("a=fingerprint:sha-256", "a=ice-ufrag", "a=ice-pwd"):
@@ -189,7 +191,7 @@ def _path(value: str) -> str:
 
 
 async def test_client_secret_has_the_recorded_shape(recordings: Path, emulate: Callable[..., Any]) -> None:
-    """The recorded request for a client secret gets the recorded answer but for ids and times."""
+    """The recorded request for a client secret gets the recorded answer, except for ids and times."""
     recorded = json.loads((recordings / "client-secret.json").read_text())
     caller = Caller((await emulate()).base_url)
     try:

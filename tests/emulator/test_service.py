@@ -1,4 +1,4 @@
-"""The calls of a run: where media is offered."""
+"""Where the calls of a run offer their media."""
 
 import socket
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.emulator.caller import Caller
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.7"])
 def test_media_is_offered_on_the_listeners_address(host: str) -> None:
-    """A listener on one address offers media on that one, of whichever family."""
+    """A listener on one address offers media on that address, whether IPv4 or IPv6."""
     assert media_addresses(host) == [host]
 
 
@@ -43,7 +43,7 @@ def test_wildcard_offers_every_address(host: str, listed: list[Any], offered: li
 
 @pytest.mark.parametrize("host", ["::1", "::"])
 async def test_call_runs_over_ipv6_alone(host: str, emulate: Callable[..., Any]) -> None:
-    """A listener on IPv6 loopback, and a client that has no IPv4 address, run a turn."""
+    """With a listener on IPv6 loopback, and a client without an IPv4 address, a turn works."""
     emulator = await emulate(host=host)
     caller = Caller(emulator.base_url)
     try:

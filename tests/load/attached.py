@@ -1,8 +1,8 @@
-"""Compares what an event costs in an attached session and in one over WebRTC: `python -m tests.load.attached`.
+"""Compares the cost of an event in an attached session and in one over WebRTC: `python -m tests.load.attached`.
 
-Not collected by pytest: it takes a minute. The same turns run twice through one gateway, first in sessions of its own, then
-in sessions that are attached to calls of a second gateway. Emulator and gateways run in their own processes, so that the
-CPU time in /proc is the gateway's alone; each session has one event stream.
+Not collected by pytest, because it takes a minute. The same turns run twice through one gateway, first in its own
+sessions, then in sessions that are attached to calls of a second gateway. Emulator and gateways run in their own
+processes, so the CPU time in /proc is the gateway's alone; each session has one event stream.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -57,7 +57,7 @@ class Side:
 
 
 async def talk(side: Side, session: Json, turns: int, words: int) -> int:
-    """Hold turns in one session and return how many events its stream brought."""
+    """Hold turns in one session and return the number of events on its stream."""
     url = f"{side.url}/v1/sessions/{session['id']}/events"
     content = [{"type": "input_text", "text": f"Write {words} words about rain"}]
     item = {"type": "message", "role": "user", "content": content}
@@ -81,7 +81,7 @@ async def talk(side: Side, session: Json, turns: int, words: int) -> int:
 
 
 async def measure(side: Side, sessions: list[Json], turns: int, words: int) -> Json:
-    """Run the turns of all sessions at once and return the gateway's CPU time of an event."""
+    """Run the turns of all sessions at once and return the gateway's CPU time per event."""
     before, started = side.cpu_seconds, asyncio.get_running_loop().time()
     events = sum(await asyncio.gather(*(talk(side, session, turns, words) for session in sessions)))
     spent, seconds = side.cpu_seconds - before, asyncio.get_running_loop().time() - started
@@ -93,7 +93,7 @@ async def measure(side: Side, sessions: list[Json], turns: int, words: int) -> J
 
 
 async def run(sessions: int, turns: int, words: int, pace: float) -> None:
-    """Measure both kinds, in the order there and back, and print each."""
+    """Measure both kinds forwards and backwards, and print each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         far_end = FarEnd(folder / "far-end", "--tokens-per-second", str(pace))

@@ -12,7 +12,7 @@ ratios within a round.
 `npm install` in tests/emulator/interop first. `--programs` is still needed for the other two.
 """
 
-# ruff: noqa: T201  # its output is its answer
+# ruff: noqa: T201  # its output is its result
 
 import argparse
 import os
@@ -34,14 +34,14 @@ COMMAND = "import sys; sys.path.insert(0, '.'); from gateway.cli import main; sy
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
+    """Return a port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def started(stack: ExitStack, *command: str, output: Path, **options: object) -> subprocess.Popen[bytes]:
-    """Start a program that is ended with the stack."""
+    """Start a program that ends with the exit stack."""
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, **options)  # type: ignore[call-overload]
     stack.callback(ended, process)
@@ -60,7 +60,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def gateway(stack: ExitStack, checkout: str, base_url: str, output: Path) -> tuple[int, str]:
-    """Start a gateway from a checkout; return its process id and where it listens."""
+    """Start a gateway from a checkout; return its process id and its URL."""
     environment = {**os.environ, "OPENAI_API_KEY": "sk-offline", "GATEWAY_ACCESS__ANONYMOUS": "true"}
     flags = ("--port", "0", "--admin-port", "0", "--upstream-url", base_url)
     checkout, _, python = checkout.partition("@")

@@ -1,4 +1,4 @@
-"""A gateway whose loop stands still for as long as `BLOCK_SECONDS` says, when it gets SIGUSR2.
+"""A gateway whose loop is blocked for `BLOCK_SECONDS` when it gets SIGUSR2.
 
 Unlike SIGSTOP this leaves the process's other threads running, as a long computation in the loop would.
 """
@@ -10,7 +10,7 @@ import time
 
 
 def block(*_: object) -> None:
-    """Hold the main thread."""
+    """Block the main thread."""
     time.sleep(float(os.environ["BLOCK_SECONDS"]))
 
 

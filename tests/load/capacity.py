@@ -1,10 +1,10 @@
 """Finds the highest paced load at which one gateway process still relays promptly: `python -m tests.load.capacity`.
 
-Not collected by pytest. Each level adds sessions that receive a stream at a fixed pace, one after the other. The delay that
-the gateway adds has two parts, both from its own histograms: `relay_seconds` (channel to socket) and `event_loop_lag_seconds`
-(how long a packet may have waited for the loop). Their 99th percentiles are added, which overstates the sum. The search ends
-at the first level above 5 ms. Far end and readers run in processes of their own; where they share the machine's cores with the
-gateway, the figure is a lower bound.
+Not collected by pytest. Each level adds sessions that receive a stream at a fixed pace, one after the other. The
+delay that the gateway adds has two parts, both from its own histograms: `relay_seconds` (channel to socket) and
+`event_loop_lag_seconds` (how long a packet may have waited for the loop). Their 99th percentiles are added, which
+overstates the sum. The search ends at the first level above 5 ms. Far end and readers run in their own processes; if
+they share the machine's cores with the gateway, the figure is a lower bound.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -60,7 +60,7 @@ class Reader:
 
 
 async def delays(admin_url: str) -> tuple[Buckets, Buckets]:
-    """Return both histograms as they are now."""
+    """Return both histograms with their current values."""
     return (
         await histogram(admin_url, "relay_seconds", direction="down"),
         await histogram(admin_url, "event_loop_lag_seconds"),
@@ -76,7 +76,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def search(program: Program, step: int, most: int, seconds: float) -> int:
-    """Raise the load level by level; print each, and the highest that was within the limit."""
+    """Raise the load level by level; print each level, and the highest one within the limit."""
     url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
     admin_url = program.said(r"admin listening on (http://[\w.:]+)")
     best: tuple[int, float] | None = None
@@ -129,7 +129,7 @@ async def search(program: Program, step: int, most: int, seconds: float) -> int:
 
 
 def main() -> int:
-    """Run it and say what came out."""
+    """Run it and print the result."""
     parser = argparse.ArgumentParser(prog="python -m tests.load.capacity", description=__doc__)
     parser.add_argument("--step", type=int, default=25, help="sessions that each level adds")
     parser.add_argument("--most", type=int, default=500)

@@ -1,15 +1,16 @@
-"""Everything fails at once while sessions talk: `python -m tests.load.chaos --minutes 30 --sessions 50`.
+"""Everything fails at once while sessions converse: `python -m tests.load.chaos --minutes 30 --sessions 50`.
 
-Not collected by pytest: it takes as long as it is told to. The gateway is its own process with few descriptors, whose
-log goes into a pipe. Meanwhile the far end, which crosses stream sequence numbers as two writers do, is killed and started
-again, or stopped for a while; the path to it drops and reorders datagrams and pauses; the log's reader stops reading or goes
-away; idle connections take all that the gateway accepts; for seconds the gateway has no free descriptor at all. `chaos_faults`
-says how they overlap.
+Not collected by pytest: it takes as long as requested. The gateway is its own process with few descriptors, whose
+log goes into a pipe. Meanwhile the far end, which crosses stream sequence numbers as two writers do, is killed and
+restarted, or stopped for a while; the path to it drops and reorders datagrams and pauses; the log's reader stops
+reading or closes the pipe; idle connections use all that the gateway accepts; for seconds the gateway has no free
+descriptor at all. `chaos_faults` describes how they overlap.
 
-Each session is held against a model of its client, which knows every event ID it saw and every event that was accepted: an
-accepted event is confirmed once, or named once as unknown, refused or wrong. Exit status 1 if one is not, if a session ends by
-itself or stands still, if memory grows, if the gateway ends or logs a traceback, if its loop is later than asked for, or if a
-fault had no effect: lines of the log must have been dropped and told, and connections refused for want of descriptors.
+Each session is compared with a model of its client, which knows every event ID it saw and every event that was
+accepted: an accepted event is confirmed once, or named once as unknown, refused or wrong. The exit status is 1 if
+one is not, if a session ends by itself or stands still, if memory grows, if the gateway ends or logs a traceback, if
+its loop is later than the limit, or if a fault had no effect: log lines must have been dropped and reported, and
+connections refused for lack of descriptors.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -65,21 +66,21 @@ async def metrics(admin: str) -> str:
 
 
 def late(text: str) -> float:
-    """Return the bucket of the loop's lag below which 99 of 100 looks are, in ms."""
+    """Return the bucket of the loop's lag that contains the 99th percentile, in ms."""
     name = r'event_loop_lag_seconds_bucket\{le="([\d.e+-]+|\+Inf)"\} ([\d.e+]+)'
     buckets = [(float(bound), float(many)) for bound, many in re.findall(name, text)]
     return next((bound for bound, many in buckets if many >= 0.99 * buckets[-1][1]), 0.0) * 1000
 
 
 async def weigh(pid: int, weights: list[float]) -> None:
-    """Note the process's memory in MiB, over and over."""
+    """Record the process's memory in MiB repeatedly."""
     while True:
         await asyncio.sleep(2)
         weights.append(Process.of(pid).memory_kib / 1024)
 
 
 async def chaos(minutes: float, sessions: int, descriptors: int, lag_ms: float, copy: TextIO | None) -> int:
-    """Run it and print what was counted."""
+    """Run it and print the counts."""
     count, weights = Count(), [0.0]
     with tempfile.TemporaryDirectory() as folder:
         bench = running(File(folder), descriptors, copy)

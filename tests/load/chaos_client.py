@@ -1,7 +1,8 @@
-"""The model of a client that chaos is held against: it knows every event ID it saw and every event that was accepted.
+"""The model of a client that chaos compares with: it knows every event ID it saw and every event that was accepted.
 
-Repeats each request under one idempotency key until it is done, and resumes its stream with the last ID it saw. Each accepted
-event must be heard of exactly once: confirmed by the far end, or named as unknown, refused, unsent or wrong.
+It repeats each request under one idempotency key until it is done, and resumes its stream with the last ID it saw.
+Each accepted event must be reported exactly once: confirmed by the far end, or named as unknown, refused, unsent or
+wrong.
 """
 
 import asyncio
@@ -16,10 +17,10 @@ import aiohttp
 
 from tests.e2e.house import Caller, Json, Read, number
 
-# A session has 60 s to find a new call, which has 60 s to take the conversation. Longer without news of an accepted event is
-# standing still.
+# A session has 60 s to find a new call, which has 60 s to take the conversation. If an accepted event is not reported for
+# longer than that, the session stands still.
 STILL_SECONDS = 150.0
-# Sessions are closed and opened again, so that conversations, and with them recoveries, stay short.
+# Sessions are closed and opened again, so that conversations and their recoveries stay short.
 SHORTEST_LIFE_SECONDS, LONGEST_LIFE_SECONDS = 60.0, 180.0
 LONGEST_PAUSE_SECONDS = 1.0
 RETRY_SECONDS = 0.5
@@ -28,7 +29,7 @@ NETWORK = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
 @dataclass(slots=True)
 class Count:
-    """What all sessions of a run added up to."""
+    """The sums over all sessions of a run."""
 
     opened: int = 0
     accepted: int = 0
@@ -63,11 +64,11 @@ class Life:
     reading_failed: str = ""
 
     def fault(self, what: str) -> None:
-        """Note what must not be."""
+        """Record a violation."""
         self.count.faults.append(f"{self.label} {self.session_id}: {what}")
 
     async def run(self, until: float) -> None:
-        """Open a session, talk until then, wait for news of everything, and close it."""
+        """Open a session, use it until the given time, wait for a report about everything, and close it."""
         self.session_id = (await self._insist("POST", "/v1/sessions", {}, 201))["id"]
         self.count.opened += 1
         reading = asyncio.create_task(self._read())
@@ -97,7 +98,7 @@ class Life:
         return bool(self.waiting) and time.monotonic() - next(iter(self.waiting.values())) > STILL_SECONDS
 
     async def _send(self, turn: int) -> None:
-        """Send a few items; each fourth time ask for an answer to them."""
+        """Send a few items; every fourth time, ask for an answer to them."""
         kinds = ["item"] * random.randint(1, 3) + ["ask"] * (turn % 4 == 3)
         events = [made(kind, f"{self.label}_{turn}_{at}") for at, kind in enumerate(kinds)]
         path = f"/v1/sessions/{self.session_id}/events"
@@ -109,7 +110,7 @@ class Life:
         for at, event in enumerate(events):
             name = str(event["event_id"])
             self.accepted[name] = first + at
-            if not self.outcomes[name]:  # news may come before the receipt
+            if not self.outcomes[name]:  # the report may come before the receipt
                 self.waiting[name] = time.monotonic()
 
     def _numbered(self, receipt: Json, count: int) -> None:
@@ -119,7 +120,7 @@ class Life:
             self.fault(f"accepted {receipt} after {first - 1}")
 
     async def _insist(self, method: str, path: str, body: object, status: int) -> Json:
-        """Repeat a request under one key until it is done; empty when the session is no more."""
+        """Repeat a request under one key until it is done; return an empty answer once the session is gone."""
         headers = {"Idempotency-Key": f"chaos-{random.getrandbits(128):032x}"} if method == "POST" else {}
         deadline = time.monotonic() + STILL_SECONDS
         said: object = "nothing"
@@ -199,7 +200,7 @@ class Life:
 
 
 def made(kind: str, name: str) -> Json:
-    """Return an item that is named, or a request for an answer that can be told from others."""
+    """Return an item with an ID, or a request for a response that can be identified."""
     if kind == "ask":
         shape = {"metadata": {"ask": name}}
         return {"type": "response.create", "event_id": name, "response": shape}
@@ -209,7 +210,7 @@ def made(kind: str, name: str) -> Json:
 
 
 async def talk(caller: Caller, session: int, count: Count, until: float) -> None:
-    """Live one session after another."""
+    """Run one session after another."""
     for life in itertools.count():
         now = time.monotonic()
         if now >= until:

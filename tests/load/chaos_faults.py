@@ -1,10 +1,10 @@
-"""What chaos does to a gateway: its far end, the path to it, the reader of its log, and its descriptors.
+"""What chaos does to a gateway: to its far end, the path to it, the reader of its log, and its descriptors.
 
-Faults overlap. Those that cut calls or prevent new ones come in *stretches*: a stretch lasts at most `STRETCH_SECONDS` and is
-followed by a calm of `CALM_SECONDS`. Otherwise faults that follow each other by chance would outlast the time for a
-recovery, after which a gateway rightly ends a session. After the end of a stretch an attempt to connect may still run for
-15 s, and the next one waits for up to 8 s and then takes as long as fifty calls at once take on a bad path. All of it
-together stays below the 60 s of a recovery.
+Faults overlap. Those that cut calls or prevent new ones come in *stretches*: a stretch lasts at most
+`STRETCH_SECONDS` and is followed by a calm of `CALM_SECONDS`. Otherwise faults that follow each other by chance
+would outlast the time for a recovery, after which a gateway rightly ends a session. After the end of a stretch an
+attempt to connect may still run for 15 s, and the next one waits for up to 8 s and then takes as long as fifty
+simultaneous calls take on a bad path. Together this stays below the 60 s of a recovery.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ _FOLLOWS = re.compile(r"\s|Traceback|[\w.]+(Error|Exception|Timeout)\b|future:")
 
 
 class Log:
-    """The reader of the gateway's log. It can stop reading, which fills the pipe, or go away, which breaks it."""
+    """The reader of the gateway's log. It can stop reading, which fills the pipe, or close it, which breaks it."""
 
     def __init__(self, folder: File, copy: TextIO | None) -> None:
-        """`copy`: a file that gets every line."""
+        """`copy`: a file that every line is written to."""
         self.sink = folder / "log"
         self.addresses: list[str] = []
         self.defects: list[str] = []
@@ -64,12 +64,12 @@ class Log:
         self.go_on()
 
     def close(self) -> None:
-        """Go away: the writer gets EPIPE."""
+        """Close the pipe: the writer gets EPIPE."""
         self.stop()
         os.close(self._end)
 
     def stop(self) -> None:
-        """Read no more, with the pipe left open."""
+        """Stop reading, with the pipe left open."""
         asyncio.get_running_loop().remove_reader(self._end)
 
     def go_on(self) -> None:
@@ -93,7 +93,7 @@ class Log:
             self.defects.append(line)
 
     async def listening(self) -> tuple[str, str]:
-        """Wait for the two listeners; return the clients' URL and the operator's."""
+        """Wait for the two listeners; return the URLs of the client and the admin listener."""
         async with asyncio.timeout(START_SECONDS):
             while len(self.addresses) < 2:
                 await asyncio.sleep(0.05)
@@ -101,7 +101,7 @@ class Log:
 
 
 class Stretches:
-    """Lets faults overlap, and bounds how long there is one without a pause."""
+    """Lets faults overlap, and limits how long they last without a pause."""
 
     def __init__(self) -> None:
         self._active = 0
@@ -110,7 +110,7 @@ class Stretches:
 
     @asynccontextmanager
     async def fault(self, seconds: float) -> AsyncIterator[None]:
-        """Wait until a fault of at most so many seconds may begin, and count it while it lasts."""
+        """Wait until a fault of at most this many seconds may begin, and count it while it lasts."""
         while not self._fits(seconds):
             await asyncio.sleep(LOOK_SECONDS)
         self._active += 1
@@ -130,7 +130,7 @@ class Stretches:
 
 @dataclass(slots=True)
 class Faults:
-    """The processes and the path between them, and what can be done to them."""
+    """The processes and the path between them, and the faults that can be applied to them."""
 
     folder: File
     path: Path
@@ -149,15 +149,15 @@ class Faults:
     _began: float = field(default_factory=time.monotonic)
 
     def note_crossed(self) -> None:
-        """Add up what the far end that runs now said of crossed pairs."""
+        """Add up the crossed pairs that the current far end reported."""
         self.crossed += int((re.findall(r"crossed (\d+)", self.far_end.output) or ["0"])[-1])
 
     def close(self) -> None:
-        """End the far end that runs now."""
+        """End the current far end."""
         self.far_end.stop()
 
     async def torment(self, pid: int, url: str, admin: str, until: float) -> None:
-        """Do all of it, each in its own rhythm, until then."""
+        """Apply all faults, each at its own rhythm, until the given time."""
         deeds = {
             "far end killed": (self._kill, 20.0),
             "far end stopped": (self._stop, 30.0),
@@ -214,7 +214,7 @@ class Faults:
                 os.kill(pid, signal.SIGCONT)
 
     async def _outage(self) -> None:
-        """Let nothing pass."""
+        """Drop every packet."""
         seconds = random.choice([3, 8, 18])
         async with self._stretches.fault(seconds):
             self._note(f"path down for {seconds}")
@@ -241,7 +241,7 @@ class Faults:
             self.log.open()
 
     async def _idle(self, url: str) -> None:
-        """Open connections that say nothing, far more than the gateway takes, and hold them."""
+        """Open connections that send nothing, far more than the gateway accepts, and hold them."""
         host, port = url.removeprefix("http://").split(":")
         writers: list[asyncio.StreamWriter] = []
         try:
@@ -271,7 +271,7 @@ class Faults:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
     async def _ask(self, url: str, admin: str) -> None:
-        """Look whether a new connection is refused with 503, and how long a probe takes."""
+        """Check whether a new connection is refused with 503, and how long a probe takes."""
         began = time.monotonic()
         timeout = aiohttp.ClientTimeout(total=10)
         async with aiohttp.ClientSession(timeout=timeout) as http:

@@ -1,7 +1,8 @@
-"""Opens and closes sessions by the thousand and watches what the gateway's process holds: `python -m tests.load.churn`.
+"""Opens and closes thousands of sessions and observes the resources of the gateway's process: `python -m
+tests.load.churn`.
 
-Not collected by pytest: 10,000 take minutes. Gateway and emulator run in their own processes, so that what is looked
-at in /proc is the gateway's alone. Exit status 1 when descriptors, threads or memory grew.
+Not collected by pytest, because 10,000 take minutes. Gateway and emulator run in their own processes, so the figures
+from /proc are the gateway's alone. The exit status is 1 if descriptors, threads or memory grew.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -21,14 +22,14 @@ import aiohttp
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
 
-# Memory is first measured after this many sessions. It grows by some 11 MiB over the first thousands, whether 10,000 follow
-# or 30,000: the heap finds its size.
+# Memory is first measured after this many sessions. It grows by about 11 MiB over the first thousands, whether 10,000 follow
+# or 30,000, until the heap has reached its size.
 WARM_UP = 4000
-# What that may still vary by; a leak of one peer connection in a hundred would make 16 MiB of 10,000.
+# The variation that is allowed; a leak of one peer connection in a hundred would add 16 MiB over 10,000.
 GROWTH_KIB = 8 * 1024
-# Connections to the far end that are kept for the next call; how many depends on the moment.
+# Connections to the far end that are kept for the next call; their number varies.
 SPARE_DESCRIPTORS = 10
-# The log of a closed session is kept for a while by contract; here for so short that it does not look like a leak.
+# The log of a closed session is kept for a while by contract; here so briefly that it does not look like a leak.
 RETENTION_SECONDS = 1
 # Longer than connections to the far end are kept for the next call.
 SETTLE_SECONDS = 20
@@ -37,7 +38,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What one process holds."""
+    """The resources of a process."""
 
     descriptors: int
     threads: int
@@ -58,7 +59,7 @@ class Process:
 
 
 async def churn(url: str, count: int, at_once: int) -> None:
-    """Open and delete this many sessions, this many at once."""
+    """Open and delete this many sessions, a number of them at once."""
     left = iter(range(count))
     done = 0
 
@@ -82,7 +83,7 @@ async def churn(url: str, count: int, at_once: int) -> None:
 
 
 def main() -> int:
-    """Run it and say what grew."""
+    """Run it and print what grew."""
     parser = argparse.ArgumentParser(prog="python -m tests.load.churn", description=__doc__)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=8)
@@ -109,7 +110,7 @@ def main() -> int:
 
 
 def compare(gateway: Program, sessions: int, at_once: int) -> int:
-    """Churn, and hold what the gateway has afterwards against what it had when warm."""
+    """Churn, and compare the gateway's resources afterwards with those when it was warm."""
     url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
     asyncio.run(churn(url, WARM_UP, at_once))
     time.sleep(SETTLE_SECONDS)

@@ -1,8 +1,8 @@
-"""What several nodes cost, and how long a killed node's sessions are away: `python -m tests.load.cluster`.
+"""What several nodes cost, and how long a killed node's sessions are unavailable: `python -m tests.load.cluster`.
 
-Prints, from one run on one machine: a POST of one event in one process, at its owner, and through another node; and with
-`--sessions N` on one of three nodes that is killed, when the first and the last of them was readable again, and when the
-last had a call again.
+Prints, from one run on one machine, the duration of a POST of one event in one process, at its owner, and through
+another node. With `--sessions N` on one of three nodes that is killed, it also prints when the first and the last of
+them was readable again, and when the last had a call again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ITEM = {
 
 
 def quantiles(values: list[float]) -> str:
-    """Show p50 and p99 in milliseconds."""
+    """Return p50 and p99 in milliseconds, as text."""
     values = sorted(values)
     return (
         f"p50 {statistics.median(values) * 1000:.2f} ms, p99 {values[int(len(values) * 0.99)] * 1000:.2f} ms"
@@ -42,7 +42,7 @@ async def opened(http: aiohttp.ClientSession, url: str) -> str:
 
 
 async def posts(http: aiohttp.ClientSession, url: str, session_id: str, count: int) -> list[float]:
-    """Send one event after the other and return how long each took."""
+    """Send one event after the other and return the duration of each."""
     took = []
     for _ in range(count):
         began = time.perf_counter()
@@ -55,7 +55,7 @@ async def posts(http: aiohttp.ClientSession, url: str, session_id: str, count: i
 
 
 async def measure_posts(http: aiohttp.ClientSession, single: str, owner: str, other: str, count: int) -> None:
-    """Measure the three kinds in turns, so that the machine's mood is the same for all."""
+    """Measure the three kinds in turns, so that changes of the machine's load affect all alike."""
     sessions = {
         "one process": (single, await opened(http, single)),
         "at the owner": (owner, await opened(http, owner)),
@@ -70,7 +70,7 @@ async def measure_posts(http: aiohttp.ClientSession, single: str, owner: str, ot
 
 
 async def measure_kill(http: aiohttp.ClientSession, nodes: Nodes, sessions: int) -> None:
-    """Kill a node with many sessions and watch them come back."""
+    """Kill a node with many sessions and wait until they are back."""
     victim, *others = nodes.all
     gate = asyncio.Semaphore(8)
 

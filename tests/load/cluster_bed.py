@@ -1,4 +1,5 @@
-"""What the cluster's load programs share: far end, Redis and nodes as processes, and the sessions of the model client."""
+"""Common parts of the cluster's load programs: far end, Redis and nodes as processes, and the sessions of the model
+client."""
 
 # ruff: noqa: T201  # commands speak to the person who called them
 
@@ -54,13 +55,13 @@ class Sessions:
     longest: float = LONGEST_LIFE_SECONDS
 
     def end(self) -> None:
-        """Let each session come to its end now."""
+        """Let each session end now."""
         self.ending = True
         for life in self.living.values():
             life.until = 0.0
 
     async def run(self, many: int) -> None:
-        """Keep so many sessions going in all ways."""
+        """Keep this many sessions running in all ways."""
         await asyncio.gather(*(self._one(number, WAYS[number % len(WAYS)]) for number in range(many)))
 
     async def _one(self, number: int, way: str) -> None:
@@ -83,12 +84,12 @@ class Sessions:
             self.past.append(life)
 
     def of(self, ids: Iterable[str]) -> list[NodesLife]:
-        """Return the living sessions among these ids."""
+        """Return the open sessions among these ids."""
         wanted = set(ids)
         return [life for life in self.living.values() if life.session_id in wanted and not life.closed]
 
     def report(self) -> bool:
-        """Print what was counted; return whether all is well."""
+        """Print the counts; return whether there was no violation."""
         count, every = self.count, [*self.past, *self.living.values()]
         turns = [life for life in every if isinstance(life, TurnsLife)]
         failed: Counter[str] = sum((life.failed for life in turns), Counter())
@@ -122,7 +123,7 @@ class Bed:
     caller: AnyNode
 
     def urls(self) -> None:
-        """Let callers draw from the nodes that run."""
+        """The list of running nodes, from which callers draw one."""
         self.caller.urls[:] = [node.url for node in self.running]
 
     def owned(self, node: Node) -> list[str]:
@@ -131,11 +132,11 @@ class Bed:
         return self.redis.cli("SMEMBERS", f"rg:n:{node_id(node)}").split()
 
     async def ready(self, node: Node) -> Node:
-        """Wait until a node listens, without standing in the loop's way."""
+        """Wait until a node listens, without blocking the loop."""
         return await asyncio.to_thread(node.ready)
 
     def tracebacks(self) -> list[str]:
-        """Return what the nodes logged of defects, with the lines that follow."""
+        """Return the tracebacks in the nodes' logs, with the lines that follow."""
         said = [line for node in self.nodes.all for line in node.program.output.splitlines()]
         return [
             "\n".join(said[at : at + TRACEBACK_LINES])
@@ -155,8 +156,8 @@ async def bed(
     environ: Mapping[str, object] = MappingProxyType({}),
     **settings: object,
 ) -> AsyncIterator[Bed]:
-    """Run a far end, a Redis, and nodes; `redis_urls` are what each of the nodes is told, and later ones
-    as the last, if not the Redis itself."""
+    """Run a far end, a Redis, and nodes. `redis_urls` has the URL of each node, the last one also for later nodes;
+    without it they use the Redis itself."""
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         far_end = FarEnd(home / "far-end", "--tokens-per-second", str(tokens_per_second))
@@ -193,7 +194,7 @@ async def back(
     look_seconds: float = LOOK_SECONDS,
     patience: float = GIVE_UP_SECONDS,
 ) -> tuple[float, float] | None:
-    """Return after how many seconds a session could be read through a node, and had a call; None if it was closed."""
+    """Return the seconds until a session could be read through a node and had a call; None if it was closed."""
     readable = 0.0
     while time.monotonic() - since < patience:
         with suppress(aiohttp.ClientError, TimeoutError):
@@ -212,7 +213,7 @@ async def back(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Show the median, the 99th percentile and the largest of some seconds."""
+    """Return the median, the 99th percentile and the maximum of some durations, as text."""
     if not values:
         return "none"
     values = sorted(values)

@@ -27,14 +27,14 @@ POLL_SECONDS: Final = 5
 
 
 class Voices:
-    """What was said under each ID, through whichever node."""
+    """The text of each ID, as read through any node."""
 
     def __init__(self) -> None:
         self.said: dict[tuple[str, str], int] = {}
         self.twice: list[str] = []
 
     def hear(self, session_id: str, block: Read) -> None:
-        """Note an event; an ID with two texts is a second voice."""
+        """Record an event; an ID with two texts is a violation."""
         if block.id is None or block.type in STREAM_ONLY | ASIDES:
             return
         text = hash(block.text)
@@ -43,7 +43,7 @@ class Voices:
 
 
 class AnyNode(Caller):
-    """A caller that draws a node for each request. The list may change meanwhile."""
+    """A caller that draws a node for each request. The list may change during a run."""
 
     def __init__(self, urls: list[str]) -> None:
         super().__init__("")
@@ -179,7 +179,7 @@ class NodesLife(Life):
 
     def _numbered(self, receipt: Json, count: int) -> None:
         if self.told and receipt["first"] <= len(self.accepted):
-            # Told in gateway.recovering, which may be read after the receipt.
+            # This is reported in gateway.recovering, which may be read after the receipt.
             self.presumed.add(receipt["first"] - 1)
             self._forget_after(receipt["first"] - 1, every=True)
         epoch = str(receipt["head"]).split("-")[0]
@@ -194,7 +194,7 @@ class NodesLife(Life):
 
 @dataclass(slots=True)
 class TurnsLife(NodesLife):
-    """A session of text turns, each in a rendering drawn at random, repeated under its key until it is whole."""
+    """A session of text turns, each in a rendering drawn at random, repeated under its key until it is complete."""
 
     way: str = "sse"
     turns: int = 0
@@ -220,7 +220,7 @@ class TurnsLife(NodesLife):
         self.count.still.append(f"{self.label} {self.session_id}: a turn was never done")
 
     async def _ask(self, body: str, accept: str, key: Json) -> str | None:
-        """Ask once. None where it must be asked again."""
+        """Ask once. Return None if it must be repeated."""
         path = f"/v1/sessions/{self.session_id}/turns"
         headers = {"Content-Type": "text/plain", "Accept": accept, **key}
         answer, said = await self.caller.ask("POST", path, body, headers=headers)
@@ -249,7 +249,7 @@ class TurnsLife(NodesLife):
 
 
 def _text(said: Any, accept: str) -> str | None:
-    """Return what a whole turn said, None where it is not whole."""
+    """Return the text of a complete turn, None if it is not complete."""
     if accept == "application/json":
         return str(said["output_text"])
     text = said.decode() if isinstance(said, bytes) else str(said)
@@ -266,5 +266,5 @@ def _text(said: Any, accept: str) -> str | None:
 
 
 def lives(way: str) -> Callable[..., NodesLife]:
-    """Return what makes the session of one way."""
+    """Return a function that makes the session of one way."""
     return TurnsLife if way == "turns" else NodesLife

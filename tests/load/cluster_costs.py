@@ -1,9 +1,9 @@
-"""What several nodes cost beside one process, in one run: `python -m tests.load.cluster_costs`.
+"""What several nodes cost compared with one process, in one run: `python -m tests.load.cluster_costs`.
 
-Sessions answer at a pace, and each is read by one stream: from one process without a cluster, from its owner, and through
-another node. The three take turns, so that the machine is the same for all. Prints the CPU of each process for one event that
-was read, in µs, Redis's included; the time of a POST in the three ways; the time until Redis has a record; and what an idle
-session costs Redis.
+Sessions answer at a pace, and each is read by one stream: from one process without a cluster, from its owner, and
+through another node. The three alternate, so that the machine is the same for all. Prints the CPU of each process,
+Redis included, per event that was read, in µs; the duration of a POST in the three ways; the time until Redis has a
+record; and what an idle session costs Redis.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -39,7 +39,7 @@ def cpu(pid: int) -> float:
 
 
 class Way:
-    """Sessions of one process that are read through the same or another one."""
+    """Sessions of one process that are read through the same or another process."""
 
     def __init__(self, home: str, through: str, processes: dict[str, int]) -> None:
         self.home, self.through, self.processes = home, through, processes
@@ -53,7 +53,7 @@ class Way:
             self.ids = [str((await caller.open())["id"]) for _ in range(many)]
 
     async def measure(self, seconds: float) -> None:
-        """Let all sessions answer and read them; note the CPU of each process for one event."""
+        """Let all sessions answer and read them; record the CPU of each process per event."""
         async with AnyNode([self.through]) as reader, Caller(self.home) as caller:
             reading = [asyncio.create_task(self._read(reader, one)) for one in self.ids]
             await asyncio.sleep(1)
@@ -81,7 +81,7 @@ class Way:
 
 
 async def settled_ms(admin_url: str) -> str:
-    """Return the bucket in which half of the appends were answered, and 99 of 100."""
+    """Return the buckets with the 50th and 99th percentile of the time until an append was answered."""
     async with Caller(admin_url) as operator:
         _, text = await operator.ask("GET", "/metrics")
     name = r'journal_seconds_bucket\{le="([\d.e+-]+|\+Inf)"\} ([\d.e+]+)'
@@ -92,7 +92,7 @@ async def settled_ms(admin_url: str) -> str:
 
 
 async def idle(bench: Bed) -> str:
-    """Return what idle sessions cost Redis in memory and commands."""
+    """Return the memory and the commands that idle sessions cost Redis."""
     assert bench.redis is not None
 
     def info(section: str, name: str) -> int:

@@ -1,8 +1,9 @@
 """A node with many sessions is killed: `python -m tests.load.cluster_crowd --sessions 2000`.
 
-Each session's log holds 100 events, and each has one client that comes back with a request to a survivor after up to 2 s, as
-streams do. Prints when the first and the last session was readable and had a call again, how late the survivors'
-loops were meanwhile, and how many calls a second and at once were dialled. Exit status 1 where a bound is not held.
+Each session's log holds 100 events, and each has one client that comes back with a request to a surviving node after
+up to 2 s, as streams do. Prints when the first and the last session was readable and had a call again, how late the
+surviving nodes' loops were meanwhile, and how many calls per second and at once were dialled. The exit status is 1
+if a limit is exceeded.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -27,10 +28,10 @@ LOOK_SECONDS = 0.5
 
 
 async def open_all(http: aiohttp.ClientSession, url: str, many: int, events: int) -> list[str]:
-    """Open sessions on a node, and give each a log of so many events."""
+    """Open sessions on a node, and give each a log of this many events."""
     gate = asyncio.Semaphore(SETUPS_AT_ONCE)
     item = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": "x" * 200}]}
-    batch = [{"type": "conversation.item.create", "item": item}] * (events // 2)  # two events answer each
+    batch = [{"type": "conversation.item.create", "item": item}] * (events // 2)  # two events answer each one
 
     async def one() -> str:
         async with gate:
@@ -46,7 +47,7 @@ async def open_all(http: aiohttp.ClientSession, url: str, many: int, events: int
 
 
 async def lags(http: aiohttp.ClientSession, node: Node) -> dict[float, float]:
-    """Return the histogram of how late a node's loop was: seconds and how many looks were below."""
+    """Return the histogram of a node's loop lag: upper bounds in seconds and cumulative counts."""
     async with http.get(f"{node.admin_url}/metrics") as answer:
         text = await answer.text()
     name = r'event_loop_lag_seconds_bucket\{le="([\d.e+-]+|\+Inf)"\} ([\d.e+]+)'
@@ -54,7 +55,7 @@ async def lags(http: aiohttp.ClientSession, node: Node) -> dict[float, float]:
 
 
 def p99(before: dict[float, float], after: dict[float, float]) -> float:
-    """Return the bucket below which 99 of 100 looks between two times were, in ms."""
+    """Return the bucket with the 99th percentile of the lag between two times, in ms."""
     grown = {bound: count - before.get(bound, 0) for bound, count in after.items()}
     return (
         next((bound for bound, count in sorted(grown.items()) if count >= 0.99 * max(grown.values())), 0.0)
@@ -63,7 +64,7 @@ def p99(before: dict[float, float], after: dict[float, float]) -> float:
 
 
 async def count_dials(bench: Bed, rates: list[float]) -> None:
-    """Note how many calls a second the far end was asked for."""
+    """Record how many calls per second the far end was asked for."""
     opened, at = (await bench.far_end.about())["opened"], time.monotonic()
     while True:
         await asyncio.sleep(2)
@@ -73,7 +74,7 @@ async def count_dials(bench: Bed, rates: list[float]) -> None:
 
 
 async def run(many: int, events: int, readable_seconds: float, lag_ms: float) -> int:
-    """Run it and print what was measured."""
+    """Run it and print the figures."""
     timeout, connector = aiohttp.ClientTimeout(total=90), aiohttp.TCPConnector(limit=0)
     async with (
         bed(3, tokens_per_second=0, GATEWAY_RELAY__MAX_SESSIONS=2 * many) as bench,

@@ -1,9 +1,10 @@
 """A node that is paused, blocked, or cut off from Redis, under load: `python -m tests.load.cluster_cuts`.
 
-One of three nodes after another is stopped for three leases (SIGSTOP) and continued, has its loop blocked as long, and is cut
-off from Redis for 2, 10 and 60 s by a TCP proxy. Meanwhile each session is read through two nodes: its model client draws
-one for each request, and a second reader stays with the node that is cut off. Two voices are two texts under one ID, an
-event accepted by one owner that the log does not tell of, or a call of a former owner that stays. Exit status 1 for any.
+One of three nodes after another is stopped for three leases (SIGSTOP) and continued, has its loop blocked for as
+long, and is cut off from Redis for 2, 10 and 60 s by a TCP proxy. Meanwhile each session is read through two nodes:
+its model client draws one for each request, and a second reader stays with the node that is cut off. The exit status
+is 1 for two texts under one ID, for an event accepted by one owner that the log does not report, and for a call of a
+former owner that stays.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -46,7 +47,7 @@ async def blocked(node: Node, _: Proxy) -> None:
 
 
 def cut(seconds: float, *, silent: bool) -> Deed:
-    """Return what cuts a node off from Redis: without a word, or with its connections reset and refused."""
+    """Return a function that cuts a node off from Redis: by silence, or with its connections reset and refused."""
 
     async def deed(_: Node, proxy: Proxy) -> None:
         if silent:
@@ -74,7 +75,7 @@ DEEDS: dict[str, Deed] = {
 
 
 async def listen(session_id: str, url: str, voices: Voices) -> None:
-    """Read a session through one node, over and over."""
+    """Read a session through one node repeatedly."""
     async with AnyNode([url]) as caller:
         while True:
             with suppress(*NETWORK):
@@ -85,7 +86,8 @@ async def listen(session_id: str, url: str, voices: Voices) -> None:
 
 
 async def calls_left(bench: Bed, many: int) -> float | None:
-    """Wait until the far end has one call for each session, and return how long that took; None if it does not."""
+    """Wait until the far end has one call for each session, and return how long that took; None if that does not
+    happen."""
     since = time.monotonic()
     while time.monotonic() - since < SETTLE_SECONDS:
         if (await bench.far_end.about())["calls"] == many:
@@ -95,11 +97,11 @@ async def calls_left(bench: Bed, many: int) -> float | None:
 
 
 async def suffer(bench: Bed, sessions: Sessions, name: str, number: int, proxy: Proxy) -> bool:
-    """Do one deed to one node; return whether all calls but one for each session are gone afterwards."""
+    """Apply one fault to one node; return whether each session has only one call afterwards."""
     node = bench.running[number]
     affected = [life for life in sessions.living.values() if life.session_id in set(bench.owned(node))]
     beside = [asyncio.create_task(listen(life.session_id, node.url, sessions.voices)) for life in affected]
-    # A load balancer notices a node that does not answer; one that is cut from Redis answers all the same.
+    # A load balancer notices a node that does not answer; a node that is cut off from Redis still answers.
     unheard = name.startswith(("stopped", "loop"))
     if unheard:
         bench.caller.urls.remove(node.url)
@@ -123,7 +125,7 @@ async def suffer(bench: Bed, sessions: Sessions, name: str, number: int, proxy: 
 
 
 async def run(many: int, pause: float, rounds: int, only: str) -> int:
-    """Run it and print what was counted."""
+    """Run it and print the counts."""
     well = True
     async with AsyncExitStack() as stack:
         redis = RedisServer().start()

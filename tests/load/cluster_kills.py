@@ -1,8 +1,9 @@
-"""SIGKILL of one of three nodes, over and over, under load: `python -m tests.load.cluster_kills --kills 200`.
+"""SIGKILL of one of three nodes, repeatedly, under load: `python -m tests.load.cluster_kills --kills 200`.
 
-Sessions of the model client send events, take text turns, and read in all renderings through nodes drawn at random. A node
-drawn at random is killed at a random moment, and another one is started in its place. Exit status 1 if an ID is missing or doubled, if
-something accepted is lost without being told, or if a session is later readable, or later with a call, than asked for.
+Sessions of the model client send events, take text turns, and read in all renderings through nodes drawn at random.
+A random node is killed at a random moment, and another one is started in its place. The exit status is 1 if an ID is
+missing or doubled, if an accepted event is lost without a report, or if a session is readable, or has a call, later
+than the limit.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -32,14 +33,14 @@ async def kill_one(
     times = await asyncio.gather(
         *(back(http, random.choice(others), life.session_id, since) for life in affected)
     )
-    # Only now: a start takes seconds of CPU, which elsewhere would be another machine's.
+    # Only now: a start takes seconds of CPU, which in a real cluster would be another machine's.
     bench.running.append(await bench.ready(bench.nodes.begin()))
     bench.urls()
     return f"{len(affected)} sessions", [one for one in times if one is not None]
 
 
 async def run(kills: int, many: int, pause: float, readable_seconds: float, call_seconds: float) -> int:
-    """Run it and print what was counted."""
+    """Run it and print the counts."""
     readable: list[float] = []
     called: list[float] = []
     told = 0

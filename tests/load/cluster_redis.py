@@ -1,9 +1,10 @@
 """Redis fails under load: `python -m tests.load.cluster_redis`.
 
-One server: stopped for 10 s, killed and restarted empty, restarted from an AOF of a second ago. Three Sentinels and a Cluster of
-three and three: failed over with the writes of half a second lost; the Cluster also resharded. Each is done with all nodes
-alive, when nothing may be lost, no session may end and none be taken over; and with an owner killed in the same moment,
-when each loss must be told (`gateway.gap`, `accepted`). Exit status 1 where that does not hold.
+One server: stopped for 10 s, killed and restarted empty, restarted from an AOF of a second ago. Three Sentinels, and
+a Cluster of three primaries and three replicas: failed over with the writes of half a second lost; the Cluster is
+also resharded. Each is done with all nodes alive, when nothing may be lost, no session may end and none may be taken
+over; and with an owner killed at the same moment, when each loss must be reported (`gateway.gap`, `accepted`). The
+exit status is 1 if that does not hold.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -36,7 +37,7 @@ async def away(kind: Kind) -> None:
 
 
 async def emptied(kind: Kind) -> None:
-    """Kill Redis and start it with nothing."""
+    """Kill Redis and start it empty."""
     assert isinstance(kind, Single)
     kind.restart(old=False)
 
@@ -75,12 +76,12 @@ DEEDS: dict[str, tuple[Callable[[], Kind], Deed, bool]] = {
 
 
 async def suffer(bench: Bed, kind: Kind, name: str) -> str:
-    """Do one deed, and wait until things are as they were."""
+    """Apply one fault, and wait until everything is as before."""
     _, deed, kill = DEEDS[name]
     began = time.monotonic()
     task = asyncio.create_task(deed(kind))
     if kill:
-        # The owner dies while Redis has not yet come back: both copies of the last writes are gone.
+        # The owner dies before Redis is back: both copies of the last writes are gone.
         await asyncio.sleep(LOST_SECONDS + 0.3)
         victim = random.choice(bench.running)
         victim.program.kill()
@@ -96,7 +97,7 @@ async def suffer(bench: Bed, kind: Kind, name: str) -> str:
 
 
 async def one_deed(name: str, many: int, pause: float) -> bool:
-    """Run one deed with sessions of its own; return whether all is well."""
+    """Apply one fault to its own sessions; return whether there was no violation."""
     make, _, kill = DEEDS[name]
     async with AsyncExitStack() as stack:
         kind = make()

@@ -1,9 +1,10 @@
-"""A rolling restart of three nodes behind a real load balancer: `python -m tests.load.cluster_rolling --sessions 600`.
+"""A rolling restart of three nodes behind a real load balancer: `python -m tests.load.cluster_rolling --sessions
+600`.
 
-Each session has one reader of its stream, and events are sent to sessions drawn at random, ten a second. Each node in turn gets
-SIGTERM, and another one starts at its address once it has ended. Exit status 1 if an answer is 500 or above, a response
-is cut, an ID is missing or doubled, or a stream is silent for longer than asked for: between the end of one connection
-and the beginning of the next, or from a 202 to the event.
+Each session has one reader of its stream, and ten events per second are sent to sessions drawn at random. Each node
+in turn gets SIGTERM, and another one starts at its address once it has ended. The exit status is 1 if an answer is
+500 or above, a response is cut, an ID is missing or doubled, or a stream is silent for longer than the limit:
+between the end of one connection and the beginning of the next, or from a 202 to the event.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -57,7 +58,7 @@ def configured(kind: str, addresses: Sequence[str]) -> str:
 
 @asynccontextmanager
 async def balanced(kind: str, bench: Bed) -> AsyncIterator[str]:
-    """Run the load balancer before the nodes and yield its URL."""
+    """Run the load balancer in front of the nodes and yield its URL."""
     text = configured(kind, [node.url.removeprefix("http://") for node in bench.running])
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -69,7 +70,7 @@ async def balanced(kind: str, bench: Bed) -> AsyncIterator[str]:
 
 @dataclass(slots=True)
 class Watch:
-    """What all readers and senders noticed."""
+    """What all readers and senders observed."""
 
     caller: AnyNode
     faults: list[str] = field(default_factory=list)
@@ -80,7 +81,7 @@ class Watch:
     sent: dict[str, float] = field(default_factory=dict)
 
     async def follow(self, session_id: str, opened: asyncio.Event) -> None:
-        """Read a session's stream over and over."""
+        """Read a session's stream repeatedly."""
         last, ended = "earliest", 0.0
         while True:
             try:
@@ -92,7 +93,7 @@ class Watch:
                                 self.between.append(time.monotonic() - ended)
                         last = self._take(session_id, block, last)
             except aiohttp.ClientPayloadError:
-                pass  # the caller notes it
+                pass  # the caller records it
             except (aiohttp.ClientError, TimeoutError) as error:
                 self.broken[f"stream: {type(error).__name__}"] += 1
             ended = time.monotonic()
@@ -132,7 +133,7 @@ class Watch:
 
 
 async def talk(watch: Watch, ids: Sequence[str], rate: float) -> None:
-    """Send at a rate to sessions drawn at random."""
+    """Send events at a rate to sessions drawn at random."""
     async with asyncio.TaskGroup() as group:
         count = 0
         while True:
@@ -154,7 +155,7 @@ async def replaced(bench: Bed, at: int) -> float:
 
 
 async def run(kind: str, many: int, rate: float, silence: float) -> int:
-    """Run it and print what was counted."""
+    """Run it and print the counts."""
     settings = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": "60", "GATEWAY_STREAM__MAX_AGE_SECONDS": "3600"}
     async with bed(3, tokens_per_second=0, environ=settings) as bench, balanced(kind, bench) as url:
         bench.caller.urls[:] = [url]
@@ -184,9 +185,9 @@ async def run(kind: str, many: int, rate: float, silence: float) -> int:
 
 
 def report(watch: Watch, tracebacks: list[str], silence: float) -> int:
-    """Print what was counted; return the exit status."""
+    """Print the counts; return the exit status."""
     refused = {status: count for status, count in watch.caller.statuses.items() if status >= "500"}
-    # What was sent in the last moment is not waited for.
+    # Events of the last moment are not waited for.
     unheard = [name for name, at in watch.sent.items() if time.monotonic() - at > REST_SECONDS]
     print("| | |\n|---|---|")
     print(f"| answers | {dict(watch.caller.statuses.most_common())} |")

@@ -1,8 +1,9 @@
-"""Counts the functions and files that an event passes, by tracing one `POST` and one delta: `python -m tests.load.hops`.
+"""Counts the functions and files that an event passes, by tracing one `POST` and one delta: `python -m
+tests.load.hops`.
 
-Not collected by pytest. Printed are two counts for each way: the chain, which is the calls that are open at the same time
-(each function passes the event to the next one), and all functions that were entered, checks included. The middleware
-around every request is left out.
+Not collected by pytest. It prints two counts for each direction: the chain, which is the calls that are open at the
+same time (each function passes the event to the next one), and all functions that were entered, checks included. The
+middleware around every request is left out.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -29,7 +30,7 @@ Hop = tuple[str, str]
 
 
 def hop(frame: FrameType) -> Hop | None:
-    """Return the function of the gateway that a frame runs; None for all other code."""
+    """Return the gateway's function that a frame runs, or None for other code."""
     code = frame.f_code
     if not code.co_filename.startswith(f"{ROOT}/gateway/") or code.co_name.startswith("<"):
         return None
@@ -48,7 +49,7 @@ def chain(frame: FrameType | None) -> list[Hop]:
 
 
 class Trace:
-    """Records from the function `first` until code outside the gateway is entered in which `last` is true."""
+    """Records from the function `first` until code outside the gateway for which `last` is true is entered."""
 
     def __init__(self, first: str, last: Callable[[str, str], bool]) -> None:
         self._first, self._last = first, last

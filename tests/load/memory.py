@@ -1,8 +1,8 @@
-"""What a gateway's memory comes to under attack: `python -m tests.load.memory [--seconds N] [NAME…]`.
+"""The memory of a gateway under attack: `python -m tests.load.memory [--seconds N] [NAME…]`.
 
 Not collected by pytest: each attack runs for up to `--seconds` against its own gateway, with an emulator behind it.
-Printed is, for each, the memory of the gateway's process before, at its peak and ten seconds after, and the longest time
-of the operator's `/livez` during the attack: the table of docs/operations.md.
+For each it prints the memory of the gateway's process before, at its peak and ten seconds after, and the longest
+time of the admin listener's `/livez` during the attack: the table of docs/operations.md.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -74,7 +74,7 @@ class Target:
         return session
 
     def connect(self) -> socket.socket:
-        """Open a connection that takes little before it is full."""
+        """Open a connection with small buffers."""
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
         connection.connect(("127.0.0.1", int(self.url.rpartition(":")[2])))
@@ -86,7 +86,7 @@ class Target:
 
 
 async def nameless_cancels(target: Target) -> None:
-    """Post a nameless `response.cancel` of 1 MiB, again and again, with a client secret."""
+    """Post a `response.cancel` of 1 MiB without an ID repeatedly, with a client secret."""
     session = await target.open()
     body = b'{"type":"response.cancel","filling":"%b"}' % (b"x" * (MIB - 200))
     secret = {"Authorization": f"Bearer {session['client_secret']['value']}"}
@@ -95,7 +95,7 @@ async def nameless_cancels(target: Target) -> None:
 
 
 async def creates_and_deletes(target: Target) -> None:
-    """Create with a session object of 1 MiB and delete, again and again, with a key for one session at once."""
+    """Create with a session object of 1 MiB and delete, repeatedly, with a key that allows one session at once."""
     body = json.dumps({"session": {"instructions": "x" * (MIB - 2000)}}).encode()
     while target.goes_on:
         status, session = await target.ask("POST", "/v1/sessions", data=body)
@@ -104,7 +104,7 @@ async def creates_and_deletes(target: Target) -> None:
 
 
 async def keyed_turns(target: Target) -> None:
-    """Take turns with inputs of 60 KB, each with an Idempotency-Key of its own, eight at once."""
+    """Take turns with inputs of 60 KB, each with its own Idempotency-Key, eight at once."""
 
     async def one(worker: int) -> None:
         number = 0
@@ -117,7 +117,7 @@ async def keyed_turns(target: Target) -> None:
 
 
 async def _fill(target: Target, session: Any, size: int) -> int:
-    """Send items until so many bytes of them are accepted; return how many were."""
+    """Send items until this many bytes are accepted; return how many were."""
     part = [{"type": "input_text", "text": "x" * 30_000}]
     event = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": part}}
     body, sent = json.dumps([event] * 16), 0
@@ -131,7 +131,7 @@ async def _fill(target: Target, session: Any, size: int) -> int:
 
 
 async def unread_long_polls(target: Target) -> None:
-    """Ask for 4 MiB by long-poll on 300 connections with a ticket, and read none of it."""
+    """Request 4 MiB by long-poll on 300 connections with a ticket, and read none of it."""
     session = await target.open()
     await _fill(target, session, 6 * MIB)
     target.until += 10
@@ -148,7 +148,7 @@ async def unread_long_polls(target: Target) -> None:
 
 
 async def unread_lists(target: Target) -> None:
-    """Ask for the list of sessions, of 16 KiB of metadata each, on 150 connections, and read none of it."""
+    """Request the list of sessions, with 16 KiB of metadata each, on 150 connections, and read none of it."""
     for _ in range(50):
         await target.open(metadata={"a": "x" * 16_000})
     target.until += 10
@@ -162,7 +162,7 @@ async def unread_lists(target: Target) -> None:
 
 
 async def unfinished_heads(target: Target) -> None:
-    """Send 127 headers of 16 KB on each of 200 connections, without a credential, and never the end of the head."""
+    """Send 127 headers of 16 KB on each of 200 connections, without a credential and without the end of the head."""
 
     def attack() -> None:
         lines = b"".join(b"X-%d: %b\r\n" % (n, b"y" * 16_000) for n in range(127))
@@ -180,10 +180,10 @@ async def unfinished_heads(target: Target) -> None:
 
 
 async def long_conversation(target: Target) -> None:
-    """Fill one session's conversation with 32 MiB, for as long as it takes to pass what the mirror may hold."""
+    """Fill one session's conversation with 32 MiB, until it exceeds what the mirror may hold."""
     session = await target.open()
     sent = await _fill(target, session, 32 * MIB)
-    # At most 4 MiB of them are not confirmed, and so not in the mirror.
+    # At most 4 MiB of them are unconfirmed, and so not in the mirror.
     least = 4 * MIB + MAX_BYTES
     target.until += 60
     sent += await _fill(target, session, max(0, least - sent))
@@ -214,12 +214,12 @@ ATTACKS: tuple[Callable[[Target], Awaitable[None]], ...] = (
 
 
 def resident(pid: int) -> int:
-    """Return the bytes that a process has in memory."""
+    """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
 async def watch(pid: int, admin_url: str, peak: list[float]) -> None:
-    """Keep the highest memory and the longest answer of `/livez` up to date."""
+    """Keep the maximum of the memory and of the duration of `/livez` up to date."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
         while True:
             began = time.monotonic()
@@ -231,7 +231,7 @@ async def watch(pid: int, admin_url: str, peak: list[float]) -> None:
 
 
 async def suffer(gateway: Program, attack: Callable[[Target], Awaitable[None]], seconds: float) -> str:
-    """Attack a gateway and return its line of the table."""
+    """Attack a gateway and return its row of the table."""
     url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
     admin_url = gateway.said(r"admin listening on (http://[\w.:]+)")
     pid = gateway.process.pid

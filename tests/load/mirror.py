@@ -1,7 +1,8 @@
 """What following the conversation costs: `python -m tests.load.mirror`.
 
-Not collected by pytest. The same talk is held through gateways with `relay.continuity` on and off, in turn, several times in
-one run, since machines differ and change; CPU is the gateway process's own, from /proc. Exit status 1 above 5 % an event.
+Not collected by pytest. The same conversation runs through gateways with `relay.continuity` on and off, alternately,
+several times in one run, because machines differ and change; CPU is the gateway process's own, from /proc. The exit
+status is 1 above 5 % per event.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -25,14 +26,14 @@ WARM_UP_TURNS = 2
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one gateway spent on one talk."""
+    """What one gateway spent on one conversation."""
 
     micros_per_event: float
     memory_kib: int
 
 
 async def talk(caller: Caller, session_id: str, turns: int) -> int:
-    """Hold this many turns and return how many events were read."""
+    """Hold this many turns and return the number of events that were read."""
     events = 0
     for _ in range(turns):
         receipt = await caller.send(session_id, *say("Count to 20."))
@@ -41,7 +42,7 @@ async def talk(caller: Caller, session_id: str, turns: int) -> int:
 
 
 async def cost(gateway: Program, sessions: int, turns: int) -> Cost:
-    """Talk in this many sessions at once and return what it cost."""
+    """Converse in this many sessions at once and return the cost."""
     async with Caller(gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")) as caller:
         ids = [(await caller.open())["id"] for _ in range(sessions)]
         await asyncio.gather(*(talk(caller, session_id, WARM_UP_TURNS) for session_id in ids))
@@ -85,7 +86,7 @@ def main() -> int:
 
 
 def compare(costs: dict[bool, list[Cost]], sessions: int) -> int:
-    """Say what the mirror adds."""
+    """Print what the mirror adds."""
     off, on = (statistics.median(one.micros_per_event for one in costs[with_it]) for with_it in (False, True))
     memory = [statistics.median(one.memory_kib for one in costs[with_it]) for with_it in (False, True)]
     print(f"median: off {off:.1f}, on {on:.1f} us an event: {(on - off) / off:+.1%}")

@@ -1,8 +1,9 @@
 """What a POST of two events costs: `python -m tests.load.posts [--posts N] [--profile]`.
 
-The gateway's whole HTTP side runs in this process on uvloop, with its real metrics and its log on, over a far end that
-takes everything. A client in its own process posts the same two events over one kept connection. Printed is the CPU
-time for each POST: of the event loop's thread, which all requests share, and of the process, which includes the log's thread.
+The gateway's whole HTTP side runs in this process on uvloop, with its real metrics and its log, in front of a far
+end that accepts everything. A client in its own process posts the same two events over one kept connection. It
+prints the CPU time per POST: of the event loop's thread, which all requests share, and of the process, which
+includes the log's thread.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -34,14 +35,14 @@ from gateway.relay.requests import Principal
 from gateway.telemetry import Metrics, configure_logging
 from tests.downstream.house import FarEnd
 
-# Not confirmed by the far end, so that the measured loop does nothing but take them.
+# Not confirmed by the far end, so that the measured loop only has to accept them.
 BODY = json.dumps(
     [{"type": "input_audio_buffer.append", "event_id": f"event_{n}", "audio": "A" * 120} for n in range(2)]
 ).encode()
 
 
 def post(port: int, path: str, count: int) -> None:
-    """Post `count` times, each after the answer to the one before."""
+    """Post `count` times, each after the previous answer."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\nUser-Agent: load\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
@@ -54,7 +55,7 @@ def post(port: int, path: str, count: int) -> None:
 
 
 async def measure(posts: int, profile: bool) -> None:
-    """Serve the posts and print what they cost."""
+    """Serve the posts and print their cost."""
     metrics = Metrics(CollectorRegistry(), version="0", access_log=True)
     hub = Hub(FarEnd(), frame, metrics, RelayLimits())
     access = Access(AccessRules(), Signatures([b"k" * 32]), time.monotonic)
@@ -92,7 +93,7 @@ async def measure(posts: int, profile: bool) -> None:
 
 
 def main() -> None:
-    """Measure, or be the client."""
+    """Measure, or run the client."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--posts", type=int, default=20_000)
     parser.add_argument("--profile", action="store_true")

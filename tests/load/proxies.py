@@ -1,10 +1,10 @@
-"""Measure how long a lone event takes through each proxy and by each way of reading, and print it as a table.
+"""Measure how long a single event takes through each proxy and by each way of reading, and print it as a table.
 
-    python -m tests.load.proxies [--rounds N]
+python -m tests.load.proxies [--rounds N]
 
-An event that is followed by silence is the hard case: whatever comes after it pushes held bytes on. So a round is one
-event alone, or the last of a burst of 20 KB, and then silence for longer than any heartbeat asked for here. All readers
-read the same session at once, through their proxies. deploy/proxies/README.md holds the table of one run.
+An event that is followed by silence is the hard case, because later data would push held bytes on. So a round is one
+single event, or the last of a burst of 20 KB, and then silence for longer than any heartbeat used here. All readers
+read the same session at once, through their proxies. deploy/proxies/README.md has the table of one run.
 """
 
 import argparse
@@ -37,21 +37,21 @@ WAYS: Mapping[str, tuple[str, str]] = {
 
 
 class Delays:
-    """When each event was said, and how much later each reader had it."""
+    """When each event was sent, and how much later each reader received it."""
 
     def __init__(self) -> None:
         self.said: dict[int, float] = {}
         self.had: dict[int, float] = {}
 
     def note(self, text: str) -> None:
-        """Look for the numbers in a piece of whatever rendering."""
+        """Find the numbers in a piece of any rendering."""
         for number, at in self.said.items():
             if number not in self.had and f'"mark":"{number}."' in text:
                 self.had[number] = time.monotonic() - at
 
 
 async def read(http: aiohttp.ClientSession, url: str, session: Json, way: str, delays: Delays) -> None:
-    """Read for ever in one way, and note what comes."""
+    """Read without end in one way, and record what arrives."""
     method, query = WAYS[way]
     path = f"{url}{session['events_url']}" + ("/stream" if method == "POST" else "")
     cursor = session["head"]
@@ -71,7 +71,7 @@ async def read(http: aiohttp.ClientSession, url: str, session: Json, way: str, d
 
 @asynccontextmanager
 async def standing(gateway: str, home: Path) -> AsyncIterator[dict[str, str]]:
-    """Start every proxy there is a program for and return their URLs by name."""
+    """Start every proxy whose program is installed and return their URLs by name."""
 
     def part(name: str) -> str:
         path = find_part(name)
@@ -124,7 +124,7 @@ async def measure(far_end: FarEnd, home: Path, rounds: int) -> dict[str, dict[st
                 for way, delays in ways.items()
             ]
             try:
-                await asyncio.sleep(1.0)  # what a reader's opening costs is not a part of an event's delay
+                await asyncio.sleep(1.0)  # the cost of opening a read is not part of an event's delay
                 for number in range(rounds):
                     for ways in table.values():
                         for delays in ways.values():
@@ -146,7 +146,7 @@ async def measure(far_end: FarEnd, home: Path, rounds: int) -> dict[str, dict[st
 
 
 def cell(delays: Delays, rounds: int) -> str:
-    """Return the worst delay of events alone, and of the last ones of bursts."""
+    """Return the highest delay of single events, and of the last events of bursts."""
     return " · ".join(_worst(delays, range(first, rounds, 2)) for first in (0, 1))
 
 

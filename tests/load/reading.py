@@ -1,9 +1,10 @@
 """What reading costs: `python -m tests.load.reading [--against COMMIT]`.
 
-Not collected by pytest. Events are appended to the logs of some sessions, each of which has one reader of a rendering over a
-real socket, in its own process. What the server's process spends on an event is measured above the same appends
-without readers: waking, rendering and writing, not receiving. The kernel's part varies, so it is also measured without. With `--against` the same is measured of another commit, in
-turn, since machines differ and change.
+Not collected by pytest. Events are appended to the logs of some sessions, each of which has one reader of a
+rendering over a real socket, in its own process. The cost of an event is what the server's process spends beyond the
+same appends without readers: waking, rendering and writing, not receiving. The kernel's part varies, so it is also
+measured without. With `--against` the same is measured of another commit, alternately, because machines differ and
+change.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -39,7 +40,7 @@ ROUND_SECONDS = 0.02
 
 
 async def read_streams(port: int, paths: list[str]) -> None:
-    """Take everything and look at nothing."""
+    """Read everything and ignore it."""
 
     async def read(path: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -72,17 +73,15 @@ async def read_polls(port: int, paths: list[str]) -> None:
 
 
 async def measure(sessions: int, turns: int) -> dict[str, float]:
-    """Return microseconds an event, by pace and rendering."""
+    """Return microseconds per event, by pace and rendering."""
     from prometheus_client import CollectorRegistry
 
     from gateway.telemetry import Metrics
-    from tests.downstream import conftest  # of the tree that is measured
+    from tests.downstream import conftest  # of the measured tree
 
     def metrics() -> Any:
         made: Any = Metrics(CollectorRegistry(), version="1")
-        made.http_answered = lambda *_: (
-            None
-        )  # Log lines cost more than a read, and have nothing to do with it.
+        made.http_answered = lambda *_: None  # Log lines cost more than a read, and are not measured here.
         return made
 
     made: Any = conftest
@@ -133,7 +132,7 @@ async def measure(sessions: int, turns: int) -> dict[str, float]:
 
 
 class Nowhere:
-    """A transport that takes everything: what is left is the way to it."""
+    """A transport that accepts everything, so that only the way to it is measured."""
 
     def write(self, data: bytes) -> None:
         pass
@@ -146,7 +145,7 @@ class Nowhere:
 
 
 async def spend(handles: list[Any], pace: str, rounds: int) -> float:
-    """Append to every session in turn; return what the process spent on an event, in microseconds."""
+    """Append to every session in turn; return what the process spent per event, in microseconds."""
     at_once = PACES[pace]
     spent = time.process_time()
     for _ in range(rounds):
@@ -166,7 +165,7 @@ def run(tree: Path, sessions: int, turns: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", "--sessions", str(sessions), "--turns", str(turns)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     output = subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE).stdout
-    found: dict[str, float] = json.loads(output.splitlines()[-1])  # Before it are log lines.
+    found: dict[str, float] = json.loads(output.splitlines()[-1])  # Log lines precede it.
     return found
 
 

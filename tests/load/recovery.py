@@ -1,8 +1,9 @@
 """How long it takes to notice a loss and to recover from it, by cause: `python -m tests.load.recovery`.
 
-Not collected by pytest: it waits for consents to expire. Prints a table in Markdown: from the fault to `gateway.recovering`
-(noticed) and from there to `gateway.recovered` (recovered), as a client reads them; a planned replacement has no first
-part. Exit status 1 if a silent far end that owed an answer was not noticed within 8 s.
+Not collected by pytest, because it waits for consent to expire. Prints a table in Markdown: from the fault to
+`gateway.recovering` (noticed) and from there to `gateway.recovered` (recovered), as a client reads them; a planned
+replacement has no first part. The exit status is 1 if a silent far end that owed an answer was not noticed within 8
+s.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -28,7 +29,7 @@ LONGEST_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Row:
-    """One kind of loss and what was measured."""
+    """One kind of loss and its figures."""
 
     title: str
     noticed: list[float] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(slots=True)
 class Bench:
-    """A gateway, a far end, and how to start another one at the same address."""
+    """A gateway, a far end, and a way to start another one at the same address."""
 
     folder: Path
     stack: ExitStack
@@ -54,7 +55,7 @@ class Bench:
     started: int = 1
 
     async def measure(self, row: Row, fault: str, *, answering: bool) -> None:
-        """Let one session meet a fault once."""
+        """Apply a fault to one session once."""
         session_id = (await self.caller.open())["id"]
         receipt = await self.caller.send(session_id, *say("My name is Ada."))
         reads = await self.caller.until(session_id, "response.done", after=receipt["head"])
@@ -118,7 +119,7 @@ TRIALS: list[tuple[str, str, bool]] = [
 
 
 async def run(folder: Path, stack: ExitStack, times: int, say_row: Callable[[Row], None]) -> list[Row]:
-    """Measure every kind so often."""
+    """Measure every kind this many times."""
     far_end = FarEnd(folder / "far-end", "--tokens-per-second", "0")
     stack.callback(far_end.program.stop)
     far_end.ready()

@@ -1,4 +1,5 @@
-"""Redis in its three forms for the cluster's load programs: one server, three Sentinels, and a Cluster of three and three."""
+"""Redis in its three forms for the cluster's load programs: one server, three Sentinels, and a Cluster of three
+primaries and three replicas."""
 
 import asyncio
 import shutil
@@ -19,7 +20,7 @@ AOF = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + READY_SECONDS
     while not holds():
         assert time.monotonic() < deadline, what
@@ -45,7 +46,7 @@ class Single:
         shutil.rmtree(self._old, ignore_errors=True)
 
     def keep(self) -> None:
-        """Keep a copy of the AOF as it is now."""
+        """Keep a copy of the current AOF."""
         shutil.rmtree(self._old, ignore_errors=True)
         shutil.copytree(self.server.folder / "appendonlydir", self._old)
 
@@ -97,18 +98,18 @@ class Sentinels:
         self._stack.close()
 
     def primary(self) -> RedisServer:
-        """Return the present primary."""
+        """Return the current primary."""
         said = self._ask(self._ports[0], "SENTINEL", "get-master-addr-by-name", "main")
         port = int(said.split()[1])
         return next(server for server in self.servers if server.port == port)
 
     async def fail_over(self, lost_seconds: float) -> None:
-        """Stop replication for so long, and then kill the primary."""
+        """Stop replication for this long, and then kill the primary."""
         primary = self.primary()
         replicas = [server for server in self.servers if server is not primary]
         for replica in replicas:
             replica.pause()
-        # The kernel would keep for the replicas what is written meanwhile.
+        # The kernel would keep what is written meanwhile for the replicas.
         primary.cli("CLIENT", "KILL", "TYPE", "replica")
         await asyncio.sleep(lost_seconds)
         primary.kill()
@@ -155,12 +156,12 @@ class ClusterOfSix:
         return [server for server in self.servers if "role:master" in server.cli("INFO", "replication")]
 
     async def fail_over(self, lost_seconds: float) -> None:
-        """Stop the replicas for so long, and then kill a primary."""
+        """Stop the replicas for this long, and then kill a primary."""
         primary = self.primaries()[0]
         replicas = [server for server in self.servers if server not in self.primaries()]
         for replica in replicas:
             replica.pause()
-        # The kernel would keep for the replicas what is written meanwhile.
+        # The kernel would keep what is written meanwhile for the replicas.
         primary.cli("CLIENT", "KILL", "TYPE", "replica")
         await asyncio.sleep(lost_seconds)
         primary.kill()
@@ -176,7 +177,7 @@ class ClusterOfSix:
         await asyncio.to_thread(until, self._well, "the Cluster did not heal")
 
     async def reshard(self, slots: int) -> None:
-        """Move slots, with what they hold, from one primary to another."""
+        """Move slots with their data from one primary to another."""
         source, target, *_ = self.primaries()
         command = [
             *("redis-cli", "--cluster", "reshard", f"127.0.0.1:{source.port}", "--cluster-from"),

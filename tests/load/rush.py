@@ -1,9 +1,9 @@
-"""Opens hundreds of sessions at the same moment, and reports how late the gateway's loop ran meanwhile:
-`python -m tests.load.rush`.
+"""Opens hundreds of sessions at the same moment, and reports how late the gateway's loop ran meanwhile: `python -m
+tests.load.rush`.
 
-Not collected by pytest. Gateway and emulator run in processes of their own. Some sessions that are open already receive a
-stream, and the delay of its events is what a user would notice. Exit status 1 when a session was refused, or the 99th
-percentile of the loop's lag is above 25 ms.
+Not collected by pytest. Gateway and emulator run in their own processes. Some sessions that are already open receive
+a stream, and the delay of its events is what a user would notice. The exit status is 1 if a session was refused, or
+if the 99th percentile of the loop's lag is above 25 ms.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it

@@ -1,8 +1,8 @@
-"""Holds sessions by the thousand while some of them talk, and says how late the gateway's loop ran:
-`python -m tests.load.sessions`.
+"""Holds thousands of sessions while some of them converse, and reports how late the gateway's loop ran: `python -m
+tests.load.sessions`.
 
-Not collected by pytest. Gateway and emulator run in their own processes; the lag is the gateway's own histogram, of
-what it observed while the sessions talked. Exit status 1 when its 99th percentile is above 50 ms.
+Not collected by pytest. Gateway and emulator run in their own processes; the lag is the gateway's own histogram
+while the sessions conversed. The exit status is 1 if its 99th percentile is above 50 ms.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -28,10 +28,10 @@ from tests.e2e.programs import Program
 from tests.load.churn import Process
 
 OPEN_AT_ONCE = 8
-# Without new sessions and new talk, so that what is measured is holding and streaming.
+# Without new sessions and conversations, so that only holding and streaming is measured.
 CALM_SECONDS = 5
 LAG_SECONDS = 0.05
-# Over which sessions begin to talk: people do not press return in the same millisecond.
+# The time over which sessions begin to converse: people do not press return in the same millisecond.
 SPREAD_SECONDS = 5.0
 WORDS = 200
 
@@ -39,7 +39,7 @@ Histogram = dict[float, float]
 
 
 async def talk(http: aiohttp.ClientSession, url: str, session: dict[str, Any], until: float) -> int:
-    """Ask again and again, reading along and return the number of events that came."""
+    """Ask repeatedly while reading, and return the number of events."""
     await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))
     events = 0
     parser = BlockParser()
@@ -66,7 +66,7 @@ async def send(http: aiohttp.ClientSession, url: str, session: dict[str, Any], e
 
 
 async def lag(http: aiohttp.ClientSession, admin_url: str, name: str = "event_loop_lag") -> Histogram:
-    """Return one of the gateway's histograms of pauses: upper bounds in seconds to cumulative counts."""
+    """Return one of the gateway's histograms of delays: upper bounds in seconds to cumulative counts."""
     async with http.get(f"{admin_url}/metrics") as answer:
         body = await answer.text()
     return {
@@ -85,7 +85,7 @@ def quantile(share: float, before: Histogram, after: Histogram) -> tuple[float, 
 
 
 async def hold(program: Program, sessions: int, talking: int, seconds: float) -> int:
-    """Open, talk, measure."""
+    """Open, converse, measure."""
     url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
     admin_url = program.said(r"admin listening on (http://[\w.:]+)")
     pid = program.process.pid
@@ -123,7 +123,7 @@ async def hold(program: Program, sessions: int, talking: int, seconds: float) ->
 
 
 async def open_all(http: aiohttp.ClientSession, url: str, count: int) -> list[dict[str, Any]]:
-    """Open this many sessions, some at once."""
+    """Open this many sessions, a number of them at once."""
     opened: list[dict[str, Any]] = []
     left = iter(range(count))
 
@@ -139,7 +139,7 @@ async def open_all(http: aiohttp.ClientSession, url: str, count: int) -> list[di
 
 
 def main() -> int:
-    """Run it and say what came out."""
+    """Run it and print the result."""
     parser = argparse.ArgumentParser(prog="python -m tests.load.sessions", description=__doc__)
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--talking", type=int, default=100)

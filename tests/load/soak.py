@@ -1,9 +1,9 @@
-"""Holds conversations across one planned hand-over after another and counts: `python -m tests.load.soak`.
+"""Holds conversations across many planned hand-overs and counts: `python -m tests.load.soak`.
 
-Not collected by pytest: ten minutes are ten minutes. Calls end after a minute at the far end, so every session is handed
-over about thirteen times while it talks. Each session is read over one SSE connection from first to last; each of its
-events has names of its own, so that what is lost or doubled is seen: on the client's side, and at the last call, which is
-asked for every item. Exit status 1 if anything was lost, doubled or broken.
+Not collected by pytest, because it takes ten minutes. Calls end after a minute at the far end, so every session is
+handed over about thirteen times while it is used. Each session is read over one SSE connection from beginning to
+end, and each of its events has its own IDs, so that a lost or doubled event is found, on the client's side and at
+the last call, which is asked for every item. The exit status is 1 if anything was lost, doubled or broken.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -33,7 +33,7 @@ TURN_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Talk:
-    """One session and what was counted of it."""
+    """One session and its counts."""
 
     caller: Caller
     number: int
@@ -51,11 +51,11 @@ class Talk:
         return NAMES[self.number % len(NAMES)]
 
     def fault(self, what: str) -> None:
-        """Note what must not be."""
+        """Record a violation."""
         self.faults.append(f"session {self.number}: {what}")
 
     async def run(self, until: float) -> None:
-        """Talk until then, read all the while, and hold the two against each other."""
+        """Use the session until the given time while reading it, and compare the two."""
         self.session_id = (await self.caller.open())["id"]
         reading = asyncio.create_task(self._read())
         try:
@@ -104,7 +104,7 @@ class Talk:
             self.fault(f"turn {self.turns} ended {response['status']} without {expected!r}: {answer}")
 
     async def _look_back(self) -> None:
-        """Ask the last call for every item of all calls."""
+        """Ask the last call for the items of all calls."""
         for item_id in self.items:
             seen = len(self.reads)
             await self._send({"type": "conversation.item.retrieve", "item_id": item_id})
@@ -180,7 +180,7 @@ async def relay(folder: Path, *flags: str) -> AsyncIterator[Caller]:
 
 
 async def soak(minutes: float, sessions: int, call_seconds: int) -> int:
-    """Talk for so long; print what was counted."""
+    """Run for this long; print the counts."""
     flags = ("--max-session-seconds", str(call_seconds), "--tokens-per-second", "50")
     with tempfile.TemporaryDirectory() as folder:
         async with relay(Path(folder), *flags) as caller:

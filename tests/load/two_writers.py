@@ -1,7 +1,8 @@
-"""The emulator as two writers on one channel would be: `python -m tests.load.two_writers --port 0`.
+"""The emulator, sending as two writers on one channel would: `python -m tests.load.two_writers --port 0`.
 
-Of each two messages that leave together, the one with the later stream sequence number gets the earlier TSN. A receiver that
-waits for TSNs in order never delivers them (RFC 9260 6.6). Prints how many pairs were crossed so far, after each 100.
+Of each two messages that are sent together, the one with the later stream sequence number gets the earlier TSN. A
+receiver that waits for TSNs in order never delivers them (RFC 9260 6.6). Prints the number of crossed pairs so far
+after each 100.
 """
 
 # ruff: noqa: T201  # the caller reads its output
@@ -16,13 +17,13 @@ REPORT_EVERY = 100
 
 
 class Crossed:
-    """How many pairs were crossed."""
+    """The number of crossed pairs."""
 
     pairs = 0
 
 
 async def crossing(self: Association) -> None:
-    """Send the messages that wait in crossed pairs, then flush."""
+    """Send the waiting messages in crossed pairs, then flush."""
     queue = self._data_channel_queue
     if self._association_state == self.State.ESTABLISHED:
         self._corked = True

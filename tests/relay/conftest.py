@@ -1,4 +1,4 @@
-"""Fixtures of the relay: a loop whose time is virtual, and a hub in a played world."""
+"""Fixtures of the relay: a loop with virtual time, and a hub with fakes around it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,13 +13,14 @@ Build = Callable[..., House]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Return the tests of this folder a loop on which waiting takes no time."""
+    """Return a loop on which waiting takes no time for the tests of this folder."""
     return {"virtual": VirtualLoop}
 
 
 @pytest.fixture
 async def build() -> AsyncIterator[Build]:
-    """Return a function that starts a hub with other limits; all are closed at the end, and leave no mistake."""
+    """Return a function that starts a hub with other limits; all are closed at the end and must not have logged an
+    error."""
     built: list[House] = []
 
     def build(**limits: Any) -> House:

@@ -1,6 +1,7 @@
-"""Fakes around the relay: a clock that advances only when the loop is idle, a dialer, calls, and a telemetry that records.
+"""Fakes around the relay: a clock that advances only when the loop is idle, a dialer, calls, and a telemetry that
+records.
 
-Each keeps what its port in `gateway.relay.ports` promises; test_fakes.py holds them to it.
+Each fulfils its port in `gateway.relay.ports`; test_fakes.py checks that.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ SOMEBODY = Principal("somebody")
 
 
 class _Skipping(selectors.SelectSelector):
-    """Looks at sockets, and skips the time it should have waited."""
+    """Polls sockets, and skips the time that it should have waited."""
 
     now = 0.0
 
@@ -48,7 +49,7 @@ class _Skipping(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop on which waiting takes no time: where nothing is ready, its clock jumps to what is due next."""
+    """A loop on which waiting takes no time: if nothing is ready, its clock jumps to the next timer."""
 
     def __init__(self) -> None:
         self._skipping = _Skipping()
@@ -59,7 +60,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_clock() -> Clock:
-    """Return the running loop's time, and dice that only count."""
+    """Return the running loop's time, and a random source that only counts."""
     loop, numbers = asyncio.get_running_loop(), itertools.count(1)
 
     def token(length: int) -> str:
@@ -69,7 +70,7 @@ def virtual_clock() -> Clock:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until something holds; in virtual time, so a long bound costs nothing."""
+    """Wait until a condition holds; time is virtual, so a long limit costs nothing."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -107,7 +108,7 @@ class Notebook:
 
 
 class FakeCall:
-    """An open call that says what a test has it say."""
+    """An open call that sends what a test asks for."""
 
     def __init__(self, request: CallRequest, sink: Sink, number: int) -> None:
         self.request = request
@@ -154,10 +155,10 @@ class FakeCall:
         if self.closing is not None:
             await self.closing()
 
-    # --- what the test has it do ---
+    # --- what a test makes it do ---
 
     def say(self, type: str, **members: object) -> None:
-        """Send an event down."""
+        """Send a server event."""
         self.say_text(json.dumps({"type": type, **members}))
 
     def say_text(self, text: str) -> None:
@@ -167,14 +168,14 @@ class FakeCall:
         self._sink.unreadable(self.request.generation, size)
 
     def lose(self, cause: LossCause = LossCause.CONNECTION_FAILED) -> None:
-        """Lose the call; does nothing once it was closed."""
+        """Lose the call; do nothing if it was closed."""
         if self.open:
             self.open = False
             self._sink.lost(self.request.generation, cause)
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What was sent, parsed."""
+        """Return the events that were sent, parsed."""
         return [json.loads(text) for text in self.sent]
 
     def types(self) -> list[str]:
@@ -199,7 +200,7 @@ class FakeCall:
 
 
 class FakeDialer:
-    """Opens calls that greet; can be set to refuse, to wait or to stay silent."""
+    """Opens calls that send a greeting; it can be set to refuse, to wait or to stay silent."""
 
     def __init__(self) -> None:
         self.calls: list[FakeCall] = []
@@ -250,21 +251,21 @@ class FakeReceiver:
 
 
 def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
-    """Frame for reading by eye: the relay must not care."""
+    """Frame in a readable form, because the relay must not depend on it."""
     head = f"{id} {name or ''}|"
     return f"{head}{text}".encode(), len(head)
 
 
 def client_event(type: str, **members: Any) -> ClientEvent:
-    """Return an event as the envelope would read it."""
+    """Return an event as the envelope parses it."""
     value = {"type": type, **members}
     return envelope.client_event(json.dumps(value), type, members.get("event_id"), value)
 
 
 def logged(reader: Reader) -> list[dict[str, Any]]:
-    """Return every event in a log that is still kept, parsed."""
+    """Return every event that a log still keeps, parsed."""
     cursor, entries = reader.oldest.before, list[Entry]()
-    while cursor.sequence < reader.head.sequence:  # a page is of one epoch
+    while cursor.sequence < reader.head.sequence:  # a page has one epoch
         page = reader.read(cursor, 1_000_000, 1 << 40)
         entries += page.entries
         cursor = page.cursor
@@ -278,7 +279,7 @@ def types_of(handle: Handle) -> list[str]:
 
 @dataclass
 class House:
-    """A hub in its played world."""
+    """A hub with fakes around it."""
 
     limits: RelayLimits
     dialer: FakeDialer = field(default_factory=FakeDialer)

@@ -1,4 +1,4 @@
-"""A journal and a directory in memory, and a service that answers, for sessions that go from node to node."""
+"""A journal and a directory in memory, and a service that answers, for sessions that move between nodes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class MemoryJournal:
         self.owner.settled()
 
     def oldest(self, sequence: int) -> None:
-        """Nothing is dropped here."""
+        """Do nothing: no record is dropped here."""
 
     async def flushed(self) -> None:
         if not self.sure:
@@ -102,10 +102,10 @@ class MemoryDirectory:
     async def keep_promise(
         self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
     ) -> None:
-        """There are no promises here."""
+        """Do nothing: there are no promises here."""
 
     async def break_promise(self, principal: str, key: str) -> None:
-        """There are no promises here."""
+        """Do nothing: there are no promises here."""
 
 
 def node(**limits: Any) -> tuple[House, MemoryDirectory]:
@@ -118,7 +118,7 @@ def node(**limits: Any) -> tuple[House, MemoryDirectory]:
 
 
 def answering(call: FakeCall) -> None:
-    """Have a call take items as the service does, and acknowledge everything."""
+    """Let a call take items as the service does, and acknowledge everything."""
 
     def take(own: dict[str, Any]) -> None:
         call.say("conversation.item.added", item=own)
@@ -134,6 +134,6 @@ def answering(call: FakeCall) -> None:
 
 
 def taken(journal: MemoryJournal, count: int | None = None, epoch: str = "z001") -> Saved:
-    """Return the session as another node has it that claims the journal after this many records."""
+    """Return the session on another node that claims the journal after this many records."""
     records = journal.records if count is None else journal.records[:count]
     return fold(journal.snapshot, journal.before, [*records, encode(Border("n_2", epoch))])

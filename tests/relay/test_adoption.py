@@ -1,4 +1,4 @@
-"""gateway/relay/state/saved.py and Hub.adopt: another node continues with a session from any prefix of its journal."""
+"""gateway/relay/state/saved.py and Hub.adopt: another node continues a session from any prefix of its journal."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ KEY = Promise("k", "f")
 
 @asynccontextmanager
 async def nodes(**limits: Any) -> AsyncIterator[tuple[House, MemoryDirectory, House]]:
-    """Run two nodes: one that opens a session, and one that takes it over."""
+    """Run two nodes: one opens a session, and the other takes it over."""
     (first, directory), (second, _) = node(**limits), node(**limits)
     try:
         yield first, directory, second
@@ -60,7 +60,7 @@ async def attended(house: House, **members: Any) -> tuple[Session, MemoryJournal
 
 
 def adopt(house: House, saved: Saved) -> tuple[Session, MemoryJournal]:
-    """Have a node take a session over."""
+    """Let a node take a session over."""
     journal = MemoryJournal(saved.state.head)
     session = cast(Session, house.hub.adopt(saved, journal))
     session.attach(FakeReceiver(0.0))
@@ -74,15 +74,16 @@ def item(item_id: str) -> dict[str, Any]:
 
 
 def told(session: Session, name: str) -> list[dict[str, Any]]:
-    """Return the gateway's own events with a name from a log."""
+    """Return the gateway's own events with this type from a log."""
     return [event for event in logged(session.reader) if event["type"] == name]
 
 
-# --- one thing after the other ----------------------------------------------------------------------------------------
+# --- single properties ------------------------------------------------------------------------------------------------
 
 
 async def test_a_session_of_a_lost_node_goes_on() -> None:
-    """The session is readable at once with its ID and cursors; a new call is made, and clients get the events about it."""
+    """The session is readable at once with its ID and cursors; a new call is opened, and clients get the events
+    about it."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.submit([client_event("conversation.item.create", item=item("a"))])
@@ -128,7 +129,7 @@ async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
 
 
 async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
-    """Held events go to the new call; what the lost call had been given and not confirmed is named."""
+    """Held events are sent on the new call; events that the lost call had received and not confirmed are named."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         first.call.on_send = None
@@ -147,7 +148,7 @@ async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
 
 @pytest.mark.parametrize("retry", [False, True])
 async def test_a_running_turn_fails_or_is_asked_again(retry: bool) -> None:
-    """As after a lost call; a repeat of its request attaches, or tries again."""
+    """A running turn fails or is asked again, as after a lost call; a repeat of its request attaches or tries again."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first, retry_interrupted=retry)
         turn = await session.turn(HELLO, KEY)
@@ -164,14 +165,14 @@ async def test_a_running_turn_fails_or_is_asked_again(retry: bool) -> None:
             second.call.finish("resp_2")
             assert again.result is not None
         else:
-            # The one that failed left nothing worth keeping, so the repeat is its own turn behind the other.
+            # The failed turn stored no answer, so the repeat is a turn of its own behind the other.
             assert again.number == 3
             assert other.state.turns.running is not None
             assert other.state.turns.running.number == waiting.number
 
 
 async def test_a_repeated_batch_is_answered_with_its_receipt() -> None:
-    """By its key or the ID of a forwarded request; nothing is sent twice."""
+    """A repeated batch is recognized by its key or the ID of a forwarded request, and is not sent again."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         promise = Promise("k", "f", "req_1")
@@ -187,7 +188,7 @@ async def test_a_repeated_batch_is_answered_with_its_receipt() -> None:
 
 
 async def test_a_finished_turn_is_answered_from_the_journal() -> None:
-    """Its result came before the node was lost."""
+    """A turn whose result arrived before the node was lost is answered from the journal."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         turn = await session.turn(HELLO, KEY)
@@ -202,7 +203,7 @@ async def test_a_finished_turn_is_answered_from_the_journal() -> None:
 
 
 async def test_a_closed_session_is_kept_for_its_retention() -> None:
-    """Without a call, and readable to its end."""
+    """A closed session has no call and can be read to its end."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.close(CloseReason.CLIENT)
@@ -218,7 +219,7 @@ async def test_a_closed_session_is_kept_for_its_retention() -> None:
 
 
 async def test_usage_goes_on() -> None:
-    """The session's own limits count what was spent on the other node."""
+    """The session's own limits include what was used on the other node."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         first.call.start()
@@ -230,7 +231,7 @@ async def test_usage_goes_on() -> None:
 
 
 async def test_a_caller_with_its_own_credential_must_bring_it_again() -> None:
-    """It is in no journal; the session waits for it without a call."""
+    """The credential is in no journal, so the session waits for it without a call."""
     async with nodes() as (first, _, second):
         _, journal = await attended(first, bearer="ek_1")
         other, _ = adopt(second, taken(journal))
@@ -243,7 +244,7 @@ async def test_a_caller_with_its_own_credential_must_bring_it_again() -> None:
 
 
 async def test_calls_of_lost_nodes_pass_the_gate() -> None:
-    """Their time begins when the gate lets them through."""
+    """The time limit of a call begins when the gate admits it."""
     passed: list[bool] = []
 
     class Gate:
@@ -266,7 +267,7 @@ async def test_calls_of_lost_nodes_pass_the_gate() -> None:
 
 
 async def test_nothing_is_shown_or_acknowledged_before_it_is_kept() -> None:
-    """Events stay hidden, and a POST waits."""
+    """Until the journal has stored them, events stay hidden and a POST waits."""
     async with nodes() as (first, _, _):
         session, journal = await attended(first)
         head = session.reader.head
@@ -283,7 +284,7 @@ async def test_nothing_is_shown_or_acknowledged_before_it_is_kept() -> None:
 
 
 async def test_an_unsure_node_takes_nothing_but_goes_on_receiving() -> None:
-    """It neither sends nor dials nor acknowledges."""
+    """A node that is unsure of its sessions still receives, but does not send, dial or acknowledge."""
     async with nodes() as (first, _, _):
         session, journal = await attended(first)
         journal.sure = False
@@ -299,7 +300,8 @@ async def test_an_unsure_node_takes_nothing_but_goes_on_receiving() -> None:
 
 
 async def test_a_fenced_session_ends_without_a_word() -> None:
-    """Its readers come back elsewhere, its call is closed and not hung up, and nothing more is written."""
+    """A fenced session sends no last event: its readers reconnect elsewhere, its call is closed but not hung up, and
+    nothing more is written."""
     async with nodes() as (first, _, _):
         session, journal = await attended(first)
         receiver = FakeReceiver(0.0)
@@ -319,7 +321,7 @@ async def test_a_fenced_session_ends_without_a_word() -> None:
 
 
 async def test_a_limit_of_all_nodes_refuses_an_opening() -> None:
-    """Before anything is dialled."""
+    """A limit over all nodes refuses a create before anything is dialled."""
     async with nodes() as (first, directory, _):
         directory.refusal = OverloadError("session-limit", "Enough.", retry_after=1)
         with pytest.raises(OverloadError):
@@ -329,7 +331,7 @@ async def test_a_limit_of_all_nodes_refuses_an_opening() -> None:
 
 
 async def test_an_opening_that_fails_is_released() -> None:
-    """Nothing of it stays in the directory."""
+    """A create that fails leaves nothing in the directory."""
     async with nodes() as (first, directory, _):
         first.dialer.refusal = UpstreamError("upstream-rejected", "No.")
         with pytest.raises(UpstreamError):
@@ -339,7 +341,8 @@ async def test_an_opening_that_fails_is_released() -> None:
 
 
 async def test_the_journal_can_ask_for_everything_again() -> None:
-    """State and events of one moment replace what was not kept."""
+    """If the journal asks for everything again, it gets the state and the events of one moment in place of what was
+    lost."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.submit([client_event("x")])
@@ -357,7 +360,8 @@ async def test_the_journal_can_ask_for_everything_again() -> None:
 
 
 async def test_a_session_is_handed_over_in_a_pause() -> None:
-    """Dialled beside, taken between responses: clients never see it recovering, and nothing accepted is lost."""
+    """The new node dials while the old call runs and takes over between responses: clients see no recovery, and no
+    accepted event is lost."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         await session.submit([client_event("conversation.item.create", item=item("a"))])
@@ -385,7 +389,7 @@ async def test_a_session_is_handed_over_in_a_pause() -> None:
 
 
 async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
-    """What was held is sent, and the call continues."""
+    """If no node takes the session, the held events are sent and the call continues."""
     async with nodes() as (first, _, _):
         session, _ = await attended(first)
         assert await session.prepare_release()
@@ -399,7 +403,8 @@ async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
 
 
 async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_it() -> None:
-    """The hand-over fails before the pause at the old node, or because the new node lost the prepared call."""
+    """The call may be lost at the old node before the pause, or the new node may lose the prepared call; then its
+    owner recovers the session."""
     async with nodes() as (first, _, second):
         session, journal = await attended(first)
         first.call.start()
@@ -420,7 +425,7 @@ async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_i
 
 
 async def test_a_prepared_call_can_be_abandoned() -> None:
-    """It is hung up; a draining node prepares none."""
+    """An abandoned call is hung up; a draining node prepares none."""
     async with nodes() as (first, _, second):
         session, _ = await attended(first)
         prepared = await second.hub.prepare(session.state.opening, {}, None)
@@ -440,7 +445,7 @@ STEPS = st.lists(
 
 
 class Life:
-    """A session that lives through steps, and its service."""
+    """A session that runs through a list of steps, and its service."""
 
     def __init__(self, house: House, session: Session) -> None:
         self.house = house
@@ -488,7 +493,7 @@ class Life:
             await self.session.submit([event])
 
     def _answer(self, call: Any) -> None:
-        """Begin the response that was asked for first, or end the one that runs."""
+        """Begin the first requested response, or end the running one."""
         active = self.session.state.responses.active
         if active:
             call.finish(active[0])
@@ -501,7 +506,7 @@ class Life:
 
 
 async def lived(steps: Sequence[str], retry: bool) -> tuple[MemoryJournal, list[Promise], str]:
-    """Live through a session and return its journal, the keys of its turns, and its ID."""
+    """Run a session and return its journal, the keys of its turns, and its ID."""
     house, _ = node()
     session = await house.open(retry_interrupted=retry)
     session.attach(FakeReceiver(0.0))
@@ -517,7 +522,7 @@ async def lived(steps: Sequence[str], retry: bool) -> tuple[MemoryJournal, list[
 
 
 def expected(records: Sequence[Record]) -> dict[str, Any]:
-    """Work out, in the plainest way, what must have become of everything in a prefix."""
+    """Compute the expected result of a prefix in the simplest way."""
     given_ = [r for r in records if isinstance(r, Accepted)]
     numbered = {r.first + at: json.loads(text) for r in given_ if r.first for at, text in enumerate(r.texts)}
     heard = [json.loads(r.text) for r in records if isinstance(r, ServerEvent)]
@@ -532,7 +537,7 @@ def expected(records: Sequence[Record]) -> dict[str, Any]:
 
 
 async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise], retry: bool) -> None:
-    """Take a session over after this many records, and hold every promise."""
+    """Take a session over after this many records, and check every promise."""
     records = [decode(data) for data in journal.records[:count]]
     want = expected(records)
     saved = taken(journal, count)
@@ -585,7 +590,7 @@ async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise
 
 
 def hold_every_prefix(steps: Sequence[str], retry: bool) -> None:
-    """Live through a session and take it over after each of its records."""
+    """Run a session and take it over after each of its records."""
 
     async def run() -> None:
         journal, keys, _ = await lived(steps, retry)
@@ -607,7 +612,8 @@ JOURNALS = int(os.environ.get("JOURNALS", "60"))
 @given(STEPS, st.booleans())
 @settings(max_examples=JOURNALS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) -> None:
-    """Nothing accepted is missing, unknown is exact, items are as of that point, turns continue, fail, or are asked again."""
+    """Nothing accepted is missing, `unknown` is exact, items are as of that point, and turns continue, fail, or are
+    asked again."""
     hold_every_prefix(steps, retry)
 
 
@@ -617,7 +623,7 @@ RECORDED = ("text-turn-in-webrtc-call", "audio-turn-in-webrtc-call", "history-se
 
 
 def restored(item: dict[str, Any]) -> dict[str, Any]:
-    """Reduce an item to what a new call gets of it: all speech as text."""
+    """Reduce an item to what a new call gets of it: audio as text."""
     parts = [part.get("text") or part.get("transcript") for part in item.get("content") or ()]
     texts = {"texts": [text for text in parts if text]} if item["type"] == "message" else {}
     return texts | {
@@ -628,7 +634,7 @@ def restored(item: dict[str, Any]) -> dict[str, Any]:
 
 
 async def hold_recorded_prefix(lines: Sequence[dict[str, Any]]) -> None:
-    """Live through a part of a recorded session on one node, and take it over on another."""
+    """Run a part of a recorded session on one node, and take it over on another."""
     async with nodes() as (first, _, second):
         first.dialer.prepare = None
         session, journal = await attended(first)
@@ -676,7 +682,8 @@ async def test_any_prefix_of_a_recorded_session_is_taken_over(name: str, recordi
 
 
 async def test_a_snapshot_of_another_version_is_not_taken_over() -> None:
-    """Nor one that is broken; the session stays with a node that can read it."""
+    """A snapshot of another version, or a broken one, is not taken over; the session stays with a node that can read
+    it."""
     async with nodes() as (first, _, _):
         _, journal = await attended(first)
         found = json.loads(journal.snapshot)

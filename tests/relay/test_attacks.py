@@ -1,4 +1,5 @@
-"""What a hostile caller or far end can make one session hold: measured bytes beside the bound that is stated."""
+"""How much memory a hostile caller or far end can make one session hold: measured bytes compared with the stated
+limit."""
 
 import tracemalloc
 
@@ -12,7 +13,8 @@ MIB = 1024 * 1024
 
 
 async def test_closed_sessions_do_not_keep_their_session_objects() -> None:
-    """Forty that were created with 1 MiB and deleted hold less than four of them would, while their logs can be read."""
+    """Forty sessions that were created with 1 MiB and deleted hold less than four session objects, while their logs
+    can be read."""
     house = House(RelayLimits(template={}))
     house.hub.start()
     tracemalloc.start()
@@ -20,7 +22,7 @@ async def test_closed_sessions_do_not_keep_their_session_objects() -> None:
         for number in range(40):
             session = await house.open(session={"type": "realtime", "instructions": f"{number}" + "x" * MIB})
             await session.close(CloseReason.CLIENT)
-            # What the far end remembers of its call is not the relay's.
+            # The far end's memory of its call does not count as the relay's.
             house.call.request = CallRequest({})
             house.dialer.calls.clear()
             house.dialer.requests.clear()
@@ -34,7 +36,7 @@ async def test_closed_sessions_do_not_keep_their_session_objects() -> None:
 
 
 async def test_a_conversation_without_end_holds_what_the_mirror_may() -> None:
-    """32 MiB of items leave its bound of text, charged to the caller, and the log's own bound beside it."""
+    """32 MiB of items leave at most the mirror's limit of text, charged to the caller, and the log's own limit."""
     house = House(RelayLimits(log_max_bytes=MIB))
     house.hub.start()
     session = await house.open()

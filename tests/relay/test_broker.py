@@ -1,4 +1,4 @@
-"""gateway/relay/broker.py: the logs of a process, and the bound on all of them."""
+"""gateway/relay/broker.py: the logs of a process, and the limit on all of them."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ MAX_EVENTS, MAX_BYTES = 1000, 1 << 20
 
 
 def bare_frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
-    """Frame by nothing, so that sizes are those of the texts."""
+    """Frame without any addition, so that sizes are those of the texts."""
     return text.encode(), 0
 
 
 def make(total: int = 1 << 30, max_events: int = MAX_EVENTS) -> tuple[Broker, Notebook]:
-    """Make a broker by its total bound."""
+    """Make a broker with this total limit."""
     notebook = Notebook()
     return Broker(bare_frame, max_events, MAX_BYTES, total, notebook.port), notebook
 
@@ -32,7 +32,7 @@ def fill(log: LocalLog, events: int, size: int = 1024) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200_000)), max_size=60))
 def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
-    """Whatever four sessions say, the count is the sum of the logs, and above the bound only newest events are left."""
+    """Whatever four sessions log, the count is the sum of the logs; above the limit only the newest events are left."""
     total = 300_000
     broker, notebook = make(total)
     logs = [broker.create(f"e{number}") for number in range(4)]
@@ -48,7 +48,7 @@ def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
 
 
 def test_the_talkative_session_pays() -> None:
-    """At the total bound the log that can free most is trimmed, and its readers get a gap."""
+    """At the total limit the log that can free most is trimmed, and its readers get a gap."""
     broker, notebook = make(total=200 * 1024)
     quiet, loud = broker.create("q"), broker.create("l")
     fill(quiet, 20)
@@ -60,7 +60,7 @@ def test_the_talkative_session_pays() -> None:
 
 
 def test_a_page_that_was_read_outlives_the_trim() -> None:
-    """A reader writes what it has read, however long that takes it."""
+    """A page that was read stays complete while its reader writes it, however long that takes."""
     broker, _ = make(total=100 * 1024)
     log = broker.create("e")
     fill(log, 100)
@@ -84,7 +84,7 @@ def test_one_huge_event_does_not_shield_the_others() -> None:
 
 
 def test_newest_events_alone_may_exceed_the_bound() -> None:
-    """No session is closed for memory, and each keeps its newest event."""
+    """No session is closed because of memory, so each keeps its newest event, even above the limit."""
     broker, _ = make(total=1024)
     logs = [broker.create(str(number)) for number in range(3)]
     for log in logs:
@@ -95,7 +95,7 @@ def test_newest_events_alone_may_exceed_the_bound() -> None:
 
 
 def test_trimming_makes_no_room_for_another_session() -> None:
-    """Once the bound is met the process is full, however often trimming goes below it, until a log is given up."""
+    """Trimming goes below the limit but makes no room for another session; only a dropped log does."""
     broker, _ = make(total=1 << 20)
     loud, gone = broker.create("l"), broker.create("g")
     fill(gone, 200)
@@ -109,7 +109,7 @@ def test_trimming_makes_no_room_for_another_session() -> None:
 
 
 def test_ended_sessions_make_room_for_new_ones() -> None:
-    """What is kept of them for late readers goes first; those that live keep all they have."""
+    """Logs of ended sessions are dropped first; running sessions keep everything."""
     broker, _ = make(total=1 << 20)
     ended, live = broker.create("e"), broker.create("l")
     fill(ended, 700)
@@ -123,7 +123,7 @@ def test_ended_sessions_make_room_for_new_ones() -> None:
 
 
 def test_a_dropped_log_counts_no_more() -> None:
-    """Its bytes and events are free for others, and it is never trimmed."""
+    """A dropped log frees its bytes and events, and is never trimmed."""
     broker, _ = make(total=100 * 1024)
     gone, here = broker.create("g"), broker.create("h")
     fill(gone, 80)
@@ -134,7 +134,7 @@ def test_a_dropped_log_counts_no_more() -> None:
 
 
 def test_a_logs_own_bound_is_told_too() -> None:
-    """What falls out by one log's own limits counts as evicted as well."""
+    """Events dropped by a log's own limits are counted as evicted as well."""
     broker, notebook = make(max_events=2)
     fill(broker.create("e"), 3)
 
@@ -142,7 +142,7 @@ def test_a_logs_own_bound_is_told_too() -> None:
 
 
 def test_appending_and_sealing_wake_whoever_subscribed() -> None:
-    """Readers are woken until they cancel, which may be repeated."""
+    """Subscribers are woken until they cancel, which may be repeated."""
     log = make()[0].create("e")
     woken: list[str] = []
     cancel = log.subscribe(lambda: woken.append("a"))
@@ -158,7 +158,7 @@ def test_appending_and_sealing_wake_whoever_subscribed() -> None:
 
 
 def test_a_wake_may_subscribe_and_cancel() -> None:
-    """It changes the next round, not the one that woke it."""
+    """Subscribing or cancelling within a wake-up changes the next round, not the current one."""
     log = make()[0].create("e")
     woken: list[str] = []
     cancels: list[Callable[[], None]] = []
@@ -175,7 +175,7 @@ def test_a_wake_may_subscribe_and_cancel() -> None:
 
 
 def test_trimming_wakes_nobody() -> None:
-    """Trimming wakes no reader: a reader gets the gap with its next read."""
+    """Trimming wakes no reader, which gets the gap with its next read."""
     log = make()[0].create("e")
     fill(log, 10)
     log.subscribe(lambda: pytest.fail("woken"))
@@ -188,7 +188,7 @@ def test_trimming_wakes_nobody() -> None:
 
 
 def test_a_journalled_log_wakes_when_it_settles() -> None:
-    """Not when an event is appended, and not when the journal confirms the same again."""
+    """A log with a journal wakes its readers when events settle, not on append and not on a repeated confirmation."""
     log = make()[0].create_journalled("e")
     woken: list[EventId] = []
     log.subscribe(lambda: woken.append(log.head))
@@ -202,7 +202,7 @@ def test_a_journalled_log_wakes_when_it_settles() -> None:
 
 
 def test_a_journalled_seal_is_told_once_all_is_settled() -> None:
-    """Before that it would end readers short of the last event."""
+    """The seal is reported only when everything has settled, because it would end readers before the last event."""
     log = make()[0].create_journalled("e")
     woken: list[bool] = []
     log.subscribe(lambda: woken.append(log.sealed))
@@ -215,7 +215,7 @@ def test_a_journalled_seal_is_told_once_all_is_settled() -> None:
 
 
 def test_a_seal_behind_the_last_settled_event_wakes_at_once() -> None:
-    """Nothing is left that could settle."""
+    """If everything has settled, the seal wakes readers at once."""
     log = make()[0].create_journalled("e")
     log.append("x", "a", 0.0)
     log.settle(1)
@@ -227,7 +227,7 @@ def test_a_seal_behind_the_last_settled_event_wakes_at_once() -> None:
 
 
 def test_an_append_returns_its_sequence() -> None:
-    """The journal's records name events by it."""
+    """An append returns the sequence, by which the journal's records name events."""
     broker, _ = make()
     logs = [broker.create("l"), broker.create_journalled("j")]
 
@@ -237,7 +237,7 @@ def test_an_append_returns_its_sequence() -> None:
 
 
 def test_loaded_and_forgotten_events_are_accounted_for() -> None:
-    """The total is always the sum of the logs."""
+    """After loading and dropping logs, the total is the sum of the logs."""
     broker, notebook = make()
     log = broker.create_journalled("e")
     log.load([Epoch("e", 1)], 5, [Recorded("x", "abc"), Recorded("x", "de")])
@@ -250,7 +250,7 @@ def test_loaded_and_forgotten_events_are_accounted_for() -> None:
 
 
 def test_an_append_to_a_journalled_log_keeps_the_bounds() -> None:
-    """Unsettled events count as all others do."""
+    """Unsettled events count like all others."""
     broker, notebook = make(max_events=2)
     log = broker.create_journalled("e")
     fill(log, 3)

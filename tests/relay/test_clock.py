@@ -1,4 +1,4 @@
-"""gateway/relay/clock.py: what the relay is given by default."""
+"""gateway/relay/clock.py: the default clock and tokens of the relay."""
 
 import string
 import time
@@ -8,7 +8,7 @@ from gateway.relay.events.eventlog import EventId
 
 
 def test_clocks_are_the_machines() -> None:
-    """A monotonic clock, and Unix time for clients."""
+    """The relay uses a monotonic clock, and Unix time for clients."""
     clock = Clock()
 
     assert abs(clock.monotonic() - time.monotonic()) < 1
@@ -16,7 +16,7 @@ def test_clocks_are_the_machines() -> None:
 
 
 def test_tokens_are_letters_and_digits_that_do_not_repeat() -> None:
-    """They are ids and capabilities."""
+    """Tokens are ids and capabilities, so they consist of letters and digits and never repeat."""
     tokens = {Clock().token(24) for _ in range(1000)}
 
     assert len(tokens) == 1000
@@ -25,7 +25,7 @@ def test_tokens_are_letters_and_digits_that_do_not_repeat() -> None:
 
 
 def test_an_epoch_reads_back_out_of_an_id() -> None:
-    """Its characters are those of event ids, and it has no dash."""
+    """An epoch has the characters of event ids and no dash, so it can be parsed from an id."""
     epochs = {Clock().epoch() for _ in range(1000)}
 
     assert all(EventId.parse(f"{epoch}-7") == EventId(epoch, 7) for epoch in epochs)

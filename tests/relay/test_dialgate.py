@@ -1,4 +1,4 @@
-"""gateway.relay.dialgate.py: few dial at a time, and those that hang hold nobody up."""
+"""gateway.relay.dialgate.py: few dials at a time, and one that hangs does not block the others."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from gateway.relay.dialgate import HOLD_SECONDS, DialGate
 
 
 async def test_places_are_passed_on_in_order_and_a_cancelled_waiter_takes_none() -> None:
-    """A block that ends gives its place to the next one that waits."""
+    """A block that ends passes its place to the next waiter; a cancelled waiter takes none."""
     gate, entered = DialGate(1), list[str]()
     go = asyncio.Event()
 
@@ -26,7 +26,8 @@ async def test_places_are_passed_on_in_order_and_a_cancelled_waiter_takes_none()
 
 
 async def test_a_place_is_given_up_while_its_holder_still_waits() -> None:
-    """A far end that does not answer must not keep the others from trying."""
+    """A place is freed while its holder still waits, because a far end that does not answer must not block the
+    others."""
     gate, loop = DialGate(1), asyncio.get_running_loop()
     async with gate.place():
         began = loop.time()
@@ -35,5 +36,5 @@ async def test_a_place_is_given_up_while_its_holder_still_waits() -> None:
         await asyncio.sleep(0)
 
     assert HOLD_SECONDS <= waited < HOLD_SECONDS + 1
-    async with gate.place():  # each place was given back once
+    async with gate.place():  # each place was returned once
         pass

@@ -1,4 +1,4 @@
-"""The played world keeps the promises of the ports it stands in for."""
+"""The fakes fulfil the ports that they replace."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tests.relay.fakes import FakeCall
 
     def as_ports(dialer: FakeDialer, call: FakeCall, receiver: FakeReceiver) -> None:
-        """Read by the type checker: shapes and types are those of the ports."""
+        """Checked by the type checker: the fakes have the types of the ports."""
         _: tuple[Dialer, Upstream, Receiver] = (dialer, call, receiver)
 
 
 class Ear:
-    """A sink that notes what it hears."""
+    """A sink that records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[object, ...]] = []
@@ -35,7 +35,7 @@ class Ear:
 
 
 async def test_a_call_speaks_under_its_generation() -> None:
-    """A fake call greets as soon as it is dialled."""
+    """A fake call sends its greeting, with its generation, as soon as it is dialled."""
     ear, dialer = Ear(), FakeDialer()
     call = await dialer.dial(CallRequest({}, generation=3), ear)
     call.say_unreadable(7)
@@ -44,7 +44,7 @@ async def test_a_call_speaks_under_its_generation() -> None:
 
 
 async def test_a_batch_is_sent_whole_or_not() -> None:
-    """One text that the far end does not take leaves the others unsent."""
+    """If the far end refuses one text of a batch, none of it is sent."""
     call = await FakeDialer().dial(CallRequest({}), Ear())
     call.max_message_bytes = 5
     with pytest.raises(GatewayError) as caught:
@@ -54,7 +54,7 @@ async def test_a_batch_is_sent_whole_or_not() -> None:
 
 
 async def test_a_loss_is_said_once_and_never_after_closing() -> None:
-    """Afterwards nothing can be sent, and closing may be repeated."""
+    """A loss is reported once and never after closing; afterwards nothing can be sent, and closing may be repeated."""
     ears = [Ear(), Ear()]
     lost, closed = [await FakeDialer().dial(CallRequest({}), ear) for ear in ears]
     lost.lose()
@@ -70,7 +70,7 @@ async def test_a_loss_is_said_once_and_never_after_closing() -> None:
 
 
 def test_facts_are_told_as_the_port_says() -> None:
-    """A name or an argument that telemetry does not have fails the test."""
+    """A method name or an argument that telemetry does not have fails the test."""
     notebook = Notebook()
     with pytest.raises(AttributeError):
         notebook.port.no_such_fact()  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ def test_facts_are_told_as_the_port_says() -> None:
 
 
 async def test_waiting_takes_no_time() -> None:
-    """The loop's clock jumps to what is due next, in order."""
+    """The loop's clock jumps to the next timer, in order."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     order: list[int] = []

@@ -18,7 +18,7 @@ OTHER = Principal("other")
 
 
 async def refused(house: House, **members: Any) -> GatewayError:
-    """Return what an opening is refused with; nothing of it may be left."""
+    """Return the error with which a create is refused; nothing of it may be left."""
     before = len(house.hub.all_sessions())
     with pytest.raises(GatewayError) as caught:
         await house.open(**members)
@@ -37,7 +37,7 @@ def refusals(house: House) -> list[tuple[str, str]]:
 
 
 async def test_an_opened_session_has_been_greeted(house: House) -> None:
-    """It is connected, knows its model, and session.created is its first event."""
+    """An opened session is connected, knows its model, and has session.created as its first event."""
     session = await house.open(session={"model": "gpt-x"}, metadata={"a": 1})
     view = session.view()
 
@@ -49,7 +49,7 @@ async def test_an_opened_session_has_been_greeted(house: House) -> None:
 
 
 async def test_an_opening_waits_for_the_greeting_but_not_for_long(house: House) -> None:
-    """The channel works without it."""
+    """A create waits only briefly for the greeting, because the channel works without it."""
     house.dialer.greets = False
     begun = house.clock.monotonic()
     session = await house.open()
@@ -59,7 +59,7 @@ async def test_an_opening_waits_for_the_greeting_but_not_for_long(house: House) 
 
 
 async def test_the_template_is_merged_under_what_is_wanted(build: Build) -> None:
-    """And the call is created with the whole."""
+    """The wanted session object is merged over the template, and the call is created with the result."""
     house = build(template=template({"output_modalities": ["text"], "audio": {"input": {"x": 1}}}))
     await house.open(session={"audio": {"input": {"y": None}}}, bearer="ek_1")
     (request,) = house.dialer.requests
@@ -74,7 +74,7 @@ async def test_the_template_is_merged_under_what_is_wanted(build: Build) -> None
 
 
 async def test_anonymous_callers_have_no_safety_identifier(house: House) -> None:
-    """All of them would share one."""
+    """Anonymous callers have no safety identifier, because all of them would share it."""
     await house.open(principal=Principal("anonymous", anonymous=True))
 
     assert house.dialer.requests[0].safety_identifier is None
@@ -84,7 +84,7 @@ async def test_anonymous_callers_have_no_safety_identifier(house: House) -> None
     "code", ["upstream-rejected", "upstream-rate-limited", "upstream-failed", "upstream-timeout"]
 )
 async def test_a_failed_dial_is_told_and_leaves_nothing(house: House, code: Any) -> None:
-    """The dialer's own error reaches the caller; log, place and task are free again."""
+    """The dialer's own error reaches the caller, and log, place and task are released."""
     house.dialer.refusal = UpstreamError(code, "No.")
     error = await refused(house)
 
@@ -96,7 +96,7 @@ async def test_a_failed_dial_is_told_and_leaves_nothing(house: House, code: Any)
 
 
 async def test_a_dialer_that_breaks_is_a_gateway_that_failed(build: Build) -> None:
-    """The mistake is reported, and the caller gets an answer that shows nothing of it."""
+    """A bug in the dialer is reported, and the caller gets an internal error without details."""
     house = build()
 
     async def broken() -> None:
@@ -112,7 +112,7 @@ async def test_a_dialer_that_breaks_is_a_gateway_that_failed(build: Build) -> No
 
 
 async def test_a_caller_who_leaves_while_dialling_leaves_nothing(house: House) -> None:
-    """Nobody would ever learn the session's id."""
+    """If the caller leaves while the call is dialled the session is closed, because nobody would learn its id."""
     cut = asyncio.Event()
 
     async def dialling() -> None:
@@ -138,7 +138,7 @@ async def test_a_caller_who_leaves_while_dialling_leaves_nothing(house: House) -
 async def test_a_call_lost_before_its_greeting_fails_the_opening(
     build: Build, continuity: bool, cause: LossCause
 ) -> None:
-    """A call lost during the opening is not recovered: the create fails."""
+    """A call lost during the create is not recovered: the create fails."""
     house = build(continuity=continuity)
     house.dialer.greets = False
     opening = asyncio.create_task(house.open())
@@ -166,7 +166,7 @@ async def test_a_call_lost_inside_the_dial_fails_the_opening(house: House) -> No
 
 
 async def test_a_call_lost_in_the_moment_of_opening_is_no_session(house: House) -> None:
-    """The create fails, although the channel was open for a moment."""
+    """If the call is lost at the moment of opening the create fails, although the channel was open briefly."""
     house.notebook.__dict__["session_opened"] = lambda *_: house.call.lose()
     error = await refused(house)
 
@@ -177,7 +177,7 @@ async def test_a_call_lost_in_the_moment_of_opening_is_no_session(house: House) 
 
 
 async def test_a_full_house_refuses(build: Build) -> None:
-    """503 with Retry-After; a place is free again when a session ends."""
+    """At the limit a create is 503 with Retry-After; a place is free again when a session ends."""
     house = build(max_sessions=1)
     session = await house.open()
     error = await refused(house)
@@ -188,7 +188,7 @@ async def test_a_full_house_refuses(build: Build) -> None:
 
 
 async def test_sessions_being_opened_hold_their_place(build: Build) -> None:
-    """Or a burst of openings would pass the bound together."""
+    """Sessions being opened count, because otherwise simultaneous creates would exceed the limit."""
     house = build(max_sessions=2)
     openings = await asyncio.gather(*(house.open() for _ in range(4)), return_exceptions=True)
 
@@ -196,7 +196,7 @@ async def test_sessions_being_opened_hold_their_place(build: Build) -> None:
 
 
 async def test_a_key_has_its_own_bound(house: House) -> None:
-    """Others are not concerned."""
+    """A key's own limit does not affect others."""
     bounded = Principal("bounded", max_sessions=1)
     await house.open(principal=bounded)
     await house.open()
@@ -217,7 +217,7 @@ async def test_full_logs_refuse_new_sessions_and_close_none(build: Build) -> Non
 
 
 async def test_locked_members_are_refused_at_create(build: Build) -> None:
-    """Before anything is dialled."""
+    """A locked member is refused at create before anything is dialled."""
     house = build(session_locked=("model",))
     error = await refused(house, session={"model": "x"})
 
@@ -227,7 +227,7 @@ async def test_locked_members_are_refused_at_create(build: Build) -> None:
 
 @pytest.mark.parametrize("seconds", [MIN_DETACH_GRACE_SECONDS, MAX_DETACH_GRACE_SECONDS])
 async def test_a_grace_within_its_range_is_taken(house: House, seconds: int) -> None:
-    """Both ends belong to it."""
+    """Both ends of the range are allowed."""
     session = await house.open(detach_grace_seconds=seconds)
 
     assert session.view().detach_grace_seconds == seconds
@@ -235,7 +235,7 @@ async def test_a_grace_within_its_range_is_taken(house: House, seconds: int) -> 
 
 @pytest.mark.parametrize("seconds", [MIN_DETACH_GRACE_SECONDS - 1, MAX_DETACH_GRACE_SECONDS + 1])
 async def test_a_grace_beyond_its_range_is_refused(house: House, seconds: int) -> None:
-    """With the pointer."""
+    """A grace outside its range is refused with a pointer."""
     error = await refused(house, detach_grace_seconds=seconds)
 
     assert (error.code, error.flaws[0].pointer) == ("invalid-parameter", "/detach_grace_seconds")
@@ -257,7 +257,7 @@ async def test_a_session_is_found_by_its_owner_and_by_its_id(house: House) -> No
 
 
 async def test_lists_are_newest_first(house: House) -> None:
-    """The caller's own, and all for the operator."""
+    """A caller's list has its own sessions and the operator's all, the newest first."""
     first, others, last = await house.open(), await house.open(principal=OTHER), await house.open()
 
     assert [view.id for view in house.hub.page(SOMEBODY, 20)[0]] == [last.id, first.id]
@@ -265,7 +265,7 @@ async def test_lists_are_newest_first(house: House) -> None:
 
 
 async def test_diagnostics_are_of_known_sessions(house: House) -> None:
-    """Counters, and nothing that was said."""
+    """The diagnostics of a session have counters, and no conversation text."""
     session = await house.open()
     house.call.say("error", error={"type": "t", "code": "c", "message": "secret words"})
     diagnostics = house.hub.diagnostics(session.id)
@@ -279,7 +279,7 @@ async def test_diagnostics_are_of_known_sessions(house: House) -> None:
 
 
 async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
-    """Then it is unknown, and its bytes are free."""
+    """When the log of a closed session is dropped, the session is unknown and its bytes are free."""
     session = await house.open()
     await session.close(CloseReason.CLIENT)
     await asyncio.sleep(house.limits.log_retention_seconds - 2)
@@ -294,7 +294,7 @@ async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
 
 
 async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
-    """The counts in telemetry agree with the live sessions."""
+    """The counts in telemetry equal those of the open sessions."""
     session = await house.open()
     await asyncio.sleep(1.5)
     house.call.say("x")
@@ -323,7 +323,7 @@ async def test_one_bad_session_does_not_stop_the_others_deadlines(house: House) 
 
 
 async def test_draining_refuses_new_sessions(house: House) -> None:
-    """503 with Retry-After: another node may take the next try."""
+    """A draining gateway refuses new sessions with 503 and Retry-After, because another node may take the retry."""
     await house.hub.drain(1)
     error = await refused(house)
 
@@ -331,7 +331,7 @@ async def test_draining_refuses_new_sessions(house: House) -> None:
 
 
 async def test_a_drain_tells_the_running_and_ends_them(house: House) -> None:
-    """Last in the log stands why, and that another session can help."""
+    """The last event of the log has the reason, and says that a new session can help."""
     session = await house.open()
     await house.hub.drain(25.0)
     draining, closed = logged(session.reader)[-2:]
@@ -342,7 +342,7 @@ async def test_a_drain_tells_the_running_and_ends_them(house: House) -> None:
 
 
 async def test_a_drain_ends_unattended_sessions_at_once(house: House) -> None:
-    """Nobody would come back for them."""
+    """Sessions without readers end at once, because no client would come back for them."""
     session = await house.open()
     begun = house.clock.monotonic()
     await house.hub.drain(25)
@@ -353,7 +353,8 @@ async def test_a_drain_ends_unattended_sessions_at_once(house: House) -> None:
 
 
 async def test_a_drain_spreads_attended_sessions(house: House) -> None:
-    """Over the first part of its time, so that their clients do not come back together."""
+    """Sessions with readers end over the first part of the drain, so that their clients do not reconnect
+    simultaneously."""
     sessions = [await house.open() for _ in range(40)]
     for session in sessions:
         session.attach(FakeReceiver(0.0))
@@ -367,7 +368,7 @@ async def test_a_drain_spreads_attended_sessions(house: House) -> None:
 
 
 async def test_a_drain_waits_for_a_response(house: House) -> None:
-    """Clients come back with whole answers."""
+    """A drain waits for a running response, so that clients come back with complete answers."""
     session = await house.open()
     house.call.start()
     drain = asyncio.create_task(house.hub.drain(25))
@@ -382,7 +383,7 @@ async def test_a_drain_waits_for_a_response(house: House) -> None:
 
 
 async def test_a_drain_does_not_wait_for_ever(house: House) -> None:
-    """At the deadline a response is cancelled, and has a moment to say what it cost."""
+    """At the deadline a response is cancelled, and has a moment to report its usage."""
     session = await house.open()
     call = house.call
     call.start()
@@ -410,7 +411,7 @@ async def test_a_second_drain_is_harmless(house: House) -> None:
 
 
 async def test_an_opening_that_meets_a_drain_is_refused(house: House) -> None:
-    """It could not stay, and another node can take it; its call is closed."""
+    """A create that meets a drain is refused and its call is closed, because another node can take it."""
     await house.open()
     house.call.start()  # keeps the drain waiting
     house.dialer.gate = lambda: asyncio.sleep(3)
@@ -425,7 +426,7 @@ async def test_an_opening_that_meets_a_drain_is_refused(house: House) -> None:
 
 
 async def test_an_opening_still_dialling_when_the_drain_is_over_is_refused(house: House) -> None:
-    """The drain ends it, too."""
+    """A create that is still dialling at the end of the drain is refused."""
     house.dialer.gate = lambda: asyncio.sleep(3600)
     opening = asyncio.create_task(house.open())
     await asyncio.sleep(1)
@@ -439,7 +440,7 @@ async def test_an_opening_still_dialling_when_the_drain_is_over_is_refused(house
 
 
 async def test_closing_ends_every_session_and_its_call(house: House) -> None:
-    """Also without a drain before, and it may be repeated."""
+    """Closing works without a drain before it, and may be repeated."""
     sessions = [await house.open() for _ in range(3)]
     await house.hub.close()
     await house.hub.close()
@@ -450,7 +451,7 @@ async def test_closing_ends_every_session_and_its_call(house: House) -> None:
 
 
 async def test_a_hub_that_never_ticked_can_be_closed(build: Build) -> None:
-    """A start that failed half-way is cleaned up, too."""
+    """A hub that never ticked, for example after a failed start, can be closed."""
     house = House(build().limits)
     await house.hub.close()
 
@@ -458,6 +459,6 @@ async def test_a_hub_that_never_ticked_can_be_closed(build: Build) -> None:
 
 
 def test_the_template_says_what_every_session_must() -> None:
-    """Realtime: the type is required; what the operator configured stands above it."""
+    """Realtime: the type is required, so the template adds it; the operator's configuration has priority."""
     assert template({}) == {"type": "realtime"}
     assert template({"type": "transcription", "model": "x"}) == {"type": "transcription", "model": "x"}

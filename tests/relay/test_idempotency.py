@@ -18,7 +18,7 @@ def test_a_new_key_is_the_claimers() -> None:
 
 
 def test_a_repeat_while_running_finds_what_it_may_attach_to() -> None:
-    """A second request with the key is given the first one's slot."""
+    """A second request with the key gets the first one's slot, to which it may attach."""
     keys = IdempotencyKeys()
     first, _ = keys.claim("k", b"body", 0.0)
     first.running = "the turn"
@@ -29,7 +29,7 @@ def test_a_repeat_while_running_finds_what_it_may_attach_to() -> None:
 
 
 def test_a_repeat_afterwards_finds_the_answer() -> None:
-    """A kept answer stands for every repeat, and what ran is let go."""
+    """A stored answer is returned for every repeat, and the running request is released."""
     keys = IdempotencyKeys()
     slot, _ = keys.claim("k", b"body", 0.0)
     slot.running = object()
@@ -40,7 +40,7 @@ def test_a_repeat_afterwards_finds_the_answer() -> None:
 
 
 def test_the_same_key_for_another_request_is_refused() -> None:
-    """One key, one request: contract 1.2."""
+    """A key with another request is refused (contract 1.2)."""
     keys = IdempotencyKeys()
     keys.claim("k", b"body", 0.0)
 
@@ -50,7 +50,7 @@ def test_the_same_key_for_another_request_is_refused() -> None:
 
 
 def test_a_released_key_is_new_again() -> None:
-    """A request without effect leaves nothing, also when it is released twice."""
+    """A request without effect leaves nothing, even if it is released twice."""
     keys = IdempotencyKeys()
     keys.claim("k", b"body", 0.0)
     keys.release("k")
@@ -60,7 +60,7 @@ def test_a_released_key_is_new_again() -> None:
 
 
 def test_at_the_bound_the_oldest_answer_is_forgotten() -> None:
-    """Answers leave in the order in which their requests came; running ones stay."""
+    """Answers are dropped in the order of their requests; running requests stay."""
     keys = IdempotencyKeys(max_keys=3)
     for key in "abc":
         keys.claim(key, b"", 0.0)
@@ -73,7 +73,7 @@ def test_at_the_bound_the_oldest_answer_is_forgotten() -> None:
 
 
 def test_where_all_are_running_one_more_is_refused() -> None:
-    """Running requests are never forgotten, so there is no room."""
+    """Running requests are never dropped, so there is no room for another."""
     keys = IdempotencyKeys(max_keys=1)
     keys.claim("a", b"", 0.0)
 
@@ -84,7 +84,7 @@ def test_where_all_are_running_one_more_is_refused() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["claim", "keep", "release"]))))
 def test_a_running_request_is_never_run_twice(steps: list[tuple[str, str]]) -> None:
-    """In any order, a key is new only if no request runs with it, and the bound holds."""
+    """In any order, a key is new only if no request runs with it, and the limit holds."""
     keys, running = IdempotencyKeys(max_keys=3), set[str]()
     for key, step in steps:
         if step == "claim":
@@ -103,7 +103,7 @@ def test_a_running_request_is_never_run_twice(steps: list[tuple[str, str]]) -> N
 
 
 def test_an_answer_is_kept_for_a_day() -> None:
-    """After that its key is new; a request that still runs is not forgotten."""
+    """After a day an answer is dropped and its key is new; a running request is not dropped."""
     keys = IdempotencyKeys()
     for key in "ab":
         keys.claim(key, b"", 0.0)
@@ -115,7 +115,7 @@ def test_an_answer_is_kept_for_a_day() -> None:
 
 
 def test_answers_are_bounded_in_bytes() -> None:
-    """The oldest leave, also for one that is larger than the bound by itself."""
+    """The oldest answers are dropped by bytes, also for one that is larger than the limit by itself."""
     keys = IdempotencyKeys(max_bytes=10_000)
     for key in "abc":
         keys.claim(key, b"", 0.0)
@@ -131,7 +131,7 @@ def test_answers_are_bounded_in_bytes() -> None:
 
 
 def test_answers_are_charged_to_the_memory_budget() -> None:
-    """Everything is given back with the table."""
+    """Everything is returned to the budget with the table."""
     budget = Budget(10_000)
     keys = IdempotencyKeys(budget.open("ada"))
     keys.claim("a", b"", 0.0)
@@ -148,7 +148,8 @@ def test_answers_are_charged_to_the_memory_budget() -> None:
 
 
 def test_without_room_in_the_budget_a_key_is_refused() -> None:
-    """Before the request has had an effect: its promise could not be kept."""
+    """Without room in the budget a key is refused before the request has an effect, because its repeat could not be
+    answered."""
     budget = Budget(1_000)
     budget.open("bob").grow(900)
     keys = IdempotencyKeys(budget.open("ada"))

@@ -9,7 +9,7 @@ from gateway.relay.memory import Budget
 
 
 def test_what_is_taken_is_counted_for_its_principal_and_in_total() -> None:
-    """Two principals' holdings add up, each under its own name."""
+    """The bytes of two principals are counted separately and in total."""
     budget = Budget(100)
     ada, bob = budget.open("ada"), budget.open("bob")
     ada.take(30)
@@ -19,7 +19,7 @@ def test_what_is_taken_is_counted_for_its_principal_and_in_total() -> None:
 
 
 def test_what_does_not_fit_the_total_is_refused_and_not_charged() -> None:
-    """A charge beyond the total bound is `capacity` with a time to come back, and changes nothing."""
+    """A charge beyond the total limit is refused as `capacity` with Retry-After, and changes nothing."""
     budget = Budget(100)
     budget.open("ada").take(60)
     holding = budget.open("bob")
@@ -32,7 +32,7 @@ def test_what_does_not_fit_the_total_is_refused_and_not_charged() -> None:
 
 
 def test_one_principal_cannot_hold_everything() -> None:
-    """At a principal's share its next byte is refused, while another principal still gets some."""
+    """At a principal's share its next byte is refused, while another principal can still charge."""
     budget = Budget(100, principal_share=0.75)
     ada = budget.open("ada")
     ada.take(75)
@@ -45,7 +45,7 @@ def test_one_principal_cannot_hold_everything() -> None:
 
 
 def test_what_cannot_be_refused_is_charged_and_shows_as_excess() -> None:
-    """An event from upstream is kept beyond the bound; from then on every request for more is refused."""
+    """An event from upstream is stored even beyond the limit; from then on every other charge is refused."""
     budget = Budget(100)
     log = budget.open("ada")
     log.grow(130)
@@ -61,7 +61,7 @@ def test_what_cannot_be_refused_is_charged_and_shows_as_excess() -> None:
 
 
 def test_a_released_holding_gives_everything_back_once() -> None:
-    """Releasing twice, or growing after it, changes nothing any more."""
+    """Releasing twice, or growing after it, changes nothing more."""
     budget = Budget(100)
     with budget.open("ada") as holding:
         holding.take(10)
@@ -73,7 +73,7 @@ def test_a_released_holding_gives_everything_back_once() -> None:
 
 
 def test_a_principal_without_holdings_is_forgotten() -> None:
-    """The table has only principals with bytes, so it cannot grow with invented names."""
+    """The table contains only principals with bytes, so it cannot grow with invented names."""
     budget = Budget(100)
     for number in range(10):
         budget.open(f"caller-{number}").release()

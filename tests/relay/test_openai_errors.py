@@ -9,7 +9,8 @@ from gateway.relay.states import CloseReason
 
 @pytest.mark.parametrize("code", MEANINGS)
 def test_meaning_is_of_one_piece(code: str) -> None:
-    """A request may be repeated exactly where the error passes, and a session ends only for what its caller cannot mend."""
+    """A request may be repeated exactly if the error can pass, and a session ends only for errors that its caller
+    cannot fix."""
     meaning = MEANINGS[code]
 
     assert KINDS[meaning.code].retryable is (meaning.blame is Blame.PASSING)
@@ -18,7 +19,7 @@ def test_meaning_is_of_one_piece(code: str) -> None:
 
 
 def test_rate_limits_are_those_of_responses() -> None:
-    """Both of the service's words for a rate limit are known."""
+    """Both of the service's codes for a rate limit are known."""
     assert {"rate_limit_exceeded", "inference_rate_limit_exceeded"} == RATE_LIMITS
 
 
@@ -39,12 +40,12 @@ def test_rate_limits_are_those_of_responses() -> None:
     ],
 )
 def test_refused_call_has_a_problem_code(status: int, code: object, expected: str) -> None:
-    """What no waiting cures comes before the status, and any other code leaves the judgement to it."""
+    """An error that waiting cannot fix is decided by its code, any other by the status."""
     assert code_of(status, code) == expected
 
 
 def test_reason_of_what_an_operator_must_mend_is_final() -> None:
-    """A session that ends because of the key or the quota is not retryable."""
+    """A session that ends because of the key or the quota is not retryable, because only an operator can fix that."""
     reasons = {meaning.reason for meaning in MEANINGS.values() if meaning.blame is Blame.OPERATOR}
 
     assert reasons == {CloseReason.UPSTREAM_REJECTED}

@@ -1,4 +1,4 @@
-"""What a journal read back may hold beyond an ordinary run: records written twice, repairs, and turns in any state."""
+"""Unusual contents of a journal: records written twice, repairs, and turns in any state."""
 
 from gateway.errors import UpstreamError
 from gateway.relay.events.eventlog import EventId
@@ -29,12 +29,12 @@ REQUEST = TurnRequest([{"type": "message", "role": "user", "content": []}]).dump
 
 
 def fresh() -> SessionState:
-    """Return the state of a session that was just opened."""
+    """Return the state of a new session."""
     return SessionState(Opening("gws_1", Principal("ann"), {}, 600, 0.0), '{"model":"m"}', "e1")
 
 
 def test_an_event_written_twice_counts_once() -> None:
-    """The second copy has a sequence that the state has passed."""
+    """The second copy of an event has a sequence that the state has already passed."""
     state = fresh()
     state.apply(ServerEvent(1, 0, "x", '{"type":"x"}'))
 
@@ -43,7 +43,7 @@ def test_an_event_written_twice_counts_once() -> None:
 
 
 def test_a_repair_within_an_epoch_begins_none() -> None:
-    """A border with the present epoch leaves the epochs as they are; so does a release."""
+    """A border with the current epoch, and a release, leave the epochs unchanged."""
     state = fresh()
     before = list(state.epochs)
     state.apply(Border("n_1", "e1", 0))
@@ -53,7 +53,7 @@ def test_a_repair_within_an_epoch_begins_none() -> None:
 
 
 def test_events_before_a_repair_are_void_beyond_its_start() -> None:
-    """What a border with a start follows is replaced by what follows the border."""
+    """Events between a border's start and the border are replaced by those that follow the border."""
     state = fresh()
     first = encode(GatewayEvent(1, "gateway.recovering", '{"n":1}'))
     void = encode(GatewayEvent(2, "gateway.recovering", '{"n":"void"}'))
@@ -79,7 +79,8 @@ def test_a_turn_is_finished_as_the_record_says() -> None:
 
 
 def test_a_turn_that_runs_is_done_by_its_record() -> None:
-    """The owner saw its last event, although no response of it did end: it is over for those who wait."""
+    """A running turn with a finishing record is over for its waiters, even if no response of it ended here: its
+    owner saw the last event."""
     state = fresh()
     state.apply(TurnQueued(1, "t1", REQUEST, 300.0))
     asking = state.turns.due(False)
@@ -91,7 +92,7 @@ def test_a_turn_that_runs_is_done_by_its_record() -> None:
 
 
 def test_a_turn_that_neither_waits_nor_runs_can_fail() -> None:
-    """Its failure is kept, and the others continue."""
+    """A turn that neither waits nor runs can fail: its failure is stored, and the others continue."""
     turns, turn = Turns(), Turn(7, "t7", TurnRequest(()))
     turns.fail(turn, UpstreamError("upstream-failed", "It is gone."), EventId("e1", 3))
 
@@ -99,7 +100,7 @@ def test_a_turn_that_neither_waits_nor_runs_can_fail() -> None:
 
 
 def test_running_turns_stay_when_answers_are_too_many() -> None:
-    """At the bound only finished answers go."""
+    """At the limit only finished answers are dropped."""
     answers, running = Answers(), Turn(1, "t1", TurnRequest(()))
     answers.keep(Promise("running", "f"), running, 0.0)
     for number in range(MAX_KEYS + 1):
@@ -110,7 +111,7 @@ def test_running_turns_stay_when_answers_are_too_many() -> None:
 
 
 def test_answers_that_all_run_may_exceed_the_bytes() -> None:
-    """A request that runs is never forgotten, and a table without a budget closes as well."""
+    """A running request is never dropped, and a table without a budget can be closed as well."""
     keys = IdempotencyKeys(max_bytes=1)
     keys.claim("a", b"", 0.0)
 
@@ -120,21 +121,21 @@ def test_answers_that_all_run_may_exceed_the_bytes() -> None:
 
 
 def test_another_clients_update_is_not_ours() -> None:
-    """In a call that others use too an echo says nothing of what this session asked for."""
+    """In a shared call, an echo that differs from this session's update belongs to another client."""
     ledger = Ledger(shared=True)
 
     assert ledger.session_updated({"instructions": "x"}) is None
 
 
 def test_a_create_without_an_item_names_none() -> None:
-    """Whatever stands in place of the item, the event is followed as one without a name."""
+    """A create whose item is missing or not an object is tracked as an event without an ID."""
     made = delivery(1, 1, client_event("conversation.item.create", item=5))
 
     assert made.account == {"number": 1, "event_id": None, "type": "conversation.item.create"}
 
 
 def test_what_the_mirror_does_not_know_changes_nothing() -> None:
-    """An output whose call is not kept is left out of a seed: the service would refuse it."""
+    """An output whose call is not stored is left out of a seed, because the service would refuse it."""
     mirror = Mirror('{"model":"m"}')
     mirror.received("response.created", {"response": {"id": "r"}})
     item = {
@@ -151,7 +152,7 @@ def test_what_the_mirror_does_not_know_changes_nothing() -> None:
 
 
 def test_dropping_what_is_not_there_changes_nothing() -> None:
-    """A delivery that was confirmed before is dropped once."""
+    """A delivery that was already confirmed is dropped once."""
     ledger = Ledger()
     ledger.drop([99])
 

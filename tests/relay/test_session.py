@@ -1,4 +1,4 @@
-"""gateway/relay/session.py: one conversation, from its opening to its last event."""
+"""gateway/relay/session.py: one session, from its opening to its last event."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ HELLO = TurnRequest(
 
 
 async def refused(session: Session, *events: Any) -> GatewayError:
-    """Return what a batch is refused with; nothing of it may be sent or counted."""
+    """Return the error with which a batch is refused; nothing of it may be sent or counted."""
     before = session.diagnostics()["accepted"]
     with pytest.raises(GatewayError) as caught:
         await session.submit(events or [client_event("x")])
@@ -31,18 +31,18 @@ async def refused(session: Session, *events: Any) -> GatewayError:
 
 
 def turn_entries(session: Session, turn: Turn) -> list[str]:
-    """Return the types of a turn's events, as its reader finds them."""
+    """Return the types of a turn's events, as its reader gets them."""
     assert turn.after is not None
     assert turn.last is not None
     page = session.reader.read(turn.after, 1000, 1 << 30)
     return [e.type for e in page.entries if e.turn == turn.number and e.sequence <= turn.last.sequence]
 
 
-# --- up ---------------------------------------------------------------------------------------------------------------
+# --- sending ----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_batch_goes_up_as_it_came(house: House) -> None:
-    """In order, byte for byte; the receipt counts on, and its head is from before."""
+    """A batch is sent in order, byte for byte; the receipt's numbers continue, and its head was taken before."""
     session = await house.open()
     batch = [client_event("conversation.item.create", item={}), client_event("unknown.type")]
     first = await session.submit(batch)
@@ -56,7 +56,7 @@ async def test_a_batch_goes_up_as_it_came(house: House) -> None:
 
 
 async def test_reading_after_a_receipts_head_shows_all_it_caused(house: House) -> None:
-    """Also what the far end answered inside the sending."""
+    """A read after the receipt's head also shows what the far end answered while the batch was sent."""
     session = await house.open()
     house.call.on_send = lambda event: house.call.say("answer")
     receipt = await session.submit([client_event("x")])
@@ -66,7 +66,7 @@ async def test_reading_after_a_receipts_head_shows_all_it_caused(house: House) -
 
 
 async def test_back_pressure_refuses_what_does_not_fit(build: Build) -> None:
-    """Nothing is sent in part; what fits beside the buffered still passes."""
+    """A batch that does not fit is refused whole; a smaller one that fits is still accepted."""
     house = build(high_water_bytes=1000)
     session = await house.open()
     house.call.buffered = 900
@@ -78,7 +78,8 @@ async def test_back_pressure_refuses_what_does_not_fit(build: Build) -> None:
 
 
 async def test_one_large_batch_passes_where_nothing_is_buffered(build: Build) -> None:
-    """Or an event above the mark could never be sent."""
+    """A batch above the high-water mark is accepted if nothing is buffered, because it could never be sent
+    otherwise."""
     house = build(high_water_bytes=100)
     session = await house.open()
     await session.submit([client_event("x", a="b" * 500)])
@@ -89,7 +90,7 @@ async def test_one_large_batch_passes_where_nothing_is_buffered(build: Build) ->
 
 
 async def test_an_event_above_the_size_bound_is_refused(build: Build) -> None:
-    """In bytes of UTF-8, and the whole batch with it."""
+    """An event above the limit, in bytes of UTF-8, is refused with its whole batch."""
     house = build(max_event_bytes=40)
     session = await house.open()
     await session.submit([client_event("x", a="a" * 10)])
@@ -100,7 +101,7 @@ async def test_an_event_above_the_size_bound_is_refused(build: Build) -> None:
 
 
 async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
-    """The far end has its own bound."""
+    """Events that the channel refuses are not counted, because the far end has its own limit."""
     session = await house.open()
     house.call.max_message_bytes = 20
     error = await refused(session, client_event("x", a="b" * 50))
@@ -120,7 +121,7 @@ async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
     ],
 )
 async def test_locked_members_are_refused_in_any_event(build: Build, event: Any, pointer: str) -> None:
-    """Locked members are found at every place and in any shape; in a batch the pointer names the event."""
+    """Locked members are found at every position and in any form; in a batch the pointer names the event."""
     session = await build(session_locked=("model",)).open()
     alone = await refused(session, event)
     beside = await refused(session, client_event("x"), event)
@@ -130,7 +131,7 @@ async def test_locked_members_are_refused_in_any_event(build: Build, event: Any,
 
 
 async def test_events_that_set_nothing_locked_pass(build: Build) -> None:
-    """A response.create without members, another member, another event."""
+    """A response.create without members, another member, and another event are accepted."""
     house = build(session_locked=("model",))
     session = await house.open()
     batch = [
@@ -144,11 +145,11 @@ async def test_events_that_set_nothing_locked_pass(build: Build) -> None:
     assert receipt.accepted == 4
 
 
-# --- down -------------------------------------------------------------------------------------------------------------
+# --- receiving --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
-    """Byte for byte, white space and escapes included, and counted."""
+    """A server event is logged byte for byte, white space and escapes included, and counted."""
     session = await house.open()
     text = '{ "type" : "response.output_text.delta",\t"delta":"\\u00e9é" }'
     house.call.say_text(text)
@@ -161,7 +162,7 @@ async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "7", '{"type":NaN}'])
 async def test_a_frame_that_is_no_object_is_counted_and_not_relayed(house: House, text: str) -> None:
-    """Nor one that is not even text."""
+    """A frame that is not an object, or not even text, is counted and dropped."""
     session = await house.open()
     house.call.say_text(text)
     house.call.say_unreadable(5)
@@ -192,7 +193,7 @@ async def test_a_frame_that_is_no_object_is_counted_and_not_relayed(house: House
     ],
 )
 async def test_events_of_odd_shapes_are_relayed_and_raise_nothing(house: House, text: str) -> None:
-    """What an event means is OpenAI's; the fixture fails the test for any mistake of ours."""
+    """Events of unusual shapes are relayed, and the fixture fails the test for any error of the gateway."""
     session = await house.open()
     await session.turn(HELLO)
     house.call.say_text(text)
@@ -201,7 +202,7 @@ async def test_events_of_odd_shapes_are_relayed_and_raise_nothing(house: House, 
 
 
 async def test_a_mistake_in_the_handler_does_not_reach_the_far_end(house: House) -> None:
-    """Raising there would close the peer connection, so it is reported."""
+    """An exception in the handler would close the peer connection, so it is caught and reported."""
     session = await house.open()
 
     def broken(*_: object) -> None:
@@ -227,7 +228,7 @@ async def test_a_stale_generation_is_not_heard(house: House) -> None:
 
 
 async def test_an_upstream_error_is_counted_by_its_code(house: House) -> None:
-    """Or by its type where it has none."""
+    """An upstream error is counted by its code, or by its type if it has none."""
     session = await house.open()
     house.call.say("error", error={"type": "t", "code": "c"})
     house.call.say("error", error={"type": "t", "code": None})
@@ -237,7 +238,7 @@ async def test_an_upstream_error_is_counted_by_its_code(house: House) -> None:
 
 
 async def test_responses_are_timed_and_metered(house: House) -> None:
-    """From the question to the first delta, from the creation to the end, and what it cost."""
+    """A response is measured from the request to the first delta, from its creation to its end, and by its usage."""
     session = await house.open(session={"model": "m"})
     await session.submit([client_event("response.create")])
     await asyncio.sleep(0.2)
@@ -253,7 +254,8 @@ async def test_responses_are_timed_and_metered(house: House) -> None:
 
 
 async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
-    """Whether it is a text session depends on the current session object, not only on the create."""
+    """Audio in a text session is reported. Whether it is a text session depends on the current session object, not
+    only on the create."""
     house = build(template={"output_modalities": ["text"]}, continuity=False)
     await house.open()
     house.call.say("session.updated", session={"output_modalities": ["audio"]})
@@ -269,7 +271,7 @@ async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
 
 
 async def test_one_receiver_too_many_supersedes_the_longest_silent(build: Build) -> None:
-    """Never the new one."""
+    """A receiver above the limit supersedes the one that was silent for longest, never the newest."""
     session = await build(max_receivers=2).open()
     receivers = [FakeReceiver(silent_since) for silent_since in (5.0, 1.0, 0.0)]
     for receiver in receivers:
@@ -293,7 +295,7 @@ async def test_a_session_nobody_attends_ends_detached(house: House) -> None:
 
 
 async def test_a_reader_holds_its_session(house: House) -> None:
-    """The grace begins when the last one is gone, however often it leaves."""
+    """The grace period begins when the last reader leaves, however often that happens."""
     session = await house.open(detach_grace_seconds=10)
     receiver = FakeReceiver(0.0)
     session.attach(receiver)
@@ -324,7 +326,7 @@ async def test_a_session_in_which_nothing_happens_ends_idle(build: Build) -> Non
 
 
 async def test_a_session_has_its_longest_life(build: Build) -> None:
-    """It ends even while a response runs; the client knew the time."""
+    """A session at its maximum age ends even while a response runs; the client knew the time."""
     house = build(max_session_seconds=60, idle_timeout_seconds=60)
     session = await house.open()
     session.attach(FakeReceiver(0.0))
@@ -335,7 +337,7 @@ async def test_a_session_has_its_longest_life(build: Build) -> None:
 
 
 async def test_without_continuity_the_calls_end_is_announced_once(build: Build) -> None:
-    """In the log, `expiring_seconds` before it comes."""
+    """The event is logged `expiring_seconds` before the call's end."""
     house = build(continuity=False)
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 300}
     session = await house.open()
@@ -352,7 +354,7 @@ async def test_without_continuity_the_calls_end_is_announced_once(build: Build) 
 
 
 async def test_a_closed_session_says_so_last(house: House) -> None:
-    """The log is sealed, and later events of the far end are ignored."""
+    """The last event is logged, the log is sealed, and later events of the far end are ignored."""
     session = await house.open()
     call = house.call
     call.closing = lambda: asyncio.sleep(1)
@@ -373,7 +375,7 @@ async def test_a_closed_session_says_so_last(house: House) -> None:
 
 
 async def test_closing_may_be_repeated_and_the_first_reason_stands(house: House) -> None:
-    """By anybody, at any time."""
+    """Closing may be repeated by any caller at any time."""
     session = await house.open()
     await asyncio.gather(session.close(CloseReason.CLIENT), session.close(CloseReason.INTERNAL))
     await session.close(CloseReason.IDLE)
@@ -390,7 +392,7 @@ async def test_closing_may_be_repeated_and_the_first_reason_stands(house: House)
 
 
 async def test_nothing_is_accepted_from_a_closed_session(house: House) -> None:
-    """410 with the reason; the rest is harmless."""
+    """A batch to a closed session is 410 with the reason; other calls have no effect."""
     session = await house.open()
     turn = await session.turn(HELLO)
     await session.close(CloseReason.CLIENT)
@@ -407,7 +409,7 @@ async def test_nothing_is_accepted_from_a_closed_session(house: House) -> None:
 
 
 async def test_no_restart_that_would_forget_the_conversation(house: House) -> None:
-    """Without continuity there is no history for a new call."""
+    """Without continuity a restart is refused, because a new call would lack the history."""
     session = await house.open()
     with pytest.raises(GatewayError, match="continuity"):
         session.restart()
@@ -442,7 +444,8 @@ async def test_without_continuity_a_lost_call_ends_its_session(
 
 
 async def test_what_is_being_answered_is_cancelled_and_pays_its_bill(house: House) -> None:
-    """Also where earlier responses were done: the log ends with the usage, and nothing is unrecorded."""
+    """A running response is cancelled even if earlier ones were done: the log ends with its usage, and nothing is
+    unrecorded."""
     session = await house.open()
     call = house.call
     call.start("resp_0")
@@ -467,7 +470,7 @@ async def test_what_is_being_answered_is_cancelled_and_pays_its_bill(house: Hous
 
 
 async def test_a_bill_that_does_not_come_is_not_waited_for_long(house: House) -> None:
-    """What was not said by then is counted as unrecorded."""
+    """The wait for the usage is short; if it does not arrive, the response counts as unrecorded."""
     session = await house.open()
     house.call.start()
     begun = house.clock.monotonic()
@@ -478,7 +481,7 @@ async def test_a_bill_that_does_not_come_is_not_waited_for_long(house: House) ->
 
 
 async def test_a_bill_is_not_asked_for_where_the_call_is_gone(house: House) -> None:
-    """Nobody would hear it."""
+    """If the call is lost, no cancel is sent."""
     session = await house.open()
     house.call.start()
     house.call.lose()
@@ -490,7 +493,7 @@ async def test_a_bill_is_not_asked_for_where_the_call_is_gone(house: House) -> N
 
 
 async def test_a_channel_that_fails_at_parting_does_not_hold_the_end(house: House) -> None:
-    """The cancel cannot be sent, so there is nothing to wait for."""
+    """If the cancel cannot be sent, there is nothing to wait for."""
     session = await house.open()
     house.call.start()
     house.call.open = False
@@ -500,7 +503,7 @@ async def test_a_channel_that_fails_at_parting_does_not_hold_the_end(house: Hous
 
 
 async def test_nothing_is_accepted_while_a_session_parts(house: House) -> None:
-    """It ends already, though its log still takes what the cancelled response says."""
+    """While the cancelled response ends, its events are still logged, but new batches are refused."""
     session = await house.open()
     house.call.start()
     closing = asyncio.create_task(session.close(CloseReason.CLIENT))
@@ -514,7 +517,7 @@ async def test_nothing_is_accepted_while_a_session_parts(house: House) -> None:
 
 
 async def test_a_cancelled_owner_still_closes(house: House) -> None:
-    """A loop that is shut down cancels every task; the call must not outlive it."""
+    """A loop that shuts down cancels every task, but the call must still be closed."""
     session = await house.open()
     (task,) = house.hub._tasks
     task.cancel()
@@ -552,7 +555,7 @@ async def test_a_turn_is_found_by_its_events_alone(house: House) -> None:
 
 
 async def test_a_turn_waits_for_a_clients_response(house: House) -> None:
-    """And is sent as soon as that is done."""
+    """A turn waits for a client's response and is sent as soon as that is done."""
     session = await house.open()
     house.call.start("resp_c")
     turn = await session.turn(HELLO)
@@ -564,7 +567,7 @@ async def test_a_turn_waits_for_a_clients_response(house: House) -> None:
 
 
 async def test_a_turn_that_was_second_asks_again_once_when_the_other_is_done(house: House) -> None:
-    """Not at once: the refusal itself is not a reason to think that the other is done."""
+    """A turn that came second asks again when the other response is done, not at once."""
     session = await house.open()
     turn = await session.turn(HELLO)
     event_id = house.call.events[-1]["event_id"]
@@ -584,7 +587,7 @@ async def test_a_turn_that_was_second_asks_again_once_when_the_other_is_done(hou
 
 
 async def test_a_turn_refused_for_a_response_nobody_sees_asks_once_a_second(house: House) -> None:
-    """A service that keeps refusing does not cause a loop of requests."""
+    """If the service keeps refusing, the turn asks once a second instead of in a loop."""
     session = await house.open()
     call = house.call
 
@@ -601,7 +604,7 @@ async def test_a_turn_refused_for_a_response_nobody_sees_asks_once_a_second(hous
 
 
 async def test_a_turn_whose_item_is_refused_ends_with_the_refusal(house: House) -> None:
-    """What its response says afterwards is not a part of it, and the next turn waits until that is over."""
+    """Later events of its response are not part of the turn, and the next turn waits until the response is over."""
     session = await house.open()
     turn, following = await session.turn(HELLO), await session.turn(HELLO)
     call = house.call
@@ -621,7 +624,7 @@ async def test_a_turn_whose_item_is_refused_ends_with_the_refusal(house: House) 
 
 
 async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
-    """504 with the phase, and the conversation continues when the response is done."""
+    """A turn that is too slow is 504 with its phase, and the conversation continues when the response is done."""
     house = build(turn_timeout_seconds=20)
     session = await house.open()
     turn = await session.turn(HELLO)
@@ -639,7 +642,7 @@ async def test_a_turn_too_slow_is_cancelled(build: Build) -> None:
 
 
 async def test_one_turn_too_many_is_refused(build: Build) -> None:
-    """One runs and this many wait."""
+    """One turn runs and a limited number wait."""
     session = await build(max_waiting_turns=2).open()
     for _ in range(3):
         await session.turn(HELLO)
@@ -650,7 +653,7 @@ async def test_one_turn_too_many_is_refused(build: Build) -> None:
 
 
 async def test_a_turn_may_not_set_what_is_locked(build: Build) -> None:
-    """Its members stand beside its input."""
+    """A turn may not set a locked member beside its input."""
     session = await build(session_locked=("tools",)).open()
 
     with pytest.raises(GatewayError) as caught:
@@ -659,7 +662,7 @@ async def test_a_turn_may_not_set_what_is_locked(build: Build) -> None:
 
 
 async def test_a_withdrawn_turn_is_cancelled(house: House) -> None:
-    """Whoever asked has left."""
+    """A turn is cancelled when its caller has left."""
     session = await house.open()
     turn = await session.turn(HELLO)
     house.call.start("resp_1", turn.id)
@@ -682,7 +685,7 @@ async def test_the_sessions_end_fails_its_turns(house: House) -> None:
 
 
 async def test_a_turn_that_the_channel_refuses_is_finished_at_once(house: House) -> None:
-    """The caller learns it from the turn it is given."""
+    """If the channel refuses a turn, the turn that the caller receives is already finished with the error."""
     session = await house.open()
     house.call.max_message_bytes = 10
     turn = await session.turn(HELLO)

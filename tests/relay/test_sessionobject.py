@@ -1,4 +1,4 @@
-"""gateway/relay/sessionobject.py: merging and locking, by odd shapes too."""
+"""gateway/relay/sessionobject.py: merging and locking, also with unusual shapes."""
 
 import pytest
 from hypothesis import given
@@ -18,14 +18,14 @@ OBJECT = st.recursive(
 
 @given(OBJECT)
 def test_merging_with_nothing_changes_nothing(value: dict[str, object]) -> None:
-    """The empty object is neutral on both sides."""
+    """Merging with the empty object changes nothing, on either side."""
     assert merge(value, {}) == value
     assert merge({}, value) == value
 
 
 @given(OBJECT, OBJECT)
 def test_what_is_wanted_is_had(template: dict[str, object], wanted: dict[str, object]) -> None:
-    """Merging the same once more changes nothing, and the arguments stay as they were."""
+    """After a merge the wanted members are set, a second merge changes nothing, and the arguments stay unchanged."""
     before = repr((template, wanted))
     merged = merge(template, wanted)
 
@@ -34,7 +34,7 @@ def test_what_is_wanted_is_had(template: dict[str, object], wanted: dict[str, ob
 
 
 def test_objects_merge_and_all_else_replaces() -> None:
-    """Lists and scalars replace, null is a value, an object replaces what is none."""
+    """Objects are merged; lists and scalars replace, null is a value, and an object replaces any other type."""
     template = {"audio": {"input": {"rate": 1, "kind": 2}}, "tools": [1, 2], "speed": 1, "voice": "x"}
     wanted = {"audio": {"input": {"rate": 9}}, "tools": [3], "speed": None, "voice": {"id": 1}}
 
@@ -94,7 +94,7 @@ def test_members_beside_a_locked_one_pass(members: object) -> None:
 
 
 def test_the_flaw_points_at_the_locked_member() -> None:
-    """The pointer leads from the request's root to the member, not to where the shape went odd."""
+    """The pointer leads from the request's root to the locked member, whatever the shape on the way."""
     with pytest.raises(GatewayError) as caught:
         check_locked({"audio": None}, ("audio.input.format",), "/3/session")
     assert caught.value.flaws[0].pointer == "/3/session/audio/input/format"

@@ -1,4 +1,5 @@
-"""gateway/relay/spending.py: what callers may spend, what is reserved, and what a session does when it is spent."""
+"""gateway/relay/spending.py: what callers may spend, what is reserved, and what happens when a session reaches its
+limit."""
 
 import asyncio
 from contextlib import suppress
@@ -37,17 +38,17 @@ PRICES = PriceList(
 
 
 def cost(tokens: int, picodollars: int = 0) -> Charge:
-    """What a response with this many tokens cost."""
+    """Return the cost of a response with this many tokens."""
     return Charge("m", output={"text": tokens}, assumed_cost=picodollars, tokens=tokens)
 
 
 def create(**response: Any) -> Any:
-    """A response.create."""
+    """Return a response.create."""
     return client_event("response.create", response=response) if response else client_event("response.create")
 
 
 def ask(account: Account, *responses: Any, unix: float = NOON) -> int:
-    """Reserve for these responses."""
+    """Reserve the budget for these responses."""
     return account.reserve(responses or (create(),), None, "m", unix)
 
 
@@ -55,7 +56,7 @@ def ask(account: Account, *responses: Any, unix: float = NOON) -> int:
 
 
 def test_a_spent_day_is_refused_until_midnight() -> None:
-    """The refusal says how long that is; the next day begins at nothing."""
+    """The refusal says how long it is until midnight; the next day starts at zero."""
     allowance = Allowance()
     allowance.spend("ann", 9, 0, NOON)
     allowance.check(ANN, NOON)
@@ -69,7 +70,7 @@ def test_a_spent_day_is_refused_until_midnight() -> None:
 
 
 def test_dollars_of_a_day_are_a_limit_of_their_own() -> None:
-    """Whatever the tokens."""
+    """The limit in dollars applies independently of the tokens."""
     allowance, ann = Allowance(), Principal("ann", tokens_per_day=10, dollars_per_day=0.25)
     allowance.spend("ann", 1, DOLLAR // 4 - 1, NOON)
     allowance.check(ann, NOON)
@@ -80,7 +81,7 @@ def test_dollars_of_a_day_are_a_limit_of_their_own() -> None:
 
 
 def test_callers_spend_apart() -> None:
-    """Another caller's tokens, or a caller without a limit, do not count."""
+    """Tokens of other callers, or of a caller without a limit, do not count."""
     allowance = Allowance()
     allowance.spend("bob", 1000, 0, NOON)
 
@@ -92,7 +93,8 @@ def test_callers_spend_apart() -> None:
 
 
 def test_parallel_sessions_cannot_spend_the_same_tokens() -> None:
-    """One of twenty is accepted while the rest of the day is smaller than an estimate; the next one when it is done."""
+    """While the rest of the day is smaller than an estimate, one of twenty is accepted, and the next one when it is
+    done."""
     allowance = Allowance()
     accounts = [allowance.open(Principal("ann", tokens_per_day=100)) for _ in range(20)]
     let_in, spent = [], 0
@@ -111,11 +113,11 @@ def test_parallel_sessions_cannot_spend_the_same_tokens() -> None:
             account.spend(cost(30), NOON)
             spent += 30
 
-    assert spent == 120  # the last response passed the bound that it found open
+    assert spent == 120  # the last response exceeded the limit, which was not reached when it was accepted
 
 
 def test_responses_that_fit_together_run_together() -> None:
-    """A response with its own token limit has a small estimate."""
+    """Responses with their own token limit have small estimates and can run together."""
     allowance = Allowance()
     first, second, third = (allowance.open(Principal("ann", tokens_per_day=1000)) for _ in range(3))
     small = create(max_output_tokens=400)
@@ -129,7 +131,7 @@ def test_responses_that_fit_together_run_together() -> None:
 
 
 def test_a_batch_is_reserved_whole_or_not_at_all() -> None:
-    """Its first response is accepted by itself, both together are not."""
+    """A batch is reserved whole or not at all: its first response alone is accepted, both together are not."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=1000))
     with pytest.raises(OverloadError):
@@ -140,7 +142,7 @@ def test_a_batch_is_reserved_whole_or_not_at_all() -> None:
 
 
 def test_a_batch_that_was_not_sent_gives_back_its_own_reservations() -> None:
-    """The newest ones: those of responses that run stay."""
+    """If a batch is not sent, its own reservations are released, and those of running responses stay."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=1000))
     ask(account, create(max_output_tokens=700))
@@ -153,7 +155,7 @@ def test_a_batch_that_was_not_sent_gives_back_its_own_reservations() -> None:
 
 
 def test_a_limit_of_the_session_counts_what_is_reserved_in_it() -> None:
-    """Another session of the same key has its own."""
+    """A session's limit counts its own reservations; another session of the same key has its own limit."""
     allowance = Allowance()
     ann = Principal("ann", tokens_per_session=100)
     account, other = allowance.open(ann), allowance.open(ann)
@@ -165,7 +167,7 @@ def test_a_limit_of_the_session_counts_what_is_reserved_in_it() -> None:
 
 
 def test_a_session_that_is_spent_asks_for_nothing_more() -> None:
-    """Another session does, as far as the day goes."""
+    """A session that reached its limit requests nothing more; another session may, within the day's budget."""
     allowance = Allowance()
     ann = Principal("ann", dollars_per_session=1.5)
     account = allowance.open(ann)
@@ -179,7 +181,8 @@ def test_a_session_that_is_spent_asks_for_nothing_more() -> None:
 
 
 def test_an_estimate_is_the_context_and_the_longest_answer() -> None:
-    """The last response's tokens are read again, and what was sent since; each at its model's highest price."""
+    """The estimate is the last response's tokens, which are read again, what was sent since, and the longest answer,
+    each at its model's highest price."""
     allowance = Allowance(PRICES)
     account = allowance.open(Principal("ann", dollars_per_day=1))
     account.spend(cost(1000), NOON)
@@ -205,7 +208,8 @@ def test_an_estimate_is_the_context_and_the_longest_answer() -> None:
 def test_the_longest_answer_is_what_the_response_or_its_session_says(
     of_session: object, of_response: object, output: int
 ) -> None:
-    """A model without a price is taken for the dearest."""
+    """The longest answer is the limit of the response or of its session; a model without a price is treated as the
+    most expensive one."""
     allowance = Allowance(PRICES)
     account = allowance.open(Principal("ann", tokens_per_day=10**6))
     asking = create() if of_response is None else create(max_output_tokens=of_response)
@@ -217,7 +221,7 @@ def test_the_longest_answer_is_what_the_response_or_its_session_says(
 
 
 def test_nothing_is_reserved_where_nothing_is_limited() -> None:
-    """A caller without limits costs no memory, however much it asks."""
+    """Requests of a caller without limits use no memory."""
     account = Allowance().open(Principal("bob"))
 
     assert (ask(account), account.reserved) == (0, 0)
@@ -226,7 +230,7 @@ def test_nothing_is_reserved_where_nothing_is_limited() -> None:
 
 
 def test_what_asks_for_nothing_reserves_nothing() -> None:
-    """It passes with a spent budget, too."""
+    """An event that requests no response is accepted even if the budget is spent."""
     allowance = Allowance()
     account = allowance.open(ANN)
     allowance.spend("ann", 10, 0, NOON)
@@ -235,7 +239,7 @@ def test_what_asks_for_nothing_reserves_nothing() -> None:
 
 
 def test_a_reservation_does_not_outlive_the_longest_response() -> None:
-    """A response that upstream forgot does not hold the budget for ever."""
+    """A response that upstream forgot does not keep its reservation for ever."""
     allowance = Allowance()
     first, second = (allowance.open(Principal("ann", tokens_per_day=100)) for _ in range(2))
     ask(first)
@@ -246,7 +250,7 @@ def test_a_reservation_does_not_outlive_the_longest_response() -> None:
 
 
 def test_reservations_are_bounded_in_number() -> None:
-    """Where estimates are tiny the budget alone would not bound them."""
+    """The number of reservations is limited, because the budget alone would allow very many tiny ones."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=10**9))
     for _ in range(MAX_RESERVED):
@@ -257,7 +261,7 @@ def test_reservations_are_bounded_in_number() -> None:
 
 
 def test_a_closed_session_reserves_nothing() -> None:
-    """Another session of its key continues."""
+    """A closed session releases its reservations, and another session of its key continues."""
     allowance = Allowance()
     first, second = allowance.open(ANN), allowance.open(ANN)
     ask(first)
@@ -267,13 +271,13 @@ def test_a_closed_session_reserves_nothing() -> None:
 
 
 def test_what_will_never_be_told_is_charged_as_estimated() -> None:
-    """OpenAI bills it anyway."""
+    """A response whose cost will never be reported is charged as estimated, because OpenAI bills it anyway."""
     allowance = Allowance()
     account = allowance.open(Principal("ann", tokens_per_day=10**6))
     ask(account)
     (estimate,) = allowance.release(account, 1)
     ask(account)
-    account.forfeit(2, NOON)  # one more than there is
+    account.forfeit(2, NOON)  # one more than the limit
 
     assert allowance.spent("ann", NOON) == account.spent
     assert account.spent.tokens >= estimate.tokens
@@ -281,7 +285,7 @@ def test_what_will_never_be_told_is_charged_as_estimated() -> None:
 
 
 def test_a_transcription_gives_no_reservation_back() -> None:
-    """It was not asked for by a response.create."""
+    """A transcription releases no reservation, because no response.create requested it."""
     account = Allowance().open(Principal("ann", tokens_per_day=100))
     ask(account)
     account.spend(cost(2), NOON, response=False)
@@ -290,7 +294,7 @@ def test_a_transcription_gives_no_reservation_back() -> None:
 
 
 def test_another_node_goes_on_counting() -> None:
-    """From plain JSON; the day is the node's own."""
+    """Another node continues counting from plain JSON; the day is the node's own."""
     account = Allowance().open(Principal("ann", tokens_per_session=100))
     account.spend(cost(60, 5), NOON)
     taken = Allowance(PRICES).open(Principal("ann", tokens_per_session=100))
@@ -305,7 +309,7 @@ def test_another_node_goes_on_counting() -> None:
 
 
 async def test_a_session_that_has_cost_its_limit_ends(build: Build) -> None:
-    """After the response.done that says so, with reason `limit`."""
+    """The session ends with reason `limit` after the response.done that reaches it."""
     house = build()
     session = await house.open(principal=Principal("ann", tokens_per_session=5))
     for _ in range(2):  # three tokens each
@@ -317,7 +321,7 @@ async def test_a_session_that_has_cost_its_limit_ends(build: Build) -> None:
 
 
 async def test_nothing_more_is_asked_once_the_day_is_spent(build: Build) -> None:
-    """Not by events, not by turns, not by another session; what costs nothing passes."""
+    """Neither events, nor turns, nor another session can request a response; events that cost nothing are accepted."""
     house = build()
     ann = Principal("ann", tokens_per_day=3)
     session = await house.open(principal=ann)
@@ -337,7 +341,7 @@ async def test_nothing_more_is_asked_once_the_day_is_spent(build: Build) -> None
 
 
 async def test_twenty_sessions_at_once_stay_within_the_day(build: Build) -> None:
-    """Each of them asks before any response is done."""
+    """Each of twenty sessions requests before any response is done, and together they stay within the day's budget."""
     house = build()
     ann = Principal("ann", tokens_per_day=4)
     sessions = [await house.open(principal=ann) for _ in range(20)]
@@ -349,7 +353,8 @@ async def test_twenty_sessions_at_once_stay_within_the_day(build: Build) -> None
 
 
 async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> None:
-    """It is sent when that one's response is done, and refused where the day is spent meanwhile."""
+    """A turn waits for another session's reservation. It is sent when that response is done, or refused if the day
+    is spent by then."""
     house = build()
     ann = Principal("ann", tokens_per_day=6)
     first, second = [await house.open(principal=ann) for _ in range(2)]
@@ -371,7 +376,7 @@ async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> N
 
 
 async def test_a_refused_response_gives_its_reservation_back(build: Build) -> None:
-    """The error that names the request is the answer; nothing will be done."""
+    """An error that names the request releases its reservation, because no response will follow."""
     house = build()
     session = await house.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("response.create", event_id="e1")])
@@ -383,20 +388,22 @@ async def test_a_refused_response_gives_its_reservation_back(build: Build) -> No
 async def test_an_error_that_names_nothing_gives_a_reservation_back_when_the_call_had_time_to_answer(
     build: Build,
 ) -> None:
-    """It may be about something else, and the response may still begin."""
+    """Such an error may be about another event and the response may still begin, so the reservation stays until the
+    call had time to answer."""
     house = build()
     session = await house.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("response.create")])
     house.call.say("error", error={"code": "invalid_value", "event_id": None})
     with pytest.raises(OverloadError, match="reserved"):
         await session.submit([client_event("response.create")])
-    await asyncio.sleep(8)  # The call is probed, and has answered everything by then.
+    await asyncio.sleep(8)  # The call is probed, and has answered everything before that.
 
     await session.submit([client_event("response.create")])
 
 
 async def test_an_error_about_another_event_leaves_the_reservation(build: Build) -> None:
-    """Otherwise a caller could pass a budget by provoking errors."""
+    """An error about another event keeps the reservation, because a caller could otherwise exceed a budget by
+    provoking errors."""
     house = build()
     session = await house.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("conversation.item.delete", event_id="d1", item_id="x")])
@@ -408,7 +415,7 @@ async def test_an_error_about_another_event_leaves_the_reservation(build: Build)
 
 
 async def test_a_batch_that_is_not_taken_reserves_nothing(build: Build) -> None:
-    """Back-pressure refuses it, and the same batch passes when there is room."""
+    """A batch that is refused for back-pressure reserves nothing, and is accepted when there is room."""
     house = build(high_water_bytes=10)
     session = await house.open(principal=Principal("ann", tokens_per_day=4))
     house.call.buffered = 100
@@ -434,7 +441,7 @@ async def test_a_lost_response_is_charged_as_estimated(build: Build) -> None:
 
 
 async def test_usage_stands_in_the_session(build: Build) -> None:
-    """It sums up every response.done and the transcriptions of all models."""
+    """The session's usage is the sum of every response.done and of the transcriptions of all models."""
     prices = PriceList(models={"m": PRICES.of("m"), "t": ModelPrices(minute=60)})
     house = build(prices=prices)
     session = await house.open(session={"model": "m"})

@@ -1,4 +1,4 @@
-"""gateway/relay/strain.py, and what the hub does with it."""
+"""gateway/relay/strain.py and its use in the hub."""
 
 import pytest
 
@@ -13,13 +13,13 @@ LATE = LIMIT + 0.01
 
 
 def strained(strain: Strain, seconds: float = LATE) -> None:
-    """Be late for just long enough."""
+    """Report lag for just long enough."""
     for now in (10.0, 10.0 + LASTING_SECONDS):
         strain.lagged(seconds, now)
 
 
 def test_lasting_lateness_is_strain() -> None:
-    """Late at every look for a second."""
+    """A loop that is late at every sample for a second is overloaded."""
     strain = Strain(LIMIT)
     strain.lagged(LATE, 10.0)
     strain.lagged(LATE, 10.0 + LASTING_SECONDS - 0.01)
@@ -30,7 +30,7 @@ def test_lasting_lateness_is_strain() -> None:
 
 
 def test_a_single_pause_is_none_however_long() -> None:
-    """One look says nothing of what lasts."""
+    """A single pause is not overload, however long."""
     strain = Strain(LIMIT)
     strain.lagged(30 * LATE, 10.0)
 
@@ -38,7 +38,7 @@ def test_a_single_pause_is_none_however_long() -> None:
 
 
 def test_a_moment_in_time_begins_the_count_anew() -> None:
-    """Late, in time, late: the loop was not late for a whole second."""
+    """One sample in time restarts the count, because the loop was not late for a whole second."""
     strain = Strain(LIMIT)
     strain.lagged(LATE, 10.0)
     strain.lagged(LIMIT, 10.5)
@@ -60,7 +60,7 @@ def test_strain_is_over_well_below_the_limit() -> None:
 
 
 def test_without_a_limit_there_is_no_strain() -> None:
-    """0 switches it off."""
+    """A limit of 0 disables it."""
     strain = Strain(0)
     strained(strain, 100.0)
 
@@ -68,7 +68,7 @@ def test_without_a_limit_there_is_no_strain() -> None:
 
 
 async def test_a_strained_hub_opens_nothing_and_serves_on(build: Build) -> None:
-    """New sessions are refused for a while; the running one takes events."""
+    """An overloaded hub refuses new sessions for a while, and the running one accepts events."""
     house = build()
     session = await house.open()
     strained(house.hub.strain)
@@ -83,7 +83,7 @@ async def test_a_strained_hub_opens_nothing_and_serves_on(build: Build) -> None:
 
 
 async def test_callers_keep_their_keys_apart(build: Build) -> None:
-    """However many Idempotency-Keys one caller uses, another's are kept."""
+    """The Idempotency-Keys of one caller do not displace those of another."""
     house = build()
     ann, bob = Principal("ann"), Principal("bob")
     house.hub.idempotency(bob).claim("k", b"", 0.0)

@@ -1,4 +1,4 @@
-"""gateway/relay/tasks.py: tasks that nobody awaits are kept, and their failures are reported."""
+"""gateway/relay/tasks.py: tasks that nothing awaits are kept, and their failures are reported."""
 
 import asyncio
 
@@ -9,12 +9,12 @@ from gateway.relay.tasks import Tasks
 
 
 async def fail() -> None:
-    """Raise."""
+    """Raise an error."""
     raise ValueError("x")
 
 
 async def test_a_failure_is_reported_once_and_a_cancellation_is_not() -> None:
-    """The owner learns what nobody else reads."""
+    """A failure is reported to the owner once, because nothing else reads it; a cancellation is not."""
     failures: list[BaseException] = []
     tasks = Tasks(failures.append)
     _ = tasks.run(fail(), "named")
@@ -26,7 +26,7 @@ async def test_a_failure_is_reported_once_and_a_cancellation_is_not() -> None:
 
 
 async def test_all_can_be_cancelled_and_waited_for() -> None:
-    """Those that are started meanwhile are waited for as well."""
+    """Tasks that are started meanwhile are waited for as well."""
     tasks, done = Tasks(lambda error: None), list[str]()
 
     async def late() -> None:

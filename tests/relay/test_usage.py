@@ -1,4 +1,4 @@
-"""gateway/relay/usage.py: tokens by kind and what they cost, against the recorded sessions' own figures."""
+"""gateway/relay/usage.py: tokens by kind and their cost, compared with the recorded sessions' own figures."""
 
 import json
 import math
@@ -13,7 +13,7 @@ RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "recordings"
 
 
 def priced(text: float = 4, audio: float = 32, minute: float | None = None) -> ModelPrices:
-    """Prices in dollars per million tokens, which is microdollars per token."""
+    """Return prices in dollars per million tokens, which is microdollars per token."""
     micro = {
         ("input", "text"): text,
         ("cached", "text"): 0.40,
@@ -32,7 +32,7 @@ PRICES = PriceList("2026-11-25", {"gpt-realtime-2.1": priced(), "gpt-realtime": 
 
 
 def usage(**members: Any) -> dict[str, Any]:
-    """A `usage` object: `text_in`, `audio_out`, `cached_image` and so on."""
+    """Return a `usage` object from `text_in`, `audio_out`, `cached_image` and so on."""
     kinds = ("text", "audio", "image")
     counts = {kind: members.get(f"{kind}_in", 0) for kind in kinds}
     cached = {kind: members.get(f"cached_{kind}", 0) for kind in kinds}
@@ -51,7 +51,8 @@ def usage(**members: Any) -> dict[str, Any]:
 
 
 def test_each_kind_has_its_own_price_and_a_cached_token_another() -> None:
-    """1,000 text of which 400 cached, 200 audio of which 100 cached, 50 images, 30 text and 10 audio out."""
+    """Checked with 1,000 text of which 400 cached, 200 audio of which 100 cached, 50 images, 30 text and 10 audio
+    out."""
     told = usage(
         text_in=1000, cached_text=400, audio_in=200, cached_audio=100, image_in=50, text_out=30, audio_out=10
     )
@@ -63,7 +64,7 @@ def test_each_kind_has_its_own_price_and_a_cached_token_another() -> None:
 
 
 def test_a_session_adds_up_its_responses() -> None:
-    """Counts by kind, the cached ones as a part of the input, and dollars."""
+    """The sums have counts by kind, with cached ones as a part of the input, and dollars."""
     total = Usage()
     for _ in range(3):
         told = usage(text_in=100, cached_text=64, audio_in=8, image_in=4, text_out=10, audio_out=2)
@@ -82,7 +83,7 @@ def test_a_session_adds_up_its_responses() -> None:
 
 
 def test_a_million_small_charges_add_up_without_drift() -> None:
-    """A cached token of 0.06 dollars a million is 60,000 picodollars, and no float is in between."""
+    """A cached token at 0.06 dollars per million is 60,000 picodollars, so no float is involved."""
     prices = PriceList(models={"m": ModelPrices({("input", "text"): 60_000})})
     one = charge(usage(text_in=1), "m", prices)
 
@@ -102,7 +103,8 @@ def test_a_million_small_charges_add_up_without_drift() -> None:
     ],
 )
 def test_only_a_date_is_cut_off_a_name(model: str | None, text_price: int | None) -> None:
-    """`gpt-realtime` begins many names that cost something else."""
+    """Only a date is removed from a model's name, because many names that begin with `gpt-realtime` have other
+    prices."""
     cost = charge(usage(text_in=1), model, PRICES)
 
     assert (cost.cost, cost.unpriced_tokens) == (
@@ -111,14 +113,14 @@ def test_only_a_date_is_cut_off_a_name(model: str | None, text_price: int | None
 
 
 def test_a_dated_name_that_is_listed_has_its_own_price() -> None:
-    """An operator may know better than the undated name says."""
+    """A dated name in the list has its own price, because an operator may know a better one."""
     prices = PriceList(models={"m": priced(text=1), "m-2026-01-01": priced(text=2)})
 
     assert charge(usage(text_in=1), "m-2026-01-01", prices).cost == 2 * 10**6
 
 
 def test_the_cost_is_unknown_from_the_first_token_without_a_price_on() -> None:
-    """And never 0 because it is unknown; tokens are counted on."""
+    """From the first token without a price on, the cost is unknown instead of 0; tokens are still counted."""
     known, unknown = usage(text_in=1), usage(text_in=10, text_out=5)
     total = Usage().plus(charge(known, "gpt-realtime-2.1", PRICES)).plus(charge(unknown, "nobody's", PRICES))
     assert (total.cost, total.shown()["cost_usd"], total.input_text) == (None, None, 11)
@@ -128,12 +130,13 @@ def test_the_cost_is_unknown_from_the_first_token_without_a_price_on() -> None:
 
 
 def test_nothing_spent_costs_nothing_whatever_the_model() -> None:
-    """A failed response has a usage of zeros."""
+    """A usage of zeros, as in a failed response, costs nothing for any model."""
     assert Usage().plus(charge(usage(), "nobody's", PRICES)).shown()["cost_usd"] == 0.0
 
 
 def test_a_budget_is_charged_the_highest_price_for_what_has_none() -> None:
-    """Input and output apart; a cached token as a fresh one."""
+    """Input and output without a price are charged the highest price of their kind, and cached tokens like uncached
+    ones."""
     told = usage(text_in=10, cached_text=4, text_out=5)
     cost = charge(told, "nobody's", PRICES)
 
@@ -184,7 +187,7 @@ def test_a_budget_is_charged_the_highest_price_for_what_has_none() -> None:
 def test_a_usage_of_another_shape_is_read_as_far_as_it_goes(
     told: dict[str, Any], input_: object, cached: object, output: object
 ) -> None:
-    """What no kind accounts for is `other`, and has no price; nothing is counted below zero or twice."""
+    """Tokens of no known kind count as `other` without a price; nothing is counted below zero or twice."""
     cost = charge(told, "gpt-realtime-2.1", PRICES)
 
     assert (cost.input, cost.cached, cost.output) == (input_, cached, output)
@@ -205,7 +208,7 @@ def test_a_usage_of_another_shape_is_read_as_far_as_it_goes(
 def test_a_transcription_by_the_minute_costs_its_seconds(
     seconds: float | None, model: str, cost: int, complete: bool
 ) -> None:
-    """It holds no tokens; without a price its cost is unknown anyway."""
+    """A transcription priced by the minute has no tokens; without a price its cost is unknown."""
     prices = PriceList(models={"whisper": priced(minute=0.017), "gpt-realtime-2.1": priced()})
     told = charge({"type": "duration", "seconds": seconds}, model, prices)
 
@@ -214,7 +217,7 @@ def test_a_transcription_by_the_minute_costs_its_seconds(
 
 
 def test_usage_survives_being_written_down() -> None:
-    """Through JSON, with a known and with an unknown cost; what is not understood is left out."""
+    """Usage survives a round trip through JSON, with a known and with an unknown cost; unknown members are left out."""
     known = Usage().plus(charge(usage(text_in=7, audio_out=3), "gpt-realtime-2.1", PRICES))
     for value in (Usage(), known, known.plus(charge(usage(text_in=1), None, PRICES))):
         assert Usage.load(json.loads(json.dumps(value.dump() | {"later": 1}))) == value
@@ -222,7 +225,8 @@ def test_usage_survives_being_written_down() -> None:
 
 @pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no recorded sessions beside this checkout")
 def test_recorded_responses_add_up_to_their_own_totals() -> None:
-    """Every recorded `response.done`: no token without a kind, the total the service's own, the cost by hand."""
+    """In every recorded `response.done` each token has a kind, the total is the service's, and the cost was
+    calculated by hand."""
     responses = []
     for file in sorted(RECORDINGS.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Garbage is collected when sessions have ended, and at no other time."""
+"""Garbage is collected only when sessions have ended."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from gateway.telemetry.garbage import MIN_ENDED, THRESHOLDS, Collector
 
 
 class Cycle:
-    """Garbage that reference counts cannot free."""
+    """A reference cycle, which only the garbage collector can free."""
 
     def __init__(self) -> None:
         self.me = self
@@ -19,28 +19,28 @@ class Cycle:
 
 @pytest.fixture
 def counts() -> dict[str, int]:
-    """Return the numbers that a collector asks for."""
+    """Return the counts that a collector asks for."""
     return {"ended": 0, "live": 0}
 
 
 @pytest.fixture
 def collector(counts: dict[str, int]) -> Collector:
-    """Return a collector that asks for them."""
+    """Return a collector that asks for those counts."""
     return Collector(lambda: counts["ended"], lambda: counts["live"], lambda error: None)
 
 
 def test_nothing_is_swept_while_few_sessions_end(collector: Collector, counts: dict[str, int]) -> None:
-    """A full collection holds the loop: it must be worth it."""
+    """A full collection blocks the loop, so it waits until enough sessions have ended."""
     counts["ended"] = MIN_ENDED - 1
 
     assert not collector.sweep()
 
 
 def test_garbage_is_swept_after_enough_ends(collector: Collector, counts: dict[str, int]) -> None:
-    """What closed sessions left is freed, however old it is."""
+    """After enough ends, the remains of closed sessions are freed, however old they are."""
     garbage = Cycle()
     seen = weakref.ref(garbage)
-    gc.collect()  # Now it is in the oldest generation.
+    gc.collect()  # Now it belongs to the oldest generation.
     del garbage
     counts["ended"] = MIN_ENDED
     swept = collector.sweep()
@@ -59,7 +59,7 @@ def test_sweeping_begins_anew_each_time(collector: Collector, counts: dict[str, 
 
 
 def test_many_live_sessions_are_looked_at_less_often(collector: Collector, counts: dict[str, int]) -> None:
-    """The cost of a collection grows with what lives, so it is shared among more ends."""
+    """The cost of a collection grows with the open sessions, so with many of them it waits for more ends."""
     counts.update(ended=200, live=2000)
     early = collector.sweep()
     counts["ended"] = 250
@@ -68,7 +68,7 @@ def test_many_live_sessions_are_looked_at_less_often(collector: Collector, count
 
 
 async def test_python_collects_by_itself_again_afterwards(collector: Collector) -> None:
-    """Closing leaves the process as it was."""
+    """After closing, Python's own collector works as before."""
     before = gc.get_threshold()
     collector.start()
     during, frozen = gc.get_threshold(), gc.get_freeze_count()
@@ -83,7 +83,7 @@ async def test_python_collects_by_itself_again_afterwards(collector: Collector) 
 async def test_sweeper_looks_by_itself(
     collector: Collector, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once started, it runs by itself."""
+    """Once started, the sweeper runs by itself."""
     monkeypatch.setattr(collector_module, "SWEEP_SECONDS", 0.01)
     collector.start()
     try:

@@ -1,10 +1,10 @@
-"""Log lines that a peer causes are bounded in number, and none is forgotten."""
+"""Log lines that a peer causes are limited in number, and every suppressed one is counted."""
 
 from gateway.telemetry.linelimit import LineLimit
 
 
 def test_one_line_a_second_says_how_many_it_stands_for() -> None:
-    """The first gets a line, those within the second none, and the next line counts them."""
+    """The first event gets a line, those within the next second none, and the next line counts them."""
     now = 10.0
     limit = LineLimit(seconds=1.0, clock=lambda: now)
 

@@ -1,4 +1,4 @@
-"""Log lines: their two forms, what is redacted, and that other libraries' lines look the same."""
+"""Log lines: their two forms, what is redacted, and that lines of other libraries have the same form."""
 
 import io
 import json
@@ -26,7 +26,7 @@ SECRETS = [
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Put the process's logging back as it was."""
+    """Restore the process's logging."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -53,12 +53,12 @@ def written() -> Callable[..., Callable[[], str]]:
 
 
 def lines(text: str) -> list[dict[str, Any]]:
-    """Read JSON lines."""
+    """Parse JSON lines."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 def test_json_is_one_object_a_line(written: Callable[..., Callable[[], str]]) -> None:
-    """Event, level, time and fields, also with line ends in them."""
+    """A line is one object with event, level, time and fields, also if they contain line ends."""
     text = written()
     structlog.get_logger().info("session_opened", session="gws_a", note="two\nlines")
 
@@ -68,7 +68,7 @@ def test_json_is_one_object_a_line(written: Callable[..., Callable[[], str]]) ->
 
 
 def test_console_is_plain_where_there_is_no_terminal(written: Callable[..., Callable[[], str]]) -> None:
-    """The console's form holds the event's words unchanged and no colour codes."""
+    """Without a terminal the console form has the event unchanged and no colour codes."""
     text = written("console")
     structlog.get_logger().info("listening on http://127.0.0.1:8080")
 
@@ -77,7 +77,7 @@ def test_console_is_plain_where_there_is_no_terminal(written: Callable[..., Call
 
 
 def test_console_writes_a_line_as_structlog_does(written: Callable[..., Callable[[], str]]) -> None:
-    """The plain form is written by a shorter way; only what the eye takes for something else is quoted."""
+    """The plain form is written by a faster function; only values that could be misread are quoted."""
     fields = {"a": "two words", "b": 1.5, "c": None, "d": "é", "e": ["x"], "f": "k=v", "g": "plain"}
     text = written("console")
     structlog.get_logger().info("seen", **fields)
@@ -89,7 +89,7 @@ def test_console_writes_a_line_as_structlog_does(written: Callable[..., Callable
 
 
 def test_level_is_kept(written: Callable[..., Callable[[], str]]) -> None:
-    """What is below the configured level is not written."""
+    """Lines below the configured level are not written."""
     text = written("json", "warning")
     structlog.get_logger().info("quiet")
     structlog.get_logger().warning("loud")
@@ -101,7 +101,8 @@ def test_level_is_kept(written: Callable[..., Callable[[], str]]) -> None:
 def test_secrets_are_redacted_wherever_they_stand(
     secret: str, written: Callable[..., Callable[[], str]]
 ) -> None:
-    """In the event, in a field, nested, in an exception's text, and in other libraries' lines."""
+    """Secrets are redacted in the event, in a field, in nested values, in an exception's text, and in other
+    libraries' lines."""
     text = written()
     log = structlog.get_logger()
     said = f"saw {secret}"
@@ -118,7 +119,7 @@ def test_secrets_are_redacted_wherever_they_stand(
 
 
 def test_fields_that_are_secret_by_name_are_redacted(written: Callable[..., Callable[[], str]]) -> None:
-    """A credential of no known form is known by its field's name."""
+    """A credential of unknown form is recognized by its field's name."""
     text = written()
     structlog.get_logger().info("seen", authorization="Basic abc", headers={"Authorization": "Digest abc"})
 
@@ -143,7 +144,7 @@ def test_redaction_hits_credentials_only(text: str, clean: str) -> None:
 
 
 def test_other_libraries_log_from_warning_on(written: Callable[..., Callable[[], str]]) -> None:
-    """Their lines have the same form, name their logger, and do not chatter."""
+    """Their lines have the same form and name their logger; lines below warning are not written."""
     text = written()
     logging.getLogger("aioice.ice").info("chatter")
     logging.getLogger("aioice.ice").warning("trouble with %s", "consent")
@@ -153,7 +154,7 @@ def test_other_libraries_log_from_warning_on(written: Callable[..., Callable[[],
 
 
 def test_traceback_is_one_field(written: Callable[..., Callable[[], str]]) -> None:
-    """A mistake of the gateway's own is one line with its traceback in it."""
+    """The line of an internal error has its traceback as one field."""
     text = written()
     metrics = Metrics(CollectorRegistry(), version="0")
     metrics.relay_failed("gws_a", ZeroDivisionError("oops"))
@@ -164,7 +165,7 @@ def test_traceback_is_one_field(written: Callable[..., Callable[[], str]]) -> No
 
 
 def test_probes_are_logged_at_debug_only(written: Callable[..., Callable[[], str]]) -> None:
-    """Prometheus and Kubernetes ask every few seconds; their requests are not news."""
+    """Prometheus and Kubernetes send requests every few seconds, so these are logged at debug level only."""
     text = written()
     metrics = Metrics(CollectorRegistry(), version="0")
     metrics.http_answered("r1", {"route": "/metrics", "status": 200})
@@ -182,7 +183,7 @@ def test_access_log_can_be_switched_off(written: Callable[..., Callable[[], str]
 
 
 def test_refused_session_is_logged_with_upstreams_code(written: Callable[..., Callable[[], str]]) -> None:
-    """What OpenAI said, without its message, which may quote the caller; a time-out with its phase."""
+    """The line has OpenAI's code but not its message, which may quote the caller; a time-out has its phase."""
     text = written()
     metrics = Metrics(CollectorRegistry(), version="0")
     upstream = {"status": 429, "code": "insufficient_quota", "message": "You said: hello"}

@@ -1,4 +1,4 @@
-"""The process's own pauses are seen."""
+"""Pauses of the process are measured."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from gateway.telemetry import Probes, looplag
 
 
 async def test_loop_lag_is_seen() -> None:
-    """A call that holds the loop shows as lag of about its length."""
+    """A call that blocks the loop appears as lag of about its duration."""
     lags: asyncio.Queue[float] = asyncio.Queue()
     probes = Probes(lags.put_nowait, lambda seconds: None, lambda error: None)
     probes.start()

@@ -1,4 +1,4 @@
-"""The metrics (docs/api.md, 7 The operator's listener), their labels, and what the hot verbs cost."""
+"""The metrics (docs/api.md, 7 The operator's listener), their labels, and the cost of frequent calls."""
 
 import re
 import timeit
@@ -92,7 +92,7 @@ PRICES = PriceList(
 
 
 class Scrape:
-    """Metrics, and what a scrape of them says."""
+    """Metrics, and the result of scraping them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -112,7 +112,7 @@ def scrape() -> Scrape:
 
 
 def view(**changes: object) -> View:
-    """Return a session as its owner sees it."""
+    """Return a session as its owner's listing has it."""
     members: dict[str, object] = {
         "id": SessionId("gws_a"),
         "principal": "ada",
@@ -134,14 +134,14 @@ def view(**changes: object) -> View:
 
 
 def test_metrics_implement_the_port(scrape: Scrape) -> None:
-    """The type checker holds the class against the port."""
+    """The type checker compares the class with the port."""
     port: Telemetry = scrape.metrics
 
     assert all(hasattr(port, verb) for verb in dir(Telemetry) if not verb.startswith("_"))
 
 
 def test_table_is_whole_with_kinds_and_help(scrape: Scrape) -> None:
-    """Each metric of the table is there from the first scrape, of the right kind, with a sentence of help."""
+    """Each metric of the table exists from the first scrape, with the right kind and a help text."""
     families = {family.name: family for family in text_string_to_metric_families(scrape.text())}
 
     for name, kind in TABLE.items():
@@ -150,7 +150,7 @@ def test_table_is_whole_with_kinds_and_help(scrape: Scrape) -> None:
 
 
 def test_no_metric_stands_beside_the_table(scrape: Scrape) -> None:
-    """What is not in the table is not exported under its prefix."""
+    """No metric with the gateway's prefix is missing in the table."""
     names = {family.name for family in text_string_to_metric_families(scrape.text())}
     ours = {name.removeprefix("realtime_gateway_") for name in names if name.startswith("realtime_gateway_")}
 
@@ -166,7 +166,7 @@ def test_created_series_are_off(scrape: Scrape) -> None:
 
 
 def test_openmetrics_is_given_by_accept(scrape: Scrape) -> None:
-    """A scraper that asks for OpenMetrics gets it, whole."""
+    """A scraper that asks for OpenMetrics gets a complete document."""
     body, content_type = exposition(scrape.registry)("application/openmetrics-text; version=1.0.0")
 
     assert content_type.startswith("application/openmetrics-text")
@@ -174,7 +174,7 @@ def test_openmetrics_is_given_by_accept(scrape: Scrape) -> None:
 
 
 def test_process_metrics_are_there(scrape: Scrape) -> None:
-    """Memory, CPU and file descriptors stand under their usual names."""
+    """Memory, CPU and file descriptors have their usual names."""
     text = scrape.text()
 
     assert all(
@@ -189,7 +189,7 @@ def test_build_info_tells_the_version(scrape: Scrape) -> None:
 
 
 def test_events_are_counted_by_direction_and_type(scrape: Scrape) -> None:
-    """Up and down each count events by type, and bytes."""
+    """Events are counted by direction and type, and their bytes by direction."""
     scrape.metrics.event_up("response.create", 20)
     scrape.metrics.event_down("response.output_text.delta", 300)
     scrape.metrics.event_down("response.output_text.delta", 310)
@@ -200,7 +200,7 @@ def test_events_are_counted_by_direction_and_type(scrape: Scrape) -> None:
 
 
 def test_relay_seconds_begin_at_fifty_microseconds(scrape: Scrape) -> None:
-    """A fast event falls into the first bucket, a slow one beyond the last."""
+    """An event of less than 50 µs is in the first bucket, and a slow one beyond the last."""
     scrape.metrics.relayed_down(0.00005)
     scrape.metrics.relayed_down(0.0004)
     scrape.metrics.relayed_down(30)
@@ -223,7 +223,7 @@ def test_relay_seconds_begin_at_fifty_microseconds(scrape: Scrape) -> None:
     "word", ["sk-secretsecret", "gws_ABC", "a text\nwith lines", "", "response.output_text.deltA"]
 )
 def test_words_of_others_become_other(scrape: Scrape, word: str) -> None:
-    """No label has a value that a client or OpenAI chose."""
+    """No label has a value chosen by a client or OpenAI; unknown values become `other`."""
     metrics = scrape.metrics
     metrics.event_up(word, 1)
     metrics.event_down(word, 1)
@@ -246,7 +246,7 @@ def test_words_of_others_become_other(scrape: Scrape, word: str) -> None:
 
 
 def test_routes_are_bounded(scrape: Scrape) -> None:
-    """Even if paths came where templates belong, the number of series stays small."""
+    """The number of series stays small even if paths are passed instead of templates."""
     for number in range(200):
         scrape.metrics.http_request(f"/v1/made-up/{number}", "GET", 200, 0.1)
 
@@ -256,7 +256,7 @@ def test_routes_are_bounded(scrape: Scrape) -> None:
 
 
 def test_tokens_are_counted_by_kind(scrape: Scrape) -> None:
-    """Each kind of each direction is counted; what no kind accounts for is counted as other; cached is a subset."""
+    """Each kind is counted in each direction, tokens of no known kind as `other`; cached tokens are a subset."""
     scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime", PRICES))
 
     def tokens(direction: str, kind: str) -> float | None:
@@ -268,7 +268,8 @@ def test_tokens_are_counted_by_kind(scrape: Scrape) -> None:
 
 
 def test_dollars_and_tokens_without_a_price_are_counted_apart(scrape: Scrape) -> None:
-    """200 fresh text tokens at 4 dollars a million, 1,000 cached ones at 0.4; audio, output and `other` have no price."""
+    """200 uncached text tokens at 4 dollars per million and 1,000 cached ones at 0.4 have a price; audio, output and
+    `other` have none."""
     scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime", PRICES))
     scrape.metrics.charged("ada", charge(USAGE, "gpt-realtime-2", PRICES))
 
@@ -280,7 +281,7 @@ def test_dollars_and_tokens_without_a_price_are_counted_apart(scrape: Scrape) ->
 
 
 def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
-    """An alert compares with what is configured, not with its own number."""
+    """The configured limits are metrics, so an alert does not need numbers of its own."""
     scrape.metrics.limits({"sessions": 2000, "log_bytes": 1 << 30})
 
     assert scrape.value("limit", kind="sessions") == 2000
@@ -288,7 +289,7 @@ def test_limits_stand_beside_what_they_limit(scrape: Scrape) -> None:
 
 
 def test_rare_events_of_the_cluster_are_counted_from_zero(scrape: Scrape) -> None:
-    """Prometheus sees the first of them as an increase, because the series exists before."""
+    """The series of rare events exist from the start, so that Prometheus sees the first event as an increase."""
     assert scrape.value("takeovers_total", outcome="taken") == 0
     assert scrape.value("handovers_total", outcome="taken") == 0
     assert scrape.value("journal_repairs_total", kind="emptied") == 0
@@ -334,14 +335,14 @@ def test_facts_of_the_cluster_are_counted(scrape: Scrape) -> None:
     ],
 )
 def test_strange_usage_counts_nothing_and_raises_nothing(scrape: Scrape, usage: dict[str, object]) -> None:
-    """The far end's numbers are not trusted to be numbers."""
+    """Usage from the far end that is not a number is ignored without an error."""
     scrape.metrics.charged("ada", charge(usage, "gpt-realtime", PRICES))
 
     assert "tokens_total{" not in scrape.text()
 
 
 def test_configured_names_stand_in_labels(scrape: Scrape) -> None:
-    """A key's name and the configured model do; a key that was added later does once it is learnt."""
+    """A key's name and the configured model are labels, and so is the name of a key that is added later."""
     scrape.metrics.charged("bob", charge(USAGE, "gpt-configured", PRICES))
     scrape.metrics.learn_keys(["bob"])
     scrape.metrics.charged("bob", charge(USAGE, "gpt-configured", PRICES))
@@ -379,12 +380,12 @@ def test_created_and_closed_tell_outcome_and_reason(scrape: Scrape) -> None:
 
 
 def test_every_close_reason_is_there_at_zero(scrape: Scrape) -> None:
-    """An alert on a reason works before it first happens."""
+    """Every close reason has a series at zero, so that an alert works before its first occurrence."""
     assert all(scrape.value("sessions_closed_total", reason=reason) == 0 for reason in CloseReason)
 
 
 def test_streams_gaps_and_replays(scrape: Scrape) -> None:
-    """Reads are counted as open and as ended, and what they missed is summed where it is known."""
+    """Reads are counted as open and as ended, and the events that they missed are summed if known."""
     metrics = scrape.metrics
     metrics.stream_opened("sse", True)
     metrics.stream_opened("json", False)
@@ -402,7 +403,7 @@ def test_streams_gaps_and_replays(scrape: Scrape) -> None:
 
 
 def test_log_grows_and_shrinks(scrape: Scrape) -> None:
-    """The logs' size follows what the hub says."""
+    """The logs' size follows the hub's reports."""
     scrape.metrics.log_grew(10, 4000)
     scrape.metrics.log_grew(-4, -1000)
     scrape.metrics.log_evicted(4)
@@ -412,7 +413,7 @@ def test_log_grows_and_shrinks(scrape: Scrape) -> None:
 
 
 def test_draining_is_asked_at_the_scrape(scrape: Scrape) -> None:
-    """The gauge shows the hub's own word."""
+    """The gauge asks the hub at each scrape."""
     draining = False
     scrape.metrics.watch(lambda: draining)
     before = scrape.value("draining")
@@ -457,7 +458,7 @@ def test_losses_are_counted(scrape: Scrape) -> None:
     ],
 )
 def test_hot_verbs_are_cheap(scrape: Scrape, call: str) -> None:
-    """What happens per event costs at most 0.3 µs on the machine it was written on; ten times that fails anywhere."""
+    """A call per event costs at most 0.3 µs on the reference machine; ten times that fails on any machine."""
     best = min(timeit.repeat(f"m.{call}", globals={"m": scrape.metrics}, number=100_000, repeat=5)) / 100_000
 
     assert best < 3e-6

@@ -20,7 +20,7 @@ SECONDS = 10.0
 
 @pytest.fixture
 def make() -> Iterator[Callable[[TextIO], Sink[str]]]:
-    """Return a function that makes sinks; their threads are ended."""
+    """Return a function that makes sinks, whose threads end with the test."""
     made: list[Sink[str]] = []
 
     def build(stream: TextIO) -> Sink[str]:
@@ -34,7 +34,7 @@ def make() -> Iterator[Callable[[TextIO], Sink[str]]]:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, TextIO]]:
-    """Return a pipe: the end to read from, and the stream to write to."""
+    """Return a pipe: the end to read from, and a stream that writes to it."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         yield reading, stream
@@ -43,7 +43,7 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
 
 
 class Failing(io.StringIO):
-    """A stream whose writes fail for as long as it says so."""
+    """A stream whose writes fail as long as it is set to."""
 
     failing = True
 
@@ -54,7 +54,7 @@ class Failing(io.StringIO):
 
 
 def drain(reading: int, until: str) -> str:
-    """Read until the text is there."""
+    """Read until the text arrives."""
     text, deadline = "", time.monotonic() + SECONDS
     while until not in text:
         assert time.monotonic() < deadline, text[-200:]
@@ -63,7 +63,7 @@ def drain(reading: int, until: str) -> str:
 
 
 def test_lines_are_written_in_their_order(make: Callable[[TextIO], Sink[str]]) -> None:
-    """More of them than a batch holds."""
+    """More lines than a batch holds are written in order."""
     stream = io.StringIO()
     sink = make(stream)
     lines = [f"{number}\n" for number in range(BATCH_BYTES // 4)]
@@ -77,7 +77,7 @@ def test_lines_are_written_in_their_order(make: Callable[[TextIO], Sink[str]]) -
 def test_a_reader_that_has_stopped_holds_nobody(
     make: Callable[[TextIO], Sink[str]], pipe: tuple[int, TextIO]
 ) -> None:
-    """Every line is queued or dropped at once; when the reader continues, a line says how many were dropped."""
+    """Every line is queued or dropped at once; when the reader continues, a line has the number of dropped ones."""
     reading, stream = pipe
     sink = make(stream)
     began = time.monotonic()
@@ -97,7 +97,7 @@ def test_a_reader_that_has_stopped_holds_nobody(
 def test_a_reader_that_has_left_raises_nothing(
     make: Callable[[TextIO], Sink[str]], pipe: tuple[int, TextIO]
 ) -> None:
-    """As `head -2` does. What cannot be written is counted."""
+    """After the reader has left, as with `head -2`, lines that cannot be written are counted."""
     reading, stream = pipe
     sink = make(stream)
     os.close(reading)
@@ -110,7 +110,7 @@ def test_a_reader_that_has_left_raises_nothing(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_raises_nothing(make: Callable[[TextIO], Sink[str]]) -> None:
-    """Nor does the stream's own buffer try again at the end."""
+    """Nothing is raised, and the stream's own buffer does not try again at the end."""
     with Path("/dev/full").open("w") as stream:
         sink = make(stream)
         sink.put(LINE, 100)
@@ -120,7 +120,7 @@ def test_a_full_disk_raises_nothing(make: Callable[[TextIO], Sink[str]]) -> None
 
 
 def test_lost_lines_are_told_when_the_log_can_be_written_again(make: Callable[[TextIO], Sink[str]]) -> None:
-    """Once, before the first line that could be written."""
+    """The number of lost lines is reported once, before the first line that can be written again."""
     stream = Failing()
     sink = make(stream)
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_lost_lines_are_told_when_the_log_can_be_written_again(make: Callable[[T
 def test_a_line_that_was_cut_is_ended_before_the_next(
     make: Callable[[TextIO], Sink[str]], monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, TextIO]
 ) -> None:
-    """A disk that fills up in the middle of a line leaves half of it."""
+    """A disk that fills up in the middle of a line leaves half of it, so a line end is written first."""
     reading, stream = pipe
     write, calls = os.write, iter((3, OSError(28, "No space left on device")))
 
@@ -159,7 +159,7 @@ def test_a_line_that_was_cut_is_ended_before_the_next(
 def test_a_descriptor_that_does_not_block_is_waited_for(
     make: Callable[[TextIO], Sink[str]], pipe: tuple[int, TextIO]
 ) -> None:
-    """A parent may have made stderr non-blocking; a full pipe is then not an error."""
+    """A parent may have made stderr non-blocking, so the sink waits when the pipe is full."""
     reading, stream = pipe
     os.set_blocking(stream.fileno(), False)
     sink = make(stream)
@@ -171,7 +171,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(
 
 
 def test_a_line_that_cannot_be_rendered_ends_no_others() -> None:
-    """It is reported with the kind of its error, without its content."""
+    """A line that cannot be rendered is reported with the type of its error, without its content."""
     stream = io.StringIO()
 
     def render(line: str) -> str:
@@ -188,7 +188,7 @@ def test_a_line_that_cannot_be_rendered_ends_no_others() -> None:
 
 
 def test_a_closed_sink_leaves_no_thread() -> None:
-    """After what was queued is written."""
+    """Closing writes the queued lines and ends the thread."""
     stream = io.StringIO()
     before = threading.active_count()
     sink = Sink(stream, str, str)

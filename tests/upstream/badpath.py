@@ -1,8 +1,9 @@
-"""A bad path between the gateway and a far end: every UDP datagram may be dropped, delayed and overtaken, in both directions.
+"""A bad path between the gateway and a far end: every UDP datagram may be dropped, delayed and overtaken, in both
+directions.
 
-An HTTP server stands in front of the far end's. It passes calls on and puts the address of its own relay into the
-answer's candidates, so that everything the gateway sends goes through the relay. The far end must be an ICE-lite agent, or one
-that cannot reach the gateway by another way.
+An HTTP server stands in front of the far end's. It forwards calls and puts the address of its own relay into the
+answer's candidates, so that everything the gateway sends goes through the relay. The far end must be an ICE-lite
+agent, or one that cannot reach the gateway by another path.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ Address = tuple[str, int]
 
 @dataclass
 class Path:
-    """What the path does now; a test changes it while datagrams pass. Times are seconds."""
+    """The current behaviour of the path; a test changes it while datagrams pass. Times are in seconds."""
 
     loss: float = 0.0
     delay: float = 0.0
@@ -40,7 +41,7 @@ class Path:
         self._dice = random.Random(self.seed)
 
     def carry(self, transport: asyncio.DatagramTransport, data: bytes, address: Address) -> None:
-        """Deliver a datagram, late, or drop it."""
+        """Deliver a datagram after its delay, or drop it."""
         if self.down or self._dice.random() < self.loss:
             self.dropped += 1
             return
@@ -108,7 +109,7 @@ class _Far(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def bad_path(base_url: str, path: Path) -> AsyncIterator[str]:
-    """Put a path before a far end and return the base URL to use instead of the far end's."""
+    """Put a path in front of a far end and return the base URL to use instead of the far end's."""
     relays: list[_Near] = []
     loop = asyncio.get_running_loop()
 
@@ -149,5 +150,5 @@ async def bad_path(base_url: str, path: Path) -> AsyncIterator[str]:
 
 
 def numbers(texts: list[Any]) -> list[int]:
-    """Return the numbers that events of a test carry, in the order of arrival."""
+    """Return the numbers in the events of a test, in the order of arrival."""
     return [int(found[1]) for text in texts if (found := re.search(r'"number":\s*(\d+)', str(text)))]

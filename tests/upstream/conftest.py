@@ -1,4 +1,4 @@
-"""A far end that many tests share: starting one takes half a second."""
+"""A far end shared by many tests, because starting one takes half a second."""
 
 import subprocess
 import sys

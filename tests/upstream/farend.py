@@ -1,15 +1,20 @@
-"""A far end for the upstream room's tests: stock aiortc behind one HTTP route, in its own process.
+"""A far end for the tests of upstream: stock aiortc behind one HTTP route, in its own process.
 
-Its own process, so that what is measured or changed here is the gateway's side alone. The test drives it by text over the
-data channel, one JSON object a message:
+It has its own process, so that only the gateway's side is measured or changed. The test controls it by text over the
+data channel, one JSON object per message:
 
-* `{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time
-* `{"do": "text", "size": s}` sends one text of s characters
-* `{"do": "cross", "count": n, "size": s}` sends n texts, SSNs and TSNs crossing in pairs, as two writers make them
-* `{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one, `{"do": "binary-flood",
-  "count": n, "size": s}` n binary ones
-* `{"do": "close-channel"}`, `{"do": "close"}`, `{"do": "abort"}`, `{"do": "vanish"}` end it, each in another way
-* anything else comes back as it is
+`{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time.
+
+`{"do": "text", "size": s}` sends one text of s characters.
+
+`{"do": "cross", "count": n, "size": s}` sends n texts whose SSNs and TSNs cross in pairs, as with two writers.
+
+`{"do": "garbled"}` sends a text frame that is not UTF-8, `{"do": "binary"}` a binary one, `{"do": "binary-flood",
+"count": n, "size": s}` n binary ones.
+
+`{"do": "close-channel"}`, `{"do": "close"}`, `{"do": "abort"}` and `{"do": "vanish"}` end it in different ways.
+
+Any other text is returned unchanged.
 """
 
 import asyncio
@@ -35,7 +40,7 @@ TEXT = 51  # RFC 8831 8
 
 
 class Farend:
-    """Answers offers, and follows the test's commands."""
+    """Answers offers and executes the test's commands."""
 
     def __init__(self) -> None:
         self.peers: set[RTCPeerConnection] = set()
@@ -47,7 +52,7 @@ class Farend:
         """Answer an offer."""
         form = await request.post()
         part = form["sdp"]
-        assert isinstance(part, bytes | bytearray)  # aiohttp's form for any type but text/plain
+        assert isinstance(part, bytes | bytearray)  # aiohttp's representation of any type but text/plain
         return await self.answer(part.decode())
 
     async def answer(self, offer: str) -> web.Response:
@@ -65,19 +70,19 @@ class Farend:
         return web.Response(status=201, text=self.rewrite(answer), headers=headers)
 
     def prepare(self, pc: RTCPeerConnection) -> None:
-        """Do something to a connection before it answers; a test that wants a fault overrides this."""
+        """Prepare a connection before it answers; a test that wants a fault overrides this."""
 
     def rewrite(self, answer: str) -> str:
         """Return the answer that is sent; a test that wants a fault overrides this."""
         return answer
 
     async def hang_up(self, request: web.Request) -> web.Response:
-        """Note that a call was hung up."""
+        """Record that a call was hung up."""
         self.hung_up.append(request.match_info["call"])
         return web.Response(status=200)
 
     async def stats(self, _: web.Request) -> web.Response:
-        """Tell what became of the calls."""
+        """Return the states of the calls."""
         for pc in [pc for pc in self.peers if pc.connectionState in ("closed", "failed")]:
             await pc.close()
             self.peers.discard(pc)
@@ -86,7 +91,7 @@ class Farend:
         )
 
     def adopt(self, pc: RTCPeerConnection, channel: RTCDataChannel) -> None:
-        """Listen to a channel."""
+        """Listen on a channel."""
 
         @channel.on("message")
         def told(message: str) -> None:
@@ -97,7 +102,7 @@ class Farend:
         channel.send(json.dumps({"type": "session.created"}))
 
     async def obey(self, pc: RTCPeerConnection, channel: RTCDataChannel, message: str) -> None:
-        """Do what a message says."""
+        """Execute the command in a message."""
         order: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
             order = json.loads(message)
@@ -130,7 +135,7 @@ class Farend:
                 channel.send(message)
 
     async def cross(self, sctp: RTCSctpTransport, stream_id: int, order: dict[str, Any]) -> None:
-        """Send texts whose SSNs and TSNs cross: of each pair of SSNs the later one goes first."""
+        """Send texts whose SSNs and TSNs cross: of each pair of SSNs the later one is sent first."""
         base = sctp._outbound_stream_seq.get(stream_id, 0)
         for pair in range(order["count"] // 2):
             for number in (2 * pair + 1, 2 * pair):
@@ -140,7 +145,7 @@ class Farend:
             await asyncio.sleep(0)
 
     async def stream(self, channel: RTCDataChannel, order: dict[str, Any]) -> None:
-        """Send many texts, a number and the time in front of each."""
+        """Send many texts, each with a number and the time in front."""
         size, burst, pause = order["size"], order["burst"], order["pause"]
         for number in range(order["count"]):
             head = f"{number} {time.monotonic()} "
@@ -194,7 +199,7 @@ async def farend() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def program(*arguments: str) -> AsyncIterator[str]:
-    """Run a Python program that says where it listens and ends when its input does."""
+    """Run a Python program that prints its address and ends when its input is closed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,

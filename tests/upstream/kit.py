@@ -1,4 +1,4 @@
-"""What the tests of upstream share: a sink and a telemetry that remember, a dialer that is closed at the end."""
+"""Common parts of the upstream tests: a sink and a telemetry that record, and a dialer that is closed at the end."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ class Remembering:
 
 
 class Facts:
-    """A telemetry that keeps every fact as a tuple, the method's name first."""
+    """A telemetry that records every fact as a tuple, the method's name first."""
 
     def __init__(self) -> None:
         self.all: list[tuple[Any, ...]] = []
@@ -76,7 +76,7 @@ async def dialling(base_url: str, facts: Facts | None = None, **options: Any) ->
 
 
 def order(do: str, **details: Any) -> str:
-    """Send an order to the far end."""
+    """Send a command to the far end."""
     return json.dumps({"do": do, **details})
 
 

@@ -1,4 +1,4 @@
-"""A program that opens a call to its own emulator and prints `open`; run in a namespace with only loopback."""
+"""A program that opens a call to its own emulator and prints `open`; it runs in a namespace with only loopback."""
 
 import asyncio
 import sys

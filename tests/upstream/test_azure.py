@@ -1,7 +1,8 @@
-"""Azure's form of the service, by the configuration that is given for it: `config/azure.toml`.
+"""Azure's form of the service, with the provided configuration `config/azure.toml`.
 
-The fake is an aiortc far end behind Azure's addresses and rules, as recorded calls show them: ephemeral keys alone, a
-`Location` without the prefix of the path, no ice-lite, candidates of two components and of TCP, an end of candidates.
+The fake is an aiortc far end with Azure's addresses and rules, as in recorded calls: only ephemeral keys, a
+`Location` without the prefix of the path, no ice-lite, candidates of two components and of TCP, and an end of
+candidates.
 """
 
 from dataclasses import replace
@@ -22,7 +23,7 @@ class Azure(Farend):
     """Answers as Azure does."""
 
     async def call(self, request: web.Request) -> web.Response:
-        """Take a bare offer by an ephemeral key, refuse everything else."""
+        """Accept a bare offer with an ephemeral key, and refuse everything else."""
         if not request.headers["Authorization"].startswith("Bearer ek_"):
             error = {"code": "401", "message": "This operation requires ephemeral tokens"}
             return web.json_response({"error": error}, status=401)
@@ -31,7 +32,7 @@ class Azure(Farend):
         return await self.answer(await request.text())
 
     def rewrite(self, answer: str) -> str:
-        """Say each candidate again as Azure does beside it."""
+        """Repeat each candidate as Azure does."""
         lines = []
         for line in answer.splitlines():
             if line.startswith("a=candidate:"):
@@ -45,7 +46,8 @@ class Azure(Farend):
 
 
 async def test_call_by_the_given_configuration() -> None:
-    """With the file's base path and credential a call opens, answers and is hung up; another kind of key is refused."""
+    """With the file's base path and credential a call opens, answers and is hung up; any other kind of key is
+    refused."""
     given = upstream_config(load(ROOT / "config" / "azure.toml", environ={}))
     path = urlsplit(given.base_url).path
     azure = Azure()

@@ -1,4 +1,5 @@
-"""Calls over a path that drops, delays, reorders and pauses: everything arrives, once and in order, both ways."""
+"""Calls over a path that drops, delays, reorders and pauses: everything arrives once and in order, in both
+directions."""
 
 import asyncio
 import json
@@ -26,7 +27,8 @@ def answered(sink: Remembering) -> list[Any]:
 async def test_events_survive_loss_reordering_and_an_outage(
     calls: int, seconds: float, outage: float
 ) -> None:
-    """With 5 % loss and a pause shorter than consent's 15 s no call ends, and no event of either side is missing."""
+    """With 5 % loss and a pause shorter than consent's 15 s no call ends, and no event is missing in either
+    direction."""
     path = Path(delay=0.01, jitter=0.03)
 
     async def talk(call: Any, sink: Remembering) -> tuple[list[str], Remembering, Any]:
@@ -47,7 +49,7 @@ async def test_events_survive_loss_reordering_and_an_outage(
         dialling(bad) as dialer,
     ):
         sinks = [Remembering() for _ in range(calls)]
-        # A set-up has one deadline, which it may miss on such a path; that is not the subject here.
+        # Each set-up has one deadline, which it may miss on such a path; that is not tested here.
         dialled = [await dialer.dial(REQUEST, sink) for sink in sinks]
         path.loss = 0.05
         talks = [asyncio.create_task(talk(*pair)) for pair in zip(dialled, sinks, strict=True)]

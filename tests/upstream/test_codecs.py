@@ -1,4 +1,4 @@
-"""The programs run without codecs, and a library user keeps them."""
+"""The programs run without codecs, while other users of the library keep them."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from gateway.upstream import codecs
 
 
 def run(program: str) -> str:
-    """Run a Python program in its own process and return what it prints."""
+    """Run a Python program in its own process and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
     )
@@ -18,7 +18,7 @@ def run(program: str) -> str:
 
 
 def test_aiortc_is_imported_without_media() -> None:
-    """Nothing of PyAV or pylibsrtp is imported, none of FFmpeg's libraries is mapped, and PyAV can still be imported."""
+    """Neither PyAV nor pylibsrtp is imported, no FFmpeg library is mapped, and PyAV can still be imported."""
     said = run(
         "import sys\n"
         "from gateway.upstream.codecs import leave_out\n"
@@ -33,7 +33,7 @@ def test_aiortc_is_imported_without_media() -> None:
 
 
 def test_gateway_serves_without_media_and_terminal_colours() -> None:
-    """`gateway serve` has none of the packages that only other commands need."""
+    """`gateway serve` imports none of the packages that only other commands need."""
     said = run(
         "import sys\n"
         "from gateway.cli.serve import prepare\n"
@@ -53,7 +53,7 @@ def test_library_user_keeps_the_codecs() -> None:
 
 @pytest.mark.parametrize("library", ["aiortc", "aioice"])
 def test_other_version_is_left_as_it_is(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another release takes from PyAV when it is imported is not known."""
+    """Other releases keep all imports, because it is unknown what they use of PyAV."""
     monkeypatch.setattr(
         codecs, "_version", lambda name: "2.0.0" if name == library else codecs.TESTED[name] + "0"
     )
@@ -65,7 +65,7 @@ def test_other_version_is_left_as_it_is(library: str, monkeypatch: pytest.Monkey
 
 
 def test_library_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where metadata is missing nothing is left out."""
+    """If package metadata is missing, nothing is left out."""
 
     def missing(_: str) -> str:
         raise PackageNotFoundError

@@ -1,6 +1,6 @@
-"""Whether a call lives: consent (RFC 7675) against an ICE-lite far end that ignores checks without USE-CANDIDATE.
+"""Whether a call is alive: consent (RFC 7675) with an ICE-lite far end that ignores checks without USE-CANDIDATE.
 
-Stock aioice loses such a call after about 33 s, so these tests take their minute.
+Stock aioice loses such a call after about 33 s, so these tests take a minute.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def _live(setup: str, hooks: frozenset[Hook], results: dict[str, object]) 
         try:
             await sink.until(lambda sink: sink.losses, seconds=LIVES_SECONDS)
         except TimeoutError:
-            # It lives; and it does not only seem so.
+            # The call is connected, and it works.
             before = len(sink.texts)
             call.send(['{"type":"response.create"}'])
             await sink.until(lambda sink: len(sink.texts) > before)

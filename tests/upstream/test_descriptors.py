@@ -1,4 +1,5 @@
-"""gateway/upstream/descriptors.py: a call that cannot have a socket says so, and does not blame the network or OpenAI."""
+"""gateway/upstream/descriptors.py: if a call gets no socket, the error names that cause instead of the network or
+OpenAI."""
 
 import itertools
 import os
@@ -17,9 +18,9 @@ from tests.upstream.kit import REQUEST, Facts, Remembering, dialling
 
 @contextmanager
 def free_descriptors(count: int) -> Iterator[None]:
-    """Leave the process so many file descriptors."""
+    """Leave the process this many free file descriptors."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The listing itself uses one, which is closed when it is looked at.
+    # The listing itself uses one, which is closed by the time it is read.
     used = {int(name) for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()}
     free = itertools.islice((number for number in itertools.count() if number not in used), count, None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), limits[1]))
@@ -31,7 +32,7 @@ def free_descriptors(count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("free", [0, 1])
 async def test_a_call_without_a_descriptor_is_refused_as_capacity(far_end: str, free: int) -> None:
-    """Whether the socket for packets cannot be opened, or the one for signalling."""
+    """A create is refused as `capacity` if the socket for packets, or the one for signalling, cannot be opened."""
     async with dialling(far_end) as dialer:
         with free_descriptors(free), pytest.raises(OverloadError) as refusal:
             await dialer.dial(REQUEST, Remembering())
@@ -41,7 +42,7 @@ async def test_a_call_without_a_descriptor_is_refused_as_capacity(far_end: str, 
 
 
 async def test_a_hang_up_without_a_descriptor_is_reported(far_end: str) -> None:
-    """It raises nothing: nobody awaits it."""
+    """The failure is reported but not raised, because nothing awaits the hang-up."""
     facts = Facts()
     async with dialling(far_end, facts) as dialer:
         with free_descriptors(0):
@@ -51,7 +52,7 @@ async def test_a_hang_up_without_a_descriptor_is_reported(far_end: str) -> None:
 
 
 async def test_a_machine_without_an_address_is_told_as_such() -> None:
-    """Where descriptors are free, the network is what is missing."""
+    """If descriptors are free but there is no address, the error names the network."""
     async with dialling("http://127.0.0.1:9/v1") as dialer:
         refusal = dialer.no_address(turn_failed=True)
 
@@ -60,6 +61,6 @@ async def test_a_machine_without_an_address_is_told_as_such() -> None:
 
 
 def test_only_errors_of_the_system_are_an_exhaustion() -> None:
-    """A refused connection is not."""
+    """A refused connection is not an exhaustion of descriptors."""
     assert not exhausted(ConnectionRefusedError(111, "refused"))
     assert not exhausted(aiohttp.ServerDisconnectedError())

@@ -1,4 +1,4 @@
-"""How many calls are set up at once, and who waits how long."""
+"""How many calls are set up at once, and how long the others wait."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ class Entrants:
 
 
 async def test_places_are_given_in_order_of_arrival() -> None:
-    """Never more than the limit are inside, and all have their turn."""
+    """The limit is never exceeded, and every set-up gets its place in order."""
     entrants = Entrants(Gate(2))
     tasks = [asyncio.create_task(entrants.enter(number)) for number in range(6)]
     await eventually(lambda: entrants.inside == [0, 1])
@@ -40,7 +40,7 @@ async def test_places_are_given_in_order_of_arrival() -> None:
 
 
 async def test_one_set_up_begins_in_each_turn_of_the_loop() -> None:
-    """Even with room for all, other work has its turn between two of them."""
+    """Even with room for all, other work runs between two set-ups."""
     entrants = Entrants(Gate(10))
     tasks = [asyncio.create_task(entrants.enter(number)) for number in range(5)]
     begun = []
@@ -55,7 +55,7 @@ async def test_one_set_up_begins_in_each_turn_of_the_loop() -> None:
 
 
 async def test_set_up_that_finds_no_place_in_time_is_refused() -> None:
-    """It is told to come back, and takes no place when one is free."""
+    """A set-up that finds no place in time is told to come back, and takes no place that becomes free later."""
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))
     await eventually(lambda: entrants.inside)
@@ -71,7 +71,7 @@ async def test_set_up_that_finds_no_place_in_time_is_refused() -> None:
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_set_up_that_is_cancelled_while_it_waits_keeps_no_place(turns: int) -> None:
-    """Whether it is cancelled before its place is given or in the same turn, the next one gets it."""
+    """Whether a set-up is cancelled before it gets its place or in the same turn, the next one gets the place."""
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))
     await eventually(lambda: entrants.inside)
@@ -87,7 +87,7 @@ async def test_set_up_that_is_cancelled_while_it_waits_keeps_no_place(turns: int
 
 
 async def test_set_up_that_takes_long_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that does not answer holds up nobody else, and the place is given up once."""
+    """A service that does not answer blocks no other set-up, and the place is freed once."""
     monkeypatch.setattr(gate, "HOLD_SECONDS", 0.01)
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))

@@ -1,4 +1,4 @@
-"""What an association makes of chunks: order, duplicates, slices, and a window that shuts."""
+"""How an association processes chunks: order, duplicates, slices, and a full window."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ class _Transport:
 
 
 class Receiving(inbound.DirectReceive):
-    """An association that receives, and says nothing."""
+    """An association that only receives."""
 
     async def _send_chunk(self, chunk: Any) -> None:
         self.said.append(chunk)
@@ -61,14 +61,14 @@ def receiving(*, window: int = 1 << 20, turn: LoopTurn | None = None) -> tuple[R
 
 
 class _Patient(LoopTurn):
-    """A turn that always has time."""
+    """A turn that always has time left."""
 
     def has_time(self) -> bool:
         return True
 
 
 class _Spent(LoopTurn):
-    """A turn that never has time, and keeps who waits."""
+    """A turn that never has time left, and records what waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def chunk(tsn: int, ssn: int, data: bytes = b"x", flags: int = 3) -> DataChunk:
 def test_every_message_comes_once_and_in_order_over_a_bad_path(
     transmission: tuple[list[int], list[Any], int], seed: int, share: float
 ) -> None:
-    """Whatever the network drops, repeats and reorders: with retransmission each message is delivered once, by SSN."""
+    """Whatever the network drops, repeats and reorders, retransmission delivers each message once, in SSN order."""
     counts, chunks, first_ssn = transmission
     dice = random.Random(seed)
     association, texts = receiving()
@@ -116,7 +116,7 @@ def test_every_message_comes_once_and_in_order_over_a_bad_path(
 
 
 async def test_crossed_messages_of_a_real_far_end_are_delivered(far_end: str) -> None:
-    """Over DTLS and UDP, short messages and fragmented ones: 400 crossed pairs come whole and in order."""
+    """400 crossed pairs of short and fragmented messages arrive complete and in order over DTLS and UDP."""
     async with dialling(far_end) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -131,7 +131,8 @@ async def test_crossed_messages_of_a_real_far_end_are_delivered(far_end: str) ->
 
 
 async def test_messages_behind_a_gap_are_delivered_in_slices() -> None:
-    """5,000 messages wait for one chunk; when it comes they are delivered over many turns, each within its time."""
+    """5,000 messages wait for one chunk; when it arrives they are delivered over many turns, each within its time
+    limit."""
 
     class Clock:
         now = 0.0
@@ -175,7 +176,7 @@ async def test_short_way_waits_behind_what_waits() -> None:
 
 
 async def test_shut_window_drops_what_would_only_wait() -> None:
-    """With the window used up by messages that wait for the loop, further chunks are not taken and not acknowledged."""
+    """If messages that wait for the loop use up the window, further chunks are neither accepted nor acknowledged."""
     turn = _Spent()
     association, texts = receiving(window=1000, turn=turn)
     for tsn in range(1, 20):
@@ -188,14 +189,14 @@ async def test_shut_window_drops_what_would_only_wait() -> None:
     turn.time = True
     association.deliver_slice(100)
     assert len(texts) == taken
-    # The sender learns that the window is open again.
+    # The sender is told that the window is open again.
     assert [said.advertised_rwnd for said in association.said if isinstance(said, SackChunk)] == [1000]
     await association._receive_data_chunk(chunk(taken + 1, taken))
     assert len(texts) == taken + 1
 
 
 async def test_shut_window_takes_what_lets_messages_out() -> None:
-    """The next chunk and one that fills a gap are taken into a full window; one beyond all others is not."""
+    """With a full window, the next chunk and one that fills a gap are accepted; one beyond all others is not."""
     association, texts = receiving(window=1000)
     for tsn in (3, 4, 6, 7):
         await association._receive_data_chunk(chunk(tsn, tsn - 1))
@@ -234,7 +235,7 @@ async def test_abandoned_messages_let_the_later_ones_out() -> None:
 
 
 async def test_connection_that_ends_while_a_slice_is_delivered_ends_the_slice() -> None:
-    """A backlog never raises into the loop."""
+    """A backlog never raises an error into the loop."""
     turn = _Spent()
     association: Any
     association, _ = receiving(turn=turn)
@@ -250,7 +251,7 @@ async def test_connection_that_ends_while_a_slice_is_delivered_ends_the_slice() 
 
 
 def test_undelivered_is_unknown_to_a_stock_connection() -> None:
-    """Without the hook nothing is claimed."""
+    """A stock connection, without the hook, reports nothing as undelivered."""
 
     class Stock:
         sctp = None
@@ -262,8 +263,8 @@ def test_undelivered_is_unknown_to_a_stock_connection() -> None:
 
 @pytest.mark.parametrize("do", ["stream", "binary-flood"])
 async def test_flooding_call_holds_neither_the_loop_nor_its_neighbour(far_end: str, do: str) -> None:
-    """With 600 events that each cost the relay a millisecond, the loop is held for less than 100 ms, and another call's
-    events are answered meanwhile."""
+    """With 600 events that each cost the relay a millisecond, the loop is blocked for less than 100 ms, and another
+    call's events are answered meanwhile."""
 
     class Slow(Remembering):
         def received(self, generation: int, text: str) -> None:
@@ -280,7 +281,7 @@ async def test_flooding_call_holds_neither_the_loop_nor_its_neighbour(far_end: s
         flooding.send([order(do, count=600, size=30, burst=600, pause=0)])
         late, answered = [], 0
         while len(slow.texts) + len(slow.sizes) < 600:
-            begun = time.thread_time()  # what else the machine does meanwhile is not the relay's fault
+            begun = time.thread_time()  # other load on the machine is not the relay's fault
             await asyncio.sleep(0.005)
             late.append(time.thread_time() - begun)
             if len(other.texts) > answered:
@@ -298,14 +299,15 @@ def _work() -> None:
 
 
 def packet(association: Receiving, *chunks: DataChunk) -> bytes:
-    """Return a packet of chunks for an association."""
+    """Return a packet with these chunks for an association."""
     header = pack("!HHL", 5000, 5000, association._local_verification_tag)
     body = b"".join(map(bytes, chunks))
     return header + pack("<L", crc32c(header + b"\0\0\0\0" + body)) + body
 
 
 async def test_texts_of_a_packet_wait_in_order_where_the_turn_has_no_time() -> None:
-    """Packets that come while messages wait join them, count against the window, and are delivered in order."""
+    """Packets that arrive while messages wait are queued behind them, count against the window, and are delivered in
+    order."""
     turn = _Spent()
     association, texts = receiving(turn=turn)
     association._data_channels[1] = association.channel  # type: ignore[assignment]

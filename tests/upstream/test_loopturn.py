@@ -1,4 +1,4 @@
-"""One turn of the loop delivers for a bounded time, and calls that wait are served in rotation."""
+"""One turn of the loop delivers messages for a limited time, and calls that wait are served in rotation."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
 
 
 class Ticking:
-    """A clock that moves by one second with each look."""
+    """A clock that advances by one second per reading."""
 
     now = 0.0
 
@@ -31,7 +31,7 @@ class Waiting:
 
 
 async def test_turn_has_time_until_its_seconds_are_over() -> None:
-    """The time begins with the first question and is given again in the next turn."""
+    """The time begins with the first query and is renewed in the next turn."""
     turn = LoopTurn(seconds=3.0, clock=Ticking())
 
     assert [turn.has_time() for _ in range(5)] == [True, True, True, False, False]
@@ -71,7 +71,7 @@ async def test_backlogs_are_served_in_rotation_over_several_turns() -> None:
 
 
 async def test_failing_callback_does_not_stop_the_others() -> None:
-    """One call's mistake is reported, and the next call is still served."""
+    """One call's error is reported, and the next call is still served."""
     turn, told = LoopTurn(), list[object]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
 

@@ -52,7 +52,7 @@ def text(number: int, count: int) -> bytes:
 
 
 def take(stream: Any, chunks: list[Chunk]) -> list[bytes]:
-    """Add chunks one by one and return what came out."""
+    """Add chunks one by one and return what was delivered."""
     out = []
     for chunk in chunks:
         stream.add_chunk(chunk)
@@ -64,8 +64,8 @@ def take(stream: Any, chunks: list[Chunk]) -> list[bytes]:
 def transmissions(draw: st.DrawFn) -> tuple[list[int], list[Chunk], int]:
     """Return the messages' fragment counts in SSN order, all chunks in an order of arrival, and the first SSN.
 
-    Several writers take SSNs one after another and hand their messages to the association in any order, so TSNs follow any
-    permutation of the messages; the network then permutes the chunks.
+    Several writers take SSNs one after another and pass their messages to the association in any order, so TSNs are
+    any permutation of the messages; the network then permutes the chunks.
     """
     counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=7))
     first_ssn = draw(st.sampled_from([0, 7, 2**15 - 2, 2**16 - 3]))
@@ -81,7 +81,8 @@ def transmissions(draw: st.DrawFn) -> tuple[list[int], list[Chunk], int]:
 def test_messages_follow_their_ssns_in_any_interleaving(
     transmission: tuple[list[int], list[Chunk], int],
 ) -> None:
-    """After each chunk exactly those messages are out that are whole and have no unfinished message before them."""
+    """After each chunk exactly those messages are delivered that are complete and have no unfinished message before
+    them."""
     counts, chunks, first_ssn = transmission
     stream = OrderedStream()
     stream.sequence_number = stream._expected = first_ssn
@@ -96,7 +97,8 @@ def test_messages_follow_their_ssns_in_any_interleaving(
 
 
 def test_crossed_pair_is_delivered() -> None:
-    """SSN 1 with TSN n and SSN 0 with TSN n + 1, as two writers make them: both come, 0 first. Stock delivers neither."""
+    """SSN 1 with TSN n and SSN 0 with TSN n + 1, as two writers send them, are both delivered, 0 first. Stock aiortc
+    delivers neither."""
     pair = [*fragments(1, 10, 1), *fragments(0, 11, 1)]
     stock: list[Any] = []
     for chunk in pair:
@@ -115,7 +117,7 @@ def test_crossed_pair_is_delivered() -> None:
     seed=st.integers(0, 2**16),
 )
 def test_unordered_messages_come_when_they_are_whole(counts: list[int], tsn: int, seed: int) -> None:
-    """An unordered message waits for nothing but its own fragments (RFC 9260 6.6)."""
+    """An unordered message waits only for its own fragments (RFC 9260 6.6)."""
     chunks, places = [], []
     for number, count in enumerate(counts):
         chunks += fragments(number, tsn, count, 0, UNORDERED)
@@ -132,7 +134,7 @@ def test_unordered_messages_come_when_they_are_whole(counts: list[int], tsn: int
 
 
 def test_message_with_a_number_of_the_past_is_delivered_at_once() -> None:
-    """A sender that counts wrongly loses nothing and stops nothing."""
+    """A message with a past SSN is delivered at once, so a sender that counts wrongly loses and blocks nothing."""
     stream = OrderedStream()
     chunks = [*fragments(0, 1, 1), *fragments(1, 2, 1, 0), *fragments(2, 3, 1, 1)]
 
@@ -140,7 +142,7 @@ def test_message_with_a_number_of_the_past_is_delivered_at_once() -> None:
 
 
 def test_message_with_a_number_that_waits_already_is_delivered_at_once() -> None:
-    """Of two messages with one SSN neither replaces the other."""
+    """Of two messages with the same SSN neither replaces the other."""
     stream = OrderedStream()
     chunks = [*fragments(5, 1, 1, 1), *fragments(6, 2, 1, 1), *fragments(7, 3, 1, 0)]
 
@@ -148,7 +150,7 @@ def test_message_with_a_number_that_waits_already_is_delivered_at_once() -> None
 
 
 def test_held_counts_data_and_what_a_chunk_costs() -> None:
-    """A chunk of one byte is not nearly free."""
+    """Each chunk counts with a fixed overhead, so a chunk of one byte is not nearly free."""
     stream = OrderedStream()
     for chunk in fragments(0, 1, 3)[:2]:
         stream.add_chunk(chunk)
@@ -157,7 +159,7 @@ def test_held_counts_data_and_what_a_chunk_costs() -> None:
 
 
 def test_advance_counts_a_message_that_took_another_way() -> None:
-    """The next message is the one after it."""
+    """After a message that was delivered by another path, the next SSN is expected."""
     stream = OrderedStream()
     stream.advance()
 
@@ -165,7 +167,8 @@ def test_advance_counts_a_message_that_took_another_way() -> None:
 
 
 def test_skipped_messages_that_are_whole_are_delivered_in_order() -> None:
-    """A FORWARD TSN moves the number on: what is whole before it comes out by SSN, then what follows it."""
+    """A FORWARD TSN advances the number: earlier complete messages are delivered in SSN order, then those that
+    follow."""
     stream = OrderedStream()
     assert take(stream, [*fragments(2, 30, 1), *fragments(1, 20, 2), *fragments(4, 50, 1)]) == []
     stream.sequence_number = 4
@@ -179,10 +182,10 @@ def test_skipped_messages_that_are_whole_are_delivered_in_order() -> None:
     [
         ([0, 1], 8, False),  # before the first fragment
         ([0, 1], 9, False),
-        ([0, 1], 10, False),  # amid the fragments that came
-        ([0, 1], 11, False),  # the run reaches it
+        ([0, 1], 10, False),  # between the fragments that arrived
+        ([0, 1], 11, False),  # the run extends to it
         ([0, 1], 12, True),  # the third fragment was given up
-        ([1, 2], 9, False),  # the first may still come
+        ([1, 2], 9, False),  # the first may still arrive
         ([1, 2], 10, True),  # the first was given up
         ([1, 2], 14, True),
         ([3], 12, True),
@@ -193,7 +196,8 @@ def test_skipped_messages_that_are_whole_are_delivered_in_order() -> None:
 def test_pruning_drops_what_can_no_longer_be_completed(
     kept: list[int], tsn: int, pruned: bool, wrap: int
 ) -> None:
-    """A message of TSNs 10 to 13 goes when a fragment is missing up to the given TSN, else it can still be completed."""
+    """A message of TSNs 10 to 13 is dropped if a fragment is missing up to the given TSN; otherwise it can still be
+    completed."""
     chunks = fragments(0, 10 + wrap, 4)
     stream = OrderedStream()
     take(stream, [chunks[index] for index in kept])
@@ -206,7 +210,7 @@ def test_pruning_drops_what_can_no_longer_be_completed(
 
 
 def test_reassembly_looks_at_each_fragment_a_few_times() -> None:
-    """The work for a message grows with its size, not with its square, also when it arrives backwards."""
+    """The work for a message grows linearly with its size, also when it arrives backwards."""
 
     class Counting(Chunk):
         looked = 0

@@ -1,4 +1,4 @@
-"""Offer and answer as text, against aiortc's parser and the answer recorded from the service."""
+"""Offer and answer as text, compared with aiortc's parser and the recorded answer of the service."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ ANSWER = "\r\n".join(
 
 
 def test_offer_is_what_an_independent_parser_reads() -> None:
-    """Aiortc reads from the offer what was put into it: two sections over one transport, and audio with its codecs."""
+    """Aiortc reads from the offer what was written: two sections over one transport, and audio with its codecs."""
     read = SessionDescription.parse(OFFERED.text(session=7))
 
     assert [(media.kind, media.rtp.muxId) for media in read.media] == [("audio", "0"), ("application", "1")]
@@ -61,7 +61,8 @@ def test_offer_is_what_an_independent_parser_reads() -> None:
 
 
 def test_offer_has_the_form_that_aiortc_writes() -> None:
-    """Line by line the offer is aiortc's own, which the service is known to accept, apart from random numbers."""
+    """Apart from random numbers, the offer is line by line the one that aiortc writes, which the service is known to
+    accept."""
     text = OFFERED.text(session=7)
     again = str(SessionDescription.parse(text))
 
@@ -70,7 +71,7 @@ def test_offer_has_the_form_that_aiortc_writes() -> None:
 
 
 def test_offer_names_the_relay_as_its_default_address() -> None:
-    """A far end that knows no ICE is told the address that most likely works (RFC 8839 4.2.1.2)."""
+    """A far end without ICE gets the address that most likely works (RFC 8839 4.2.1.2)."""
     assert OFFERED.text(7).count("m=audio 50000 ") == OFFERED.text(7).count("m=application 50000 ") == 1
     assert OFFERED.text(7).count("c=IN IP4 198.51.100.7\r\n") == 2
 
@@ -82,21 +83,23 @@ def test_offer_names_the_relay_as_its_default_address() -> None:
 def test_offer_has_a_default_address_of_either_family(
     candidates: tuple[str, ...], host: str, port: int
 ) -> None:
-    """If there is no SHA-256 line, the others stay: an offer needs a fingerprint."""
+    """The default address may be IPv4 or IPv6; without a SHA-256 fingerprint the others stay, because an offer needs
+    one."""
     text = replace(OFFERED, candidates=candidates).text(7)
 
     assert f"m=audio {port} UDP/TLS/RTP/SAVPF 96 9 0 8\r\nc=IN {host}\r\n" in text
 
 
 def test_offer_tells_the_kinds_of_its_candidates_without_addresses() -> None:
-    """The offer's own candidates are named by kind, each once."""
+    """The kinds of the offer's own candidates are reported once each, without addresses."""
     twice = replace(OFFERED, candidates=(*OFFERED.candidates, *OFFERED.candidates))
 
     assert twice.kinds == ("host/udp", "relay/udp")
 
 
 def test_answer_tells_what_was_agreed() -> None:
-    """Everything that decides about the connection is read; the kinds of candidates are told without addresses."""
+    """Everything that decides about the connection is read, and the kinds of candidates are reported without
+    addresses."""
     answer = sdp.read_answer(ANSWER)
 
     assert (answer.max_message_bytes, answer.sctp_port) == (1073741823, 5000)
@@ -107,7 +110,8 @@ def test_answer_tells_what_was_agreed() -> None:
 
 
 def test_answer_may_describe_its_transport_in_any_section() -> None:
-    """The first section counts, then what stands above it, then the others; candidates of all sections count, once."""
+    """The first section has priority, then the session level, then the others; candidates of all sections are used
+    once."""
     first = ANSWER.replace("a=fingerprint:sha-256 DD\r\n", "a=ice-ufrag:above\r\na=setup:passive\r\n")
     last = first + "a=fingerprint:sha-256 EE\r\na=fingerprint:sha-512 FF\r\n"
     last += "a=candidate:1 1 udp 2130706431 192.0.2.9 3478 typ host\r\na=candidate:3 1 udp 9 192.0.2.8 9 typ host\r\n"
@@ -120,7 +124,7 @@ def test_answer_may_describe_its_transport_in_any_section() -> None:
 
 
 def test_candidates_for_rtcp_are_left_out() -> None:
-    """Pion repeats each candidate for the second component, which nothing uses."""
+    """Candidates of the second component, which Pion adds and nothing uses, are ignored."""
     repeated = ANSWER + "a=candidate:1 2 udp 2130706431 192.0.2.9 3478 typ host\r\n"
 
     assert sdp.read_answer(repeated).addresses == sdp.read_answer(ANSWER).addresses
@@ -146,7 +150,7 @@ def test_answer_message_size_follows_rfc_8841(line: str, expected: int | None) -
     ],
 )
 def test_answer_names_its_sctp_port_in_either_form(before: str, after: str, expected: int) -> None:
-    """RFC 8841 has a line for it; in its drafts it was the format of the media line."""
+    """The port is read from the line of RFC 8841, or from the media line's format as in its drafts."""
     assert sdp.read_answer(ANSWER.replace(before, after)).sctp_port == expected
 
 
@@ -168,25 +172,25 @@ def test_answer_names_its_sctp_port_in_either_form(before: str, after: str, expe
     ],
 )
 def test_answer_that_makes_no_call_is_refused(before: str, after: str, complaint: str) -> None:
-    """Each thing that is missing is named."""
+    """An answer without a required part is refused, and the part is named."""
     with pytest.raises(sdp.SdpError, match=complaint):
         sdp.read_answer(ANSWER.replace(before, after))
 
 
 def test_candidates_of_an_unknown_form_are_told_as_such() -> None:
-    """A line that is not a candidate by RFC 8839 does not stop anything."""
+    """A line that is not a candidate according to RFC 8839 is reported and otherwise ignored."""
     answer = sdp.read_answer(ANSWER + "a=candidate:what\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ\r\n")
 
     assert answer.candidates[2:] == ("unknown/unknown", "unknown/udp")
 
 
 def test_m_line_without_a_port_is_left_to_the_parser() -> None:
-    """A media line that is broken is not taken for a rejected one."""
+    """A broken media line does not count as rejected; the parser reports it."""
     assert sdp.read_answer(ANSWER.replace("m=audio 9 ", "m=audio ")).setup == "active"
 
 
 def test_recorded_answer_is_read_whole(recordings: Path) -> None:
-    """The service's own answer passes, with its three UDP and three TCP candidates."""
+    """The service's own answer is read with its three UDP and three TCP candidates."""
     text = (recordings / "answer.sdp").read_bytes().decode()
 
     answer = sdp.read_answer(text)

@@ -1,4 +1,4 @@
-"""Attaching to a call: against the emulator, and against far ends that do what it never does."""
+"""Attaching to a call: with the emulator, and with far ends that do what it never does."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def attach(dialer: CallDialer, call_id: str, sink: Remembering, **options:
 
 @pytest_asyncio.fixture
 async def open_call() -> AsyncIterator[Callable[..., Any]]:
-    """Return what starts an emulator and opens a call there, both closed at the end."""
+    """Return a function that starts an emulator and opens a call there; both are closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> Caller:
@@ -66,18 +66,18 @@ async def open_call() -> AsyncIterator[Callable[..., Any]]:
 
 
 def types(sink: Remembering) -> list[str]:
-    """Return the types of what came."""
+    """Return the types of the received events."""
     return [json.loads(text)["type"] for text in sink.texts]
 
 
 OpenCall = Callable[..., Any]
 
 
-# --- talking
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 async def test_events_pass_both_ways(open_call: OpenCall) -> None:
-    """What is sent reaches the call in order, what the call says comes from now on, and every text is acknowledged."""
+    """Sent events reach the call in order, later events of the call are received, and every text is acknowledged."""
     caller: Caller = await open_call()
     sink, facts = Remembering(), Facts()
     async with dialling(caller.base_url, facts) as dialer:
@@ -90,7 +90,7 @@ async def test_events_pass_both_ways(open_call: OpenCall) -> None:
         assert (await caller.look("/received"))["data"] == [UPDATE, '{"type":"response.create"}']
         assert (call.call_id, call.buffered, call.undelivered) == (caller.call_id, 0, False)
         assert call.diagnostics["frames"] == {"received": len(sink.texts), "sent": 2, "unreadable": 0}
-    # No peer connection is made for it.
+    # No peer connection is created for it.
     assert facts.of("peer_connections") == []
     assert sink.losses == []
 
@@ -187,7 +187,7 @@ async def test_queue_is_bounded(open_call: OpenCall, monkeypatch: pytest.MonkeyP
 
 
 async def test_call_of_a_moment_ago_is_waited_for(open_call: OpenCall) -> None:
-    """A call that the service does not know yet is looked for again."""
+    """A call that the service does not know yet is requested again."""
     caller: Caller = await open_call(faults=Faults(sideband_delay_seconds=0.8), connect=False)
     async with dialling(caller.base_url) as dialer:
         await attach(dialer, caller.call_id, Remembering())
@@ -197,7 +197,7 @@ async def test_call_of_a_moment_ago_is_waited_for(open_call: OpenCall) -> None:
 async def test_call_that_is_not_there_is_unknown(
     why: str, open_call: OpenCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some seconds it is 404, and no retry will help."""
+    """After some seconds an unknown call is 404 and not retryable."""
     monkeypatch.setattr(sideband, "NEW_CALL_SECONDS", 0.3)
     caller: Caller = await open_call()
     if why == "ended":
@@ -218,7 +218,7 @@ async def test_call_that_is_not_there_is_unknown(
 
 
 async def test_attaching_again_does_not_wait(open_call: OpenCall) -> None:
-    """A call that was there before is not new: its 404 is believed at once."""
+    """A call that existed before is not new, so a 404 is final at once."""
     caller: Caller = await open_call()
     await caller.hang_up()
     async with dialling(caller.base_url) as dialer:
@@ -228,7 +228,7 @@ async def test_attaching_again_does_not_wait(open_call: OpenCall) -> None:
 
 
 async def test_ephemeral_key_attaches(open_call: OpenCall) -> None:
-    """The caller's own `ek_…` is the credential where the operator says so."""
+    """The caller's own `ek_…` is the credential if the operator allows it."""
     caller: Caller = await open_call()
     async with caller.http.post(f"{caller.base_url}/realtime/client_secrets", json={}) as answer:
         key = (await answer.json())["value"]
@@ -239,7 +239,7 @@ async def test_ephemeral_key_attaches(open_call: OpenCall) -> None:
 
 
 class Socket:
-    """A far end of one WebSocket: `serve(socket)` is its part; `requests` are what asked for it."""
+    """A far end with one WebSocket: `serve(socket)` handles it; `requests` has the handshake requests."""
 
     def __init__(self, serve: Any, status: int = 101, retry_after: str | None = None) -> None:
         self.serve = serve
@@ -259,7 +259,7 @@ class Socket:
 
 @asynccontextmanager
 async def serving(far: Socket, path: str = "/v1") -> AsyncIterator[str]:
-    """Serve a far end; yield the base URL."""
+    """Run a far end; yield its base URL."""
     app = web.Application()
     app.router.add_get(f"{path}/realtime", far.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -272,13 +272,13 @@ async def serving(far: Socket, path: str = "/v1") -> AsyncIterator[str]:
 
 
 async def silent(socket: web.WebSocketResponse) -> None:
-    """Read, and answer nothing, not even a ping."""
+    """Read, but answer nothing, not even a ping."""
     while (await socket.receive()).type is not aiohttp.WSMsgType.CLOSE:
         pass
 
 
 async def test_request_has_the_form_of_the_reference() -> None:
-    """Credential, organization and project go as for calls; Azure differs by its base URL alone."""
+    """Credential, organization and project are sent as for calls; Azure differs only by its base URL."""
     far = Socket(silent)
     async with (
         serving(far, "/openai/v1") as url,
@@ -315,7 +315,7 @@ async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None
 
 
 async def test_redirect_carries_the_key_nowhere() -> None:
-    """A redirect is a refusal: wherever it points is not asked."""
+    """A redirect counts as a refusal and is not followed."""
     elsewhere, far = Socket(silent), Socket(silent, 307)
     async with serving(elsewhere) as target, serving(far) as url, dialling(url) as dialer:
         far.headers["Location"] = f"{target}/realtime?call_id=rtc_1"
@@ -328,7 +328,7 @@ async def test_redirect_carries_the_key_nowhere() -> None:
 
 
 async def test_far_end_that_cannot_be_reached_is_told() -> None:
-    """No connection is a failure that may pass."""
+    """A failed connection is an error that may pass."""
     async with dialling("http://127.0.0.1:9/v1") as dialer:
         with pytest.raises(UpstreamError, match="refused") as refused:
             await attach(dialer, "rtc_1", Remembering())
@@ -337,7 +337,7 @@ async def test_far_end_that_cannot_be_reached_is_told() -> None:
 
 
 async def test_handshake_has_a_deadline() -> None:
-    """A far end that never answers is left after the time for a call."""
+    """A far end that does not answer the handshake is given up after the time limit for a call."""
     over = asyncio.Event()
 
     async def never(request: web.Request) -> web.StreamResponse:
@@ -370,7 +370,7 @@ async def test_handshake_has_a_deadline() -> None:
 async def test_end_of_the_connection_means_what_its_form_says(
     fault: dict[str, str], cause: LossCause, open_call: OpenCall
 ) -> None:
-    """1000 with the call gone and 1001 are the call's end; an end without a close frame may not be."""
+    """Close code 1000 with the call gone, and 1001, mean the call's end; an end without a close frame may not."""
     caller: Caller = await open_call()
     sink = Remembering()
     async with dialling(caller.base_url) as dialer:
@@ -395,7 +395,8 @@ async def test_end_of_the_connection_means_what_its_form_says(
     ],
 )
 async def test_close_code_decides(code: int, cause: LossCause) -> None:
-    """A clean 1000 of a call that is still there is a proxy's rotation; 1001 is the end, and errors are errors."""
+    """A clean 1000 while the call still exists is a proxy's rotation; 1001 is the call's end, and other codes are
+    errors."""
     far = Socket(lambda socket: socket.close(code=code))
     sink = Remembering()
     async with serving(far) as url, dialling(url) as dialer:
@@ -407,7 +408,7 @@ async def test_close_code_decides(code: int, cause: LossCause) -> None:
 
 
 async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A far end that answers no ping is lost after a while, and nothing was acknowledged."""
+    """A far end that answers no ping is considered lost after a while, and nothing was acknowledged."""
     monkeypatch.setattr(sideband, "PING_SECONDS", 0.05)
     monkeypatch.setattr(sideband, "SILENCE_SECONDS", 0.2)
     sink = Remembering()
@@ -421,7 +422,7 @@ async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_acknowledgement_is_asked_for_now_and_then() -> None:
-    """However fast texts follow each other, one ping is on its way at a time, and the last one covers them all."""
+    """However fast texts follow each other, one ping is in flight at a time, and the last one covers all texts."""
     pings: list[bytes] = []
 
     async def answering(socket: web.WebSocketResponse) -> None:
@@ -514,7 +515,7 @@ async def test_bug_while_writing_is_reported_and_ends_the_call(
 
 
 async def test_other_requests_make_calls(open_call: OpenCall) -> None:
-    """Without a call to attach to, the same dialer creates one over WebRTC, and ends calls of others by name."""
+    """Without a call to attach to, the same dialer creates calls over WebRTC, and hangs up calls of others by id."""
     caller: Caller = await open_call()
     async with dialling(caller.base_url) as dialer:
         request = CallRequest(session={"type": "realtime", "output_modalities": ["text"]})

@@ -1,4 +1,4 @@
-"""Creating a call over HTTP, against a service that answers what the test says."""
+"""Creating a call over HTTP, with a service that answers as the test says."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ async def signaller(handler: Handler, **options: Any) -> AsyncIterator[Signaller
 
 
 def saying(status: int, body: object = "", headers: dict[str, str] | None = None) -> Handler:
-    """Make a handler that always answers the same."""
+    """Make a handler that always gives the same answer."""
 
     async def answer(_: web.Request) -> web.Response:
         text = body if isinstance(body, str) else json.dumps(body)
@@ -53,12 +53,13 @@ def saying(status: int, body: object = "", headers: dict[str, str] | None = None
 
 
 def problem(code: str | None, message: str = "No.") -> dict[str, Any]:
-    """Return an error body of the service's form."""
+    """Return an error body in the service's form."""
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
 
 
 async def test_create_sends_offer_and_session_as_the_service_reads_them() -> None:
-    """The offer is one part byte for byte, the session object another; the answer and the call's id come back."""
+    """The offer is one part byte for byte, and the session object another; the answer and the call's id are
+    returned."""
     seen: dict[str, Any] = {}
 
     async def handler(request: web.Request) -> web.Response:
@@ -86,7 +87,7 @@ async def test_create_sends_offer_and_session_as_the_service_reads_them() -> Non
 
 
 async def test_create_with_an_ephemeral_key_sends_the_bare_offer() -> None:
-    """A client secret brings its own session: the body is the offer alone, and the gateway's key stays home."""
+    """A client secret brings its own session: the body is only the offer, and the gateway's key is not sent."""
     seen: dict[str, Any] = {}
 
     async def handler(request: web.Request) -> web.Response:
@@ -106,7 +107,7 @@ async def test_create_with_an_ephemeral_key_sends_the_bare_offer() -> None:
     [("client", "X-Upstream-Authorization"), ("gateway", "OPENAI_API_KEY or upstream.api_key_file")],
 )
 async def test_create_without_a_credential_is_refused_here(auth: str, missing: str) -> None:
-    """Without a credential nothing is sent, and the detail says whose credential is missing."""
+    """Without a credential nothing is sent, and the error says whose credential is missing."""
     async with signaller(saying(201), auth=auth, api_key=None if auth == "gateway" else KEY) as one:
         with pytest.raises(UpstreamError, match=missing) as caught:
             await one.create(OFFER, REQUEST, 5)
@@ -132,7 +133,7 @@ async def test_create_without_a_credential_is_refused_here(auth: str, missing: s
     ],
 )
 async def test_refusal_becomes_the_code_of_the_table(status: int, code: str | None, expected: str) -> None:
-    """Each status and code of the service has one meaning here, with the service's own words inside."""
+    """Each status and code of the service has one gateway code, and the error contains the service's message."""
     async with signaller(saying(status, problem(code), {"Location": "http://127.0.0.1:9/"})) as one:
         with pytest.raises(UpstreamError) as caught:
             await one.create(OFFER, REQUEST, 5)
@@ -171,7 +172,7 @@ async def test_refusal_in_any_form_is_an_error_with_its_status(body: str) -> Non
     ],
 )
 async def test_answer_that_is_no_answer_is_told_in_words(said: bytes, told: str) -> None:
-    """Whatever a middlebox says instead of the service is an upstream that failed, named for people."""
+    """If something else than the service answers, the error is an upstream failure that describes the answer."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -194,7 +195,7 @@ async def test_answer_that_is_no_answer_is_told_in_words(said: bytes, told: str)
 
 
 async def test_refusal_never_shows_a_key() -> None:
-    """The service quotes keys in its messages; neither ours nor a part of one comes through."""
+    """The service quotes keys in its messages; neither the gateway's key nor a part of it is passed on."""
     message = f"Incorrect API key provided: {KEY}, or sk-xx**********9876, or ek_abcdefgh. " + "z" * 1000
     async with signaller(saying(401, problem("invalid_api_key", message))) as one:
         with pytest.raises(UpstreamError) as caught:
@@ -221,17 +222,17 @@ async def test_refusal_never_shows_a_key() -> None:
     ],
 )
 async def test_rate_limit_tells_how_long_to_wait(given: str, expected: float | None) -> None:
-    """Retry-After is read in both of its forms, up to a day; what is neither is left out."""
+    """Retry-After is parsed in both forms, up to a day; any other value is ignored."""
     async with signaller(saying(429, problem("rate_limit_exceeded"), {"Retry-After": given})) as one:
         with pytest.raises(UpstreamError) as caught:
-            await one.create(OFFER, REQUEST, 3)  # nothing left for a second try
+            await one.create(OFFER, REQUEST, 3)  # no time is left for a second try
 
     assert caught.value.retry_after == expected
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_create_is_tried_again_when_the_service_says_when(status: int) -> None:
-    """A Retry-After that fits the deadline is waited for, and the second answer counts."""
+    """If Retry-After fits the deadline the create is repeated after it, and the second answer is used."""
     tries: list[float] = []
 
     async def handler(_: web.Request) -> web.Response:
@@ -250,17 +251,17 @@ async def test_create_is_tried_again_when_the_service_says_when(status: int) -> 
 @pytest.mark.parametrize(
     ("status", "headers", "seconds", "expected"),
     [
-        (500, {}, 10, 1),  # a call may have come of it
-        (401, {"Retry-After": "0"}, 10, 1),  # no repetition makes a key right
-        (429, {"Retry-After": "60"}, 100, 1),  # for the caller to wait
-        (429, {"Retry-After": "1"}, 3.5, 1),  # would not fit
-        (429, {"Retry-After": "0"}, 10, 3),  # bounded
+        (500, {}, 10, 1),  # it may have created a call
+        (401, {"Retry-After": "0"}, 10, 1),  # repeating does not make a key valid
+        (429, {"Retry-After": "60"}, 100, 1),  # the caller has to wait
+        (429, {"Retry-After": "1"}, 3.5, 1),  # does not fit the deadline
+        (429, {"Retry-After": "0"}, 10, 3),  # limited
     ],
 )
 async def test_create_is_tried_again_only_where_it_helps(
     status: int, headers: dict[str, str], seconds: float, expected: int
 ) -> None:
-    """No second try without the service's word, beyond the deadline, or for ever."""
+    """There is no second try without Retry-After, beyond the deadline, or without end."""
     tries: list[int] = []
 
     async def handler(_: web.Request) -> web.Response:
@@ -275,7 +276,7 @@ async def test_create_is_tried_again_only_where_it_helps(
 
 
 async def test_refused_connection_is_tried_again_and_told() -> None:
-    """Nothing listens: three tries with a growing pause, then an error that may be repeated."""
+    """If nothing listens there are three tries with growing pauses, and then a retryable error."""
     one = Signaller(UpstreamConfig(base_url="http://127.0.0.1:9/v1", api_key=KEY), Clock())
     await one.open()
     began = asyncio.get_running_loop().time()
@@ -291,7 +292,7 @@ async def test_refused_connection_is_tried_again_and_told() -> None:
 
 
 async def test_service_that_comes_back_is_reached_by_the_second_try(unused_tcp_port: int) -> None:
-    """A restart of what stands upstream costs a pause, not the session."""
+    """A restart of the upstream server costs a pause, not the session."""
     one = Signaller(UpstreamConfig(base_url=f"http://127.0.0.1:{unused_tcp_port}/v1", api_key=KEY), Clock())
     await one.open()
     creating = asyncio.create_task(one.create(OFFER, REQUEST, 10))
@@ -311,7 +312,7 @@ async def test_service_that_comes_back_is_reached_by_the_second_try(unused_tcp_p
 
 
 async def test_connection_cut_before_the_answer_is_not_tried_again() -> None:
-    """The service may have made a call: a second one would be left over."""
+    """If the connection is cut before the answer the service may have made a call, so there is no second try."""
     tries: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -332,13 +333,13 @@ async def test_connection_cut_before_the_answer_is_not_tried_again() -> None:
     ("status", "body"), [(200, ""), (404, problem("call_id_not_found")), (400, problem("call_id_not_found"))]
 )
 async def test_hang_up_of_a_call_that_is_over_is_as_good(status: int, body: object) -> None:
-    """Both statuses mean that the call has ended."""
+    """Both statuses of a hang-up mean that the call has ended."""
     async with signaller(saying(status, body)) as one:
         await one.hang_up("rtc_u1_X", None)
 
 
 async def test_hang_up_names_the_call_and_the_caller() -> None:
-    """The call's id stands in the path, the credential is the one that made it."""
+    """The path has the call's id, and the credential is the one that created it."""
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -352,7 +353,7 @@ async def test_hang_up_names_the_call_and_the_caller() -> None:
 
 
 async def test_hang_up_that_is_not_answered_ends() -> None:
-    """The request has its own deadline."""
+    """A hang-up without an answer ends at its own deadline."""
     release = asyncio.Event()
 
     async def handler(_: web.Request) -> web.Response:
@@ -388,7 +389,8 @@ async def test_more_than_a_hundred_calls_are_created_at_once() -> None:
 async def test_proxy_of_the_environment_is_used_except_towards_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """HTTPS_PROXY counts for the service, NO_PROXY and a service on this machine go straight; a set proxy comes first."""
+    """HTTPS_PROXY is used for the service; NO_PROXY and a service on this machine are reached directly; a configured
+    proxy has priority."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:3129")
     monkeypatch.setenv("no_proxy", "inner.example")
@@ -406,14 +408,14 @@ async def test_proxy_of_the_environment_is_used_except_towards_loopback(
 async def test_proxy_of_the_environment_is_read_as_others_read_it(
     given: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a scheme it is an HTTP proxy, as for curl; an invalid URL is reported as such."""
+    """A proxy without a scheme is an HTTP proxy, as for curl; an invalid URL is reported."""
     monkeypatch.setenv("http_proxy", given)
     monkeypatch.setenv("no_proxy", "")
     one = Signaller(UpstreamConfig(base_url="http://service.invalid/v1", api_key=KEY), Clock())
     await one.open()
     try:
         with pytest.raises(UpstreamError, match=told) as caught:
-            await one.create(OFFER, REQUEST, 3)  # nothing left for a second try
+            await one.create(OFFER, REQUEST, 3)  # no time is left for a second try
     finally:
         await one.close()
 
@@ -421,7 +423,7 @@ async def test_proxy_of_the_environment_is_read_as_others_read_it(
 
 
 async def test_requests_go_through_the_proxy() -> None:
-    """With a proxy set, it is the proxy that sees the request, for the whole address."""
+    """With a proxy configured, requests go to the proxy with the complete URL."""
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -440,7 +442,7 @@ async def test_requests_go_through_the_proxy() -> None:
 
 
 async def test_netrc_does_not_disturb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ~/.netrc that names the host neither replaces the key nor breaks the request."""
+    """A ~/.netrc with the host's name neither replaces the key nor breaks the request."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password secret\n")
     netrc.chmod(0o600)
@@ -464,5 +466,5 @@ async def test_netrc_does_not_disturb(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_loopback_is_known_by_its_names(host: str, expected: bool) -> None:
-    """A service on this machine is recognised without asking anybody."""
+    """A service on this machine is recognized without a DNS query."""
     assert signalling.is_loopback(host) is expected

@@ -1,4 +1,4 @@
-"""The packed STUN messages, against aioice's general codec."""
+"""The packed STUN messages, compared with aioice's general codec."""
 
 import pytest
 from aioice import stun as aioice_stun
@@ -26,7 +26,7 @@ def _check(
 
 @given(transactions, st.text("ab+/09", min_size=1, max_size=40), st.integers(0, 2**32 - 1), st.booleans())
 def test_request_is_what_aioice_writes(transaction: bytes, user: str, priority: int, nominate: bool) -> None:
-    """Byte for byte, whatever the length of the user name and its padding."""
+    """The bytes are aioice's for any length of the user name and its padding."""
     expected = aioice_stun.Message(aioice_stun.Method.BINDING, aioice_stun.Class.REQUEST, transaction)
     expected.attributes.update({"USERNAME": user, "PRIORITY": priority, "ICE-CONTROLLING": 2**64 - 1})
     if nominate:
@@ -40,7 +40,7 @@ def test_request_is_what_aioice_writes(transaction: bytes, user: str, priority: 
 
 @given(transactions, addresses)
 def test_response_is_what_aioice_writes(transaction: bytes, address: tuple[str, int]) -> None:
-    """Byte for byte, for both families of addresses."""
+    """The bytes are aioice's for both address families."""
     expected = aioice_stun.Message(aioice_stun.Method.BINDING, aioice_stun.Class.RESPONSE, transaction)
     expected.attributes["XOR-MAPPED-ADDRESS"] = address
     expected.add_message_integrity(KEY)
@@ -49,12 +49,12 @@ def test_response_is_what_aioice_writes(transaction: bytes, address: tuple[str, 
 
 
 def test_check_of_the_far_end_is_recognised() -> None:
-    """From a Binding request with our password everything is read that its answer needs."""
+    """For a Binding request with our password, everything that its answer needs is read."""
     assert stun.read_request(_check(), KEY) == (TRANSACTION, "ours:theirs", 1)
 
 
 def test_signed_part_is_what_aioice_finds() -> None:
-    """A response is verified over the same bytes."""
+    """A response is verified over the same bytes as in aioice."""
     response = stun.response(TRANSACTION, ("192.0.2.1", 9), KEY)
     parsed = aioice_stun.parse_message(response)
 
@@ -95,18 +95,19 @@ def _without_integrity() -> bytes:
     ids=str,
 )
 def test_request_of_any_other_form_is_left_to_aioice(datagram: bytes) -> None:
-    """Wrong credentials, another role, another method, damage, and what follows the signature."""
+    """Wrong credentials, another role, another method, damage, and attributes after the signature are left to
+    aioice."""
     assert stun.read_request(datagram, KEY) is None
 
 
 def test_response_without_a_signature_is_left_to_aioice() -> None:
-    """Such as that of a STUN server."""
+    """A response without a signature, such as a STUN server's, is left to aioice."""
     assert stun.signed_part(_without_integrity()) is None
 
 
 @given(st.binary(max_size=80), st.integers(0, 100))
 def test_damaged_message_is_never_taken(noise: bytes, at: int) -> None:
-    """Whatever bytes replace a part of a check, it raises nothing and only the intact check is taken."""
+    """Whatever bytes of a check are replaced, nothing is raised and only the intact check is accepted."""
     intact = _check()
     damaged = intact[:at] + noise + intact[at + len(noise) :]
 

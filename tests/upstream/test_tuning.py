@@ -1,4 +1,4 @@
-"""The private hooks one by one: what each changes, that it can be left out, and that other connections stay stock."""
+"""The private hooks one by one: what each changes, that each can be left out, and that other connections stay stock."""
 
 import asyncio
 import random
@@ -45,14 +45,14 @@ def _peer(hooks: frozenset[Hook]) -> Connection:
 
 
 def test_hooks_fit_the_pinned_versions() -> None:
-    """With what this project pins, every hook is in use."""
+    """With the pinned versions every hook is used."""
     assert tuning.usable() == ALL_HOOKS
     assert tuning.missing() == ()
 
 
 @pytest.mark.parametrize("library", ["aiortc", "aioice"])
 def test_hooks_are_left_out_with_an_untested_version(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another release may have changed the internals that the hooks use: then none is used, and `missing` lists them."""
+    """Another release may have changed the internals that the hooks use, so none is used, and `missing` lists them."""
     monkeypatch.setattr(
         tuning, "_version", lambda name: "99.0" if name == library else tuning.TESTED[name] + "0"
     )
@@ -62,20 +62,20 @@ def test_hooks_are_left_out_with_an_untested_version(library: str, monkeypatch: 
 
 
 def test_raw_records_are_left_out_with_an_untested_pyopenssl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the hook that reaches into pyOpenSSL depends on it."""
+    """Only the hook that uses pyOpenSSL's internals depends on its version."""
     monkeypatch.setattr(tuning, "_version", lambda name: "99" if name == "pyOpenSSL" else tuning.TESTED[name])
 
     assert tuning.missing() == (Hook.RAW_RECORDS,)
 
 
 def test_a_library_that_is_not_installed_has_no_version() -> None:
-    """The check itself does not fail where metadata is missing."""
+    """Missing metadata does not make the check fail."""
     assert tuning._version("no-such-distribution") == ""
 
 
 @pytest.mark.parametrize("hook", sorted(ALL_HOOKS))
 async def test_call_works_without_any_one_hook(hook: Hook) -> None:
-    """Each hook can be switched off by itself; small and large messages still pass."""
+    """Each hook can be switched off; small and large messages still pass."""
     async with answering(Farend()) as url, dialling(url, hooks=ALL_HOOKS - {hook}) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -88,7 +88,7 @@ async def test_call_works_without_any_one_hook(hook: Hook) -> None:
 
 @pytest.mark.parametrize("hook", sorted(ALL_HOOKS))
 async def test_call_works_with_only_one_hook(hook: Hook) -> None:
-    """No hook needs another, or it is left out with it."""
+    """No hook depends on another, or it is left out together with it."""
     async with answering(Farend()) as url, dialling(url, hooks=frozenset({hook})) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -99,7 +99,7 @@ async def test_call_works_with_only_one_hook(hook: Hook) -> None:
 
 
 async def test_other_connections_stay_stock() -> None:
-    """Hooks are given to this package's connections alone; the libraries' classes are as they were."""
+    """Hooks apply only to this package's connections; the libraries' classes are unchanged."""
     before = (aioice.ice.CONSENT_INTERVAL, aioice.ice.Connection.connect, RTCSctpTransport._send_sack)
     tuned, plain = _peer(ALL_HOOKS), RTCPeerConnection(RTCConfiguration(iceServers=[]))
     plain.createDataChannel("x")
@@ -115,7 +115,7 @@ async def test_other_connections_stay_stock() -> None:
 
 
 def test_certificate_is_shared_for_a_day() -> None:
-    """Calls of one day show one fingerprint and use one OpenSSL context; the next day's have new ones."""
+    """Calls of one day have the same fingerprint and OpenSSL context; those of the next day have new ones."""
     now = 0.0
     certificates = tuning.Certificates(lambda: now)
     first = certificates.current()
@@ -133,7 +133,7 @@ def test_certificate_is_shared_for_a_day() -> None:
 
 
 async def test_consent_checks_are_nominated() -> None:
-    """A consent check carries USE-CANDIDATE, which a strict ICE-lite far end wants to see."""
+    """A consent check has USE-CANDIDATE, which a strict ICE-lite far end requires."""
     sent: list[stun.Message] = []
 
     class Protocol:
@@ -170,7 +170,8 @@ async def _with_interval(connection: aioice.ice.Connection, seconds: float) -> N
 
 
 async def test_handshake_takes_no_pace_tick(far_end: str) -> None:
-    """With the checks beside the wait, ICE on loopback is done before the first 20 ms tick; the best of five counts."""
+    """With checks that run during the wait, ICE on loopback finishes before the first 20 ms tick; the best of five
+    attempts counts."""
     async with dialling(far_end) as dialer:
         best = 1.0
         for _ in range(5):
@@ -182,7 +183,7 @@ async def test_handshake_takes_no_pace_tick(far_end: str) -> None:
 
 
 async def test_handshake_without_candidates_fails_at_once() -> None:
-    """With nothing to check and nothing more to come, ICE does not wait."""
+    """Without candidates, and with none to come, ICE fails at once."""
     connection = aioice.ice.Connection(ice_controlling=True)
     connection.__class__ = tuning._composed(aioice.ice.Connection, (ice.PromptChecks, ice.ChosenAddresses))
     connection.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
@@ -218,7 +219,7 @@ async def test_addresses_are_gathered_as_given() -> None:
 
 
 async def test_addresses_follow_the_route() -> None:
-    """Towards loopback it is loopback, towards an address its own route, towards a name the default one."""
+    """For a loopback host the address is loopback, for an address its own route, for a name the default route."""
     for url, expected in (
         ("http://127.0.0.1:9/v1", ("127.0.0.1",)),
         ("http://localhost:9/v1", ("127.0.0.1",)),
@@ -238,7 +239,7 @@ async def test_addresses_follow_the_route() -> None:
 
 
 async def test_retransmission_time_outs_fit_interactive_use() -> None:
-    """The first time-out is 1 s, and after a sample of a quick path it falls to 0.3 s, not below."""
+    """The first time-out is 1 s; after a sample of a fast path it falls to 0.3 s, not below."""
     pc = _peer(ALL_HOOKS)
     association = pc.sctp
     assert association._rto == 1.0
@@ -256,9 +257,10 @@ async def test_retransmission_time_outs_fit_interactive_use() -> None:
 
 @given(arrivals=st.lists(st.integers(1, 60), min_size=1, max_size=80), start=st.sampled_from([0, 2**32 - 20]))
 def test_marking_knows_what_is_new_whatever_the_order(arrivals: list[int], start: int) -> None:
-    """What counts as received, out of order or twice follows from the set of what came, also where numbers wrap.
+    """What counts as received, out of order or repeated follows from the set of received numbers, also when numbers
+    wrap.
 
-    There stock sorts by value and stays behind until more comes, so the law is the reference, not stock.
+    Stock sorts by value there and lags behind until more arrives, so the rule is the reference, not stock.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -287,7 +289,7 @@ class _Transport:
 
 
 async def test_peer_that_overruns_the_window_is_cut_off() -> None:
-    """A message without end is not collected for ever: at twice the window the call ends."""
+    """A message without an end is not collected for ever: at twice the window the call ends."""
     async with answering(Farend()) as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -307,7 +309,7 @@ async def test_peer_that_overruns_the_window_is_cut_off() -> None:
 
 @given(st.sets(st.integers(1, 400), min_size=1, max_size=200))
 def test_gaps_are_the_blocks_of_what_came(offsets: set[int]) -> None:
-    """The blocks hold exactly what arrived, ascending and apart, up to the bound."""
+    """The blocks are exactly the received numbers, ascending and separate, up to the limit."""
     gaps = sctp._gaps(sorted(offsets))
     told = [offset for first, last in gaps for offset in range(first, last + 1)]
 
@@ -323,7 +325,7 @@ def test_gaps_beyond_sixteen_bits_are_left_for_later() -> None:
 
 
 async def test_acknowledgements_are_half_of_stock_for_a_slow_stream(far_end: str) -> None:
-    """For single packets with pauses, every second one is acknowledged; and none is left unacknowledged."""
+    """For single packets with pauses every second one is acknowledged, and the last one is not left unacknowledged."""
     counts: dict[bool, int] = {}
     for sparse in (True, False):
         hooks = ALL_HOOKS if sparse else ALL_HOOKS - {Hook.SPARSE_ACKS}
@@ -353,7 +355,7 @@ async def test_acknowledgements_are_half_of_stock_for_a_slow_stream(far_end: str
 
 @pytest.mark.parametrize("share", [0.02, pytest.param(0.2, marks=pytest.mark.slow)])
 async def test_stream_over_a_lossy_path_arrives_whole(share: float, far_end: str) -> None:
-    """With packets lost in both directions, every message comes, once and in order."""
+    """With packets lost in both directions, every message arrives once and in order."""
     dice = random.Random(7)
     async with dialling(far_end) as dialer:
         sink = Remembering()
@@ -373,7 +375,7 @@ async def test_stream_over_a_lossy_path_arrives_whole(share: float, far_end: str
 
 
 async def test_datagram_with_two_records_gives_both() -> None:
-    """Records that share a datagram are all read, now, not when the next datagram comes."""
+    """All records of a datagram are read at once, not when the next datagram arrives."""
     async with answering(Farend()) as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -396,7 +398,7 @@ async def test_datagram_with_two_records_gives_both() -> None:
 
 
 async def test_forged_datagrams_are_dropped() -> None:
-    """Other datagrams on the socket do not disturb the call."""
+    """Foreign datagrams on the socket do not disturb the call."""
     async with answering(Farend()) as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
@@ -408,7 +410,7 @@ async def test_forged_datagrams_are_dropped() -> None:
             for length in (0, 1, 12, 13, 60, 1400):
                 data = bytes([first]) + dice.randbytes(length)
                 protocol.datagram_received(data, ("127.0.0.1", 9))
-                # What is queued goes first, so let it go: the next one then takes the short way.
+                # Let queued messages go first, so that the next one takes the short path.
                 await asyncio.sleep(0.001)
         protocol.datagram_received(b"", ("127.0.0.1", 9))
         genuine: list[bytes] = []
@@ -456,7 +458,7 @@ def _packet(tag: int, chunks: bytes) -> bytes:
 
 
 async def test_step_refuses_to_wait() -> None:
-    """A coroutine that does wait is a mistake that must not pass in silence."""
+    """A coroutine that waits is a bug that must raise an error."""
 
     async def waits() -> None:
         await asyncio.get_running_loop().create_future()

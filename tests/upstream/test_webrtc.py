@@ -1,5 +1,5 @@
-"""A call over real ICE, DTLS and SCTP, opened, used, lost and closed. The far end is stock aiortc in this process, or, where
-threads and sockets are counted, in one of its own."""
+"""A call over real ICE, DTLS and SCTP: opened, used, lost and closed. The far end is stock aiortc in this process,
+or in its own process where threads and sockets are counted."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ from tests.upstream.farend import Farend, answering, farend, program, serving
 from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
 
 STOCK: frozenset[Hook] = frozenset()
-# The fallback without hooks runs with the slow tests: it is not used with the tested versions.
+# The fallback without hooks runs with the slow tests, because it is not used with the tested versions.
 HOOKS = pytest.mark.parametrize(
     "hooks",
     [pytest.param(ALL_HOOKS, id="tuned"), pytest.param(STOCK, id="stock", marks=pytest.mark.slow)],
@@ -51,13 +51,13 @@ async def open_call(
         yield await dialer.dial(REQUEST, sink), sink
 
 
-# --- open and talk
+# --- open and send
 
 
 @HOOKS
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_call_opens_and_carries_text_both_ways(run: Run, hooks: frozenset[Hook]) -> None:
-    """On either loop, with the hooks and without, what is sent comes back unchanged and in order."""
+    """On either loop, with and without the hooks, sent text is returned unchanged and in order."""
 
     async def main() -> None:
         async with open_call(hooks=hooks) as (call, sink):
@@ -73,7 +73,7 @@ def test_call_opens_and_carries_text_both_ways(run: Run, hooks: frozenset[Hook])
 
 @HOOKS
 async def test_call_with_the_emulator_answers_a_turn(hooks: frozenset[Hook]) -> None:
-    """Against the second implementation of the wire, with its strict ICE-lite answer, a turn comes to its end."""
+    """With the second implementation of the protocol and its strict ICE-lite answer, a turn completes."""
     async with (
         program("-m", "gateway.emulator", "--port", "0", "--consent", "strict") as url,
         dialling(url, hooks=hooks) as dialer,
@@ -105,7 +105,7 @@ async def test_call_measures_every_phase(hooks: frozenset[Hook]) -> None:
 
 
 async def test_open_call_holds_no_session_object() -> None:
-    """A session object may have a megabyte: it is dropped once the call is made."""
+    """A session object may have a megabyte, so it is dropped once the call is open."""
     async with open_call() as (call, _):
         assert call._request.session == {}
 
@@ -129,7 +129,7 @@ async def test_call_costs_three_tasks_one_socket_and_no_thread(far_end: str) -> 
 
 
 async def test_offer_that_is_sent_is_what_the_service_takes() -> None:
-    """What the far end is sent has audio before data, one fingerprint each, and room for the largest server event."""
+    """The sent offer has audio before data, one fingerprint each, and allows the largest server event."""
     far = Farend()
     async with open_call(far, max_server_event_bytes=3_000_000):
         offer = far.offers[0]
@@ -142,14 +142,14 @@ async def test_offer_that_is_sent_is_what_the_service_takes() -> None:
 
 
 async def test_call_without_the_reassembly_hook_asks_for_a_megabyte() -> None:
-    """Where large messages would stall the loop, none larger than 1 MiB is asked for."""
+    """Without the hook large messages would block the loop, so at most 1 MiB is requested."""
     far = Farend()
     async with open_call(far, hooks=ALL_HOOKS - {Hook.PACED_REASSEMBLY}):
         assert "a=max-message-size:1048576\r\n" in far.offers[0]
 
 
 async def test_call_opens_where_only_loopback_is_up() -> None:
-    """On a machine with no network at all, a service on the same machine is reached."""
+    """On a machine without a network, a service on the same machine can be reached."""
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("an empty network namespace needs root, unshare and ip")
     command = f"ip link set lo up && exec {sys.executable} -m tests.upstream.lonely"
@@ -169,7 +169,7 @@ async def test_call_opens_where_only_loopback_is_up() -> None:
 
 
 async def test_call_by_an_ephemeral_key_asks_for_its_session_on_the_channel() -> None:
-    """The key's own session knows nothing of what the caller asked for, so that is asked for once it is open."""
+    """The key's own session lacks what the caller requested, so that is requested once the channel is open."""
     far = Bare()
     async with answering(far) as url, dialling(url, auth="client") as dialer:
         sink = Remembering()
@@ -193,7 +193,7 @@ class Bare(Farend):
 
 @HOOKS
 async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None:
-    """One fragment more or less than a packet holds makes no difference."""
+    """A message with one fragment more or less than a packet holds arrives unchanged."""
     sizes = [1, 1159, 1160, 1161, 2320, 2321, 100_000, 700_000]
     async with open_call(hooks=hooks) as (call, sink):
         call.send([order("text", size=size) for size in sizes])
@@ -203,10 +203,10 @@ async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None
 
 
 async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -> None:
-    """While the largest server event comes in, nothing of it holds the loop for more than 50 ms of computing."""
+    """While the largest server event arrives, the loop is never blocked for more than 50 ms of CPU time."""
     longest = 0.0
     done = False
-    # As the gateway does when it starts: the heap here is the whole suite's, and looking through it is not its work.
+    # As the gateway does at start: the heap here is the whole suite's, and scanning it is not the gateway's work.
     gc.collect()
     gc.freeze()
 
@@ -233,7 +233,7 @@ async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -
 
 @pytest.mark.parametrize("do", ["garbled", "binary"])
 async def test_frame_that_is_not_text_is_counted_and_survived(do: str) -> None:
-    """A text frame that is not UTF-8 and a binary one are not events; the call continues after them."""
+    """A text frame that is not UTF-8 and a binary one are counted, and the call continues."""
     async with open_call() as (call, sink):
         call.send([order(do), "still here"])
         await sink.until(lambda sink: "still here" in sink.texts)
@@ -243,7 +243,7 @@ async def test_frame_that_is_not_text_is_counted_and_survived(do: str) -> None:
 
 
 async def test_sink_that_raises_does_not_end_the_call() -> None:
-    """A mistake above is reported with its traceback, and the next event comes."""
+    """An exception in the sink is reported with its traceback, and the next event arrives."""
 
     class Raising(Remembering):
         def received(self, generation: int, text: str) -> None:
@@ -265,7 +265,7 @@ async def test_sink_that_raises_does_not_end_the_call() -> None:
 
 
 async def test_send_of_a_text_too_large_for_the_far_end_sends_nothing() -> None:
-    """A batch goes whole or not at all: the one text that is too large is named with the limit."""
+    """If one text of a batch is too large nothing is sent, and the error names the limit."""
 
     class Small(Farend):
         def rewrite(self, answer: str) -> str:
@@ -283,7 +283,7 @@ async def test_send_of_a_text_too_large_for_the_far_end_sends_nothing() -> None:
 
 
 async def test_send_on_a_closed_call_is_an_error_of_upstream() -> None:
-    """After close, and after a loss, nothing can be sent, and it is said."""
+    """After a close or a loss, sending raises an upstream error."""
     async with open_call() as (call, _):
         await call.close(hang_up=False)
         with pytest.raises(UpstreamError, match="not open"):
@@ -294,7 +294,7 @@ async def test_send_on_a_closed_call_is_an_error_of_upstream() -> None:
 
 @HOOKS
 async def test_what_the_far_end_has_acknowledged_is_counted(hooks: frozenset[Hook]) -> None:
-    """Buffered is what the transport has not taken; acknowledged grows to what was sent, and not before."""
+    """Buffered counts what the transport has not taken; acknowledged grows up to what was sent, and not earlier."""
     async with open_call(hooks=hooks) as (call, sink):
         call.send(["z" * 60_000] * 10)
         buffered, acknowledged = call.buffered, call.acknowledged
@@ -314,7 +314,8 @@ async def test_what_the_far_end_has_acknowledged_is_counted(hooks: frozenset[Hoo
 @HOOKS
 @pytest.mark.parametrize("do", ["close-channel", "close", "abort"])
 async def test_far_end_that_closes_is_a_channel_closed(do: str, hooks: frozenset[Hook]) -> None:
-    """A data channel reset, an SCTP abort and a DTLS farewell are decisions of the far end; each is reported once and cleaned up."""
+    """A data channel reset, an SCTP abort and a DTLS close are decisions of the far end; each is reported once and
+    cleaned up."""
     facts = Facts()
     async with open_call(facts=facts, hooks=hooks) as (call, sink):
         call.send([order(do)])
@@ -335,7 +336,7 @@ async def test_loss_is_not_told_after_close() -> None:
 
 
 async def test_failure_of_our_own_is_a_connection_failed() -> None:
-    """What breaks in here is not blamed on the far end."""
+    """An internal failure is not attributed to the far end."""
     async with open_call() as (call, sink):
         assert call._pc is not None
         call._pc.sctp._receive_chunk = None  # type: ignore[assignment]
@@ -349,7 +350,7 @@ async def test_failure_of_our_own_is_a_connection_failed() -> None:
 
 
 class Faulty(Farend):
-    """A far end that answers and then does not do its part in one phase."""
+    """A far end that answers and then fails in one phase."""
 
     def __init__(self, phase: str) -> None:
         super().__init__()
@@ -390,7 +391,7 @@ async def test_set_up_that_stops_names_its_phase(phase: str, hooks: frozenset[Ho
 
 
 async def test_signalling_that_is_not_answered_names_its_phase() -> None:
-    """A service that takes the request and says nothing is a timeout of signalling."""
+    """A service that accepts the request and does not answer is a timeout of signalling."""
     release = asyncio.Event()
 
     async def handler(_: web.Request) -> web.Response:
@@ -444,7 +445,7 @@ GOOD = (
     ],
 )
 async def test_answer_that_is_broken_is_a_failure_of_upstream(answer: str) -> None:
-    """Whatever the service answers instead of SDP, the caller gets one clear error, and nothing is left."""
+    """Whatever the service sends instead of SDP, the caller gets one clear error, and nothing is left."""
     facts = Facts()
     async with fake(_answer(answer)) as url, dialling(url, facts) as dialer:
         with pytest.raises(UpstreamError) as caught:
@@ -456,7 +457,7 @@ async def test_answer_that_is_broken_is_a_failure_of_upstream(answer: str) -> No
 
 
 async def test_refused_call_is_counted_by_its_code() -> None:
-    """The metric of upstream errors takes the service's own word."""
+    """The metric of upstream errors uses the service's own code."""
     facts = Facts()
     body = '{"error":{"code":"invalid_offer","message":"Offer did not have an audio media section."}}'
     async with fake(_answer(body, 400)) as url, dialling(url, facts) as dialer:
@@ -469,7 +470,7 @@ async def test_refused_call_is_counted_by_its_code() -> None:
 
 
 async def test_certificate_that_does_not_match_is_refused() -> None:
-    """A far end with another key than its answer said is not talked to."""
+    """A far end with another certificate than its answer announced is refused."""
 
     class Impostor(Farend):
         def rewrite(self, answer: str) -> str:
@@ -485,7 +486,7 @@ async def test_certificate_that_does_not_match_is_refused() -> None:
 @HOOKS
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook], far_end: str) -> None:
-    """A caller who goes away at any turn of the loop leaves no connection, no socket and no task behind."""
+    """A caller who leaves at any turn of the loop leaves no connection, socket or task."""
 
     async def main() -> None:
         facts = Facts()
@@ -500,7 +501,7 @@ def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook]
                 dialing = asyncio.create_task(dialer.dial(REQUEST, Remembering()))
                 for _ in range(min(step, 20)):
                     await asyncio.sleep(0)
-                # Half a millisecond at a time: signalling takes longer than turns of the loop can span.
+                # In steps of half a millisecond, because signalling takes longer than single turns of the loop.
                 await asyncio.sleep(max(0, step - 20) / 2000)
                 reached |= {call._phase for call in dialer._calls}
                 dialing.cancel()
@@ -531,7 +532,7 @@ async def test_close_hangs_up_and_can_be_repeated() -> None:
 
 
 async def test_close_without_hang_up_tells_nobody() -> None:
-    """A call that the service ended itself is not hung up."""
+    """A call that the service ended is not hung up."""
     far = Farend()
     async with open_call(far) as (call, _):
         await call.close(hang_up=False)
@@ -541,7 +542,7 @@ async def test_close_without_hang_up_tells_nobody() -> None:
 
 @HOOKS
 async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[Hook]) -> None:
-    """Cancelled at any point, the work continues, and a second close returns."""
+    """Cancelled at any point, the closing continues, and a second close returns."""
     for turns in range(6):
         facts = Facts()
         async with open_call(facts=facts, hooks=hooks) as (call, _):
@@ -557,7 +558,7 @@ async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[H
 
 
 async def test_close_that_hangs_is_given_up_in_its_time() -> None:
-    """A connection that does not close is abandoned: its socket is freed, and it is reported."""
+    """A connection that does not close is abandoned: its socket is freed, and that is reported."""
     facts = Facts()
     async with open_call(facts=facts, close_timeout_seconds=0.2) as (call, _):
         assert call._pc is not None
@@ -576,7 +577,7 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
 
 
 async def test_hang_up_that_fails_is_reported_and_nothing_more() -> None:
-    """A service that no longer answers does not keep a session from ending."""
+    """A service that no longer answers does not prevent a session from ending."""
 
     class Deaf(Farend):
         async def hang_up(self, request: web.Request) -> web.Response:
@@ -590,7 +591,7 @@ async def test_hang_up_that_fails_is_reported_and_nothing_more() -> None:
 
 
 async def test_dialer_closes_the_calls_that_are_left() -> None:
-    """When the gateway stops, no connection outlives it."""
+    """When the gateway stops, all connections are closed."""
     facts = Facts()
     async with open_call(facts=facts):
         pass
@@ -602,7 +603,7 @@ async def test_dialer_closes_the_calls_that_are_left() -> None:
 
 
 class Counts:
-    """What a process holds: tasks, threads, open files, peer connections."""
+    """The resources of a process: tasks, threads, open files, peer connections."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -623,7 +624,7 @@ async def settled_to(before: Counts, dialer: WebRTCDialer) -> None:
 @pytest.mark.slow
 @HOOKS
 async def test_hundred_calls_opened_and_closed_leave_nothing(hooks: frozenset[Hook], far_end: str) -> None:
-    """After 100 calls, ten at a time, tasks, threads, files and connections are back where they were."""
+    """After 100 calls, ten at a time, tasks, threads, files and connections are as before."""
     async with dialling(far_end, hooks=hooks) as dialer:
         await (await dialer.dial(REQUEST, Remembering())).close(hang_up=True)
         before = Counts()
@@ -656,7 +657,7 @@ async def test_lost_call_leaves_nothing(hooks: frozenset[Hook], far_end: str) ->
 
 @pytest.mark.slow
 async def test_refused_calls_leave_nothing() -> None:
-    """Twenty refusals of each kind, and the process is as before."""
+    """After twenty refusals of each kind the process holds what it did before."""
     for handler in (_answer("{}", 500), _answer("v=0"), _answer("", 201)):
         async with fake(handler) as url, dialling(url) as dialer:
             with pytest.raises(UpstreamError):
@@ -670,7 +671,7 @@ async def test_refused_calls_leave_nothing() -> None:
 
 
 async def test_nothing_is_logged_at_info_of_addresses_or_keys(caplog: pytest.LogCaptureFixture) -> None:
-    """The libraries' own chatter, addresses included, stays below what is shown."""
+    """The libraries' own log lines, which contain addresses, are below the level that is shown."""
     with caplog.at_level(logging.INFO):
         async with open_call() as (call, _):
             await call.close(hang_up=True)
@@ -681,7 +682,8 @@ async def test_nothing_is_logged_at_info_of_addresses_or_keys(caplog: pytest.Log
 
 
 async def test_probe_asks_for_a_sign_of_life() -> None:
-    """A living far end answers a probe at once; one that vanished does not, and a closed call cannot."""
+    """A far end that is alive answers a probe at once; one that vanished does not, and a closed call cannot be
+    probed."""
     async with farend() as url, dialling(url) as dialer:
         call = await dialer.dial(REQUEST, Remembering())
         alive = await call.probe(2.0)
@@ -695,7 +697,7 @@ async def test_probe_asks_for_a_sign_of_life() -> None:
 
 @pytest.mark.slow
 async def test_dead_far_end_is_noticed_when_it_answers_no_consent() -> None:
-    """A process that vanishes without a word is a lost consent, not a decision; here with a shortened patience."""
+    """A process that disappears is reported as lost consent, here with a shortened time limit."""
     facts = Facts()
     async with farend() as url, dialling(url, facts, consent_timeout_seconds=0.1) as dialer:
         sink = Remembering()
@@ -709,7 +711,7 @@ async def test_dead_far_end_is_noticed_when_it_answers_no_consent() -> None:
 
 
 async def test_far_end_sees_the_call_end() -> None:
-    """Closing says farewell: the far end does not wait half a minute for silence."""
+    """Closing notifies the far end, which does not wait half a minute for silence."""
     async with farend() as url, dialling(url) as dialer, aiohttp.ClientSession() as client:
         call = await dialer.dial(REQUEST, Remembering())
         await call.close(hang_up=True)
@@ -736,7 +738,7 @@ async def test_acknowledged_counts_what_the_far_end_has() -> None:
 
 
 async def test_acknowledged_stands_still_while_the_far_end_hears_nothing() -> None:
-    """What is sent into a dead path is not counted."""
+    """Text that is sent into a dead path is not counted."""
     async with open_call() as (call, _sink):
         call.send(["one"])
         await eventually(lambda: call.acknowledged == 1)
@@ -749,7 +751,7 @@ async def test_acknowledged_stands_still_while_the_far_end_hears_nothing() -> No
 
 
 async def test_part_of_a_message_is_undelivered() -> None:
-    """While a message misses a fragment the call says so; without one it does not."""
+    """While a fragment of a message is missing the call reports it as undelivered; without one it does not."""
     async with open_call() as (call, sink):
         assert not call.undelivered
         connection: Any = call._pc.sctp.transport.transport._connection  # type: ignore[union-attr]
@@ -764,7 +766,8 @@ async def test_part_of_a_message_is_undelivered() -> None:
 
 
 async def test_loss_is_told_after_what_was_received_before_it() -> None:
-    """Messages that wait for a turn of the loop when the far end ends the call are delivered first."""
+    """Messages that wait for a turn of the loop when the far end ends the call are delivered before the loss is
+    reported."""
     async with open_call() as (call, sink):
         await sink.until(lambda sink: sink.texts)
         association: Any = call._pc.sctp  # type: ignore[union-attr]
@@ -798,7 +801,7 @@ class _NoTime(LoopTurn):
 async def test_a_connection_whose_task_fails_is_a_failed_call(
     far_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Descriptions and transceiver are released once the channel is open; sending and closing do not need them."""
+    """An exception in a task of the set-up becomes an upstream error of the dial."""
 
     async def fail(self: RTCIceTransport, _: object) -> None:
         raise ConnectionError("not connected")
@@ -810,7 +813,7 @@ async def test_a_connection_whose_task_fails_is_a_failed_call(
 
 
 async def test_open_call_keeps_nothing_of_its_handshake() -> None:
-    """What only the set-up needed is freed once the channel is open. Events, checks and closing need none of it."""
+    """What only the set-up needed is freed once the channel is open. Events, checks and closing do not need it."""
     async with open_call() as (call, sink):
         pc: Any = call._pc
         connection = pc.ice._connection

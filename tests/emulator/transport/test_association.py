@@ -1,4 +1,5 @@
-"""The far end's SCTP beside stock aiortc: bundled, linear, and stock again under another version."""
+"""The far end's SCTP compared with stock aiortc: bundled packets, linear time, and the stock behaviour under another
+version."""
 
 import asyncio
 import itertools
@@ -30,7 +31,7 @@ def chunk(tsn: int, *, first: bool, last: bool, sequence: int = 0) -> DataChunk:
 
 
 def test_fragments_become_messages_in_any_order_of_arrival() -> None:
-    """Two messages whose fragments come mixed up are given whole, in order, once."""
+    """Two messages whose fragments arrive mixed are delivered completely, in order, once."""
     stream = _Stream()
     fragments = [
         chunk(5, first=False, last=True, sequence=1),
@@ -52,7 +53,8 @@ def test_fragments_become_messages_in_any_order_of_arrival() -> None:
 def test_messages_follow_their_sequence_numbers_in_any_interleaving(
     transmission: tuple[list[int], list[Any], int],
 ) -> None:
-    """After each chunk exactly those messages are out that are whole and have no unfinished message before them."""
+    """After each chunk exactly those messages are delivered that are complete and have no unfinished message before
+    them."""
     counts, chunks, first = transmission
     stream = _Stream()
     stream.sequence_number = stream._expected = first
@@ -67,7 +69,8 @@ def test_messages_follow_their_sequence_numbers_in_any_interleaving(
 
 
 def test_unordered_and_skipped_messages_do_not_wait() -> None:
-    """An unordered message comes at once, and so does a whole one whose predecessors were given up (RFC 3758 3.6)."""
+    """An unordered message is delivered at once, and so is a complete one whose predecessors were given up (RFC 3758
+    3.6)."""
     stream = _Stream()
     unordered = chunk(9, first=True, last=True, sequence=4)
     unordered.flags |= SCTP_DATA_UNORDERED
@@ -80,7 +83,7 @@ def test_unordered_and_skipped_messages_do_not_wait() -> None:
 
 
 def test_fragments_of_an_unfinished_message_are_kept_while_none_was_given_up() -> None:
-    """A message that begins before the given number and reaches it can still be completed."""
+    """A message that begins before the given number and extends to it can still be completed."""
     stream = _Stream()
     stream.add_chunk(chunk(1, first=True, last=False))
     assert stream.prune_chunks(1) == 0
@@ -90,7 +93,7 @@ def test_fragments_of_an_unfinished_message_are_kept_while_none_was_given_up() -
 
 
 def test_fragments_that_were_given_up_are_forgotten() -> None:
-    """What lacks its first fragment for ever is dropped, and what is left is still found."""
+    """Fragments whose first fragment will never arrive are dropped, and later messages are still found."""
     stream = _Stream()
     for fragment in (chunk(1, first=False, last=True), chunk(2, first=True, last=True, sequence=1)):
         stream.add_chunk(fragment)
@@ -101,7 +104,8 @@ def test_fragments_that_were_given_up_are_forgotten() -> None:
 
 
 def test_long_message_is_put_together_in_linear_time() -> None:
-    """Four times the fragments take about four times as long, not sixteen: 20,000 of them take no more than three seconds of computing."""
+    """Four times the fragments take about four times as long, not sixteen: 20,000 of them need at most three seconds
+    of CPU."""
     stream = _Stream()
     before = time.thread_time()
     messages = 0
@@ -116,7 +120,7 @@ def test_long_message_is_put_together_in_linear_time() -> None:
 async def test_messages_of_one_turn_share_packets(
     emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many small messages at once arrive whole and in order, in far fewer packets than messages."""
+    """Many small messages at once arrive complete and in order, in far fewer packets than messages."""
     emulator = await emulate()
     caller: Caller = await call(emulator)
     packets = 0
@@ -140,7 +144,7 @@ async def test_messages_of_one_turn_share_packets(
 async def test_turn_works_tuned_and_stock(
     tuned: bool, emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under a version of aiortc whose inside is not known, the far end works without the changes."""
+    """With an unknown version of aiortc the far end works without the changes."""
     monkeypatch.setattr(association, "_TUNED", tuned)
     caller: Caller = await call(await emulate())
     answer = await caller.ask("Write 300 words about rain")
@@ -151,7 +155,7 @@ async def test_turn_works_tuned_and_stock(
 async def test_lost_packets_are_sent_again(
     emulate: Callable[..., Any], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every seventh datagram lost, a long answer still arrives whole and in order."""
+    """If every seventh datagram is lost, a long answer still arrives complete and in order."""
     caller: Caller = await call(await emulate())
     sent = 0
     send = LiteAgent._send

@@ -62,7 +62,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 
 async def test_check_is_answered_with_the_address_it_came_from(peer: Peer) -> None:
-    """The answer is signed and carries the peer's reflexive address; only a nomination connects."""
+    """The answer is signed and has the peer's reflexive address; only a nomination connects."""
     response = await peer.check(nominate=False)
 
     assert response.attributes["XOR-MAPPED-ADDRESS"] == peer.socket.getsockname()
@@ -73,7 +73,8 @@ async def test_check_is_answered_with_the_address_it_came_from(peer: Peer) -> No
 
 
 async def test_unsigned_and_foreign_checks_are_ignored(peer: Peer) -> None:
-    """A wrong password, another user name, no name, an indication and noise get no answer; a good check after them does."""
+    """A wrong password, another user name, no name, an indication and noise get no answer; a valid check after them
+    does."""
     wrong = peer.request()
     wrong.add_message_integrity(b"another password")
     other = peer.request(username="us:others")
@@ -90,7 +91,7 @@ async def test_unsigned_and_foreign_checks_are_ignored(peer: Peer) -> None:
 
 
 async def test_data_is_told_from_media(peer: Peer) -> None:
-    """DTLS records are handed on in order, RTP is dropped unread."""
+    """DTLS records are delivered in order, and RTP is dropped."""
     await peer.check()
     for data in (b"\x16one", b"\x80rtp", b"\x17two"):
         peer.send(data)
@@ -99,7 +100,7 @@ async def test_data_is_told_from_media(peer: Peer) -> None:
 
 
 async def test_latest_nomination_is_where_data_goes(peer: Peer) -> None:
-    """A peer that moves and nominates again is followed."""
+    """If a peer moves and nominates again, data goes to the new address."""
     await peer.check()
     second = Peer(peer.agent, peer.address)
     try:
@@ -112,7 +113,7 @@ async def test_latest_nomination_is_where_data_goes(peer: Peer) -> None:
 
 
 async def test_waiting_datagrams_are_bounded(peer: Peer) -> None:
-    """Datagrams that are not read are dropped and counted at the bound."""
+    """Unread datagrams beyond the limit are dropped and counted."""
     for _ in range(5000):
         peer.agent.received(peer.agent._ports[0], b"\x17x", peer.address)
 
@@ -134,7 +135,7 @@ async def test_closed_agent_reads_and_sends_nothing(peer: Peer) -> None:
 
 
 async def test_address_that_is_not_ours_cannot_be_bound() -> None:
-    """An address of no interface raises, and leaves nothing open."""
+    """An address of no local interface raises an error and leaves nothing open."""
     agent = LiteAgent(ufrag="u", password=PASSWORD, remote_ufrag="t", strict_consent=False)
     with pytest.raises(OSError, match="assign"):
         await agent.open(["127.0.0.1", "203.0.113.77"])

@@ -1,4 +1,4 @@
-"""Offers read and answers written, as text."""
+"""Parsing offers and writing answers, as text."""
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ NOT_WHIP = "Invalid SDP offer. Please try again with a WHIP-compliant offer."
 
 
 def test_offer_is_read() -> None:
-    """ICE, DTLS and SCTP parameters are found where browsers put them."""
+    """ICE, DTLS and SCTP parameters are found where browsers write them."""
     offer = parse_offer(OFFER)
 
     assert offer.ufrag == "wxyz"
@@ -34,7 +34,7 @@ def test_offer_is_read() -> None:
 
 
 def test_offer_may_keep_its_transport_at_session_level() -> None:
-    """Parameters before the first section count for all of them (RFC 8839 5.4)."""
+    """Parameters before the first section apply to all sections (RFC 8839 5.4)."""
     offer = parse_offer(HEAD + ICE + AUDIO + DATA)
 
     assert (offer.ufrag, offer.setup) == ("wxyz", "actpass")
@@ -42,7 +42,7 @@ def test_offer_may_keep_its_transport_at_session_level() -> None:
 
 
 def test_unlimited_size_is_what_pion_makes_of_it() -> None:
-    """An offer of 0, meant as "any size", gets no event above 65535 bytes: write a number."""
+    """Pion treats a max-message-size of 0 as 65535, so an offer should name a number instead of 0 for "any size"."""
     assert parse_offer(OFFER.replace("262144", "0")).max_message_size == 65535
 
 
@@ -54,7 +54,7 @@ def test_offer_of_an_old_stack_is_read() -> None:
 
 
 def test_offer_with_bare_line_feeds_is_read() -> None:
-    """Unix line ends are taken, as the service's parser does, and empty lines are passed over."""
+    """Unix line ends are accepted, as by the service's parser, and empty lines are skipped."""
     assert parse_offer(OFFER.replace("\r\n", "\n")).ufrag == "wxyz"
     assert parse_offer(OFFER.replace("\r\n", "\r\n\r\n")).ufrag == "wxyz"
 
@@ -79,7 +79,8 @@ def test_offer_with_bare_line_feeds_is_read() -> None:
     ],
 )
 def test_offer_that_cannot_be_answered_is_refused(offer: str, message: str) -> None:
-    """No audio section is its own error; anything else unreadable, the trimmed last line end too, is the other."""
+    """An offer without an audio section has its own error; any other unreadable offer, even one without its last
+    line end, has another."""
     with pytest.raises(OfferError) as refused:
         parse_offer(offer)
 
@@ -97,7 +98,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_answer_follows_the_order_of_the_offer() -> None:
-    """Sections come in the offer's order, candidates in the first taken one only, others are refused with port 0."""
+    """Sections have the offer's order; only the first accepted one has candidates, and refused ones have port 0."""
     answer = write_answer(parse_offer(HEAD + VIDEO + DATA + ICE + AUDIO + ICE), ENDPOINT)
     sections = answer.split("\r\nm=")
 
@@ -110,7 +111,7 @@ def test_answer_follows_the_order_of_the_offer() -> None:
 
 
 def test_answer_keeps_the_codecs_the_service_knows() -> None:
-    """Opus under the offer's number, PCMU and PCMA; G722 goes."""
+    """Opus keeps the offer's number, PCMU and PCMA stay, and G722 is removed."""
     answer = write_answer(parse_offer(OFFER), ENDPOINT)
 
     assert "m=audio 9 UDP/TLS/RTP/SAVPF 111 0 8\r\n" in answer
@@ -118,7 +119,7 @@ def test_answer_keeps_the_codecs_the_service_knows() -> None:
 
 
 def test_answer_has_extmap_allow_mixed_only_where_offered() -> None:
-    """Browsers offer it and get it back."""
+    """Browsers offer the attribute, and only then the answer has it."""
     offered = OFFER.replace("t=0 0\r\n", "t=0 0\r\na=extmap-allow-mixed\r\n")
 
     assert "a=extmap-allow-mixed\r\n" in write_answer(parse_offer(offered), ENDPOINT)
@@ -135,5 +136,5 @@ def test_answer_has_extmap_allow_mixed_only_where_offered() -> None:
     ],
 )
 def test_role_is_chosen_where_the_offer_leaves_it_open(offered: str, wanted: str, setup: str) -> None:
-    """The wanted role is taken with `actpass`, otherwise the other end's opposite."""
+    """With `actpass` the wanted role is taken; otherwise it is the opposite of the other end's."""
     assert answer_setup(offered, wanted) == setup  # type: ignore[arg-type] # the parameters are plain strings

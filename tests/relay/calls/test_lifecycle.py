@@ -1,4 +1,4 @@
-"""gateway/relay/calls/lifecycle.py: the table of phases and inputs, and its picture in the documentation."""
+"""gateway/relay/calls/lifecycle.py: the table of phases and inputs, and its diagram in the documentation."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "state-table.md"
 
 @given(st.lists(st.sampled_from(Input)))
 def test_any_order_of_inputs_is_a_row_or_impossible(inputs: list[Input]) -> None:
-    """Nothing else can happen, and a session that has ended stays so."""
+    """Every input in any order has a row in the table or is impossible, and a session that has ended stays ended."""
     phase = Phase.DIALLING
     for happened in inputs:
         try:
@@ -58,7 +58,8 @@ def test_events_are_held_from_one_step_to_another() -> None:
 
 
 def test_a_call_is_left_wherever_it_is_not_listened_to_any_more() -> None:
-    """Else its last words would reach the log, or be taken for those of the next."""
+    """A call that is no longer listened to is left, because otherwise its last events would reach the log or be
+    taken for the next call's."""
     for (phase, happened), step in TABLE.items():
         if happened is not Input.END:
             left = phase in HEARING and step.phase not in HEARING
@@ -66,7 +67,7 @@ def test_a_call_is_left_wherever_it_is_not_listened_to_any_more() -> None:
 
 
 def test_clients_are_told_when_the_state_changes() -> None:
-    """Recovering and back, each with an event in the log."""
+    """Each change to and from recovering has an event in the log."""
     for (phase, _), step in TABLE.items():
         before, after = STATE_OF[phase], STATE_OF[step.phase]
         recovering = after is State.RECOVERING and before is not State.RECOVERING
@@ -76,6 +77,7 @@ def test_clients_are_told_when_the_state_changes() -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    """The page in docs is the table. Update it with `python -c "from gateway.relay.calls import lifecycle; print(lifecycle.page(), end='')"`."""
+    """The page in docs is generated from the table. Update it with `python -c "from gateway.relay.calls import
+    lifecycle; print(lifecycle.page(), end='')"`."""
     assert PAGE.read_text("utf-8") == page()
     assert diagram() in page()

@@ -1,4 +1,4 @@
-"""gateway/relay/calls/line.py and succession.py: a session outlives its calls."""
+"""gateway/relay/calls/line.py and succession.py: a session survives its calls."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ def item(item_id: str, text: str = "Hello") -> dict[str, Any]:
 
 
 def service(call: FakeCall) -> None:
-    """Have a call take items as the service does."""
+    """Let a call take items as the service does."""
 
     def take(own: dict[str, Any]) -> None:
         call.say("conversation.item.added", item=own)
@@ -61,7 +61,7 @@ async def attended(house: House, **members: Any) -> Session:
 
 
 async def say(session: Session, *ids: str) -> None:
-    """Have a client create items."""
+    """Let a client create items."""
     await session.submit([client_event("conversation.item.create", item=item(item_id)) for item_id in ids])
     await asyncio.sleep(0.01)
 
@@ -88,7 +88,7 @@ def after(seconds: float, then: Callable[[], object]) -> Callable[[], Awaitable[
 async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
     house: House, cause: LossCause
 ) -> None:
-    """The session keeps its ID, and the log says what happened."""
+    """The session keeps its ID, and the log reports the loss and the recovery."""
     session = await attended(house)
     await say(session, "a", "b")
     old = house.call
@@ -133,7 +133,7 @@ async def test_what_is_sent_meanwhile_follows_on_the_new_call(house: House) -> N
 
 
 async def test_what_waits_for_a_new_call_is_bounded(build: Build) -> None:
-    """In events and bytes; more is refused as recovering, with Retry-After."""
+    """The waiting events are limited in number and bytes; more are refused as recovering, with Retry-After."""
     house = build(held_max_events=2, held_max_bytes=2000)
     session = await attended(house)
     house.dialer.gate = lambda: asyncio.sleep(2)
@@ -146,7 +146,8 @@ async def test_what_waits_for_a_new_call_is_bounded(build: Build) -> None:
 
 
 async def test_what_was_in_flight_is_told_as_unknown(house: House) -> None:
-    """By its number and its event_id, so that its sender can look whether it was taken."""
+    """An event that was in flight is reported as unknown by its number and its event_id, so that its sender can
+    check whether it was taken."""
     session = await attended(house)
     house.call.on_send = None
     await session.submit([client_event("conversation.item.create", event_id="mine", item=item("a"))])
@@ -158,7 +159,8 @@ async def test_what_was_in_flight_is_told_as_unknown(house: House) -> None:
 
 
 async def test_what_nothing_answers_is_told_unless_it_was_acknowledged(house: House) -> None:
-    """Audio, or a kind that is not known here: the transport's word counts, which is end to end, not a later event."""
+    """For events that nothing answers, such as audio or unknown types, the transport's acknowledgement counts,
+    because it is end to end; a later event does not."""
     session = await attended(house)
     await session.submit([client_event("input_audio_buffer.append"), client_event("some.future.event")])
     house.call.acknowledged = 2
@@ -172,7 +174,7 @@ async def test_what_nothing_answers_is_told_unless_it_was_acknowledged(house: Ho
 
 
 async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(house: House) -> None:
-    """Accepted is accepted: its last word says which events found no call, and which may not have been taken."""
+    """The session's last event names the accepted events that found no call, and those that may not have been taken."""
     session = await attended(house)
     house.call.on_send = None
     await session.submit([client_event("conversation.item.create", event_id="handed", item=item("a"))])
@@ -195,7 +197,7 @@ async def test_a_session_that_left_nothing_says_no_more_than_its_reason(house: H
 
 
 async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
-    """Its turn fails, and the next one is sent on the new call."""
+    """The turn of the interrupted response fails, and the next turn is sent on the new call."""
     session = await attended(house)
     turn, following = await session.turn(HELLO), await session.turn(HELLO)
     house.call.start("resp_1", turn.id)
@@ -210,7 +212,7 @@ async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
 
 
 async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house: House) -> None:
-    """They are sent before other waiting events."""
+    """With `on_interrupted: retry` the responses are requested again before other waiting events."""
     session = await attended(house, retry_interrupted=True)
     asked = client_event("response.create", event_id="again")
     await session.submit([asked])
@@ -224,7 +226,7 @@ async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house
 
 
 async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_response(house: House) -> None:
-    """An answer to the conversation without it would be none; what is sent again is not unknown."""
+    """Without the question the answer would be pointless, so both are sent again; what is sent again is not unknown."""
     session = await attended(house, retry_interrupted=True)
     house.call.on_send = None
     await session.submit(
@@ -240,7 +242,8 @@ async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_respons
 
 @pytest.mark.parametrize("retry", [True, False])
 async def test_a_refused_question_is_not_asked_again_by_a_loss(house: House, retry: bool) -> None:
-    """Nothing was in flight, though something was asked for; and nothing is unknown."""
+    """After a refused question a loss repeats nothing, because only the response was requested, and nothing is
+    unknown."""
     session = await attended(house, retry_interrupted=retry)
     await session.submit([client_event("response.create")])
     house.call.say("error", error={"code": "invalid_value", "event_id": None})
@@ -254,7 +257,7 @@ async def test_a_refused_question_is_not_asked_again_by_a_loss(house: House, ret
 
 
 async def test_a_question_held_back_is_asked_once(house: House) -> None:
-    """Also where the old call is lost in the middle of the hand-over that held it back."""
+    """A question that was held back is asked once, even if the old call is lost in the middle of the hand-over."""
     session = await attended(house, retry_interrupted=True)
     await say(session, "a")
     old, taken = house.call, asyncio.Event()
@@ -289,7 +292,7 @@ async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House
 
 
 async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(house: House) -> None:
-    """The loss is reported a moment later; if not, the next tick detects it."""
+    """The loss is reported a moment later; otherwise the next tick detects it."""
     session = await attended(house)
     house.call.open = False
     await say(session, "a")
@@ -301,7 +304,7 @@ async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_cal
 
 
 async def test_what_waited_is_sent_however_full_the_new_channel_is(build: Build) -> None:
-    """It was accepted; refusing it now would lose it."""
+    """Waiting events were accepted, so they are sent even if the new channel is full; refusing them would lose them."""
     house = build(high_water_bytes=10)
     house.dialer.prepare = lambda call: setattr(call, "buffered", 5)
     session = await attended(house)
@@ -314,7 +317,7 @@ async def test_what_waited_is_sent_however_full_the_new_channel_is(build: Build)
 
 
 async def test_what_the_new_call_cannot_take_for_its_size_is_told(house: House) -> None:
-    """By number; the rest goes its way."""
+    """Events that are too large for the new call are reported by number, and the others are sent."""
     session = await attended(house)
     house.dialer.prepare = lambda call: setattr(call, "max_message_bytes", 100)
     house.dialer.gate = lambda: asyncio.sleep(2)
@@ -327,7 +330,7 @@ async def test_what_the_new_call_cannot_take_for_its_size_is_told(house: House) 
 
 
 async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(house: House) -> None:
-    """It is sent once, on the call after it."""
+    """If the new call is lost at once, the waiting events are sent once, on the call after it."""
     session = await attended(house)
     await say(session, "a")
     numbers = itertools.count()
@@ -348,7 +351,7 @@ async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(
 
 
 async def test_a_rate_limit_is_waited_out(house: House) -> None:
-    """As long as the service says, within the time for a recovery."""
+    """The session waits as long as the service says, within the time for a recovery."""
     session = await attended(house)
     house.dialer.refusal = UpstreamError("upstream-rate-limited", "Later.", retry_after=30)
     house.call.lose()
@@ -369,7 +372,7 @@ async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(house:
 
 
 async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: House) -> None:
-    """Hanging up where nobody answers takes its time beside the dialling."""
+    """Hanging up a call that does not answer takes place in parallel with dialling."""
     session = await attended(house)
     old = house.call
     old.closing = lambda: asyncio.sleep(5)
@@ -380,7 +383,7 @@ async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: Hou
 
 
 async def test_nothing_is_mirrored_without_continuity(build: Build) -> None:
-    """Nobody will ever ask for it."""
+    """Without continuity nothing needs the mirror."""
     house = build(continuity=False)
     session = await attended(house)
     await say(session, "a")
@@ -405,7 +408,7 @@ async def test_calls_are_tried_until_one_comes(house: House) -> None:
 
 
 async def test_a_session_without_a_call_for_too_long_ends(house: House) -> None:
-    """As lost; another session may work."""
+    """The session ends with the reason for a lost call; a new session may work."""
     session = await attended(house)
     house.dialer.refusal = UpstreamError("upstream-failed", "No.")
     house.call.lose(LossCause.CONSENT_EXPIRED)
@@ -417,7 +420,7 @@ async def test_a_session_without_a_call_for_too_long_ends(house: House) -> None:
 
 
 async def test_a_refused_call_ends_the_session(house: House) -> None:
-    """Trying again would be refused again; the service's words are passed on."""
+    """If the service refuses the new call, a retry would be refused again; its message is passed on."""
     session = await attended(house)
     house.dialer.refusal = UpstreamError("upstream-rejected", "No.", members={"upstream": {"status": 401}})
     house.call.lose()
@@ -427,7 +430,7 @@ async def test_a_refused_call_ends_the_session(house: House) -> None:
 
 
 async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another(house: House) -> None:
-    """Nothing is left of it."""
+    """If the new call is lost while it is seeded, another one follows, and nothing of the lost one remains."""
     session = await attended(house)
     await say(session, "a")
     numbers = itertools.count()
@@ -447,7 +450,7 @@ async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another
 
 
 async def test_a_new_call_that_takes_nothing_is_given_up(house: House) -> None:
-    """After the time for seeding."""
+    """A new call that takes no items is given up after the time for seeding."""
     session = await attended(house)
     await say(session, "a")
     house.dialer.prepare = None
@@ -496,7 +499,7 @@ async def test_a_lost_call_that_fails_to_close_is_reported(house: House) -> None
 
 
 async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(house: House) -> None:
-    """An attempt that makes progress goes on, although all items together take longer than the time for one."""
+    """An attempt that makes progress continues, even if all items together take longer than the limit for one."""
     session = await attended(house)
     await say(session, *"abcd")
     loop = asyncio.get_running_loop()
@@ -520,7 +523,7 @@ async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(
 
 
 async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> None:
-    """The client knows its items by the old ones."""
+    """The log reports the new ID, because the client knows the item by the old one."""
     session = await attended(house)
     await say(session, "a")
 
@@ -546,7 +549,8 @@ async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> No
 
 
 async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(house: House) -> None:
-    """Its clients did not cause it; nor is its greeting, which may come a moment after the channel is open."""
+    """Events of the seeding are not logged, because no client caused them; nor is the greeting, which may come
+    shortly after the channel opens."""
     session = await attended(house)
     house.dialer.greets = False
     house.dialer.greeting = {}
@@ -564,7 +568,7 @@ async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(house: Hous
 
 
 async def test_a_new_call_that_never_greets_is_taken_all_the_same(house: House) -> None:
-    """As the first one is."""
+    """A new call that sends no greeting is used all the same, as for the first call."""
     session = await attended(house)
     house.dialer.greets = False
     house.call.lose()
@@ -574,7 +578,7 @@ async def test_a_new_call_that_never_greets_is_taken_all_the_same(house: House) 
 
 
 async def test_a_session_that_ends_while_it_recovers_leaves_nothing(house: House) -> None:
-    """The dial is cut off, and what was held is gone with the session."""
+    """The dial is cancelled, and the events that waited are dropped with the session."""
     session = await attended(house)
     house.dialer.gate = lambda: asyncio.sleep(3600)
     house.call.lose()
@@ -600,7 +604,7 @@ async def test_a_callers_new_credential_is_used_for_the_next_call(house: House) 
 
 
 async def test_a_call_about_to_end_is_replaced_in_a_pause(house: House) -> None:
-    """Nobody notices but by the log; the old call is hung up."""
+    """In a pause clients notice the replacement only by the log; the old call is hung up."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     await say(session, "a")
@@ -620,7 +624,7 @@ async def test_a_call_about_to_end_is_replaced_in_a_pause(house: House) -> None:
 
 
 async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(house: House) -> None:
-    """Half a minute before, rather than by the service."""
+    """If a response does not end it is cut half a minute before the call's end, and not by the service."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     house.call.start()
@@ -645,7 +649,7 @@ async def test_a_hand_over_that_fails_is_tried_again(house: House) -> None:
 
 
 async def test_an_operators_restart_keeps_the_history(house: House) -> None:
-    """A new call with the same items; asking twice is once."""
+    """The new call has the same items, and two requests for a restart lead to one."""
     session = await attended(house)
     await say(session, "a")
     house.hub.restart(session.id)
@@ -658,7 +662,7 @@ async def test_an_operators_restart_keeps_the_history(house: House) -> None:
 
 
 async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> None:
-    """One way or the other the session has a call, and the log says so."""
+    """If the call is lost during its hand-over, the session has a call in the end, and the log reports it."""
     session = await attended(house)
     house.dialer.gate = after(1, house.dialer.calls[0].lose)
     house.hub.restart(session.id)
@@ -672,7 +676,7 @@ async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> No
 
 
 async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: House) -> None:
-    """Its question was on its way when the pause seemed to have come."""
+    """If an answer begins after the hand-over started, because its question was in flight, it is not cut."""
     session = await attended(house)
     await say(session, "a")
     old = house.call
@@ -691,7 +695,7 @@ async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: Hou
 
 
 async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
-    """What it said while the new call is seeded would be missing there, so clients do not see it either."""
+    """Events of the old call during the seeding would be missing in the new one, so clients do not see them."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     await say(session, "a")
@@ -713,7 +717,7 @@ async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
 
 
 async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: House) -> None:
-    """One event reports it, and events of the seeding are not mistaken for the old call's."""
+    """One event reports the replacement, and events of the seeding are not taken for the old call's."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     await say(session, "a")
@@ -729,7 +733,8 @@ async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: 
 
 
 async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
-    """Its answers to the seeding are not logged, and it becomes the current call, which is also the recovery."""
+    """If the old call is lost meanwhile, the new call's answers to the seeding are not logged, and it becomes the
+    current call, which is also the recovery."""
     session = await attended(house)
     await say(session, "a")
     before, old, seeded = types_of(session), house.call, list[str]()
@@ -748,7 +753,8 @@ async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(ho
 
 
 async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(house: House) -> None:
-    """The service may add to it by itself; what the new call has not heard of would be lost."""
+    """The service may add items by itself, so if the conversation changes during the seeding, the new call is seeded
+    again."""
     house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
     session = await attended(house)
     await say(session, "a")
@@ -790,7 +796,7 @@ async def test_a_session_that_ends_during_a_hand_over_closes_both_calls(house: H
 
 
 async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: House) -> None:
-    """Within eight seconds, long before its consent expires."""
+    """A silent call that owes an answer is replaced within eight seconds, long before its consent expires."""
     session = await attended(house)
     house.call.start()
     house.call.alive = False
@@ -814,7 +820,8 @@ async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) 
 
 
 async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(house: House) -> None:
-    """It would cancel the response that is asked for again."""
+    """After a loss a cancel is reported and not sent again, because it would cancel the response that is requested
+    again."""
     session = await attended(house, retry_interrupted=True)
     await session.submit([client_event("response.create"), client_event("response.cancel", event_id="c")])
     house.call.start("resp_1")
@@ -828,7 +835,7 @@ async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(hou
 
 
 async def test_a_silent_call_that_answers_its_probe_stays(house: House) -> None:
-    """A model may think for long."""
+    """A silent call that answers its probe stays, because a model may think for long."""
     session = await attended(house)
     house.call.start()
     await asyncio.sleep(60)
@@ -838,7 +845,7 @@ async def test_a_silent_call_that_answers_its_probe_stays(house: House) -> None:
 
 
 async def test_a_silent_call_that_owes_nothing_is_left_alone(house: House) -> None:
-    """Silence is what a quiet conversation sounds like."""
+    """A call that owes nothing may be silent, as in a quiet conversation."""
     session = await attended(house)
     house.call.alive = False
     await asyncio.sleep(60)
@@ -847,7 +854,7 @@ async def test_a_silent_call_that_owes_nothing_is_left_alone(house: House) -> No
 
 
 async def test_a_session_may_end_during_a_probe(house: House) -> None:
-    """The probe is cut off with it."""
+    """If the session ends during a probe, the probe is cancelled."""
     session = await attended(house)
     house.call.start()
     house.call.alive = False
@@ -859,7 +866,7 @@ async def test_a_session_may_end_during_a_probe(house: House) -> None:
 
 
 def test_pauses_between_tries_grow_to_a_bound() -> None:
-    """The first try is at once, and no two sessions keep step."""
+    """The first try is at once, and later pauses are random, so that sessions do not retry at the same time."""
     drawn = list(itertools.islice(delays(), 12))
 
     assert drawn[0] == 0
@@ -868,7 +875,7 @@ def test_pauses_between_tries_grow_to_a_bound() -> None:
 
 
 async def test_a_session_without_a_call_takes_no_batch(house: House) -> None:
-    """It is not opened yet; nobody knows it, but the line says so."""
+    """A session that is not open yet refuses a batch."""
     house.dialer.gate = lambda: asyncio.sleep(5)
     opening = asyncio.create_task(house.open())
     await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""gateway/relay/calls/seeding.py: a new call gets the conversation of the old one."""
+"""gateway/relay/calls/seeding.py: a new call gets the conversation of the previous one."""
 
 import json
 from typing import Any
@@ -8,18 +8,18 @@ from gateway.relay.state.mirror import Seed
 
 
 def make(*ids: str, lost: int = 0) -> Seeding:
-    """Begin to seed items of these ids."""
+    """Start seeding items with these ids."""
     return Seeding(Seed({}, [{"id": item_id, "type": "message", "text": "é"} for item_id in ids], lost))
 
 
 def added(seeding: Seeding, item_id: str) -> None:
-    """Have the service take an item under this id."""
+    """Let the service take an item under this id."""
     for type in ("conversation.item.added", "conversation.item.done"):
         assert seeding.received(type, {"item": {"id": item_id}}) == []
 
 
 def refused(seeding: Seeding, event_id: object) -> list[dict[str, Any]]:
-    """Have the service refuse an event, and return the events that are sent in response."""
+    """Let the service refuse an event, and return the events that are sent in response."""
     return [json.loads(text) for text in seeding.received("error", {"error": {"event_id": event_id}})]
 
 
@@ -33,7 +33,7 @@ def test_every_item_is_created_in_order_under_its_own_id() -> None:
 
 
 def test_seeding_is_done_when_every_item_is() -> None:
-    """An item that was only added is not."""
+    """Seeding is complete only when every item is done; an item that was only added is not."""
     seeding = make("a", "b", lost=3)
     added(seeding, "a")
     seeding.received("conversation.item.added", {"item": {"id": "b"}})
@@ -50,7 +50,8 @@ def test_nothing_to_seed_is_done() -> None:
 
 
 def test_an_id_that_is_refused_gives_way_to_another() -> None:
-    """The item is sent once more without, where it stood, and the new id is kept beside the old."""
+    """An item whose id is refused is sent again without an id at the same position, and its new id is recorded
+    beside the old one."""
     seeding = make("a", "b", "c")
     assert refused(seeding, "evt_seed_1") == []
     added(seeding, "a")
@@ -70,7 +71,8 @@ def test_an_id_that_is_refused_gives_way_to_another() -> None:
 
 
 def test_several_refused_ids_keep_their_order() -> None:
-    """One after the other, each behind the one before it under that one's new name, the first of all at the root."""
+    """Several refused ids are sent again one after the other, each after its predecessor's new id, the first one at
+    the root."""
     seeding = make("a", "b")
     assert refused(seeding, "evt_seed_1") == []
     (first,) = refused(seeding, "evt_seed_0")
@@ -84,7 +86,7 @@ def test_several_refused_ids_keep_their_order() -> None:
 
 
 def test_an_item_refused_twice_is_lost() -> None:
-    """It is counted, and holds nothing up; the next stands behind the one before it."""
+    """It is counted as lost and delays nothing; the next item follows its predecessor."""
     seeding = make("a", "b", "c", lost=1)
     refused(seeding, "evt_seed_0")
     refused(seeding, "evt_seed_2")
@@ -99,7 +101,7 @@ def test_an_item_refused_twice_is_lost() -> None:
 
 
 def test_errors_about_anything_else_are_passed_over() -> None:
-    """They name nothing of the seeding."""
+    """Errors about other events are ignored."""
     seeding = make("a")
 
     assert [refused(seeding, event_id) for event_id in (None, 7, "evt_other")] == [[], [], []]
@@ -115,7 +117,8 @@ def test_items_nobody_sent_are_passed_over() -> None:
 
 
 def test_the_sessions_echo_is_kept() -> None:
-    """It says when the new call ends; one of no shape says nothing, as do other events."""
+    """The echo of session.updated says when the new call ends; one of an invalid shape says nothing, as do other
+    events."""
     seeding = make()
     seeding.received("session.created", {"session": {"expires_at": 7}})
     assert seeding.session == {"expires_at": 7}

@@ -1,4 +1,4 @@
-"""gateway/relay/calls/steps.py and line.py: no call stands still, and nothing is sent that is not accounted for."""
+"""gateway/relay/calls/steps.py and line.py: no call stands still, and every event that is sent is accounted for."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ async def house(build: Build) -> House:
 async def test_a_call_that_acknowledges_and_delivers_nothing_is_replaced(
     house: House, owe: Callable[[FakeCall], None]
 ) -> None:
-    """It answers its probes, so only the events that do not come show it."""
+    """Such a call answers its probes, so only the missing events show the stall."""
     session = await attended(house)
     house.call.on_send = None
     await session.submit([client_event("conversation.item.create", item=item("a"))])
@@ -80,7 +80,8 @@ async def test_a_clock_that_is_ahead_makes_no_new_calls(house: House) -> None:
 
 
 async def test_calls_that_end_at_once_are_replaced_at_a_distance(house: House) -> None:
-    """A clock that is ahead by nearly a call's life would else make one call after the other."""
+    """If the clock is ahead by nearly a call's duration, every new call seems to end at once; replacements still
+    keep a distance."""
 
     def prepare(call: FakeCall) -> None:
         service(call)
@@ -98,7 +99,8 @@ async def test_calls_that_end_at_once_are_replaced_at_a_distance(house: House) -
 
 
 async def test_nothing_accepted_is_forgotten(house: House) -> None:
-    """Beyond what can be accounted for a batch is refused; what was accepted is delivered or named."""
+    """If more events are in flight than can be tracked, a batch is refused; every accepted event is delivered or
+    named."""
     session = await attended(house)
     house.call.on_send = None
     accepted = 0
@@ -122,7 +124,7 @@ async def test_nothing_accepted_is_forgotten(house: House) -> None:
 
 
 async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House) -> None:
-    """Nameless events of a mebibyte are bounded in bytes, and charged to the budget."""
+    """Events without an ID of 1 MiB are limited in bytes and charged to the budget."""
     session = await attended(house)
     house.call.on_send = None
     for _ in range(4):
@@ -140,7 +142,7 @@ async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House
 
 
 async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house: House) -> None:
-    """It is billed anyway, so the caller's day is charged an estimate."""
+    """A response that is cancelled before it begins is billed anyway, so an estimate is charged to the caller's day."""
     session = await attended(house, principal=Principal("ann", tokens_per_day=100_000))
     house.call.on_send = None
     await session.submit([client_event("response.create")])
@@ -152,7 +154,7 @@ async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house
 
 
 async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House) -> None:
-    """The service may have begun it."""
+    """If a call is lost, a requested response that has not begun is counted, because the service may have begun it."""
     session = await attended(house)
     house.call.on_send = None
     await session.submit([client_event("response.create")])
@@ -183,7 +185,7 @@ async def test_turns_that_wait_have_their_time(build: Build) -> None:
 
 
 async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> None:
-    """Only its response can be meant."""
+    """If metadata is not echoed, the response can only be the turn's."""
     session = await attended(house)
     turn = await session.turn(HELLO)
     house.call.start("resp_1", None)
@@ -197,7 +199,8 @@ async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> 
 
 
 async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmation(house: House) -> None:
-    """Others use the call; it is made again with nothing seeded, and its end is the session's."""
+    """Other applications use the call, too. After a loss nothing is seeded, only replies that name the session's own
+    events confirm them, and the call's end ends the session."""
     session = await attended(house, call_id="rtc_other")
     call = house.call
     assert (call.request.attach_to, call.request.session) == ("rtc_other", {})
@@ -220,7 +223,7 @@ async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmat
 
 
 async def test_leaving_an_attached_session_leaves_the_call(house: House) -> None:
-    """Unless its end is asked for."""
+    """A session that ends leaves the attached call running unless its end is requested."""
     for hang_up in (None, True):
         session = await attended(house, call_id="rtc_other")
         call = house.call

@@ -1,4 +1,4 @@
-"""gateway/relay/events/envelope.py: what comes in is checked whole and goes out as it came."""
+"""gateway/relay/events/envelope.py: input is checked completely and passed on unchanged."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ INLINE_SPACE = st.text(" \t\r", max_size=3)
 
 @st.composite
 def texts(draw: st.DrawFn, separators: bool = True) -> str:
-    """An event's text as some client may write it: escaped or not, spaced or not."""
+    """An event's text as a client may write it: escaped or not, with or without white space."""
     value = draw(EVENT)
     ascii_only = draw(st.booleans())
     spaces = draw(st.sampled_from([(",", ":"), (", ", ": ")] + ([(" ,\r\n", "\t: ")] if separators else [])))
@@ -73,19 +73,19 @@ def texts(draw: st.DrawFn, separators: bool = True) -> str:
 
 
 def refused(body: bytes, *, lines: bool = False, max_events: int = 100, strict: bool = False) -> CallerError:
-    """Return what a body is refused with."""
+    """Return the error with which a body is refused."""
     parse = parse_ndjson if lines else parse_json
     with pytest.raises(CallerError) as caught:
         parse(body, max_events=max_events, strict_members=strict)
     return caught.value
 
 
-# --- what goes through ------------------------------------------------------------------------------------------------
+# --- what is accepted ---------------------------------------------------------------------------------------------------
 
 
 @given(texts(), SPACE, SPACE)
 def test_one_event_is_the_slice_that_came(text: str, before: str, after: str) -> None:
-    """White space around goes; within, every byte stays, and the value is what any parser reads."""
+    """White space around the event is removed; within it every byte stays, and the value is what any parser reads."""
     (event,) = parse_json((before + text + after).encode(), max_events=1)
 
     assert event.text == text
@@ -96,7 +96,7 @@ def test_one_event_is_the_slice_that_came(text: str, before: str, after: str) ->
 
 @given(st.lists(st.tuples(SPACE, texts(), SPACE), min_size=1, max_size=5))
 def test_an_arrays_elements_are_slices_of_it(parts: list[tuple[str, str, str]]) -> None:
-    """Joined by what stood between them, the slices are the body again."""
+    """The slices, joined by what stood between them, are the body again."""
     body = "[" + ",".join(before + text + after for before, text, after in parts) + "]"
     events = parse_json(body.encode(), max_events=5)
 
@@ -120,7 +120,7 @@ def test_lines_are_the_array_of_the_same_events(
 
 
 def test_numbers_go_through_as_written() -> None:
-    """A number of any length is sent as it came; the parsed one is only for looking at."""
+    """A number of any length is sent unchanged; the parsed one is only used for checks."""
     text = '{"type":"x","a":' + "1" * 5000 + ',"b":1e999,"c":-0.0,"d":1.50}'
     (event,) = parse_json(text.encode(), max_events=1)
 
@@ -130,7 +130,7 @@ def test_numbers_go_through_as_written() -> None:
 
 @pytest.mark.parametrize("lone", ['"\\ud800"', '"\\udc00\\ud800"'])
 def test_half_a_surrogate_pair_goes_through_as_its_escape(lone: str) -> None:
-    """RFC 8259 8.2 allows it; what it means is OpenAI's to judge."""
+    """RFC 8259 8.2 allows half of a surrogate pair as an escape, and OpenAI judges what it means."""
     text = f'{{"type":"x","a":{lone}}}'
     (event,) = parse_json(text.encode(), max_events=1)
 
@@ -138,19 +138,19 @@ def test_half_a_surrogate_pair_goes_through_as_its_escape(lone: str) -> None:
 
 
 def test_an_event_id_is_a_string_or_null() -> None:
-    """Both are read; the string is kept for the error that may name it."""
+    """A string is kept for the error that may name it; null is accepted."""
     events = parse_json(b'[{"type":"x","event_id":"e"},{"type":"x","event_id":null}]', max_events=2)
 
     assert [event.event_id for event in events] == ["e", None]
 
 
 def test_a_batch_may_be_as_long_as_allowed() -> None:
-    """The bound itself still passes, as array and as lines."""
+    """A batch of exactly the limit is accepted, as an array and as lines."""
     assert len(parse_json(b'[{"type":"x"},{"type":"x"}]', max_events=2)) == 2
     assert len(parse_ndjson(b'{"type":"x"}\n{"type":"x"}', max_events=2)) == 2
 
 
-# --- what does not ----------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_batch_may_be_as_long_as_allowed() -> None:
     ],
 )
 def test_what_is_no_json_is_refused(body: bytes) -> None:
-    """RFC 8259 in strict UTF-8, and nothing more."""
+    """Only RFC 8259 in strict UTF-8 is accepted."""
     assert refused(body).code == "invalid-json"
 
 
@@ -190,13 +190,13 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
     "body", [b"1", b'"x"', b"null", b"[1]", b"[[]]", b"{}", b'{"type":1}', b'{"type":null}']
 )
 def test_what_is_json_but_no_event_is_refused(body: bytes) -> None:
-    """An event is an object with a type that is a string."""
+    """An event is an object with a string as its type; anything else is refused."""
     assert refused(body).code == "invalid-event"
 
 
 @pytest.mark.parametrize("event_id", [b"1", b"[]", b"{}", b"true"])
 def test_an_event_id_of_another_kind_is_refused(event_id: bytes) -> None:
-    """It could not be matched with an error that names it."""
+    """An `event_id` that is neither a string nor null is refused, because no error could name it."""
     error = refused(b'{"type":"x","event_id":' + event_id + b"}")
 
     assert (error.code, error.flaws[0].pointer) == ("invalid-event", "/event_id")
@@ -204,13 +204,13 @@ def test_an_event_id_of_another_kind_is_refused(event_id: bytes) -> None:
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_an_empty_batch_is_refused(lines: bool) -> None:
-    """Nothing to send is a mistake worth telling."""
+    """A batch without events is refused, because it is probably a mistake."""
     assert refused(b"\n \r\n" if lines else b"[ ]", lines=lines).code == "invalid-event"
 
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_batch_above_the_bound_is_too_large(lines: bool) -> None:
-    """The bound is in the answer."""
+    """The answer to a batch above the limit contains the limit."""
     body = b'{"type":"x"}\n' * 3 if lines else b'[{"type":"x"},{"type":"x"},{"type":"x"}]'
     error = refused(body, lines=lines, max_events=2)
 
@@ -230,7 +230,7 @@ def test_a_batch_above_the_bound_is_too_large(lines: bool) -> None:
     ],
 )
 def test_a_flaw_in_json_is_pointed_at(body: bytes, pointer: str | None, line: int | None) -> None:
-    """By pointer where an event is at fault, by line where the JSON is."""
+    """The error has a pointer if an event is wrong, and a line if the JSON is."""
     flaw = refused(body).flaws[0]
 
     assert (flaw.pointer, flaw.line) == (pointer, line)
@@ -247,7 +247,7 @@ def test_a_flaw_in_json_is_pointed_at(body: bytes, pointer: str | None, line: in
     ],
 )
 def test_a_flaw_in_lines_is_named_by_line(body: bytes, pointer: str | None, line: int, code: str) -> None:
-    """Lines are counted from 1, blank ones too."""
+    """Lines are counted from 1, including blank ones."""
     error = refused(body, lines=True)
 
     assert (error.code, error.flaws[0].pointer, error.flaws[0].line) == (code, pointer, line)
@@ -262,7 +262,7 @@ def test_a_flaw_inside_an_element_is_found_where_the_element_begins() -> None:
 
 
 def test_the_place_is_said_in_words_too() -> None:
-    """The detail alone is enough to find the mistake."""
+    """The detail alone says where the mistake is."""
     assert "byte 2 is 0xff" in refused(b'{"\xff').detail
     assert "(line 2 column 3)" in refused(b'{"type":\n  !}').detail
     assert "at '/1/type'" in refused(b'[{"type":"x"},{}]').detail
@@ -279,14 +279,14 @@ def nested(levels: int) -> bytes:
 
 
 def test_the_deepest_allowed_passes() -> None:
-    """64 levels, the array of a batch counted in."""
+    """64 levels are accepted, including the array of a batch."""
     assert parse_json(nested(MAX_DEPTH), max_events=1)
     assert parse_json(b"[" + nested(MAX_DEPTH - 1) + b"]", max_events=1)
 
 
 @pytest.mark.parametrize("body", [nested(MAX_DEPTH + 1), b"[" + nested(MAX_DEPTH) + b"]", nested(200_000)])
 def test_deeper_is_refused(body: bytes) -> None:
-    """One level more, or so many that the parser itself fails."""
+    """One level more is refused, and so is a body so deep that the parser itself fails."""
     error = refused(body)
 
     assert error.code == "invalid-json"
@@ -295,14 +295,14 @@ def test_deeper_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("filler", ["[" * 500, '\\"[' * 500, "\\\\" * 99 + "{" * 99])
 def test_brackets_in_strings_are_no_depth(filler: str) -> None:
-    """Only structure nests, also behind escapes, and beside many shallow pairs."""
+    """Only structure counts as depth: brackets in strings do not, also after escapes and beside many shallow pairs."""
     text = f'{{"type":"x","a":"{filler}","b":[{",".join(["[]"] * 99)}]}}'
 
     assert parse_json(text.encode(), max_events=1)[0].text == text
 
 
 def test_depth_is_found_quickly_in_a_megabyte() -> None:
-    """A long string costs no state for each of its characters: milliseconds, where a naive pattern takes a hundred."""
+    """Scanning a long string takes milliseconds and no state per character, where a naive pattern takes a hundred."""
     body = b'{"type":"x","a":"' + b"a" * 1_000_000 + b"[" * 80 + b'"}'
     begun = time.process_time()
     parse_json(body, max_events=1)
@@ -318,7 +318,8 @@ def _constant(word: str) -> None:
 
 
 def reference(body: bytes) -> Any:
-    """Return what the standard library's parser reads from a body under this module's rules; raises ValueError."""
+    """Return the values that the standard library's parser reads from a body under this module's rules; raise
+    ValueError."""
     value = json.loads(body.decode(), parse_constant=_constant)
     if _depth(value) > MAX_DEPTH:
         raise ValueError("depth")
@@ -355,7 +356,8 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(damaged(), st.booleans())
 @settings(max_examples=250)
 def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool) -> None:
-    """A body passes exactly if the reference parser reads it and every value is an event; the values are the same."""
+    """A body is accepted exactly if the reference parser reads it and every value is an event; the values are the
+    same."""
     try:
         value = reference(body)
         events = value if isinstance(value, list) else [value]
@@ -382,7 +384,7 @@ def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool)
 
 @contextlib.contextmanager
 def dense_from(commas: int) -> Iterator[None]:
-    """Have texts count as dense from a number of commas on, and work be cut into many steps."""
+    """Treat texts as dense from this number of commas on, and split work into many steps."""
     before = jsontext.DENSE, jsontext.STEP_TOKENS
     jsontext.DENSE, jsontext.STEP_TOKENS = commas, 2 if commas < 10 else before[1]
     try:
@@ -404,7 +406,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 @given(st.lists(JSON, min_size=2, max_size=6))
 def test_a_value_built_by_token_is_the_standard_librarys(values: list[Any]) -> None:
-    """The way for texts with very many values reads them as the other way does."""
+    """The parser for texts with very many values returns the same values as the other one."""
     data = json.dumps(values).encode()
     with dense_from(0):
         value = jsontext.finish(jsontext.built(data))
@@ -416,7 +418,7 @@ def test_a_value_built_by_token_is_the_standard_librarys(values: list[Any]) -> N
 def test_a_dense_arrays_elements_are_the_same_slices(
     parts: list[tuple[str, str, str]], max_events: int
 ) -> None:
-    """Cut by token or by msgspec: the same slices, and the same bound."""
+    """Split by token or by msgspec, the slices and the limit are the same."""
     body = ("[" + ",".join(before + text + after for before, text, after in parts) + "]").encode()
     outcomes = []
     for commas in (0, jsontext.DENSE):
@@ -432,7 +434,7 @@ def test_a_dense_arrays_elements_are_the_same_slices(
 @pytest.mark.parametrize("filler", ["[],", "{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,"])
 @pytest.mark.parametrize("form", ['{"type":"x","a":[%s0]}', '[{"type":"x","a":[%s0]},{"type":"y"}]'])
 def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) -> None:
-    """Reading a body of very many values yields often: after some thousand tokens, and after each pass of msgspec."""
+    """Parsing a body with very many values yields often: after some thousand tokens, and after each pass of msgspec."""
     body = (form % (filler * ((1 << 20) // len(filler) - 40))).encode()
     count, events = steps_of(read_json(body, max_events=256, strict_members=True))
 
@@ -441,7 +443,7 @@ def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) ->
 
 
 def test_a_megabyte_of_events_beyond_the_bound_is_refused_in_one_pass() -> None:
-    """Elements are not collected only to be counted."""
+    """Elements beyond the limit are not collected only to be counted."""
     body = b"[" + b"[]," * 300_000 + b"0]"
     begun = time.process_time()
     error = refused(body)
@@ -451,7 +453,7 @@ def test_a_megabyte_of_events_beyond_the_bound_is_refused_in_one_pass() -> None:
 
 
 def steps_of(steps: Steps[T]) -> tuple[int, T]:
-    """Return how often work gave way, and its result."""
+    """Return how often a computation yielded, and its result."""
     count = 0
     while True:
         try:
@@ -463,7 +465,7 @@ def steps_of(steps: Steps[T]) -> tuple[int, T]:
 
 
 def test_an_object_of_very_many_values_is_read_in_steps() -> None:
-    """A create's body is built in steps, too, and is what the standard library reads."""
+    """A create's body is built in steps, too, and has the value that the standard library reads."""
     body = json.dumps({"a": [[1, "x", None, {"b": True}]] * 10_000}).encode()
     count, value = steps_of(read_object(body))
 
@@ -485,7 +487,7 @@ def test_an_object_of_very_many_values_is_read_in_steps() -> None:
     ],
 )
 def test_ambiguous_members_are_refused_where_rules_depend_on_them(body: bytes) -> None:
-    """Repeated members, or such that differ only in case, at any depth and however escaped."""
+    """Members that repeat or differ only in case are refused at any depth and however escaped."""
     for lines in (False, True):
         error = refused(body, lines=lines, strict=True)
         assert error.code == "invalid-json"
@@ -493,7 +495,7 @@ def test_ambiguous_members_are_refused_where_rules_depend_on_them(body: bytes) -
 
 
 def test_ambiguous_members_pass_untouched_elsewhere() -> None:
-    """Without such rules they are OpenAI's to judge."""
+    """Without such rules ambiguous members are passed on, and OpenAI judges them."""
     text = '{"type":"x","type":"y","Type":"z"}'
     (event,) = parse_json(text.encode(), max_events=1)
 
@@ -505,7 +507,7 @@ def test_ambiguous_members_pass_untouched_elsewhere() -> None:
 
 @given(st.dictionaries(st.sampled_from("abc"), PLAIN, max_size=3))
 def test_an_object_is_read_as_what_it_is(value: dict[str, object]) -> None:
-    """Any object of ordinary values, white space around."""
+    """An object of ordinary values is accepted, with or without white space around it."""
     assert parse_object(f" {json.dumps(value)}\n".encode()) == value
 
 
@@ -513,7 +515,7 @@ def test_an_object_is_read_as_what_it_is(value: dict[str, object]) -> None:
     "body", [b"", b"[]", b"7", b"{} {}", b'{"a":1,"A":2}', b'{"a":NaN}', b"\xef\xbb\xbf{}"]
 )
 def test_what_is_no_object_is_refused(body: bytes) -> None:
-    """Under the same rules as an event's, and members are always strict."""
+    """Other values are refused by the same rules as for an event, and members are always strict."""
     with pytest.raises(CallerError) as caught:
         parse_object(body)
     assert caught.value.code == "invalid-json"
@@ -530,7 +532,7 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     ],
 )
 def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: str, column: int) -> None:
-    """One cause, and the line and column where it stands."""
+    """The error names one cause, with its line and column."""
     with pytest.raises(CallerError) as refused:
         parse_object(('{\n "a":[' + part + "]}").encode())
 
@@ -539,7 +541,7 @@ def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: s
 
 @pytest.mark.parametrize("part", ["1e999", "-1e999", "1" * 400, '"\\ud800"', '{"\\udfff":1}'])
 def test_what_could_not_be_written_again_is_refused(part: str) -> None:
-    """A create or a turn is re-encoded, and a lone surrogate cannot be written as UTF-8."""
+    """A create or a turn is encoded again, and a lone surrogate cannot be encoded as UTF-8."""
     with pytest.raises(CallerError) as caught:
         parse_object(f'{{"a":[{part}]}}'.encode())
     assert caught.value.code == "invalid-json"
@@ -547,14 +549,14 @@ def test_what_could_not_be_written_again_is_refused(part: str) -> None:
 
 @given(st.dictionaries(st.text(st.characters()), JSON, max_size=3))
 def test_what_the_gateway_writes_can_be_sent_and_read(value: dict[str, object]) -> None:
-    """Its own events are UTF-8 and mean what they are made of, half surrogate pairs included."""
+    """The gateway's own events are UTF-8 and have the same value, half surrogate pairs included."""
     text = compose(value)
 
     assert json.loads(text.encode()) == value
 
 
 def test_half_a_surrogate_pair_is_written_as_its_escape() -> None:
-    """UTF-8 has no way to say it."""
+    """Half of a surrogate pair is written as its escape, because UTF-8 cannot encode it."""
     assert compose({"a": "\ud800", "b": "é"}) == '{"a":"\\ud800","b":"\\u00e9"}'
 
 
@@ -565,7 +567,7 @@ def test_what_the_gateway_writes_is_short() -> None:
 
 @pytest.mark.parametrize("number", ["1" * 280 + "e99", "-" + "9" * 280 + "E+99", "12e400"])
 def test_a_number_is_judged_by_its_value_not_by_its_look(number: str) -> None:
-    """What is beyond the range of a float is refused however it is written, and text that looks alike is not."""
+    """A number outside the range of a float is refused in any notation, and text that looks alike is not."""
     with pytest.raises(CallerError):
         parse_object(f'{{"a":{number}}}'.encode())
 
@@ -574,7 +576,8 @@ def test_a_number_is_judged_by_its_value_not_by_its_look(number: str) -> None:
 
 @pytest.mark.parametrize("part", ["1e999", '"\\ud800","\\ud801","\\ud802"'])
 def test_an_object_is_judged_in_steps_as_at_once(part: str) -> None:
-    """However the work is cut, what cannot be written again is found, and an ordinary large exponent is not."""
+    """Wherever the work is split, a value that cannot be encoded is found, and an ordinary large exponent is
+    accepted."""
     with dense_from(0):
         with pytest.raises(CallerError):
             parse_object(f'{{"a":[1,2,3,4,{part}]}}'.encode())
@@ -583,19 +586,19 @@ def test_an_object_is_judged_in_steps_as_at_once(part: str) -> None:
 
 
 def test_an_objects_flaw_is_found_behind_white_space() -> None:
-    """The place of a mistake is its place in the body as it was sent."""
+    """The position of a mistake is its position in the body as it was sent, including leading white space."""
     with pytest.raises(CallerError) as caught:
         parse_object(b' \n{"a":!}')
 
     assert caught.value.flaws[0].line == 2
 
 
-# --- on the way down --------------------------------------------------------------------------------------------------
+# --- events from upstream -----------------------------------------------------------------------------------------------
 
 
 @given(texts(), SPACE, SPACE)
 def test_a_frame_that_is_an_object_is_read(text: str, before: str, after: str) -> None:
-    """With or without white space around."""
+    """A frame that is an object is parsed, with or without white space around it."""
     value = peek(before + text + after)
 
     assert value is not None
@@ -620,18 +623,18 @@ def test_a_frame_that_is_an_object_is_read(text: str, before: str, after: str) -
     ],
 )
 def test_a_frame_that_is_no_object_is_none(text: str) -> None:
-    """It is not to be relayed, and raises nothing."""
+    """A frame that is not an object is not relayed, and raises nothing."""
     assert peek(text) is None
 
 
 def test_a_frame_with_a_number_of_any_length_is_read() -> None:
-    """int() refuses more than 4300 digits; an event must not get lost for that."""
+    """int() refuses more than 4300 digits, but an event with such a number must not be lost."""
     assert peek('{"type":"x","a":' + "7" * 5000 + "}") == {"type": "x", "a": math.inf}
 
 
 @given(texts(), SPACE, SPACE)
 def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, after: str) -> None:
-    """Typed reading and building the value agree on the members that decide a frame's way."""
+    """Typed parsing and building the whole value give the same members that decide how a frame is handled."""
     value = json.loads(text)
     found = head(before + text + after)
 
@@ -656,12 +659,12 @@ def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, afte
     ],
 )
 def test_the_head_of_an_odd_frame(text: str, expected: ServerHead | None) -> None:
-    """Members of another type count as missing; what is not an object has no head."""
+    """Members of another type count as missing, and a frame that is not an object has no head."""
     assert head(text) == expected
 
 
 def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
-    """What would hold the loop is not built; everything around it is."""
+    """Lists that would block the loop are not built; everything around them is."""
     many = "[" + "[]," * 30_000 + "0]"
     text = f'{{"type":"x","a":[1,2],"item":{{"id":"i","content":{many}}},"b":{many}}}'
 
@@ -670,14 +673,14 @@ def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
 
 
 def test_half_a_surrogate_pair_in_a_frame_of_very_many_values_is_read() -> None:
-    """Such a frame is for looking at only, so the half may be shown as U+FFFD."""
+    """The value of such a frame is only inspected, so half a pair may become U+FFFD."""
     text = f'{{"type":"x","a":"\\ud800","b":[{"0," * 30_000}0]}}'
 
     assert peek(text) == {"type": "x", "a": "\ufffd", "b": None}
 
 
 def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
-    """Nothing is kept beside the text unless it was built already."""
+    """The value is kept beside the text only if it was built already."""
     assert client_event('{"type":"x","a":1}', "x", None).value == {"type": "x", "a": 1}
     assert client_event("", "x", None, {"a": 2}).value == {"a": 2}
 
@@ -694,7 +697,7 @@ def test_an_events_value_is_read_from_its_text_or_as_known() -> None:
     ],
 )
 def test_members_are_followed_as_far_as_they_go(value: object, found: object) -> None:
-    """No input makes it raise."""
+    """Following members of any value raises no error."""
     assert member(value, "a", "b") == found
 
 
@@ -709,7 +712,7 @@ def test_members_are_followed_as_far_as_they_go(value: object, found: object) ->
     ],
 )
 def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, matches: bool) -> None:
-    """The same for what a client secret may send and for what a filtered read shows."""
+    """The same patterns apply to what a client secret may send and to what a filtered read shows."""
     assert matches_type(pattern, type) is matches
 
 
@@ -726,12 +729,13 @@ def test_a_pattern_is_a_type_or_the_beginning_of_one(pattern: str, type: str, ma
     ],
 )
 def test_an_event_is_read_whole_where_its_type_says_so(text: str, found: object) -> None:
-    """The type is found at any position, also after a misleading first match."""
+    """An event is parsed completely if its type requires it. The type is found at any position, also after a
+    misleading first match."""
     assert server_event(text, frozenset({"error"})) == found
 
 
 def test_a_batch_is_read_with_pauses_between_its_events() -> None:
-    """Each event alone is below the bound of a step; 256 of them are not."""
+    """Each event is below the limit of a step, but 256 of them are not, so parsing yields between them."""
     event = b'{"type":"x","a":[' + b"1," * 2000 + b"1]}"
     steps = read_json(b"[" + b",".join([event] * 200) + b"]", max_events=256, strict_members=True)
 
@@ -739,7 +743,7 @@ def test_a_batch_is_read_with_pauses_between_its_events() -> None:
 
 
 def test_the_value_of_an_event_with_very_many_values_is_cut() -> None:
-    """Freeing it cannot be done in steps. What is sent is the text, which stays whole."""
+    """Freeing a very large value cannot be done in steps, so the value is cut; the text that is sent stays complete."""
     count = jsontext.DENSE + 2
     body = b'{"type":"x","a":[' + b"[1]," * count + b'[1]],"b":{"c":2}}'
     (event,) = parse_json(body, max_events=1)
@@ -750,7 +754,7 @@ def test_the_value_of_an_event_with_very_many_values_is_cut() -> None:
 
 
 def test_of_a_frame_with_very_many_members_the_type_is_kept() -> None:
-    """Building each member costs far more than passing over it."""
+    """Building each member costs far more than skipping it, so only the type is kept."""
     members = ",".join(f'"{number}":1' for number in range(3 * jsontext.DENSE))
     lists = ",".join(["1"] * (jsontext.DENSE + 2))
 
@@ -759,7 +763,7 @@ def test_of_a_frame_with_very_many_members_the_type_is_kept() -> None:
 
 
 def test_commas_in_a_long_text_are_no_values() -> None:
-    """The output of a tool may be a megabyte of JSON in a string."""
+    """Commas in a string do not count as values: the output of a tool may be a megabyte of JSON in a string."""
     output = json.dumps([{"a": 1, "b": [2, 3]}] * jsontext.DENSE)
     frame = {"type": "conversation.item.added", "item": {"id": "i", "content": [{"text": output}]}}
 
@@ -767,19 +771,19 @@ def test_commas_in_a_long_text_are_no_values() -> None:
 
 
 def test_a_long_body_of_lines_is_read_with_pauses() -> None:
-    """One for each part that an expression searches in about 2 ms."""
+    """Parsing yields after each part that a regular expression searches in about 2 ms."""
     lines = (b'{"type":"x","a":"' + b"y" * 1000 + b'"}\n') * 200
 
     assert sum(1 for _ in read_ndjson(lines, max_events=256)) >= len(lines) // jsontext.SEARCHED_BYTES
 
 
 def test_a_frame_with_lone_surrogates_that_is_not_json_is_none() -> None:
-    """Mending the surrogates does not make it JSON."""
+    """Replacing the surrogates of a frame that is not JSON does not make it JSON."""
     assert peek('{"type":"x","a":"\\ud800","b":[' + "1," * (jsontext.DENSE + 2) + "]}") is None
 
 
 def test_long_white_space_between_values_is_passed_over() -> None:
-    """Also where the value is built token by token."""
+    """Long white space is also skipped where the value is built token by token."""
     body = b'{"type":1,' + b" " * 5000 + b'"a":[' + b"1," * (jsontext.DENSE + 2) + b"1]}"
     with pytest.raises(CallerError) as refusal:
         parse_json(body, max_events=1)

@@ -1,4 +1,4 @@
-"""gateway/relay/events/eventlog.py: the log's laws."""
+"""gateway/relay/events/eventlog.py: the rules of the log."""
 
 import json
 import string
@@ -26,22 +26,22 @@ WORD = string.digits + string.ascii_lowercase + "-"
 
 
 def bare_frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
-    """Frame by nothing, so that sizes are those of the texts."""
+    """Frame without any addition, so that sizes are those of the texts."""
     return text.encode(), 0
 
 
 def make(max_events: int = 100, max_bytes: int = 10_000, framing: Framing = bare_frame) -> EventLog:
-    """Make a log with its own bounds."""
+    """Make a log with the given limits."""
     return EventLog("k3f9", framing, max_events, max_bytes)
 
 
 def at(sequence: int) -> EventId:
-    """Return a place in the log."""
+    """Return a position in the log."""
     return EventId("k3f9", sequence)
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Any order of appends and trims, beside a list that forgets nothing."""
+    """Appends and trims in any order, compared with a list that drops nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class Model:
     settled: int = 0
 
     def name(self, sequence: int) -> str:
-        """Return the epoch of an event; of the position before all, the oldest."""
+        """Return the epoch of an event; for the position before all events, the oldest epoch."""
         names = [name for name, first in self.epochs if first <= sequence]
         return names[-1] if names else self.epochs[0][0]
 
     def end(self, epoch: str) -> int | None:
-        """Return the last sequence of an epoch that may be shown, None for one that was never begun."""
+        """Return the last sequence of an epoch that may be shown, or None for an epoch that never began."""
         for index, (name, _) in enumerate(self.epochs):
             if name == epoch:
                 last = len(self.events) if index + 1 == len(self.epochs) else self.epochs[index + 1][1] - 1
@@ -125,7 +125,7 @@ class Model:
 
 
 class EpochMachine(RuleBasedStateMachine):
-    """Appends, take-overs, a journal that confirms late, trims and reloads in any order, beside the model."""
+    """Appends, takeovers, a journal that confirms late, trims and reloads in any order, compared with the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ class EpochMachine(RuleBasedStateMachine):
 
     @rule()
     def take_over(self) -> None:
-        """Begin an epoch in the same log, as its owner does when it claims a session back."""
+        """Begin an epoch in the same log, as its owner does when it claims a session again."""
         self.number += 1
         assert self.log.begin(f"e{self.number}") == 0
         self.model.epochs.append((f"e{self.number}", len(self.model.events) + 1))
 
     @rule(lost=st.integers(0, 3))
     def fail_over(self, lost: int) -> None:
-        """Load what a journal kept into a new log; the newest unsettled events may be lost on the way."""
+        """Load what a journal kept into a new log; the newest unsettled events may be lost."""
         model = self.model
         kept = max(model.settled, model.dropped, len(model.events) - lost)
         events = [Recorded("x", text) for text in model.events[model.dropped : kept]]
@@ -210,7 +210,8 @@ class EpochMachine(RuleBasedStateMachine):
                 self.read_on(page, begin)
 
     def read_on(self, page: Page, begin: int) -> None:
-        """Follow a page to the head: each page is of one epoch, and together they are what is settled from `begin`."""
+        """Follow pages to the head: each page has one epoch, and together they have everything settled from `begin`
+        on."""
         model = self.model
         read: list[str] = []
         while page.entries:
@@ -253,7 +254,7 @@ def test_paging_gives_every_event_once_in_order(texts: list[str], cuts: list[tup
 
 @given(st.lists(st.text(max_size=20).map(json.dumps), min_size=1, max_size=10))
 def test_framing_decides_only_the_block(texts: list[str]) -> None:
-    """The same events read back the same under any framing; ids and names are the framing's business."""
+    """The events are the same under any framing, which only decides their blocks."""
     logs = [make(framing=bare_frame), make(framing=frame)]
     for log in logs:
         for text in texts:
@@ -267,7 +268,7 @@ def test_framing_decides_only_the_block(texts: list[str]) -> None:
 
 @given(st.text(WORD, min_size=1, max_size=64))
 def test_any_word_of_an_ids_characters_is_read(word: str) -> None:
-    """What a log could have given out by its characters is an id or a foreign word, never an error."""
+    """Any text of an id's characters is parsed as an id or as foreign, never an error."""
     parsed = EventId.parse(word)
 
     assert EventId.parse(str(parsed)) == parsed
@@ -281,14 +282,14 @@ def test_ids_read_back_as_written(epoch: str, sequence: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K3F9-1", "k3f9-1\n", "k3f9 1", "é-1", "a" * 65, "k-\u0661"])
 def test_other_characters_are_refused(text: str) -> None:
-    """A text with other characters was never given out by anybody."""
+    """A text with characters that no log uses is refused."""
     with pytest.raises(ValueError, match="characters"):
         EventId.parse(text)
 
 
 @pytest.mark.parametrize("word", ["k3f9", "k3f9-", "-", "k3f9-1x", "banana"])
 def test_a_word_that_is_no_id_is_foreign_and_kept(word: str) -> None:
-    """An ID without a number is not a position in any log, even with the log's own epoch."""
+    """An ID without a number is a position in no log, even with the log's own epoch."""
     log = make()
     log.append("x", "a", 0.0)
     page = log.read(EventId.parse(word), 10, 1000)
@@ -329,7 +330,7 @@ def test_an_empty_log_has_nothing_and_no_gap() -> None:
 
 
 def test_the_newest_event_is_kept_however_large() -> None:
-    """One event above the byte bound drops all others but stays."""
+    """A single event above the byte limit replaces all others and stays."""
     log = make(max_bytes=10)
     log.append("x", "abc", 0.0)
     dropped = log.append("x", "d" * 50, 0.0)
@@ -339,7 +340,7 @@ def test_the_newest_event_is_kept_however_large() -> None:
 
 
 def test_a_sealed_log_says_so_on_its_last_page_alone() -> None:
-    """A page is sealed when nothing will ever follow it."""
+    """A page is sealed only if nothing will ever follow it."""
     log = make()
     for text in "ab":
         log.append("x", text, 0.0)
@@ -351,7 +352,7 @@ def test_a_sealed_log_says_so_on_its_last_page_alone() -> None:
 
 
 def test_a_sealed_log_takes_nothing() -> None:
-    """Appending after the seal is a mistake of the gateway's."""
+    """Appending after the seal is a mistake of the gateway."""
     log = make()
     log.seal()
 
@@ -360,7 +361,7 @@ def test_a_sealed_log_takes_nothing() -> None:
 
 
 def test_memory_of_dropped_events_is_given_back() -> None:
-    """However many events pass, the list behind the log stays at twice what is kept."""
+    """However many events pass, the list behind the log stays at twice the number of kept events."""
     log = make(max_events=10)
     for number in range(1000):
         log.append("x", str(number), 0.0)
@@ -382,7 +383,7 @@ def taken_over() -> EventLog:
 
 
 def test_a_sequence_goes_on_in_the_next_epoch() -> None:
-    """Each event carries the epoch it was appended in, and the number after the one before it."""
+    """Each event has the epoch in which it was appended, and the next number."""
     log = taken_over()
     first = log.read(at(0), 10, 1000)
     second = log.read(first.cursor, 10, 1000)
@@ -397,14 +398,14 @@ def test_a_sequence_goes_on_in_the_next_epoch() -> None:
 
 @pytest.mark.parametrize("name", ["k3f9", "next"])
 def test_a_border_has_two_names(name: str) -> None:
-    """The position between two epochs may be named by either."""
+    """The position between two epochs has an ID in each of them."""
     page = taken_over().read(EventId(name, 2), 10, 1000)
 
     assert (page.gap, [entry.sequence for entry in page.entries]) == (None, [3])
 
 
 def test_an_epoch_without_events_leaves_the_head_where_it_was() -> None:
-    """A cursor at the head is at the head, whichever epochs have begun since."""
+    """A cursor at the head stays at the head, whichever epochs have begun since."""
     log = taken_over()
     log.begin("third")
 
@@ -413,7 +414,8 @@ def test_an_epoch_without_events_leaves_the_head_where_it_was() -> None:
 
 
 def test_a_cursor_above_its_epochs_end_is_unknown() -> None:
-    """It names an event that a former owner showed and that was lost; how many were lost is not known."""
+    """A cursor above its epoch's end names an event that a former owner showed and that was lost; the number of lost
+    events is unknown."""
     page = taken_over().read(at(3), 10, 1000)
 
     assert page.gap == (at(3), at(1), None, GapReason.UNKNOWN)
@@ -421,7 +423,7 @@ def test_a_cursor_above_its_epochs_end_is_unknown() -> None:
 
 
 def test_a_log_remembers_64_epochs() -> None:
-    """The one before them is foreign, and its events go with it, since their IDs are not known any more."""
+    """The epoch before them is foreign, and its events are dropped, because their IDs are no longer known."""
     log = taken_over()
     for number in range(MAX_EPOCHS - 2):
         assert log.begin(f"e{number}") == 0
@@ -435,7 +437,7 @@ def test_a_log_remembers_64_epochs() -> None:
 
 
 def test_a_log_whose_epochs_are_all_forgotten_is_empty() -> None:
-    """Sequences continue anyway."""
+    """When all epochs are forgotten the log is empty, and sequences continue."""
     log = make()
     log.append("x", "a", 0.0)
     dropped = sum(log.begin(f"e{number}") for number in range(MAX_EPOCHS))
@@ -446,7 +448,7 @@ def test_a_log_whose_epochs_are_all_forgotten_is_empty() -> None:
 
 
 def test_an_epochs_name_is_used_once() -> None:
-    """Otherwise an ID could mean two events."""
+    """An epoch's name is used once, because otherwise an ID could mean two events."""
     log = taken_over()
 
     with pytest.raises(ValueError, match="already"):
@@ -454,7 +456,7 @@ def test_an_epochs_name_is_used_once() -> None:
 
 
 def test_a_sealed_log_begins_no_epoch() -> None:
-    """Nothing follows, so nothing needs another name."""
+    """A sealed log begins no epoch, because nothing follows."""
     log = taken_over()
     log.seal()
 
@@ -466,7 +468,7 @@ def test_a_sealed_log_begins_no_epoch() -> None:
 
 
 def test_readers_see_what_is_settled() -> None:
-    """An event is appended, and shown when its owner says that the journal has it."""
+    """An event is shown once the journal has confirmed it."""
     log = EventLog("k3f9", bare_frame, 10, 1000, settles=True)
     for text in "abc":
         log.append("x", text, 0.0)
@@ -506,7 +508,7 @@ def test_events_dropped_before_they_settled_are_a_gap_afterwards() -> None:
 
 
 def test_an_event_must_be_appended_to_settle() -> None:
-    """A journal that confirms more than it was given is a mistake of the gateway's."""
+    """If a journal confirms more than it was given, that is a mistake of the gateway."""
     with pytest.raises(ValueError, match="not appended"):
         make().settle(1)
 
@@ -515,7 +517,7 @@ def test_an_event_must_be_appended_to_settle() -> None:
 
 
 def test_a_loaded_log_reads_as_the_one_it_was_recorded_from() -> None:
-    """Blocks, IDs, types and turns are the same; the time of an event's arrival is that of another process."""
+    """Blocks, IDs, types and turns are the same; the arrival times are those of another process."""
     events = [Recorded("a", "1", turn=4), Recorded("b", "2", name="gateway.b"), Recorded("c", "3")]
     log = make(framing=frame)
     dropped = log.load([Epoch("k3f9", 1), Epoch("next", 8)], 6, events)
@@ -530,7 +532,7 @@ def test_a_loaded_log_reads_as_the_one_it_was_recorded_from() -> None:
 
 
 def test_a_loaded_log_keeps_its_own_bounds() -> None:
-    """Another node may be configured to keep less."""
+    """A loaded log uses its own limits, because another node may be configured to keep less."""
     log = make(max_events=2)
 
     assert log.load([Epoch("k3f9", 1)], 1, [Recorded("x", text) for text in "abc"]) == 1
@@ -538,7 +540,7 @@ def test_a_loaded_log_keeps_its_own_bounds() -> None:
 
 
 def test_a_table_longer_than_the_bound_is_cut() -> None:
-    """Another version of the gateway may remember more epochs; what only they name is dropped."""
+    """Another version of the gateway may record more epochs than the limit; events that only those name are dropped."""
     table = [Epoch("k3f9", 1), *(Epoch(f"e{number}", 2) for number in range(MAX_EPOCHS))]
     log = make()
 
@@ -551,14 +553,14 @@ def test_a_table_longer_than_the_bound_is_cut() -> None:
     [[], [Epoch("k3f9", 3)], [Epoch("k3f9", 1), Epoch("next", 5)], [Epoch("k3f9", 2), Epoch("next", 1)]],
 )
 def test_a_table_that_does_not_fit_the_events_is_refused(table: list[Epoch]) -> None:
-    """Events without an epoch, and epochs that begin beyond the events, are not a log."""
+    """A table is refused if events have no epoch or epochs begin beyond the events."""
     with pytest.raises(ValueError, match="table"):
         make().load(table, 2, [Recorded("x", "a"), Recorded("x", "b")])
 
 
 @pytest.mark.parametrize("used", ["append", "begin"])
 def test_only_a_new_log_is_loaded(used: str) -> None:
-    """Loading fills a log once, before anything else happens to it."""
+    """A log is loaded once, before anything else is done with it."""
     log = make()
     if used == "append":
         log.append("x", "a", 0.0)
@@ -571,7 +573,7 @@ def test_only_a_new_log_is_loaded(used: str) -> None:
 
 @pytest.mark.parametrize(("after", "kept"), [(0, [2, 3]), (2, [3]), (3, [])])
 def test_what_is_kept_can_be_recorded_again(after: int, kept: list[int]) -> None:
-    """For a snapshot: every event kept behind a sequence, with its turn, and the gateway's own as such."""
+    """A snapshot has every kept event after a sequence, with its turn, and marks the gateway's own events."""
     log = make(max_events=2)
     log.append("x", "1", 0.0)
     log.append("x", "2", 0.0, turn=7)

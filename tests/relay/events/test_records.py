@@ -1,4 +1,4 @@
-"""gateway/relay/events/records.py: what happens to a session, as bytes and back."""
+"""gateway/relay/events/records.py: the records of a session, encoded and decoded."""
 
 import pytest
 from hypothesis import given
@@ -69,7 +69,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
 
 @given(RECORDS)
 def test_a_record_read_back_is_the_same(record: Record) -> None:
-    """Every kind of record round-trips with any text; the first byte is the kind."""
+    """Every kind of record round-trips with any text; the first byte is its kind."""
     data = encode(record)
 
     assert decode(data) == record
@@ -77,7 +77,7 @@ def test_a_record_read_back_is_the_same(record: Record) -> None:
 
 
 def test_only_events_of_the_log_have_a_sequence() -> None:
-    """By it an event written twice is known as one."""
+    """Only events of the log have a sequence, by which an event that was written twice is recognized."""
     assert sequence_of(ServerEvent(3, 0, "x", "{}")) == 3
     assert sequence_of(GatewayEvent(4, "gateway.closed", "{}")) == 4
     assert sequence_of(Handed(9)) == 0
@@ -87,6 +87,6 @@ def test_only_events_of_the_log_have_a_sequence() -> None:
     "data", [b"", b"?[]", b"h[", b"h[1,2,3]", b"e1 2 x", b"e1\n{}", b"gx y\n{}", b"h\xff"]
 )
 def test_what_is_no_record_is_refused(data: bytes) -> None:
-    """A session whose records cannot be read must not be taken over."""
+    """A record that cannot be parsed raises an error, so that its session is not taken over."""
     with pytest.raises(UnreadableRecord):
         decode(data)

@@ -1,4 +1,4 @@
-"""gateway/relay/state/answers.py: what is kept for repeats is bounded in number, bytes and age."""
+"""gateway/relay/state/answers.py: answers kept for repeats are limited in number, bytes and age."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def finished(number: int, size: int = 0) -> Turn:
 
 
 def test_the_oldest_answer_goes_at_the_bound_of_keys() -> None:
-    """The newest are kept, and their number never passes the bound."""
+    """At the limit of keys the oldest answer is dropped, and the newest are kept."""
     answers = Answers()
     for number in range(MAX_KEYS + 3):
         answers.keep(Promise(f"k{number}", "f"), RECEIPT, 0.0)
@@ -31,7 +31,7 @@ def test_the_oldest_answer_goes_at_the_bound_of_keys() -> None:
 
 
 def test_what_is_kept_stays_within_the_bound_of_bytes() -> None:
-    """Sixty turns of 60 KB hold no more than the bound, and the newest of them is answered."""
+    """Sixty turns of 60 KB use no more than the limit, and a repeat of the newest is answered."""
     answers = Answers()
     turns = [finished(number, 60_000) for number in range(60)]
     for turn in turns:
@@ -43,7 +43,7 @@ def test_what_is_kept_stays_within_the_bound_of_bytes() -> None:
 
 
 def test_an_answer_is_forgotten_when_it_is_old_and_finished() -> None:
-    """A turn that runs is not: a repeat must attach to it."""
+    """An old answer is dropped if its turn is finished. A running turn is kept, because a repeat must attach to it."""
     answers, running = Answers(), Turn(1, "t", TurnRequest(()))
     answers.keep(Promise("old", "f"), RECEIPT, 0.0)
     answers.keep(Promise("running", "f"), running, 0.0)
@@ -64,7 +64,7 @@ def test_request_ids_are_bounded() -> None:
 
 
 def test_a_key_with_another_body_is_refused() -> None:
-    """The first request's answer is not given to another request."""
+    """The first request's answer is not returned for another request."""
     answers = Answers()
     answers.keep(Promise("k", "f"), RECEIPT, 0.0)
     with pytest.raises(CallerError, match="another path or body"):
@@ -72,7 +72,8 @@ def test_a_key_with_another_body_is_refused() -> None:
 
 
 def test_the_table_comes_back_as_it_was_dumped() -> None:
-    """Receipts, finished turns and running ones, which are the turns of the queue."""
+    """A table that was dumped and loaded has the receipts, the finished turns and the running ones, which are the
+    turns of the queue."""
     answers, running = Answers(), Turn(2, "t", TurnRequest(()))
     failed = Turn(3, "f", TurnRequest(()))
     failed.finish(EventId("e1", 1), UpstreamError("upstream-rejected", "No."))
@@ -87,7 +88,7 @@ def test_the_table_comes_back_as_it_was_dumped() -> None:
 
 
 def test_turns_that_run_are_never_dropped_for_room() -> None:
-    """They grow until they are finished; then the oldest go."""
+    """Running turns are kept whatever their size; once they finish, the oldest are dropped."""
     answers = Answers()
     turns = [Turn(number, f"t{number}", TurnRequest(())) for number in range(3)]
     for turn in turns:
@@ -102,7 +103,7 @@ def test_turns_that_run_are_never_dropped_for_room() -> None:
 
 
 def test_a_key_that_is_given_again_is_counted_once() -> None:
-    """The newer answer stands for it, and is the youngest."""
+    """A key that is used again is counted once, with the newer answer and its age."""
     answers = Answers()
     answers.keep(Promise("k", "f"), RECEIPT, 0.0)
     size = answers.size

@@ -1,4 +1,4 @@
-"""One accepted client event: what it names, and what it is counted with."""
+"""One accepted client event: the IDs it names, and the size it counts with."""
 
 import json
 
@@ -23,7 +23,7 @@ MESSAGE = {"id": "msg_1", "type": "message", "role": "user"}
 def test_a_created_item_is_named(
     item: object, named: str | None, shape: tuple[object, object], parsed: bool
 ) -> None:
-    """ID, type and role are read the same from an event's text and from its value, whatever their types."""
+    """ID, type and role are the same when read from an event's text and from its value, whatever their types."""
     value = {"type": "conversation.item.create", "item": item}
     event = client_event(json.dumps(value), "conversation.item.create", None, value if parsed else None)
 
@@ -48,7 +48,7 @@ def test_an_event_about_something_names_it(type: str, member: str) -> None:
 
 
 def test_text_beyond_ascii_is_counted_with_four_bytes_a_character() -> None:
-    """A Python text with one wide character takes up to four bytes for each."""
+    """A Python string with one wide character uses four bytes for each of its characters."""
     narrow = delivery(1, 1, client_event('{"type":"x","a":"e"}', "x", None))
     wide = delivery(1, 1, client_event('{"type":"x","a":"é"}', "x", None))
 

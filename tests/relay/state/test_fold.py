@@ -1,4 +1,5 @@
-"""gateway/relay/state/fold.py with mirror.py and deliveries.py: what a session knows of its conversation, and of what was sent."""
+"""gateway/relay/state/fold.py with mirror.py and deliveries.py: what a session knows of its conversation, and of the
+events it sent."""
 
 from collections.abc import Collection
 from typing import Any
@@ -33,7 +34,7 @@ def message(item_id: str, text: str = "Hello", role: str = "user", **members: An
 
 
 class Desk:
-    """A session's state and the two sides that feed it."""
+    """A session's state, fed by both sides."""
 
     def __init__(self, attach_to: str | None = None, **bounds: int) -> None:
         opening = Opening("gws_1", Principal("ann"), {}, 600, 0.0, attach_to=attach_to)
@@ -86,7 +87,7 @@ def test_items_stand_in_the_order_of_the_service() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=20))
 def test_any_insertions_keep_the_services_order(steps: list[tuple[int, bool]]) -> None:
-    """The mirror is the list that the service has."""
+    """After any insertions the mirror equals the service's list."""
     desk, expected = Desk(), list[str]()
     for number, (at, delete) in enumerate(steps):
         if delete and expected:
@@ -101,7 +102,7 @@ def test_any_insertions_keep_the_services_order(steps: list[tuple[int, bool]]) -
 
 
 def test_an_item_is_what_it_was_when_it_was_done() -> None:
-    """Until then it is unfinished, and counts as lost."""
+    """Until an item is done it is unfinished, and counts as lost."""
     desk = Desk()
     desk.add(message("a", "", "assistant", status="in_progress"))
     assert (desk.ids, desk.state.mirror.seed().lost) == ([], 1)
@@ -112,7 +113,7 @@ def test_an_item_is_what_it_was_when_it_was_done() -> None:
 
 
 def test_an_item_out_of_band_is_not_of_the_conversation() -> None:
-    """It is done, but was never added."""
+    """An item out of band is done but never added, so it is not part of the conversation."""
     desk = Desk()
     desk.hear("response.output_item.done", {"item": message("a")})
 
@@ -121,7 +122,7 @@ def test_an_item_out_of_band_is_not_of_the_conversation() -> None:
 
 @pytest.mark.parametrize("item", [None, 7, {}, {"id": 7}])
 def test_an_item_of_no_shape_is_not_mirrored(item: object) -> None:
-    """The service's shapes are not trusted."""
+    """An item of an invalid shape is ignored, because the service's shapes are not trusted."""
     desk = Desk()
     desk.add(item)
     desk.finish(item)
@@ -130,7 +131,7 @@ def test_an_item_of_no_shape_is_not_mirrored(item: object) -> None:
 
 
 def test_a_deleted_item_is_gone() -> None:
-    """Also when it is deleted again."""
+    """A deleted item is removed, and deleting it again changes nothing."""
     desk = Desk()
     desk.add(message("a"))
     for _ in range(2):
@@ -140,7 +141,7 @@ def test_a_deleted_item_is_gone() -> None:
 
 
 def test_a_truncated_part_is_gone() -> None:
-    """What was not heard was not said."""
+    """The truncated part was not heard, so it is removed."""
     desk = Desk()
     content = [{"type": "output_audio", "transcript": "One."}, {"type": "output_audio", "transcript": "Two."}]
     desk.add(message("a", role="assistant", content=content))
@@ -150,7 +151,7 @@ def test_a_truncated_part_is_gone() -> None:
 
 
 def test_a_transcription_makes_audio_sayable() -> None:
-    """It comes after the item was done."""
+    """A transcription, which arrives after the item is done, is what audio is seeded with."""
     desk = Desk()
     desk.add(message("a", content=[{"type": "input_audio", "transcript": None}]))
     assert desk.ids == []
@@ -179,7 +180,7 @@ def test_a_transcription_makes_audio_sayable() -> None:
     ["conversation.item.truncated", "conversation.item.input_audio_transcription.completed"],
 )
 def test_a_change_that_meets_nothing_changes_nothing(type: str, value: dict[str, object]) -> None:
-    """A part that is not there, or is not an object, stays as it is."""
+    """A change of a part that does not exist, or is not an object, has no effect."""
     desk = Desk()
     desk.add(message("a"))
     desk.add({"id": "odd", "type": "message", "role": "user", "content": ["text"]})
@@ -190,7 +191,7 @@ def test_a_change_that_meets_nothing_changes_nothing(type: str, value: dict[str,
 
 
 def test_events_that_are_not_watched_mean_nothing() -> None:
-    """Whatever they are."""
+    """Other events do not change the state."""
     desk = Desk()
     desk.hear("response.output_text.delta", {"delta": "a"})
 
@@ -201,7 +202,7 @@ def test_events_that_are_not_watched_mean_nothing() -> None:
 
 
 def test_the_oldest_items_fall_out_and_are_counted() -> None:
-    """By number."""
+    """Items beyond the limit are dropped from the oldest on and counted."""
     desk = Desk(max_items=3)
     for item_id in "abcde":
         desk.add(message(item_id))
@@ -210,7 +211,7 @@ def test_the_oldest_items_fall_out_and_are_counted() -> None:
 
 
 def test_long_items_push_others_out() -> None:
-    """By bytes, also when one grows; the newest stays however long."""
+    """Items are dropped by bytes, also when one grows; the newest stays however long it is."""
     desk = Desk(max_bytes=1000)
     for item_id in "ab":
         desk.add(message(item_id))
@@ -221,7 +222,7 @@ def test_long_items_push_others_out() -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "水", "🙂", "\ud800"])
 def test_the_mirrors_bytes_are_those_of_the_text(letter: str) -> None:
-    """Whatever it is written in: escapes of JSON would make some texts three times as large."""
+    """The size of an item does not depend on its JSON escapes, which would make some texts three times as large."""
     desk = Desk(max_bytes=20_000)
     size = len(letter.encode("utf-8", "surrogatepass"))
     for item_id in "abc":
@@ -231,7 +232,7 @@ def test_the_mirrors_bytes_are_those_of_the_text(letter: str) -> None:
 
 
 def test_events_in_flight_are_bounded() -> None:
-    """Nothing that was accepted is forgotten: what is more is refused, until the transport or the service confirms."""
+    """Accepted events are not forgotten: further ones are refused until the transport or the service confirms."""
     desk = Desk()
     for _ in range(MAX_IN_FLIGHT):
         desk.send("some.future.event")
@@ -246,7 +247,7 @@ def test_events_in_flight_are_bounded() -> None:
 
 
 def test_events_in_flight_are_bounded_in_bytes() -> None:
-    """Of text, and not by how large a value they are parsed into; a single large one passes."""
+    """The limit counts bytes of text, not the size of the parsed value; a single large event is accepted."""
     desk = Desk()
     desk.state.ledger.require_room(1, 5_000_000)
     desk.send("some.future.event", a="x" * 4_000_000)
@@ -259,7 +260,8 @@ def test_events_in_flight_are_bounded_in_bytes() -> None:
 
 
 def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so() -> None:
-    """Answered events are confirmed in order; other events are confirmed by the transport."""
+    """An event that changes the conversation is confirmed by the service's answers in order; other events are
+    confirmed by the transport."""
     desk = Desk()
     for type in (
         "session.update",
@@ -280,7 +282,7 @@ def test_what_changes_the_conversation_is_unconfirmed_until_the_service_says_so(
 
 
 def test_deleting_and_truncating_are_confirmed_too() -> None:
-    """Each by its own event."""
+    """Delete and truncate are each confirmed by their own event."""
     desk = Desk()
     desk.send("conversation.item.delete", item_id="a")
     desk.send("conversation.item.truncate", item_id="a")
@@ -300,7 +302,8 @@ def test_deleting_and_truncating_are_confirmed_too() -> None:
     ],
 )
 def test_what_is_answered_is_waited_for_and_not_sent_again(asked: str, answered: str) -> None:
-    """It may be lost, and is then reported, but not sent again: a new call has neither the buffer nor the response it refers to."""
+    """An event that refers to a buffer or a response of the old call is reported if it is lost, but not sent again,
+    because a new call has neither."""
     desk = Desk()
     desk.send(asked)
     assert (desk.waiting, desk.state.again) == ([1], [])
@@ -311,7 +314,8 @@ def test_what_is_answered_is_waited_for_and_not_sent_again(asked: str, answered:
 
 
 def test_a_cancel_is_confirmed_by_the_response_that_it_ended() -> None:
-    """And by no other, nor by one that was over before it came; what the transport has acknowledged is harmless."""
+    """A cancel is confirmed only by the response that it ended, not by one that was over before; what the transport
+    has acknowledged is harmless."""
     desk = Desk()
     desk.send("response.cancel", response_id="r1")
     desk.send("response.cancel")
@@ -347,7 +351,7 @@ def test_a_named_item_confirms_its_own_create() -> None:
 
 
 def test_what_the_service_begins_itself_confirms_nothing() -> None:
-    """A response's item is added unfinished."""
+    """A response's own item is added unfinished and confirms no event."""
     desk = Desk()
     desk.send("conversation.item.create", item={})
     desk.add(message("a", role="assistant", status="in_progress"))
@@ -356,7 +360,7 @@ def test_what_the_service_begins_itself_confirms_nothing() -> None:
 
 
 def test_a_refused_event_is_not_waited_for() -> None:
-    """Where the error names it."""
+    """A refused event is removed if the error names it."""
     desk = Desk()
     desk.send("session.update", event_id="s", session={"voice": "x"})
     desk.send("response.create", event_id="r")
@@ -367,7 +371,8 @@ def test_a_refused_event_is_not_waited_for() -> None:
 
 
 def test_a_nameless_refusal_is_settled_by_what_is_confirmed_later() -> None:
-    """What stood before it and has no name was refused; what has one would have been named, what came later is open."""
+    """A later confirmation settles it: events before it without an ID were refused, those with an ID would have been
+    named, and later ones are open."""
     desk = Desk()
     desk.send("response.create")
     desk.send("response.create", event_id="named")
@@ -381,7 +386,7 @@ def test_a_nameless_refusal_is_settled_by_what_is_confirmed_later() -> None:
 
 
 def test_a_nameless_refusal_is_settled_by_a_later_refusal_with_a_name() -> None:
-    """The answers come in order, so what stood before the event that is named was answered too."""
+    """Answers come in order, so everything before the event that is named later was answered, too."""
     desk = Desk()
     desk.send("session.update")
     desk.send("session.update", event_id="named before")
@@ -394,7 +399,7 @@ def test_a_nameless_refusal_is_settled_by_a_later_refusal_with_a_name() -> None:
 
 
 def test_a_nameless_refusal_is_settled_by_a_sign_of_life() -> None:
-    """A call that had the time to answer has answered; without such an error it may have taken everything."""
+    """A call that had time to answer has answered everything; without such an error it may have taken all events."""
     desk = Desk()
     desk.send("response.create")
     desk.state.apply(DoubtSettled())
@@ -406,7 +411,8 @@ def test_a_nameless_refusal_is_settled_by_a_sign_of_life() -> None:
 
 
 def test_a_response_in_flight_is_cut_until_it_is_done() -> None:
-    """Its request is kept, to be sent again before all that is unconfirmed; one the service began has none."""
+    """The request of an interrupted response is kept and sent again before everything unconfirmed; a response that
+    the service began has none."""
     desk = Desk()
     desk.hear("response.created", {"response": {"id": "own"}})
     desk.send("response.create")
@@ -422,7 +428,7 @@ def test_a_response_in_flight_is_cut_until_it_is_done() -> None:
 
 
 def test_responses_that_never_end_are_bounded() -> None:
-    """A service that begins one after the other fills no memory."""
+    """If a service begins responses without end, their number is limited."""
     desk = Desk()
     for at in range(MAX_ACTIVE + 5):
         desk.hear("response.created", {"response": {"id": str(at)}})
@@ -431,7 +437,7 @@ def test_responses_that_never_end_are_bounded() -> None:
 
 
 def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
-    """A loss that was reported is not counted again."""
+    """A loss that was already reported is not counted again."""
     desk = Desk(max_items=2)
     for item_id in "abc":
         desk.add(message(item_id))
@@ -442,7 +448,7 @@ def test_items_that_a_new_call_refused_are_not_offered_to_the_next() -> None:
 
 
 def test_a_confirmed_update_is_part_of_the_next_call() -> None:
-    """As it was asked for; unasked or of no shape it changes nothing."""
+    """The update is applied as it was requested; an unrequested one, or one of an invalid shape, changes nothing."""
     desk = Desk()
     desk.hear("session.updated", {"session": {"voice": "echo"}})
     desk.send("session.update", session="odd")
@@ -455,7 +461,7 @@ def test_a_confirmed_update_is_part_of_the_next_call() -> None:
 
 
 def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> None:
-    """The echo shows which of them the service took; the refused one would make the next call be refused as well."""
+    """The echo shows which update the service took; seeding the refused one would make the next call fail as well."""
     desk = Desk()
     desk.send("session.update", session={"audio": {"output": {"voice": "nobody"}}})
     desk.send("session.update", session={"audio": {"output": {"voice": "x"}}, "tools": [{}], "prompt": None})
@@ -474,7 +480,7 @@ def test_an_update_refused_without_a_name_is_not_taken_for_the_next_one() -> Non
 
 
 def test_an_update_that_the_echo_does_not_show_is_the_oldest() -> None:
-    """The service may write a value in another way than it was asked for."""
+    """If the echo matches no update it belongs to the oldest, because the service may write a value in another form."""
     desk = Desk()
     desk.send("session.update", session={"speed": 1})
     desk.send("session.update", session={"speed": 2})
@@ -484,7 +490,7 @@ def test_an_update_that_the_echo_does_not_show_is_the_oldest() -> None:
 
 
 def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
-    """Items it did not get are gone."""
+    """A new call has its own item IDs and nothing in flight, and items that it did not get are removed."""
     desk = Desk()
     desk.add(message("a"))
     desk.add(message("b"))
@@ -496,7 +502,7 @@ def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
     assert (desk.ids, desk.waiting) == (["a2", "b"], [])
 
 
-# --- what can be said again -------------------------------------------------------------------------------------------
+# --- what can be seeded -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -526,7 +532,7 @@ def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
     ],
 )
 def test_messages_are_given_again_in_text(item: dict[str, Any], restored: dict[str, Any]) -> None:
-    """Audio as its transcript; parts that cannot be said are left out."""
+    """Messages are seeded as text, audio as its transcript; other parts are left out."""
     again = restorable(item)
 
     assert again is not None
@@ -534,7 +540,7 @@ def test_messages_are_given_again_in_text(item: dict[str, Any], restored: dict[s
 
 
 def test_calls_of_functions_and_their_outputs_are_given_again() -> None:
-    """With the members that a create takes."""
+    """Function calls and their outputs are seeded with the members that a create accepts."""
     call = {"id": "a", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     output = {"id": "b", "type": "function_call_output", "call_id": "c", "output": "1"}
 
@@ -560,5 +566,5 @@ def test_calls_of_functions_and_their_outputs_are_given_again() -> None:
     ],
 )
 def test_what_cannot_be_said_again_is_lost(item: dict[str, object]) -> None:
-    """Unfinished, empty, or of a kind that a create does not take."""
+    """Items that are unfinished, empty, or of a kind that a create does not accept are lost."""
     assert restorable(item) is None

@@ -1,7 +1,8 @@
-"""The law of the mirror: after any prefix of any session, its seed makes a fresh far end hold the same conversation.
+"""The rule of the mirror: after any prefix of any session, its seed makes a fresh far end hold the same
+conversation.
 
-Held with the emulator's own protocol on both sides, which knows nothing of the mirror: one session of it is talked to and
-followed, another is seeded. The same for the recorded sessions of the service.
+The emulator's own protocol, which knows nothing of the mirror, is used on both sides: one session is used and
+followed, another is seeded. The recorded sessions of the service are checked in the same way.
 """
 
 import asyncio
@@ -32,17 +33,17 @@ SESSION: Json = {"type": "realtime", "model": "gpt-realtime", "output_modalities
 
 
 def fresh_state() -> SessionState:
-    """Return the state of a session that was just opened."""
+    """Return the state of a new session."""
     return SessionState(Opening("gws_1", Principal("ann"), {}, 600, 0.0), json.dumps(SESSION), "e1")
 
 
 def sent(state: SessionState, number: int, event: ClientEvent) -> None:
-    """Note a client's event."""
+    """Record a client's event."""
     state.accept(Accepted(number, [event.text]), [event], 0.0)
 
 
 def plain(item: Json) -> Json:
-    """Reduce an item to what a conversation consists of: its audio as its transcript."""
+    """Reduce an item to its conversation content: audio becomes its transcript."""
     parts = [str(part.get("text") or part.get("transcript") or "") for part in item.get("content") or ()]
     kept = {
         name: item[name]
@@ -53,7 +54,7 @@ def plain(item: Json) -> Json:
 
 
 class Followed(Talk):
-    """A session whose every event is mirrored, and what the conversation was when it was said."""
+    """A session that is mirrored event by event, with the conversation at each event."""
 
     def __init__(self) -> None:
         super().__init__(session={"tools": []})
@@ -85,7 +86,7 @@ class Followed(Talk):
 
 
 def replayed(seed: Seed, refusing: Sequence[str] = ()) -> tuple[Seeding, Talk]:
-    """Seed a fresh session, which takes items of these ids under other ids only."""
+    """Return a fresh session that was seeded, and that takes items with these ids only under other ids."""
     fresh, seeding = Talk(session=dict(seed.session)), Seeding(seed)
     waiting = list(seeding.opening())
     while waiting:
@@ -102,7 +103,7 @@ def replayed(seed: Seed, refusing: Sequence[str] = ()) -> tuple[Seeding, Talk]:
 
 
 def conversation(fresh: Talk) -> list[Json]:
-    """Return what a session holds."""
+    """Return the conversation of a session."""
     return [plain(item) for item in fresh.realtime.conversation]
 
 
@@ -129,7 +130,7 @@ STEPS = st.lists(
 
 
 async def walk(steps: Sequence[tuple[Any, ...]]) -> Followed:
-    """Live through a session."""
+    """Run a whole session."""
     one = Followed()
     try:
         for number, step in enumerate(steps):
@@ -183,7 +184,8 @@ async def take(one: Followed, number: int, step: tuple[Any, ...]) -> None:
 
 
 def orphans(told: Sequence[Json], refused: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Return the items a far end refuses at first, and those it refuses permanently: outputs without their call before them."""
+    """Return the items that a far end refuses at first, and those that it always refuses: outputs without a call
+    before them."""
     calls: set[str] = set()
     again, lost = set(refused), set()
     for item in told:
@@ -200,7 +202,7 @@ def orphans(told: Sequence[Json], refused: Sequence[str]) -> tuple[set[str], set
 
 
 def check(one: Followed, refusing: bool) -> None:
-    """Hold every prefix against what a fresh session makes of its seed."""
+    """Compare every prefix with a fresh session made from its seed."""
     for seed, told, session in one.prefixes:
         refused = [item["id"] for item in told[::2]] if refusing else []
         seeding, fresh = replayed(seed, refused)
@@ -209,7 +211,7 @@ def check(one: Followed, refusing: bool) -> None:
         expected = [item | {"id": seeding.renamed.get(item["id"], item["id"])} for item in kept]
 
         assert seeding.done
-        # An output whose call is gone is not offered at all, so nothing is refused permanently.
+        # An output whose call is gone is not seeded at all, so nothing is refused for good.
         assert seeding.refused == set()
         assert not lost & {item["id"] for item in seed.items}
         assert seeding.renamed.keys() == again - lost
@@ -220,7 +222,7 @@ def check(one: Followed, refusing: bool) -> None:
 @given(STEPS, st.booleans())
 @settings(max_examples=20)
 def test_any_prefix_of_any_session_is_restored(steps: list[tuple[Any, ...]], refusing: bool) -> None:
-    """Items, order, ids, text, calls, outputs and configuration, also where ids must be given up."""
+    """Items, order, ids, text, calls, outputs and configuration are restored, also if ids must change."""
     check(asyncio.run(walk(steps)), refusing)
 
 
@@ -228,12 +230,12 @@ def test_any_prefix_of_any_session_is_restored(steps: list[tuple[Any, ...]], ref
 @given(STEPS, st.booleans())
 @settings(max_examples=400)
 def test_any_prefix_of_very_many_sessions_is_restored(steps: list[tuple[Any, ...]], refusing: bool) -> None:
-    """The same for so many that every pair of steps occurs."""
+    """The same holds for so many sessions that every pair of steps occurs."""
     check(asyncio.run(walk(steps)), refusing)
 
 
 async def test_the_sessions_hold_what_they_are_to_test() -> None:
-    """Among the steps are truncations, deletions, calls by the model, cancelled responses and refusals that happen."""
+    """The steps include truncations, deletions, calls by the model, cancelled responses and actual refusals."""
     one = await walk(
         [
             ("tools", True),
@@ -255,7 +257,7 @@ async def test_the_sessions_hold_what_they_are_to_test() -> None:
 
 
 def test_an_item_that_utf8_cannot_carry_is_kept() -> None:
-    """Half of a surrogate pair, which JSON can name, comes back as it was said, and so does a number of any size."""
+    """Half of a surrogate pair, which JSON can contain, is restored, and so is a number of any size."""
     mirror = Mirror("{}")
     content = [{"type": "input_text", "text": "\ud83d"}]
     item = {"id": "a", "type": "message", "role": "user", "content": content, "size": 10**30}
@@ -278,7 +280,7 @@ def test_an_item_that_utf8_cannot_carry_is_kept() -> None:
     ],
 )
 async def test_any_prefix_of_a_recorded_session_is_restored(name: str, turns: int) -> None:
-    """What the service said is done is what a fresh session holds, in the order in which it was begun."""
+    """A fresh session holds what the service reported as done, in the order in which it was begun."""
     path = RECORDINGS / f"{name}.jsonl"
     if not path.exists():
         pytest.skip("the recorded sessions lie outside the repository, and not here")

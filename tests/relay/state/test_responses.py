@@ -14,7 +14,7 @@ CHARGE = Charge("m")
 
 
 class Desk:
-    """The responses of one session, and what followed."""
+    """The responses of one session, and the resulting records."""
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
@@ -30,7 +30,7 @@ class Desk:
 
 
 def test_a_response_is_active_until_it_is_done() -> None:
-    """Whatever it was created by."""
+    """A response is active until it is done, whatever created it."""
     desk = Desk()
     desk.create()
     assert (desk.responses.active, desk.responses.busy) == (("r1",), True)
@@ -40,7 +40,7 @@ def test_a_response_is_active_until_it_is_done() -> None:
 
 
 def test_a_response_out_of_band_leaves_the_conversation_free() -> None:
-    """It has no conversation, so the default one may be answered beside it."""
+    """A response out of band has no conversation, so another one may run in the default conversation."""
     desk = Desk()
     desk.create(conversation=None)
 
@@ -48,7 +48,7 @@ def test_a_response_out_of_band_leaves_the_conversation_free() -> None:
 
 
 def test_the_first_delta_is_timed_from_the_question() -> None:
-    """Once a response, however many deltas follow."""
+    """The time to the first delta counts from the request, once per response."""
     desk = Desk()
     desk.responses.asked(10.0)
     desk.create(now=10.2)
@@ -73,7 +73,7 @@ def test_a_response_nobody_asked_for_is_timed_from_its_creation() -> None:
 
 
 def test_a_done_response_is_told_with_status_time_and_charge() -> None:
-    """Counted from when it was created."""
+    """The duration counts from the response's creation."""
     desk = Desk()
     desk.create(now=1.0)
     desk.finish(now=3.5)
@@ -83,7 +83,7 @@ def test_a_done_response_is_told_with_status_time_and_charge() -> None:
 
 @pytest.mark.parametrize("value", [{}, {"response": None}, {"response": 7}])
 def test_a_done_of_no_shape_is_told_as_other(value: dict[str, object]) -> None:
-    """The service's shapes are not trusted."""
+    """A done event of an invalid shape is reported as `other`, because the service's shapes are not trusted."""
     assert Desk().responses.done(value, None, 1.0) == [ResponseDone("other", 0.0, None, None)]
 
 
@@ -100,7 +100,7 @@ def test_a_done_of_no_shape_is_told_as_other(value: dict[str, object]) -> None:
     ],
 )
 def test_a_failed_response_is_an_error_of_upstreams(details: object, codes: list[str]) -> None:
-    """Many failures show only here."""
+    """A failed response counts as an upstream error, because many failures show only here."""
     desk = Desk()
     desk.create()
     desk.finish(status="failed", status_details=details)
@@ -111,7 +111,8 @@ def test_a_failed_response_is_an_error_of_upstreams(details: object, codes: list
 
 
 def test_a_lost_call_leaves_its_responses_unrecorded() -> None:
-    """Each of them, and those that were asked for and had not begun; nothing is active any more."""
+    """All responses of a lost call are reported, also requested ones that had not begun, and none is active any
+    more."""
     desk = Desk()
     desk.create("r1")
     desk.create("r2")
@@ -121,7 +122,7 @@ def test_a_lost_call_leaves_its_responses_unrecorded() -> None:
 
 
 def test_responses_that_never_end_are_bounded() -> None:
-    """Above the bound the oldest is taken for lost."""
+    """Above the limit the oldest response is treated as lost."""
     desk = Desk()
     for number in range(MAX_ACTIVE + 1):
         desk.create(f"r{number}")
@@ -132,7 +133,7 @@ def test_responses_that_never_end_are_bounded() -> None:
 
 
 def test_a_response_knows_what_asked_for_it() -> None:
-    """So that it can be asked for again; one that the service began by itself has no request."""
+    """The request is kept so that it can be repeated; a response that the service began by itself has none."""
     responses = Responses()
     asked = delivery(7, 3, client_event("response.create"))
     responses.created({"response": {"id": "own"}}, None, 0.0)

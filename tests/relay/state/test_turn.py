@@ -1,4 +1,4 @@
-"""gateway/relay/state/turn.py: what a turn sends, and which events are its own."""
+"""gateway/relay/state/turn.py: the events of a turn, and which events belong to it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +22,13 @@ def make(*items: Mapping[str, object], **response: Any) -> Turn:
 
 
 def created(turn: Turn, response_id: object = "resp_1") -> Progress:
-    """Tell a turn that its response was created."""
+    """Report to a turn that its response was created."""
     response = {"id": response_id, "metadata": {"gateway_turn": turn.id}}
     return turn.look("response.created", {"response": response})
 
 
 def refused(turn: Turn, suffix: str, code: str = "invalid_value") -> Progress:
-    """Tell a turn that one of its events was refused."""
+    """Report to a turn that one of its events was refused."""
     error = {
         "type": "invalid_request_error",
         "code": code,
@@ -39,12 +39,13 @@ def refused(turn: Turn, suffix: str, code: str = "invalid_value") -> Progress:
 
 
 def done(turn: Turn, response_id: str = "resp_1") -> Progress:
-    """Tell a turn that a response is done."""
+    """Report to a turn that a response is done."""
     return turn.look("response.done", {"response": {"id": response_id, "status": "completed"}})
 
 
 def test_its_events_carry_names_of_their_own() -> None:
-    """Each has an event_id, each item an id, the response the turn's mark beside the caller's metadata."""
+    """Each event has an event_id, each item an id, and the response has the turn's mark beside the caller's
+    metadata."""
     turn = Turn(1, TOKEN, TurnRequest([USER, {**USER, "id": "mine"}], {"metadata": {"a": "b"}, "tools": []}))
     events = [*turn.opening(), turn.asking()]
 
@@ -66,21 +67,21 @@ def test_its_events_carry_names_of_their_own() -> None:
 
 
 def test_its_names_keep_to_the_services_lengths() -> None:
-    """An item's id may have 32 characters."""
+    """An item's id has at most 32 characters, as the service requires."""
     turn = Turn(1, TOKEN, TurnRequest([USER] * 1000))
 
     assert max(len(str(event.value["item"]["id"])) for event in turn.opening()[:-1]) <= 32  # type: ignore[index]
 
 
 def test_metadata_that_is_no_object_gives_way() -> None:
-    """The mark needs an object to stand in."""
+    """Metadata that is not an object is replaced, because the mark needs an object."""
     event = make(metadata="x").asking()
 
     assert event.value["response"] == {"metadata": {"gateway_turn": f"turn_{TOKEN}"}}
 
 
 def test_any_text_can_be_sent() -> None:
-    """Half a surrogate pair is escaped, since UTF-8 has no bytes for it."""
+    """Half a surrogate pair is escaped, because UTF-8 cannot encode it."""
     (event,) = Turn(1, TOKEN, TurnRequest([{"type": "message", "content": "é\ud800"}])).opening()
 
     assert event.text.encode()
@@ -129,7 +130,7 @@ def test_its_events_are_those_of_its_items_and_its_response(
 
 
 def test_nothing_is_its_response_before_it_is_created() -> None:
-    """A response without an id of ours is not taken for ours, nor one whose id is not a string."""
+    """A response without an id of ours is not the turn's, nor is one whose id is not a string."""
     turn = make()
     assert turn.look("response.output_text.delta", {"response_id": None}) is Progress.FOREIGN
     assert done(turn) is Progress.FOREIGN
@@ -139,7 +140,7 @@ def test_nothing_is_its_response_before_it_is_created() -> None:
 
 
 def test_the_responses_items_are_its_own_too() -> None:
-    """An item that the response brings forth is followed by its id."""
+    """An item that the response creates is recognized by its id."""
     turn = make()
     created(turn)
     turn.look("response.output_item.added", {"response_id": "resp_1", "item": {"id": "item_out"}})
@@ -148,7 +149,7 @@ def test_the_responses_items_are_its_own_too() -> None:
 
 
 def test_it_is_over_with_its_response() -> None:
-    """The response.done is the last event, and the result."""
+    """The turn's last event is its response.done, which is also its result."""
     turn = make()
     created(turn)
     progress = done(turn)
@@ -161,7 +162,7 @@ def test_it_is_over_with_its_response() -> None:
 
 
 def test_a_response_that_is_no_object_is_no_response() -> None:
-    """The service's events are not trusted: one without an ID belongs to no turn."""
+    """The service's events are not trusted: one without a response object belongs to no turn."""
     turn = make()
     created(turn)
 
@@ -169,7 +170,7 @@ def test_a_response_that_is_no_object_is_no_response() -> None:
 
 
 def test_a_refused_response_ends_it() -> None:
-    """The refusal is the failure, with the service's words inside."""
+    """A refused response ends the turn, and the error contains the service's message."""
     turn = make()
     progress = refused(turn, "r")
 
@@ -185,7 +186,7 @@ def test_a_refused_response_ends_it() -> None:
 
 
 def test_a_refused_item_finishes_it_before_it_is_over() -> None:
-    """The response was asked for with the item, and comes anyway."""
+    """The response was requested together with the item, and arrives anyway."""
     turn = make(USER, USER)
     turn.asked = True
     progress = refused(turn, "i0")
@@ -211,7 +212,7 @@ def test_a_refused_item_and_a_refused_response_are_one_failure() -> None:
 
 
 def test_an_active_response_is_waited_for() -> None:
-    """The service allows one response at a time; being second is not a failure."""
+    """The service allows one response at a time, so a turn that comes second waits instead of failing."""
     turn = make()
     progress = refused(turn, "r", "conversation_already_has_active_response")
 
@@ -219,7 +220,7 @@ def test_an_active_response_is_waited_for() -> None:
 
 
 def test_a_cancel_that_came_too_late_is_harmless() -> None:
-    """The response ended by itself before."""
+    """If the cancel is refused, the response had ended before."""
     turn = make()
     created(turn)
     turn.cancelling()
@@ -229,8 +230,8 @@ def test_a_cancel_that_came_too_late_is_harmless() -> None:
 
 
 def test_finishing_wakes_those_who_wait_once() -> None:
-    """By the shell, when the state is whole. Who cancelled is left alone, who comes later is woken at once, and a second
-    end changes nothing."""
+    """The shell wakes the waiting callers once the state is complete. A cancelled waiter is skipped, a later one is
+    woken at once, and a second end changes nothing."""
     turn, woken = make(), list[str]()
     turn.subscribe(lambda: woken.append("a"))
     cancel = turn.subscribe(lambda: woken.append("b"))
@@ -249,7 +250,7 @@ def test_finishing_wakes_those_who_wait_once() -> None:
 
 
 def test_an_end_does_not_undo_a_result() -> None:
-    """A session that ends after the response was done has nothing to add."""
+    """A session that ends after the response was done does not change the turn's result."""
     turn = make()
     created(turn)
     done(turn)
@@ -260,18 +261,18 @@ def test_an_end_does_not_undo_a_result() -> None:
 
 @pytest.mark.parametrize("modalities", [["audio"], ["text", "audio"], [], None, "text"])
 def test_a_turn_without_text_is_refused(modalities: object) -> None:
-    """Where text alone was asked for, contract 1.4."""
+    """A turn without text is refused if only text was requested (contract 1.4)."""
     with pytest.raises(GatewayError) as caught:
         check_text(TurnRequest([], {"output_modalities": modalities}))
     assert caught.value.code == "no-text-output"
 
 
 def test_a_turn_of_text_passes() -> None:
-    """Text is the default."""
+    """A turn with text is accepted; text is the default."""
     check_text(TurnRequest([]))
     check_text(TurnRequest([], {"output_modalities": ["text"]}))
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    """429 with Retry-After."""
+    """A full queue is 429 with Retry-After."""
     assert (queue_full(8).code, queue_full(8).retry_after) == ("turn-queue-full", 2)

@@ -1,4 +1,4 @@
-"""gateway/relay/state/turns.py: one turn at a time, and whose response a cancel ends."""
+"""gateway/relay/state/turns.py: one turn at a time, and which response a cancel ends."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ ODD = {"type": "message"}
 
 
 class Desk:
-    """The turns of a session whose shell is this, what it sent, and the service's side of it."""
+    """The turns of a session with this object as its shell: what it sent, and the service's side."""
 
     def __init__(self, max_waiting: int = 8) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def test_a_turn_waits_behind_an_active_response() -> None:
 
 
 def test_turns_run_one_after_the_other() -> None:
-    """In the order in which they came, each when the one before is done."""
+    """Turns run in the order in which they came, each when the previous one is done."""
     desk = Desk()
     first, second = desk.run(), desk.add()
     desk.advance()
@@ -136,7 +136,7 @@ def test_turns_run_one_after_the_other() -> None:
 
 
 def test_turns_have_a_size_until_they_are_finished() -> None:
-    """Waiting and running turns count with what they hold; without any there is nothing to count."""
+    """Waiting and running turns count with the bytes that they hold; without turns the size is 0."""
     desk = Desk()
     empty = desk.queue.size
     one = desk.add().size
@@ -146,7 +146,7 @@ def test_turns_have_a_size_until_they_are_finished() -> None:
 
 
 def test_one_turn_too_many_is_refused() -> None:
-    """The running one does not count as waiting."""
+    """The limit counts waiting turns, without the running one."""
     desk = Desk(max_waiting=2)
     desk.run()
     desk.add()
@@ -158,7 +158,7 @@ def test_one_turn_too_many_is_refused() -> None:
 
 
 def test_nobody_runs_where_nobody_waits() -> None:
-    """An event without a turn belongs to no turn."""
+    """Without a running turn an event belongs to no turn."""
     desk = Desk()
     desk.advance()
 
@@ -166,7 +166,7 @@ def test_nobody_runs_where_nobody_waits() -> None:
 
 
 def test_a_turn_that_was_second_asks_again() -> None:
-    """Its items are there already, so only the response is asked for, and only when the other one is done."""
+    """Its items were already added, so only the response is requested, once the other one is done."""
     desk = Desk()
     turn = desk.run()
     assert desk.refuse(turn, "r", BUSY) is Progress.BUSY
@@ -180,7 +180,7 @@ def test_a_turn_that_was_second_asks_again() -> None:
 
 
 def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
-    """What the channel refuses is the turn's answer; the queue continues."""
+    """If the channel refuses a turn only that turn fails; the queue continues."""
     desk = Desk()
     desk.refusal = UpstreamError("upstream-failed", "Gone.")
     turn = desk.add()
@@ -193,7 +193,7 @@ def test_a_turn_that_cannot_be_sent_fails_alone() -> None:
 
 
 def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
-    """It was accepted, so no later turn overtakes it."""
+    """A turn without room in the channel was accepted, so no later turn overtakes it."""
     desk = Desk()
     desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
     first, second = desk.add(), desk.add()
@@ -207,7 +207,8 @@ def test_a_turn_for_which_there_is_no_room_waits_its_turn() -> None:
 
 
 def test_a_turn_for_which_there_is_never_room_fails() -> None:
-    """When its time is over, which counts from its request; one behind it has its own."""
+    """A turn that never finds room fails at its deadline, which counts from its request; the next one has its own
+    deadline."""
     desk = Desk()
     desk.refusal = OverloadError("upstream-backpressure", "Full.", retry_after=1)
     first, second = desk.add(), desk.add(now=10)
@@ -222,7 +223,7 @@ def test_a_turn_for_which_there_is_never_room_fails() -> None:
 
 
 def test_a_question_for_which_there_is_no_room_is_asked_later() -> None:
-    """The same for the second try, whose turn runs on."""
+    """If the response cannot be requested again for lack of room, the turn waits."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
@@ -237,7 +238,7 @@ def test_a_question_for_which_there_is_no_room_is_asked_later() -> None:
 
 
 def test_a_question_that_cannot_be_asked_again_fails_the_turn() -> None:
-    """The same for the second try."""
+    """If the response cannot be requested again for another reason, the turn fails."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
@@ -263,7 +264,8 @@ def test_a_refused_item_ends_the_turn_at_once() -> None:
 
 
 def test_a_refused_item_is_followed_by_the_next_turn_when_its_response_is_over() -> None:
-    """The response no longer belongs to a turn, but still to the conversation."""
+    """The next turn starts when the cancelled response is over: it no longer belongs to a turn, but to the
+    conversation."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     desk.refuse(turn, "i0")
@@ -277,7 +279,8 @@ def test_a_refused_item_is_followed_by_the_next_turn_when_its_response_is_over()
 
 
 def test_an_item_refused_in_the_middle_of_the_response_cancels_it() -> None:
-    """Its name is known then."""
+    """If an item is refused in the middle of the response, the response is cancelled by its ID, which is known by
+    then."""
     desk = Desk()
     turn = desk.run()
     desk.create(turn)
@@ -288,7 +291,7 @@ def test_an_item_refused_in_the_middle_of_the_response_cancels_it() -> None:
 
 @pytest.mark.parametrize("order", [("i0", "r"), ("r", "i0")])
 def test_a_refused_item_of_a_turn_that_was_second_cancels_nobody(order: tuple[str, str]) -> None:
-    """The active response is not the turn's, and the turn does not ask again."""
+    """The active response is another client's, so it is not cancelled, and the turn does not ask again."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     for suffix in order:
@@ -302,7 +305,7 @@ def test_a_refused_item_of_a_turn_that_was_second_cancels_nobody(order: tuple[st
 
 
 def test_a_refused_item_and_a_refused_response_leave_nothing_running() -> None:
-    """Both refusals came, so no response will."""
+    """After both refusals no response will come, so nothing is running."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "i0")
@@ -315,7 +318,7 @@ def test_a_refused_item_and_a_refused_response_leave_nothing_running() -> None:
 
 
 def test_a_waiting_turn_that_is_withdrawn_is_never_sent() -> None:
-    """It costs nothing then."""
+    """A withdrawn turn that waited is never sent, so it costs nothing."""
     desk = Desk()
     desk.run()
     turn = desk.add()
@@ -326,7 +329,7 @@ def test_a_waiting_turn_that_is_withdrawn_is_never_sent() -> None:
 
 
 def test_a_running_turn_that_is_withdrawn_is_cancelled() -> None:
-    """Its response.done still ends it, and says what it cost. Twice is once."""
+    """A withdrawn turn that runs is cancelled once; its response.done still ends it and has its cost."""
     desk = Desk()
     turn = desk.run()
     desk.create(turn)
@@ -350,7 +353,7 @@ def test_a_turn_withdrawn_before_its_response_is_created_is_cancelled_by_name() 
 
 
 def test_a_turn_withdrawn_while_another_response_is_active_leaves_that_alone() -> None:
-    """It has no response, and does not ask for one any more."""
+    """A withdrawn turn without a response does not ask for one, and the other client's response is not cancelled."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
@@ -362,7 +365,7 @@ def test_a_turn_withdrawn_while_another_response_is_active_leaves_that_alone() -
 
 
 def test_a_withdrawn_turn_that_turns_out_second_ends() -> None:
-    """The refusal came after the caller had left."""
+    """If the refusal arrives after the caller has left, the turn ends."""
     desk = Desk()
     turn = desk.run()
     desk.withdraw(turn)
@@ -374,7 +377,7 @@ def test_a_withdrawn_turn_that_turns_out_second_ends() -> None:
 
 
 def test_withdrawing_a_finished_turn_changes_nothing() -> None:
-    """The caller left with the answer."""
+    """Withdrawing a finished turn changes nothing: its caller left with the answer."""
     desk = Desk()
     turn = desk.run()
     desk.create(turn)
@@ -385,7 +388,7 @@ def test_withdrawing_a_finished_turn_changes_nothing() -> None:
 
 
 def test_a_cancel_that_cannot_be_sent_is_let_go() -> None:
-    """The channel is gone, and the response with it."""
+    """If the cancel cannot be sent the channel is gone, and the response with it."""
     desk = Desk()
     turn = desk.run()
     desk.create(turn)
@@ -399,7 +402,8 @@ def test_a_cancel_that_cannot_be_sent_is_let_go() -> None:
 
 
 def test_a_turn_has_its_time_from_when_it_is_asked_for() -> None:
-    """Then its response is cancelled and it fails with the phase."""
+    """At the deadline, which counts from the start of the turn, its response is cancelled, and it fails with the
+    phase."""
     desk = Desk()
     turn = desk.add(now=1000)
     desk.advance()
@@ -414,7 +418,7 @@ def test_a_turn_has_its_time_from_when_it_is_asked_for() -> None:
 
 
 def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> None:
-    """Only its own deadline has passed, not that of the other turn."""
+    """If a turn's deadline passes while it waits for another response, that response is not cancelled."""
     desk = Desk()
     turn = desk.run()
     desk.refuse(turn, "r", BUSY)
@@ -425,7 +429,7 @@ def test_a_turn_that_waited_in_vain_for_another_response_cancels_nobody() -> Non
 
 
 def test_time_passes_for_those_who_wait_as_well() -> None:
-    """The deadline also holds behind a response that never ends, or while there is no call."""
+    """The deadline of a waiting turn also holds behind a response that never ends, or while there is no call."""
     desk = Desk()
     running, waiting = desk.run(), desk.add(now=5)
     desk.expire(300)
@@ -437,7 +441,7 @@ def test_time_passes_for_those_who_wait_as_well() -> None:
 
 
 def test_a_lost_call_interrupts_the_running_turn_alone() -> None:
-    """Those that wait have cost nothing yet."""
+    """When a call is lost only the running turn fails; waiting turns have cost nothing yet."""
     desk = Desk()
     running, waiting = desk.run(), desk.add()
     failure = UpstreamError("upstream-failed", "Lost.")
@@ -448,7 +452,7 @@ def test_a_lost_call_interrupts_the_running_turn_alone() -> None:
 
 
 def test_the_sessions_end_fails_every_turn() -> None:
-    """Nothing will be sent any more."""
+    """When the session ends every turn fails, because nothing more will be sent."""
     desk = Desk()
     turns = [desk.run(), desk.add(), desk.add()]
     failure = UpstreamError("upstream-failed", "Over.")
@@ -474,7 +478,7 @@ STEPS = [
 
 @given(st.lists(st.sampled_from(STEPS), max_size=40))
 def test_any_order_of_events_keeps_the_order_and_cancels_only_by_name(steps: list[str]) -> None:
-    """One turn runs at a time, in order; a cancel names a response of ours, but after a silence of minutes."""
+    """One turn runs at a time, in order. A cancel names a response of ours, except after minutes of silence."""
     desk, turns, now = Desk(max_waiting=3), list[Turn](), 0.0
     for step in steps:
         running = desk.queue.running
@@ -528,7 +532,7 @@ def test_the_response_is_asked_for_when_all_items_are_taken() -> None:
 
 
 def test_a_refused_item_starts_no_response() -> None:
-    """Nothing is billed, nothing is cancelled, and the next turn runs at once."""
+    """A refused item means that nothing is billed or cancelled, and the next turn runs at once."""
     desk = Desk()
     turn, waiting = desk.run(ODD), desk.add()
     desk.refuse(turn, "i0")
@@ -543,7 +547,8 @@ def test_a_refused_item_starts_no_response() -> None:
 
 
 def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> None:
-    """The only possible response belongs to the turn; one with other metadata does not."""
+    """A response without metadata belongs to the turn if no other response is possible; one with other metadata does
+    not."""
     desk = Desk()
     turn = desk.run()
     assert desk.say("response.created", sole=True, response={"id": "x", "metadata": {"a": "b"}}) == "foreign"
@@ -558,7 +563,7 @@ def test_a_response_without_metadata_is_the_turns_where_it_can_be_no_other() -> 
 
 
 def test_turns_are_read_back_as_they_were() -> None:
-    """The running turn recognises its events, and waiting turns keep waiting."""
+    """After a snapshot is loaded, the running turn recognizes its events, and waiting turns keep waiting."""
     desk = Desk()
     turn, waiting = desk.run(), desk.add()
     desk.create(turn)
