@@ -293,7 +293,7 @@ class Appender:
                 if isinstance(reply, ReplyError):
                     raise AwayError(str(reply))
                 mine, fence, last = self._standing(reply)
-                if fence is not None and not mine and fence > journal.appends.fence:
+                if journal.appends.replaced(mine, fence):
                     self._fenced(journal)
                 elif not journal.appends.fenced:
                     right = journal.appends.right_up_to(mine, fence, last)
@@ -303,11 +303,12 @@ class Appender:
             self._wire.drop()
 
     async def _write_again(self, journal: RedisJournal, right: int, kind: str) -> None:
+        yields_at = journal.appends.yields_at
         written = journal.rewrite(right)
         identity = journal.identity
         arguments = (
             *(self._node, journal.appends.fence, self._version, identity.principal, identity.created),
-            *(self._expiry_ms, written.border, written.blob, len(written.appends)),
+            *(self._expiry_ms, written.border, written.blob, len(written.appends), yields_at),
         )
         try:
             await self._index(journal)

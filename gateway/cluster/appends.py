@@ -11,6 +11,10 @@ shows the journal's status:
 One append is under way at a time; what is added meanwhile goes with the next. So a slow Redis makes larger appends and
 not longer queues, and an append that fails between two that succeed cannot leave a hole.
 
+A claim needs no WAIT of its own: replicas get all writes in one order, so a replica that has the first append under a
+claim has the claim as well. If a failover forgets a claim, nothing was acknowledged under it with `wait_replicas`, and
+it yields to a claim of another node that has the same fence.
+
 When the connection breaks, the append under way may or may not have been applied. `checked` compares the stream's last
 id with the two ids that are possible.
 """
@@ -72,6 +76,8 @@ class Appends:
         self.ready = False
         """Appends may be sent: the session exists in Redis and the connection is up."""
         self.fenced = False
+        self._claimed = False
+        """The fence is that of a claim under which nothing is kept yet."""
         self._number = 0
         self._certain: EntryId | None = None
         self._pending: list[Item] = []
@@ -109,6 +115,11 @@ class Appends:
         self.sequence_kept = max(self.sequence_kept, sequence)
         self._marks.reset(self.last, sequence)
         self.ready = True
+
+    def claimed(self, fence: int, sequence: int) -> None:
+        """The session was claimed under this fence, and its journal holds the log up to `sequence`."""
+        self.begin(fence, 0, sequence)
+        self._claimed = True
 
     def next(self) -> Append | None:
         """Return the append to send now, if any."""
@@ -148,7 +159,7 @@ class Appends:
     def checked(self, mine: bool, fence: int | None, last: EntryId | None) -> Outcome:
         """Compare with the state in Redis: whether this node is the owner there, the fence, and the stream's last id; both
         None where there is no such session."""
-        if fence is not None and not mine and fence > self.fence:
+        if self.replaced(mine, fence):
             self.refused()
             return Outcome.FENCED
         if fence != self.fence or last is None or not mine:
@@ -164,6 +175,15 @@ class Appends:
             return Outcome.BEHIND
         self.ready = True
         return Outcome.KEPT if self.idle else Outcome.AGAIN
+
+    def replaced(self, mine: bool, fence: int | None) -> bool:
+        """Return whether a check shows that another node is the owner."""
+        return fence is not None and not mine and fence >= self.yields_at
+
+    @property
+    def yields_at(self) -> int:
+        """The lowest fence of another node to which this one yields."""
+        return self.fence if self._claimed else self.fence + 1
 
     def right_up_to(self, mine: bool, fence: int | None, last: EntryId | None) -> int:
         """Return the last log event that the stream which a check found holds for certain. Only entries under this node's
@@ -186,6 +206,7 @@ class Appends:
         self.kept = max(self.kept, added)
         self._snapshot_at = EntryId(fence, number)
         self.begin(fence, number, sequence)
+        self._claimed = False
 
     def log_starts_at(self, sequence: int) -> None:
         """The log keeps no event before this one, so Redis need not keep any either."""
@@ -209,6 +230,7 @@ class Appends:
         return min(EntryId(before.fence, before.number + 1), self._snapshot_at)
 
     def _settle(self) -> None:
+        self._claimed = False
         self._number += 1
         self.kept += len(self._flying)
         self.size -= sum(len(item.body) for item in self._flying)

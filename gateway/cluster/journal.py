@@ -208,7 +208,7 @@ class RedisJournal:
 
     def claimed(self, fence: int, snapshot_at: EntryId, head: int) -> None:
         """The session was taken over: its journal holds the log up to `head`."""
-        self.appends.begin(fence, 0, head)
+        self.appends.claimed(fence, head)
         self.appends.snapshot_kept(snapshot_at)
 
     def dump(self) -> bytes:

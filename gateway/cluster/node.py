@@ -155,6 +155,10 @@ class ClusterNode:
         """All nodes that are known, this one included."""
         return self.beat.nodes
 
+    def holds(self, session_id: str) -> bool:
+        """Whether a session's journal is written here."""
+        return any(journal.identity.session_id == session_id for journal in self._journals)
+
     def forget(self, journal: RedisJournal) -> None:
         """Stop appending this journal: its session left this node."""
         self._journals.discard(journal)

@@ -35,12 +35,13 @@ return {1, fence}
 """
 
 REPAIR: Final = """
--- KEYS: journal, meta, snapshot. ARGV: node, own fence, version, principal, created, expiry ms, border, blob, entries.
+-- KEYS: journal, meta, snapshot. ARGV: node, own fence, version, principal, created, expiry ms, border, blob, entries,
+-- lowest fence of another node to which it yields.
 -- The owner writes its state again, from which `entries` appends of log events follow. Returns {1, fence}; {0, owner}.
 -- A node never uses a fence twice, so its entries of a past that Redis forgot and found again are not taken for new ones.
 local owner = redis.call('HGET', KEYS[2], 'node')
 local fence = tonumber(redis.call('HGET', KEYS[2], 'fence') or 0)
-if owner and owner ~= ARGV[1] and fence > tonumber(ARGV[2]) then return {0, owner} end
+if owner and owner ~= ARGV[1] and fence >= tonumber(ARGV[10]) then return {0, owner} end
 if not owner then redis.call('DEL', KEYS[1]) end
 fence = math.max(fence, tonumber(ARGV[2])) + 1
 redis.call('HSET', KEYS[2], 'v', ARGV[3], 'fence', fence, 'node', ARGV[1], 'principal', ARGV[4], 'created', ARGV[5],

@@ -62,6 +62,8 @@ class Takeover:
         """Lost nodes whose sessions are being taken over."""
         self._emptied: set[str] = set()
         """Lost nodes of which nothing is left, until they are off the list."""
+        self._doubtful: dict[str, float] = {}
+        """Sessions that may be claimed although Redis did not answer, and since when their node is lost."""
 
     def start(self) -> None:
         """Start watching."""
@@ -80,8 +82,32 @@ class Takeover:
 
     async def take(self, session_id: str, owner: str, since: float) -> str:
         """Claim one session and adopt it; returns the outcome. Raises AwayError."""
-        [claimed] = await self._node.directory.claims.many([session_id], owner)
+        [claimed] = await self._claim([session_id], owner, since)
         return self._outcome(session_id, claimed, since)
+
+    async def _claim(self, session_ids: list[str], owner: str, since: float) -> list[Claimed]:
+        """Claim sessions. Raises AwayError; those that were claimed all the same are found later."""
+        try:
+            return await self._node.directory.claims.many(session_ids, owner)
+        except (AwayError, DeniedError, ReplyError):
+            self._doubtful |= dict.fromkeys(session_ids, since)
+            raise
+
+    async def _settle_doubts(self) -> None:
+        """Adopt the sessions whose claims succeeded without an answer: this node owns them, so no other adopts them."""
+        claims = self._node.directory.claims
+        while self._doubtful:
+            some = list(self._doubtful)[:STEP]
+            try:
+                claimed = await claims.many([one for one in some if not self._node.holds(one)], self._node.id)
+            except (AwayError, DeniedError, ReplyError):
+                return  # They are tried again soon.
+            for one in claimed:
+                if isinstance(one, Stored):
+                    self._outcome(one.session_id, one, self._doubtful[one.session_id])
+                await asyncio.sleep(0)
+            for session_id in some:
+                del self._doubtful[session_id]
 
     def _outcome(self, session_id: str, claimed: Claimed, since: float) -> str:
         """Adopt a session that was claimed, and return what became of it."""
@@ -109,6 +135,8 @@ class Takeover:
                     self._on_lost(self._node.directory.url_of(status))
             if not self._may_take() or not self._node.beat.sure:
                 continue
+            if self._doubtful:
+                await self._settle_doubts()
             self._emptied &= dead
             for lost in dead - self._emptied:
                 self.replace(lost)
@@ -161,7 +189,7 @@ class Takeover:
             done: list[str] = []
             async with gate:
                 try:
-                    claimed = await claims.many(some, lost)
+                    claimed = await self._claim(some, lost, since)
                 except (AwayError, DeniedError, ReplyError):
                     return
                 for session_id, one in zip(some, claimed, strict=True):

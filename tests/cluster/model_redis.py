@@ -54,9 +54,9 @@ class ModelRedis:
             return None
         return self._own(node, max(self.fence, above) + 1, None)
 
-    def repair(self, node: str, fence: int, start: int) -> int | None:
+    def repair(self, node: str, fence: int, start: int, yields_at: int) -> int | None:
         """Run the repair's script; return None if the repair is refused."""
-        if self.fence is not None and self.node != node and self.fence > fence:
+        if self.fence is not None and self.node != node and self.fence >= yields_at:
             return None
         if self.fence is None:
             self.entries, self.last = [], EntryId(0, 0)

@@ -167,14 +167,33 @@ def test_records_that_are_no_events_leave_the_log_where_it_was() -> None:
     assert (appends.kept, appends.sequence_kept) == (1, 0)
 
 
+def test_a_claim_that_redis_forgot_yields_to_one_with_the_same_fence() -> None:
+    """Two nodes may claim the same session if a failover forgot the first claim. The first one has acknowledged nothing
+    yet; once an append of it is kept, it writes its state again instead."""
+    fresh, used = Appends(), Appends()
+    for appends in (fresh, used):
+        appends.claimed(2, 7)
+    used.add(item(8))
+    used.next()
+    assert used.answered(EntryId(2, 1)) is Outcome.KEPT
+    for appends in (fresh, used):
+        appends.unsettled()
+
+    assert fresh.yields_at == 2
+    assert fresh.checked(mine=False, fence=2, last=EntryId(2, 3)) is Outcome.FENCED
+    assert used.yields_at == 3
+    assert used.checked(mine=False, fence=2, last=EntryId(2, 3)) is Outcome.BEHIND
+
+
 class Owner:
     """A node that holds the session: its memory of the log, and its journal."""
 
-    def __init__(self, node: str, fence: int, log: dict[int, bytes]) -> None:
+    def __init__(self, node: str, fence: int, log: dict[int, bytes], *, claimed: bool = True) -> None:
         self.node = node
         self.log = dict(log)
         self.appends = Appends()
-        self.appends.begin(fence, 0, max(log, default=0))
+        begin = self.appends.claimed if claimed else self.appends.begin
+        begin(fence, sequence=max(log, default=0))
         self.shown = self.appends.sequence_kept
         self.flying: Append | None = None
         self.awake = True
@@ -195,7 +214,7 @@ class Takeovers(RuleBasedStateMachine):
         self.redis = ModelRedis()
         self.redis.create("A")
         self.past: list[ModelRedis] = [self.redis.copy()]
-        self.owners = [Owner("A", 1, {})]
+        self.owners = [Owner("A", 1, {}, claimed=False)]
         self.words = 0
 
     def living(self) -> list[Owner]:
@@ -257,9 +276,9 @@ class Takeovers(RuleBasedStateMachine):
 
     def rewrite(self, owner: Owner, last: EntryId | None, *, answered: bool) -> None:
         right = owner.appends.right_up_to(self.redis.node == owner.node, self.redis.fence, last)
-        added = owner.appends.repair()
+        added, yields_at = owner.appends.repair(), owner.appends.yields_at
         items: Sequence[Item] = [item(s, text) for s, text in owner.log.items() if s > right]
-        fence = self.redis.repair(owner.node, owner.appends.fence, right)
+        fence = self.redis.repair(owner.node, owner.appends.fence, right, yields_at)
         self.remember()
         if fence is None:
             owner.appends.refused()

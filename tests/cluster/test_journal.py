@@ -67,6 +67,42 @@ async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
             await c.directory.claims.one("gws_1", a.id)
 
 
+async def test_a_claim_that_a_failover_forgot_yields_to_the_next_one(start_redis: StartRedis) -> None:
+    """Redis loses a claim before anything was written under it, and another node claims the session: what that one
+    acknowledges stays, and the first one is replaced."""
+    first, second = start_redis(), start_redis()
+    second.cli("REPLICAOF", "127.0.0.1", str(first.port))
+    async with (
+        Proxy(first.port) as proxy,
+        node(first.url) as a,
+        node(proxy.url) as b,
+    ):
+        await opened(a, "gws_1")
+        await until(lambda: "node" in second.cli("HGETALL", "rg:{gws_1}:m"))
+        second.cli("REPLICAOF", "NO", "ONE")
+        forgotten = await b.directory.claims.one("gws_1", a.id)
+        forgotten.journal.claimed(forgotten.fence, forgotten.snapshot_at, 1)
+        replaced = FakeSession(forgotten.journal, 1)
+        async with node(second.url) as c:
+            found = await c.directory.claims.one("gws_1", a.id)
+            found.journal.claimed(found.fence, found.snapshot_at, 1)
+            owner = FakeSession(found.journal, 1)
+            c.take(found.journal)
+            await owner.accept()
+            proxy._target_port = second.port
+            proxy.cut()
+            forgotten.journal.appends.unsettled()
+            replaced.say("of nobody")
+            b.take(forgotten.journal)
+            await until(lambda: replaced.was_fenced)
+            owner.say("goes on")
+            await owner.accept()
+
+            assert forgotten.fence == found.fence
+            assert not owner.was_fenced
+            assert told(c).repairs == told(b).repairs == []
+
+
 async def test_connection_cut_under_load_loses_and_doubles_nothing(start_redis: StartRedis) -> None:
     """Whenever the connection is cut, every event is in the journal once and in order, without a repair."""
     server = start_redis()

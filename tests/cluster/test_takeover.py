@@ -1,10 +1,14 @@
 """Lost nodes: which node takes over their sessions, and when. A paused node finds its sessions gone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
 
 from gateway.cluster.claims import Stored
+from gateway.cluster.connections import AwayError
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover
 from tests.cluster.kit import FakeSession, node, opened, told, until
@@ -127,6 +131,25 @@ async def test_workers_of_one_command_are_reached_by_their_sockets(redis_server:
     assert seen[two.id] == "unix:/run/a/worker-1.sock"
     assert seen[other.id] == seen[alone.id] == "http://127.0.0.1:1"
     assert from_alone == {"http://127.0.0.1:1"}
+
+
+async def test_claim_that_succeeded_without_an_answer_is_adopted_later(redis_server: RedisServer) -> None:
+    """Otherwise the session would belong to a node that does not have it, and every other node would ask that one."""
+    async with taking(redis_server.url) as b, node(redis_server.url, lease_seconds=1.0) as a:
+        await opened(a, "gws_1")
+        claims, read = b.node.directory.claims, b.node.directory.claims._read
+
+        async def unanswered(won: Sequence[Any]) -> dict[str, Any]:
+            claims._read = read  # type: ignore[method-assign]  # once
+            raise AwayError("no answer")
+
+        claims._read = unanswered  # type: ignore[method-assign]
+        with pytest.raises(AwayError):
+            await b.takeover.take("gws_1", a.id, 0.0)
+        await until(lambda: "gws_1" in b.sessions)
+
+        assert redis_server.cli("HGET", "rg:{gws_1}:m", "node") == b.node.id
+        assert redis_server.cli("SISMEMBER", f"rg:n:{b.node.id}", "gws_1") == "1"
 
 
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
