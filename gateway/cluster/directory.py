@@ -7,11 +7,12 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from gateway.cluster import scripts
 from gateway.cluster.beat import Beat, Status
-from gateway.cluster.claims import Claims
+from gateway.cluster.claims import Claims, GoneError
 from gateway.cluster.codec import Codec, UnreadableError
 from gateway.cluster.connections import AwayError, Connections, DeniedError, Value
 from gateway.cluster.journal import Identity, RedisJournal, Writing
@@ -194,6 +195,43 @@ class RedisDirectory:
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
         return [word.decode() for word in found]
+
+    async def sessions_on(self, nodes: Sequence[str]) -> list[str]:
+        """Return the ids of the sessions of these nodes and of all lost ones; some may be gone."""
+        ids: list[str] = []
+        try:
+            for node in dict.fromkeys((*nodes, *self._beat.dead())):
+                ids += await self.claims.owned_by(node)
+        except (AwayError, DeniedError, ReplyError) as error:
+            raise away(error) from error
+        return ids
+
+    async def created_at(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """Return when those of the sessions were created that exist."""
+        if not session_ids:
+            return {}
+        try:
+            found = await self._connections.pipeline(
+                [("HGET", self._keys.meta(one), "created") for one in session_ids], bulk=True
+            )
+        except (AwayError, DeniedError, ReplyError) as error:
+            raise away(error) from error
+        return {
+            one: int(created)
+            for one, created in zip(session_ids, found, strict=True)
+            if isinstance(created, bytes)
+        }
+
+    async def snapshots(self, session_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return the last snapshots of those of the sessions that exist and can be read here."""
+        found: dict[str, bytes] = {}
+        for session_id in session_ids:
+            with suppress(GoneError):
+                try:
+                    found[session_id] = await self.claims.peek(session_id)
+                except (AwayError, DeniedError, ReplyError) as error:
+                    raise away(error) from error
+        return found
 
     # --- promises -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from gateway.downstream.http.negotiation import preferred
 from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import accepted
 from gateway.downstream.peers.elsewhere import ELSEWHERE
+from gateway.downstream.peers.listings import gather
 from gateway.downstream.sessions import listing, requested_page
 from gateway.errors import CallerError
 from gateway.relay.ports import View
@@ -113,7 +114,7 @@ async def list_all(request: web.Request) -> web.Response:
         own = [_shown(view) for view in sessions.page(None, sessions.limits.max_sessions * 2)[0]]
     if BODY_SHA256 in request:  # Another node asks, for its operator.
         return listing(own, more=False)
-    return listing(*await nodes.gather(request, f"{INTERNAL}/sessions", own, *page))
+    return listing(*await gather(request, nodes, f"{INTERNAL}/sessions", own, _shown, *page))
 
 
 async def look(request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from gateway.downstream.http.steps import in_steps, one_at_a_time
 from gateway.downstream.http.wire import undo_unless_taken
 from gateway.downstream.idempotency import REPLAYED, fingerprint, once, require_unguessable, scoped_key
 from gateway.downstream.peers.elsewhere import ELSEWHERE
+from gateway.downstream.peers.listings import gather
 from gateway.downstream.peers.promises import once_of_all
 from gateway.downstream.reading.stream import STREAM
 from gateway.errors import CallerError, Flaw, GatewayError
@@ -157,7 +158,12 @@ async def list_own(request: web.Request) -> web.Response:
         own = [session_object(request, view) for view in sessions.page(caller.principal, MAX_LISTED_NODE)[0]]
     if BODY_SHA256 in request:  # Another node asks, for the same caller.
         return listing(own, more=False)
-    return listing(*await nodes.gather(request, "/v1/sessions", own, *page, caller.principal.name))
+
+    def show(view: View) -> dict[str, object]:
+        return session_object(request, view)
+
+    name = caller.principal.name
+    return listing(*await gather(request, nodes, "/v1/sessions", own, show, *page, name))
 
 
 def requested_page(request: web.Request) -> tuple[int, str | None]:

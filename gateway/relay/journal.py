@@ -17,7 +17,7 @@ Order of calls, per session:
 5. end: `Journal.add(Sealed)` → `flushed` → `Journal.seal`; `Directory.release` when the log's retention is over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -167,6 +167,17 @@ class Directory(Protocol):
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the IDs of a principal's sessions on all nodes, newest first; some may be gone. Raises OverloadError
+        `recovering`."""
+
+    async def sessions_on(self, nodes: Sequence[str]) -> list[str]:
+        """Return the IDs of the sessions of these nodes and of all lost ones; some may be gone. Raises OverloadError
+        `recovering`."""
+
+    async def created_at(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when those of the sessions were created that exist, in Unix seconds. Raises OverloadError `recovering`."""
+
+    async def snapshots(self, session_ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the last snapshots of those of the sessions that exist, see `SessionState.load`. Raises OverloadError
         `recovering`."""
 
     async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:

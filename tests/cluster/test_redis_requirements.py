@@ -89,6 +89,9 @@ async def test_rights_that_the_docs_name_are_enough(redis_server: RedisServer) -
         session = await opened(a, "gws_1")
         await session.accept()
         assert await a.directory.sessions_of("one") == ["gws_1"]
+        assert await b.directory.sessions_on([a.id]) == ["gws_1"]
+        assert list(await b.directory.created_at(["gws_1", "gws_2"])) == ["gws_1"]
+        assert await b.directory.snapshots(["gws_1", "gws_2"]) == {"gws_1": b"0 1"}
         await b.directory.claims.one("gws_1", a.id)
     assert "NOPERM" in redis_server.cli(
         "--user", "gateway", "--pass", "secret", "--no-auth-warning", "GET", "other"

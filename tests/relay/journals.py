@@ -96,6 +96,15 @@ class MemoryDirectory:
     async def sessions_of(self, principal: str) -> list[str]:
         return []
 
+    async def sessions_on(self, nodes: Sequence[str]) -> list[str]:
+        return []
+
+    async def created_at(self, session_ids: Sequence[str]) -> dict[str, int]:
+        return {}
+
+    async def snapshots(self, session_ids: Sequence[str]) -> dict[str, bytes]:
+        return {}
+
     async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
         return None
 

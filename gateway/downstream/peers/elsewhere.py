@@ -25,7 +25,7 @@ from gateway.downstream.peers.lines import Lines, Reply
 from gateway.downstream.peers.moves import Moves
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.peers.splice import BrokenError, Outgoing, UnreachableError, splice, whole_body
-from gateway.errors import CallerError, GatewayError, OverloadError
+from gateway.errors import GatewayError, OverloadError
 from gateway.relay.journal import Directory, Location, Peer
 
 Outcome = Literal["answered", "local", "recovering", "broken"]
@@ -48,7 +48,6 @@ MOVING_SECONDS: Final = 0.1
 """Time between requests to a node that is about to own the session."""
 UNREACHABLE_SECONDS: Final = 1.0
 """Time between requests to a node that cannot be reached and still owns the session."""
-GATHER_SECONDS: Final = 2.0
 UNSTEADY_SECONDS: Final = 1.0
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -57,7 +56,6 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 
-Object = dict[str, object]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -164,43 +162,6 @@ class Elsewhere:
         outgoing = self._outgoing(request, body)
         answer = await self._try(Location(peer.node, peer.url, live=True), outgoing, request[PEER_REQUEST])
         return await self._answer(request, answer) if isinstance(answer, Reply) else None
-
-    async def gather(
-        self,
-        request: web.Request,
-        path: str,
-        own: Sequence[Object],
-        limit: int,
-        after: str | None,
-        principal: str | None = None,
-    ) -> tuple[list[Object], bool]:
-        """Return a page of the lists of all nodes, newest first, and whether more follow. A node that does not answer is
-        omitted. `principal` is the owner if all sessions have one; sessions of the same second are then ordered, too.
-        Raises `session-unknown` if `after` is on no list."""
-        word = request.headers.get(hdrs.AUTHORIZATION)
-        headers = () if word is None else ((hdrs.AUTHORIZATION, word),)
-
-        async def ask_one(peer: Peer) -> list[Object]:
-            try:
-                async with asyncio.timeout(GATHER_SECONDS):
-                    status, body = await self.fetch(peer, hdrs.METH_GET, path, headers=headers)
-            except (UnreachableError, BrokenError, TimeoutError):
-                return []
-            found: list[Object] = json.loads(body)["data"] if status == 200 else []
-            return found
-
-        lists = await asyncio.gather(*map(ask_one, self.directory.peers))
-        every = {str(one["id"]): one for listed in (own, *lists) for one in listed}
-        ids = [] if principal is None else await self.directory.sessions_of(principal)
-        places = {session_id: place for place, session_id in enumerate(ids)}
-        listed = sorted(
-            every.values(), key=lambda one: (-int(str(one["created_at"])), places.get(str(one["id"]), 0))
-        )
-        if after is not None:
-            if after not in every:
-                raise CallerError("session-unknown", "The session in 'after' is not in this list.")
-            listed = listed[listed.index(every[after]) + 1 :]
-        return listed[:limit], len(listed) > limit
 
     async def fetch(
         self, peer: Peer, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()

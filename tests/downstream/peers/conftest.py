@@ -20,7 +20,7 @@ from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
-from gateway.relay.journal import Directory, Location
+from gateway.relay.journal import Directory, Location, Peer
 from gateway.relay.limits import RelayLimits
 from gateway.relay.telemetry import Telemetry
 from tests.downstream.house import SIGNING_KEY, Facts, FarEnd, House
@@ -35,7 +35,9 @@ class Table:
         self.asked = asyncio.Event()
         self.node = "n_here"
         self.sure = True
-        self.peers: tuple[()] = ()
+        self.peers: list[Peer] = []
+        self.kept: dict[str, bytes] = {}
+        """The snapshots of sessions, newest first."""
 
     async def locate(self, session_id: str, *, fresh: bool = False) -> Location | None:
         self.asked.set()
@@ -44,6 +46,18 @@ class Table:
 
     async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
         return [await self.locate(one) for one in session_ids]
+
+    async def sessions_of(self, principal: str) -> list[str]:
+        return [*self.owners, *self.kept]
+
+    async def sessions_on(self, nodes: Sequence[str]) -> list[str]:
+        return list(self.kept)
+
+    async def created_at(self, session_ids: Sequence[str]) -> dict[str, int]:
+        return {one: 1 for one in session_ids if one in self.kept}
+
+    async def snapshots(self, session_ids: Sequence[str]) -> dict[str, bytes]:
+        return {one: self.kept[one] for one in session_ids}
 
 
 @dataclass
