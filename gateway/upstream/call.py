@@ -135,6 +135,7 @@ class WebRTCUpstream:
             consent_timeout=config.consent_timeout_seconds,
             max_message_bytes=config.max_server_event_bytes,
             turn=resources.turn,
+            acks=resources.acks,
         )
         tuning.tune(pc, resources.hooks, options)
 

@@ -122,6 +122,7 @@ class PacedReassembly(RTCSctpTransport):
             if self._was_shut:
                 # The peer stopped sending and would find out by a probe, one round trip or time-out later.
                 self._was_shut = False
+                self._sack_needed = True
                 step(self._send_sack())
         except ConnectionError:
             self._waits_for_turn = False  # It closed while answering; `_ready` is empty or of no use.
@@ -262,10 +263,10 @@ class DirectReceive(PacedReassembly):
                 step(self._receive_chunk(chunk(flags=flags, body=packet[position + 4 : position + length])))
             position = self._take_texts(packet, position + (length + 3 & ~3), end)
         if self._sack_needed:
-            self.acknowledge_soon()
+            self.acknowledge_soon(end)
 
-    def acknowledge_soon(self) -> None:
-        """Acknowledge what was received."""
+    def acknowledge_soon(self, size: int) -> None:
+        """Acknowledge what was received in a packet of this size."""
         step(self._send_sack())
 
     def _take_texts(self, packet: bytes, position: int, end: int) -> int:

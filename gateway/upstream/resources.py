@@ -16,6 +16,7 @@ from gateway.relay.clock import Clock
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import signalling, tuning
+from gateway.upstream.acktimer import AckTimer
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.connection import Connection
 from gateway.upstream.descriptors import exhausted, no_descriptor
@@ -36,6 +37,7 @@ class CallResources:
         self.signaller = signalling.Signaller(config, clock)
         self.certificates = tuning.Certificates(clock.monotonic)
         self.turn = LoopTurn()
+        self.acks = AckTimer()
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def hang_up(self, call_id: str, bearer: str | None) -> None:

@@ -4,7 +4,6 @@ Each class overrides one part of aiortc's transport; `tuning` composes them and 
 This file knows nothing of SDP or the service, and does not interpret messages.
 """
 
-import asyncio
 import contextlib
 from collections import deque
 from struct import Struct
@@ -26,6 +25,7 @@ from aiortc.rtcsctptransport import (
 from aiortc.utils import uint32_gte
 from google_crc32c import value as crc32c
 
+from gateway.upstream.acktimer import AckTimer
 from gateway.upstream.dtls import DirectRecords, step
 from gateway.upstream.inbound import MAX_DUPLICATES
 from gateway.upstream.loopturn import LoopTurn
@@ -35,9 +35,8 @@ from gateway.upstream.loopturn import LoopTurn
 RTO_INITIAL_SECONDS = 1.0
 RTO_MIN_SECONDS = 0.3
 
-# RFC 9260 6.2 allows 500 ms and proposes 200. Well below any peer's retransmission time-out, and longer than the pause
-# between two deltas of a model that streams fast.
-ACK_DELAY_SECONDS = 0.02
+# A packet of about this size, or several smaller ones that make as much, count as full (RFC 9260 6.2, RFC 1122 4.2.3.2).
+FULL_PACKET_BYTES = 1200
 
 _HEADER = Struct("!HHL")
 _CHECKSUM = Struct("<L")
@@ -137,38 +136,47 @@ class DirectSend(RTCSctpTransport):
 
 
 class SparseAcks(RTCSctpTransport):
-    """Acknowledgements as RFC 9260 6.2 has them: for every second packet, or after a delay.
+    """Acknowledgements for every second full packet, or after a delay.
 
-    aiortc sends one for each packet at once, which costs as much as receiving the event did. Gaps and duplicates are
-    acknowledged at once.
+    aiortc sends one for each packet at once, which costs more than receiving the event did. RFC 9260 6.2 proposes one for every
+    second packet. That keeps a sender's window growing, which in slow start takes one acknowledgement for each full packet's
+    worth of data (7.2.1). Packets with one small event each are counted by their size, as in TCP (RFC 1122 4.2.3.2). Gaps and
+    duplicates are acknowledged at once.
     """
 
     _unacked = 0
+    _unacked_bytes = 0
     _ack_soon = False
-    _ack_timer: asyncio.Handle | None = None
+    _ack_waits = False
     turn: LoopTurn
+    acks: AckTimer
 
     async def _send_sack(self) -> None:
-        self.acknowledge_soon()
+        # For a packet of an unusual form, or a window that has opened again, for which the sender waits.
+        self._acknowledge_in_this_turn()
 
-    def acknowledge_soon(self) -> None:
-        """Acknowledge what was received: now, at the end of this turn of the loop, or after a delay."""
+    def acknowledge_soon(self, size: int) -> None:
+        """Acknowledge a packet of this size: now, at the end of this turn of the loop, or after a delay."""
         self._unacked += 1
+        self._unacked_bytes += size
         misordered = len(self._sack_misordered)
         if self._sack_duplicates or (misordered and (misordered < MISORDERED_MANY or self._unacked >= 8)):
             self._acknowledge_now()
-        elif self._unacked == 1 or misordered:
-            if self._ack_timer is None:
-                loop = cast(asyncio.AbstractEventLoop, self._loop)
-                self._ack_timer = loop.call_later(ACK_DELAY_SECONDS, self._delayed)
-        elif not self._ack_soon:
-            # One for all packets that this turn of the loop brings.
+        elif self._unacked > 1 and self._unacked_bytes >= FULL_PACKET_BYTES and not misordered:
+            self._acknowledge_in_this_turn()
+        elif not self._ack_waits:
+            self._ack_waits = True
+            self.acks.soon(self._delayed)
+
+    def _acknowledge_in_this_turn(self) -> None:
+        """Acknowledge all packets of this turn of the loop at its end."""
+        if not self._ack_soon:
             self._ack_soon = True
             self.turn.at_end(self._acknowledge)
 
     def _delayed(self) -> None:
-        self._ack_timer = None
-        if self._sack_needed and not self._ack_soon:
+        self._ack_waits = False
+        if not self._ack_soon:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
@@ -178,8 +186,8 @@ class SparseAcks(RTCSctpTransport):
                 self._acknowledge_now()
 
     def _acknowledge_now(self) -> None:
-        # A running timer is not cancelled and may find nothing to do: cancelling and starting another one costs more.
-        self._unacked = 0
+        # A callback that waits for the timer is not withdrawn, and may find nothing to do.
+        self._unacked = self._unacked_bytes = 0
         last = self._last_received_tsn
         assert last is not None
         self._sack_needed = False
@@ -194,12 +202,6 @@ class SparseAcks(RTCSctpTransport):
             sack.gaps = _gaps(sorted((tsn - last) % SCTP_TSN_MODULO for tsn in self._sack_misordered))
         self._sack_duplicates.clear()
         step(self._send_chunk(sack))
-
-    def _set_state(self, state: RTCSctpTransport.State) -> None:
-        if state == self.State.CLOSED and self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        super()._set_state(state)
 
 
 def _gaps(offsets: list[int]) -> list[tuple[int, int]]:

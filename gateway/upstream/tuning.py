@@ -21,6 +21,7 @@ from aiortc import RTCCertificate, RTCDtlsTransport, RTCSctpTransport
 from OpenSSL import SSL
 
 from gateway.upstream import dtls, ice, inbound, sctp
+from gateway.upstream.acktimer import AckTimer
 from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 
@@ -112,6 +113,7 @@ class ConnectionOptions:
     consent_timeout: float
     max_message_bytes: int
     turn: LoopTurn
+    acks: AckTimer
 
 
 class Certificates:
@@ -153,7 +155,7 @@ def tune(pc: Connection, hooks: frozenset[Hook], options: ConnectionOptions) -> 
     if isinstance(association, sctp.QuickRetransmission):
         association._rto = sctp.RTO_INITIAL_SECONDS
     if isinstance(association, sctp.SparseAcks):
-        association.turn = options.turn
+        association.turn, association.acks = options.turn, options.acks
     if isinstance(association, sctp.CountedSends):
         association.count_sends()
     if isinstance(association, inbound.PacedReassembly):
