@@ -113,7 +113,12 @@ class Gateway:
             self._hub.strain.lagged(seconds, clock.monotonic())
 
         self._probes = Probes(lagged, self._metrics.gc_paused, self.task_failed)
-        self._access = Access(rules, Signatures(configured or (secrets.token_bytes(32),)), clock.monotonic)
+        self._access = Access(
+            rules,
+            Signatures(configured or (secrets.token_bytes(32),)),
+            clock.monotonic,
+            nodes.rates if nodes else None,
+        )
         self._server = Server(
             ServerDependencies(
                 sessions=self._hub,

@@ -13,10 +13,12 @@ import structlog
 
 from gateway import __version__
 from gateway.cluster.beat import NodeSeen, Status
+from gateway.cluster.budgets import SharedBudgets
 from gateway.cluster.connections import AwayError
 from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import Errand, Membership
 from gateway.cluster.node import ClusterNode
+from gateway.cluster.rates import RedisRates
 from gateway.cluster.redis_requirements import UnfitError, inspect
 from gateway.cluster.settings import ClusterSettings, Target
 from gateway.config import Config, ConfigError
@@ -31,6 +33,7 @@ from gateway.relay.events.records import VERSION
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Peer
 from gateway.relay.ports import Dialer
+from gateway.relay.tasks import Tasks
 from gateway.telemetry import Metrics
 
 FIRST_CONTACT_SECONDS: Final = 60.0
@@ -81,6 +84,15 @@ class Clustering:
             "cluster.tls_certificate_file", own.tls_certificate_file, own.tls_key_file
         )
         self.membership: Membership | None = None
+        self._tasks = Tasks(lambda error: metrics.relay_failed("", error))
+        self.rates = RedisRates(
+            self.node.connections,
+            self.node.keys,
+            lambda: 1 + len(self.node.directory.peers),
+            lambda error: metrics.relay_failed("", error),
+        )
+        self._budgets: SharedBudgets | None = None
+        self._joined = False
 
     @property
     def directory(self) -> Directory:
@@ -119,6 +131,7 @@ class Clustering:
     def build(self, hub: Hub, dialer: Dialer) -> Membership:
         """Make what takes sessions over and hands them over."""
         self._hub = hub
+        self._budgets = SharedBudgets(self.node.connections, self.node.keys, hub.allowance)
         self.membership = Membership(self.node, hub, dialer, self._metrics, self._call, self.elsewhere.lost)
         return self.membership
 
@@ -144,6 +157,9 @@ class Clustering:
                     )
                 told, found = True, None
                 await asyncio.sleep(_RETRY_SECONDS)
+        self._joined = True
+        assert self._budgets is not None, "built with the membership"
+        _ = self._tasks.repeat(self._budgets.keep, "cluster-budgets")
         log.info(
             "cluster_joined", node=self.node.id, engine=found.engine, version=found.version, url=self._url
         )
@@ -157,6 +173,11 @@ class Clustering:
 
     async def close(self) -> None:
         """Leave. Harmless when repeated."""
+        await self.rates.close()
+        await self._tasks.end()
+        if self._joined and self._budgets is not None:
+            await self._budgets.round()
+        self._joined = False
         if self.membership is not None:
             await self.membership.close()
 

@@ -60,6 +60,14 @@ class Keys:
         """Return the sorted set of a principal's sessions by time of creation."""
         return f"{self.prefix}k:{name}"
 
+    def bucket(self, principal: str, what: str) -> str:
+        """Return the string with the tokens of one of a principal's rate limits."""
+        return f"{self.prefix}b:{principal}:{what}"
+
+    def spent(self, principal: str, day: int) -> str:
+        """Return the hash with what a principal has spent on a day, counted from 1970."""
+        return f"{self.prefix}t:{principal}:{day}"
+
     def promise(self, principal: str, key: str) -> str:
         """Return the string kept under an Idempotency-Key of a request that opens a session."""
         return f"{self.prefix}i:{principal}:{hashlib.sha256(key.encode()).hexdigest()}"

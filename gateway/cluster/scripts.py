@@ -82,6 +82,28 @@ redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 return 1
 """
 
+TAKE: Final = """
+-- KEYS: a token bucket. ARGV: rate a second, burst, tokens needed, more of them if there are any. Returns the tokens taken
+-- and the seconds to wait, one of them 0, as strings: Lua's numbers would be cut to whole ones.
+-- The value is the level and the milliseconds until it expires, so the time since it was written needs no clock but Redis's.
+local rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local need, more, level = tonumber(ARGV[3]), tonumber(ARGV[4]), burst
+local value = redis.call('GET', KEYS[1])
+if value then
+  local was, expiry = string.match(value, '(%S+) (%S+)')
+  local gone = tonumber(expiry) - redis.call('PTTL', KEYS[1])
+  level = math.min(burst, tonumber(was) + gone / 1000 * rate)
+end
+local short = math.min(need, burst) - level
+if short > 1e-6 then return {'0', string.format('%.6f', short / rate)} end
+level = level - need
+more = math.max(0, math.min(more, level))
+level = level - more
+local expiry = math.ceil((burst - level) / rate * 1000) + 60000
+redis.call('SET', KEYS[1], string.format('%.6f %d', level, expiry), 'PX', expiry)
+return {string.format('%.6f', need + more), '0'}
+"""
+
 EXCHANGE: Final = """
 -- KEYS: one string. ARGV: the value expected, the new one or '', expiry ms. Returns 1, or 0 where the value is another.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end

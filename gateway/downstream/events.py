@@ -30,7 +30,7 @@ async def post_events(request: web.Request) -> web.Response:
     grant, handle = session_grant(request, "send")
     kind = media_type(request, _TAKEN)
     body = await read_body(request)
-    request.app[ACCESS].spend_bytes(grant, len(body))
+    await request.app[ACCESS].spend_bytes(grant, len(body))
     read_at = request.app[CLOCK].monotonic()
     read = read_ndjson if kind == NDJSON else read_json
     max_events = request.app[LIMITS].max_batch_events
@@ -41,7 +41,7 @@ async def post_events(request: web.Request) -> web.Response:
     promise = promise_of(request, grant, body)
     replayed = handle.promised(promise) is not None
     if not replayed:
-        request.app[ACCESS].spend_events(grant, len(batch))
+        await request.app[ACCESS].spend_events(grant, len(batch))
     receipt = await handle.submit(batch, promise)
     if replayed:
         request.app[TELEMETRY].idempotent_replay()

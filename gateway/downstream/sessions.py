@@ -92,7 +92,7 @@ async def create(request: web.Request) -> web.Response:
     bearer = required_upstream_bearer(request)
     require_unguessable(request, caller)
     body = await read_body(request)
-    request.app[ACCESS].spend_bytes(caller, len(body))
+    await request.app[ACCESS].spend_bytes(caller, len(body))
     if body:
         # Not checked for an empty body: some libraries send a Content-Type with it.
         media_type(request, (JSON, TEXT, FORM))
@@ -286,7 +286,7 @@ async def open_wanted(
     session_id: str | None = None,
 ) -> View:
     """Open the requested session. The hub owns this work, so a client that leaves cannot leave it half done."""
-    request.app[ACCESS].spend_opening(caller)
+    await request.app[ACCESS].spend_opening(caller)
     handle = await request.app[SESSIONS].open(
         OpenRequest(
             principal=caller.principal,

@@ -92,6 +92,11 @@ class Hub:
         self._ticking = Tasks(lambda error: telemetry.relay_failed("", error))
         self._counted = (0, 0)
 
+    @property
+    def allowance(self) -> Allowance:
+        """What all callers have spent."""
+        return self._services.allowance
+
     def start(self) -> None:
         """Begin to tick."""
         _ = self._ticking.repeat(self._tick_for_ever, "hub-ticker")

@@ -5,10 +5,11 @@ spent, so each one reserves an estimate before it is sent and releases it when i
 is reserved, more is let in only if all estimates together fit. If nothing is reserved, one response is let in as long
 as anything is left. So a budget is exceeded by one response at most, or by what estimates fall short of.
 
-Days are UTC's. The counts are this process's own and start at zero with it: they limit a bill and are not a ledger.
+Days are UTC's. The counts are this process's own and start at zero with it: they limit a bill and are not a ledger. Where
+several nodes share the budgets (`share`), another part adds what is spent here to a total of all, and tells the total.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -34,6 +35,10 @@ MAX_RESERVED: Final = 1024
 
 RETRY_SECONDS: Final = 2.0
 """Most responses are done by then, and the next one fits."""
+
+
+WATCHED_SECONDS: Final = 60.0
+"""How long after its last check a caller's total is still asked for."""
 
 
 class Amount(NamedTuple):
@@ -70,6 +75,9 @@ class Limit:
         return fits and (self.dollars is None or amount.cost <= self.dollars * PICODOLLARS)
 
 
+_NO_LIMIT: Final = Limit()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reservation:
     amount: Amount
@@ -86,6 +94,42 @@ class Allowance:
         # Tokens and picodollars, as lists: they change with every response.
         self._spent: dict[str, list[int]] = {}
         self._reserved: dict[str, list[_Reservation]] = {}
+        self._unsent: dict[str, list[int]] | None = None
+        self._asked: dict[str, float] = {}
+        self._told_of_asking: Callable[[], None] = lambda: None
+
+    # --- with other nodes ---------------------------------------------------------------------------------------------
+
+    def share(self, asked: Callable[[], None]) -> None:
+        """Keep account of what other nodes have to be told. `asked` is called when a budget of a day is checked that was not
+        checked lately, so its total may be unknown here."""
+        self._unsent, self._told_of_asking = {}, asked
+
+    def take_unsent(self, unix: float) -> tuple[int, dict[str, Amount]]:
+        """Return the day, and what each caller has spent on it since the last call."""
+        self._today(unix)
+        unsent, self._unsent = self._unsent or {}, {}
+        return int(self._day), {name: Amount(*amount) for name, amount in unsent.items()}
+
+    def put_back(self, day: int, unsent: Mapping[str, Amount]) -> None:
+        """Return what could not be told."""
+        if day != self._day or self._unsent is None:
+            return  # It was another day's.
+        for name, amount in unsent.items():
+            _add(self._unsent, name, amount.tokens, amount.cost)
+
+    def learn(self, day: int, principal: str, total: Amount) -> None:
+        """Take in what all nodes together have spent on a day, this one included as far as it was told."""
+        if day == self._day and self._unsent is not None:
+            unsent = self._unsent.get(principal, _NOTHING)
+            self._spent[principal] = [total.tokens + unsent[0], total.cost + unsent[1]]
+
+    def watched(self, unix: float) -> set[str]:
+        """Return the callers whose budgets of a day were checked lately."""
+        self._asked = {name: at for name, at in self._asked.items() if unix - at < WATCHED_SECONDS}
+        return set(self._asked)
+
+    # --- for this node ------------------------------------------------------------------------------------------------
 
     def open(self, principal: Principal) -> "Account":
         """Return the account of a new session."""
@@ -93,7 +137,13 @@ class Allowance:
 
     def check(self, principal: Principal, unix: float) -> None:
         """Raise `rate-limited`, with the seconds to midnight UTC, once today's tokens or dollars are spent."""
-        spent = _of_day(principal).reached(self.spent(principal.name, unix))
+        limit = _of_day(principal)
+        if self._unsent is not None and limit != _NO_LIMIT:
+            new = principal.name not in self._asked
+            self._asked[principal.name] = unix
+            if new:
+                self._told_of_asking()
+        spent = limit.reached(self.spent(principal.name, unix))
         if spent is not None:
             left = _DAY_SECONDS - unix % _DAY_SECONDS
             detail = f"This key's {spent} per day are used up; the next day begins at midnight UTC."
@@ -105,13 +155,9 @@ class Allowance:
 
     def spend(self, principal: str, tokens: int, cost: int, unix: float) -> None:
         """Count what was spent."""
-        today = self._today(unix)
-        counted = today.get(principal)
-        if counted is None:
-            today[principal] = [tokens, cost]
-        else:
-            counted[0] += tokens
-            counted[1] += cost
+        _add(self._today(unix), principal, tokens, cost)
+        if self._unsent is not None:
+            _add(self._unsent, principal, tokens, cost)
 
     def reserve(self, account: "Account", wanted: Sequence[Amount], unix: float) -> None:
         """Reserve an amount for each response about to be asked for, or raise and reserve nothing."""
@@ -157,12 +203,23 @@ class Allowance:
         if day != self._day:
             self._day = day
             self._spent.clear()
+            if self._unsent:
+                self._unsent.clear()  # It would be told for the wrong day.
         return self._spent
 
     def _price(self, model: str | None, direction: Direction) -> int:
         tokens = self._prices.of(model or "").tokens
         prices = [price for (priced, _), price in tokens.items() if priced == direction]
         return max(prices) if prices else self._prices.highest(direction)
+
+
+def _add(counts: dict[str, list[int]], name: str, tokens: int, cost: int) -> None:
+    counted = counts.get(name)
+    if counted is None:
+        counts[name] = [tokens, cost]
+    else:
+        counted[0] += tokens
+        counted[1] += cost
 
 
 class Account:

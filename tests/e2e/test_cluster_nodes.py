@@ -1,6 +1,7 @@
 """Several nodes acting as one: nodes are killed, paused and restarted, and Redis stops or loses data."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -242,6 +243,32 @@ async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) ->
     assert (first.status, again.status) == (201, 201)
     assert again.headers["Idempotency-Replayed"] == "true"
     assert (same["id"], same["client_secret"]) == (made["id"], made["client_secret"])
+
+
+async def test_limits_of_a_key_hold_over_all_nodes(nodes: Nodes) -> None:
+    """Sessions a minute that were opened on one node count on the other, and so do the tokens of a day."""
+    rule = {
+        "name": "ann",
+        "sha256": [hashlib.sha256(b"key").hexdigest()],
+        "sessions_per_minute": 2,
+        "tokens_per_day": 1,
+    }
+    a, b = [node.ready() for node in [nodes.begin(GATEWAY_ACCESS__KEYS=json.dumps([rule])) for _ in range(2)]]
+    headers = {"Authorization": "Bearer key"}
+    async with Caller(a.url) as one, Caller(b.url) as other:
+        made = [await caller.ask("POST", "/v1/sessions", {}, headers=headers) for caller in (one, other, one)]
+        spender, waiter = (f"/v1/sessions/{said['id']}/turns" for _, said in made[:2])
+        text = {**headers, "Content-Type": "text/plain"}
+        spent, _ = await one.ask("POST", spender, "Hello", headers=text)
+        async with asyncio.timeout(10):
+            while True:
+                refused, why = await other.ask("POST", waiter, "Hello", headers=text)
+                if refused.status != 200:
+                    break
+
+    assert [answer.status for answer, _ in made] == [201, 201, 429]
+    assert spent.status == 200
+    assert (refused.status, why["limit"]) == (429, "1 tokens")
 
 
 async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> None:

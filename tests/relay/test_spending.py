@@ -459,3 +459,70 @@ async def test_usage_stands_in_the_session(build: Build) -> None:
     usage = session.view().usage
     assert (usage.input_text, usage.output_text, usage.cost) == (20, 8, 3 + 2 * (10 * 2 + 4 * 5))
     assert session.diagnostics()["usage"] == usage.shown()
+
+
+# --- with other nodes -------------------------------------------------------------------------------------------------
+
+
+def test_what_other_nodes_spent_counts_against_the_day() -> None:
+    """The total that is learned replaces this node's own, plus what it has not told yet."""
+    allowance = Allowance()
+    allowance.share(lambda: None)
+    allowance.spend("ann", 3, 1, NOON)
+    allowance.spend("ann", 1, 1, NOON)
+    day, unsent = allowance.take_unsent(NOON)
+    allowance.spend("ann", 2, 0, NOON)
+    allowance.learn(day, "ann", Amount(8, 5))
+
+    assert unsent == {"ann": Amount(4, 2)}
+    assert allowance.spent("ann", NOON) == Amount(10, 5)
+    with pytest.raises(OverloadError, match="10 tokens per day"):
+        allowance.check(ANN, NOON)
+    assert allowance.take_unsent(NOON)[1] == {"ann": Amount(2, 0)}
+
+
+def test_what_could_not_be_told_is_kept_for_the_next_time() -> None:
+    """It is added to what was spent meanwhile; what belongs to another day is dropped."""
+    allowance = Allowance()
+    allowance.share(lambda: None)
+    allowance.spend("ann", 3, 1, NOON)
+    day, unsent = allowance.take_unsent(NOON)
+    allowance.spend("ann", 2, 1, NOON)
+    allowance.put_back(day, unsent)
+    assert allowance.take_unsent(NOON) == (day, {"ann": Amount(5, 2)})
+
+    allowance.spend("ann", 1, 0, NOON)
+    tomorrow = NOON + 86_400
+    assert allowance.take_unsent(tomorrow) == (day + 1, {})
+    allowance.put_back(day, unsent)
+    allowance.learn(day, "ann", Amount(99, 99))
+    assert allowance.take_unsent(tomorrow)[1] == {}
+    assert allowance.spent("ann", tomorrow) == Amount()
+
+
+def test_totals_are_asked_for_as_long_as_a_key_is_used() -> None:
+    """The first check of a budget of a day asks for its total; keys without one never do."""
+    asked: list[None] = []
+    allowance = Allowance()
+    allowance.share(lambda: asked.append(None))
+    for _ in range(2):
+        allowance.check(ANN, NOON)
+        allowance.check(Principal("bob"), NOON)
+
+    assert len(asked) == 1
+    assert allowance.watched(NOON + 59) == {"ann"}
+    assert allowance.watched(NOON + 61) == set()
+    allowance.check(ANN, NOON + 62)
+    assert len(asked) == 2
+
+
+def test_a_single_process_keeps_nothing_for_others() -> None:
+    """Without other nodes nothing is gathered."""
+    allowance = Allowance()
+    allowance.spend("ann", 3, 1, NOON)
+    allowance.check(ANN, NOON)
+    allowance.learn(int(NOON // 86_400), "ann", Amount(99, 99))
+    allowance.put_back(int(NOON // 86_400), {"ann": Amount(1, 1)})
+
+    assert allowance.watched(NOON) == set()
+    assert allowance.spent("ann", NOON) == Amount(3, 1)

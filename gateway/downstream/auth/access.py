@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from gateway.downstream.auth.buckets import Bucket
+from gateway.downstream.auth.buckets import Bucket, SharedRates
 from gateway.downstream.auth.credentials import Signatures, looks_signed
 from gateway.downstream.http.app_keys import PRINCIPAL, SESSION, SESSIONS
 from gateway.errors import CallerError, OverloadError
@@ -116,10 +116,13 @@ class Access:
         rules: AccessRules,
         signatures: Signatures,
         monotonic: Callable[[], float],
+        shared: SharedRates | None = None,
     ) -> None:
+        """`shared` has the rate limits if there are several nodes."""
         self.rules = rules
         self.signatures = signatures
         self._monotonic = monotonic
+        self._shared = shared
         # One bucket per principal and limit, so their number is bounded by the configured names.
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
@@ -144,42 +147,39 @@ class Access:
                     found = rule
         return found
 
-    def spend_opening(self, grant: Grant) -> None:
+    async def spend_opening(self, grant: Grant) -> None:
         """Count a session being opened. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.sessions_per_minute is not None:
             # The sessions of a whole minute may be opened at once, since the limit is per minute.
-            wanted = [("sessions", 1.0, rule.sessions_per_minute / 60, max(1.0, rule.sessions_per_minute))]
-            self._spend(rule, wanted)
+            most = rule.sessions_per_minute
+            await self._spend(rule, "sessions", 1.0, most / 60, max(1.0, most))
 
-    def spend_bytes(self, grant: Grant, size: int) -> None:
+    async def spend_bytes(self, grant: Grant, size: int) -> None:
         """Count a body before it is parsed, since parsing costs the same if it is invalid. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.bytes_per_second is not None:
             rate = rule.bytes_per_second
-            self._spend(rule, [("bytes", float(size), rate, rate * BURST_SECONDS)])
+            await self._spend(rule, "bytes", float(size), rate, rate * BURST_SECONDS)
 
-    def spend_events(self, grant: Grant, events: int) -> None:
+    async def spend_events(self, grant: Grant, events: int) -> None:
         """Count client events before they are sent. Raises `rate-limited`."""
         rule = self.rule(grant.principal.name)
         if rule is not None and rule.events_per_second is not None:
             rate = rule.events_per_second
-            self._spend(rule, [("events", float(events), rate, rate * BURST_SECONDS)])
+            await self._spend(rule, "events", float(events), rate, rate * BURST_SECONDS)
 
-    def _spend(self, rule: KeyRule, wanted: list[tuple[str, float, float, float]]) -> None:
-        """Take all amounts of (limit, amount, rate, burst), or none."""
-        now = self._monotonic()
-        taken = []
-        for what, amount, rate, burst in wanted:
+    async def _spend(self, rule: KeyRule, what: str, amount: float, rate: float, burst: float) -> None:
+        if self._shared is not None:
+            wait = await self._shared.take(rule.name, what, amount, rate, burst)
+        else:
+            now = self._monotonic()
             bucket = self._buckets.setdefault((rule.name, what), Bucket.full(rate, burst, now))
             wait = bucket.wait(amount, now)
-            if wait > 0:
-                raise OverloadError(
-                    "rate-limited", f"This key's limit on {what} is reached.", retry_after=wait
-                )
-            taken.append((bucket, amount))
-        for bucket, amount in taken:
-            bucket.take(amount, now)
+            if wait <= 0:
+                bucket.take(amount, now)
+        if wait > 0:
+            raise OverloadError("rate-limited", f"This key's limit on {what} is reached.", retry_after=wait)
 
 
 ACCESS: Final = web.AppKey("access", Access)

@@ -1,6 +1,15 @@
 """Token buckets: a rate per second, with a burst. Time is an argument."""
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class SharedRates(Protocol):
+    """The rate limits of all nodes together."""
+
+    async def take(self, principal: str, what: str, amount: float, rate: float, burst: float) -> float:
+        """Take an amount from a bucket of that rate per second and burst. Return 0, or the seconds until it may be
+        taken. Does not suspend if the node has that much in stock."""
 
 
 @dataclass(slots=True)

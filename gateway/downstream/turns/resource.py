@@ -73,7 +73,7 @@ async def session_turn(request: web.Request) -> web.StreamResponse:
     if replayed:
         request.app[TELEMETRY].idempotent_replay()
     else:
-        _spend(request, caller, asked)
+        await _spend(request, caller, asked)
     turn = await handle.turn(asked.wanted.request, promise)
     return await _give(request, asked, handle, turn, replayed=replayed)
 
@@ -90,7 +90,7 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
 
     async def open_session() -> Handle:
         # Before opening: a refusal afterwards would leave an unused session open.
-        _spend(request, caller, asked)
+        await _spend(request, caller, asked)
         return sessions.find((await open_wanted(request, caller, session, bearer)).id, None)
 
     async def take(own: OwnTurn) -> None:
@@ -113,7 +113,7 @@ class _Asked:
 async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _Asked:
     named = media_type(request, (JSON, TEXT, FORM)) if names_media_type(request) else None
     body = await read_body(request)
-    request.app[ACCESS].spend_bytes(caller, len(body))
+    await request.app[ACCESS].spend_bytes(caller, len(body))
     wanted = await in_steps(request, turnbody.read(body, named, own_session=own_session))
     limit = request.app[LIMITS].max_batch_events
     if len(wanted.request.items) + 1 > limit:
@@ -127,8 +127,8 @@ async def _ask(request: web.Request, caller: Grant, *, own_session: bool) -> _As
     return _Asked(wanted, format_, wait, key, body)
 
 
-def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
-    request.app[ACCESS].spend_events(caller, len(asked.wanted.request.items) + 1)
+async def _spend(request: web.Request, caller: Grant, asked: _Asked) -> None:
+    await request.app[ACCESS].spend_events(caller, len(asked.wanted.request.items) + 1)
 
 
 # --- once, and for whom -----------------------------------------------------------------------------------------------

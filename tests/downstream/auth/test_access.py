@@ -788,6 +788,36 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
     assert (answer.status, answer.code) == (403, "origin-not-allowed")
 
 
+async def test_rates_of_several_nodes_are_asked_for_with_the_limits_of_the_key(build: Build) -> None:
+    """What the other nodes let through counts, too; the answer says how long to wait."""
+
+    class Rates:
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, str, float, float, float]] = []
+
+        async def take(self, principal: str, what: str, amount: float, rate: float, burst: float) -> float:
+            self.asked.append((principal, what, amount, rate, burst))
+            return 7.0 if what == "events" else 0.0
+
+    digest = hashlib.sha256(b"key").digest()
+    rule = KeyRule("ann", (digest,), sessions_per_minute=6, events_per_second=5, bytes_per_second=1000)
+    house = await build(AccessRules(keys=(rule,)))
+    rates = house.access._shared = Rates()
+    key = {"Authorization": "Bearer key"}
+    session = await house.open(headers=key)
+    refused = await house.call(
+        "POST", f"/v1/sessions/{session['id']}/events", json={"type": "x"}, headers=key
+    )
+
+    assert (refused.status, refused.code, refused.headers["Retry-After"]) == (429, "rate-limited", "7")
+    assert [one[1:] for one in rates.asked] == [
+        ("bytes", 2.0, 1000, 2000),
+        ("sessions", 1.0, 0.1, 6.0),
+        ("bytes", 13.0, 1000, 2000),
+        ("events", 1.0, 5, 10.0),
+    ]
+
+
 # --- comparison of keys
 
 
