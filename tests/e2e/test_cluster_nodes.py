@@ -17,7 +17,7 @@ import pytest
 from tests.cluster.redis_server import RedisServer
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
-from tests.e2e.nodes import LEASE_SECONDS, SIGNING_KEY, Follower, Nodes, ask
+from tests.e2e.nodes import LEASE_SECONDS, SIGNING_KEY, Follower, Node, Nodes, ask
 from tests.e2e.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
@@ -122,12 +122,23 @@ async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: Redis
         session_id = (await caller.open())["id"]
         async with Follower(session_id, [a.url, b.url]) as reader:
             await ask(b.url, session_id, "Hello")
+            await reader.until("response.done")
+            headers = {"Content-Type": "text/plain", "Accept": "application/json"}
+            asking = asyncio.create_task(
+                caller.ask("POST", f"/v1/sessions/{session_id}/turns", "Count to 1000.", headers=headers)
+            )
+            await reader.until("response.output_text.delta", len(reader.of("response.output_text.delta")) + 1)
             redis_server.pause()
             await asyncio.sleep(3 * LEASE_SECONDS)
+            await idle(a, session_id)
+            assert not asking.done()  # the answer waits until Redis has all of it
             answer, problem = await caller.ask("POST", f"/v1/sessions/{session_id}/events", say("Unheard"))
             assert answer.status == 503, problem
             assert problem["code"] == "recovering"
             redis_server.go_on()
+            turn, whole = await asking
+            assert (turn.status, whole["status"]) == (200, "completed")
+            assert whole["output_text"].rstrip(".").endswith("1000")
             await asyncio.sleep(1.0)
             await ask(b.url, session_id, "Back again?")
             await reader.until("response.done", 2)
@@ -269,6 +280,39 @@ async def test_limits_of_a_key_hold_over_all_nodes(nodes: Nodes) -> None:
     assert [answer.status for answer, _ in made] == [201, 201, 429]
     assert spent.status == 200
     assert (refused.status, why["limit"]) == (429, "1 tokens")
+
+
+async def idle(node: Node, session_id: str) -> None:
+    """Wait until no response of a session is active on its node."""
+    async with Caller(node.admin_url) as operator, asyncio.timeout(20):
+        while (await operator.ask("GET", f"/sessions/{session_id}"))[1]["diagnostics"]["responses_active"]:
+            await asyncio.sleep(0.05)
+
+
+async def test_turn_in_its_own_session_is_repeated_after_its_node_was_lost(nodes: Nodes) -> None:
+    """The repeat at another node finds the session that was opened for it, and gets its answer there."""
+    running = nodes.start(2)
+    headers = {"Idempotency-Key": "a-key-that-nobody-can-guess", "Content-Type": "text/plain"}
+    stream = {**headers, "Accept": "application/x-ndjson"}
+    async with Caller(running[0].url) as caller:
+        url = f"{running[0].url}/v1/turns"
+        async with caller.http.post(url, data="Count to 300.", headers=stream) as answer:
+            session_id = json.loads(await answer.content.readline())["event"]["session_id"]
+            [owner] = [node for node in running if session_id in node.program.output]
+            owner.program.kill()
+    [left] = [node for node in running if node is not owner]
+    async with Caller(left.url) as caller, asyncio.timeout(40):
+        while True:
+            again, said = await caller.ask(
+                "POST", "/v1/turns", "Count to 300.", headers={**headers, "Accept": "application/json"}
+            )
+            if again.status == 200:
+                break
+            assert again.status in (409, 502, 503), said
+            await asyncio.sleep(0.1)
+
+    assert said["session_id"] == session_id
+    assert said["status"] == "completed"
 
 
 async def test_workers_share_one_port(tmp_path: Path, far_end: FarEnd, redis_server: RedisServer) -> None:

@@ -35,11 +35,10 @@ async def once_of_all(
     Raises `idempotency-in-progress` while the first is still opening, `idempotency-key-reused` for another body.
     """
     principal, key, fingerprint = promise
-    session_id = "gws_" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+    session_id = new_session_id()
     first = await directory.promise(principal, key, fingerprint, session_id)
     if first is not None and first.answer is None:
-        detail = "The first request with this Idempotency-Key is still running."
-        raise OverloadError("idempotency-in-progress", detail, retry_after=1)
+        raise still_opening()
     if first is not None and first.answer is not None:
         if request.app[SESSIONS].has(first.session_id) or await directory.locate(
             first.session_id, fresh=True
@@ -56,3 +55,14 @@ async def once_of_all(
         raise
     await directory.keep_promise(principal, key, fingerprint, session_id, compact(opened))
     return opened, False
+
+
+def new_session_id() -> str:
+    """Return an ID for a session that is not open yet."""
+    return "gws_" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def still_opening() -> OverloadError:
+    """Return the error for a repeat that comes while the first request opens its session."""
+    detail = "The first request with this Idempotency-Key is still running."
+    return OverloadError("idempotency-in-progress", detail, retry_after=1)

@@ -261,13 +261,16 @@ class Stream:
 
     async def _say_goodbye(self, writer: Writer) -> Ended:
         if self._told is None or self._told == "rotated":
-            position = str(self._cursor.position)
-            retry = random.randint(*ROTATE_RETRY_MS)  # noqa: S311  # spread, not secrecy
-            await writer.write(self._rendering.ending("gateway.rotating", {"cursor": position}, retry))
+            await writer.write(self._rotating())
             return "rotated"
         if self._told == "superseded":
             await writer.write(self._rendering.ending("gateway.superseded", {}, NEVER_RETRY_MS))
         return self._told
+
+    def _rotating(self) -> bytes:
+        position = str(self._cursor.position)
+        retry = random.randint(*ROTATE_RETRY_MS)  # noqa: S311  # spread, not secrecy
+        return self._rendering.ending("gateway.rotating", {"cursor": position}, retry)
 
     # --- after the read -----------------------------------------------------------------------------------------------
 
@@ -276,6 +279,10 @@ class Stream:
         if self._writer is not None:
             with suppress(ConnectionError):
                 await self._writer.write(data)
+
+    async def rotated(self) -> None:
+        """Ask the client of a stream that has ended to reconnect: another node goes on with it."""
+        await self.add(self._rotating())
 
     def cut(self) -> None:
         """Close the connection, so that the client does not take the response for complete."""

@@ -107,7 +107,9 @@ class Answer:
             stream = self._stream(cursor, rendering)
             response = await self._run(stream)
             failure: GatewayError | None = turn.failure  # may be set by now; mypy cannot know
-            if failure is not None and stream.ended == "closed":
+            if failure is not None and stream.ended == "closed" and turnresult.moved(turn):
+                await stream.rotated()
+            elif failure is not None and stream.ended == "closed":
                 await stream.add(rendering.own(ERROR, error_members(failure, self._request.path)))
             return response
 

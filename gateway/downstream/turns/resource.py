@@ -6,13 +6,14 @@ This file runs a turn once, even if the request is repeated; `answer` sends its 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
 
 from gateway.downstream.auth.access import ACCESS, Grant, grant, session_grant
 from gateway.downstream.http.answers import compact
-from gateway.downstream.http.app_keys import CLOCK, LIMITS, SESSION, SESSIONS, TELEMETRY
+from gateway.downstream.http.app_keys import BODY_SHA256, CLOCK, LIMITS, SESSION, SESSIONS, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, names_media_type, read_body
 from gateway.downstream.http.negotiation import negotiate
 from gateway.downstream.http.steps import in_steps
@@ -24,6 +25,7 @@ from gateway.downstream.idempotency import (
     require_unguessable,
     scoped_key,
 )
+from gateway.downstream.peers.elsewhere import ELSEWHERE, MOVED
 from gateway.downstream.reading import parameters
 from gateway.downstream.reading.parameters import Format, last_event_id
 from gateway.downstream.reading.stream import NO_HEADERS
@@ -31,6 +33,7 @@ from gateway.downstream.sessions import open_wanted, parse_wanted, required_upst
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
+from gateway.downstream.turns.once import ElsewhereError, Once
 from gateway.downstream.turns.own import OWN_TURNS, OwnTurn
 from gateway.errors import CallerError
 from gateway.relay.events.eventlog import EventId
@@ -88,15 +91,29 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     session = parse_wanted(request, {} if asked.wanted.session is None else {"session": asked.wanted.session})
     sessions = request.app[SESSIONS]
 
-    async def open_session() -> Handle:
+    nodes, promise = request.app.get(ELSEWHERE), promise_of(request, caller, asked.body)
+
+    async def open_as(session_id: str | None) -> Handle:
         # Before opening: a refusal afterwards would leave an unused session open.
         await _spend(request, caller, asked)
-        return sessions.find((await open_wanted(request, caller, session, bearer)).id, None)
+        return sessions.find((await open_wanted(request, caller, session, bearer, session_id)).id, None)
 
     async def take(own: OwnTurn) -> None:
-        own.start(request.app[OWN_TURNS], open_session, asked.wanted.request)
+        tasks, wanted = request.app[OWN_TURNS], asked.wanted.request
+        if nodes is None or asked.key is None:
+            own.start(tasks, partial(open_as, None), wanted)
+            return
+        once = Once(nodes.directory, sessions, caller.principal.name, promise)
+        open_session, own.repeated = await once.begin(open_as)
+        own.start(tasks, open_session, wanted, promise, once.forget)
 
-    return await _answer(request, asked, sessions.idempotency(caller.principal), take)
+    try:
+        return await _answer(request, asked, sessions.idempotency(caller.principal), take)
+    except ElsewhereError as found:
+        assert nodes is not None  # only other nodes raise it
+        if BODY_SHA256 in request:
+            return web.Response(status=MOVED)
+        return await nodes.pass_on(request, found.session_id, own_turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +166,7 @@ async def _answer(
     if before is None:
         own = _begin(table, asked.key)
         await _take(own, take)
-        return await _attend(request, asked, own)
+        return await _attend(request, asked, own, replayed=own.repeated)
     request.app[TELEMETRY].idempotent_replay()
     if isinstance(before, OwnTurn):
         return await _attend(request, asked, before, replayed=True)

@@ -116,6 +116,11 @@ def retryable(turn: Turn) -> bool:
     return (failure is not None and failure.retryable and turn.result is None) or _rate_limited(failure)
 
 
+def moved(turn: Turn) -> bool:
+    """Return whether the turn goes on at another node, which has its session now."""
+    return turn.failure is not None and turn.failure.code == "recovering"
+
+
 def _rate_limited(failure: GatewayError | None) -> bool:
     return failure is not None and failure.code == "upstream-rate-limited"
 

@@ -20,7 +20,7 @@ from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
-from gateway.relay.journal import Directory, Location, Peer
+from gateway.relay.journal import Directory, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
 from gateway.relay.telemetry import Telemetry
 from tests.downstream.house import SIGNING_KEY, Facts, FarEnd, House
@@ -36,6 +36,7 @@ class Table:
         self.node = "n_here"
         self.sure = True
         self.peers: list[Peer] = []
+        self.promises: dict[str, Promised] = {}
         self.kept: dict[str, bytes] = {}
         """The snapshots of sessions, newest first."""
 
@@ -46,6 +47,18 @@ class Table:
 
     async def locate_all(self, session_ids: Sequence[str]) -> Sequence[Location | None]:
         return [await self.locate(one) for one in session_ids]
+
+    async def promise(self, principal: str, key: str, fingerprint: str, session_id: str) -> Promised | None:
+        first = self.promises.setdefault(key, Promised(session_id, None))
+        return None if first.session_id == session_id else first
+
+    async def keep_promise(
+        self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
+    ) -> None:
+        self.promises[key] = Promised(session_id, answer)
+
+    async def break_promise(self, principal: str, key: str) -> None:
+        self.promises.pop(key, None)
 
     async def sessions_of(self, principal: str) -> list[str]:
         return [*self.owners, *self.kept]

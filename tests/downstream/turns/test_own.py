@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from gateway.downstream.turns.own import OwnTurn
 from gateway.relay.ports import Handle
+from gateway.relay.requests import Promise
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.tasks import Tasks
 
@@ -13,7 +14,7 @@ from gateway.relay.tasks import Tasks
 class Brittle:
     """A session, and the turn in it, whose end fails."""
 
-    async def turn(self, request: TurnRequest) -> Turn:
+    async def turn(self, request: TurnRequest, promise: Promise) -> Turn:
         return cast(Turn, self)
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from gateway.errors import OverloadError, UpstreamError
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.limits import RelayLimits
+from gateway.relay.session import Session as RelaySession
 from gateway.relay.states import CloseReason
 from tests.downstream.house import Answer, Build, House
 from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said, until
@@ -393,6 +394,24 @@ async def test_refused_event_is_a_bad_gateway(session: Session, model: Model, wh
 
     assert (answer.status, answer.code) == (502, "upstream-rejected")
     assert answer.json["upstream"]["code"] == "invalid_value"
+
+
+async def test_stream_of_a_turn_that_moves_to_another_node_is_rotated(
+    session: Session, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client reconnects with its key and finds the turn there; an error would look like the turn's end."""
+    monkeypatch.setattr("gateway.downstream.turns.answer.FIRST_EVENT_SECONDS", 0.01)
+    first = turn(session)
+    await model.asked()
+    waiting = turn(session, headers={"Accept": "text/event-stream"})
+    await until(lambda: bool(session.house.facts.of("stream_opened")))
+    cast(RelaySession, session.house.hub.find(session.id, None)).released()
+    answer = await got(waiting)
+
+    assert answer.status == 200
+    assert b"event: gateway.rotating" in answer.body
+    assert b"gateway.error" not in answer.body
+    assert (await got(first)).status == 503
 
 
 async def test_stream_that_fails_ends_with_the_error(session: Session, model: Model) -> None:
