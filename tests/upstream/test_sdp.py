@@ -83,8 +83,7 @@ def test_offer_names_the_relay_as_its_default_address() -> None:
 def test_offer_has_a_default_address_of_either_family(
     candidates: tuple[str, ...], host: str, port: int
 ) -> None:
-    """The default address may be IPv4 or IPv6; without a SHA-256 fingerprint the others stay, because an offer needs
-    one."""
+    """The default address may be IPv4 or IPv6."""
     text = replace(OFFERED, candidates=candidates).text(7)
 
     assert f"m=audio {port} UDP/TLS/RTP/SAVPF 96 9 0 8\r\nc=IN {host}\r\n" in text
