@@ -4,6 +4,7 @@ Schemas of bodies come from the models that validate them, and errors from the t
 current. The rest is written by hand; a test compares the paths with the router's.
 """
 
+from functools import cache
 from typing import Final
 
 from aiohttp import web
@@ -64,13 +65,19 @@ _CREDENTIALS: Final[Schema] = {
 
 
 def add_routes(app: web.Application) -> None:
-    """Add the route of this file. The document is built once."""
-    body = compact(document())
+    """Add the route of this file."""
+    body = _body()
 
     async def serve(request: web.Request) -> web.StreamResponse:
         return web.Response(body=body, content_type="application/json")
 
     app.router.add_get("/openapi.json", serve)
+
+
+@cache
+def _body() -> bytes:
+    """Return the document as JSON. It depends on nothing, so a process builds it once."""
+    return compact(document())
 
 
 def document() -> Schema:

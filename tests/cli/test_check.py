@@ -54,6 +54,7 @@ async def test_everything_well_exits_with_zero(start: Start, emulator: str) -> N
     assert "configuration" in check.output
 
 
+@pytest.mark.slow
 async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
     """The output says what failed and what to do about it."""
     check = await start("check", "--upstream-url", NOWHERE, OPENAI_API_KEY="sk-test")
@@ -66,6 +67,7 @@ async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
     assert "Traceback" not in check.output
 
 
+@pytest.mark.slow
 async def test_file_of_the_environment_is_named(start: Start, tmp_path: Path) -> None:
     """The first line names the file from which the settings come, also the one in GATEWAY_CONFIG."""
     file = tmp_path / "named.toml"
@@ -135,6 +137,7 @@ async def test_refusal_names_the_one_thing_to_do(status: int, error: dict[str, s
     assert ("status page" in finding.remedy) is (status == 500)
 
 
+@pytest.mark.slow
 async def test_name_that_does_not_resolve_is_told_once() -> None:
     """Checks that would fail for the same reason are skipped, and OpenAI's status page is not mentioned."""
     config = pointed_at("https://api.example.invalid/v1", api_key="sk-test")

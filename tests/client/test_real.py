@@ -9,6 +9,8 @@ import pytest
 
 from gateway.client import Client, InvalidRequestError, ProblemError, sync
 
+pytestmark = pytest.mark.slow
+
 
 async def test_turn_gives_the_whole_answer(gateway: str) -> None:
     """Text, status and usage, and the session remembers."""

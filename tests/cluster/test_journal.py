@@ -142,6 +142,7 @@ async def test_emptied_redis_is_filled_again_by_the_owner(start_redis: StartRedi
         assert int(stored.snapshot.split()[0]) + len(accepted) == 2
 
 
+@pytest.mark.slow
 async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: StartRedis) -> None:
     """If a replica that lacks the last writes is promoted, the owner writes the missing entries again under the same
     numbers."""
@@ -241,6 +242,7 @@ async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServe
         assert texts(stored.after) == ["a secret word"]
 
 
+@pytest.mark.slow
 async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis: StartRedis) -> None:
     """With wait_replicas = 1, an append is not acknowledged without a replica, but is with one."""
     server = start_redis()

@@ -87,6 +87,7 @@ def primaries(start_redis: StartRedis) -> list[RedisServer]:
     return servers
 
 
+@pytest.mark.slow
 async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[RedisServer]) -> None:
     """Sessions of all hash slots are appended and claimed, each at its own primary."""
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in primaries)
@@ -103,6 +104,7 @@ async def test_cluster_spreads_sessions_over_its_primaries(primaries: list[Redis
     assert all(int(server.cli("DBSIZE")) > 0 for server in primaries)
 
 
+@pytest.mark.slow
 async def test_sentinel_failover_is_followed(start_redis: StartRedis, tmp_path: Path) -> None:
     """When the primary dies, the owner finds the new one, compares its journal, and continues."""
     primary, replica = start_redis(), start_redis("--replica-serve-stale-data", "yes")

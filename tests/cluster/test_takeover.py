@@ -46,6 +46,7 @@ async def taking(url: str) -> AsyncIterator[Taking]:
             await one.takeover.close()
 
 
+@pytest.mark.slow
 async def test_sessions_of_a_node_that_stops_beating_are_shared_by_the_others(
     redis_server: RedisServer,
 ) -> None:
@@ -64,6 +65,7 @@ async def test_sessions_of_a_node_that_stops_beating_are_shared_by_the_others(
         next(iter(b.sessions.values())).say("goes on")
 
 
+@pytest.mark.slow
 async def test_paused_owner_finds_itself_replaced(start_redis: StartRedis) -> None:
     """A node cut off for longer than the lease is no longer sure of its sessions, is replaced, and shows nothing of
     what it held."""
@@ -86,6 +88,7 @@ async def test_paused_owner_finds_itself_replaced(start_redis: StartRedis) -> No
         assert not session.journal.sure
 
 
+@pytest.mark.slow
 async def test_redis_that_was_away_makes_nobody_look_dead(start_redis: StartRedis) -> None:
     """Redis was stopped for three leases, and no session is taken over afterwards."""
     server = start_redis()
@@ -152,6 +155,7 @@ async def test_claim_that_succeeded_without_an_answer_is_adopted_later(redis_ser
         assert redis_server.cli("SISMEMBER", f"rg:n:{b.node.id}", "gws_1") == "1"
 
 
+@pytest.mark.slow
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
     """A draining node takes over nothing: the other one takes all the sessions, although it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:

@@ -2,6 +2,7 @@
 repeats."""
 
 import ast
+import functools
 import re
 import tomllib
 
@@ -38,6 +39,7 @@ def logged() -> set[str]:
     return names
 
 
+@functools.cache
 def table() -> dict[str, tuple[set[str], set[str]]]:
     """Read the page's table of log lines: levels and fields by event."""
     rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| ([^|]*)\|", PAGE, re.MULTILINE)

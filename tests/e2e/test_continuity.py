@@ -94,6 +94,7 @@ async def test_a_far_end_that_vanishes_is_noticed_within_8_seconds(caller: Calle
     assert "Ada" in answer
 
 
+@pytest.mark.slow
 async def test_events_sent_while_there_is_no_call_follow_on_the_next(serve: Serve, emulate: Emulate) -> None:
     """Events accepted during a recovery are sent after the seeding, in order."""
     far_end = emulate("--tokens-per-second", "0")

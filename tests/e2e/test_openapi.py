@@ -25,6 +25,8 @@ from gateway.downstream.openapi import document
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 200
 SEED = 20261122
 SECONDS = 20
@@ -95,7 +97,6 @@ def sessions(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -
         program.stop()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("path", "method", "mode"), OPERATIONS)
 def test_every_answer_is_as_described(

@@ -16,15 +16,6 @@ from gateway.emulator.protocol.catalog import EVENTS
 from tests.emulator.caller import Caller
 from tests.emulator.talk import SPEECH, Talk
 
-# In CI a missing package is an error; elsewhere the tests are skipped with a reason.
-if os.environ.get("CI"):
-    openai: Any = importlib.import_module("openai")
-else:
-    openai = pytest.importorskip(
-        "openai", reason="the openai package is not installed, and these tests run it"
-    )
-realtime: Any = importlib.import_module("openai.types.realtime")
-
 Json = dict[str, Any]
 WEATHER = {
     "type": "function",
@@ -38,6 +29,20 @@ UNHEARD = {
     "conversation.item.created",
     "input_audio_buffer.dtmf_event_received",
 }
+
+
+@pytest.fixture(scope="module")
+def openai() -> Any:
+    """Import the package, in CI always, elsewhere if it is installed. It takes a second, so not during collection."""
+    if os.environ.get("CI"):
+        return importlib.import_module("openai")
+    return pytest.importorskip("openai", reason="the openai package is not installed, and these tests run it")
+
+
+@pytest.fixture(scope="module")
+def realtime(openai: Any) -> Any:
+    """Import the package's types of the Realtime API."""
+    return importlib.import_module("openai.types.realtime")
 
 
 def at_once(delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
@@ -145,7 +150,7 @@ async def conversing(talk: Callable[..., Talk]) -> list[Json]:
     return said + failing.said
 
 
-async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
+async def test_models_read_every_event(talk: Callable[..., Talk], realtime: Any) -> None:
     """The package's union accepts each event that the emulator can send, as the model of its own type."""
     reader = TypeAdapter(realtime.RealtimeServerEvent)
     said = await everything(talk)
@@ -157,7 +162,9 @@ async def test_models_read_every_event(talk: Callable[..., Talk]) -> None:
         assert kept.keys() == event.keys()
 
 
-async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..., Talk]) -> None:
+async def test_every_event_the_package_knows_is_said_or_listed(
+    talk: Callable[..., Talk], realtime: Any
+) -> None:
     """The events that the package can parse and the emulator never sends are exactly those of the list."""
     read = TypeAdapter(realtime.RealtimeServerEvent).json_schema()
     known = {
@@ -170,7 +177,7 @@ async def test_every_event_the_package_knows_is_said_or_listed(talk: Callable[..
     assert known - said == UNHEARD
 
 
-def test_catalog_has_every_client_event_of_the_package() -> None:
+def test_catalog_has_every_client_event_of_the_package(realtime: Any) -> None:
     """The emulator and the package know the same client events."""
     schema = TypeAdapter(realtime.RealtimeClientEvent).json_schema()
     known = {
@@ -183,7 +190,7 @@ def test_catalog_has_every_client_event_of_the_package() -> None:
     assert known == set(EVENTS)
 
 
-async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> None:
+async def test_client_accepts_the_http_answers(emulate: Callable[..., Any], openai: Any) -> None:
     """The package's client creates a secret, opens a call with it, hangs up, and parses both kinds of refusal."""
     emulator = await emulate()
     caller = Caller(emulator.base_url)
@@ -216,7 +223,7 @@ async def test_client_accepts_the_http_answers(emulate: Callable[..., Any]) -> N
 
 @pytest.mark.parametrize("attached", [False, True])
 async def test_client_speaks_and_calls_a_function_over_a_websocket(
-    attached: bool, emulate: Callable[..., Any], call: Callable[..., Any]
+    attached: bool, emulate: Callable[..., Any], call: Callable[..., Any], openai: Any
 ) -> None:
     """`realtime.connect` runs a text turn and a tool turn, in its own session and on another client's call."""
     emulator = await emulate()

@@ -17,6 +17,7 @@ def run(program: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_aiortc_is_imported_without_media() -> None:
     """Neither PyAV nor pylibsrtp is imported, no FFmpeg library is mapped, and PyAV can still be imported."""
     said = run(
@@ -32,6 +33,7 @@ def test_aiortc_is_imported_without_media() -> None:
     assert said.split("\n") == ["True False", "False False", "av.audio.frame"]
 
 
+@pytest.mark.slow
 def test_gateway_serves_without_media_and_terminal_colours() -> None:
     """`gateway serve` imports none of the packages that only other commands need."""
     said = run(
@@ -46,6 +48,7 @@ def test_gateway_serves_without_media_and_terminal_colours() -> None:
     assert said == "[]"
 
 
+@pytest.mark.slow
 def test_library_user_keeps_the_codecs() -> None:
     """Importing the gateway does not change aiortc."""
     assert run("import gateway.app, aiortc.rtp; print(aiortc.rtp.AudioFrame.__module__)") == "av.audio.frame"

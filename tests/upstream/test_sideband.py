@@ -514,6 +514,7 @@ async def test_bug_while_writing_is_reported_and_ends_the_call(
     assert [repr(error) for _, error in facts.of("relay_failed")] == ["RuntimeError('a mistake')"]
 
 
+@pytest.mark.slow
 async def test_other_requests_make_calls(open_call: OpenCall) -> None:
     """Without a call to attach to, the same dialer creates calls over WebRTC, and hangs up calls of others by id."""
     caller: Caller = await open_call()

@@ -148,6 +148,7 @@ async def test_call_without_the_reassembly_hook_asks_for_a_megabyte() -> None:
         assert "a=max-message-size:1048576\r\n" in far.offers[0]
 
 
+@pytest.mark.slow
 async def test_call_opens_where_only_loopback_is_up() -> None:
     """On a machine without a network, a service on the same machine can be reached."""
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):

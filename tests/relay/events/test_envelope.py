@@ -431,7 +431,16 @@ def test_a_dense_arrays_elements_are_the_same_slices(
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("filler", ["[],", "{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,"])
+@pytest.mark.parametrize(
+    "filler",
+    [
+        "[],",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in ("{},", '"",', "0,", '{"a":0},', '"\\ud800",', "1e999,")
+        ),
+    ],
+)
 @pytest.mark.parametrize("form", ['{"type":"x","a":[%s0]}', '[{"type":"x","a":[%s0]},{"type":"y"}]'])
 def test_a_megabyte_of_anything_is_read_in_many_steps(filler: str, form: str) -> None:
     """Parsing a body with very many values yields often: after some thousand tokens, and after each pass of msgspec."""
