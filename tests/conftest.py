@@ -42,6 +42,7 @@ LONGEST_FIRST = (
     "tests/e2e/test_continuity_path.py",
     "tests/e2e/test_continuity_chaos.py",
     "tests/e2e/test_bad_path.py",
+    "tests/downstream/http/test_protocol.py",
     "tests/e2e/test_openapi.py",
     "tests/e2e/test_faults.py",
     "tests/e2e/test_cluster_nodes.py",

@@ -66,7 +66,7 @@ _CREDENTIALS: Final[Schema] = {
 
 def add_routes(app: web.Application) -> None:
     """Add the route of this file."""
-    body = _body()
+    body = _encoded()
 
     async def serve(request: web.Request) -> web.StreamResponse:
         return web.Response(body=body, content_type="application/json")
@@ -75,7 +75,7 @@ def add_routes(app: web.Application) -> None:
 
 
 @cache
-def _body() -> bytes:
+def _encoded() -> bytes:
     """Return the document as JSON. It depends on nothing, so a process builds it once."""
     return compact(document())
 
