@@ -203,19 +203,35 @@ class Stream:
 
     async def _serve(self, writer: Writer, delivery: Delivery, requested: str) -> Ended:
         await writer.write(self._opening(requested))
-        cursor, rendering = self._cursor, self._rendering
+        cursor = self._cursor
+
+        def put(page: Page) -> None:
+            writer.put(self._rendering.entries(page.cursor.epoch, page.entries))
+            self._beat_due = False
+            delivery.wrote(page.entries, writer.wrote_at)
+
+        def put_directly(page: Page) -> bool:
+            if writer.full or self._rotate_due or self._told is not None:
+                return False
+            try:
+                put(page)
+            except ConnectionError:
+                return False  # The iteration gets the page again, and the error with it.
+            if writer.full:
+                cursor.wake()  # to wait until the client has read
+            return True
+
+        cursor.direct = put_directly
         async for page in cursor:
             if page.gap is not None:
                 await self._tell_gap(writer, page)
                 if self._terms.fail_on_gap:
                     return "gap"
             if page.entries:
-                writer.put(rendering.entries(page.cursor.epoch, page.entries))
-                self._beat_due = False
-                delivery.wrote(page.entries, writer.wrote_at)
-                if writer.full:
-                    await writer.drain()
-            elif self._beat_due and not page.more:
+                put(page)
+            if writer.full:
+                await writer.drain()
+            if not page.entries and self._beat_due and not page.more:
                 self._beat_due = False
                 await writer.write(self._beat())
             if self._told is not None or (self._rotate_due and self._may_rotate()):

@@ -170,3 +170,119 @@ async def test_a_cancelled_wait_leaves_the_cursor_usable() -> None:
         say(log, "a")
 
         assert types(await soon(cursor)) == "a"
+
+
+# --- pages that a stream takes directly
+
+
+async def reading(cursor: Cursor, pages: list[str]) -> None:
+    """Append the types of each page that the iteration yields."""
+    async for page in cursor:
+        pages.append(types(page))  # noqa: PERF401  # the test looks at the list meanwhile
+
+
+async def settle() -> None:
+    """Let everything run that is due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_direct_takes_live_pages_while_the_iteration_waits() -> None:
+    """History comes from the iteration; what is appended while it waits goes to `direct`, one page for each turn of the loop."""
+    log, direct, pages = make(), list[str](), list[str]()
+    say(log, *"ab")
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+
+        def take(page: Page) -> bool:
+            direct.append(types(page))
+            return True
+
+        cursor.direct = take
+        task = asyncio.create_task(reading(cursor, pages))
+        await settle()
+        say(log, *"cd")
+        await settle()
+        say(log, "e")
+        await settle()
+        position = cursor.position
+        say(log, "f")
+        log.seal()
+        await task
+
+    assert position == EventId("k", 5)
+    assert pages == ["ab", "f"], "the end of the log comes from the iteration"
+    assert direct == ["cd", "e"]
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+async def test_page_that_direct_does_not_take_comes_from_the_iteration(refuse: bool) -> None:
+    """A page is refused, or too large for one: nothing is lost or read twice, and later pages are taken again."""
+    log, direct, pages = make(), list[str](), list[str]()
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        cursor.max_events = 2
+
+        def take(page: Page) -> bool:
+            if refuse and "c" in types(page):
+                return False
+            direct.append(types(page))
+            return True
+
+        cursor.direct = take
+        task = asyncio.create_task(reading(cursor, pages))
+        await settle()
+        say(log, *"ab")
+        await settle()
+        say(log, *("c" if refuse else "cde"))
+        await settle()
+        say(log, "f")
+        await settle()
+        task.cancel()
+
+    assert direct == ["ab", "f"]
+    assert "".join(pages) == ("c" if refuse else "cde")
+
+
+async def test_wake_reaches_the_iteration_although_pages_are_taken_directly() -> None:
+    """A stream that is told to end, or whose heartbeat is due, sees an empty page."""
+    log, pages = make(), list[str]()
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        cursor.direct = lambda page: True
+        task = asyncio.create_task(reading(cursor, pages))
+        await settle()
+        cursor.wake()
+        await settle()
+        task.cancel()
+
+    assert pages == ["", ""]
+
+
+async def test_gap_comes_from_the_iteration() -> None:
+    """A reader that was overrun while it waited is told so."""
+    log, direct = make(max_events=3), list[str]()
+    with closing(Cursor(log, EventId("k", 0))) as cursor:
+        cursor.direct = lambda page: not direct.append(types(page))  # type: ignore[func-returns-value]
+        task = asyncio.create_task(soon(cursor))
+        await settle()
+        assert types(await task) == ""
+        task = asyncio.create_task(soon(cursor))
+        await settle()
+        say(log, *"abcdef")
+        page = await task
+
+    assert page.gap is not None
+    assert (page.gap.reason, types(page), direct) == (GapReason.OVERRUN, "def", [])
+
+
+async def test_closed_cursor_takes_nothing() -> None:
+    """What was appended just before the close is not given to a stream that has ended."""
+    log, direct, pages = make(), list[str](), list[str]()
+    cursor = Cursor(log, EventId("k", 0))
+    cursor.direct = lambda page: not direct.append(types(page))  # type: ignore[func-returns-value]
+    task = asyncio.create_task(reading(cursor, pages))
+    await settle()
+    say(log, "a")
+    cursor.close()
+    await settle()
+    task.cancel()
+
+    assert direct == []
