@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -443,3 +445,15 @@ def test_host_that_can_never_match_refuses_to_start(name: str) -> None:
     """A configured host that no request can have is refused at start."""
     with pytest.raises(ConfigError, match=r"server\.allowed_hosts: .* can never match"):
         access_rules(load(environ={}, flags={"server": {"allowed_hosts": [name]}}))
+
+
+def test_without_a_cluster_nothing_of_it_is_loaded() -> None:
+    """One process neither imports the code for several nodes nor needs the library for Redis."""
+    code = (
+        "import sys; from gateway.app import Gateway; from gateway.config import Config; Gateway(Config());"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'redis'"
+        " or name.startswith(('gateway.cluster.', 'gateway.clustering'))])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert said == "[]\n"
