@@ -20,7 +20,7 @@ _PAGE: Final = 1000
 
 
 class TakenError(Exception):
-    """The session cannot be claimed: another node owns it, or this code cannot read it."""
+    """The session cannot be claimed: another node owns it, whose id is the message, or this code cannot read it."""
 
 
 class GoneError(Exception):
@@ -132,7 +132,12 @@ class Claims:
         todo = [one for one in session_ids if one not in found]
         found |= await self._claim(todo, expected, above)
         won = [one for one in found.values() if isinstance(one, _Won)]
-        lost = [session_id for session_id, one in found.items() if not isinstance(one, _Won)]
+        # One that this node claimed earlier stays on its list.
+        lost = [
+            session_id
+            for session_id, one in found.items()
+            if not isinstance(one, _Won) and str(one) != self._node
+        ]
         await self.dismiss(self._node, lost)
         found |= await self._read(won)
         return [one for one in map(found.__getitem__, session_ids) if not isinstance(one, _Won)]

@@ -53,9 +53,10 @@ class RedisDirectory:
         beat: Beat,
         writing: Writing,
         take: Callable[[RedisJournal], None],
+        drop: Callable[[str], None],
         epoch: Callable[[], str],
     ) -> None:
-        """`take` begins to append a journal; `epoch` makes the epoch of a log that begins here."""
+        """`take` begins to append a journal, `drop` ends it; `epoch` makes the epoch of a log that begins here."""
         self._settings = settings
         self._keys = keys
         self._codec = codec
@@ -63,6 +64,7 @@ class RedisDirectory:
         self._beat = beat
         self._writing = writing
         self._take = take
+        self._drop = drop
         self._owners: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._pruned_at: dict[str, float] = {}
         self.expiry_ms = int(max(SHORTEST_EXPIRY_SECONDS, settings.detach_grace_seconds) * 1000)
@@ -90,12 +92,11 @@ class RedisDirectory:
         return self._journal(Identity(session_id, principal, int(time.time()), epoch))
 
     async def reserve(self, session_id: str, principal: Principal) -> None:
-        key = self._keys.principal(principal.name)
+        key = self._keys.live(principal.name)
         most = principal.max_sessions
+        if most is None:
+            return
         try:
-            if most is None:
-                await self._connections.command("ZADD", key, repr(time.time()), session_id)
-                return
             arguments = (session_id, repr(time.time()), most)
             if await self._connections.script(scripts.RESERVE, [key], arguments):
                 return
@@ -126,13 +127,23 @@ class RedisDirectory:
         journal.created(written)
         self._take(journal)
 
+    async def closed(self, journal: RedisJournal) -> None:
+        """Take a session that was closed off the list that its principal's limit counts."""
+        identity = journal.identity
+        try:
+            await self._connections.command("ZREM", self._keys.live(identity.principal), identity.session_id)
+        except (AwayError, DeniedError, ReplyError):
+            return  # The list is pruned when it is full.
+
     async def release(self, session_id: str, principal: str) -> None:
+        self._drop(session_id)
         try:
             await self._connections.script(scripts.REMOVE, self._keys.session(session_id), (self.node,))
             await self._connections.pipeline(
                 [
                     ("SREM", self._keys.owned(self.node), session_id),
                     ("ZREM", self._keys.principal(principal), session_id),
+                    ("ZREM", self._keys.live(principal), session_id),
                 ]
             )
         except (AwayError, DeniedError, ReplyError):
@@ -309,16 +320,13 @@ class RedisDirectory:
         """Put a session on the lists of its node and its principal. Must come first, so that no session exists that a takeover
         would not find. Raises AwayError."""
         identity = journal.identity
+        lists = [self._keys.principal(identity.principal)]
+        if journal.sealed_for is None:
+            lists.append(self._keys.live(identity.principal))
         for reply in await self._connections.pipeline(
             [
                 ("SADD", self._keys.owned(self.node), identity.session_id),
-                (
-                    "ZADD",
-                    self._keys.principal(identity.principal),
-                    "NX",
-                    identity.created,
-                    identity.session_id,
-                ),
+                *(("ZADD", key, "NX", identity.created, identity.session_id) for key in lists),
             ]
         ):
             if isinstance(reply, ReplyError):
@@ -326,7 +334,9 @@ class RedisDirectory:
 
     async def renew_expiry(self, journal: RedisJournal) -> None:
         """Renew the expiry of a session's keys. Raises AwayError."""
-        milliseconds = self.expiry_ms if journal.sealed_for is None else int(journal.sealed_for * 1000) + 1
+        sealed_for, milliseconds = journal.sealed_for, self.expiry_ms
+        if sealed_for is not None and sealed_for < float("inf"):
+            milliseconds = int(sealed_for * 1000) + 1
         await self._connections.script(scripts.EXPIRE, journal.keys, (self.node, milliseconds))
 
     def _journal(self, identity: Identity) -> RedisJournal:
@@ -339,7 +349,10 @@ class RedisDirectory:
         if now - self._pruned_at.get(principal, float("-inf")) < _PRUNE_SECONDS:
             return
         self._pruned_at[principal] = now
-        ids = [word.decode() for word in await self._connections.command("ZRANGE", key, 0, -1)]
+        # Not those that are still opening.
+        old = repr(time.time() - OPENING_SECONDS)
+        found = await self._connections.command("ZRANGEBYSCORE", key, "-inf", old)
+        ids = [word.decode() for word in found]
         there = await self._connections.pipeline([("EXISTS", self._keys.meta(one)) for one in ids])
         gone = [one for one, found in zip(ids, there, strict=True) if found == 0]
         if gone:

@@ -38,6 +38,9 @@ class Writing(Protocol):
     def unsettled(self, delta: int) -> None:
         """The bytes that wait for Redis changed by this much."""
 
+    def sealed(self, journal: "RedisJournal") -> None:
+        """The session is closed."""
+
     @property
     def sure(self) -> bool:
         """Redis answers, and no other node considers this one dead."""
@@ -140,6 +143,7 @@ class RedisJournal:
     def seal(self, retention_seconds: float) -> None:
         self.sealed_for = retention_seconds
         self.expire_at = 0.0
+        self._writing.sealed(self)
 
     # --- for the node -------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,10 @@ class Keys:
         """Return the sorted set of a principal's sessions by time of creation."""
         return f"{self.prefix}k:{name}"
 
+    def live(self, principal: str) -> str:
+        """Return the sorted set of a principal's sessions that are not closed, by the time of their opening."""
+        return f"{self.prefix}l:{principal}"
+
     def bucket(self, principal: str, what: str) -> str:
         """Return the string with the tokens of one of a principal's rate limits."""
         return f"{self.prefix}b:{principal}:{what}"

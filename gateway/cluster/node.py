@@ -58,10 +58,10 @@ class ClusterNode:
             self.failed,
         )
         self.directory = RedisDirectory(
-            settings, self.keys, self.codec, self.connections, self.beat, self, self._take, epoch
+            settings, self.keys, self.codec, self.connections, self.beat, self, self._take, self.drop, epoch
         )
         self._appenders: dict[Address | None, Appender] = {}
-        self._journals: set[RedisJournal] = set()
+        self._journals: dict[str, RedisJournal] = {}
         self._unsettled = 0
         self._up: bool | None = None
         self.on_fenced: Callable[[str], None] = lambda _: None
@@ -115,7 +115,7 @@ class ClusterNode:
         return self.settings.patience_seconds
 
     def dirty(self, journal: RedisJournal) -> None:
-        if journal in self._journals:
+        if self._journals.get(journal.identity.session_id) is journal:
             self._appender(journal.address).dirty(journal)
 
     def unsettled(self, delta: int) -> None:
@@ -127,6 +127,9 @@ class ClusterNode:
         entry, blob = journal.appends.last, journal.dump()
         _ = self._tasks.run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
 
+    def sealed(self, journal: RedisJournal) -> None:
+        _ = self._tasks.run(self.directory.closed(journal), "cluster-closed")
+
     # --- appender.Events ----------------------------------------------------------------------------------------------
 
     def journal_settled(self, seconds: float) -> None:
@@ -136,7 +139,7 @@ class ClusterNode:
         self._telemetry.journal_repaired(journal.identity.session_id, kind)
 
     def fenced(self, journal: RedisJournal) -> None:
-        self._journals.discard(journal)
+        self._discard(journal)
         self._telemetry.fenced(journal.identity.session_id)
         self.on_fenced(journal.identity.session_id)
 
@@ -157,22 +160,33 @@ class ClusterNode:
 
     def holds(self, session_id: str) -> bool:
         """Whether a session's journal is written here."""
-        return any(journal.identity.session_id == session_id for journal in self._journals)
+        return session_id in self._journals
 
     def forget(self, journal: RedisJournal) -> None:
         """Stop appending this journal: its session left this node."""
-        self._journals.discard(journal)
+        self._discard(journal)
         appender = self._appenders.get(journal.address)
         if appender is not None:
             appender.leave(journal)
+
+    def drop(self, session_id: str) -> None:
+        """Stop appending the journal of a session that is removed."""
+        journal = self._journals.get(session_id)
+        if journal is not None:
+            self.forget(journal)
+
+    def _discard(self, journal: RedisJournal) -> None:
+        if self._journals.get(journal.identity.session_id) is journal:
+            del self._journals[journal.identity.session_id]
 
     def take(self, journal: RedisJournal) -> None:
         """Append a journal that was claimed."""
         self._take(journal)
 
     def _take(self, journal: RedisJournal) -> None:
-        journal.expire_at = asyncio.get_running_loop().time() + EXPIRY_RENEWAL_SECONDS
-        self._journals.add(journal)
+        if journal.sealed_for is None:
+            journal.expire_at = asyncio.get_running_loop().time() + EXPIRY_RENEWAL_SECONDS
+        self._journals[journal.identity.session_id] = journal
         if self.connections.clustered:
             _ = self._tasks.run(self._place(journal), "cluster-place")
         else:
@@ -264,7 +278,7 @@ class ClusterNode:
 
     async def _renew_expiry(self) -> None:
         now = asyncio.get_running_loop().time()
-        due = [journal for journal in self._journals if journal.expire_at <= now][:_RENEW_AT_ONCE]
+        due = [journal for journal in self._journals.values() if journal.expire_at <= now][:_RENEW_AT_ONCE]
         for journal in due:
             journal.expire_at = now + EXPIRY_RENEWAL_SECONDS
             try:

@@ -76,7 +76,7 @@ return 1
 """
 
 RESERVE: Final = """
--- KEYS: the principal's sessions. ARGV: session, now, most. Returns 1, or 0 where all places are taken.
+-- KEYS: the principal's sessions that are not closed. ARGV: session, now, most. Returns 1, or 0 where all places are taken.
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 return 1

@@ -63,7 +63,9 @@ class Takeover:
         self._emptied: set[str] = set()
         """Lost nodes of which nothing is left, until they are off the list."""
         self._doubtful: dict[str, float] = {}
-        """Sessions that may be claimed although Redis did not answer, and since when their node is lost."""
+        """Sessions that this node may have claimed without adopting them, and since when their node is lost."""
+        self._failed: set[str] = set()
+        """Sessions that could not be adopted here."""
 
     def start(self) -> None:
         """Start watching."""
@@ -114,6 +116,8 @@ class Takeover:
         if isinstance(claimed, GoneError):
             return "closed"
         if isinstance(claimed, TakenError):
+            if str(claimed) == self._node.id and session_id not in self._failed:
+                self._doubtful.setdefault(session_id, since)
             return "unreadable" if str(claimed).startswith("written by") else "lost_race"
         outcome = self._adopted(claimed)
         self._telemetry.taken_over(session_id, outcome, boottime() - since)
@@ -124,6 +128,11 @@ class Takeover:
             return self._adopt(stored)
         except UnreadableError:
             return "unreadable"
+        except Exception as error:  # noqa: BLE001  # one session that cannot be adopted must not stop the others
+            # It stays on this node's list, from which another node may take it with a better version of this code.
+            self._failed.add(stored.session_id)
+            self._telemetry.relay_failed(stored.session_id, error)
+            return "failed"
 
     async def _watch(self) -> None:
         while True:

@@ -365,6 +365,9 @@ class Hub:
             if session.closed_at is not None and session.closed_at <= kept:
                 del self._sessions[session.id]
                 self._broker.drop(session.log)
+                if self._directory is not None:
+                    release = self._directory.release(session.id, session.state.opening.principal.name)
+                    _ = self._ticking.run(release, "hub-release")
         events, size = self._broker.events, self._broker.size
         self._telemetry.log_grew(events - self._counted[0], size - self._counted[1])
         self._counted = events, size

@@ -20,13 +20,7 @@ from gateway.relay.calls.succession import Prepared
 from gateway.relay.core import SessionCore
 from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
 from gateway.relay.events.envelope import ClientEvent
-from gateway.relay.events.records import (
-    LineState,
-    Record,
-    Released,
-    Sealed,
-    TurnQueued,
-)
+from gateway.relay.events.records import LineState, Record, Released, Sealed, TurnQueued
 from gateway.relay.ports import Json, Reader, Receiver, View
 from gateway.relay.requests import NO_PROMISE, Promise, Receipt
 from gateway.relay.sessionobject import check_locked
@@ -95,8 +89,7 @@ class Session(SessionCore):
                 return known
         self._require_live()
         self._check(batch)
-        # The newest event, although readers may not see it yet: they do once this is flushed. So after a takeover a receipt's
-        # head is of the new epoch, and a client can tell it from a receipt of the lost node.
+        # Appended, and shown once this is flushed: after a takeover, the head of a receipt is of the new epoch.
         before, first, count = self.log.appended, self.state.accepted + 1, len(batch)
         self._send(batch, first, promise=promise, head=before.sequence)
         if self.journal.keeps:
@@ -224,6 +217,7 @@ class Session(SessionCore):
         self.closed_at = self._clock.monotonic()
         self.log.seal()
         self._sealed.set()
+        self.journal.seal(self._limits.log_retention_seconds)
         self._account.close()
         self._holding.release()
 

@@ -9,6 +9,7 @@ from gateway.cluster.claims import TakenError
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Promised
+from gateway.relay.requests import Principal
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
 
@@ -260,8 +261,6 @@ async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis:
 async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer) -> None:
     """A key's concurrent sessions are counted in Redis over all nodes, and the places of sessions that are gone are
     freed."""
-    from gateway.relay.requests import Principal
-
     key = Principal("one", max_sessions=2)
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         await opened(a, "gws_1")
@@ -270,9 +269,47 @@ async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer
             await b.directory.reserve("gws_3", key)
         assert refused.value.code == "session-limit"
         redis_server.cli("DEL", "rg:{gws_1}:m")
+        redis_server.cli("ZADD", "rg:l:one", "1", "gws_1")  # opened long ago
         b.directory._pruned_at.clear()
 
         await b.directory.reserve("gws_3", key)
+
+
+async def test_closed_sessions_leave_the_lists(redis_server: RedisServer) -> None:
+    """A closed one does not count against the limit; all of it is removed after its retention."""
+    async with node(redis_server.url) as a:
+        session = await opened(a, "gws_1")
+        one = Principal("one", max_sessions=1)
+        with pytest.raises(OverloadError, match="1 sessions at once"):
+            await a.directory.reserve("gws_2", one)
+        session.journal.seal(60.0)
+        await until(lambda: redis_server.cli("ZCARD", "rg:l:one") == "0")
+        await a.directory.reserve("gws_2", one)
+        listed = await a.directory.sessions_of("one")
+        await a.directory.release("gws_1", "one")
+        left = redis_server.cli("KEYS", "*gws_1*") + redis_server.cli("SMEMBERS", f"rg:n:{a.id}")
+
+        assert listed == ["gws_1"]
+        assert left == ""
+        assert not a.holds("gws_1")
+        assert await a.directory.sessions_of("one") == []
+
+
+async def test_retention_of_a_closed_session_is_that_of_its_keys(redis_server: RedisServer) -> None:
+    """Also after a takeover, which had extended it; one that is kept for ever is renewed like an open one."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        for session_id, seconds in (("gws_1", 60.0), ("gws_2", float("inf"))):
+            await opened(a, session_id)
+            stored = await b.directory.claims.one(session_id, a.id)
+            stored.journal.claimed(stored.fence, stored.snapshot_at, 1)
+            FakeSession(stored.journal, 1)
+            stored.journal.seal(seconds)
+            b.take(stored.journal)
+        await b._renew_expiry()
+        short, long = (int(redis_server.cli("PTTL", f"rg:{{{one}}}:m")) for one in ("gws_1", "gws_2"))
+
+    assert short <= 60_001
+    assert long > 3_000_000
 
 
 async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) -> None:

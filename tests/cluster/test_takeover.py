@@ -156,6 +156,29 @@ async def test_claim_that_succeeded_without_an_answer_is_adopted_later(redis_ser
 
 
 @pytest.mark.slow
+async def test_session_that_cannot_be_adopted_does_not_stop_the_others(redis_server: RedisServer) -> None:
+    """It is reported, and stays on the list of the node that claimed it, for a node that can read it."""
+    async with taking(redis_server.url) as b:
+        adopt = b.adopt
+
+        def brittle(stored: Stored) -> str:
+            if stored.session_id == "gws_3":
+                raise ValueError("a bug")
+            return adopt(stored)
+
+        b.takeover._adopt = brittle
+        async with node(redis_server.url, lease_seconds=1.0) as a:
+            for number in range(8):
+                await opened(a, f"gws_{number}")
+            await a.beat.close()
+            await until(lambda: len(b.sessions) == 7)
+        await until(lambda: a.id not in redis_server.cli("HKEYS", "rg:{nodes}"))
+        listed = redis_server.cli("SMEMBERS", f"rg:n:{b.node.id}").split()
+
+    assert sorted(listed) == [f"gws_{number}" for number in range(8)]
+    assert told(b.node).takeovers.count("failed") == 1
+
+
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
     """A draining node takes over nothing: the other one takes all the sessions, although it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:

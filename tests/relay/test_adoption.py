@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
+from gateway.relay.events.eventlog import MAX_EPOCHS
 from gateway.relay.events.records import (
     Accepted,
     Acknowledged,
+    Border,
     Record,
     ServerEvent,
     TurnFinished,
@@ -128,6 +130,19 @@ async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
         assert other.reader.read(receipt.head, 100, 1 << 20).gap is None
 
 
+async def test_a_session_with_more_takeovers_than_its_log_remembers_is_taken_over() -> None:
+    """The log begins with the oldest epoch that it remembers."""
+    async with nodes() as (first, _, second):
+        _, journal = await attended(first)
+        for number in range(MAX_EPOCHS):
+            journal.records.append(encode(Border("n_2", f"y{number:03}")))
+        other, _ = adopt(second, taken(journal))
+        await until(lambda: other.view().state is State.CONNECTED)
+
+        assert other.reader.oldest.epoch != "e001"
+        assert told(other, "gateway.recovered")
+
+
 async def test_what_was_held_and_what_was_unknown_are_told_apart() -> None:
     """Held events are sent on the new call; events that the lost call had received and not confirmed are named."""
     async with nodes() as (first, _, second):
@@ -216,6 +231,20 @@ async def test_a_closed_session_is_kept_for_its_retention() -> None:
         with pytest.raises(GatewayError) as caught:
             await other.submit([client_event("x")])
         assert caught.value.code == "session-closed"
+
+
+async def test_what_is_kept_of_a_closed_session_is_removed_after_its_retention() -> None:
+    """Also by a node that took it over when it was closed already: its retention begins anew, and ends."""
+    async with nodes(log_retention_seconds=0.2) as (first, directory, second):
+        session, journal = await attended(first)
+        await session.close(CloseReason.CLIENT)
+        other, taker = adopt(second, taken(journal))
+        second_directory = cast(MemoryDirectory, second.directory)
+        assert taker.sealed
+        await until(lambda: directory.released == [session.id])
+        await until(lambda: second_directory.released == [other.id])
+
+        assert not second.hub.has(other.id)
 
 
 async def test_usage_goes_on() -> None:

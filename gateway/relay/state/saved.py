@@ -43,8 +43,9 @@ def fold(
         _keep(events, record)
         state.apply(record)
     # What a repair made void left a hole behind it; the events that count are those without one, up to the head.
-    first = state.head + 1
-    while first - 1 in events:
+    # Events of an epoch that left the table have no name any more.
+    first, named = state.head + 1, state.epochs[0][1]
+    while first - 1 in events and first > named:
         first -= 1
     return Saved(state, first, [events[sequence] for sequence in range(first, state.head + 1)])
 
