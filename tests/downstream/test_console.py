@@ -54,3 +54,13 @@ async def test_documentation_is_served_as_text() -> None:
             assert (await answer.text()).startswith("# ")
 
     assert linked == {f"docs/{page}.md" for page in PAGES}
+
+
+def test_bundlers_copy_no_file_of_the_npm_package() -> None:
+    """Vite copies each file in `new URL("…", import.meta.url)` beside the bundle; relay.js was copied in this way."""
+    modules = [*FOLDER.glob("relay*.js"), *FOLDER.glob("*.mjs")]
+
+    assert len(modules) == 4
+    assert [
+        path.name for path in modules if re.search(r"new URL\([^()]*import\.meta", path.read_text())
+    ] == []

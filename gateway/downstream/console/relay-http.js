@@ -3,6 +3,8 @@
 const BACKOFF_MS = 500;
 const MAX_BACKOFF_MS = 15_000;
 export const REQUEST_MS = 30_000;
+/** A constant of its own: Vite takes a `new URL` that contains `import.meta.url` for a file to copy. */
+const MODULE = import.meta.url;
 
 export class RelayError extends Error {
   constructor(code, message, { status = 0, problem = null, fatal = false, dropped = [] } = {}) {
@@ -79,7 +81,7 @@ export class Http {
 
 /** Return the Http for a channel's options: a new session, a joined one, or that of a ticket. */
 export function httpOf(options, position) {
-  const base = new URL(options.gateway ?? new URL(".", import.meta.url), globalThis.location?.href);
+  const base = new URL(options.gateway ?? new URL(".", MODULE), globalThis.location?.href);
   if (!base.protocol.startsWith("http")) throw new TypeError("Outside a page, `gateway` is needed");
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   const { upstreamKey, fetch, streamUrl } = options;
