@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from gateway.downstream.http.intake import Intake
 from gateway.errors import OverloadError
 from gateway.relay.memory import UNKNOWN, Budget, Holding
 from gateway.relay.telemetry import DownstreamTelemetry
@@ -62,6 +63,7 @@ class Connections:
         self._monotonic = monotonic
         self._untold = 0
         self._told_at = -math.inf
+        self.intake = Intake()
         self._heads: Holding = budget.open(UNKNOWN)
         self._open = 0
         # Bounded by the configured principals' names.

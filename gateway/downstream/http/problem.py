@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.downstream.http.answers import compact
+from gateway.downstream.http.answers import SERVER_NAME, compact
 from gateway.errors import Code, Flaw, GatewayError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -71,6 +71,24 @@ def response(error: GatewayError, instance: str) -> web.Response:
     if error.code in _BODY_UNREAD:
         answer.force_close()
     return answer
+
+
+def closing(error: GatewayError, request_id: str) -> bytes:
+    """Return the response for an error as bytes, for a request that never reached the application."""
+    body = compact(document(error, "/"))
+    head = (
+        f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
+        f"Content-Type: {MEDIA_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"X-Request-Id: {request_id}\r\n"
+        f"Server: {SERVER_NAME}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Vary: Accept, Origin\r\n"
+        "Referrer-Policy: no-referrer\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
 
 
 def translated(error: web.HTTPException) -> GatewayError | None:

@@ -16,13 +16,12 @@ acknowledged.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import web
 
 from gateway.downstream.http import problem, tcp
-from gateway.downstream.http.answers import SERVER_NAME, compact
+from gateway.downstream.http.answers import SERVER_NAME
 from gateway.downstream.http.app_keys import PRINCIPAL
 from gateway.downstream.http.connections import RETRY_SECONDS, Connections
 from gateway.downstream.http.limits import ServerLimits
@@ -61,6 +60,7 @@ class Connection(web.RequestHandler):
         "_reset_timer",
         "_sent_all",
         "_undo",
+        "_unread",
         "_wire",
         "_write_timer",
         "cut_off",
@@ -91,6 +91,8 @@ class Connection(web.RequestHandler):
         self._parser = self._requests  # type: ignore[assignment]  # it has the methods that aiohttp calls
         self._wire: asyncio.Transport | None = None
         """The transport until it is lost; `transport` is None once it is closing."""
+        self._unread = b""
+        """Data that waits for its turn. Nothing is read from the socket meanwhile."""
         self._answered = 0
         self._received_at = 0.0
         self._half_closed = False
@@ -167,6 +169,24 @@ class Connection(web.RequestHandler):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._unread or not self._connections.intake.admits(self):
+            self._unread += data
+            if self._wire is not None:
+                self._wire.pause_reading()
+        else:
+            self._receive(data)
+
+    def read_on(self) -> None:
+        """Handle data that had to wait (intake.Reading)."""
+        data, self._unread = self._unread, b""
+        if self._wire is None:
+            return
+        # aiohttp may have paused reading for its own reasons: then it also resumes it.
+        if not self._reading_paused and not self._wire.is_closing():
+            self._wire.resume_reading()
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         if self._force_close or self._close:
             return
         requests, count = self._requests, self._request_count
@@ -371,20 +391,7 @@ class Connection(web.RequestHandler):
         if self.transport is None:
             return
         request_id, status = secrets.token_hex(12), error.kind.status
-        body = compact(problem.document(error, "/"))
-        head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-            f"Content-Type: {problem.MEDIA_TYPE}\r\n"
-            f"Content-Length: {len(body)}\r\n"
-            f"X-Request-Id: {request_id}\r\n"
-            f"Server: {SERVER_NAME}\r\n"
-            "Cache-Control: no-store\r\n"
-            "Vary: Accept, Origin\r\n"
-            "Referrer-Policy: no-referrer\r\n"
-            "X-Content-Type-Options: nosniff\r\n"
-            "Connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
+        self.transport.write(problem.closing(error, request_id))
         self.force_close()
         telemetry = self._connections.telemetry
         telemetry.http_request("other", "other", status, 0.0)

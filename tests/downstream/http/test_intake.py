@@ -1,0 +1,73 @@
+"""gateway/downstream/http/intake.py: how many connections are read in one turn of the event loop."""
+
+import asyncio
+
+from gateway.downstream.http.intake import READS_PER_TURN, Intake
+from tests.downstream.house import House
+from tests.downstream.raw import connect, parsed, read_all, reset
+
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+class Connection:
+    """A connection that notes when it may read on."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self._name, self._order = name, order
+
+    def read_on(self) -> None:
+        self._order.append(self._name)
+
+
+async def test_turn_admits_a_bounded_number_and_the_others_follow_in_order() -> None:
+    """Those that wait are read a few at a time, and one that comes later does not pass them."""
+    intake, order = Intake(reads_per_turn=2), list[str]()
+    admitted = [intake.admits(Connection(name, order)) for name in "abcdef"]
+    assert admitted == [True, True, False, False, False, False]
+    assert order == []
+
+    await asyncio.sleep(0)
+    assert order == ["c", "d"]
+    assert not intake.admits(Connection("g", order))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert order == ["c", "d", "e", "f", "g"]
+
+
+async def test_next_turn_admits_again() -> None:
+    """Connections that send less than that in a turn never wait."""
+    intake, order = Intake(reads_per_turn=2), list[str]()
+    for _ in range(5):
+        assert all(intake.admits(Connection("x", order)) for _ in range(2))
+        await asyncio.sleep(0)
+
+    assert order == []
+
+
+async def test_requests_that_arrive_together_are_all_answered(house: House) -> None:
+    """More than one turn reads, in two pieces each: every client gets its response, whether it waits or half-closes."""
+    clients = [await connect(house.url) for _ in range(3 * READS_PER_TURN)]
+    for piece in (REQUEST[:20], REQUEST[20:]):
+        for _, writer in clients:
+            writer.write(piece)
+        await asyncio.sleep(0)
+    for _, writer in clients[::2]:
+        writer.write_eof()
+    answers = await asyncio.gather(*(asyncio.wait_for(read_all(reader), 10) for reader, _ in clients))
+    for _, writer in clients:
+        writer.close()
+
+    assert [parsed(answer).status for answer in answers] == [200] * len(clients)
+
+
+async def test_client_that_resets_while_its_request_waits_disturbs_nobody(house: House) -> None:
+    """Its request is dropped, and the others are answered."""
+    clients = [await connect(house.url) for _ in range(2 * READS_PER_TURN)]
+    for _, writer in clients:
+        writer.write(REQUEST)
+    reset(clients[-1][1])
+    answers = await asyncio.gather(*(asyncio.wait_for(read_all(reader), 10) for reader, _ in clients[:-1]))
+    for _, writer in clients:
+        writer.close()
+
+    assert [parsed(answer).status for answer in answers] == [200] * (len(clients) - 1)
