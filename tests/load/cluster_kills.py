@@ -18,6 +18,9 @@ import aiohttp
 
 from tests.load.cluster_bed import Bed, Sessions, back, bed, spread
 
+LEFT_SECONDS = 40
+"""Longer than the retention of closed sessions here, and a lease."""
+
 
 async def kill_one(
     bench: Bed, sessions: Sessions, http: aiohttp.ClientSession
@@ -37,6 +40,18 @@ async def kill_one(
     bench.running.append(await bench.ready(bench.nodes.begin()))
     bench.urls()
     return f"{len(affected)} sessions", [one for one in times if one is not None]
+
+
+async def left_in_redis(bench: Bed) -> int:
+    """Return how many sessions Redis still has after their retention: none, or takeovers would leave some behind."""
+    assert bench.redis is not None
+    left: list[str] = []
+    for _ in range(LEFT_SECONDS):
+        left = bench.redis.cli("KEYS", "rg:{gws_*:m").split()
+        if not left:
+            break
+        await asyncio.sleep(1)
+    return len(left)
 
 
 async def run(kills: int, many: int, pause: float, readable_seconds: float, call_seconds: float) -> int:
@@ -64,13 +79,14 @@ async def run(kills: int, many: int, pause: float, readable_seconds: float, call
             told = len(sessions.count.faults)
         sessions.end()
         await living
+        left = await left_in_redis(bench)
         tracebacks = bench.tracebacks()
     print("| | |\n|---|---|")
     print(f"| kills | {kills} |\n| sessions at once | {many} |")
     print(f"| readable again, {len(readable)} sessions | {spread(readable)} |")
     print(f"| a call again | {spread(called)} |")
-    print(f"| tracebacks logged | {len(tracebacks)} |")
-    well = sessions.report() and not tracebacks
+    print(f"| tracebacks logged; sessions left in Redis | {len(tracebacks)}; {left} |")
+    well = sessions.report() and not tracebacks and not left
     late = sum(one > readable_seconds for one in readable), sum(one > call_seconds for one in called)
     print(
         f"| readable later than {readable_seconds:g} s; call later than {call_seconds:g} s | {late[0]}; {late[1]} |"
