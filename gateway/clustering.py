@@ -132,7 +132,9 @@ class Clustering:
         """Make what takes sessions over and hands them over."""
         self._hub = hub
         self._budgets = SharedBudgets(self.node.connections, self.node.keys, hub.allowance)
-        self.membership = Membership(self.node, hub, dialer, self._metrics, self._call, self.elsewhere.lost)
+        self.membership = Membership(
+            self.node, hub, dialer, self._metrics, self._call, self.elsewhere.lost, self.gate
+        )
         return self.membership
 
     async def start(self, peers_url: str) -> None:

@@ -6,8 +6,8 @@ is limited in concurrency and rate, urgent sessions first, and the rate is halve
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final
 
 from gateway.errors import GatewayError
@@ -34,11 +34,21 @@ class DialGate:
         self._next_at = 0.0
         self._number = 0
         self._waiting: list[tuple[bool, int]] = []
+        self._holding = 0
 
     @property
     def per_second(self) -> float:
         """The current rate."""
         return self._rate
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let sessions that no client uses wait: those that are still to be made readable come first."""
+        self._holding += 1
+        try:
+            yield
+        finally:
+            self._holding -= 1
 
     def dial(self, urgent: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
         """Wait for permission to dial, hold it for as long as the dial takes, and release it."""
@@ -67,7 +77,8 @@ class DialGate:
             heapq.heappush(self._waiting, place)
             try:
                 now = loop.time()
-                if self._waiting[0] == place and self._dialling < self._at_once and now >= self._next_at:
+                free = self._dialling < self._at_once and not (place[0] and self._holding)
+                if free and self._waiting[0] == place and now >= self._next_at:
                     rate = self._rate * (IDLE_SHARE if place[0] else 1.0)
                     self._next_at = now + 1 / rate
                     self._dialling += 1

@@ -9,12 +9,14 @@ takes them over as if this node were lost, without waiting for the lease.
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from gateway.cluster.beat import NodeSeen, boottime
 from gateway.cluster.claims import GoneError, Stored
 from gateway.cluster.connections import AwayError, DeniedError
+from gateway.cluster.gate import DialGate
 from gateway.cluster.journal import RedisJournal
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
@@ -39,6 +41,8 @@ PER_SECOND: Final = 25.0
 clients that come back wait for an answer."""
 STARTED_SHARE: Final = 0.5
 """Share of the time in which all hand-overs are started; the rest is for responses that are waited for."""
+HANG_UPS_PER_SECOND: Final = 50.0
+"""Of calls whose node was lost. OpenAI ends them as well, when nothing more arrives from that node."""
 PREPARED_SECONDS: Final = 60.0
 """How long a prepared call is kept if its session is not handed over."""
 TAKE_SECONDS: Final = 15.0
@@ -64,14 +68,17 @@ class Membership:
         telemetry: ClusterTelemetry,
         call: Call,
         on_lost: Callable[[str], None],
+        gate: DialGate,
     ) -> None:
-        """`on_lost` is called with the URL of a lost node."""
+        """`on_lost` is called with the URL of a lost node. `gate` spreads the calls of sessions that are taken over."""
         self.node = node
         self._hub = hub
         self._dialer = dialer
         self._telemetry = telemetry
         self._call = call
-        self._takeover = Takeover(node, telemetry, self.adopt, lambda: not hub.draining, on_lost)
+        self._takeover = Takeover(node, telemetry, self.adopt, lambda: not hub.draining, on_lost, gate)
+        self._lost_calls: deque[str] = deque()
+        self._hanging_up = False
         self._prepared: dict[str, Prepared] = {}
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
@@ -111,8 +118,20 @@ class Membership:
         self.node.take(stored.journal)
         if prepared is None and call_id is not None and not attached and saved.state.closed is None:
             # The lost node may only be paused: its channel closes, and it learns that it was replaced.
-            _ = self._tasks.run(self._dialer.hang_up(call_id, None), "cluster-hang-up")
+            self._lost_calls.append(call_id)
+            if not self._hanging_up:
+                self._hanging_up = True
+                _ = self._tasks.run(self._hang_up_lost_calls(), "cluster-hang-up")
         return "taken" if saved.state.closed is None else "closed"
+
+    async def _hang_up_lost_calls(self) -> None:
+        """End the calls of lost nodes, one after another: making sessions readable and dialling comes first."""
+        try:
+            while self._lost_calls:
+                await self._dialer.hang_up(self._lost_calls.popleft(), None)
+                await asyncio.sleep(1 / HANG_UPS_PER_SECOND)
+        finally:
+            self._hanging_up = False
 
     # --- for peers that hand over -------------------------------------------------------------------------------------
 

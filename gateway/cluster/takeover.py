@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from gateway.cluster.beat import boottime
 from gateway.cluster.claims import Claimed, GoneError, Stored, TakenError
 from gateway.cluster.connections import AwayError, DeniedError
+from gateway.cluster.gate import DialGate
 from gateway.cluster.liveness import ranked
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.resp import ReplyError
@@ -49,14 +50,16 @@ class Takeover:
         adopt: Adopt,
         may_take: Callable[[], bool],
         on_lost: Callable[[str], None] = lambda _: None,
+        gate: DialGate | None = None,
     ) -> None:
         """`may_take` says whether this node takes sessions at the moment: one that drains does not. `on_lost` is called
-        with the URL of a lost node."""
+        with the URL of a lost node. `gate` spreads the calls of the sessions."""
         self._node = node
         self._telemetry = telemetry
         self._adopt = adopt
         self._may_take = may_take
         self._on_lost = on_lost
+        self._gate = gate or DialGate()
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
         self._working: set[str] = set()
         """Lost nodes whose sessions are being taken over."""
@@ -164,7 +167,8 @@ class Takeover:
                     return
                 turn = (boottime() - began) / RANK_SECONDS
                 mine = [one for one, rank in waiting.items() if rank <= turn]
-                await self._take_all(mine, lost, since)
+                with self._gate.hold():
+                    await self._take_all(mine, lost, since)
                 for one in mine:
                     del waiting[one]
                 await asyncio.sleep(_WATCH_SECONDS)

@@ -15,6 +15,25 @@ async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holdin
         await holding.wait()
 
 
+async def test_idle_sessions_wait_while_others_are_made_readable() -> None:
+    """Those with waiting clients are dialled all the same."""
+    gate, dialled = DialGate(per_second=1000), list[str]()
+
+    async def dial(name: str, *, urgent: bool) -> None:
+        async with gate.dial(lambda: urgent):
+            dialled.append(name)
+
+    with gate.hold():
+        idle = asyncio.create_task(dial("idle", urgent=False))
+        await asyncio.sleep(0.02)
+        await dial("urgent", urgent=True)
+        before = list(dialled)
+    await idle
+
+    assert before == ["urgent"]
+    assert dialled == ["urgent", "idle"]
+
+
 async def test_so_many_at_once_and_the_urgent_first() -> None:
     """The number of simultaneous dials is limited, and a session with waiting clients goes before earlier ones
     without."""

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.cluster import beat, takeover
 from gateway.cluster import node as node_module
+from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import Membership
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover
@@ -86,7 +87,7 @@ async def test_a_bug_in_a_task_of_one_session_is_reported(
         one.snapshot_due(session.journal)
         await until(lambda: len(failures) == 2)
         membership = Membership(
-            one, cast(Any, None), cast(Any, None), told(one), cast(Any, None), lambda _: None
+            one, cast(Any, None), cast(Any, None), told(one), cast(Any, None), lambda _: None, DialGate()
         )
         prepared = membership._prepared["gws_1"] = cast(Prepared, Bug())
         membership._expire("gws_1", prepared)
