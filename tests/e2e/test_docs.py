@@ -116,7 +116,9 @@ async def test_runnable_blocks_do_what_they_promise(
     }
     session: list[tuple[str, str]] = []
     for block in runnable(page):
-        text = re.sub(r"(http://)?(localhost|127\.0\.0\.1):8080", gateway.url, block.text)
+        text = block.text
+        for port, url in ((8080, gateway.url), (8081, gateway.admin_url)):
+            text = re.sub(rf"(http://)?(localhost|127\.0\.0\.1):{port}", url, text)
         block = Block(block.language, text, block.prints)
         if block.language == "console":
             session += await commands(block, environ, tmp_path)
