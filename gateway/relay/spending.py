@@ -13,13 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.errors import OverloadError
-from gateway.relay.events.envelope import ClientEvent, member
+from gateway.relay.events.envelope import ClientEvent, read_members
 from gateway.relay.ports import Json
 from gateway.relay.requests import Principal
 from gateway.relay.usage import PICODOLLARS, Charge, Direction, PriceList
 
 _DAY_SECONDS: Final = 86_400
+
+
+class _Response(msgspec.Struct, frozen=True, gc=False):
+    max_output_tokens: int | float | str | bool | None = None
+
+
+class _Asks(msgspec.Struct, frozen=True, gc=False):
+    response: _Response = _Response()
+
+
+_asks = msgspec.json.Decoder(_Asks)
 
 OUTPUT_TOKENS: Final = 4096
 """Estimate for a response without a token limit of its own."""
@@ -270,7 +283,8 @@ class Account:
         for event in batch:
             context += event.size // BYTES_PER_TOKEN
             if event.type == "response.create":
-                limit = member(event.value, "response", "max_output_tokens")
+                asked = read_members(_asks, event.text)
+                limit = None if asked is None else asked.response.max_output_tokens
                 output = _output_tokens(max_output_tokens if limit is None else limit)
                 wanted.append(self._allowance.estimate(context, output, model))
         if wanted:

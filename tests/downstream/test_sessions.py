@@ -135,9 +135,9 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
 
 
 @pytest.mark.parametrize("name", ["", "client_secret"])
-async def test_a_megabyte_of_unknown_members_is_one_flaw(house: House, name: str) -> None:
+async def test_very_many_unknown_members_are_one_flaw(house: House, name: str) -> None:
     """If a body has very many unknown members, the answer does not list all of them."""
-    many = {str(count): 1 for count in range(80_000)}
+    many = {str(count): 1 for count in range(19_000)}
     answer = await house.call("POST", "/v1/sessions", json={name: many} if name else many)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")

@@ -11,13 +11,15 @@ does not delay others; the `parse_*` functions do the same at once.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import msgspec
 
 from gateway.errors import CallerError, Flaw
 from gateway.relay.events import jsontext
-from gateway.relay.events.jsontext import MAX_DEPTH, NotJsonError, Steps, finish
+from gateway.relay.events.jsontext import MAX_DEPTH, NotJsonError, Steps, finish, most_values
+
+T = TypeVar("T")
 
 _SPACE = b" \t\n\r"
 _CONTENT = re.compile(rb"[^ \t\n\r]")
@@ -38,12 +40,17 @@ class ServerHead(msgspec.Struct, gc=False):
     item_id: str | None = None
 
 
+MAX_VALUES = 20_000
+"""JSON values in a body that is parsed whole, and in the events of one batch that are. A session object with hundreds of
+tools has a tenth of it; a megabyte of nested lists has 30 times as many, and takes 100 ms each time that it is parsed."""
+
+_PARSED_WHOLE = frozenset({"session.update", "response.create"})
+
 MAX_ELEMENTS = 1000
 """Elements that are kept of a list in the value of an event with very many values. Nothing here looks at as many."""
 
 _client = msgspec.json.Decoder(_Client)
 _server = msgspec.json.Decoder(ServerHead)
-_any = msgspec.json.Decoder()
 # OpenAI writes the type first; a proxy may add white space.
 _TYPE_FIRST = re.compile(r'\{\s*"type"\s*:\s*"([a-z_.]*)"')
 _write = msgspec.json.Encoder().encode
@@ -106,9 +113,11 @@ def read_json(
     data = body.strip(_SPACE)
     if not data.startswith(b"["):
         try:
-            return ((yield from _read_event(data, Flaw("", pointer=""), MAX_DEPTH, strict_members)),)
+            event = yield from _read_event(data, Flaw("", pointer=""), MAX_DEPTH, strict_members)
         except NotJsonError as error:
             _refuse_json(str(error), body, error.at + len(body) - len(body.lstrip(_SPACE)))
+        yield from _counted(0, event.type, data)
+        return (event,)
     try:
         yield from jsontext.checked(body)
     except NotJsonError as error:
@@ -120,7 +129,7 @@ def read_json(
     if len(slices) > max_events:
         _too_many(max_events)
     events: list[ClientEvent] = []
-    read = 0
+    read = values = 0
     for index, slice_ in enumerate(slices):
         read += len(slice_)
         if read > jsontext.SEARCHED_BYTES:
@@ -131,6 +140,7 @@ def read_json(
             events.append((yield from _read_event(slice_, place, MAX_DEPTH - 1, strict_members)))
         except NotJsonError as error:
             _refuse_json(str(error), body, _begin(body, slices[: index + 1]), pointer=place.pointer)
+        values = yield from _counted(values, events[-1].type, slice_)
     return tuple(events)
 
 
@@ -140,7 +150,7 @@ def read_ndjson(
     """Read client events as lines, ended by LF or CRLF; blank lines are passed over. Errors name the line, from 1."""
     _require_utf8(body)
     events: list[ClientEvent] = []
-    begin, number = 0, 1
+    values, begin, number = 0, 0, 1
     while content := _line(body, begin):
         start, end = content
         number += body.count(b"\n", begin, start)
@@ -155,6 +165,7 @@ def read_ndjson(
         except NotJsonError as error:
             what = "more than one value on a line" if str(error).startswith("trailing") else str(error)
             _refuse_json(what, line, error.at, line=number)
+        values = yield from _counted(values, events[-1].type, line)
     if not events:
         raise CallerError("invalid-event", "The batch is empty.")
     return tuple(events)
@@ -164,11 +175,13 @@ def read_object(body: bytes) -> Steps[dict[str, object]]:
     """Read a body that is one JSON object, such as that of a create. Raises CallerError `invalid-json`.
 
     Unlike an event, this object is serialised again on its way up. JSON that parsers need not accept (RFC 8259 6 and
-    8.2) is therefore refused: numbers out of range and lone surrogates.
+    8.2) is therefore refused: numbers out of range and lone surrogates. Raises `too-large` for more than `MAX_VALUES`.
     """
     _require_utf8(body)
     try:
         yield from jsontext.checked(body)
+        if (yield from jsontext.count_values(body, MAX_VALUES)) > MAX_VALUES:
+            _too_many_values("The body")
         yield from jsontext.scanned(body.decode(), MAX_DEPTH, strict=True)
     except NotJsonError as error:
         _refuse_json(str(error), body, error.at)
@@ -183,14 +196,26 @@ def read_object(body: bytes) -> Steps[dict[str, object]]:
     return value
 
 
-def compose(value: Mapping[str, object]) -> str:
-    """Return an event of the gateway's own as JSON that can be encoded as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def read_members(decoder: msgspec.json.Decoder[T], text: str) -> T | None:
+    """Read members of a checked event by type, without building the others. None if they have other types."""
     try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can carry only as an escape
+        return decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        if "\\u" not in text:
+            return None
+    try:
+        return decoder.decode(jsontext.mended_at_once(text.encode()))  # It may contain a lone surrogate.
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def compose(value: object) -> str:
+    """Return a value of the gateway's own as JSON that can be encoded as UTF-8."""
+    try:
+        return _write(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # A lone surrogate, which JSON can carry only as an escape, or a number beyond msgspec's range.
         return json.dumps(value, separators=(",", ":"))
-    return text
 
 
 def compact(value: object) -> bytes:
@@ -241,16 +266,9 @@ def peek(text: str) -> dict[str, object] | None:
 
     Of a frame with very many values the lists that hold them are left out.
     """
-    if text.count(",") <= jsontext.DENSE:
-        try:
-            value = _any.decode(text)
-        except (msgspec.DecodeError, RecursionError):
-            pass
-        else:
-            return value if isinstance(value, dict) else None
     try:
-        value = jsontext.thinned(text.encode())
-    except ValueError:
+        value = jsontext.thinned(text)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -309,7 +327,7 @@ def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[Cl
     text = data.decode()
     if strict or jsontext.is_deep(data, levels):
         yield from jsontext.scanned(text, levels, strict)
-    if read is None or data.count(b",") > jsontext.DENSE:
+    if read is None or most_values(data) > jsontext.DENSE:
         value = yield from jsontext.built(data, MAX_ELEMENTS)
     if read is None:
         type_, event_id = _judged(value, where)
@@ -353,6 +371,21 @@ def _refuse_event(what: str, where: Flaw, member: str) -> NoReturn:
         else "the body"
     )
     raise CallerError("invalid-event", f"Not a client event: {what} ({place}).", flaws=(flaw,))
+
+
+def _counted(before: int, type: str, data: bytes) -> Steps[int]:
+    """Return how many values the events of a batch that are parsed whole hold, `data` of this type included."""
+    if type not in _PARSED_WHOLE:
+        return before
+    count = before + (yield from jsontext.count_values(data, MAX_VALUES - before))
+    if count > MAX_VALUES:
+        _too_many_values(f"The {' and '.join(sorted(_PARSED_WHOLE))} events of a request")
+    return count
+
+
+def _too_many_values(what: str) -> NoReturn:
+    detail = f"{what} may hold at most {MAX_VALUES} JSON values."
+    raise CallerError("too-large", detail, members={"limit": MAX_VALUES})
 
 
 def _too_many(max_events: int) -> NoReturn:

@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from gateway.relay.events.envelope import compact
+
 VERSION: Final = 1
 """Of the records and of a dumped state. A node reads only versions that it knows."""
 
@@ -183,8 +185,7 @@ def encode(record: Record) -> bytes:
         return f"e{record.sequence} {record.turn} {record.type}\n{record.text}".encode()
     if isinstance(record, GatewayEvent):
         return f"g{record.sequence} {record.type}\n{record.text}".encode()
-    members = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    return _LETTERS[type(record)].encode() + members.encode("utf-8", "surrogatepass")
+    return _LETTERS[type(record)].encode() + compact(record)
 
 
 def decode(data: bytes) -> Record:

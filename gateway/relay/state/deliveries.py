@@ -53,6 +53,9 @@ OF_THE_CALL: Final = frozenset(
 
 ASKING: Final = "response.create"
 
+MAX_COMPARED_BYTES: Final = 64 * 1024
+"""Of the updates in flight that are compared with an echo. Nearly always the first one is what it shows."""
+
 MAX_IN_FLIGHT: Final = 1024
 MAX_IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
 """Handed over and not confirmed. A batch beyond is refused, unless nothing is in flight."""
@@ -244,14 +247,24 @@ class Ledger:
         """
         if self._shared:
             return None
-        waiting = [(one, one.session) for one in self._of("session.update")]
-        taken = next((at for at, (_, session) in enumerate(waiting) if _shows(echo, session)), 0)
-        self.drop([one.id for one, _ in waiting[:taken]])
-        if not waiting:
+        oldest: tuple[Delivery, Json] | None = None
+        passed: list[int] = []
+        compared = 0
+        for one in self._of("session.update"):
+            session = one.session
+            oldest = oldest or (one, session)
+            if _shows(echo, session):
+                self.drop(passed)
+                self._confirm(one)
+                return session
+            passed.append(one.id)
+            compared += one.size
+            if compared > MAX_COMPARED_BYTES:
+                break
+        if oldest is None:
             return None
-        one, session = waiting[taken]
-        self._confirm(one)
-        return session
+        self._confirm(oldest[0])
+        return oldest[1]
 
     def refused(self, event_id: object) -> None:
         """An `error` came: it refuses the event that it names, or else an earlier one without an `event_id`."""

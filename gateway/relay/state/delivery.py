@@ -4,13 +4,13 @@ It keeps the event's text and the few members that it is matched by, not its par
 memory.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from gateway.relay.events.envelope import ClientEvent, client_event, member, peek
+from gateway.relay.events.envelope import ClientEvent, client_event, member, peek, read_members
+from gateway.relay.events.jsontext import plain
 
 Json = Mapping[str, object]
 
@@ -56,21 +56,31 @@ class Delivery(msgspec.Struct, gc=False):
     @property
     def session(self) -> Json:
         """The `session` of a session.update."""
-        found = member(json.loads(self.text), "session")
+        found = member(plain(self.text.encode()), "session")
         return found if isinstance(found, Mapping) else {}
 
 
+_Scalar = str | int | float | bool | None
+
+
 class _Item(msgspec.Struct, gc=False):
-    id: str | None = None
-    type: str | None = None
-    role: str | None = None
+    id: _Scalar = None
+    type: _Scalar = None
+    role: _Scalar = None
 
 
 class _Creates(msgspec.Struct, gc=False):
     item: _Item
 
 
+class _Names(msgspec.Struct, gc=False):
+    item_id: _Scalar = None
+    response_id: _Scalar = None
+
+
+_NAMELESS: Final = _Names()
 _creates = msgspec.json.Decoder(_Creates)
+_names = msgspec.json.Decoder(_Names)
 
 
 def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Delivery:
@@ -79,29 +89,22 @@ def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Deliver
     names: str | None = None
     shape = _SHAPELESS
     if type == "conversation.item.create":
-        names, shape = _item_of(event)
+        names, shape = _item_of(text)
     elif type in _NAMES_ITEM:
-        names = _text(event.value.get("item_id"))
+        names = _text((read_members(_names, text) or _NAMELESS).item_id)
     elif type == "response.cancel":
-        names = _text(event.value.get("response_id"))
+        names = _text((read_members(_names, text) or _NAMELESS).response_id)
     characters = len(text)
     held = characters * (1 if characters == size else 4) + _OVERHEAD
     return Delivery(id, number, turn, text, type, event.event_id, size, held, names, shape)
 
 
-def _item_of(event: ClientEvent) -> tuple[str | None, tuple[object, object]]:
+def _item_of(text: str) -> tuple[str | None, tuple[object, object]]:
     """Return the ID of the item that an event creates, and the item's type and role."""
-    if event.known is None:
-        try:
-            item = _creates.decode(event.text).item
-        except msgspec.DecodeError:  # no item, a member of another type, or what msgspec does not read
-            pass
-        else:
-            return item.id, (item.type, item.role)
-    found = event.value.get("item")
-    if not isinstance(found, dict):
+    created = read_members(_creates, text)
+    if created is None:
         return None, _SHAPELESS
-    return _text(found.get("id")), (found.get("type"), found.get("role"))
+    return _text(created.item.id), (created.item.type, created.item.role)
 
 
 def read_event(text: str) -> ClientEvent:

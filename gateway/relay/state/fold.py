@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from gateway.errors import UpstreamError
-from gateway.relay.events.envelope import ClientEvent, member, peek
+from gateway.relay.events.envelope import ClientEvent, compact, member, peek
 from gateway.relay.events.eventlog import MAX_EPOCHS, EventId
 from gateway.relay.events.records import (
     VERSION,
@@ -355,7 +355,7 @@ class SessionState:
             "call": asdict(self.call),
             "closed": self.closed,
         }
-        return json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        return compact(state)
 
     @classmethod
     def load(cls, data: bytes, prices: PriceList | None = None) -> "SessionState":

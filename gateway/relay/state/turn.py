@@ -9,15 +9,16 @@ sent whole at once, which saves a round trip: a single message of the user's tha
 for its size at most.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from sys import getsizeof
 from typing import Final
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
 from gateway.relay.events.envelope import ClientEvent, client_event, compose, member
 from gateway.relay.events.eventlog import EventId
+from gateway.relay.events.jsontext import plain
 
 METADATA_KEY: Final = "gateway_turn"
 _BUSY: Final = "conversation_already_has_active_response"
@@ -47,12 +48,13 @@ class TurnRequest:
 
     def dump(self) -> str:
         """Return it as JSON."""
-        return json.dumps({"items": list(self.items), "response": self.response}, separators=(",", ":"))
+        return compose({"items": list(self.items), "response": self.response})
 
     @classmethod
     def load(cls, text: str) -> "TurnRequest":
         """Read what `dump` wrote."""
-        value = json.loads(text)
+        value = plain(text.encode())
+        assert isinstance(value, dict)  # as it was written
         return cls(value["items"], value["response"])
 
 
@@ -105,7 +107,8 @@ class Turn:
     @property
     def result(self) -> Mapping[str, object] | None:
         """The `response` of its response.done."""
-        return json.loads(self._result) if self._result else None
+        value = plain(self._result.encode()) if self._result else None
+        return value if isinstance(value, dict) else None
 
     @property
     def ready(self) -> bool:
@@ -215,7 +218,7 @@ class Turn:
         if self.finished:
             return Progress.DONE
         response = value.get("response")
-        self._result = json.dumps(response if isinstance(response, Mapping) else {}, separators=(",", ":"))
+        self._result = compose(response if isinstance(response, Mapping) else {})
         return Progress.DONE
 
     def finish(self, last: EventId | None, failure: GatewayError | None = None) -> bool:
@@ -227,7 +230,7 @@ class Turn:
         if not self._result and self.failure is None:
             self.failure = failure
         self.request = TurnRequest(())  # May be large and is no longer needed.
-        self.size = len(self._result)
+        self.size = getsizeof(self._result)
         return True
 
     # --- for a snapshot -----------------------------------------------------------------------------------------------

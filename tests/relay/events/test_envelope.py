@@ -4,9 +4,11 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from gateway.errors import CallerError
 from gateway.relay.events import jsontext
 from gateway.relay.events.envelope import (
     MAX_ELEMENTS,
+    MAX_VALUES,
     ClientEvent,
     ServerHead,
     client_event,
@@ -27,6 +30,7 @@ from gateway.relay.events.envelope import (
     parse_object,
     peek,
     read_json,
+    read_members,
     read_ndjson,
     read_object,
     server_event,
@@ -475,11 +479,64 @@ def steps_of(steps: Steps[T]) -> tuple[int, T]:
 
 def test_an_object_of_very_many_values_is_read_in_steps() -> None:
     """A create's body is built in steps, too, and has the value that the standard library reads."""
-    body = json.dumps({"a": [[1, "x", None, {"b": True}]] * 10_000}).encode()
+    body = json.dumps({"a": [[1, "x", None, {"b": True}]] * (MAX_VALUES // 6)}).encode()
     count, value = steps_of(read_object(body))
 
     assert value == json.loads(body)
     assert count > 5
+
+
+@pytest.mark.parametrize(
+    ("filler", "values"),
+    [("1,", 1), ("[],", 2), ('{"a":[0]},', 3), ("[[[[[[[[1]]]]]]]],", 9), ('"[,]{}",', 1), ('"\\"[,",', 1)],
+)
+@pytest.mark.parametrize("form", ['{"session":[%s1]}', ' {"session":{"a":[%s1]}}\n'])
+def test_an_object_of_more_values_than_are_ever_needed_is_refused(
+    filler: str, values: int, form: str
+) -> None:
+    """It would be parsed and written several times. Commas and brackets in strings are no values."""
+    around = form.count("{") + form.count("[")
+    fitting = (MAX_VALUES - around) // values
+    value = parse_object((form % (filler * fitting)).encode())
+    with pytest.raises(CallerError) as refusal:
+        parse_object((form % (filler * (fitting + 1))).encode())
+
+    assert value == json.loads(form % (filler * fitting))
+    assert (refusal.value.code, refusal.value.members) == ("too-large", {"limit": MAX_VALUES})
+
+
+@pytest.mark.parametrize("type", ["session.update", "response.create"])
+@pytest.mark.parametrize("read", [parse_json, parse_ndjson])
+def test_events_that_are_parsed_whole_may_hold_so_many_values_together(
+    type: str, read: Callable[..., tuple[ClientEvent, ...]]
+) -> None:
+    """Other events are only passed on, whatever they hold."""
+    event = b'{"type":"%s","a":[' + b"1," * (MAX_VALUES // 2) + b"1]}"
+    between = b"," if read is parse_json else b"\n"
+    batch = [event % type.encode(), event % b"x", event % b"conversation.item.create"]
+    whole = b"[%s]" if read is parse_json else b"%s"
+    events = read(whole % between.join(batch), max_events=9)
+    with pytest.raises(CallerError) as refusal:
+        read(whole % between.join([*batch, event % type.encode()]), max_events=9)
+
+    assert [event.type for event in events] == [type, "x", "conversation.item.create"]
+    assert (refusal.value.code, refusal.value.members) == ("too-large", {"limit": MAX_VALUES})
+
+
+def test_one_event_that_is_parsed_whole_has_the_same_limit() -> None:
+    """A body need not be an array."""
+    error = refused(b'{"type":"session.update","session":{"a":[' + b"[1]," * MAX_VALUES + b"1]}}")
+
+    assert (error.code, error.members) == ("too-large", {"limit": MAX_VALUES})
+
+
+def test_floats_beyond_the_quick_range_are_read_by_the_standard_library() -> None:
+    """The parser takes 8 us for each, and refuses infinity, for which everything would be parsed again."""
+    value = jsontext.plain(b"[1.5e300,1e999,-1e999,1e-400,0.1]")
+
+    assert value == [1.5e300, float("inf"), float("-inf"), 0.0, 0.1]
+    with mock.patch.object(jsontext, "odd", side_effect=AssertionError):
+        assert jsontext.plain(b"[1.5e300,1e999]") == [1.5e300, float("inf")]
 
 
 # --- strict members ---------------------------------------------------------------------------------------------------
@@ -764,8 +821,8 @@ def test_the_value_of_an_event_with_very_many_values_is_cut() -> None:
 
 def test_of_a_frame_with_very_many_members_the_type_is_kept() -> None:
     """Building each member costs far more than skipping it, so only the type is kept."""
-    members = ",".join(f'"{number}":1' for number in range(3 * jsontext.DENSE))
-    lists = ",".join(["1"] * (jsontext.DENSE + 2))
+    members = ",".join(f'"{number}":1' for number in range(jsontext.WHOLE))
+    lists = ",".join(["1"] * (jsontext.WHOLE + 2))
 
     assert peek('{"type":"x",' + members + "}") == {"type": "x"}
     assert peek('{"type":"x","b":[' + lists + '],"c":{"d":1}}') == {"type": "x", "b": None, "c": {"d": 1}}
@@ -773,7 +830,7 @@ def test_of_a_frame_with_very_many_members_the_type_is_kept() -> None:
 
 def test_commas_in_a_long_text_are_no_values() -> None:
     """Commas in a string do not count as values: the output of a tool may be a megabyte of JSON in a string."""
-    output = json.dumps([{"a": 1, "b": [2, 3]}] * jsontext.DENSE)
+    output = json.dumps([{"a": 1, "b": [2, 3]}] * jsontext.WHOLE)
     frame = {"type": "conversation.item.added", "item": {"id": "i", "content": [{"text": output}]}}
 
     assert peek(json.dumps(frame)) == frame
@@ -786,9 +843,57 @@ def test_a_long_body_of_lines_is_read_with_pauses() -> None:
     assert sum(1 for _ in read_ndjson(lines, max_events=256)) >= len(lines) // jsontext.SEARCHED_BYTES
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"type":"x","item_id":"i"}', "i"),
+        ('{"type":"x","item_id":"i","a":"\\ud800"}', "i"),
+        ('{"type":"x","item_id":"i","a":"\\\\ud800\\udc00\\ud83d\\ude00"}', "i"),
+        ('{"type":"x","item_id":7}', None),
+        ('{"type":"x","item_id":7,"a":"\\ud800"}', None),
+        ('{"type":"x","item_id":7,"a":"\\u00e9"}', None),
+    ],
+)
+def test_members_are_read_by_type(text: str, found: str | None) -> None:
+    """A lone surrogate in another member is no hindrance; a member of another type is none."""
+    read = read_members(msgspec.json.Decoder(ItemNamed), text)
+
+    assert (read.item_id if read else None) == found
+
+
+class ItemNamed(msgspec.Struct):
+    """An event that names an item."""
+
+    item_id: str | None = None
+
+
+@given(
+    st.lists(st.sampled_from(["\\ud800", "\\uDC00", "\\uD83D\\uDe00", "\\u00e9", "\\ud7ff", "a", "\\\\"])),
+    st.integers(0, 4),
+)
+def test_lone_surrogates_are_replaced_in_one_step(parts: list[str], mended: int) -> None:
+    """Up to a bound exactly; behind it a text is at least JSON again, of the same length."""
+    text = '{"a":"' + "".join(parts) + '"}'
+    expected = json.loads(text)["a"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    whole = jsontext.mended_at_once(text.encode())
+    with mock.patch.object(jsontext, "STEP_TOKENS", mended):
+        some = jsontext.mended_at_once(text.encode())
+
+    assert msgspec.json.decode(whole)["a"].count("\ufffd") == expected.count("\ufffd")
+    assert len(some) == len(text)
+    assert isinstance(msgspec.json.decode(some), dict)
+
+
+def test_a_large_frame_of_lone_surrogates_is_read_in_part() -> None:
+    """The surrogates are mended, and the list of very many values is left out."""
+    text = '{"type":"x","a":"\\ud800","b":[' + "1," * jsontext.WHOLE + "1]}"
+
+    assert peek(text) == {"type": "x", "a": "\ufffd", "b": None}
+
+
 def test_a_frame_with_lone_surrogates_that_is_not_json_is_none() -> None:
     """Replacing the surrogates of a frame that is not JSON does not make it JSON."""
-    assert peek('{"type":"x","a":"\\ud800","b":[' + "1," * (jsontext.DENSE + 2) + "]}") is None
+    assert peek('{"type":"x","a":"\\ud800","b":[' + "1," * (jsontext.WHOLE + 2) + "]}") is None
 
 
 def test_long_white_space_between_values_is_passed_over() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, Acknowledged, DoubtSettled, LineState
 from gateway.relay.requests import Principal
+from gateway.relay.state import deliveries
 from gateway.relay.state.deliveries import MAX_IN_FLIGHT
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import WATCHED, SessionState
@@ -487,6 +488,17 @@ def test_an_update_that_the_echo_does_not_show_is_the_oldest() -> None:
     desk.hear("session.updated", {"session": {"speed": 1.5}})
 
     assert (desk.state.mirror.seed().session, desk.waiting) == ({"model": "m", "speed": 1}, [2])
+
+
+def test_an_echo_is_compared_with_the_first_updates_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand large updates may be in flight, and each is parsed to be compared."""
+    monkeypatch.setattr(deliveries, "MAX_COMPARED_BYTES", 100)
+    desk = Desk()
+    for speed in range(5):
+        desk.send("session.update", session={"speed": speed})
+    desk.hear("session.updated", {"session": {"speed": 4}})
+
+    assert (desk.state.mirror.seed().session, desk.waiting) == ({"model": "m", "speed": 0}, [2, 3, 4, 5])
 
 
 def test_a_new_call_has_new_names_and_nothing_in_flight() -> None:
