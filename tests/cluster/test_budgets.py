@@ -31,7 +31,7 @@ async def budgets(server: RedisServer) -> AsyncIterator[tuple[Allowance, SharedB
 
 
 async def test_a_budget_of_a_day_is_one_for_all_nodes(redis_server: RedisServer) -> None:
-    """What one node spends is told to the others, in tokens and in picodollars, and refuses their requests."""
+    """What one node spends is shared with the others, in tokens and in picodollars, and their requests are refused."""
     now = time.time()
     async with budgets(redis_server) as (here, mine), budgets(redis_server) as (there, theirs):
         here.spend("one", 60, 7, now)
@@ -62,7 +62,7 @@ async def test_a_node_that_starts_learns_the_day_so_far(redis_server: RedisServe
 
 
 async def test_what_could_not_be_told_is_told_later(start_redis: Callable[..., RedisServer]) -> None:
-    """While Redis is away a node counts on, and the total is right afterwards."""
+    """While Redis is away a node continues counting, and the total is right afterwards."""
     server, now = start_redis(), time.time()
     async with budgets(server) as (here, mine):
         here.spend("one", 10, 1, now)

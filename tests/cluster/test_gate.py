@@ -16,7 +16,7 @@ async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holdin
 
 
 async def test_idle_sessions_wait_while_others_are_made_readable() -> None:
-    """Those with waiting clients are dialled all the same."""
+    """Sessions with waiting clients are dialled, and idle ones wait."""
     gate, dialled = DialGate(per_second=1000), list[str]()
 
     async def dial(name: str, *, urgent: bool) -> None:

@@ -69,8 +69,8 @@ async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
 
 
 async def test_a_claim_that_a_failover_forgot_yields_to_the_next_one(start_redis: StartRedis) -> None:
-    """Redis loses a claim before anything was written under it, and another node claims the session: what that one
-    acknowledges stays, and the first one is replaced."""
+    """Redis loses a claim before anything was written under it, and another node claims the session: what the second
+    node acknowledges stays, and the first node is replaced."""
     first, second = start_redis(), start_redis()
     second.cli("REPLICAOF", "127.0.0.1", str(first.port))
     async with (
@@ -276,7 +276,7 @@ async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer
 
 
 async def test_closed_sessions_leave_the_lists(redis_server: RedisServer) -> None:
-    """A closed one does not count against the limit; all of it is removed after its retention."""
+    """A closed session does not count against the limit, and all of it is removed after its retention."""
     async with node(redis_server.url) as a:
         session = await opened(a, "gws_1")
         one = Principal("one", max_sessions=1)
@@ -296,7 +296,8 @@ async def test_closed_sessions_leave_the_lists(redis_server: RedisServer) -> Non
 
 
 async def test_retention_of_a_closed_session_is_that_of_its_keys(redis_server: RedisServer) -> None:
-    """Also after a takeover, which had extended it; one that is kept for ever is renewed like an open one."""
+    """The keys expire with the session's retention, also after a takeover that had extended it; a session that is
+    kept for ever is renewed like an open one."""
     async with node(redis_server.url) as a, node(redis_server.url) as b:
         for session_id, seconds in (("gws_1", 60.0), ("gws_2", float("inf"))):
             await opened(a, session_id)

@@ -1,4 +1,4 @@
-"""gateway/cluster/membership.py: the pace of hand-overs. What they do is tested with whole nodes (tests/e2e)."""
+"""gateway/cluster/membership.py: the rate of hand-overs. Their effects are tested with whole nodes (tests/e2e)."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gateway.cluster.membership import PER_SECOND, STARTED_SHARE, pause_between
 
 
 def test_hand_overs_are_spread_so_that_peers_can_serve_meanwhile() -> None:
-    """With enough time the rate is fixed; with little time all of them begin within the first part of it."""
+    """With enough time the rate is fixed; with little time all hand-overs begin within the first part of it."""
     assert pause_between(100, 60.0) == 1 / PER_SECOND
     assert pause_between(10_000, 60.0) * 10_000 == pytest.approx(60.0 * STARTED_SHARE)
     assert pause_between(0, 60.0) == 1 / PER_SECOND

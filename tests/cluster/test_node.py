@@ -1,4 +1,4 @@
-"""A node's background tasks: an exception in one is reported, and periodic ones go on."""
+"""A node's background tasks: an exception in one is reported, and periodic ones continue."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -75,7 +75,8 @@ async def test_a_bug_in_a_periodic_task_does_not_end_it(
 async def test_a_bug_in_a_task_of_one_session_is_reported(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A repair of a journal, a snapshot, the end of a prepared call, and the taking over of a lost node's sessions."""
+    """An exception is reported in the repair of a journal, a snapshot, the end of a prepared call, and the takeover
+    of a lost node's sessions."""
     async with node(redis_server.url) as one:
         session = await opened(one, "gws_1")
         failures = told(one).failures

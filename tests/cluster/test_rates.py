@@ -33,7 +33,7 @@ async def rates(server: RedisServer, nodes: int = 2) -> AsyncIterator[RedisRates
 
 
 async def test_a_burst_is_one_for_all_nodes(redis_server: RedisServer) -> None:
-    """Sessions per minute are exact: of three nodes each takes some, and no more than the burst are allowed."""
+    """Sessions per minute are exact: three nodes together allow no more than the burst."""
     async with rates(redis_server) as a, rates(redis_server) as b, rates(redis_server) as c:
         waits = [await (a, b, c)[number % 3].take("one", "sessions", 1.0, SLOW, 5.0) for number in range(6)]
         other = await a.take("two", "sessions", 1.0, SLOW, 5.0)
@@ -56,7 +56,7 @@ async def test_tokens_come_back_at_the_rate(redis_server: RedisServer) -> None:
 
 
 async def test_more_than_a_burst_is_taken_from_a_full_bucket(redis_server: RedisServer) -> None:
-    """It leaves a debt, so that no amount is always refused."""
+    """A request above the burst leaves a debt, so that no amount is always refused."""
     async with rates(redis_server) as a, rates(redis_server) as b:
         assert await a.take("one", "bytes", 1000.0, 10.0, 20.0) == 0.0
         wait = await b.take("one", "bytes", 1.0, 10.0, 20.0)
@@ -92,7 +92,7 @@ async def test_changed_limit_applies_at_once(redis_server: RedisServer) -> None:
 
 
 async def test_share_of_the_rate_passes_while_redis_is_away(start_redis: Callable[..., RedisServer]) -> None:
-    """Each of two nodes lets half of the rate through, and half of the burst."""
+    """Each of two nodes allows half of the rate and half of the burst."""
     server = start_redis()
     async with rates(server, nodes=2) as a:
         assert await a.take("one", "events", 20.0, 2.0, 20.0) == 0.0
@@ -106,7 +106,7 @@ async def test_share_of_the_rate_passes_while_redis_is_away(start_redis: Callabl
 
 
 async def test_requests_at_the_same_time_ask_once(redis_server: RedisServer) -> None:
-    """They are served one after another from what the first one took, without exceeding the burst."""
+    """Simultaneous requests are served one after another from what the first one took, without exceeding the burst."""
     async with rates(redis_server) as a:
         waits = await asyncio.gather(*(a.take("one", "events", 1.0, SLOW, 10.0) for _ in range(20)))
 

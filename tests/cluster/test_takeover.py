@@ -137,7 +137,8 @@ async def test_workers_of_one_command_are_reached_by_their_sockets(redis_server:
 
 
 async def test_claim_that_succeeded_without_an_answer_is_adopted_later(redis_server: RedisServer) -> None:
-    """Otherwise the session would belong to a node that does not have it, and every other node would ask that one."""
+    """Without that the session would belong to a node that does not have it, and every other node would forward
+    requests to that one."""
     async with taking(redis_server.url) as b, node(redis_server.url, lease_seconds=1.0) as a:
         await opened(a, "gws_1")
         claims, read = b.node.directory.claims, b.node.directory.claims._read

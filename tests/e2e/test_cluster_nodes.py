@@ -257,7 +257,7 @@ async def test_create_is_done_once_however_many_nodes_are_asked(nodes: Nodes) ->
 
 
 async def test_limits_of_a_key_hold_over_all_nodes(nodes: Nodes) -> None:
-    """Sessions a minute that were opened on one node count on the other, and so do the tokens of a day."""
+    """Sessions per minute that were opened on one node count on the other, and so do the tokens of a day."""
     rule = {
         "name": "ann",
         "sha256": [hashlib.sha256(b"key").hexdigest()],
@@ -358,7 +358,7 @@ def socket_of_owner(redis: RedisServer, session_id: str) -> Path:
 
 
 def pid_of(word: str) -> int:
-    """Return the process that has a word of its own on its command line."""
+    """Return the process whose command line contains a word."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # ended meanwhile
             if word.encode() in file.read_bytes().split(b"\0"):

@@ -96,7 +96,7 @@ def far_end(stack: ExitStack, given: argparse.Namespace, output: Path) -> str:
 
 
 def listening(output: Path, pattern: str) -> str:
-    """Wait until a program has said where it listens."""
+    """Wait until a program has printed its address."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if found := re.search(pattern, output.read_text()):

@@ -169,8 +169,8 @@ class NodesLife(Life):
         Life._take(self, block)  # super() fails in a dataclass with slots
 
     def _forget_after(self, accepted: int, *, every: bool = False) -> None:
-        """Drop accepted events that the gateway says are lost: those whose receipts are of earlier epochs than the one that
-        says it, or `every` one. Those that were heard of count as heard."""
+        """Drop accepted events that the gateway reports as lost: those whose receipts are of earlier epochs than the
+        one that reports it, or `every` one. Events that were already reported stay so."""
         for name, place in list(self.accepted.items()):
             if place > accepted and (every or self.epochs.get(place) in self.former):
                 del self.accepted[name]

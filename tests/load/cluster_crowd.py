@@ -51,7 +51,7 @@ async def open_all(http: aiohttp.ClientSession, url: str, many: int, events: int
 
 
 async def readable(http: aiohttp.ClientSession, url: str, session_id: str, since: float) -> float | None:
-    """Return after how many seconds a session could be looked at through a node, as its client sees it; None if never."""
+    """Return the seconds until a session could be read through a node as its client reads it; None if never."""
     while time.monotonic() - since < GIVE_UP_SECONDS:
         with suppress(aiohttp.ClientError, TimeoutError):
             async with http.get(f"{url}/v1/sessions/{session_id}") as answer:
@@ -64,20 +64,20 @@ async def readable(http: aiohttp.ClientSession, url: str, session_id: str, since
 
 
 async def metric(http: aiohttp.ClientSession, node: Node, pattern: str) -> list[tuple[str, float]]:
-    """Return label and value of the samples of a node that a pattern with two groups matches."""
+    """Return label and value of a node's samples that match a pattern with two groups."""
     async with http.get(f"{node.admin_url}/metrics") as answer:
         text = await answer.text()
     return [(label, float(value)) for label, value in re.findall(pattern, text)]
 
 
 async def lags(http: aiohttp.ClientSession, node: Node) -> dict[float, float]:
-    """Return the histogram of how late a node's loop was: seconds and how many samples were below."""
+    """Return the histogram of a node's loop lag: upper bounds in seconds and cumulative counts."""
     name = r'event_loop_lag_seconds_bucket\{le="([\d.e+-]+|\+Inf)"\} ([\d.e+]+)'
     return {float(bound): count for bound, count in await metric(http, node, name)}
 
 
 def p99(before: dict[float, float], after: dict[float, float]) -> float:
-    """Return the bucket below which 99 of 100 samples between two times were, in ms."""
+    """Return the bucket with the 99th percentile of the lag between two times, in ms."""
     grown = {bound: count - before.get(bound, 0) for bound, count in after.items()}
     return (
         next((bound for bound, count in sorted(grown.items()) if count >= 0.99 * max(grown.values())), 0.0)
@@ -88,8 +88,9 @@ def p99(before: dict[float, float], after: dict[float, float]) -> float:
 async def called(
     http: aiohttp.ClientSession, nodes: list[Node], many: int, since: float
 ) -> tuple[float, float]:
-    """Wait until the nodes have calls for so many sessions. Return after how many seconds half of them had one, and the
-    last one. The nodes' own gauges say so: a request for each session would be a load of its own."""
+    """Wait until the nodes have calls for this many sessions. Return the seconds until half of them had one, and
+    until the last one had. This is read from the nodes' own gauges, because a request per session would be
+    additional load."""
     name = r'gateway_sessions\{state="(connected)"\} ([\d.e+]+)'
     half = 0.0
     while (now := time.monotonic() - since) < GIVE_UP_SECONDS:
@@ -176,17 +177,17 @@ async def run(many: int, events: int, readable_seconds: float, lag_ms: float) ->
 
 
 def spent(pids: dict[str, int]) -> dict[str, float]:
-    """Return the CPU seconds of processes so far."""
+    """Return the CPU seconds that processes have used so far."""
     return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
 
 def told(before: dict[str, float], after: dict[str, float]) -> str:
-    """Show what processes have spent between two times."""
+    """Return what processes have spent between two times, as text."""
     return ", ".join(f"{name} {seconds - before[name]:.1f}" for name, seconds in after.items())
 
 
 def shown(lags: list[float]) -> str:
-    """Show the lag of each node."""
+    """Return the lag of each node as text."""
     return ", ".join(f"{one:g} ms" for one in lags)
 
 

@@ -45,7 +45,7 @@ _CONDITION: Final = re.compile(r" and self\.journal\.sure| or not self\.journal\
 
 
 def without_journal(source: str) -> str:
-    """Remove the statements that give something to a journal or wait for it."""
+    """Remove the statements that pass something to a journal or wait for it."""
     kept: list[str] = []
     block: int | None = None
     for line in source.splitlines():
@@ -117,7 +117,7 @@ class Quiet:
 
 
 class Call:
-    """An open call that takes everything."""
+    """An open call that accepts everything."""
 
     call_id, buffered, acknowledged, undelivered, max_message_bytes = "rtc_1", 0, 0, False, None
     diagnostics: Final[dict[str, object]] = {}
@@ -189,7 +189,7 @@ async def measure() -> dict[str, float]:
 
 
 def child(*, stripped: bool) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in its own process."""
     command = [
         sys.executable,
         "-m",

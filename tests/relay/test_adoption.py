@@ -110,8 +110,8 @@ async def test_a_session_of_a_lost_node_goes_on() -> None:
 
 
 async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
-    """A client tells it from a receipt of the lost node, also while gateway.recovering is not settled yet; and a repeat gets
-    the same one."""
+    """The receipt differs from one of the lost node, also while gateway.recovering is not settled yet; a repeat gets
+    the same receipt."""
     async with nodes() as (first, _, second):
         _, journal = await attended(first)
         saved, taker = taken(journal), MemoryJournal(taken(journal).state.head)
@@ -131,7 +131,7 @@ async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
 
 
 async def test_a_session_with_more_takeovers_than_its_log_remembers_is_taken_over() -> None:
-    """The log begins with the oldest epoch that it remembers."""
+    """The log begins with the oldest epoch that it still knows."""
     async with nodes() as (first, _, second):
         _, journal = await attended(first)
         for number in range(MAX_EPOCHS):
@@ -234,7 +234,7 @@ async def test_a_closed_session_is_kept_for_its_retention() -> None:
 
 
 async def test_what_is_kept_of_a_closed_session_is_removed_after_its_retention() -> None:
-    """Also by a node that took it over when it was closed already: its retention begins anew, and ends."""
+    """A node that takes over a closed session restarts its retention and removes it at the end."""
     async with nodes(log_retention_seconds=0.2) as (first, directory, second):
         session, journal = await attended(first)
         await session.close(CloseReason.CLIENT)

@@ -465,7 +465,7 @@ async def test_usage_stands_in_the_session(build: Build) -> None:
 
 
 def test_what_other_nodes_spent_counts_against_the_day() -> None:
-    """The total that is learned replaces this node's own, plus what it has not told yet."""
+    """The received total replaces this node's own, plus what it has not reported yet."""
     allowance = Allowance()
     allowance.share(lambda: None)
     allowance.spend("ann", 3, 1, NOON)
@@ -482,7 +482,7 @@ def test_what_other_nodes_spent_counts_against_the_day() -> None:
 
 
 def test_what_could_not_be_told_is_kept_for_the_next_time() -> None:
-    """It is added to what was spent meanwhile; what belongs to another day is dropped."""
+    """Unreported spending is added to what is spent meanwhile; spending of another day is dropped."""
     allowance = Allowance()
     allowance.share(lambda: None)
     allowance.spend("ann", 3, 1, NOON)
@@ -501,7 +501,7 @@ def test_what_could_not_be_told_is_kept_for_the_next_time() -> None:
 
 
 def test_totals_are_asked_for_as_long_as_a_key_is_used() -> None:
-    """The first check of a budget of a day asks for its total; keys without one never do."""
+    """The first check of a day's budget requests the total; a key without one never does."""
     asked: list[None] = []
     allowance = Allowance()
     allowance.share(lambda: asked.append(None))
@@ -517,7 +517,7 @@ def test_totals_are_asked_for_as_long_as_a_key_is_used() -> None:
 
 
 def test_a_single_process_keeps_nothing_for_others() -> None:
-    """Without other nodes nothing is gathered."""
+    """A single process collects nothing for other nodes."""
     allowance = Allowance()
     allowance.spend("ann", 3, 1, NOON)
     allowance.check(ANN, NOON)

@@ -6,7 +6,7 @@ from gateway.upstream.acktimer import ACK_DELAY_SECONDS, SLICE, AckTimer
 
 
 async def test_all_that_is_due_is_called_once_within_the_delay() -> None:
-    """Callbacks of several calls run at the same time, in order, and a later one runs within the delay as well."""
+    """Callbacks of several calls run together, in order, and a later one also runs within the delay."""
     timer, told, loop = AckTimer(), list[str](), asyncio.get_running_loop()
     began = loop.time()
     for name in "ab":
@@ -22,7 +22,7 @@ async def test_all_that_is_due_is_called_once_within_the_delay() -> None:
 
 
 async def test_callback_that_registers_again_is_served_by_the_next_round() -> None:
-    """What is registered while the others are called waits for its own delay."""
+    """A callback that is registered while others are called waits for its own delay."""
     timer, told = AckTimer(), list[int]()
 
     def again() -> None:
@@ -38,7 +38,7 @@ async def test_callback_that_registers_again_is_served_by_the_next_round() -> No
 
 
 async def test_many_are_called_in_slices() -> None:
-    """A thousand streams do not hold the loop: each turn of it serves some, in order."""
+    """A thousand streams do not block the loop: each turn serves some, in order."""
     timer, told = AckTimer(), list[int]()
     for number in range(3 * SLICE):
         timer.soon(lambda number=number: told.append(number))  # type: ignore[misc]
@@ -53,7 +53,7 @@ async def test_many_are_called_in_slices() -> None:
 
 
 async def test_failing_callback_does_not_stop_the_others() -> None:
-    """One call's mistake is reported; the next call, and the next round, are served."""
+    """One call's error is reported; the next call and the next round are served."""
     timer, told = AckTimer(), list[object]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
 

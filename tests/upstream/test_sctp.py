@@ -95,7 +95,7 @@ def acknowledged(association: Any) -> list[int]:
 
 
 def test_second_full_packet_is_acknowledged_in_its_turn() -> None:
-    """RFC 9260 6.2; one acknowledgement covers all that the turn of the loop brings."""
+    """RFC 9260 6.2: one acknowledgement covers everything that a turn of the loop received."""
     association, turn, _ = acknowledging()
     take(association, 1, FULL_PACKET_BYTES)
     turn.end()
@@ -108,7 +108,7 @@ def test_second_full_packet_is_acknowledged_in_its_turn() -> None:
 
 
 def test_small_packets_are_acknowledged_together() -> None:
-    """As soon as they make a full packet, or after the delay."""
+    """Small packets are acknowledged when together they fill a packet, or after the delay."""
     association, turn, delay = acknowledging()
     small = FULL_PACKET_BYTES // 4
     for tsn in (1, 2, 3):
@@ -127,7 +127,8 @@ def test_small_packets_are_acknowledged_together() -> None:
 
 
 def test_gap_is_acknowledged_at_once() -> None:
-    """Every packet behind a gap, whatever its size, so that the sender retransmits fast (RFC 9260 7.2.4)."""
+    """Every packet after a gap is acknowledged, whatever its size, so that the sender retransmits fast (RFC 9260
+    7.2.4)."""
     association, _, _ = acknowledging()
     take(association, 1, 100)
     for tsn in (3, 4, 5):
@@ -138,7 +139,7 @@ def test_gap_is_acknowledged_at_once() -> None:
 
 
 def test_closed_association_acknowledges_nothing() -> None:
-    """A delay that is over afterwards finds nothing to do."""
+    """A delay that ends after the close has no effect."""
     association, _, delay = acknowledging()
     take(association, 1, 100)
     association._association_state = association.State.CLOSED
@@ -148,7 +149,8 @@ def test_closed_association_acknowledges_nothing() -> None:
 
 
 def test_sender_learns_at_once_that_a_shut_window_is_open() -> None:
-    """Also if all that was received is acknowledged already: otherwise it would find out by a probe after its time-out."""
+    """The sender is told even if everything received is already acknowledged: otherwise only its probe after a
+    time-out would show it."""
     association, turn, delay = acknowledging(window=1000)
     turn.time = False
     for tsn in range(1, 20):

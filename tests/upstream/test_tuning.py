@@ -330,7 +330,8 @@ def test_gaps_beyond_sixteen_bits_are_left_for_later() -> None:
 
 
 async def test_slow_stream_is_acknowledged_after_a_delay_or_a_full_packet(far_end: str) -> None:
-    """Of single small packets with pauses, each sixth is acknowledged, or all of 40 ms; and none is left out."""
+    """Of single small packets with pauses, every sixth is acknowledged, or all of 40 ms, and none is left
+    unacknowledged."""
     counts: dict[bool, int] = {}
     for sparse in (True, False):
         hooks = ALL_HOOKS if sparse else ALL_HOOKS - {Hook.SPARSE_ACKS}

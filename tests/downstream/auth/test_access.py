@@ -789,7 +789,7 @@ async def test_listed_origins_may_not_operate_without_a_token(build: Build) -> N
 
 
 async def test_rates_of_several_nodes_are_asked_for_with_the_limits_of_the_key(build: Build) -> None:
-    """What the other nodes let through counts, too; the answer says how long to wait."""
+    """Requests that other nodes allowed count as well, and the answer says how long to wait."""
 
     class Rates:
         def __init__(self) -> None:

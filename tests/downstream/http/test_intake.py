@@ -10,7 +10,7 @@ REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Connection:
-    """A connection that notes when it may read on."""
+    """A connection that records when it may continue to read."""
 
     def __init__(self, name: str, order: list[str]) -> None:
         self._name, self._order = name, order
@@ -20,7 +20,7 @@ class Connection:
 
 
 async def test_turn_admits_a_bounded_number_and_the_others_follow_in_order() -> None:
-    """Those that wait are read a few at a time, and one that comes later does not pass them."""
+    """Waiting connections are read a few per turn, and a later one does not overtake them."""
     intake, order = Intake(reads_per_turn=2), list[str]()
     admitted = [intake.admits(Connection(name, order)) for name in "abcdef"]
     assert admitted == [True, True, False, False, False, False]
@@ -35,7 +35,7 @@ async def test_turn_admits_a_bounded_number_and_the_others_follow_in_order() -> 
 
 
 async def test_next_turn_admits_again() -> None:
-    """Connections that send less than that in a turn never wait."""
+    """Connections that send less than the limit per turn never wait."""
     intake, order = Intake(reads_per_turn=2), list[str]()
     for _ in range(5):
         assert all(intake.admits(Connection("x", order)) for _ in range(2))
@@ -45,7 +45,8 @@ async def test_next_turn_admits_again() -> None:
 
 
 async def test_requests_that_arrive_together_are_all_answered(house: House) -> None:
-    """More than one turn reads, in two pieces each: every client gets its response, whether it waits or half-closes."""
+    """More requests than one turn reads arrive in two pieces each: every client gets its response, whether it waits
+    or half-closes."""
     clients = [await connect(house.url) for _ in range(3 * READS_PER_TURN)]
     for piece in (REQUEST[:20], REQUEST[20:]):
         for _, writer in clients:

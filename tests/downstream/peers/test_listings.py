@@ -30,13 +30,13 @@ async def open_on_owner(pair: Pair, **body: object) -> str:
 
 
 def keep(pair: Pair, session_id: str) -> None:
-    """Keep a session's snapshot in the directory."""
+    """Store a session's snapshot in the directory."""
     session = cast(Session, pair.owner.hub.find(session_id, None))
     pair.table.kept[session_id] = session.dump()
 
 
 async def test_sessions_of_a_node_that_does_not_answer_are_listed(listed: Pair) -> None:
-    """They are shown as their last snapshot describes them: recovering, or closed; also to the operator."""
+    """They are listed as their last snapshot describes them, as recovering or closed, also for the operator."""
     session_id = await open_on_owner(listed, metadata={"a": "b"})
     before = await listed.edge.call("GET", "/v1/sessions", headers=KEY)
     listed.table.peers = [Peer("owner", NOWHERE, serving=True, room=1)]
@@ -52,7 +52,7 @@ async def test_sessions_of_a_node_that_does_not_answer_are_listed(listed: Pair) 
 
 
 async def test_pages_go_on_over_sessions_that_nobody_lists(listed: Pair) -> None:
-    """`after` and `has_more` count them, and what another version wrote is left out."""
+    """`after` and `has_more` include those sessions; snapshots of another version are left out."""
     ids = [await open_on_owner(listed) for _ in range(3)]
     for session_id in ids:
         keep(listed, session_id)

@@ -28,7 +28,8 @@ async def promised(pair: Pair) -> str:
 
 
 async def test_a_repeat_at_another_node_attaches_to_the_turn(pair: Pair) -> None:
-    """Also when the turn is done, and with the header that tells a repeat; another body under the key is refused."""
+    """A repeat also gets a turn that is done, with the header that marks a replay; another body under the key is
+    refused."""
     model = Model(pair.edge)
     first = asyncio.create_task(ask(pair, "edge"))
     session_id = await promised(pair)
@@ -45,7 +46,7 @@ async def test_a_repeat_at_another_node_attaches_to_the_turn(pair: Pair) -> None
 
 
 async def test_a_repeat_finds_the_turn_in_a_session_that_moved_here(pair: Pair) -> None:
-    """This node has no entry of its own for the key, and the session has the turn under it."""
+    """This node has no entry for the key, but the session has the turn under it."""
     model = Model(pair.edge)
     first = asyncio.create_task(ask(pair, "edge"))
     session_id = await promised(pair)
@@ -62,7 +63,7 @@ async def test_a_repeat_finds_the_turn_in_a_session_that_moved_here(pair: Pair) 
 
 
 async def test_a_turn_whose_session_is_gone_is_run_again(pair: Pair) -> None:
-    """A key is kept as long as its session; nothing is stored of a session that was never opened, either."""
+    """A key is stored as long as its session; for a session that was never opened nothing is stored."""
     model = Model(pair.edge)
     pair.table.promises["anonymous\n/v1/turns\n" + HEADERS["Idempotency-Key"]] = Promised("gws_gone", b"{}")
     asking = asyncio.create_task(ask(pair, "edge"))
@@ -73,7 +74,7 @@ async def test_a_turn_whose_session_is_gone_is_run_again(pair: Pair) -> None:
 
 
 async def test_a_repeat_while_the_session_is_opened_elsewhere_is_told_to_wait(pair: Pair) -> None:
-    """As for a create."""
+    """A repeat while the session is being opened is 409 with Retry-After, as for a create."""
     pair.table.promises["anonymous\n/v1/turns\n" + HEADERS["Idempotency-Key"]] = Promised("gws_other", None)
     answer = await ask(pair, "edge")
 
@@ -82,7 +83,7 @@ async def test_a_repeat_while_the_session_is_opened_elsewhere_is_told_to_wait(pa
 
 
 async def test_a_turn_that_fails_can_be_repeated(pair: Pair) -> None:
-    """Its promise is forgotten, so that a repeat at any node runs it again."""
+    """A failed turn's promise is removed, so that a repeat at any node runs it again."""
     model = Model(pair.edge)
     first = asyncio.create_task(ask(pair, "edge"))
     session_id = await promised(pair)

@@ -182,7 +182,7 @@ async def reading(cursor: Cursor, pages: list[str]) -> None:
 
 
 async def settle() -> None:
-    """Let everything run that is due."""
+    """Let everything run that is ready."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -216,7 +216,7 @@ async def test_direct_takes_live_pages_while_the_iteration_waits() -> None:
 
 @pytest.mark.parametrize("refuse", [True, False])
 async def test_page_that_direct_does_not_take_comes_from_the_iteration(refuse: bool) -> None:
-    """A page is refused, or too large for one: nothing is lost or read twice, and later pages are taken again."""
+    """If a page is refused or too large, nothing is lost or read twice, and later pages are taken directly again."""
     log, direct, pages = make(), list[str](), list[str]()
     with closing(Cursor(log, EventId("k", 0))) as cursor:
         cursor.max_events = 2
@@ -257,7 +257,7 @@ async def test_wake_reaches_the_iteration_although_pages_are_taken_directly() ->
 
 
 async def test_gap_comes_from_the_iteration() -> None:
-    """A reader that was overrun while it waited is told so."""
+    """A reader that was overrun while it waited gets the gap from the iteration."""
     log, direct = make(max_events=3), list[str]()
     with closing(Cursor(log, EventId("k", 0))) as cursor:
         cursor.direct = lambda page: not direct.append(types(page))  # type: ignore[func-returns-value]
@@ -274,7 +274,7 @@ async def test_gap_comes_from_the_iteration() -> None:
 
 
 async def test_closed_cursor_takes_nothing() -> None:
-    """What was appended just before the close is not given to a stream that has ended."""
+    """Events appended just before the close are not passed to a stream that has ended."""
     log, direct, pages = make(), list[str](), list[str]()
     cursor = Cursor(log, EventId("k", 0))
     cursor.direct = lambda page: not direct.append(types(page))  # type: ignore[func-returns-value]

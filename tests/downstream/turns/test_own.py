@@ -12,7 +12,7 @@ from gateway.relay.tasks import Tasks
 
 
 class Brittle:
-    """A session, and the turn in it, whose end fails."""
+    """A session with a turn; ending either of them fails."""
 
     async def turn(self, request: TurnRequest, promise: Promise) -> Turn:
         return cast(Turn, self)
@@ -25,7 +25,7 @@ class Brittle:
 
 
 async def test_an_exception_at_the_end_of_a_turns_session_is_reported() -> None:
-    """The client has its answer by then, so only the log can tell."""
+    """The client already has its answer, so the exception is logged."""
     failures: list[BaseException] = []
     turns, own = Tasks(failures.append), OwnTurn()
 
