@@ -319,9 +319,10 @@ class Hub:
         if self.strain.high:
             # Running sessions come first: opening a session is the most expensive request.
             raise OverloadError("capacity", "The gateway is too busy.", retry_after=RETRY_CAPACITY_SECONDS)
-        live = [*self._opening.values(), *self._live()]
-        if len(live) >= self.limits.max_sessions:
-            detail = f"All {self.limits.max_sessions} sessions are in use."
+        # Closed sessions are still among them until their logs are dropped, so they are only counted near the limit.
+        opening, most = len(self._opening), self.limits.max_sessions
+        if opening + len(self._sessions) >= most and opening + len(self._live()) >= most:
+            detail = f"All {most} sessions are in use."
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)
         if self._broker.full and not self._broker.relieve():
             raise OverloadError("capacity", "The logs' memory is full.", retry_after=RETRY_CAPACITY_SECONDS)
@@ -329,7 +330,10 @@ class Hub:
         if principal.max_sessions is None:
             return
         if (
-            sum(session.state.opening.principal.name == principal.name for session in live)
+            sum(
+                session.state.opening.principal.name == principal.name
+                for session in (*self._opening.values(), *self._live())
+            )
             >= principal.max_sessions
         ):
             detail = f"This key may have {principal.max_sessions} sessions at once."

@@ -3,8 +3,8 @@
 Not collected by pytest. Each level adds sessions that receive a stream at a fixed pace, one after the other. The
 delay that the gateway adds has two parts, both from its own histograms: `relay_seconds` (channel to socket) and
 `event_loop_lag_seconds` (how long a packet may have waited for the loop). Their 99th percentiles are added, which
-overstates the sum. The search ends at the first level above 5 ms. Far end and readers run in their own processes; if
-they share the machine's cores with the gateway, the figure is a lower bound.
+overstates the sum. The search ends at the first level above 5 ms. The gateway has a core of its own; far end and readers
+share the others. A far end that runs already should be kept off the first core: `taskset -c 1 …`.
 """
 
 # ruff: noqa: T201  # a command speaks to the person who called it
@@ -26,6 +26,7 @@ from gateway.cli.scrape import Buckets, histogram, quantile, since
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import say
 from tests.e2e.programs import Program
+from tests.load import cores
 from tests.load.churn import Process
 from tests.load.sessions import open_all, send
 
@@ -138,18 +139,21 @@ def main() -> int:
     parser.add_argument("--upstream", help="base URL of a far end that runs already, with its own pace")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        upstream = given.upstream
+        upstream, others = given.upstream, list[int]()
         if upstream is None:
             far_end = FarEnd(Path(folder) / "far-end", "--tokens-per-second", f"{given.tokens_per_second:g}")
             stack.callback(far_end.program.stop)
             far_end.ready()
             upstream = far_end.base_url
+            others.append(far_end.program.process.pid)
         gateway = Program(
             Path(folder) / "gateway",
             *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", upstream),
             environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_LOG__ACCESS": "false"},
         )
         stack.callback(gateway.stop)
+        gateway.said("(admin listening on) ")
+        cores.reserve(gateway.process.pid, *others)
         return asyncio.run(search(gateway, given.step, given.most, given.seconds))
 
 

@@ -20,6 +20,7 @@ import aiohttp
 
 from tests.e2e.farend import FarEnd
 from tests.e2e.programs import Program
+from tests.load import cores
 from tests.load.churn import Process
 from tests.load.sessions import lag, quantile
 
@@ -90,6 +91,10 @@ def main() -> int:
                 *("gateway", "serve", "--port", "0", "--admin-port", "0"),
                 *("--upstream-url", given.upstream or (far_end.base_url if far_end is not None else "")),
                 environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_LOG__ACCESS": "false"},
+            )
+            gateway.said("(admin listening on) ")
+            cores.reserve(
+                gateway.process.pid, *([far_end.program.process.pid] if far_end is not None else [])
             )
             return asyncio.run(rush(gateway, given.sessions, given.rounds))
         finally:
