@@ -9,6 +9,7 @@ closes a healthy call after about 33 s. libwebrtc sends the attribute in every c
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any, cast
@@ -33,6 +34,9 @@ CONSENT_RETRY_SECONDS = 1.0
 CONSENT_RETRANSMISSIONS = 1
 # RFC 8445 6.1.4.2 (Ta, 50 ms there): between the starts of two checks.
 PACE_SECONDS = 0.02
+# aioice repeats a check after 0.5, 1, 2, 4 and 8 s. After an outage of 8 s it would wait for as long again, and a set-up has
+# 15 s in all. libwebrtc repeats them at an even pace, too, every 0.5 s.
+REPEAT_SECONDS = 1.0
 # RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
 # No answer, or a socket that cannot send: it was closed, which uvloop and asyncio report in different ways.
@@ -99,7 +103,11 @@ class PromptChecks(Connection):
 
     aioice starts a check, sleeps 20 ms, and only then looks whether it is done: 21 of the 29 ms that a set-up on loopback
     took. Here the pace runs beside the wait.
+
+    A check that is not answered is repeated at an even pace, so that a set-up goes on soon after an outage.
     """
+
+    _requests: dict[CandidatePair, aioice_stun.Message] | None = None
 
     async def connect(self) -> None:
         """Override `Connection.connect` to return at once on success."""
@@ -116,10 +124,12 @@ class PromptChecks(Connection):
         self._early_checks.clear()
         self._early_checks_done = True
 
+        self._requests = {}
         pace = asyncio.create_task(self._pace())
         try:
             outcome = await self._check_list_state.get()
         finally:
+            self._requests = None
             pace.cancel()
             await asyncio.wait({pace})
             for check in self._check_list:
@@ -136,6 +146,22 @@ class PromptChecks(Connection):
         if not self._check_list and not self._check_list_done:
             self._check_list_done = True
             self._check_list_state.put_nowait(ICE_FAILED)
+        while True:
+            await asyncio.sleep(REPEAT_SECONDS)
+            self._repeat()
+
+    def build_request(self, pair: CandidatePair, nominate: bool) -> aioice_stun.Message:
+        """Override: remember the request of a check during the handshake."""
+        request = super().build_request(pair, nominate)
+        if self._requests is not None:
+            self._requests[pair] = request
+        return request
+
+    def _repeat(self) -> None:
+        for pair, request in (self._requests or {}).items():
+            if pair.state is CandidatePair.State.IN_PROGRESS:
+                with contextlib.suppress(*_UNANSWERED):
+                    pair.protocol.send_stun(request, pair.remote_addr)
 
 
 class ChosenAddresses(Connection):

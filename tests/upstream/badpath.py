@@ -19,6 +19,9 @@ from aiohttp import web
 
 from tests.upstream.farend import serving
 
+APPLICATION_DATA = 23  # RFC 6347 4.1, the first byte of a DTLS record
+# A record with an acknowledgement has 65 bytes, and 4 more for each gap. One with an event has more.
+LARGEST_ACK = 96
 CANDIDATE = re.compile(r"(a=candidate:\S+ 1 udp \d+ )(\S+) (\d+)( typ host)")
 Address = tuple[str, int]
 
@@ -33,6 +36,8 @@ class Path:
     """The most that is added to `delay`, drawn for each datagram, so that later ones may arrive earlier."""
     down: bool = False
     """Nothing passes."""
+    mute: bool = False
+    """No event passes up. Checks and acknowledgements do, so the far end goes on sending."""
     seed: int = 5
     passed: int = 0
     dropped: int = 0
@@ -40,9 +45,12 @@ class Path:
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
 
-    def carry(self, transport: asyncio.DatagramTransport, data: bytes, address: Address) -> None:
+    def carry(
+        self, transport: asyncio.DatagramTransport, data: bytes, address: Address, *, up: bool = False
+    ) -> None:
         """Deliver a datagram after its delay, or drop it."""
-        if self.down or self._dice.random() < self.loss:
+        muted = self.mute and up and data[0] == APPLICATION_DATA and len(data) > LARGEST_ACK
+        if self.down or muted or self._dice.random() < self.loss:
             self.dropped += 1
             return
         self.passed += 1
@@ -73,18 +81,19 @@ class _Near(asyncio.DatagramProtocol):
         way = self._ways.get(addr)
         if way is None:
             way = self._ways[addr] = asyncio.get_running_loop().create_future()
-            task = asyncio.create_task(self._open(addr, way))
+            task = asyncio.create_task(self._open(addr, way, data))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if way.done():
-            self._path.carry(way.result().transport, data, self._far)
+        elif way.done():
+            self._path.carry(way.result().transport, data, self._far, up=True)
 
-    async def _open(self, addr: Address, way: "asyncio.Future[_Far]") -> None:
+    async def _open(self, addr: Address, way: "asyncio.Future[_Far]", first: bytes) -> None:
         loop = asyncio.get_running_loop()
         _, far = await loop.create_datagram_endpoint(
             lambda: _Far(self._path, self, addr), local_addr=("127.0.0.1", 0)
         )
         way.set_result(far)
+        self._path.carry(far.transport, first, self._far, up=True)
 
     def close(self) -> None:
         """Close all sockets."""

@@ -6,6 +6,7 @@ from itertools import pairwise
 from struct import pack
 from typing import Any
 
+import aioice
 import aioice.ice
 import pytest
 from aioice import stun
@@ -185,6 +186,37 @@ async def test_handshake_takes_no_pace_tick(far_end: str) -> None:
             await call.close(hang_up=False)
 
     assert best < ice.PACE_SECONDS
+
+
+async def test_unanswered_checks_are_repeated_at_an_even_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that gets no answer is repeated evenly, not after ever longer pauses, so a set-up goes on soon after an outage."""
+    monkeypatch.setattr(ice, "REPEAT_SECONDS", 0.01)
+    received: list[bytes] = []
+
+    class Silent(asyncio.DatagramProtocol):
+        def datagram_received(self, data: bytes, _: object) -> None:
+            received.append(data)
+
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Silent, local_addr=("127.0.0.1", 0))
+    connection = aioice.ice.Connection(ice_controlling=True)
+    connection.__class__ = tuning._composed(aioice.ice.Connection, tuple(tuning._ICE.values()))
+    connection.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
+    await connection.gather_candidates()
+    connection.remote_username = connection.remote_password = "x" * 22
+    port = transport.get_extra_info("sockname")[1]
+    candidate = aioice.Candidate("1", 1, "udp", 1, "127.0.0.1", port, "host")
+    await connection.add_remote_candidate(candidate)
+    await connection.add_remote_candidate(None)
+    connecting = asyncio.create_task(connection.connect())
+    # aioice alone sends the sixth after 15 s.
+    await eventually(lambda: len(received) >= 6)
+    await connection.close()
+    with pytest.raises(ConnectionError):
+        await connecting
+    transport.close()
+
+    assert len(set(received)) == 1
 
 
 async def test_handshake_without_candidates_fails_at_once() -> None:
