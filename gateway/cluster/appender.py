@@ -8,7 +8,6 @@ appended, since it is unknown whether the appends under way were applied, or whe
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,6 +20,7 @@ from gateway.cluster.resp import Reply, ReplyError, Wire, command
 from gateway.relay.tasks import Tasks
 
 UNANSWERED_SECONDS: Final = 3.0
+MEND_AGAIN_SECONDS: Final = 1.0
 CHECK_AT_ONCE: Final = 256
 REWRITES_AT_ONCE: Final = 8
 """Each holds a second copy of a whole log in memory."""
@@ -286,21 +286,32 @@ class Appender:
         _ = self._tasks.run(self._mend(journal), f"cluster-mend-{journal.identity.session_id}")
 
     async def _mend(self, journal: RedisJournal) -> None:
-        """Gives up when the connection is lost: the next one checks every journal."""
-        with suppress(AwayError):
+        """Drops the connection if Redis does not answer: every journal is compared again on the next one."""
+        try:
             async with self._rewriting:
-                [reply] = await self._ask([_check(journal)])
-                if isinstance(reply, ReplyError):
-                    raise AwayError(str(reply))
-                mine, fence, last = self._standing(reply)
-                if journal.appends.replaced(mine, fence):
-                    self._fenced(journal)
-                elif not journal.appends.fenced:
-                    right = journal.appends.right_up_to(mine, fence, last)
-                    await self._write_again(journal, right, "emptied" if last is None else "tail")
-            return
-        if self._wire is not None:
-            self._wire.drop()
+                await self._compare_and_write(journal)
+        except AwayError:
+            if self._wire is not None:
+                self._wire.drop()
+        except Exception:
+            # A bug, which is reported. Without another attempt the session would refuse requests for ever.
+            self._loop.call_later(MEND_AGAIN_SECONDS, self._mend_again, journal)
+            raise
+
+    def _mend_again(self, journal: RedisJournal) -> None:
+        if journal in self._journals and self._wire is not None:
+            self._look_into(journal)
+
+    async def _compare_and_write(self, journal: RedisJournal) -> None:
+        [reply] = await self._ask([_check(journal)])
+        if isinstance(reply, ReplyError):
+            raise AwayError(str(reply))
+        mine, fence, last = self._standing(reply)
+        if journal.appends.replaced(mine, fence):
+            self._fenced(journal)
+        elif not journal.appends.fenced:
+            right = journal.appends.right_up_to(mine, fence, last)
+            await self._write_again(journal, right, "emptied" if last is None else "tail")
 
     async def _write_again(self, journal: RedisJournal, right: int, kind: str) -> None:
         yields_at = journal.appends.yields_at

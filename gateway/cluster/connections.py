@@ -37,8 +37,9 @@ BULK_SECONDS: Final = 5.0
 """For snapshots and what a takeover reads."""
 CONNECT_SECONDS: Final = 2.0
 
-_UNANSWERED: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
-"""What a command raises that got no answer. redis-py's errors of a Cluster without a primary are no RedisErrors."""
+_UNANSWERED: Final = (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError)
+"""What a command raises that got no answer. redis-py's errors of a Cluster without a primary are no RedisErrors. It raises
+an AttributeError if it closed the connection under the command, which happens while it reads a Cluster's slot map again."""
 
 Value = bytes | str | int
 T = TypeVar("T")

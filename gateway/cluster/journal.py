@@ -79,8 +79,10 @@ class RedisJournal:
         self.identity = identity
         self.appends = Appends()
         self.keys = keys.session(identity.session_id)
-        self.must_rewrite = False
+        self._dropped = False
         """Records were dropped, so the state has to be written again."""
+        self._rewriting = False
+        """The state is being written again; records that it replaces are gone."""
         self.expire_at = 0.0
         """When the keys' expiry is to be renewed (loop time)."""
         self.sealed_for: float | None = None
@@ -177,11 +179,16 @@ class RedisJournal:
         self.appends.refused()
         self.after(Outcome.FENCED, before)
 
+    @property
+    def must_rewrite(self) -> bool:
+        """Redis lacks records that are nowhere else than in the session's state."""
+        return self._dropped or self._rewriting
+
     def rewrite(self, right: int) -> Rewrite:
         """Return the whole state as of now, to be written again after a journal that holds the log up to `right`."""
         before = self.appends.size
         added = self.appends.repair()
-        self.must_rewrite = False
+        self._dropped, self._rewriting = False, True
         self._writing.unsettled(-before)
         session_id = self.identity.session_id
         items = [
@@ -200,6 +207,7 @@ class RedisJournal:
     def rewritten(self, fence: int, written: Rewrite) -> None:
         """Redis has all of a rewrite."""
         self._since_snapshot = 0
+        self._rewriting = False
         self.appends.repaired(fence, len(written.appends), written.added, written.head)
         self._wake()
         self._writing.dirty(self)
@@ -207,6 +215,7 @@ class RedisJournal:
     def created(self, written: Rewrite) -> None:
         """Redis has the session, with what the rewrite holds."""
         self._since_snapshot = 0
+        self._rewriting = False
         self.appends.repaired(1, 1 if written.appends else 0, written.added, written.head)
         self._wake()
 
@@ -242,7 +251,7 @@ class RedisJournal:
             self._owner.fenced()
 
     def _forget_unsettled(self) -> None:
-        self.must_rewrite = True
+        self._dropped = True
         before = self.appends.size
         self.appends.forget_pending()
         self._writing.unsettled(self.appends.size - before)

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 from gateway.cluster.claims import TakenError
+from gateway.cluster.connections import AwayError
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Promised
@@ -170,6 +172,48 @@ async def test_redis_that_forgot_its_last_writes_gets_them_again(start_redis: St
         found = {event.sequence: event.text for event in events((*stored.before, *stored.after))}
         assert list(found.values()) == ["greeting", "kept", "lost 0", "lost 1", "lost 2", "after"]
         assert session.shown == 6
+
+
+async def test_state_is_written_again_after_an_attempt_that_failed(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the failure was, even a bug: a journal that nothing is appended to would refuse requests for ever. What
+    waited for the first attempt is not forgotten, even if Redis has the rest again."""
+    async with node(redis_server.url) as a:
+        session = await opened(a, "gws_1")
+        session.say("kept")
+        await session.accept()
+        script, attempts = a.connections.script, []
+
+        async def failing(text: str, *arguments: Any, **options: Any) -> Any:
+            attempts.append(text)
+            if len(attempts) == 1:
+                raise AttributeError("a bug")
+            return await script(text, *arguments, **options)
+
+        monkeypatch.setattr(a.connections, "script", failing)
+        session.say("waits")
+        a._appender(None)._look_into(session.journal)
+        await session.accept()
+        records = redis_server.cli("XRANGE", "rg:{gws_1}:j", "-", "+")
+
+        assert len(attempts) == 2
+        assert "waits" in records
+        assert [type(error) for error in told(a).failures] == [AttributeError]
+
+
+async def test_a_connection_that_redis_py_closed_under_a_command_is_an_outage(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises an AttributeError then, when it reads the slot map of a Cluster again."""
+    async with node(redis_server.url) as a:
+
+        async def closed(*_: Any) -> None:
+            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+        monkeypatch.setattr(a.connections._control, "execute_command", closed)
+        with pytest.raises(AwayError, match="writelines"):
+            await a.connections.command("PING")
 
 
 async def test_nothing_is_shown_while_redis_is_away_and_all_afterwards(start_redis: StartRedis) -> None:
