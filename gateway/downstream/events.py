@@ -27,13 +27,15 @@ def add_routes(app: web.Application) -> None:
 
 async def post_events(request: web.Request) -> web.Response:
     """Accept one event, an array or lines of events. Answer 202 with their numbers and the log's head before them."""
+    app = request.app
     grant, handle = session_grant(request, "send")
     kind = media_type(request, _TAKEN)
     body = await read_body(request)
-    await request.app[ACCESS].spend_bytes(grant, len(body))
-    read_at = request.app[CLOCK].monotonic()
+    await app[ACCESS].spend_bytes(grant, len(body))
+    clock = app[CLOCK].monotonic
+    read_at = clock()
     read = read_ndjson if kind == NDJSON else read_json
-    max_events = request.app[LIMITS].max_batch_events
+    max_events = app[LIMITS].max_batch_events
     steps = read(body, max_events=max_events, strict_members=grant.restricted)
     batch = await in_steps(request, steps)
     _require_allowed(grant, batch)
@@ -41,12 +43,12 @@ async def post_events(request: web.Request) -> web.Response:
     promise = promise_of(request, grant, body)
     replayed = handle.promised(promise) is not None
     if not replayed:
-        await request.app[ACCESS].spend_events(grant, len(batch))
+        await app[ACCESS].spend_events(grant, len(batch))
     receipt = await handle.submit(batch, promise)
     if replayed:
-        request.app[TELEMETRY].idempotent_replay()
+        app[TELEMETRY].idempotent_replay()
     else:
-        request.app[TELEMETRY].relayed_up(request.app[CLOCK].monotonic() - read_at)
+        app[TELEMETRY].relayed_up(clock() - read_at)
     return json_answer(
         {
             "accepted": receipt.accepted,
@@ -60,12 +62,12 @@ async def post_events(request: web.Request) -> web.Response:
 
 
 def _require_allowed(grant: Grant, batch: Sequence[ClientEvent]) -> None:
-    flaws = tuple(
-        Flaw(f"'{event.type}' is not allowed", pointer=f"/{index}" if len(batch) > 1 else "")
-        for index, event in enumerate(batch)
-        if not grant.allows(event.type)
-    )
-    if flaws:
+    if not all(map(grant.allows, {event.type for event in batch})):
+        flaws = tuple(
+            Flaw(f"'{event.type}' is not allowed", pointer=f"/{index}" if len(batch) > 1 else "")
+            for index, event in enumerate(batch)
+            if not grant.allows(event.type)
+        )
         raise CallerError(
             "event-not-allowed", "The client secret does not allow every event of this batch.", flaws=flaws
         )

@@ -78,13 +78,16 @@ class RequestMetrics:
     def http_answered(self, request_id: str, fields: Json) -> None:
         if not self._access_log:
             return
-        seconds = fields.get("seconds")
+        line = {"event": "http_answered", "request_id": request_id, **fields}
+        seconds = line.get("seconds")
         if isinstance(seconds, float):
-            fields = {**fields, "seconds": round(seconds, 6)}
-        if fields.get("route") in _PROBES:
-            log.debug("http_answered", request_id=request_id, **fields)
-        elif not note_access({"event": "http_answered", "request_id": request_id, **fields}):
-            log.info("http_answered", request_id=request_id, **fields)
+            line["seconds"] = round(seconds, 6)
+        if line.get("route") in _PROBES:
+            del line["event"]
+            log.debug("http_answered", **line)
+        elif not note_access(line):
+            del line["event"]
+            log.info("http_answered", **line)
 
     def http_failed(self, request_id: str, error: BaseException) -> None:
         log.error("http_failed", request_id=request_id, exc_info=error)

@@ -93,19 +93,24 @@ class AccessRules:
         return self.anonymous is not None or not self.keyed
 
 
+_EVERYTHING: Final = ("*",)
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """An authorized caller."""
 
     principal: Principal
     credential: Literal["key", "anonymous", "secret", "ticket"]
-    patterns: tuple[str, ...] = ("*",)
+    patterns: tuple[str, ...] = _EVERYTHING
     """Event types that it may send, or prefixes of them followed by `*`."""
     restricted: bool = False
     """Permissions depend on an event's members, so events that parsers may interpret differently are refused."""
 
     def allows(self, event_type: str) -> bool:
-        return any(matches_type(pattern, event_type) for pattern in self.patterns)
+        return self.patterns == _EVERYTHING or any(
+            matches_type(pattern, event_type) for pattern in self.patterns
+        )
 
 
 class Access:

@@ -4,18 +4,28 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
 SERVER_NAME: Final = "realtime-gateway"
 """Value of the Server header. aiohttp's default reveals its own version and Python's."""
 
+_write: Final = msgspec.json.Encoder().encode
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def compact(value: object) -> bytes:
     """Encode a value as JSON."""
-    return _COMPACT.encode(value).encode("ascii")
+    try:
+        written = _write(value)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # an unpaired surrogate, or a number beyond msgspec's range
+        return _COMPACT.encode(value).encode("ascii")
+    return written if written.isascii() else _COMPACT.encode(value).encode("ascii")
 
 
 def plain(number: float) -> float:
