@@ -115,6 +115,9 @@ class Farend:
                 channel.send("x" * order["size"])
             case "cross":
                 await self.cross(sctp, channel.id or 0, order)
+            case "skip":
+                stream = channel.id or 0
+                sctp._outbound_stream_seq[stream] = (sctp._outbound_stream_seq.get(stream, 0) + 1) % 2**16
             case "garbled":
                 sctp._data_channel_queue.append((channel, TEXT, b'{"type":"\xff\xfe"}'))
                 await sctp._data_channel_flush()
