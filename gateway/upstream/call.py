@@ -372,8 +372,9 @@ class WebRTCUpstream:
                 closing.cancel()
                 tuning.abandon(pc)
                 await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
+                failed = closing.exception() if closing.done() and not closing.cancelled() else None
                 self._resources.telemetry.close_failed(
-                    "peer connection", TimeoutError("it did not close in time")
+                    "peer connection", failed or TimeoutError("it did not close in time")
                 )
             elif (error := closing.exception()) is not None:
                 tuning.abandon(pc)

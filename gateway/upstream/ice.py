@@ -135,6 +135,8 @@ class PromptChecks(Connection):
             for check in self._check_list:
                 if check.task:
                     check.task.cancel()
+        if not pace.cancelled() and (error := pace.exception()) is not None:
+            raise ConnectionError("ICE negotiation failed") from error
         # Closed in the same turn of the loop in which a pair was found: nothing else would end the consent checks.
         if outcome != ICE_COMPLETED or self._closing:
             raise ConnectionError("ICE negotiation failed")

@@ -219,6 +219,33 @@ async def test_unanswered_checks_are_repeated_at_an_even_pace(monkeypatch: pytes
     assert len(set(received)) == 1
 
 
+async def test_error_of_the_pace_fails_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error between two checks is the cause that `connect` raises, and is not lost with its task."""
+    monkeypatch.setattr(ice, "REPEAT_SECONDS", 0.01)
+    failed = asyncio.Event()
+
+    def repeat(_: object) -> None:
+        failed.set()
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(ice.PromptChecks, "_repeat", repeat)
+    connection = aioice.ice.Connection(ice_controlling=True)
+    connection.__class__ = tuning._composed(aioice.ice.Connection, (ice.PromptChecks, ice.ChosenAddresses))
+    connection.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
+    await connection.gather_candidates()
+    connection.remote_username = connection.remote_password = "x" * 22
+    await connection.add_remote_candidate(aioice.Candidate("1", 1, "udp", 1, "127.0.0.1", 9, "host"))
+    await connection.add_remote_candidate(None)
+    connecting = asyncio.create_task(connection.connect())
+    async with asyncio.timeout(10):
+        await failed.wait()
+    await connection.close()
+
+    with pytest.raises(ConnectionError) as raised:
+        await connecting
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
 async def test_handshake_without_candidates_fails_at_once() -> None:
     """Without candidates, and with none to come, ICE fails at once."""
     connection = aioice.ice.Connection(ice_controlling=True)

@@ -577,6 +577,26 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
         await real()
 
 
+async def test_error_of_a_close_that_is_given_up_is_reported() -> None:
+    """A close that is cancelled because it is late, and then fails, is reported with its own error."""
+    facts = Facts()
+    async with open_call(facts=facts, close_timeout_seconds=0.2) as (call, _):
+        assert call._pc is not None
+        real = call._pc.close
+
+        async def fails() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError("a bug")
+
+        call._pc.close = fails  # type: ignore[method-assign]
+        await call.close(hang_up=False)
+
+        assert [str(error) for _, error in facts.of("close_failed")] == ["a bug"]
+        await real()
+
+
 async def test_hang_up_that_fails_is_reported_and_nothing_more() -> None:
     """A service that no longer answers does not prevent a session from ending."""
 
