@@ -5,7 +5,6 @@ is limited in concurrency and rate, urgent sessions first, and the rate is halve
 """
 
 import asyncio
-import heapq
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final
@@ -21,7 +20,7 @@ GROWTH_PER_DIAL: Final = 0.05
 """How fast the rate recovers after a refusal, as a share of the full rate."""
 
 _PATIENCE_SECONDS: Final = 0.25
-"""How often a waiting session checks whether it has become urgent."""
+"""How often it is checked whether a waiting session has become urgent while the others are held."""
 
 
 class DialGate:
@@ -32,8 +31,9 @@ class DialGate:
         self._full_rate = self._rate = per_second
         self._dialling = 0
         self._next_at = 0.0
-        self._number = 0
-        self._waiting: list[tuple[bool, int]] = []
+        # In the order in which they came. One timer admits them: with a thousand that wait, a timer for each takes a core.
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._holding = 0
 
     @property
@@ -66,24 +66,49 @@ class DialGate:
         else:
             self._rate = min(self._full_rate, self._rate + self._full_rate * GROWTH_PER_DIAL)
         finally:
-            self._dialling -= 1
+            self._leave()
 
     async def _enter(self, urgent: Callable[[], bool]) -> None:
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[admitted] = urgent
+        self._admit_after(0.0)
+        try:
+            await admitted
+        except asyncio.CancelledError:
+            if self._waiting.pop(admitted, None) is None:
+                self._leave()  # It was admitted in the same turn of the loop.
+            raise
+
+    def _leave(self) -> None:
+        self._dialling -= 1
+        self._admit_after(0.0)
+
+    def _admit_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self._number += 1
-        number = self._number
-        while True:
-            place = (not urgent(), number)
-            heapq.heappush(self._waiting, place)
-            try:
-                now = loop.time()
-                free = self._dialling < self._at_once and not (place[0] and self._holding)
-                if free and self._waiting[0] == place and now >= self._next_at:
-                    rate = self._rate * (IDLE_SHARE if place[0] else 1.0)
-                    self._next_at = now + 1 / rate
-                    self._dialling += 1
-                    return
-                await asyncio.sleep(min(_PATIENCE_SECONDS, max(0.005, self._next_at - now)))
-            finally:
-                self._waiting.remove(place)
-                heapq.heapify(self._waiting)
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._admit)
+
+    def _admit(self) -> None:
+        """Admit the next one if it may dial now, and set the timer for the one after it."""
+        self._timer = None
+        if not self._waiting or self._dialling >= self._at_once:
+            return  # The next that comes or leaves sets the timer.
+        wait = self._next_at - asyncio.get_running_loop().time()
+        if wait > 0:
+            self._admit_after(wait)
+            return
+        first = next((one for one, urgent in self._waiting.items() if urgent()), None)
+        share = 1.0 if first is not None else IDLE_SHARE
+        if first is None and not self._holding:
+            first = next(iter(self._waiting))
+        if first is None:
+            self._admit_after(_PATIENCE_SECONDS)
+            return
+        del self._waiting[first]
+        self._next_at = asyncio.get_running_loop().time() + 1 / (self._rate * share)
+        self._dialling += 1
+        first.set_result(None)
+        self._admit_after(1 / (self._rate * share))

@@ -1,6 +1,7 @@
 """The gate in front of dials: how many at once, at what rate, and in what order."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -97,3 +98,20 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
         pass
 
     assert order == ["a"]
+
+
+async def test_many_that_wait_take_no_processor_time() -> None:
+    """Thousands of sessions wait after the loss of a node, while the node makes others readable."""
+    gate = DialGate()
+    with gate.hold():
+        waiting = [asyncio.create_task(dial(gate, False, [], "", asyncio.Event())) for _ in range(3000)]
+        await asyncio.sleep(0.01)
+        before = time.process_time()
+        await asyncio.sleep(0.6)
+        took = time.process_time() - before
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+    assert took < 0.1
+    assert not gate._waiting
