@@ -19,6 +19,7 @@ def test_keys_of_a_session_share_a_slot() -> None:
 
     assert keys.session("gws_1") == ("rg:{gws_1}:j", "rg:{gws_1}:m", "rg:{gws_1}:s")
     assert (keys.nodes, keys.owned("n_1"), keys.principal("one")) == ("rg:{nodes}", "rg:n:n_1", "rg:k:one")
+    assert keys.live("one") == "rg:l:one"
     assert (keys.bucket("one", "events"), keys.spent("one", 20_000)) == ("rg:b:one:events", "rg:t:one:20000")
     assert keys.promise("one", "secret key").startswith("rg:i:one:")
     assert "secret" not in keys.promise("one", "secret key")

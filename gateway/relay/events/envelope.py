@@ -18,6 +18,7 @@ import msgspec
 from gateway.errors import CallerError, Flaw
 from gateway.relay.events import jsontext
 from gateway.relay.events.jsontext import MAX_DEPTH, NotJsonError, Steps, finish, most_values
+from gateway.relay.events.surrogates import mended_at_once
 
 T = TypeVar("T")
 
@@ -204,7 +205,7 @@ def read_members(decoder: msgspec.json.Decoder[T], text: str) -> T | None:
         if "\\u" not in text:
             return None
     try:
-        return decoder.decode(jsontext.mended_at_once(text.encode()))  # It may contain a lone surrogate.
+        return decoder.decode(mended_at_once(text.encode()))  # It may contain a lone surrogate.
     except (msgspec.DecodeError, RecursionError):
         return None
 

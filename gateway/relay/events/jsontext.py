@@ -16,6 +16,8 @@ from typing import Final, NoReturn, TypeVar
 
 import msgspec
 
+from gateway.relay.events.surrogates import lone, mended, mended_at_once, without_backslashes
+
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
@@ -51,14 +53,6 @@ LONG_NUMBER: Final = 300
 _STRING = r'"([^"]*+)"'
 _STRUCTURE = re.compile(_STRING + r'([ \t\n\r]*+:)?|([\[{])|([\]}])|(,)|"|[^"\[{\]},]{16,}+')
 _TOKENS = re.compile(_STRING + r"|([\[{])|([\]}])|([-0-9.eE+]++|true|false|null)|[ \t\n\r]{16,}+")
-
-# The escape of a lone surrogate, in a text without escaped backslashes (see `_without_backslashes`).
-_HALVES = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-)
-
-_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]")
 
 # What may be a number beyond the range of a float: an exponent of several digits, or very many digits.
 _LARGE_NUMBER = re.compile(rb"[0-9.][eE]\+?[0-9]{2}|[0-9]{%d}" % LONG_NUMBER)
@@ -109,10 +103,10 @@ def checked(data: bytes) -> Steps[None]:
         if len(data) > LARGE_BYTES:
             yield
         return
-    mended = yield from _mended(data)
-    if mended is not None:
+    replaced = yield from mended(data)
+    if replaced is not None:
         try:
-            _raw.decode(mended)
+            _raw.decode(replaced)
         except msgspec.DecodeError as error:
             first = error
         else:
@@ -300,7 +294,7 @@ def unwritable(data: bytes) -> Steps[NotJsonError | None]:
     That is a lone surrogate, or a number beyond the range of a float.
     """
     if b"\\u" in data:
-        half = yield from _half(_without_backslashes(data), 0)
+        half = yield from lone(without_backslashes(data), 0)
         if half >= 0:
             return NotJsonError("half of a surrogate pair", half)
     for begin in range(0, len(data), SEARCHED_BYTES):
@@ -324,59 +318,10 @@ def refuse_depth() -> NoReturn:
     raise NotJsonError(f"nested deeper than {MAX_DEPTH} levels")
 
 
-def _mended(data: bytes) -> Steps[bytes | None]:
-    """Replace lone surrogates by U+FFFD, of the same length; None if there are none."""
-    if b"\\u" not in data or b"\0" in data:
-        return None
-    clear = _without_backslashes(data)
-    text, count = bytearray(clear), 0
-    found = yield from _half(clear, 0)
-    while found >= 0:
-        text[found : found + 6] = rb"\ufffd"
-        count += 1
-        if not count % STEP_TOKENS:
-            yield
-        found = yield from _half(clear, found + 6)
-    return bytes(text.replace(b"\0\0", rb"\\")) if count else None
-
-
-def mended_at_once(data: bytes) -> bytes:
-    """Replace lone surrogates by U+FFFD in one step of at most 3 ms for a megabyte. Behind the first thousands of surrogates,
-    paired ones are replaced as well, by any other character."""
-    clear = bytearray(_without_backslashes(data).replace(rb"\uD", rb"\ud"))
-    found, count = clear.find(rb"\ud"), 0
-    while found >= 0 and count < 2 * STEP_TOKENS:
-        count += 1
-        if _HALVES.match(clear, found):
-            clear[found : found + 6] = rb"\ufffd"
-        elif _PAIR.match(clear, found):
-            found += 6
-        found = clear.find(rb"\ud", found + 6)
-    if found >= 0:
-        clear[found:] = clear[found:].replace(rb"\ud", rb"\u0")
-    return bytes(clear.replace(b"\0\0", rb"\\"))
-
-
-def _half(clear: bytes, begin: int) -> Steps[int]:
-    """Return where the next escape of a lone surrogate begins in a text without escaped backslashes; -1 for none."""
-    count, found = 0, clear.find(b"\\u", begin)
-    while found >= 0 and not _HALVES.match(clear, found):
-        count += 1
-        if not count % STEP_TOKENS:
-            yield
-        found = clear.find(b"\\u", found + 6)
-    return found
-
-
 def _without_escapes(text: str) -> str:
     """Replace escaped backslashes and quotes with NUL characters, so that every quote begins or ends a string. Places stay
     the same."""
     return text.replace(r"\\", "\0\0").replace(r"\"", "\0\0") if "\\" in text else text
-
-
-def _without_backslashes(data: bytes) -> bytes:
-    """Replace escaped backslashes with NUL characters, which JSON cannot contain."""
-    return data.replace(rb"\\", b"\0\0")
 
 
 def _located(error: Exception, data: bytes) -> NotJsonError:
