@@ -33,7 +33,9 @@ class DialGate:
         self._next_at = 0.0
         # In the order in which they came. One timer admits them: with a thousand that wait, a timer for each takes a core.
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        """When the timer fires; uvloop's handles do not tell."""
         self._holding = 0
 
     @property
@@ -85,11 +87,12 @@ class DialGate:
 
     def _admit_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= loop.time() + seconds:
+            if self._due <= due:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(seconds, self._admit)
+        self._timer, self._due = loop.call_later(seconds, self._admit), due
 
     def _admit(self) -> None:
         """Admit the next one if it may dial now, and set the timer for the one after it."""

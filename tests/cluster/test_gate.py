@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+import uvloop
 
 from gateway.cluster.gate import DialGate
 from gateway.errors import UpstreamError
@@ -115,3 +116,19 @@ async def test_many_that_wait_take_no_processor_time() -> None:
 
     assert took < 0.1
     assert not gate._waiting
+
+
+def test_the_gate_works_on_the_loop_that_serves() -> None:
+    """The timers of uvloop differ from those of asyncio."""
+    gate, dialled = DialGate(per_second=1000), list[int]()
+
+    async def one(number: int) -> None:
+        async with gate.dial(lambda: False):
+            dialled.append(number)
+
+    async def run() -> None:
+        await asyncio.wait_for(asyncio.gather(*map(one, range(20))), 10)
+
+    uvloop.run(run())
+
+    assert dialled == list(range(20))
