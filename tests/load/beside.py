@@ -27,7 +27,7 @@ from pathlib import Path
 
 START_SECONDS = 60
 STOP_SECONDS = 30
-LOAD_SECONDS = 300
+LOAD_SECONDS = 60
 INTEROP = Path(__file__).parents[1] / "emulator" / "interop"
 SENDERS = ("pion", "libwebrtc", "libdatachannel")
 COMMAND = "import sys; sys.path.insert(0, '.'); from gateway.cli import main; sys.argv[0] = 'gateway'; main()"
@@ -129,8 +129,14 @@ def main() -> None:
         def load(label: str, pid: int, url: str) -> None:
             size = ("-n", given.sessions, "-turns", given.turns)
             command = [str(programs / "load"), "-base", url, "-pid", str(pid), *size]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LOAD_SECONDS)
-            print(f"{label}\n{done.stdout}", flush=True)
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=True, timeout=LOAD_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                print(f"{label}\ndid not finish within {LOAD_SECONDS} s\n", flush=True)
+            else:
+                print(f"{label}\n{done.stdout}", flush=True)
 
         for _ in range(given.rounds):
             load("relay", relay.pid, f"http://{bare}")
