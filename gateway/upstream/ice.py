@@ -37,6 +37,9 @@ PACE_SECONDS = 0.02
 # aioice repeats a check after 0.5, 1, 2, 4 and 8 s. After an outage of 8 s it would wait for as long again, and a set-up has
 # 15 s in all. libwebrtc repeats them at an even pace, too, every 0.5 s.
 REPEAT_SECONDS = 1.0
+# RFC 8863 4: after all pairs have failed, the far end may still reach us from an address that it did not name. It wants 39.5 s;
+# a far end retransmits its checks after 0.5 and 1 s, and the caller waits.
+PATIENCE_SECONDS = 3.0
 # RFC 7983 7: the first byte of a datagram shows its protocol.
 _STUN = range(4)
 # No answer, or a socket that cannot send: it was closed, which uvloop and asyncio report in different ways.
@@ -105,8 +108,13 @@ class PromptChecks(Connection):
     took. Here the pace runs beside the wait.
 
     A check that is not answered is repeated at an even pace, so that a set-up goes on soon after an outage.
+
+    aioice also gives up as soon as all pairs have failed. A far end that listens on all addresses may answer a check from
+    another address than the one that it was sent to, so that the check fails (RFC 8445 7.2.5.2.1), and its own check from
+    there, which works, may come a moment later: libdatachannel on the same machine.
     """
 
+    patience = PATIENCE_SECONDS
     _requests: dict[CandidatePair, aioice_stun.Message] | None = None
 
     async def connect(self) -> None:
@@ -128,6 +136,8 @@ class PromptChecks(Connection):
         pace = asyncio.create_task(self._pace())
         try:
             outcome = await self._check_list_state.get()
+            if outcome == ICE_FAILED and not self._closing:
+                outcome = await self._late_outcome()
         finally:
             self._requests = None
             pace.cancel()
@@ -141,6 +151,19 @@ class PromptChecks(Connection):
         if outcome != ICE_COMPLETED or self._closing:
             raise ConnectionError("ICE negotiation failed")
         self._query_consent_task = asyncio.create_task(self.query_consent())
+
+    async def _late_outcome(self) -> int:
+        """Wait for a check of the far end that opens a path after all."""
+        try:
+            async with asyncio.timeout(self.patience):
+                outcome = ICE_FAILED
+                while outcome == ICE_FAILED and not self._closing:
+                    self._check_list_done = False
+                    outcome = await self._check_list_state.get()
+                return outcome
+        except TimeoutError:
+            self._check_list_done = True
+            return ICE_FAILED
 
     async def _pace(self) -> None:
         while self._check_periodic():

@@ -246,11 +246,17 @@ async def test_error_of_the_pace_fails_the_handshake(monkeypatch: pytest.MonkeyP
     assert isinstance(raised.value.__cause__, ValueError)
 
 
-async def test_handshake_without_candidates_fails_at_once() -> None:
-    """Without candidates, and with none to come, ICE fails at once."""
-    connection = aioice.ice.Connection(ice_controlling=True)
+def _checking(patience: float) -> Any:
+    """Return a controlling connection that checks promptly and gathers on loopback."""
+    connection: Any = aioice.ice.Connection(ice_controlling=True)
     connection.__class__ = tuning._composed(aioice.ice.Connection, (ice.PromptChecks, ice.ChosenAddresses))
-    connection.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
+    connection.addresses, connection.patience = ("127.0.0.1",), patience
+    return connection
+
+
+async def test_handshake_without_candidates_fails_after_its_patience() -> None:
+    """Without candidates, and with none to come, ICE fails before the time-outs of checks, which take a minute."""
+    connection = _checking(patience=0.05)
     await connection.gather_candidates()
     await connection.gather_candidates()
     connection.remote_username = connection.remote_password = "x" * 22
@@ -260,6 +266,48 @@ async def test_handshake_without_candidates_fails_at_once() -> None:
         with pytest.raises(ConnectionError):
             await connection.connect()
     await connection.close()
+
+
+async def test_handshake_that_failed_is_saved_by_a_late_check_of_the_far_end() -> None:
+    """The pair of the far end's candidate has failed, and its own check comes afterwards, from another address."""
+    connection, peer = _checking(patience=10), aioice.ice.Connection(ice_controlling=False)
+    peer.__class__ = ice.ChosenAddresses
+    peer.addresses = ("127.0.0.1",)  # type: ignore[attr-defined]
+    for one, other in ((connection, peer), (peer, connection)):
+        await one.gather_candidates()
+        other.remote_username, other.remote_password = one.local_username, one.local_password
+    for candidate in connection.local_candidates:
+        await peer.add_remote_candidate(candidate)
+    await peer.add_remote_candidate(None)
+    nobody = aioice.Candidate.from_sdp("1 1 udp 1 127.0.0.1 9 typ host")
+    await connection.add_remote_candidate(nobody)
+    await connection.add_remote_candidate(None)
+    async with asyncio.timeout(10):
+        connecting = asyncio.create_task(connection.connect())
+        await asyncio.sleep(0.05)
+        (pair,) = connection._check_list
+        pair.task.cancel()
+        connection.check_state(pair, aioice.ice.CandidatePair.State.FAILED)
+        connection.check_complete(pair)
+        await asyncio.sleep(0.05)
+        assert not connecting.done()
+        await asyncio.gather(connecting, peer.connect())
+    await asyncio.gather(connection.close(), peer.close())
+
+
+async def test_handshake_that_failed_ends_when_it_is_closed() -> None:
+    """Its patience does not keep a call that nobody wants any more."""
+    connection = _checking(patience=60)
+    await connection.gather_candidates()
+    connection.remote_username = connection.remote_password = "x" * 22
+    await connection.add_remote_candidate(None)
+    connecting = asyncio.create_task(connection.connect())
+    await asyncio.sleep(0.05)
+    await connection.close()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionError):
+            await connecting
 
 
 @pytest.mark.parametrize("missing", ["gathering", "credentials"])
