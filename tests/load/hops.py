@@ -89,7 +89,7 @@ UP = Trace("post_events", lambda file, name: name == "send" and file.endswith("r
 LOGGED = Trace(
     "WebRTCUpstream._received", lambda file, name: name == "append" and file.endswith("eventlog.py")
 )
-WRITTEN = Trace("get_events", lambda file, name: name == "write" and file.endswith("selector_events.py"))
+WRITTEN = Trace("Cursor._take", lambda file, name: name == "write" and file.endswith("selector_events.py"))
 
 
 async def main() -> None:
