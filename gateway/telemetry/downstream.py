@@ -82,11 +82,13 @@ class RequestMetrics:
         seconds = line.get("seconds")
         if isinstance(seconds, float):
             line["seconds"] = round(seconds, 6)
-        if line.get("route") in _PROBES:
-            del line["event"]
+        probe = line.get("route") in _PROBES
+        if not probe and note_access(line):
+            return
+        del line["event"]
+        if probe:
             log.debug("http_answered", **line)
-        elif not note_access(line):
-            del line["event"]
+        else:
             log.info("http_answered", **line)
 
     def http_failed(self, request_id: str, error: BaseException) -> None:

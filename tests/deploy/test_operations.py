@@ -82,9 +82,6 @@ def test_fields_of_log_lines_are_those_in_the_table() -> None:
                             "exception" if field == "exc_info" else field for field in fields
                         )
 
-    # The access log's fields are assembled where requests are answered.
-    access = found.pop("http_answered")
-    assert access <= table()["http_answered"][1]
     assert found == {name: table()[name][1] for name in found}
 
 
