@@ -70,6 +70,7 @@ async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
             await c.directory.claims.one("gws_1", a.id)
 
 
+@pytest.mark.slow
 async def test_a_claim_that_a_failover_forgot_yields_to_the_next_one(start_redis: StartRedis) -> None:
     """Redis loses a claim before anything was written under it, and another node claims the session: what the second
     node acknowledges stays, and the first node is replaced."""

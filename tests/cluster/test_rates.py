@@ -88,7 +88,8 @@ async def test_changed_limit_applies_at_once(redis_server: RedisServer) -> None:
     """A reload of the keys may change a rate."""
     async with rates(redis_server) as a:
         assert await a.take("one", "events", 20.0, 10.0, 20.0) == 0.0
-        assert await a.take("one", "events", 1.0, 1e6, 2e6) == 0.0
+        # The bucket is as empty as before; the new rate fills it in 1 us.
+        assert await a.take("one", "events", 1.0, 1e6, 2e6) <= 1e-5
 
 
 async def test_share_of_the_rate_passes_while_redis_is_away(start_redis: Callable[..., RedisServer]) -> None:

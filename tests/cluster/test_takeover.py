@@ -118,6 +118,7 @@ async def test_node_tells_that_redis_is_back_after_a_missed_beat(redis_server: R
         assert one.connected
 
 
+@pytest.mark.slow
 async def test_workers_of_one_command_are_reached_by_their_sockets(redis_server: RedisServer) -> None:
     """Other nodes, also workers of another command, are reached at the URL that they advertise."""
     url = redis_server.url
@@ -180,6 +181,7 @@ async def test_session_that_cannot_be_adopted_does_not_stop_the_others(redis_ser
     assert told(b.node).takeovers.count("failed") == 1
 
 
+@pytest.mark.slow
 async def test_draining_node_takes_nothing(redis_server: RedisServer) -> None:
     """A draining node takes over nothing: the other one takes all the sessions, although it ranks second."""
     async with taking(redis_server.url) as b, taking(redis_server.url) as c:

@@ -1,10 +1,14 @@
 """What is acknowledged is not delivered yet: a call that delivers nothing is replaced, and events that never arrived are
 named."""
 
+import pytest
+
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve
 from tests.upstream.badpath import Path, bad_path
 from tests.upstream.farend import farend
+
+pytestmark = pytest.mark.slow
 
 APPENDS = 20
 

@@ -14,6 +14,8 @@ from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, eventually, say
 
+pytestmark = pytest.mark.slow
+
 # A far end or a reader that does not read is detected by sending more than the buffers hold.
 LARGE = "x" * 200_000
 
@@ -155,7 +157,6 @@ async def test_an_end_that_is_known_is_told(serve: Serve, far_end: FarEnd) -> No
     assert session["client_secret"]["expires_at"] >= session["expires_at"]
 
 
-@pytest.mark.slow
 async def test_a_session_nobody_reads_is_detached(serve: Serve, far_end: FarEnd) -> None:
     """A session without receivers and requests ends after its grace period; one that is being read does not."""
     gateway = await serve(far_end, relay={"detach_grace_seconds": 10})
@@ -281,7 +282,6 @@ async def raw(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
     return head, body
 
 
-@pytest.mark.slow
 async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_end: FarEnd) -> None:
     """After the write deadline the connection of such a reader ends and the session continues; other readers
     received everything in the meantime."""

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, eventually, settled
 
+pytestmark = pytest.mark.slow
+
 TABLE = ROOT / "gateway" / "upstream" / "failures.md"
 QUESTION = "Write 50 words about rain"
 # Heartbeats belong to a stream, not to the log.
@@ -169,7 +171,6 @@ async def test_fault_is_met_as_the_table_says(serve: Serve, far_end: FarEnd, row
         await run(row, gateway, far_end, caller)
 
 
-@pytest.mark.slow
 async def test_after_all_faults_nothing_is_left(serve: Serve, far_end: FarEnd) -> None:
     """One process runs every fault except a silent path twice; then no task, thread, socket or connection is left."""
     gateways = {row.settings: await serve(far_end, **row.sections) for row in ROWS}

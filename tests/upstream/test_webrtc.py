@@ -203,6 +203,7 @@ async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None
     assert [len(text) for text in sink.texts[1:]] == sizes
 
 
+@pytest.mark.slow
 async def test_message_of_four_megabytes_leaves_the_loop_running(far_end: str) -> None:
     """While the largest server event arrives, the loop is never blocked for more than 50 ms of CPU time."""
     longest = 0.0
@@ -375,6 +376,7 @@ class Faulty(Farend):
 
 @HOOKS
 @pytest.mark.parametrize("phase", ["ice", "dtls", "channel"])
+@pytest.mark.slow
 async def test_set_up_that_stops_names_its_phase(phase: str, hooks: frozenset[Hook]) -> None:
     """One deadline covers the whole set-up; the error names the phase, the call is hung up and nothing is leaked."""
     facts, far = Facts(), Faulty(phase)
@@ -702,6 +704,7 @@ async def test_nothing_is_logged_at_info_of_addresses_or_keys(caplog: pytest.Log
     )
 
 
+@pytest.mark.slow
 async def test_probe_asks_for_a_sign_of_life() -> None:
     """A far end that is alive answers a probe at once; one that vanished does not, and a closed call cannot be
     probed."""

@@ -12,7 +12,6 @@ for its size at most.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from sys import getsizeof
 from typing import Final
 
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
@@ -230,7 +229,7 @@ class Turn:
         if not self._result and self.failure is None:
             self.failure = failure
         self.request = TurnRequest(())  # May be large and is no longer needed.
-        self.size = getsizeof(self._result)
+        self.size = self._result.__sizeof__()
         return True
 
     # --- for a snapshot -----------------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ async def test_idle_connection_ends_with_its_client(patient: House) -> None:
     ],
 )
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
+@pytest.mark.slow
 async def test_end_of_a_stream_ends_its_connection(
     session: Session, version: str, headers: tuple[str, ...], accept: str
 ) -> None:
@@ -378,6 +379,7 @@ async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> N
     assert len(house.facts.of("http_answered")) < 30
 
 
+@pytest.mark.slow
 async def test_slow_client_keeps_its_connection(build: Build) -> None:
     """A client that reads something within each deadline keeps its connection, however long the whole answer takes."""
     house = await build(limits=ServerLimits(write_seconds=1))

@@ -162,6 +162,7 @@ async def test_call_may_end_without_a_word(emulate: Emulate, call: Call) -> None
             await asyncio.wait_for(socket.receive(), 0.3)
 
 
+@pytest.mark.slow
 async def test_new_call_is_found_late_by_a_fault(emulate: Emulate, call: Call) -> None:
     """With this fault a call that was just created is 404 for a sideband until the set time."""
     caller: Caller = await call(await emulate(faults=Faults(sideband_delay_seconds=1.5)), connect=False)

@@ -308,10 +308,13 @@ def test_brackets_in_strings_are_no_depth(filler: str) -> None:
 def test_depth_is_found_quickly_in_a_megabyte() -> None:
     """Scanning a long string takes milliseconds and no state per character, where a naive pattern takes a hundred."""
     body = b'{"type":"x","a":"' + b"a" * 1_000_000 + b"[" * 80 + b'"}'
-    begun = time.process_time()
-    parse_json(body, max_events=1)
 
-    assert time.process_time() - begun < 0.05
+    def spent() -> float:
+        begun = time.thread_time()
+        parse_json(body, max_events=1)
+        return time.thread_time() - begun
+
+    assert min(spent() for _ in range(3)) < 0.05
 
 
 # --- the standard library as the reference ----------------------------------------------------------------------------
@@ -359,6 +362,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @given(damaged(), st.booleans())
 @settings(max_examples=250)
+@pytest.mark.slow
 def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool) -> None:
     """A body is accepted exactly if the reference parser reads it and every value is an event; the values are the
     same."""
