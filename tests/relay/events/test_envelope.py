@@ -362,7 +362,6 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @given(damaged(), st.booleans())
 @settings(max_examples=250)
-@pytest.mark.slow
 def test_the_standard_library_decides_what_is_an_event(body: bytes, dense: bool) -> None:
     """A body is accepted exactly if the reference parser reads it and every value is an event; the values are the
     same."""
