@@ -18,6 +18,7 @@ import pytest
 
 from gateway.app import Gateway
 from tests.docs.pages import PAGES, Block, name, runnable
+from tests.e2e.farend import FarEnd
 
 pytestmark = pytest.mark.slow
 SECONDS = 60.0
@@ -99,9 +100,11 @@ async def commands(block: Block, environ: dict[str, str], cwd: Path) -> list[tup
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
 async def test_runnable_blocks_do_what_they_promise(
-    gateway: Gateway, part_path: Callable[[str], str], tmp_path: Path, page: Path
+    gateway: Gateway, far_end: FarEnd, part_path: Callable[[str], str], tmp_path: Path, page: Path
 ) -> None:
     """Each command succeeds and prints what the page says."""
+    # A model thinks first. Without that, a reader may print the answer before the command that asked prints its receipt.
+    await far_end.faults(first_delta_seconds=0.5)
     (tmp_path / "bin").mkdir()
     curl = tmp_path / "bin" / "curl"
     curl.write_text(CURL.format(curl=part_path("curl")))
