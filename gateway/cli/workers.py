@@ -1,7 +1,8 @@
 """`gateway serve --workers N`: several processes on one port, to use all cores of a machine.
 
 Each worker is a normal node of the cluster. Workers share only Redis and the port, whose connections the kernel
-distributes; they reach each other over unix sockets in a folder that only this user can open. This process starts the workers, forwards signals, and restarts a worker that ended by itself.
+distributes. They reach each other over unix sockets in a folder that only this user can open. This process starts the workers,
+forwards signals, and restarts a worker that ended by itself.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from gateway.relay.tasks import Tasks
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
+LONGEST_FOLDER: Final = 80
+"""Of the 107 bytes that the path of a unix socket may have; the rest is for the name of the socket."""
 """Maximum pause before a worker is restarted. The pause doubles each time, and is reset after a minute of running."""
 _STABLE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
@@ -143,6 +146,9 @@ def _private_folder() -> Iterator[Path]:
         folder = tempfile.mkdtemp(prefix="gateway-", dir=base)
     except OSError as error:
         fail(f"--workers: cannot make a folder for the workers' sockets: {error}; set TMPDIR")
+    if len(folder) > LONGEST_FOLDER:
+        os.rmdir(folder)
+        fail(f"--workers: the path {folder} is too long for a unix socket; set TMPDIR to a shorter one")
     try:
         yield Path(folder)
     finally:

@@ -93,7 +93,8 @@ class Membership:
         await self._takeover.close()
         for session_id in list(self._prepared):
             await self._abandon(session_id)
-        await self._tasks.ended()  # Hang-ups and abandoned calls have time-outs of their own.
+        self._lost_calls.clear()  # OpenAI ends them without being asked; hundreds of them would delay the stop.
+        await self._tasks.ended()  # A hang-up and an abandoned call have time-outs of their own.
         await self.node.leave()
         await self.node.close()
 

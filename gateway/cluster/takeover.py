@@ -68,7 +68,7 @@ class Takeover:
         self._doubtful: dict[str, float] = {}
         """Sessions that this node may have claimed without adopting them, and since when their node is lost."""
         self._failed: set[str] = set()
-        """Sessions that could not be adopted here."""
+        """Sessions that could not be adopted here: each is a bug that was logged."""
 
     def start(self) -> None:
         """Start watching."""

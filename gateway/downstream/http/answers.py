@@ -23,7 +23,7 @@ def compact(value: object) -> bytes:
         TypeError,
         ValueError,
         OverflowError,
-    ):  # an unpaired surrogate, or a number beyond msgspec's range
+    ):  # half a surrogate pair, or a number out of msgspec's range
         return _COMPACT.encode(value).encode("ascii")
     return written if written.isascii() else _COMPACT.encode(value).encode("ascii")
 

@@ -95,7 +95,8 @@ class Cursor:
             self._loop.call_soon(self._take)
 
     def _take(self) -> None:
-        """Give what was appended in this iteration of the event loop to `direct`, unless the iteration goes on anyway."""
+        """Pass the events appended in this turn of the event loop to `direct`. Leave them to the iteration if it is about to
+        continue, or if `direct` does not take them."""
         self._due = False
         waiter, direct = self._waiter, self.direct
         if waiter is None or waiter.done() or direct is None:

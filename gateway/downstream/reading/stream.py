@@ -215,8 +215,8 @@ class Stream:
                 return False
             try:
                 put(page)
-            except ConnectionError:
-                return False  # The iteration gets the page again, and the error with it.
+            except Exception:  # noqa: BLE001  # The iteration gets the page again, and the error with it.
+                return False
             if writer.full:
                 cursor.wake()  # to wait until the client has read
             return True

@@ -385,7 +385,7 @@ def _counted(before: int, type: str, data: bytes) -> Steps[int]:
 
 
 def _too_many_values(what: str) -> NoReturn:
-    detail = f"{what} may hold at most {MAX_VALUES} JSON values, by its commas and opening brackets."
+    detail = f"{what} may hold at most {MAX_VALUES} JSON values, counting commas and opening brackets."
     raise CallerError("too-large", detail, members={"limit": MAX_VALUES})
 
 
