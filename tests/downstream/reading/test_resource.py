@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 
 from gateway.client import BlockParser
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.cursor import PAGE_BYTES
+from gateway.downstream.reading.rendering import EventStream
 from gateway.downstream.reading.resource import READS
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server
@@ -69,6 +71,21 @@ async def test_history_and_live_are_one_stream(session: Session) -> None:
     assert [block.id for block in (before + after)[1:]] == [
         session.id_after(number) for number in range(1, 8)
     ]
+
+
+async def test_bug_in_a_live_page_ends_the_stream(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream whose page cannot be rendered ends at once, so that its client reconnects."""
+
+    def entries(*_: object) -> bytes:
+        raise ValueError("a bug")
+
+    async with session.read() as stream:
+        await stream.take(2)
+        monkeypatch.setattr(EventStream, "entries", entries)
+        session.count(range(1))
+        async with asyncio.timeout(5):  # less than a heartbeat
+            with pytest.raises(aiohttp.ClientError):
+                await stream.rest()
 
 
 async def test_data_is_the_text_that_came(session: Session) -> None:
