@@ -144,6 +144,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add the headers of every response; a signal handler for `on_response_prepare`."""
+    complete(request, response)
+
+
+def complete(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every response."""
     headers = response.headers
     request[ANSWERED_AT] = request.app[CLOCK].monotonic()
     request_id = request.get(REQUEST_ID)

@@ -16,6 +16,7 @@ from gateway.downstream import admin, console, events, middleware, openapi, prob
 from gateway.downstream.auth.access import ACCESS, Access
 from gateway.downstream.http.app_keys import CLOCK, LIMITS, OPEN_TO_PAGES, SESSIONS, STEPS_LOCK, TELEMETRY
 from gateway.downstream.http.connections import ConnectionLimits, Connections
+from gateway.downstream.http.direct import DirectRoutes
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
 from gateway.downstream.peers import internal
@@ -56,7 +57,8 @@ class Server:
     """Both listeners, from `start` to `close`."""
 
     def __init__(self, deps: ServerDependencies) -> None:
-        self._client_side = Listener(client_application(deps), deps.limits, _connections(deps))
+        app = client_application(deps)
+        self._client_side = Listener(app, deps.limits, _connections(deps), _direct_routes(app, deps))
         # A separate limit, so that clients cannot take the operator's connections.
         operators = replace(deps.connections, max_connections=OPERATOR_CONNECTIONS)
         self._operator_side = Listener(
@@ -180,6 +182,17 @@ def _application(
 def _middlewares(deps: ServerDependencies, of_other_nodes: Middleware) -> Sequence[Middleware]:
     every = (middleware.observe, middleware.answer_errors, middleware.guard)
     return every if deps.elsewhere is None else (*every, of_other_nodes)
+
+
+def _direct_routes(app: web.Application, deps: ServerDependencies) -> DirectRoutes | None:
+    """Return the frequent routes whose handlers do not wait. With several nodes they do, for another node or for Redis."""
+    if deps.elsewhere is not None:
+        return None
+    routes = DirectRoutes(app, middleware.complete)
+    for route in app.router.routes():
+        if route.handler is events.post_events:
+            routes.add(route)
+    return routes
 
 
 async def _expect_later(request: web.Request) -> None:

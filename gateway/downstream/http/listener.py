@@ -12,6 +12,7 @@ import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -19,8 +20,10 @@ from aiohttp import web
 from gateway.downstream.http import problem
 from gateway.downstream.http.answers import SERVER_NAME, compact
 from gateway.downstream.http.connections import RETRY_SECONDS, Connections
+from gateway.downstream.http.direct import DirectConnection, DirectRoutes
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.protocol import Connection
+from gateway.downstream.http.request import Request
 from gateway.errors import OverloadError
 from gateway.relay.tasks import Tasks
 
@@ -57,10 +60,19 @@ class Binding:
 class Listener:
     """Accepts connections for one application, from `start` to `close`."""
 
-    def __init__(self, app: web.Application, limits: ServerLimits, connections: Connections) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        limits: ServerLimits,
+        connections: Connections,
+        direct: DirectRoutes | None = None,
+    ) -> None:
+        """`direct` contains the routes of `app` whose requests are handled at once."""
+        self._direct = direct
         self._limits = limits
         self._connections = connections
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
+        self._make_request = partial(app._make_request, _cls=Request)  # noqa: SLF001  # aiohttp names no other way
         self._sockets: list[socket.socket] = []
         self._opening = Tasks(lambda error: connections.telemetry.http_failed("", error))
         self._spare: int | None = None
@@ -69,6 +81,8 @@ class Listener:
     async def start(self, binding: Binding) -> None:
         """Listen. Raises OSError if the address is not available."""
         await self._runner.setup()
+        assert self._runner.server is not None
+        self._runner.server.request_factory = self._make_request
         self._tls = binding.tls
         self._sockets = await _bound(binding, int(self._limits.write_seconds * 2000))
         # Closed when descriptors run out, to accept one more connection and answer it with 503.
@@ -135,7 +149,7 @@ class Listener:
         assert http is not None  # set up by `start`
         try:
             await loop.connect_accepted_socket(
-                lambda: Connection(http, self._limits, loop, self._connections),
+                lambda: self._connection(http, loop),
                 connection,
                 ssl=tls,
                 ssl_handshake_timeout=self._limits.header_seconds if tls else None,
@@ -145,6 +159,11 @@ class Listener:
         except asyncio.CancelledError:
             connection.close()
             raise
+
+    def _connection(self, http: web.Server, loop: asyncio.AbstractEventLoop) -> Connection:
+        if self._direct is None:
+            return Connection(http, self._limits, loop, self._connections)
+        return DirectConnection(self._direct, http, self._limits, loop, self._connections)
 
     def _refuse_one(self, listening: socket.socket) -> bool:
         """Accept one connection with the spare descriptor and refuse it with 503."""

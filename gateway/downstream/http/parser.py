@@ -9,7 +9,7 @@ The parser also reports how many bytes of an unfinished head it holds, so that t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs
@@ -48,6 +48,7 @@ class RequestParser:
         "_refused",
         "_says_close",
         "broken",
+        "direct",
         "unfinished",
     )
 
@@ -66,6 +67,8 @@ class RequestParser:
         """Bytes received of an incomplete head."""
         self.broken = False
         """Nothing more can be parsed on this connection."""
+        self.direct: Callable[[RawRequestMessage, StreamReader], bool] | None = None
+        """Answers a request that arrived complete and alone, and returns whether it did. aiohttp does not see it then."""
 
     @property
     def reads_body(self) -> bool:
@@ -98,6 +101,15 @@ class RequestParser:
         if self.unfinished > self._max_head_bytes:
             self.broken = True
             return [*messages, *self._refuse(self._head, self._head_too_large())], upgraded, b""
+        if (
+            self.direct is not None
+            and len(messages) == 1
+            and not (self.broken or self.reads_body or upgraded)
+        ):
+            message, payload = messages[0]
+            if self.direct(message, payload):
+                self._inner.message_consumed()
+                return (), False, b""
         return messages, upgraded, tail
 
     def message_consumed(self) -> None:

@@ -195,6 +195,8 @@ class Connection(web.RequestHandler):
         self._received_at = self._loop.time()
         if self._request_count != count:
             self._connections.busy(self)
+            if not self._owed:
+                self._connections.idle(self)
         grown = requests.unfinished - before
         if grown and not self._connections.head_grew(grown):
             self._end(OverloadError("capacity", "Too many requests are arriving.", retry_after=RETRY_SECONDS))

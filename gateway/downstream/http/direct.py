@@ -1,0 +1,170 @@
+"""Handles a request in the call that received its last byte.
+
+For each request, aiohttp wakes the connection's task, which starts another task, resolves the route, and writes the response
+through a writer. For a POST of events that takes about as long as everything else. So if a request of a direct route arrived
+complete, it is handled at once, by the same middlewares and the same handler, and its response is written with one call. If
+the handler waits, or the response cannot be written like that, aiohttp's task goes on from there.
+
+Before it waits for the first time, the handler of a direct route must not use anything that needs a task, such as
+`asyncio.timeout`.
+"""
+
+import re
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Final
+
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http_writer import _serialize_headers
+from aiohttp.web_urldispatcher import UrlMappingMatchInfo
+
+from gateway.downstream.http.protocol import CHARGED_BODY_BYTES, Connection
+from gateway.downstream.http.request import Request
+
+Handling = Coroutine[Any, Any, web.StreamResponse]
+Handler = Callable[[web.Request], Handling]
+Complete = Callable[[web.Request, web.StreamResponse], None]
+
+_PART: Final = r"(?P<\1>[A-Za-z0-9_-]{1,128})"
+"""A variable part of a path. Requests with other characters in it are left to the router, which decodes them."""
+
+
+class DirectRoutes:
+    """The routes of an application whose requests are handled at once."""
+
+    def __init__(self, app: web.Application, complete: Complete) -> None:
+        """`complete` adds the headers that every response has."""
+        self.complete = complete
+        self._app = app
+        self._posts: list[tuple[re.Pattern[str], web.AbstractRoute, Handler]] = []
+
+    def add(self, route: web.AbstractRoute) -> None:
+        """Handle the requests of a POST route at once."""
+        assert route.method == hdrs.METH_POST
+        assert route.resource is not None
+        path = re.sub(r"\\\{(\w+)\\\}", _PART, re.escape(route.resource.canonical))
+        handler: Any = route.handler
+        for middleware in reversed(self._app.middlewares):
+            handler = partial(middleware, handler=handler)
+        self._posts.append((re.compile(path + r"\Z"), route, handler))
+
+    def find(self, message: RawRequestMessage) -> tuple[Handler, UrlMappingMatchInfo] | None:
+        """Return the handler of a request with its middlewares, and what the router would find; None for other requests."""
+        if message.method != hdrs.METH_POST:
+            return None
+        for pattern, route, handler in self._posts:
+            found = pattern.match(message.path)
+            if found is not None:
+                match = UrlMappingMatchInfo(found.groupdict(), route)
+                match.add_app(self._app)
+                match.freeze()
+                return handler, match
+        return None
+
+
+class DirectConnection(Connection):
+    """A connection that handles the requests of direct routes at once."""
+
+    __slots__ = ("_begun", "_routes")
+
+    def __init__(self, routes: DirectRoutes, *args: Any) -> None:  # Any: the arguments of Connection
+        super().__init__(*args)
+        self._routes = routes
+        self._begun: tuple[Request, Awaitable[web.StreamResponse]] | None = None
+        """A request that aiohttp's task has to go on with, and the rest of its handling."""
+        self._requests.direct = self._answered_at_once
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._requests.direct = self._begun = None
+
+    def _answered_at_once(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Begin to handle a request, and return whether it is answered."""
+        waiter, manager = self._waiter, self._manager
+        if waiter is None or waiter.done() or self._paused or manager is None:
+            return False  # Another request is first, or its response has not left yet.
+        if message.should_close or message.version != HttpVersion11 or hdrs.EXPECT in message.headers:
+            return False
+        found = self._routes.find(message)
+        if found is None:
+            return False
+        handler, match = found
+        writer = StreamWriter(self, self._loop)
+        task: Any = self._task_handler  # set while it is connected
+        request = Request(message, payload, self, writer, task, self._loop)
+        request._match_info = match  # noqa: SLF001  # as aiohttp's Application does
+        handling = handler(request)
+        try:
+            awaited = handling.send(None)
+        except StopIteration as done:
+            if self._write_at_once(request, done.value):
+                self._request_count += 1
+                self._answered += 1
+                manager.requests_count += 1
+                return True
+            self._begun = request, _ended(done.value)
+        except Exception as error:  # noqa: BLE001  # aiohttp's task answers it
+            self._begun = request, _ended(error)
+        else:
+            self._begun = request, _continued(handling, awaited)
+        return False
+
+    def _write_at_once(self, request: Request, response: web.StreamResponse) -> bool:
+        """Write a response as aiohttp would, if it is short. Return whether it is written."""
+        transport = self.transport
+        if type(response) is not web.Response or transport is None or transport.is_closing():
+            return False
+        body = response.body
+        if not isinstance(body, bytes) or len(body) > CHARGED_BODY_BYTES:
+            return False
+        self._routes.complete(request, response)
+        headers = response.headers
+        headers[hdrs.CONTENT_LENGTH] = str(len(body))
+        headers[hdrs.DATE] = rfc822_formatted_time()
+        last = response.keep_alive is False
+        if last:
+            headers[hdrs.CONNECTION] = "close"
+        transport.write(_serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers) + body)
+        if last:
+            self.force_close()
+        else:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
+
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        """Handle a request, or go on with the one that was begun."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return await super()._handle_request(request, start_time, request_handler)
+        return await super()._handle_request(begun[0], start_time, lambda _: begun[1])
+
+
+async def _ended(result: web.StreamResponse | Exception) -> web.StreamResponse:
+    """Return, or raise, what a handler that did not wait has returned or raised."""
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+@types.coroutine
+def _continued(handling: Handling, awaited: Any) -> Generator[Any, Any, web.StreamResponse]:
+    """Go on, as `yield from` does, with a coroutine that was started outside of a task and waits for `awaited`."""
+    try:
+        while True:
+            try:
+                result = yield awaited
+            except GeneratorExit:
+                handling.close()
+                raise
+            except BaseException as error:  # noqa: BLE001  # the coroutine handles it, a cancellation as well
+                awaited = handling.throw(error)
+            else:
+                awaited = handling.send(result)
+    except StopIteration as done:
+        response: web.StreamResponse = done.value
+        return response
