@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import hdrs, web
+from multidict import CIMultiDict, istr
 
 from gateway.downstream.auth.access import ACCESS, AccessRules, bearer_word
 from gateway.downstream.auth.origins import (
@@ -41,6 +42,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _CORS: Final = web.RequestKey("cors", dict)
 
+# aiohttp has no constants for these. A plain string would be lowered for each response.
+_REQUEST_ID: Final = istr("X-Request-Id")
+_CONTENT_TYPE_OPTIONS: Final = istr("X-Content-Type-Options")
+_REFERRER_POLICY: Final = istr("Referrer-Policy")
+
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -66,7 +72,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     clock, telemetry = app[CLOCK].monotonic, app[TELEMETRY]
     began = clock()
     client = client_address(request)  # read now: it is unknown once the connection is lost
-    wanted = request.headers.get("X-Request-Id", "")
+    wanted = request.headers.get(_REQUEST_ID, "")
     # An id is not secret; it only has to be unique.
     request_id = wanted if wanted and _SANE_ID.match(wanted) else f"{random.getrandbits(96):024x}"
     request[REQUEST_ID] = request_id
@@ -153,22 +159,26 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     request[ANSWERED_AT] = request.app[CLOCK].monotonic()
     request_id = request.get(REQUEST_ID)
     if request_id is not None:
-        headers["X-Request-Id"] = request_id
-    headers["Server"] = SERVER_NAME
-    headers["X-Content-Type-Options"] = "nosniff"
+        headers[_REQUEST_ID] = request_id
+    headers[hdrs.SERVER] = SERVER_NAME
+    headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
     if request.path.startswith("/v1/"):
-        headers.setdefault("Cache-Control", "no-store")
-        headers.setdefault("Vary", "Accept, Origin")
-        headers["Referrer-Policy"] = "no-referrer"
+        headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        headers.setdefault(hdrs.VARY, "Accept, Origin")
+        headers[_REFERRER_POLICY] = "no-referrer"
     else:
-        headers.setdefault("Vary", "Origin")
-    if type(response) is web.StreamResponse or response.content_type in STREAMED:
+        headers.setdefault(hdrs.VARY, "Origin")
+    if type(response) is web.StreamResponse or _is_streamed(headers):
         # Close the connection at the end of a stream: some clients notice no other end.
         response.force_close()
         headers[hdrs.CONNECTION] = "close"
     cors = request.get(_CORS)
     if cors is not None:
         headers.update(cors)
+
+
+def _is_streamed(headers: CIMultiDict[str]) -> bool:
+    return headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0] in STREAMED
 
 
 def route_of(request: web.Request) -> str:

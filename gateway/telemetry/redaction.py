@@ -31,10 +31,15 @@ _SECRET = re.compile(
     r"|(?<=://)[^/\s:@\"'\\]*:[^/\s@\"'\\]+(?=@)"  # a user and password in a URL
 )
 
+_SIGNS: Final = ("sk-", "sk_", "ek-", "ek_", "rk-", "rk_", "gwk_", "gwt_", "gwp_", "://")
+"""One of these, or `bearer`, is part of every match. Looking for them takes a tenth of the time of the pattern."""
+
 
 def redact(text: str) -> str:
     """Replace everything that looks like a credential."""
-    return _SECRET.sub(REDACTED, text)
+    if any(sign in text for sign in _SIGNS) or "bearer " in text.lower():
+        return _SECRET.sub(REDACTED, text)
+    return text
 
 
 def redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

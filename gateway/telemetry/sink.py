@@ -20,7 +20,8 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 BATCH_BYTES: Final = 64 * 1024
 """The capacity of a pipe, written with one call."""
 
-GATHER_SECONDS: Final = 0.02
+GATHER_SECONDS: Final = 0.05
+"""Long enough that the lines of requests that came together are rendered when their responses have left."""
 
 _WAIT_SECONDS: Final = 1.0
 
@@ -81,7 +82,7 @@ class Sink(Generic[T]):
             batch, flushed = self._next()
             if batch:
                 self._write_batch(batch)
-                if flushed is None:
+                if flushed is None and self._queue.empty():
                     # Let lines gather: waking this thread for each would take the interpreter lock from the event loop.
                     time.sleep(GATHER_SECONDS)
             if flushed is not None:

@@ -130,6 +130,8 @@ def test_fields_that_are_secret_by_name_are_redacted(written: Callable[..., Call
     ("text", "clean"),
     [
         ("authorization: bearer abc.def", f"authorization: bearer {REDACTED}"),
+        ("Proxy-Authorization: BEARER abc.def", f"Proxy-Authorization: BEARER {REDACTED}"),
+        ("with rk_abcdefgh1 or sk-abcdefgh1", f"with {REDACTED} or {REDACTED}"),
         ("http://user:pass@proxy:3128/", f"http://{REDACTED}@proxy:3128/"),
         ("/v1/sessions/gws_abc?ticket=gwt_abcdefghijk.x", f"/v1/sessions/gws_abc?ticket={REDACTED}"),
         (

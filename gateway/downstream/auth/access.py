@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from gateway.downstream.auth.buckets import Bucket, SharedRates
 from gateway.downstream.auth.credentials import Signatures, looks_signed
@@ -39,6 +40,8 @@ SECRET_ALLOWS: Final = (
 
 BURST_SECONDS: Final = 2.0
 """The burst of a rate limit, in seconds of its rate."""
+
+_UPSTREAM_AUTHORIZATION: Final = istr("X-Upstream-Authorization")
 
 _BEARER: Final = re.compile(r"bearer +([!-~]+) *\Z", re.IGNORECASE)
 """The name of the scheme is case-insensitive (RFC 9110 11.1)."""
@@ -130,17 +133,37 @@ class Access:
         self._shared = shared
         # One bucket per principal and limit, so their number is bounded by the configured names.
         self._buckets: dict[tuple[str, str], Bucket] = {}
+        # What each caller without a signed credential may do, by its name. Bounded in the same way.
+        self._grants: dict[str, Grant] = {}
 
     def replace(self, rules: AccessRules) -> None:
         """Apply new rules. Running sessions keep their owner by name; rate limits start with full buckets."""
         self.rules = rules
         self._buckets.clear()
+        self._grants.clear()
 
     def rule(self, principal: str) -> KeyRule | None:
         """Return a principal's limits; None if its key was removed or it has none."""
         if principal == ANONYMOUS:
             return self.rules.anonymous
         return next((rule for rule in self.rules.keys if rule.name == principal), None)
+
+    def grant_of(self, rule: KeyRule | None) -> Grant:
+        """Return what the caller of a key may do, or a caller without one. Made once, since every request needs it."""
+        name = ANONYMOUS if rule is None else rule.name
+        found = self._grants.get(name)
+        if found is None:
+            found = self._grants[name] = self._anonymous() if rule is None else self._keyed(rule)
+        return found
+
+    def _anonymous(self) -> Grant:
+        limit = self.rules.anonymous.max_sessions if self.rules.anonymous else None
+        principal = Principal(ANONYMOUS, anonymous=True, max_sessions=limit)
+        return Grant(principal, "anonymous", restricted=self.rules.members_locked)
+
+    def _keyed(self, rule: KeyRule) -> Grant:
+        principal = _principal(rule)
+        return Grant(principal, "key", restricted=self.rules.members_locked or principal.budgeted)
 
     def caller_by_key(self, word: str) -> KeyRule | None:
         """Return the caller of a key, in constant time; None if the key is unknown."""
@@ -257,7 +280,7 @@ def by_ticket(request: web.Request) -> bool:
 
 def upstream_bearer(request: web.Request) -> str | None:
     """Return the caller's own upstream credential, if the gateway is configured to use it."""
-    header = request.headers.get("X-Upstream-Authorization")
+    header = request.headers.get(_UPSTREAM_AUTHORIZATION)
     if header is None:
         return None
     if not request.app[ACCESS].rules.client_upstream:
@@ -271,7 +294,7 @@ def upstream_bearer(request: web.Request) -> str | None:
 
 def bearer_word(request: web.Request) -> str | None:
     """Return the Bearer credential of the Authorization header. Other schemes, such as a proxy's Basic, are ignored."""
-    found = _BEARER.match(request.headers.get("Authorization", ""))
+    found = _BEARER.match(request.headers.get(hdrs.AUTHORIZATION, ""))
     return found[1] if found else None
 
 
@@ -302,14 +325,10 @@ def _by_key(request: web.Request, word: str | None) -> Grant:
         rule = access.caller_by_key(word)
         if rule is None:
             raise CallerError("unauthorized", "This gateway does not know the API key.")
-        principal = _principal(rule)
-        return Grant(principal, "key", restricted=rules.members_locked or principal.budgeted)
+        return access.grant_of(rule)
     if not rules.serves_anonymous:
         raise CallerError("unauthorized", "Send an API key as 'Authorization: Bearer'.")
-    limit = rules.anonymous.max_sessions if rules.anonymous else None
-    return Grant(
-        Principal(ANONYMOUS, anonymous=True, max_sessions=limit), "anonymous", restricted=rules.members_locked
-    )
+    return access.grant_of(None)
 
 
 def _principal(rule: KeyRule) -> Principal:

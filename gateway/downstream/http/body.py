@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NoReturn
 
 from aiohttp import HttpVersion11, hdrs, web
+from multidict import istr
 
 from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, LIMITS, PRINCIPAL, SESSIONS
 from gateway.errors import CallerError
@@ -26,12 +27,16 @@ FORM: Final = "application/x-www-form-urlencoded"
 CHARGED_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size are not charged to the memory budget: they are short-lived, and charging costs time."""
 
+_IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 _KEY: Final = re.compile(r'"?([!#-\[\]-~]{1,255})"?\Z')
 """A quoted string as in the draft or, as most clients send it, unquoted: visible ASCII without quotes or backslashes."""
 
 
 def media_type(request: web.Request, taken: Iterable[str]) -> str:
     """Return the body's media type, JSON by default. Raises `unsupported-media-type` if it is not in `taken`."""
+    named = request.headers.get(hdrs.CONTENT_TYPE, JSON)
+    if named in taken:
+        return named  # as most clients send it, without parameters
     named = request.content_type if names_media_type(request) else JSON
     if named not in taken:
         listed = ", ".join(sorted(taken))
@@ -77,7 +82,7 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
 
 def idempotency_key(request: web.Request) -> str | None:
     """Return the request's Idempotency-Key, if any. Raises `invalid-parameter`."""
-    header = request.headers.get("Idempotency-Key")
+    header = request.headers.get(_IDEMPOTENCY_KEY)
     if header is None:
         return None
     found = _KEY.match(header)

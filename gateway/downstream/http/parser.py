@@ -101,16 +101,16 @@ class RequestParser:
         if self.unfinished > self._max_head_bytes:
             self.broken = True
             return [*messages, *self._refuse(self._head, self._head_too_large())], upgraded, b""
-        if (
-            self.direct is not None
-            and len(messages) == 1
-            and not (self.broken or self.reads_body or upgraded)
-        ):
-            message, payload = messages[0]
-            if self.direct(message, payload):
-                self._inner.message_consumed()
-                return (), False, b""
+        if len(messages) == 1 and not upgraded and self._answered(*messages[0]):
+            self._inner.message_consumed()
+            return (), False, b""
         return messages, upgraded, tail
+
+    def _answered(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Answer a request directly if it is complete, and return whether that was done."""
+        if self.direct is None or self.broken or not payload.is_eof():
+            return False
+        return self.direct(message, payload)
 
     def message_consumed(self) -> None:
         self._inner.message_consumed()
