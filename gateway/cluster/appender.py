@@ -63,7 +63,6 @@ class Appender:
         find: Callable[[], Awaitable[Address]],
         connections: Connections,
         events: Events,
-        version: int,
         expiry_ms: int,
         node: str,
         index: Callable[[RedisJournal], Awaitable[None]],
@@ -74,7 +73,7 @@ class Appender:
         self._find = find
         self._connections = connections
         self._events = events
-        self._version, self._expiry_ms, self._node = version, expiry_ms, node
+        self._expiry_ms, self._node = expiry_ms, node
         self._index = index
         self._wait_replicas = wait_replicas
         self._wire: Wire | None = None
@@ -318,7 +317,7 @@ class Appender:
         written = journal.rewrite(right)
         identity = journal.identity
         arguments = (
-            *(self._node, journal.appends.fence, self._version, identity.principal, identity.created),
+            *(self._node, journal.appends.fence, written.version, identity.principal, identity.created),
             *(self._expiry_ms, written.border, written.blob, len(written.appends), yields_at),
         )
         try:

@@ -14,7 +14,7 @@ from gateway.cluster.connections import AwayError, Connections
 from gateway.cluster.journal import Identity, RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
-from gateway.relay.events.records import VERSION, Border, encode
+from gateway.relay.events.records import READS, Border, encode
 
 _PAGE: Final = 1000
 
@@ -127,8 +127,8 @@ class Claims:
             raise AwayError(str(added))
         found: dict[str, Claimed | _Won] = {}
         for session_id, version in zip(session_ids, versions, strict=True):
-            if isinstance(version, bytes) and int(version) > VERSION:
-                found[session_id] = TakenError(f"written by a newer version ({int(version)})")
+            if isinstance(version, bytes) and int(version) not in READS:
+                found[session_id] = TakenError(f"written by another version ({int(version)})")
         todo = [one for one in session_ids if one not in found]
         found |= await self._claim(todo, expected, above)
         won = [one for one in found.values() if isinstance(one, _Won)]
@@ -177,7 +177,7 @@ class Claims:
                 command
                 for journal, meta, snapshot in names
                 for command in (
-                    ("HMGET", meta, "principal", "created", "at"),
+                    ("HMGET", meta, "principal", "created", "at", "v"),
                     ("GET", snapshot),
                     ("XRANGE", journal, "-", "+", "COUNT", _PAGE),
                 )
@@ -222,15 +222,16 @@ class Claims:
             plain = self._codec.decode(snapshot, session_id)
         except UnreadableError as error:
             raise TakenError(str(error)) from error
-        identity = Identity(session_id, meta[0].decode(), int(meta[1]), won.epoch)
+        journal = self._journal(Identity(session_id, meta[0].decode(), int(meta[1]), won.epoch))
+        journal.version = journal.stored_version = int(meta[3])
         return Stored(
             session_id=session_id,
-            principal=identity.principal,
-            created=identity.created,
+            principal=journal.identity.principal,
+            created=journal.identity.created,
             snapshot=plain,
             before=before,
             after=after,
-            journal=self._journal(identity),
+            journal=journal,
             fence=won.fence,
             snapshot_at=at,
             size=size,

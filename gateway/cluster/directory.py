@@ -20,7 +20,6 @@ from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
 from gateway.errors import CallerError, OverloadError
-from gateway.relay.events.records import VERSION
 from gateway.relay.journal import Journal, Location, Peer, Promised
 from gateway.relay.requests import Principal
 
@@ -115,7 +114,7 @@ class RedisDirectory:
             await self.index(journal)
             written = journal.rewrite(0)
             arguments: tuple[Value, ...] = (
-                *(self.node, VERSION, identity.principal, identity.created, self.expiry_ms),
+                *(self.node, written.version, identity.principal, identity.created, self.expiry_ms),
                 *(journal.first_border(), written.blob),
                 *(part for items in written.appends for item in items for part in (item.kind, item.body)),
             )
@@ -311,9 +310,9 @@ class RedisDirectory:
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    async def keep_snapshot(self, journal: RedisJournal, entry: EntryId, blob: bytes) -> bool:
+    async def keep_snapshot(self, journal: RedisJournal, entry: EntryId, version: int, blob: bytes) -> bool:
         """Store a session's state as of a journal entry; False where another node owns it. Raises AwayError."""
-        arguments = (self.node, journal.appends.fence, str(entry), self.expiry_ms, blob)
+        arguments = (self.node, journal.appends.fence, str(entry), self._expiry(journal), blob, version)
         return bool(await self._connections.script(scripts.SNAPSHOT, journal.keys, arguments, bulk=True))
 
     async def index(self, journal: RedisJournal) -> None:
@@ -334,10 +333,14 @@ class RedisDirectory:
 
     async def renew_expiry(self, journal: RedisJournal) -> None:
         """Renew the expiry of a session's keys. Raises AwayError."""
-        sealed_for, milliseconds = journal.sealed_for, self.expiry_ms
+        await self._connections.script(scripts.EXPIRE, journal.keys, (self.node, self._expiry(journal)))
+
+    def _expiry(self, journal: RedisJournal) -> int:
+        """Return the milliseconds for which a session's keys are kept."""
+        sealed_for = journal.sealed_for
         if sealed_for is not None and sealed_for < float("inf"):
-            milliseconds = int(sealed_for * 1000) + 1
-        await self._connections.script(scripts.EXPIRE, journal.keys, (self.node, milliseconds))
+            return int(sealed_for * 1000) + 1
+        return self.expiry_ms
 
     def _journal(self, identity: Identity) -> RedisJournal:
         snapshot_bytes = self._settings.log_max_bytes // 2

@@ -15,7 +15,7 @@ from gateway.cluster.appends import MAX_APPEND_BYTES, Appends, Item, Outcome
 from gateway.cluster.codec import Codec
 from gateway.cluster.keys import EntryId, Keys
 from gateway.errors import OverloadError
-from gateway.relay.events.records import Border, Record, encode, sequence_of
+from gateway.relay.events.records import Border, Record, encode, is_part_of, sequence_of
 from gateway.relay.journal import JournalOwner
 
 MAX_UNSETTLED_BYTES: Final = 4 * 1024 * 1024
@@ -48,6 +48,10 @@ class Writing(Protocol):
     @property
     def patience_seconds(self) -> float: ...
 
+    @property
+    def version(self) -> int:
+        """The highest version of records and snapshots that every live node reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -63,6 +67,7 @@ class Identity:
 class Rewrite:
     """A session's whole state as of one moment."""
 
+    version: int
     added: int
     head: int
     border: bytes
@@ -79,6 +84,10 @@ class RedisJournal:
         self.identity = identity
         self.appends = Appends()
         self.keys = keys.session(identity.session_id)
+        self.version = self.stored_version = writing.version
+        """The version in which records are written, and the one that Redis names: nodes that do not read the latter do not
+        claim the session. Redis learns of a higher version before anything is written in it, and of a lower one once a
+        snapshot replaces what the higher one wrote."""
         self._dropped = False
         """Records were dropped, so the state has to be written again."""
         self._rewriting = False
@@ -115,6 +124,8 @@ class RedisJournal:
         self._owner = owner
 
     def add(self, record: Record) -> None:
+        if not is_part_of(self.version, record):
+            return  # A node of an older version does without it.
         body = self._codec.encode(encode(record), self.identity.session_id)
         self.appends.add(Item(FIELD, body, sequence_of(record)))
         if self.appends.fenced:
@@ -187,6 +198,7 @@ class RedisJournal:
     def rewrite(self, right: int) -> Rewrite:
         """Return the whole state as of now, to be written again after a journal that holds the log up to `right`."""
         before = self.appends.size
+        self.version = version = self._writing.version
         added = self.appends.repair()
         self._dropped, self._rewriting = False, True
         self._writing.unsettled(-before)
@@ -197,10 +209,11 @@ class RedisJournal:
         ]
         border = encode(Border(self._node, self.identity.epoch, right))
         return Rewrite(
+            version=version,
             added=added,
             head=items[-1].sequence if items else right,
             border=self._codec.encode(border, session_id),
-            blob=self._codec.encode(self.owner.dump(), session_id),
+            blob=self._codec.encode(self.owner.dump(version), session_id),
             appends=_cut(items),
         )
 
@@ -208,6 +221,7 @@ class RedisJournal:
         """Redis has all of a rewrite."""
         self._since_snapshot = 0
         self._rewriting = False
+        self.stored_version = written.version
         self.appends.repaired(fence, len(written.appends), written.added, written.head)
         self._wake()
         self._writing.dirty(self)
@@ -216,6 +230,7 @@ class RedisJournal:
         """Redis has the session, with what the rewrite holds."""
         self._since_snapshot = 0
         self._rewriting = False
+        self.stored_version = written.version
         self.appends.repaired(1, 1 if written.appends else 0, written.added, written.head)
         self._wake()
 
@@ -224,9 +239,21 @@ class RedisJournal:
         self.appends.claimed(fence, head)
         self.appends.snapshot_kept(snapshot_at)
 
-    def dump(self) -> bytes:
+    def dump(self, version: int) -> bytes:
         """Return the state as stored in Redis."""
-        return self._codec.encode(self.owner.dump(), self.identity.session_id)
+        return self._codec.encode(self.owner.dump(version), self.identity.session_id)
+
+    @property
+    def at_rest(self) -> bool:
+        """Redis has everything up to now, so that a snapshot can be taken."""
+        return self.appends.ready and self.appends.idle and not self.must_rewrite
+
+    def snapshot_kept(self, entry: EntryId, version: int) -> None:
+        """Redis has a snapshot in a version, as of an entry."""
+        self.appends.snapshot_kept(entry)
+        self.stored_version = version
+        # Nodes may have joined since the snapshot was taken.
+        self.version = min(version, self._writing.version)
 
     def first_border(self) -> bytes:
         """Return the border of a session that is being created."""

@@ -19,7 +19,8 @@ from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
-from gateway.relay.events.records import VERSION
+from gateway.cluster.versions import common_version
+from gateway.relay.events.records import READS
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import ClusterTelemetry
 
@@ -28,6 +29,8 @@ STALLED_SECONDS: Final = 1.0
 """After an append was unanswered for so long, new requests are refused instead of waiting."""
 _RENEW_AT_ONCE: Final = 64
 _TICK_SECONDS: Final = 1.0
+_LOWER_AGAIN_SECONDS: Final = 0.1
+"""Between attempts to write a session in an older version: while it streams, its journal is seldom at rest."""
 
 
 class ClusterNode:
@@ -68,6 +71,7 @@ class ClusterNode:
         """Called with the id of a session that another node owns now."""
         self._tasks = Tasks(self.failed)
         self._snapshots = asyncio.Semaphore(4)
+        self._snapshotting: set[RedisJournal] = set()
 
     async def start(self) -> None:
         """Beat for the first time and connect. Raises AwayError, DeniedError or ReplyError."""
@@ -76,6 +80,7 @@ class ClusterNode:
         if not self.connections.clustered:
             self._appender(None)
         _ = self._tasks.repeat(self._tick_for_ever, "cluster-ticker")
+        _ = self._tasks.repeat(self._lower_versions_for_ever, "cluster-versions")
 
     async def close(self) -> None:
         """Leave the cluster. Safe to call twice."""
@@ -114,6 +119,12 @@ class ClusterNode:
     def patience_seconds(self) -> float:
         return self.settings.patience_seconds
 
+    @property
+    def version(self) -> int:
+        live = [seen.status.reads for seen in self.beat.nodes if not seen.dead]
+        own = self.beat.status_of(self.id)
+        return common_version(READS if own is None else own.reads, live)
+
     def dirty(self, journal: RedisJournal) -> None:
         if self._journals.get(journal.identity.session_id) is journal:
             self._appender(journal.address).dirty(journal)
@@ -123,9 +134,8 @@ class ClusterNode:
         self._telemetry.journal_unsettled(self._unsettled)
 
     def snapshot_due(self, journal: RedisJournal) -> None:
-        # Now, since the state and the journal agree at this moment.
-        entry, blob = journal.appends.last, journal.dump()
-        _ = self._tasks.run(self._keep_snapshot(journal, entry, blob), "cluster-snapshot")
+        if journal not in self._snapshotting:
+            _ = self._tasks.run(self._keep_snapshot(journal, *self._snapshot(journal)), "cluster-snapshot")
 
     def sealed(self, journal: RedisJournal) -> None:
         _ = self._tasks.run(self.directory.closed(journal), "cluster-closed")
@@ -203,7 +213,6 @@ class ClusterNode:
                 find,
                 self.connections,
                 self,
-                VERSION,
                 self.directory.expiry_ms,
                 self.id,
                 self.directory.index,
@@ -251,13 +260,41 @@ class ClusterNode:
                 del self._appenders[address]
                 await appender.close()
 
-    async def _keep_snapshot(self, journal: RedisJournal, entry: EntryId, blob: bytes) -> None:
-        async with self._snapshots:
-            try:
-                if await self.directory.keep_snapshot(journal, entry, blob):
-                    journal.appends.snapshot_kept(entry)
-            except (AwayError, DeniedError, ReplyError):
-                return  # The next attempt follows when as much has been added again.
+    def _snapshot(self, journal: RedisJournal) -> tuple[EntryId, int, bytes]:
+        """Return a snapshot with its entry and version. The state and the journal agree at this moment."""
+        self._snapshotting.add(journal)
+        version = self.version
+        return journal.appends.last, version, journal.dump(version)
+
+    async def _keep_snapshot(self, journal: RedisJournal, entry: EntryId, version: int, blob: bytes) -> None:
+        try:
+            async with self._snapshots:
+                if await self.directory.keep_snapshot(journal, entry, version, blob):
+                    journal.snapshot_kept(entry, version)
+        except (AwayError, DeniedError, ReplyError):
+            return  # The next attempt follows when as much has been added again.
+        finally:
+            self._snapshotting.discard(journal)
+
+    async def _lower_versions_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS if await self._lower_versions() else _LOWER_AGAIN_SECONDS)
+
+    async def _lower_versions(self) -> bool:
+        """Write the sessions again that a live node of an older version cannot read. Return whether none is left."""
+        version = self.version
+        newer = [one for one in self._journals.values() if one.stored_version > version]
+        for journal in newer:
+            journal.version = min(journal.version, version)
+        for journal in newer:
+            if journal.at_rest and journal not in self._snapshotting:
+                await self._keep_snapshot(journal, *self._snapshot(journal))
+        return all(journal.stored_version <= version for journal in newer)
+
+    async def readable(self, session_id: str) -> None:
+        """Wait until every live node can read a session."""
+        while (journal := self._journals.get(session_id)) and journal.stored_version > self.version:
+            await asyncio.sleep(_LOWER_AGAIN_SECONDS)
 
     async def _tick_for_ever(self) -> None:
         while True:

@@ -53,9 +53,10 @@ return {1, fence}
 """
 
 SNAPSHOT: Final = """
--- KEYS: journal, meta, snapshot. ARGV: node, fence, entry id, expiry ms, blob. Returns 1, or 0 where it is not the owner's.
+-- KEYS: journal, meta, snapshot. ARGV: node, fence, entry id, expiry ms, blob, version. Returns 1, or 0 where it is not
+-- the owner's.
 if redis.call('HGET', KEYS[2], 'node') ~= ARGV[1] or redis.call('HGET', KEYS[2], 'fence') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[2], 'at', ARGV[3])
+redis.call('HSET', KEYS[2], 'v', ARGV[6], 'at', ARGV[3])
 redis.call('SET', KEYS[3], ARGV[5])
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
 return 1

@@ -37,8 +37,8 @@ class JournalOwner(Protocol):
         """Another node owns the session now. Drop it: its readers end as for a rotation, its call is closed without a
         hang-up, nothing more is written."""
 
-    def dump(self) -> bytes:
-        """Return the state as of now, everything but the events of the log."""
+    def dump(self, version: int) -> bytes:
+        """Return the state as of now, everything but the events of the log, in a version that `records.READS` has."""
 
     def kept(self, after: int) -> Iterable[Record]:
         """Return the events of the log behind a sequence, as records. With `dump` of the same moment they replace every

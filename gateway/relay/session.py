@@ -20,7 +20,7 @@ from gateway.relay.calls.succession import Prepared
 from gateway.relay.core import SessionCore
 from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
 from gateway.relay.events.envelope import ClientEvent
-from gateway.relay.events.records import LineState, Record, Released, Sealed, TurnQueued
+from gateway.relay.events.records import VERSION, LineState, Record, Released, Sealed, TurnQueued
 from gateway.relay.ports import Json, Reader, Receiver, View
 from gateway.relay.requests import NO_PROMISE, Promise, Receipt
 from gateway.relay.sessionobject import check_locked
@@ -123,11 +123,6 @@ class Session(SessionCore):
         return STATE_OF[self._line.phase]
 
     @property
-    def busy(self) -> bool:
-        """A response is in flight."""
-        return bool(self.state.responses.active) and self._line.phase is not Phase.DOWN
-
-    @property
     def attended(self) -> bool:
         """A reader is connected."""
         return bool(self._receivers)
@@ -196,7 +191,7 @@ class Session(SessionCore):
             self.end(CloseReason.EXPIRED)
         elif limits.idle_timeout_seconds and now - self._event_at >= limits.idle_timeout_seconds:
             self.end(CloseReason.IDLE)
-        elif not self._receivers and now - self._touched_at >= self.state.opening.detach_grace_seconds:
+        elif self._deserted(now):
             self.end(CloseReason.DETACHED)
         else:
             unix = self._clock.unix()
@@ -230,8 +225,8 @@ class Session(SessionCore):
     def fenced(self) -> None:
         self._let_go(hang_up=False)
 
-    def dump(self) -> bytes:
-        return self.state.dump()
+    def dump(self, version: int = VERSION) -> bytes:
+        return self.state.dump(version)
 
     def kept(self, after: int) -> Iterable[Record]:
         return self.log.records(after)

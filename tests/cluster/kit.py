@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import cast
 
 from gateway.cluster.beat import Status
 from gateway.cluster.journal import RedisJournal
@@ -66,7 +67,7 @@ class FakeSession:
     def fenced(self) -> None:
         self.was_fenced = True
 
-    def dump(self) -> bytes:
+    def dump(self, version: int) -> bytes:
         return b"%d %d" % (self.accepted, self.sequence)
 
     def kept(self, after: int) -> Iterable[Record]:
@@ -86,14 +87,21 @@ class FakeSession:
 
 @asynccontextmanager
 async def node(url: str, **settings: object) -> AsyncIterator[ClusterNode]:
-    """Run a node; its telemetry is a `Told`."""
+    """Run a node that reads these versions (`reads`, (1,)); its telemetry is a `Told`."""
     told = Told()
+    reads = cast(tuple[int, ...], settings.pop("reads", (1,)))
     made = ClusterNode(
         ClusterSettings(Target.parse(url), **settings),  # type: ignore[arg-type]  # a test's keywords
         [SIGNING_KEY],
         told,
         lambda: Status(
-            "http://127.0.0.1:1", "test", "serving", 0, 100, (1,), str(settings.get("peer_socket", ""))
+            "http://127.0.0.1:1",
+            "test",
+            "serving",
+            0,
+            100,
+            reads,
+            str(settings.get("peer_socket", "")),
         ),
         lambda: "ep0" + str(len(told.ups) % 10),
     )

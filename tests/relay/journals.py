@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import OverloadError
-from gateway.relay.events.records import Border, Record, encode, sequence_of
+from gateway.relay.events.records import VERSION, Border, Record, encode, sequence_of
 from gateway.relay.journal import JournalOwner, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
 from gateway.relay.requests import Principal
@@ -81,7 +81,7 @@ class MemoryDirectory:
             raise self.refusal
 
     async def create(self, session_id: str, journal: Any) -> None:
-        journal.snapshot = journal.owner.dump()
+        journal.snapshot = journal.owner.dump(VERSION)
         journal.before, journal.records = journal.records, []
 
     async def release(self, session_id: str, principal: str) -> None:

@@ -1,5 +1,9 @@
 """Unusual contents of a journal: records written twice, repairs, and turns in any state."""
 
+import json
+
+import pytest
+
 from gateway.errors import UpstreamError
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.events.records import (
@@ -9,6 +13,7 @@ from gateway.relay.events.records import (
     ServerEvent,
     TurnFinished,
     TurnQueued,
+    UnreadableRecord,
     encode,
 )
 from gateway.relay.idempotency import IdempotencyKeys
@@ -61,6 +66,37 @@ def test_events_before_a_repair_are_void_beyond_its_start() -> None:
     saved = fold(state.dump(), [], [first, void, encode(Border("n_1", "e1", 1)), right])
 
     assert [event.text for event in saved.events] == ['{"n":1}', '{"n":2}']
+
+
+def test_members_of_a_snapshot_that_a_later_version_added_are_ignored() -> None:
+    """A later version adds members to the objects of a snapshot, and an older one reads the rest."""
+    state = fresh()
+    dumped = json.loads(state.dump())
+    later = {"later": 1}
+    for name in ("opening", "spent", "settings", "call", "ledger", "mirror", "turns", "answers", "usage"):
+        dumped[name] |= later
+    dumped["opening"]["principal"] |= later
+
+    assert SessionState.load(json.dumps(dumped | later).encode()).dump() == state.dump()
+
+
+def test_a_snapshot_of_an_unknown_version_is_refused() -> None:
+    """Its members may have another meaning."""
+    with pytest.raises(UnreadableRecord, match="a snapshot of version 9"):
+        SessionState.load(fresh().dump(9))
+
+
+def test_unknown_kinds_of_records_before_the_snapshot_are_passed_over() -> None:
+    """The snapshot contains what they say, and was written for nodes of an older version."""
+    state = fresh()
+    first = GatewayEvent(1, "gateway.recovering", "{}")
+    state.apply(first)
+
+    saved = fold(state.dump(), [encode(first), b'n["later"]'], [])
+
+    assert [event.text for event in saved.events] == ["{}"]
+    with pytest.raises(UnreadableRecord):
+        fold(state.dump(), [encode(first)], [b'n["later"]'])
 
 
 def test_a_turn_is_finished_as_the_record_says() -> None:

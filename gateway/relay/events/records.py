@@ -3,7 +3,13 @@
 The state of a session is a fold over its records (see `fold`), so a node that has them can take the session over. A
 record is a value; `encode` makes bytes of it and `decode` reads them back. The first byte is the record's kind, a
 letter that never changes its meaning. The body of an event is its JSON text as it came, so that it is copied and not
-parsed; all other bodies are JSON arrays of the record's members in order. A version only ever adds members at the end.
+parsed; all other bodies are JSON arrays of the record's members in order.
+
+Nodes of two versions run side by side during an upgrade. A change may add members at the end of a record, with default
+values, and members to the objects of a snapshot: a reader ignores those it does not know. A new kind of record, or a new
+meaning, needs a new version: increase `VERSION`, keep the former one in `READS`, and name the kind in `SINCE`. A
+session is written in a version that every live node reads, and records of later kinds are then left out, so a new kind
+may only hold what an older node can do without.
 
 Numbers: *events of the log* have a sequence, which goes on from epoch to epoch. *Deliveries* are the client events
 accepted for the far end, those of clients and the gateway's own together, numbered from 1 in the order of acceptance.
@@ -17,7 +23,10 @@ from typing import Final, NamedTuple
 from gateway.relay.events.envelope import compact
 
 VERSION: Final = 1
-"""Of the records and of a dumped state. A node reads only versions that it knows."""
+"""The newest version of the records and of a dumped state."""
+
+READS: Final = (1,)
+"""The versions that this code reads."""
 
 
 class ServerEvent(NamedTuple):
@@ -169,6 +178,9 @@ KINDS: Final[Mapping[str, type[Record]]] = {
 }
 _LETTERS: Final = {kind: letter for letter, kind in KINDS.items()}
 
+SINCE: Final[Mapping[type[Record], int]] = {}
+"""The kinds that version 1 does not have, and the version that added each."""
+
 
 class UnreadableRecord(ValueError):
     """The bytes are not a record of a version that this code reads: the session must not be taken over."""
@@ -177,6 +189,11 @@ class UnreadableRecord(ValueError):
 def sequence_of(record: Record) -> int:
     """Return the sequence of an event of the log, 0 for all other records."""
     return record.sequence if isinstance(record, ServerEvent | GatewayEvent) else 0
+
+
+def is_part_of(version: int, record: Record) -> bool:
+    """Return whether a version has a record's kind."""
+    return SINCE.get(type(record), 1) <= version
 
 
 def encode(record: Record) -> bytes:
@@ -189,7 +206,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> Record:
-    """Read a record. Raises UnreadableRecord."""
+    """Read a record, without the members that a later version added. Raises UnreadableRecord."""
     kind = KINDS.get(chr(data[0])) if data else None
     if kind is None:
         raise UnreadableRecord(f"unknown record kind {data[:1]!r}")
@@ -197,8 +214,8 @@ def decode(data: bytes) -> Record:
         body = data[1:].decode("utf-8", "surrogatepass")
         if kind is ServerEvent or kind is GatewayEvent:
             return _event(kind, body)
-        return kind(*json.loads(body))
-    except (ValueError, TypeError) as error:
+        return kind(*json.loads(body)[: len(kind._fields)])
+    except (ValueError, TypeError, LookupError) as error:
         raise UnreadableRecord(f"a record of kind {chr(data[0])} is malformed: {error}") from error
 
 

@@ -1,13 +1,16 @@
 """Plain facts of a session, as its state holds them. No I/O, no clock."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from gateway.relay.events.envelope import member
 from gateway.relay.requests import Principal
 from gateway.relay.states import State
 
 Json = Mapping[str, object]
+
+_Fact = TypeVar("_Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Opening:
     """Its calls can be replaced, so the conversation is followed."""
     own_credential: bool = False
     """Its calls use the caller's own credential, which is kept only in memory."""
+    single_turn: bool = False
+    """It was opened for one turn, and the request that opened it closes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,11 @@ def settings_of(session: object) -> Settings:
     return Settings(
         member(session, "output_modalities") == ["text"], _text(model), member(session, "max_output_tokens")
     )
+
+
+def loaded(kind: type[_Fact], dumped: Mapping[str, Any]) -> _Fact:  # Any: JSON of `asdict`
+    """Make a value of its dumped members. Those that another version added are ignored."""
+    return kind(**{one.name: dumped[one.name] for one in fields(kind) if one.name in dumped})  # type: ignore[arg-type]  # a dataclass
 
 
 def _text(value: object) -> str | None:

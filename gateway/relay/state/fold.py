@@ -32,6 +32,7 @@ from gateway.errors import UpstreamError
 from gateway.relay.events.envelope import ClientEvent, compact, member, peek
 from gateway.relay.events.eventlog import MAX_EPOCHS, EventId
 from gateway.relay.events.records import (
+    READS,
     VERSION,
     Accepted,
     Acknowledged,
@@ -53,7 +54,7 @@ from gateway.relay.state.answers import Answers
 from gateway.relay.state.deliveries import ANSWERED_BY, ASKING, OF_THE_CALL, Ledger
 from gateway.relay.state.delivery import Delivery, delivery, read_event
 from gateway.relay.state.effects import Effect
-from gateway.relay.state.facts import Call, Opening, Settings, Spent, settings_of
+from gateway.relay.state.facts import Call, Opening, Settings, Spent, loaded, settings_of
 from gateway.relay.state.mirror import Mirror
 from gateway.relay.state.responses import Responses, response_of
 from gateway.relay.state.turn import Progress, load_failure
@@ -333,13 +334,13 @@ class SessionState:
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
-    def dump(self) -> bytes:
-        """Return the state as bytes."""
+    def dump(self, version: int = VERSION) -> bytes:
+        """Return the state as bytes, in a version that this code reads."""
         running = {
             turn.number: turn for turn in (self.turns.running, *self.turns.waiting) if turn is not None
         }
         state = {
-            "v": VERSION,
+            "v": version,
             "opening": asdict(self.opening),
             "accepted": self.accepted,
             "ledger": self.ledger.dump(),
@@ -362,7 +363,7 @@ class SessionState:
         """Read what `dump` wrote. Raises UnreadableRecord."""
         try:
             found = json.loads(data.decode("utf-8", "surrogatepass"))
-            if found["v"] != VERSION:
+            if found["v"] not in READS:
                 raise UnreadableRecord(f"a snapshot of version {found['v']}")
             return cls._loaded(found, prices)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -371,11 +372,11 @@ class SessionState:
     @classmethod
     def _loaded(cls, found: dict, prices: PriceList | None) -> "SessionState":  # type: ignore[type-arg]  # JSON of `dump`
         opening = found["opening"]
-        allows = tuple(opening.pop("secret_allows"))
-        principal = Principal(**opening.pop("principal"))
-        state = cls(Opening(**opening, principal=principal, secret_allows=allows), "{}", "", prices)
+        opening["secret_allows"] = tuple(opening["secret_allows"])
+        opening["principal"] = loaded(Principal, opening["principal"])
+        state = cls(loaded(Opening, opening), "{}", "", prices)
         state.accepted, state.head = found["accepted"], found["head"]
-        state.spent, state.settings = Spent(**found["spent"]), Settings(**found["settings"])
+        state.spent, state.settings = loaded(Spent, found["spent"]), loaded(Settings, found["settings"])
         state.epochs = [(name, first) for name, first in found["epochs"]]
         state.ledger = Ledger.load(found["ledger"], state.opening.attach_to is not None)
         state.mirror = Mirror.load(found["mirror"])
@@ -388,8 +389,7 @@ class SessionState:
             request = None if row is None else delivery(row[0], row[1], read_event(row[3]), row[2])
             state.responses.load(response_id, default, request)
         state.usage = Usage.load(found["usage"])
-        call = found["call"]
-        state.call = Call(State(call.pop("state")), **call)
+        state.call = loaded(Call, found["call"] | {"state": State(found["call"]["state"])})
         state.closed = found["closed"]
         return state
 

@@ -7,11 +7,15 @@ its sequence says so, and it counts once.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.relay.events.eventlog import Epoch, Recorded
 from gateway.relay.events.records import Border, GatewayEvent, Record, ServerEvent, UnreadableRecord, decode
 from gateway.relay.state.fold import SessionState
 from gateway.relay.usage import PriceList
+
+_LOGGED: Final = (b"e", b"g", b"c")
+"""The kinds of records that say what the log contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ def fold(
     state = SessionState.load(snapshot, prices)
     events: dict[int, Recorded] = {}
     for data in before:
-        _keep(events, decode(data))
+        if data[:1] in _LOGGED:  # The snapshot contains all others, whichever version wrote them.
+            _keep(events, decode(data))
     for data in after:
         record = decode(data)
         _keep(events, record)

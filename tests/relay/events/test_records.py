@@ -84,9 +84,15 @@ def test_only_events_of_the_log_have_a_sequence() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"?[]", b"h[", b"h[1,2,3]", b"e1 2 x", b"e1\n{}", b"gx y\n{}", b"h\xff"]
+    "data", [b"", b"?[]", b"h[", b"h[]", b"h{}", b"e1 2 x", b"e1\n{}", b"gx y\n{}", b"h\xff"]
 )
 def test_what_is_no_record_is_refused(data: bytes) -> None:
     """A record that cannot be parsed raises an error, so that its session is not taken over."""
     with pytest.raises(UnreadableRecord):
         decode(data)
+
+
+def test_members_that_a_later_version_added_are_ignored() -> None:
+    """A version only adds members at the end, so an older node reads the ones that it knows."""
+    assert decode(b'r["n_2","later"]') == Released("n_2")
+    assert decode(b"d[true]") == DoubtSettled()
