@@ -26,10 +26,11 @@ from gateway.config.files import listener_tls, secret
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.internal import PREPARE, TAKE
+from gateway.downstream.peers.reach import Reach
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.peers.splice import BrokenError, UnreachableError
 from gateway.relay.clock import Clock
-from gateway.relay.events.records import VERSION
+from gateway.relay.events.records import READS
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Peer
 from gateway.relay.ports import Dialer
@@ -91,6 +92,7 @@ class Clustering:
             lambda: 1 + len(self.node.directory.peers),
             lambda error: metrics.relay_failed("", error),
         )
+        self._reach = Reach(self.node.directory, self.elsewhere.fetch, metrics)
         self._budgets: SharedBudgets | None = None
         self._joined = False
 
@@ -162,6 +164,7 @@ class Clustering:
         self._joined = True
         assert self._budgets is not None, "built with the membership"
         _ = self._tasks.repeat(self._budgets.keep, "cluster-budgets")
+        _ = self._tasks.repeat(self._reach.keep, "cluster-reach")
         log.info(
             "cluster_joined", node=self.node.id, engine=found.engine, version=found.version, url=self._url
         )
@@ -189,7 +192,7 @@ class Clustering:
         sessions = len(hub.live_sessions())
         room = 0 if hub.draining else max(0, hub.limits.max_sessions - sessions)
         state = "draining" if hub.draining else "serving"
-        return Status(self._url, __version__, state, sessions, room, (VERSION,), self.settings.peer_socket)
+        return Status(self._url, __version__, state, sessions, room, READS, self.settings.peer_socket)
 
     async def _call(self, peer: Peer, errand: Errand, body: bytes) -> bool:
         path = PREPARE if errand == "prepare" else TAKE

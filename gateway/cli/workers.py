@@ -27,9 +27,9 @@ from gateway.relay.tasks import Tasks
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
+"""Maximum pause before a worker is restarted. The pause doubles each time, and is reset after a minute of running."""
 LONGEST_FOLDER: Final = 80
 """Of the 107 bytes that the path of a unix socket may have; the rest is for the name of the socket."""
-"""Maximum pause before a worker is restarted. The pause doubles each time, and is reset after a minute of running."""
 _STABLE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
 _READY_SECONDS: Final = 120.0

@@ -7,7 +7,7 @@ from typing import Any, Final
 from gateway.cluster.connections import Connections, DeniedError
 from gateway.cluster.keys import Keys
 from gateway.cluster.resp import ReplyError
-from gateway.cluster.settings import ClusterSettings
+from gateway.cluster.settings import ClusterSettings, Mode
 
 OLDEST_REDIS: Final = (7, 0)
 OLDEST_VALKEY: Final = (7, 2)
@@ -16,6 +16,15 @@ NEEDED_ACL: Final = (
     "~PREFIX* resetchannels +@read +@write +@connection -@dangerous +eval +evalsha +script|load +info +wait +role "
     "+cluster|slots +cluster|shards"
 )
+
+
+_TYPE: Final = "return redis.call('TYPE', KEYS[1]).ok"
+"""As a script, so that a user who may not run scripts is noticed."""
+
+_URLS: Final = {
+    "sentinel": "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE",
+    "cluster": "redis+cluster://HOST:PORT,HOST:PORT",
+}
 
 
 class UnfitError(Exception):
@@ -35,8 +44,11 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
     """Check the server. Raises UnfitError if no node may join it, AwayError if it does not answer."""
     try:
         server = _section(await connections.command("INFO", "server"))
+        _require_mode(str(server.get("redis_mode", "standalone")), settings.target.mode)
         memory = _section(await connections.command("INFO", "memory"))
-        kind = await connections.command("TYPE", Keys(settings.prefix).nodes)
+        kind = await connections.script(_TYPE, [Keys(settings.prefix).nodes], ())
+        if not connections.clustered:  # With a Cluster, the connection for appends asks each primary.
+            await connections.command("ROLE")
     except DeniedError as error:
         raise UnfitError(denied(error, settings)) from error
     except ReplyError as error:
@@ -52,7 +64,7 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
     if _numbers(found.version) < oldest:
         needed = ".".join(map(str, oldest))
         raise UnfitError(f"{found.engine} {found.version} is too old: version {needed} or newer is needed")
-    if kind not in (b"none", b"hash", "none", "hash"):
+    if kind not in (b"none", b"hash"):
         raise UnfitError(
             f"the key {Keys(settings.prefix).nodes} belongs to something else; set cluster.prefix to an unused prefix"
         )
@@ -64,8 +76,16 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
     return found
 
 
+def _require_mode(found: str, mode: Mode) -> None:
+    """Raise UnfitError for a Sentinel or a Cluster's node if `cluster.url` is that of a single server."""
+    if mode == "single" and found in _URLS:
+        raise UnfitError(f"this server runs in {found} mode: set cluster.url to {_URLS[found]}")
+
+
 def denied(error: DeniedError, settings: ClusterSettings) -> str:
     """Return what to do about a refused user or password."""
+    if "permission" in str(error).lower():
+        return f"Redis refuses a command to this user: {error}; give the user the rights {NEEDED_ACL}"
     if settings.password is None:
         return f"Redis asks for a password: set cluster.password_file or GATEWAY_CLUSTER__PASSWORD ({error})"
     return (

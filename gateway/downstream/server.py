@@ -134,7 +134,7 @@ def internal_application(deps: ServerDependencies, elsewhere: Elsewhere) -> web.
     app[PEERS] = elsewhere.signatures
     if deps.hand_over is not None:
         app[internal.HAND_OVER] = deps.hand_over
-        internal.add_routes(app)
+    internal.add_routes(app)
     app[admin.OPERATOR] = deps.operator
     admin.add_internal_routes(app)
     reads.add_internal_routes(app)

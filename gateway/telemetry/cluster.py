@@ -97,6 +97,12 @@ class NodeMetrics:
     def node_lost(self, node: str, sessions: int) -> None:
         log.warning("node_lost", node=node, sessions=sessions)
 
+    def peer_unreachable(self, node: str, url: str, reason: str, remedy: str) -> None:
+        log.error("peer_unreachable", node=node, url=url, reason=reason, remedy=remedy)
+
+    def peer_reachable(self, node: str, url: str) -> None:
+        log.info("peer_reachable", node=node, url=url)
+
     def redis_up(self, up: bool, reason: str) -> None:
         if up:
             log.info("redis_connected")

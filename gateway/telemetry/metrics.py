@@ -101,6 +101,8 @@ class Metrics:
         self.fenced = nodes.fenced
         self.journal_repaired = nodes.journal_repaired
         self.redis_up = nodes.redis_up
+        self.peer_unreachable = nodes.peer_unreachable
+        self.peer_reachable = nodes.peer_reachable
         process = ProcessMetrics(define, version)
         self.watch = process.watch
         self.limits = process.limits

@@ -55,6 +55,24 @@ async def test_password_that_is_missing_or_wrong_is_told(start_redis: StartRedis
     assert await inspected(replace(settings, password="right")) == "redis"
 
 
+async def test_missing_rights_are_told(redis_server: RedisServer) -> None:
+    """A user who may not run scripts, for instance, would otherwise only fail at the first request."""
+    user = {"username": "gateway", "password": "secret"}
+    settings = ClusterSettings(Target.parse(redis_server.url), **user)  # type: ignore[arg-type]
+    for missing in ("eval", "role", "info"):
+        rights = ["~rg:*", "+@all", f"-{missing}"]
+        redis_server.cli("ACL", "SETUSER", "gateway", "reset", "on", ">secret", *rights)
+
+        assert "give the user the rights ~PREFIX*" in await inspected(settings)
+
+
+async def test_url_of_a_single_server_for_a_cluster_or_sentinel_is_told(start_redis: StartRedis) -> None:
+    """The message names the form of the URL that is needed."""
+    server = start_redis("--cluster-enabled", "yes")
+
+    assert "redis+cluster://" in await inspected(ClusterSettings(Target.parse(server.url)))
+
+
 async def test_foreign_prefix_is_told(redis_server: RedisServer) -> None:
     """A key with our name but another application's value is reported and not overwritten."""
     redis_server.cli("SET", "rg:{nodes}", "mine")

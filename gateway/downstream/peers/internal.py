@@ -15,6 +15,7 @@ from gateway.downstream.http.app_keys import BODY_SHA256, CLOCK, PEER_REQUEST, R
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
 from gateway.downstream.peers.elsewhere import ELSEWHERE, MAY_HAVE_MOVED, MOVED
+from gateway.downstream.peers.reach import HELLO
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.errors import CallerError, GatewayError
 from gateway.relay.events.envelope import parse_object
@@ -45,6 +46,7 @@ def add_routes(app: web.Application) -> None:
     """Add the routes that only nodes call."""
     app.router.add_post(PREPARE, prepare)
     app.router.add_post(TAKE, take)
+    app.router.add_get(HELLO, hello)
 
 
 async def prepare(request: web.Request) -> web.Response:
@@ -59,6 +61,11 @@ async def take(request: web.Request) -> web.Response:
     """Take over a session that another node has paused for this."""
     body = parse_object(await read_body(request))
     await request.app[HAND_OVER].take(str(body.get("id")), str(body.get("owner")))
+    return web.Response(status=204)
+
+
+async def hello(_: web.Request) -> web.Response:
+    """Answer a node that checks whether it can reach this one."""
     return web.Response(status=204)
 
 
