@@ -215,16 +215,25 @@ class Gateway:
             "drain_started", sessions=sum(view.state is not State.CLOSED for view in self._hub.all_sessions())
         )
         timeout = self._config.drain.timeout_seconds
-        if self._clustering is not None:
-            began = asyncio.get_running_loop().time()
-            self._hub.draining = True
-            await self._clustering.hand_over(timeout)
-            timeout = max(1.0, timeout - (asyncio.get_running_loop().time() - began))
-            if not self._hub.live_sessions():
-                # Everything is at other nodes now: what still passes through this one ends, turns with their answer.
-                await self._server.finish(timeout)
-        await self._hub.drain(timeout)
+        if self._clustering is None:
+            await self._hub.drain(timeout)
+        else:
+            await self._drain_node(self._clustering, timeout)
         log.info("drain_ended")
+
+    async def _drain_node(self, nodes: "Clustering", timeout: float) -> None:
+        """Hand the sessions over to other nodes, and drain those that stay here."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        self._hub.draining = True
+        await nodes.hand_over(timeout)
+        left = max(1.0, deadline - loop.time())
+        ends = [self._hub.drain(left)]
+        if not any(session.returnable for session in self._hub.live_sessions()):
+            # Everything else is at other nodes now. Turns whose clients wait here end with their answer, and so does what
+            # passes through this node to others.
+            ends.append(self._server.finish(left))
+        await asyncio.gather(*ends)
 
     async def close(self) -> None:
         """Close everything. May be called more than once."""

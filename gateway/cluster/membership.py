@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, Literal
 
 from gateway.cluster.beat import NodeSeen, boottime
@@ -46,6 +47,8 @@ HANG_UPS_PER_SECOND: Final = 50.0
 PREPARED_SECONDS: Final = 60.0
 """How long a prepared call is kept if its session is not handed over."""
 TAKE_SECONDS: Final = 15.0
+READABLE_SECONDS: Final = 1.0
+"""How long a session that is released may wait until peers of an older version can read it."""
 RESERVED_SHARE: Final = 0.25
 """Share of the drain's time for releasing what could not be handed over."""
 
@@ -171,7 +174,8 @@ class Membership:
     # --- handing over -------------------------------------------------------------------------------------------------
 
     async def hand_over_all(self, timeout: float) -> None:
-        """Hand every session to a peer within `timeout` seconds. Those that no peer takes stay here."""
+        """Hand every session to a peer within `timeout` seconds. Those that no peer takes stay here, and those whose only
+        client waits here for a turn, and could not find them at a peer."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout * (1 - RESERVED_SHARE)
         gate = asyncio.Semaphore(AT_ONCE)
@@ -182,11 +186,14 @@ class Membership:
                 await self._hand_over(session, deadline)
 
         # Idle sessions first: active responses are waited for.
-        sessions = sorted(self._hub.live_sessions(), key=lambda session: session.busy)
+        sessions = sorted(self._movable(), key=lambda session: session.busy)
         pause = pause_between(len(sessions), deadline - loop.time())
         await asyncio.gather(*(one(session, number * pause) for number, session in enumerate(sessions)))
-        for session in self._hub.live_sessions():
+        for session in self._movable():
             await self._let_go(session)
+
+    def _movable(self) -> list[Session]:
+        return [session for session in self._hub.live_sessions() if session.returnable]
 
     async def _hand_over(self, session: Session, deadline: float) -> None:
         """Move one session to the first peer that takes it."""
@@ -198,6 +205,7 @@ class Membership:
         for peer in peers[:2]:
             if left <= 0 or not session.live:
                 return
+            await self._readable(session, left)
             body = _body(id=session.id, bearer=session.bearer)
             if not await self._call(peer, "prepare", body):
                 continue
@@ -226,11 +234,18 @@ class Membership:
 
     async def _let_go(self, session: Session) -> None:
         """Let a peer take a session over as if this node were lost."""
+        await self._readable(session, READABLE_SECONDS)
         for peer in self._peers(session.id):
             if await self._call(peer, "take", _body(id=session.id, owner=self.node.id)):
                 self._telemetry.handed_over(session.id, "taken")
                 self._release(session)
                 return
+
+    async def _readable(self, session: Session, timeout: float) -> None:
+        """Wait until peers of an older version can read a session. A peer that cannot refuses it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.node.readable(session.id)
 
     async def _is_gone(self, session_id: str) -> bool:
         """Return whether another node owns a session by now. A missing answer does not decide it."""

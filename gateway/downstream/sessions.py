@@ -284,6 +284,8 @@ async def open_wanted(
     wanted: SessionWanted,
     bearer: str | None,
     session_id: str | None = None,
+    *,
+    single_turn: bool = False,
 ) -> View:
     """Open the requested session. The hub owns this work, so a client that leaves cannot leave it half done."""
     await request.app[ACCESS].spend_opening(caller)
@@ -298,6 +300,7 @@ async def open_wanted(
             retry_interrupted=wanted.on_interrupted == "retry",
             call_id=wanted.call_id,
             session_id=session_id,
+            single_turn=single_turn,
         )
     )
     return handle.view()

@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Final
 
 from gateway.errors import GatewayError, OverloadError
 from gateway.relay.broker import LocalLog
@@ -34,6 +35,9 @@ from gateway.relay.state.fold import READ_WHOLE, WATCHED, SessionState
 from gateway.relay.state.turn import Turn, dump_failure
 from gateway.relay.states import CloseReason, State
 from gateway.relay.usage import Charge
+
+REPEAT_SECONDS: Final = 60
+"""How long a session that was opened for one turn waits for a repeat of the request, after its node was lost."""
 
 
 class SessionCore:
@@ -63,6 +67,7 @@ class SessionCore:
         self._holding = services.budget.open(opening.principal.name)
         self._receivers: list[Receiver] = []
         self._audio_told = self._expiring_told = False
+        self._adopted = phase is not Phase.DIALLING
         now, unix = services.clock.monotonic(), services.clock.unix()
         self._opened_at = now - max(0.0, unix - opening.created_at)
         self._touched_at = self._event_at = now
@@ -89,6 +94,32 @@ class SessionCore:
     def live(self) -> bool:
         """The session is neither closed nor closing."""
         return not self._ending.done()
+
+    @property
+    def busy(self) -> bool:
+        """A response is in flight."""
+        return bool(self.state.responses.active) and self._line.phase is not Phase.DOWN
+
+    @property
+    def working(self) -> bool:
+        """A response is in flight, or a turn is not finished."""
+        return self.busy or self.state.turns.unfinished
+
+    @property
+    def returnable(self) -> bool:
+        """A client can come back for the session. If it was opened for one turn, that takes an Idempotency-Key."""
+        return not self.state.opening.single_turn or self.state.answers.keyed
+
+    def _deserted(self, now: float) -> bool:
+        """Return whether no client has been there for the grace period. An unfinished turn counts as a client."""
+        opening = self.state.opening
+        orphaned = opening.single_turn and self._adopted  # The node whose request would close it is gone.
+        if self._receivers or (self.state.turns.unfinished and not (orphaned and not self.returnable)):
+            return False
+        grace = opening.detach_grace_seconds
+        if orphaned:
+            grace = min(grace, REPEAT_SECONDS) if self.returnable else 0
+        return now - self._touched_at >= grace
 
     @property
     def urgent(self) -> bool:
@@ -208,6 +239,7 @@ class SessionCore:
             failure = None if turn.failure is None else dump_failure(turn.failure)
             self.journal.add(TurnFinished(turn.number, turn.last.sequence, failure))
         turn.wake()
+        self._touched_at = self._clock.monotonic()
 
     def _response_done(self, done: fx.ResponseDone) -> None:
         self._telemetry.response_done(done.status, done.seconds)

@@ -125,7 +125,7 @@ class Hub:
             deadlines[session] = now + timeout * share
         final = now + timeout
         while deadlines and (now := self._clock.monotonic()) < final:
-            for session in [s for s, due in deadlines.items() if now >= due and not s.busy]:
+            for session in [s for s, due in deadlines.items() if now >= due and not s.working]:
                 session.end(CloseReason.DRAINED)
                 del deadlines[session]
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
@@ -232,6 +232,7 @@ class Hub:
             attach_to=request.call_id,
             mirrored=self.limits.continuity and request.call_id is None,
             own_credential=request.bearer is not None,
+            single_turn=request.single_turn,
         )
         merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
         wanted = compact(merged).decode("utf-8", "surrogatepass")

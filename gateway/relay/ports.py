@@ -147,6 +147,8 @@ class OpenRequest:
     """Attach to this call instead of creating one; `session` is then empty."""
     session_id: str | None = None
     """The ID to use, if it was promised already."""
+    single_turn: bool = False
+    """The session is for one turn, after which the caller closes it."""
 
 
 class Reader(Protocol):

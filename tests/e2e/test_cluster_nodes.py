@@ -148,6 +148,31 @@ async def test_redis_that_is_away_ends_nothing(nodes: Nodes, redis_server: Redis
             assert "session_taken_over" not in nodes.said()
 
 
+async def test_post_that_met_an_outage_of_redis_is_repeated_with_its_key(
+    nodes: Nodes, redis_server: RedisServer
+) -> None:
+    """A POST that waits when Redis stops is refused with 503, although its events are sent. Its repeat gets the receipt
+    of the first request, and nothing is sent twice."""
+    node = nodes.begin(GATEWAY_CLUSTER__PATIENCE_SECONDS="1").ready()
+    headers = {"Idempotency-Key": "a-key-that-nobody-can-guess"}
+    async with Caller(node.url) as caller:
+        session_id = (await caller.open())["id"]
+        path, item = f"/v1/sessions/{session_id}/events", say("Hello")[0]
+        async with Follower(session_id, [node.url]) as reader:
+            redis_server.pause()
+            refused, problem = await caller.ask("POST", path, item, headers=headers)
+            assert (refused.status, problem["code"]) == (503, "recovering")
+            redis_server.go_on()
+            await reader.until("conversation.item.added")
+            again, receipt = await caller.ask("POST", path, item, headers=headers)
+            other = await caller.send(session_id, say("Hello")[0])
+            await reader.until("conversation.item.added", 2)
+
+            assert (again.status, again.headers["Idempotency-Replayed"]) == (202, "true")
+            assert (receipt["first"], receipt["last"], other["first"]) == (1, 1, 2)
+            assert len(reader.of("conversation.item.added")) == 2
+
+
 async def test_redis_that_comes_back_empty_is_filled_by_the_owners(
     nodes: Nodes, redis_server: RedisServer
 ) -> None:

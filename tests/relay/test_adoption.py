@@ -26,7 +26,7 @@ from gateway.relay.events.records import (
     decode,
     encode,
 )
-from gateway.relay.requests import Promise
+from gateway.relay.requests import NO_PROMISE, Promise
 from gateway.relay.session import Session
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold
@@ -215,6 +215,32 @@ async def test_a_finished_turn_is_answered_from_the_journal() -> None:
         assert (again.finished, again.result) == (True, turn.result)
         with pytest.raises(GatewayError, match="another path or body"):
             await other.turn(HELLO, Promise("k", "other"))
+
+
+@pytest.mark.parametrize("promise", [KEY, NO_PROMISE], ids=["with a key", "without a key"])
+async def test_a_session_of_a_single_turn_is_closed_if_nobody_comes_for_it(promise: Promise) -> None:
+    """The request that would close it was lost with its node. A client with an Idempotency-Key has a minute to repeat it
+    after the turn; one without cannot come back, so the session is closed at once."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first, single_turn=True)
+        first.dialer.gate = lambda: asyncio.sleep(3600)
+        first.call.lose()
+        turn = await session.turn(HELLO, promise)
+        assert session.returnable is (promise is KEY)
+        other, _ = adopt(second, taken(journal))
+        other.detach(other._receivers[0])
+        if promise is NO_PROMISE:
+            assert await second.closed(other, 10.0) is CloseReason.DETACHED
+            return
+        await until(lambda: bool(second.dialer.calls) and "response.create" in second.call.types())
+        await asyncio.sleep(100)
+        assert other.live
+        second.call.start("resp_1", turn.id)
+        second.call.finish("resp_1")
+        await asyncio.sleep(50)
+        assert other.live
+
+        assert await second.closed(other, 15.0) is CloseReason.DETACHED
 
 
 async def test_a_closed_session_is_kept_for_its_retention() -> None:

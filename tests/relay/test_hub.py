@@ -10,11 +10,13 @@ from gateway.relay.hub import template
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS
 from gateway.relay.ports import LossCause
 from gateway.relay.requests import Principal
+from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
 from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of, until
 
 OTHER = Principal("other")
+HELLO = TurnRequest([{"type": "message", "role": "user", "content": []}])
 
 
 async def refused(house: House, **members: Any) -> GatewayError:
@@ -380,6 +382,21 @@ async def test_a_drain_waits_for_a_response(house: House) -> None:
 
     assert session.view().close_reason is CloseReason.DRAINED
     assert house.call.types() == []
+
+
+async def test_a_drain_waits_for_a_turn_whose_response_has_not_begun(house: House) -> None:
+    """The turn was accepted, and its client waits for the answer."""
+    session = await house.open()
+    turn = await session.turn(HELLO)
+    drain = asyncio.create_task(house.hub.drain(25))
+    await asyncio.sleep(20)
+    assert session.live
+    house.call.start("resp_1", turn.id)
+    house.call.finish("resp_1")
+    await drain
+
+    assert turn.failure is None
+    assert session.view().close_reason is CloseReason.DRAINED
 
 
 async def test_a_drain_does_not_wait_for_ever(house: House) -> None:

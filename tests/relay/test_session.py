@@ -310,6 +310,21 @@ async def test_a_reader_holds_its_session(house: House) -> None:
     assert session.closed_at == pytest.approx(110, abs=1.5)
 
 
+async def test_a_turn_holds_its_session(house: House) -> None:
+    """The client of a JSON answer is no reader, so a turn that takes longer than the grace period holds the session; the
+    period begins when the turn ends."""
+    session = await house.open(detach_grace_seconds=10)
+    turn = await session.turn(HELLO)
+    house.call.start("resp_1", turn.id)
+    await asyncio.sleep(30)
+    assert session.live
+    house.call.finish("resp_1")
+    await asyncio.sleep(8)
+    assert session.live
+
+    assert await house.closed(session, 5) is CloseReason.DETACHED
+
+
 async def test_a_session_in_which_nothing_happens_ends_idle(build: Build) -> None:
     """An event in either direction restarts the idle time, a reader does not."""
     house = build(idle_timeout_seconds=30)

@@ -96,7 +96,8 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
     async def open_as(session_id: str | None) -> Handle:
         # Before opening: a refusal afterwards would leave an unused session open.
         await _spend(request, caller, asked)
-        return sessions.find((await open_wanted(request, caller, session, bearer, session_id)).id, None)
+        view = await open_wanted(request, caller, session, bearer, session_id, single_turn=True)
+        return sessions.find(view.id, None)
 
     async def take(own: OwnTurn) -> None:
         tasks, wanted = request.app[OWN_TURNS], asked.wanted.request

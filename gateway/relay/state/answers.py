@@ -50,6 +50,11 @@ class Answers:
         self.size = 0
         """Bytes kept, as of the last `expire`, which is about once a second, and what came since."""
 
+    @property
+    def keyed(self) -> bool:
+        """Answers are stored under keys, so that a client can come back for them."""
+        return bool(self._slots)
+
     def find(self, promise: Promise) -> Answer | None:
         """Return the answer to a repeated request, None for a first try. Raises `idempotency-key-reused`.
 
