@@ -116,7 +116,8 @@ class Membership:
         except UnreadableRecord as error:
             raise UnreadableError(str(error)) from error
         stored.journal.claimed(stored.fence, stored.snapshot_at, saved.state.head)
-        prepared = self._prepared.pop(stored.session_id, None)
+        # A call that was prepared for a session which is closed by now is abandoned by `_expire`.
+        prepared = None if saved.state.closed else self._prepared.pop(stored.session_id, None)
         call_id, attached = saved.state.call.call_id, saved.state.opening.attach_to is not None
         self._hub.adopt(saved, stored.journal, prepared)
         self.node.take(stored.journal)
@@ -148,8 +149,11 @@ class Membership:
             raise OverloadError("recovering", "The session cannot be read here.", retry_after=1) from error
         await self._abandon(session_id)
         prepared = await self._hub.prepare(state.opening, state.mirror.session, bearer)
-        self._prepared[session_id] = prepared
+        # A request may arrive twice, so another call may have been prepared meanwhile.
+        other, self._prepared[session_id] = self._prepared.get(session_id), prepared
         asyncio.get_running_loop().call_later(PREPARED_SECONDS, self._expire, session_id, prepared)
+        if other is not None:
+            await other.abandon()
 
     async def take(self, session_id: str, owner: str) -> None:
         """Claim a session from a peer that gives it up, with the call that was prepared or without. Raises

@@ -298,7 +298,7 @@ class SessionCore:
             self._holding.take(size)  # Corrected by `_charge`.
             position = line.message
             handed = line.send(texts, size)
-        except GatewayError:
+        except BaseException:  # A bug, too, must not leave the line deaf: until `catch_up` it hears nothing.
             self._holding.resize(before)
             self._account.cancel(reserved)
             line.catch_up()

@@ -9,6 +9,10 @@ import pytest
 from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import PER_SECOND, STARTED_SHARE, Membership, pause_between
 from gateway.relay.journal import Peer
+from gateway.relay.limits import RelayLimits
+from gateway.relay.requests import Principal
+from gateway.relay.state.facts import Opening
+from gateway.relay.state.fold import SessionState
 from tests.cluster.kit import Told
 
 
@@ -77,3 +81,78 @@ def test_hand_overs_are_spread_so_that_peers_can_serve_meanwhile() -> None:
     assert pause_between(100, 60.0) == 1 / PER_SECOND
     assert pause_between(10_000, 60.0) * 10_000 == pytest.approx(60.0 * STARTED_SHARE)
     assert pause_between(0, 60.0) == 1 / PER_SECOND
+
+
+class PreparedCall:
+    """A call that was dialled for a session of another node."""
+
+    abandoned = False
+
+    async def abandon(self) -> None:
+        self.abandoned = True
+
+
+class NewOwner:
+    """A membership whose Redis has one session, with a hub that records what it dials and adopts."""
+
+    def __init__(self, closed: str | None = None) -> None:
+        self.calls: list[PreparedCall] = []
+        self.adopted: list[object] = []
+        state = SessionState(Opening("gws_1", Principal("one"), {}, 600, 0.0), "{}", "ep00")
+        state.closed = closed
+        self.snapshot = state.dump()
+        claims = SimpleNamespace(peek=self.peek)
+        node = SimpleNamespace(directory=SimpleNamespace(claims=claims), take=lambda journal: None)
+        hub = SimpleNamespace(limits=RelayLimits(), prepare=self.dial, adopt=self.adopt, draining=False)
+        parts: Any = (node, hub, None, Told(), None, lambda url: None, DialGate())
+        self.membership = Membership(*parts)
+
+    async def peek(self, session_id: str) -> bytes:
+        return self.snapshot
+
+    async def dial(self, *_: object) -> PreparedCall:
+        call = PreparedCall()
+        self.calls.append(call)
+        if len(self.calls) == 1:
+            await self.membership.prepare("gws_1", None)  # The request comes again during the dial.
+        return call
+
+    def adopt(self, saved: object, journal: object, prepared: object) -> None:
+        self.adopted.append(prepared)
+
+    def take(self) -> str:
+        journal = SimpleNamespace(claimed=lambda *_: None)
+        stored: Any = SimpleNamespace(
+            session_id="gws_1",
+            snapshot=self.snapshot,
+            before=[],
+            after=[],
+            journal=journal,
+            fence=2,
+            snapshot_at=None,
+        )
+        return self.membership.adopt(stored)
+
+
+async def test_a_session_that_is_prepared_twice_has_one_call() -> None:
+    """If the request arrives twice, one of the two calls is abandoned, and the other one is used."""
+    owner = NewOwner()
+    await owner.membership.prepare("gws_1", None)
+    assert owner.take() == "taken"
+
+    (used,) = owner.adopted
+    assert [call.abandoned for call in owner.calls] == [call is not used for call in owner.calls]
+    assert used in owner.calls
+
+
+async def test_a_call_that_was_prepared_for_a_closed_session_is_abandoned() -> None:
+    """A session that was closed during its hand-over needs no call."""
+    owner = NewOwner("client")
+    await owner.membership.prepare("gws_1", None)
+    assert owner.take() == "closed"
+    for call in owner.calls:
+        owner.membership._expire("gws_1", call)  # type: ignore[arg-type]  # a fake of it
+    await owner.membership._tasks.ended()
+
+    assert owner.adopted == [None]
+    assert all(call.abandoned for call in owner.calls)

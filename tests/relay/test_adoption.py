@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -479,13 +480,32 @@ async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_i
         assert other.view().state is State.CONNECTED
 
 
+async def test_a_prepared_call_gets_the_session_object_of_the_hand_over() -> None:
+    """The peer dials with the session object of the last snapshot; what changed since then is sent to the call."""
+    async with nodes() as (first, _, second):
+        session, journal = await attended(first)
+        prepared = await second.hub.prepare(session.state.opening, session.state.mirror.session, None)
+        await session.submit([client_event("session.update", session={"instructions": "Be brief."})])
+        first.call.say("session.updated", session={"instructions": "Be brief."})
+        assert await session.prepare_release()
+        other = cast(Session, second.hub.adopt(taken(journal), MemoryJournal(session.state.head), prepared))
+        session.released()
+        await until(lambda: bool(told(other, "gateway.recovered")))
+
+        (update,) = [event for event in second.call.events if event["type"] == "session.update"]
+        assert update["session"] == {"type": "realtime", "instructions": "Be brief."}
+
+
 async def test_a_prepared_call_can_be_abandoned() -> None:
-    """An abandoned call is hung up; a draining node prepares none."""
+    """An abandoned call is hung up, unless another application made it; a draining node prepares none."""
     async with nodes() as (first, _, second):
         session, _ = await attended(first)
         prepared = await second.hub.prepare(session.state.opening, {}, None)
         await prepared.abandon()
         assert second.call.closings == [True]
+        attached = await second.hub.prepare(replace(session.state.opening, attach_to="rtc_9"), {}, None)
+        await attached.abandon()
+        assert second.call.closings == [False]
         second.hub.draining = True
         with pytest.raises(GatewayError):
             await second.hub.prepare(session.state.opening, {}, None)

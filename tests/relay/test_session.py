@@ -100,6 +100,21 @@ async def test_an_event_above_the_size_bound_is_refused(build: Build) -> None:
     assert error.detail.startswith("Event 1 ")
 
 
+async def test_a_bug_in_the_channel_does_not_make_the_session_deaf(house: House) -> None:
+    """If the channel raises an unexpected exception, the session still hears the far end."""
+    session = await house.open()
+
+    def fail(event: object) -> None:
+        raise RuntimeError(event)
+
+    house.call.on_send = fail
+    with pytest.raises(RuntimeError):
+        await session.submit([client_event("x")])
+    house.call.say("y")
+
+    assert types_of(session)[-1] == "y"
+
+
 async def test_what_the_channel_refuses_is_not_counted(house: House) -> None:
     """Events that the channel refuses are not counted, because the far end has its own limit."""
     session = await house.open()

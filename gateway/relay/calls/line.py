@@ -43,11 +43,12 @@ class Line(Calls):
         or it is lost meanwhile."""
         if self.phase is not Phase.LIVE or self._parking is not None:
             return False
-        self._parking = asyncio.get_running_loop().create_future()
+        self._parking = parking = asyncio.get_running_loop().create_future()
         self._moved.set()
         try:
-            return await asyncio.shield(self._parking)
+            return await asyncio.shield(parking)
         finally:
+            parking.cancel()  # If the caller left, `_park` must not hold events for a node that will not come.
             self._parking = None
 
     def resume(self) -> None:
@@ -213,6 +214,8 @@ class Line(Calls):
                     await successor.open(self)
             except TimeoutError as error:
                 raise UpstreamError("upstream-timeout", "The new call did not open in time.") from error
+            if self._ending.done():
+                raise UpstreamError("upstream-failed", "The session ended while the new call was dialled.")
             self._step(Input.OPENED)
             seeding = await self._seed(successor)
             if seeding is None:
@@ -310,10 +313,11 @@ class Line(Calls):
         assert parking is not None  # checked by `keep`
         self._step(Input.YIELD)
         free = await self._unless_ended(self._until_free())
-        if free and self.phase is Phase.SETTLING and not self._ending.done():
+        if free and self.phase is Phase.SETTLING and not self._ending.done() and not parking.done():
             self._step(Input.WRITTEN)
         elif self.phase in (Phase.WAITING_QUIET, Phase.SETTLING) and not self._ending.done():
             self._step(Input.FAILED)
+            self._owner.replaced()
         if not parking.done():
             parking.set_result(self.phase is Phase.PARKED)
 
@@ -392,7 +396,3 @@ async def _within(work: Coroutine[Any, Any, T], seconds: float | None) -> T | No
 def _upstream_part(error: GatewayError) -> Json | None:
     part = error.members.get("upstream")
     return part if isinstance(part, Mapping) else None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -1,7 +1,7 @@
 """Seeding a new call with the conversation of the old one. No I/O, no clock.
 
-A new call is created with the session's configuration, so what is left are the items. All are sent at once, each with
-the ID it had. An item that the service refuses, perhaps for its ID, is sent again without one: when all others have been
+A new call is created with the session's configuration, so what is left are the items, and what a client has changed in the
+configuration since the call was dialled. All items are sent at once, each with the ID it had. An item that the service refuses, perhaps for its ID, is sent again without one: when all others have been
 answered, one such item after the other, each after the item it followed before. The id it is given is kept in `renamed`.
 The call's events during seeding are read only here, because clients did not cause them.
 """
@@ -12,13 +12,16 @@ from gateway.relay.events.envelope import compose, member
 from gateway.relay.state.mirror import Json, Seed
 
 _EVENT_ID = "evt_seed_"
+_UPDATE_ID = "evt_gateway_update"
 
 
 class Seeding:
     """One attempt to seed one call."""
 
-    def __init__(self, seed: Seed) -> None:
+    def __init__(self, seed: Seed, dialled: Json | None = None) -> None:
+        """`dialled` is the session object that the call was created with; None if it is the seed's."""
         self._seed = seed
+        self._dialled = seed.session if dialled is None else dialled
         self._pending: dict[str, Json] = {str(item["id"]): item for item in seed.items}
         self._again: set[str] = set()
         self._nameless: str | None = None
@@ -53,6 +56,9 @@ class Seeding:
 
     def opening(self) -> Iterator[str]:
         """Yield the events to send once the channel is open. Others may be answered meanwhile."""
+        if changed := self._changed():
+            session = {"type": "realtime", **changed}
+            yield compose({"type": "session.update", "event_id": _UPDATE_ID, "session": session})
         for at, item in enumerate(self._seed.items):
             event = {"type": "conversation.item.create", "event_id": f"{_EVENT_ID}{at}", "item": item}
             yield compose(event)
@@ -70,6 +76,15 @@ class Seeding:
             case "error":
                 return self._refused(member(value, "error", "event_id"))
         return []
+
+    def _changed(self) -> Json:
+        """Return the members of the session object that changed since the call was dialled; its model cannot change."""
+        wanted, dialled = self._seed.session, self._dialled
+        return {
+            name: value
+            for name, value in wanted.items()
+            if name != "model" and (name not in dialled or dialled[name] != value)
+        }
 
     def _added(self, item_id: str) -> None:
         if item_id not in self._pending and self._nameless is not None and item_id not in self._given:

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -68,7 +69,7 @@ class Successor:
         The process's sessions share `turn`, which is held for each slice. After an outage many sessions are seeded at once.
         A call that has nothing to take may greet a moment later; that is waited for, since it says when the call ends.
         """
-        self._seeding = seeding = Seeding(seed)
+        self._seeding = seeding = Seeding(seed, self._request.session)
         early, self._early = self._early, []
         for text in early:
             self._read(text)
@@ -197,13 +198,13 @@ class Prepared:
 
     def successor(self, request: CallRequest) -> Successor:
         """Return the call in the form that a line uses."""
-        return Successor(request, self._dialer, self._upstream)
+        return Successor(replace(request, session=self.request.session), self._dialer, self._upstream)
 
     def pass_on(self, sink: Sink, generation: int) -> None:
         """Forward the call's events to this sink from now on, under a generation of its line."""
         self._sink.pass_on(sink, generation)
 
     async def abandon(self) -> None:
-        """Abandon the call."""
+        """Abandon the call. A call that another application made goes on."""
         if self._upstream is not None:
-            await self._upstream.close(hang_up=True)
+            await self._upstream.close(hang_up=self.request.attach_to is None)

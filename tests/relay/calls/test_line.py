@@ -661,6 +661,47 @@ async def test_an_operators_restart_keeps_the_history(house: House) -> None:
     assert house.call.types() == ["conversation.item.create"]
 
 
+async def test_a_session_update_during_a_hand_over_reaches_the_new_call(house: House) -> None:
+    """The new call was created with the session object as it was when the dial began, so it gets what changed since."""
+    session = await attended(house)
+    old = house.call
+    old.start()
+    house.hub.restart(session.id)
+    await until(lambda: len(house.dialer.calls) == 2)
+    await session.submit([client_event("session.update", session={"instructions": "Be brief."})])
+    old.say("session.updated", session={"instructions": "Be brief."})
+    old.finish()
+    await until(lambda: session.view().call_id == "rtc_2")
+
+    (update,) = house.call.events
+    assert update["session"] == {"type": "realtime", "instructions": "Be brief."}
+
+
+async def test_a_session_that_was_to_be_parked_too_long_ago_goes_on(house: House) -> None:
+    """If the pause comes after the caller's deadline, nothing is held for another node."""
+    session = await attended(house)
+    house.call.start()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await session.prepare_release()
+    session.resume()
+    house.call.finish()
+    await asyncio.sleep(5)
+    await session.submit([client_event("x")])
+
+    assert house.call.types() == ["x"]
+
+
+async def test_a_session_that_leaves_this_node_while_a_call_is_dialled_closes_it(house: House) -> None:
+    """If another node takes the session at the moment when a new call opens, the call is closed and no bug is reported."""
+    session = await attended(house)
+    house.dialer.prepare = lambda call: session.fenced()
+    house.call.lose()
+    await until(lambda: bool(house.call.closings))
+
+    assert house.notebook.told("relay_failed") == []
+
+
 async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> None:
     """If the call is lost during its hand-over, the session has a call in the end, and the log reports it."""
     session = await attended(house)

@@ -32,6 +32,18 @@ def test_every_item_is_created_in_order_under_its_own_id() -> None:
     assert {event["type"] for event in events} == {"conversation.item.create"}
 
 
+def test_what_changed_in_the_session_since_the_dial_is_sent_first() -> None:
+    """Only members that differ are sent, and never the model, which is fixed when a call is created."""
+    session: dict[str, object] = {"model": "b", "instructions": "new", "tools": [], "audio": None}
+    seeding = Seeding(Seed(session, [{"id": "a"}], 0), {"model": "a", "instructions": "old", "tools": []})
+    update, created = [json.loads(text) for text in seeding.opening()]
+
+    assert update["type"] == "session.update"
+    assert update["session"] == {"type": "realtime", "instructions": "new", "audio": None}
+    assert created["event_id"] == "evt_seed_0"
+    assert refused(seeding, update["event_id"]) == []
+
+
 def test_seeding_is_done_when_every_item_is() -> None:
     """Seeding is complete only when every item is done; an item that was only added is not."""
     seeding = make("a", "b", lost=3)
