@@ -6,13 +6,15 @@
 set -eu
 gateway=${GATEWAY:-http://127.0.0.1:8080}
 call() { curl -sS --max-time 70 ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
-string() { sed -n "s/.*\"$1\": *\"\(\([^\"\\]\|\\\\.\)*\)\".*/\1/p" | head -n 1; }
+string() { sed -En "s/.*\"$1\": *\"(([^\"\\]|\\\\.)*)\".*/\1/p" | head -n 1; }
+lines() { sed 's/},{"id":/},\
+{"id":/g'; } # one event a line
 quoted() { printf '%s' "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
 # Repeating is safe: the gateway runs a request with the same Idempotency-Key once.
 sent=0
 send() {
     sent=$((sent + 1))
-    call -f -o /dev/null --retry 3 --retry-all-errors -H "Idempotency-Key: $sent-$session" --data-binary @- "$events"
+    call -f -o /dev/null --retry 3 --retry-all-errors --retry-max-time 60 -H "Idempotency-Key: $sent-$session" --data-binary @- "$events"
 }
 
 # The function that runs here. Its argument is the JSON that the model wrote.
@@ -58,6 +60,6 @@ JSON
         *'"gateway.closed"'*) exit 0 ;;
         esac
     done <<EVENTS
-$(printf '%s\n' "$page" | sed 's/},{"id":/},\n{"id":/g')
+$(printf '%s\n' "$page" | lines)
 EVENTS
 done

@@ -7,7 +7,8 @@ gateway=${GATEWAY:-http://127.0.0.1:8080}
 question=${1:-What is 6 times 7?}
 call() { curl -sS --fail-with-body ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
 # Repeating is safe: one key for all tries, and the gateway does it once.
-once() { call --retry 3 --retry-all-errors -H "Idempotency-Key: $1-$$-$(date +%s)" -X POST "$gateway$2" -d "${3:-}"; }
+run=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+once() { call --retry 3 --retry-all-errors --retry-max-time 60 -H "Idempotency-Key: $1-$run" -X POST "$gateway$2" -d "${3:-}"; }
 
 # One turn in one request is all that many need: curl -N http://127.0.0.1:8080/v1/turns -d 'Hello'
 # A session keeps its history:
@@ -32,7 +33,8 @@ until grep -q done "$cursor"; do
         '') # the event is whole
             case ${data:-} in
             *'"type":"response.output_text.delta"'*)
-                printf '%s' "$data" | sed 's/.*"delta":"\(\([^"\\]\|\\.\)*\)".*/\1/' | tr -d '\n' ;;
+                # %b resolves the escapes of JSON, other than that of a quotation mark.
+                printf '%b' "$(printf '%s' "$data" | sed -E 's/.*"delta":"(([^"\\]|\\.)*)".*/\1/; s/\\"/"/g')" ;;
             *'"type":"response.done"'*)
                 id=done
                 call -X DELETE "$gateway/v1/sessions/$session" ;; # which ends the stream

@@ -3,6 +3,7 @@
 GATEWAY=http://127.0.0.1:8080 KEY=… python3 httpx_sse_example.py 'What is 6 times 7?'
 """
 
+import codecs
 import json
 import os
 import sys
@@ -32,9 +33,11 @@ def post(http: httpx.Client, path: str, body: object) -> dict[str, Any]:
             continue
         if answer.is_success:
             return answer.json()  # type: ignore[no-any-return]  # an object, by the contract
-        if wait is None or answer.status_code not in PASSING:
+        pause = float(answer.headers.get("Retry-After", wait or 0))
+        # A budget of a day asks to wait for hours.
+        if wait is None or pause > 60 or answer.status_code not in PASSING:
             raise SystemExit(answer.text)
-        time.sleep(float(answer.headers.get("Retry-After", wait)))
+        time.sleep(pause)
     raise AssertionError
 
 
@@ -71,12 +74,16 @@ def main() -> None:
         session = post(http, "/v1/sessions", {})
         content = [{"type": "input_text", "text": question}]
         item = {"type": "message", "role": "user", "content": content}
+        halves = codecs.getincrementaldecoder("utf-16-le")(
+            "replace"
+        )  # a delta may end inside a surrogate pair
         try:
             said = [{"type": "conversation.item.create", "item": item}, {"type": "response.create"}]
             post(http, session["events_url"], said)
             for event in events(http, session["events_url"], session["head"]):
                 if event["type"] == "response.output_text.delta":
-                    print(event["delta"], end="", flush=True)
+                    text = halves.decode(event["delta"].encode("utf-16-le", "surrogatepass"))
+                    print(text, end="", flush=True)
                 elif event["type"] == "gateway.gap":
                     print(f"\n[{event['missed']} events are gone]", file=sys.stderr)
                 elif event["type"] == "response.done":

@@ -5,10 +5,13 @@
 #   GATEWAY=http://127.0.0.1:8080 KEY=… ./loop.sh
 set -eu
 gateway=${GATEWAY:-http://127.0.0.1:8080}
+run=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 call() { curl -sS --max-time 70 ${KEY:+-H "Authorization: Bearer $KEY"} "$@"; }
+lines() { sed 's/},{"id":/},\
+{"id":/g'; } # one event a line
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
-opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$$-$(date +%s)" --retry 5 --retry-all-errors) || { printf 'No session from %s\n' "$gateway" >&2; exit 1; }
+opened=$(call -f -X POST "$gateway/v1/sessions" -H "Idempotency-Key: open-$run" --retry 5 --retry-all-errors --retry-max-time 60) || { printf 'No session from %s\n' "$gateway" >&2; exit 1; }
 session=$(printf '%s' "$opened" | grep -o 'gws_[A-Za-z0-9_-]*' | head -n 1)
 events="$gateway/v1/sessions/$session/events"
 cursor=$(printf '%s' "$opened" | field head)
@@ -18,7 +21,7 @@ turn=0
 while IFS= read -r line; do
     turn=$((turn + 1))
     text=$(printf '%s' "$line" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g')
-    call -f "$events" -o /dev/null -H "Idempotency-Key: turn-$turn-$$" --retry 5 --retry-all-errors -d '[
+    call -f "$events" -o /dev/null -H "Idempotency-Key: turn-$turn-$run" --retry 5 --retry-all-errors --retry-max-time 60 -d '[
         {"type": "conversation.item.create", "item": {"type": "message", "role": "user",
             "content": [{"type": "input_text", "text": "'"$text"'"}]}},
         {"type": "response.create"}]'
@@ -30,8 +33,10 @@ while IFS= read -r line; do
         next=$(printf '%s' "$page" | field cursor)
         [ -n "$next" ] || { printf '%s\n' "$page" >&2; exit 1; } # a problem object: the session is over
         cursor=$next
-        printf '%s\n' "$page" | sed 's/},{"id":/},\n{"id":/g' |
-            sed -n '/"response.output_text.done"/s/.*"text": *"\(\([^"\\]\|\\.\)*\)".*/\1/p' | sed 's/\\\(["\\]\)/\1/g'
+        # %b resolves the escapes of JSON, other than that of a quotation mark.
+        printf '%s\n' "$page" | lines |
+            sed -En '/"response.output_text.done"/s/.*"text": *"(([^"\\]|\\.)*)".*/\1/p' | sed 's/\\"/"/g' |
+            while IFS= read -r text; do printf '%b\n' "$text"; done
         case $page in *'"response.done"'*) answered=yes ;; esac
     done
 done

@@ -23,8 +23,11 @@ async function post(path, body) {
       if (wait > 4000) quit(`${gateway} does not answer: ${error.cause?.message ?? error.message}`);
     });
     if (answer?.ok) return answer.json();
-    if (answer && (wait > 4000 || ![409, 429, 502, 503, 504].includes(answer.status))) quit(await answer.text());
-    await sleep(answer ? 1000 * Number(answer.headers.get("Retry-After") ?? wait / 1000) : wait);
+    const pause = 1000 * Number(answer?.headers.get("Retry-After") ?? wait / 1000);
+    // A budget of a day asks to wait for hours.
+    const isFinal = wait > 4000 || pause > 60_000 || ![409, 429, 502, 503, 504].includes(answer?.status);
+    if (answer && isFinal) quit(await answer.text());
+    await sleep(pause);
   }
 }
 

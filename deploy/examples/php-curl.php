@@ -31,6 +31,13 @@ function send(string $method, string $path, mixed $body = null): ?array
     }
 }
 
+/** Decodes an event. PHP refuses half of a surrogate pair, with which a delta may end: it becomes U+FFFD. */
+function decode(string $json): ?array
+{
+    $half = '/\\\\ud[89ab]..(?!\\\\ud[c-f])|(?<!\\\\ud[89ab]..)\\\\ud[c-f]../i';
+    return json_decode(preg_replace($half, '\\\\ufffd', $json), true);
+}
+
 /** Calls $take with every event after the cursor, each once and in order, until it returns false. */
 function read_events(string $path, string $cursor, callable $take): void
 {
@@ -53,7 +60,7 @@ function read_events(string $path, string $cursor, callable $take): void
                     } elseif (str_starts_with($line, 'data: ')) {
                         $data[] = substr($line, 6);
                     } elseif ($line === '' && $data) {
-                        $event = json_decode(implode("\n", $data), true);
+                        $event = decode(implode("\n", $data));
                         [$cursor, $data] = [$id, []];
                         if ($take($event) === false || in_array($event['type'], ['gateway.closed', 'gateway.superseded'])) {
                             $wanted = false;

@@ -45,6 +45,13 @@ function send(string $method, string $path, mixed $body = null): ?array
     }
 }
 
+/** Decodes an event. PHP refuses half of a surrogate pair, with which a delta may end: it becomes U+FFFD. */
+function decode(string $json): ?array
+{
+    $half = '/\\\\ud[89ab]..(?!\\\\ud[c-f])|(?<!\\\\ud[89ab]..)\\\\ud[c-f]../i';
+    return json_decode(preg_replace($half, '\\\\ufffd', $json), true);
+}
+
 /** Yields every event after the cursor, each once and in order. */
 function events(string $path, string $cursor): iterable
 {
@@ -55,7 +62,7 @@ function events(string $path, string $cursor): iterable
             exit(1);
         }
         while ($stream && ($line = fgets($stream)) !== false) {
-            $told = json_decode($line, true);
+            $told = decode($line);
             if ($told === null) {
                 continue; // a heartbeat, or a line that was cut
             }

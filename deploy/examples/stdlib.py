@@ -3,6 +3,7 @@
 GATEWAY=http://127.0.0.1:8080 KEY=… python3 stdlib.py 'What is 6 times 7?'
 """
 
+import codecs
 import json
 import os
 import sys
@@ -38,9 +39,11 @@ def post(path: str, body: object) -> dict[str, Any]:
                 return json.load(answer)  # type: ignore[no-any-return]  # an object, by the contract
         except urllib.error.HTTPError as error:
             problem = error.read().decode()
-            if wait is None or error.code not in (409, 429, 502, 503, 504):
+            pause = float(error.headers.get("Retry-After") or wait or 0)
+            # A budget of a day asks to wait for hours.
+            if wait is None or pause > 60 or error.code not in (409, 429, 502, 503, 504):
                 raise SystemExit(problem) from None
-            time.sleep(float(error.headers.get("Retry-After") or wait))
+            time.sleep(pause)
         except (OSError, HTTPException) as error:
             if wait is None:
                 raise SystemExit(f"{GATEWAY} does not answer: {error}") from None
@@ -92,6 +95,7 @@ def main() -> None:
     session = post("/v1/sessions", {})
     content = [{"type": "input_text", "text": question}]
     item = {"type": "message", "role": "user", "content": content}
+    halves = codecs.getincrementaldecoder("utf-16-le")("replace")  # a delta may end inside a surrogate pair
     try:
         post(
             session["events_url"],
@@ -99,7 +103,7 @@ def main() -> None:
         )
         for event in events(session["events_url"], session["head"]):
             if event["type"] == "response.output_text.delta":
-                print(event["delta"], end="", flush=True)
+                print(halves.decode(event["delta"].encode("utf-16-le", "surrogatepass")), end="", flush=True)
             elif event["type"] == "gateway.gap":
                 print(f"\n[{event['missed']} events are gone]", file=sys.stderr)
             elif event["type"] == "response.done":

@@ -7,12 +7,14 @@ set -eu
 gateway=${GATEWAY:-http://127.0.0.1:8080}
 question=${1:-What is the weather in Paris?}
 # Repeating is safe: the gateway runs a request with the same Idempotency-Key once.
+run=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 post() {
-    curl -sS --fail-with-body --max-time 330 --retry 3 --retry-all-errors ${KEY:+-H "Authorization: Bearer $KEY"} \
-        -H "Idempotency-Key: $1-$$-$(date +%s)" -H 'Content-Type: application/json' -H 'Accept: application/json' \
+    curl -sS --fail-with-body --max-time 330 --retry 3 --retry-all-errors --retry-max-time 60 \
+        ${KEY:+-H "Authorization: Bearer $KEY"} -H "Idempotency-Key: $1-$run" \
+        -H 'Content-Type: application/json' -H 'Accept: application/json' \
         --data-binary @- "$gateway$2"
 }
-string() { sed -n "s/.*\"$1\": *\"\(\([^\"\\]\|\\\\.\)*\)\".*/\1/p" | head -n 1; }
+string() { sed -En "s/.*\"$1\": *\"(([^\"\\]|\\\\.)*)\".*/\1/p" | head -n 1; }
 quoted() { printf '%s' "$1" | tr -d '\000-\037' | sed 's/[\\"]/\\&/g'; }
 
 # The function that runs here. Its argument is the JSON that the model wrote.

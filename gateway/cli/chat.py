@@ -91,12 +91,16 @@ async def _answer(console: Console, session: "Session", line: str) -> bool:
         },
         {"type": "response.create"},
     ]
+    from gateway.client.pieces import Pieces
+
+    pieces = Pieces()
     receipt = await session.send(*said)
     async with asyncio.timeout(ANSWER_SECONDS), aclosing(session.events(receipt["head"])) as events:
         async for event in events:
             match event.type:
                 case "response.output_text.delta":
-                    console.print(f"[green]{escape(event.value['delta'])}[/]", end="", soft_wrap=True)
+                    text = pieces.add(event.value["delta"])
+                    console.print(f"[green]{escape(text)}[/]", end="", soft_wrap=True)
                 case "response.function_call_arguments.done":
                     console.print(
                         f"[dim]{escape(str(event.value.get('name')))}({escape(event.value['arguments'])})[/]"

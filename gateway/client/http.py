@@ -75,8 +75,7 @@ class Connection:
             try:
                 async with self.http.request(method, self.url + path, headers=headers, **options) as answer:
                     await raise_for_problem(answer)
-                    body = await answer.read()
-                    return dict(json.loads(body)) if body else {}
+                    return _json(answer, await answer.read())
             except ProblemError as error:
                 if not repeatable or wait is None or not passing(error):
                     raise
@@ -86,3 +85,17 @@ class Connection:
                     raise UnreachableError(self.url, error) from error
                 await asyncio.sleep(wait)
         raise AssertionError("the last try returned or raised")
+
+
+def _json(answer: aiohttp.ClientResponse, body: bytes) -> Json:
+    """Return the JSON object of a response. Raises ProblemError if another server answered."""
+    if not body:
+        return {}
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        detail = f"expected a JSON object, got {answer.content_type}: is this the gateway?"
+        raise ProblemError(answer.status, {"detail": detail})
+    return found

@@ -11,10 +11,17 @@ LONGEST_BACKOFF_SECONDS: Final = 15.0
 TRIES: Final = 5
 """Attempts of a repeatable request. With back-off they take about 8 s, enough for a gateway to restart."""
 
+LONGEST_WAIT_SECONDS: Final = 60.0
+"""The longest `retry_after` that is waited for. A key whose tokens of a day are used up is told to wait for hours."""
+
 
 def passing(error: ProblemError) -> bool:
-    """Return whether a retry may succeed. If the gateway or key has no free session, one must be closed first."""
-    return error.retryable and error.code not in ("session-limit", "capacity")
+    """Return whether a retry may succeed soon. If the gateway or key has no free session, one must be closed first."""
+    return (
+        error.retryable
+        and error.code not in ("session-limit", "capacity")
+        and (error.retry_after or 0) <= LONGEST_WAIT_SECONDS
+    )
 
 
 def waits() -> Iterator[float | None]:

@@ -13,6 +13,7 @@ import aiohttp
 from gateway.client.answer import Answer, Json
 from gateway.client.errors import ProblemError, UnreachableError, problem_error
 from gateway.client.http import Connection
+from gateway.client.pieces import Pieces
 from gateway.client.reading import HEARTBEAT_SECONDS, EndedError, read_blocks
 from gateway.client.retrying import passing, waits
 
@@ -77,10 +78,13 @@ class TurnStream:
         return self._pieces()
 
     async def _pieces(self) -> AsyncGenerator[str]:
+        pieces = Pieces()
         async with aclosing(self._events):
             async for event in self._events:
-                if event["type"] in _TEXT:
-                    yield str(event["delta"])
+                if event["type"] in _TEXT and (piece := pieces.add(str(event["delta"]))):
+                    yield piece
+        if rest := pieces.rest():
+            yield rest
 
     async def _read(self) -> AsyncGenerator[Json]:
         # A gateway may send the turn from its start again, so events already read are skipped.

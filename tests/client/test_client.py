@@ -15,6 +15,7 @@ from gateway.client import (
     Event,
     InvalidRequestError,
     ProblemError,
+    RateLimitedError,
     Session,
     SessionGoneError,
     SupersededError,
@@ -274,6 +275,30 @@ async def test_send_gives_up_in_the_end(script: Script, session: Session) -> Non
         await session.send({"type": "a"})
 
 
+async def test_budget_of_a_day_is_not_waited_for(script: Script, session: Session) -> None:
+    """A refusal that asks to wait for hours is raised at once, with the time."""
+    script.then(SEND, problem(429, "rate-limited", retryable=True, retry_after="40000"))
+
+    async with asyncio.timeout(10):
+        with pytest.raises(RateLimitedError) as refused:
+            await session.send({"type": "a"})
+
+    assert refused.value.retry_after == 40000
+
+
+async def test_answer_of_another_server_is_raised(script: Script, session: Session) -> None:
+    """A success without JSON, such as the page of a captive portal, is reported as such."""
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="<html>", content_type="text/html")
+
+    script.then(SEND, page, data([]))
+
+    for kind in ("text/html", "application/json"):
+        with pytest.raises(ProblemError, match=f"got {kind}: is this the gateway"):
+            await session.send({"type": "a"})
+
+
 async def test_key_is_sent_as_bearer(script: Script, session: Session) -> None:
     """The key is sent as a bearer token, never in the query."""
     script.then(SEND, data({"accepted": 1}))
@@ -327,6 +352,15 @@ async def test_streamed_turn_joins_the_same_turn_after_a_cut(script: Script, ses
     }
     assert script.asked[2].headers["Last-Event-ID"] == "k3f9-1"
     assert script.bodies == [{"input": "Hi", "max_output_tokens": 5}] * 3
+
+
+async def test_character_that_two_deltas_share_comes_whole(script: Script, session: Session) -> None:
+    """Halves of a surrogate pair are joined, and a half without the other is replaced: every piece can be printed."""
+    deltas = ["a\ud83d", "\ude00b", "\ud83d"]
+    shown = [block(number, "response.output_text.delta", delta=delta) for number, delta in enumerate(deltas)]
+    script.then(TURN, stream(*shown, block(8, "response.done", response=DONE)))
+
+    assert [piece async for piece in session.stream("Hi")] == ["a", "\U0001f600b", "\ufffd"]
 
 
 async def test_streamed_turn_raises_what_the_gateway_tells_in_it(script: Script, session: Session) -> None:

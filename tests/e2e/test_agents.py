@@ -1,5 +1,6 @@
 """The browser client as an npm package: its types, a bundler, and OpenAI's Agents SDK over it in a real Chromium."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tests.e2e.browser import Chromium
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, eventually
-from tests.e2e.npm import npm_program
+from tests.e2e.npm import NPM, npm_program, require_npm
 from tests.e2e.site import site
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
@@ -77,3 +78,54 @@ async def test_agents_sdk_holds_a_tool_round(
     assert [block.type for block in log if block.type == "error"] == []
     assert status == "disconnected"
     assert [one for one in complaints if "favicon" not in one] == []
+
+
+async def test_agents_sdk_goes_on_after_a_lost_call(tmp_path: Path, part_path: Callable[[str], str]) -> None:
+    """A response that was lost with its call does not hold back the next one, though it has no response.done."""
+    require_npm()
+    script = NPM / f".lost-{tmp_path.name}.mjs"
+    script.write_text(
+        """
+        import { RelayTransport } from "realtime-gateway-relay/agents";
+        const [sent, log] = [[], []];
+        let [read, wake] = [0, () => {}];
+        const tell = (event) => { log.push(event); wake(); };
+        const json = (value) => new Response(JSON.stringify(value), { status: 200 });
+        async function fetch(url, { method, body }) {
+          const path = new URL(url).pathname;
+          if (path.endsWith("/sessions")) return json({ id: "gws_1", stream_url: "/v1/sessions/gws_1/events?ticket=gwt_1" });
+          if (method === "POST") {
+            for (const event of [JSON.parse(body)].flat()) {
+              sent.push(event.type);
+              if (event.type === "session.update") tell({ type: "session.updated", session: {} });
+            }
+            return json({});
+          }
+          while (read === log.length) await new Promise((done) => { wake = done; });
+          const events = log.slice(read).map((event) => ({ id: `a-${read += 1}`, event }));
+          return json({ events, cursor: `a-${read}` });
+        }
+        const transport = new RelayTransport({ gateway: "http://gateway", fetch, transports: ["poll"] });
+        await transport.connect({ apiKey: "key" });
+        transport.sendEvent({ type: "response.create" });
+        transport.sendEvent({ type: "response.create" });
+        tell({ type: "gateway.recovered", response: "interrupted", unknown: [] });
+        const ends = Date.now() + 2000;
+        while (sent.length < 3 && Date.now() < ends) await new Promise((done) => setTimeout(done, 5));
+        console.log(sent.join());
+        process.exit();
+        """
+    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            part_path("node"),
+            *("--experimental-detect-module", "--no-warnings"),
+            *("--preserve-symlinks", "--preserve-symlinks-main", str(script)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 20)
+    finally:
+        script.unlink()
+
+    assert output.decode() == "session.update,response.create,response.create\n"

@@ -130,6 +130,27 @@ async def test_escape_stops_the_answer(emulate: Emulate, serve: Serve, chromium:
     assert notes == ["Stopped"]
 
 
+async def test_lost_answer_does_not_hold_back_the_next(
+    emulate: Emulate, serve: Serve, chromium: Chromium
+) -> None:
+    """After a call is lost in the middle of an answer, a text that was already sent, and later ones, are answered."""
+    far_end = emulate("--tokens-per-second", "20")
+    gateway = await serve(far_end)
+    async with chromium.page(f"{gateway.url}/") as page, Caller(gateway.url) as caller:
+        await start(page)
+        await say(page, "Count to 500")
+        await page.until(f"{ANSWERS}.join('').includes('5')")
+        await say(page, "What is 6 times 7?")
+        session_id = await page.evaluate("JSON.parse(sessionStorage.getItem('gateway.sessions'))[0].id")
+        _, session = await caller.ask("GET", f"/v1/sessions/{session_id}")
+        await far_end.fault(session["call_id"], do="close_channel")
+        await page.until(f"{ANSWERS}.length === 2 && {SETTLED}")
+        await say(page, "What is 5 times 5?")
+        told = await answers(page, 3)
+
+    assert told[2] == "That is 25."
+
+
 async def test_key_is_asked_for_only_where_one_is_needed(
     serve: Serve, far_end: FarEnd, chromium: Chromium
 ) -> None:

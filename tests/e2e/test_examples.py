@@ -8,21 +8,26 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.app import Gateway
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, eventually
+from tests.e2e.meddling import PASS, Pass, meddling
 from tests.e2e.npm import NPM, require_npm
 from tests.e2e.site import site
 from tests.ports import free_port
@@ -200,6 +205,90 @@ async def test_curl_holds_a_whole_function_call(gateway: Gateway) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("curl")
+async def test_the_shell_examples_need_no_gnu_sed(
+    serve: Serve, emulate: Callable[..., FarEnd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a `sed` without GNU's extensions, as on macOS, they print the same, and the escapes of JSON are resolved."""
+    sed = tmp_path / "sed"
+    sed.write_text(f'#!/bin/sh\nexec {shutil.which("sed")} --posix "$@"\n')
+    sed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gateway = await serve(emulate("--tokens-per-second", "0"))
+    question = 'Please repeat after me: a "quoted" \\ word'
+
+    streamed, polled, (_, called, _) = await asyncio.gather(
+        run("./curl.sh", question, gateway=gateway.url),
+        run("./loop.sh", gateway=gateway.url, said=f"{question}\n"),
+        ended("./tools.sh", gateway=gateway.url),
+    )
+
+    assert streamed == polled == 'a "quoted" \\ word\n'
+    assert called == "Here is what I found: city is Paris; celsius is 21.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.needs("curl")
+async def test_the_shell_examples_serve_callers_without_a_key(serve: Serve, far_end: FarEnd) -> None:
+    """Their Idempotency-Keys are as random as a gateway requires that other machines reach without an API key."""
+    gateway = await serve(far_end, access={"anonymous": True})
+    commands = (["./curl.sh"], ["./tools.sh"], ["./loop.sh"])
+    outcomes = await asyncio.gather(*(ended(*command, gateway=gateway.url) for command in commands))
+
+    assert [status for status, _, _ in outcomes] == [0, 0, 0], outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.needs("curl", "node", "php")
+async def test_no_example_waits_for_the_next_day() -> None:
+    """A refusal that asks to wait for hours ends each example with status 1, since someone waits for it."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        problem = {"code": "rate-limited", "detail": "used up", "retryable": True, "retry_after": 40000}
+        return web.json_response(problem, status=429, headers={"Retry-After": "40000"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    commands = [*STREAMS.values(), ["./loop.sh"], ["./tools.sh"]]
+    for command in commands:
+        require_packages(command)
+    async with TestServer(app) as server:
+        gateway = str(server.make_url("")).rstrip("/")
+        outcomes = await asyncio.gather(*(ended(*command, gateway=gateway) for command in commands))
+
+    assert [status for status, _, _ in outcomes] == [1] * len(commands), outcomes
+
+
+@pytest.mark.parametrize(
+    "name", ["stdlib", "httpx-sse", pytest.param("php-curl", marks=pytest.mark.needs("php"))]
+)
+@pytest.mark.slow
+async def test_a_character_that_two_deltas_share_is_printed(name: str) -> None:
+    """OpenAI counts in UTF-16: a delta may end with half of a surrogate pair, which Python cannot print and PHP does not
+    decode."""
+    deltas = ["a\ud83d", "\ude00b"]
+    events = [{"type": "response.output_text.delta", "delta": delta} for delta in deltas]
+    blocks = [
+        f"id: k-{n}\ndata: {json.dumps(event)}\n\n"
+        for n, event in enumerate([*events, {"type": "response.done"}])
+    ]
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.Response(text="".join(blocks), content_type="text/event-stream")
+        if request.method == "DELETE":
+            return web.Response(status=204)
+        return web.json_response({"id": "gws_1", "head": "k-0", "events_url": "/v1/sessions/gws_1/events"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        output = await run(*STREAMS[name], gateway=str(server.make_url("")).rstrip("/"))
+
+    assert output.strip() == ("a\ufffd\ufffdb" if name == "php-curl" else "a\U0001f600b")
+
+
+@pytest.mark.slow
 @pytest.mark.needs("php")
 async def test_the_php_chat_page_keeps_a_conversation(gateway: Gateway) -> None:
     """Its page is served, its answers remember what was said, and an ended session is replaced by a new one."""
@@ -260,16 +349,20 @@ async def test_the_apex_class_is_apex() -> None:
     assert await run("node", str(NPM / "apex.mjs"), "RealtimeGateway.cls", gateway="") == "parsed\n"
 
 
+class Compile(Protocol):
+    """Compiles the sketch for a gateway; its time passes `pace` times as fast."""
+
+    def __call__(self, host: str, port: int, pace: int = 1) -> str: ...
+
+
 @pytest.fixture(scope="module")
-def sketch(
-    part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, int], str]:
+def sketch(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Compile:
     """Return a function that compiles the ESP32 sketch for this machine, with stand-ins for Arduino's classes."""
     folder = tmp_path_factory.mktemp("sketch")
 
-    def compiled(host: str, port: int) -> str:
+    def compiled(host: str, port: int, pace: int = 1) -> str:
         values = {"GATEWAY_HOST": f'"{host}"', "GATEWAY_PORT": str(port)}
-        values |= dict.fromkeys(("WIFI_NAME", "WIFI_PASSWORD", "KEY"), '""')
+        values |= dict.fromkeys(("WIFI_NAME", "WIFI_PASSWORD", "KEY"), '""') | {"MILLIS_PACE": str(pace)}
         program = folder / f"esp32-{port}"
         # The language standard and warnings of the ESP32 build, with the sanitizers that only a PC has.
         flags = "-std=gnu++17 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover -x c++".split()
@@ -285,7 +378,7 @@ def sketch(
 @pytest.mark.slow
 @pytest.mark.needs("g++")
 async def test_the_sketch_reads_over_cuts(
-    serve: Serve, emulate: Callable[..., FarEnd], sketch: Callable[[str, int], str]
+    serve: Serve, emulate: Callable[..., FarEnd], sketch: Compile
 ) -> None:
     """Compiled for this machine, it prints the answer once, although its reads are cut in the middle of events."""
     far_end = emulate("--tokens-per-second", "200")
@@ -302,7 +395,24 @@ async def test_the_sketch_reads_over_cuts(
 
 @pytest.mark.slow
 @pytest.mark.needs("g++")
-async def test_the_sketch_says_that_no_gateway_answers(sketch: Callable[[str, int], str]) -> None:
+async def test_the_sketch_notices_a_silent_connection(gateway: Gateway, sketch: Compile) -> None:
+    """A read that falls silent without an end, as when an access point goes, is given up and continued."""
+    silent = [True]
+
+    def network(request: web.BaseRequest) -> Pass:
+        return Pass(bytes=400, silent=True) if request.method == "GET" and silent and silent.pop() else PASS
+
+    async with meddling(gateway.url, network) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        output = await asyncio.wait_for(run(sketch(host, int(port), pace=80), gateway=""), 20)
+
+    assert output == "That is 42.\n"
+    assert silent == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs("g++")
+async def test_the_sketch_says_that_no_gateway_answers(sketch: Compile) -> None:
     """The sketch reports this on its serial line, because it has no exit status."""
     assert await run(sketch("127.0.0.1", free_port()), gateway="") == "No session from 127.0.0.1\n"
 
@@ -420,7 +530,8 @@ async def test_the_site_gives_its_page_a_session(serve: Serve, far_end: FarEnd, 
     """Its backend has the key and opens the session; its page reads and sends with credentials for that session
     only, and closes it when the page is left."""
     port = free_port()
-    origin = f"http://localhost:{port}"
+    # The address that the program prints.
+    origin = f"http://127.0.0.1:{port}"
     key = "a-key-for-this-test-and-no-other"
     keys = [{"name": "site", "sha256": [hashlib.sha256(key.encode()).hexdigest()]}]
     gateway = await serve(far_end, access={"cors_origins": [origin], "keys": keys})

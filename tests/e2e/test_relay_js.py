@@ -409,3 +409,48 @@ async def test_node_runs_the_thread_code(
 
     assert output.decode() == "stream That is 42.\n"
     assert process.returncode == 0
+
+
+async def test_budget_of_a_day_is_reported_at_once(part_path: Callable[[str], str], tmp_path: Path) -> None:
+    """A refusal that asks to wait for hours, at the opening or for an event, is an error of the channel and no wait."""
+    script = tmp_path / "budget.mjs"
+    script.write_text(
+        f"import {{ RelayChannel }} from {json.dumps(RELAY.as_uri())};"
+        """
+        const json = (value, status = 200) => new Response(JSON.stringify(value), { status });
+        const refusal = { code: "rate-limited", detail: "used up", retryable: true, retry_after: 40000 };
+        const told = [];
+        async function run(sessions) {
+          async function fetch(url, { method, signal }) {
+            const path = new URL(url).pathname;
+            if (path.endsWith("/sessions")) return json(...sessions);
+            if (method === "POST") return json(refusal, 429);
+            if (method === "DELETE") return new Response(null, { status: 204 });
+            await new Promise((done, fail) => signal.addEventListener("abort", () => fail(signal.reason)));
+          }
+          const channel = new RelayChannel({ gateway: "http://gateway", fetch, transports: ["poll"] });
+          const closed = new Promise((done) => { channel.onclose = done; });
+          channel.onopen = () => channel.send('{"type":"response.create"}');
+          channel.onerror = ({ error }) => {
+            told.push([error.code, error.fatal, error.dropped.length]);
+            channel.close();
+          };
+          await Promise.race([closed, new Promise((done) => setTimeout(done, 2000))]);
+        }
+        await run([refusal, 429]);
+        await run([{ id: "gws_1", stream_url: "/v1/sessions/gws_1/events?ticket=gwt_1" }, 201]);
+        console.log(JSON.stringify(told));
+        process.exit();
+        """
+    )
+    process = await asyncio.create_subprocess_exec(
+        part_path("node"),
+        "--experimental-detect-module",
+        "--no-warnings",
+        str(script),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 20)
+
+    assert json.loads(output) == [["rate-limited", True, 0], ["rate-limited", False, 1]]

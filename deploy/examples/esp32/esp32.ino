@@ -57,9 +57,12 @@ bool readAnswer() {
         int status = request("GET", String("/v1/sessions/") + session + "/events?format=ndjson&after=" + cursor +
                              "&types=response.output_text.delta,response.done,error", "");
         if (status == 404 || status == 410) return false;
-        while (status == 200 && (http.connected() || http.available())) {
+        unsigned long heard = millis();
+        // A connection that is silent for 40 s is lost: TCP does not report an access point that has gone.
+        while (status == 200 && (http.connected() || http.available()) && millis() - heard < 40000) {
             int byte = http.read();
             if (byte < 0) { delay(1); continue; }
+            heard = millis();
             if (!reader.take(byte, event)) continue;
             if (event.id[0]) strcpy(cursor, event.id);
             if (!strcmp(event.type, "response.output_text.delta")) Serial.print(event.delta);

@@ -3,7 +3,7 @@
 //
 //   GATEWAY=http://127.0.0.1:8080 KEY=… PORT=8000 node server.mjs
 //
-// The gateway must list this origin: GATEWAY_ACCESS__CORS_ORIGINS='["http://localhost:8000"]'
+// The gateway must list this origin: GATEWAY_ACCESS__CORS_ORIGINS='["http://127.0.0.1:8000"]'
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 

@@ -44,6 +44,8 @@ export class RelayTransport extends OpenAIRealtimeBase {
     this.#channel = channel;
     this.#setStatus("connecting");
     channel.addEventListener("message", (event) => this.#take(event));
+    channel.addEventListener("gateway.recovered", ({ data }) => this.#recovered(JSON.parse(data)));
+    channel.addEventListener("gateway.gap", () => this.#ended());
     channel.addEventListener("error", ({ error }) => this._onError(error));
     channel.addEventListener("close", () => this.#closed(channel));
     await happens(channel, "open");
@@ -88,11 +90,20 @@ export class RelayTransport extends OpenAIRealtimeBase {
     const { type, error } = JSON.parse(event.data);
     if (type === "response.created") this.#responding = true;
     this._onMessage(event);
-    if (type === "response.done" || (type === "error" && error?.event_id && error.event_id === this.#asked)) {
-      this.#responding = false;
-      const next = this.#held.shift();
-      if (next && this.#channel) this.sendEvent(next);
-    }
+    if (type === "response.done" || (type === "error" && error?.event_id && error.event_id === this.#asked)) this.#ended();
+  }
+
+  /** A response that was lost with its call has no response.done. */
+  #recovered({ response, unknown }) {
+    const unasked = response !== "retried" && unknown.some(({ event_id: id }) => id !== null && id === this.#asked);
+    if (response === "interrupted" || unasked) this.#ended();
+  }
+
+  /** No response runs, or it is not known whether one does: the next one may begin. */
+  #ended() {
+    this.#responding = false;
+    const next = this.#held.shift();
+    if (next && this.#channel) this.sendEvent(next);
   }
 
   #closed(channel) {

@@ -203,8 +203,17 @@ function tookOwn({ type, data, lastEventId }) {
     recovering = type === "gateway.recovering";
     void look();
   }
-  if (type === "gateway.gap") talk.note(`${told.missed ?? "Some"} events were lost: ${told.reason}.`, "bad");
-  if (type === "gateway.recovered") talk.note("The call was replaced; the conversation continues.");
+  if (type === "gateway.gap") {
+    talk.note(`${told.missed ?? "Some"} events were lost: ${told.reason}.`, "bad");
+    talk.lost();
+  }
+  if (type === "gateway.recovered") {
+    talk.note(told.response === "interrupted"
+      ? "The call was replaced, and its answer was cut off. Ask again."
+      : "The call was replaced; the conversation continues.");
+    const isUnasked = told.response === null && told.unknown.some((event) => event.type === "response.create");
+    if (told.response === "interrupted" || isUnasked) talk.lost();
+  }
   if (type === "gateway.draining") talk.note("The gateway is being shut down and will end this session soon.");
   if (type === "gateway.closed") {
     $("ended-why").textContent = told.reason === "client" ? "It was closed by a client." : `Reason: ${told.reason}.`;

@@ -25,7 +25,7 @@ const LIMITS = { max_batch_events: 256, max_body_bytes: 1048576, heartbeat_secon
 const HEALTHY_MS = 20_000;
 const STRIKES = 3;
 const SILENT_HEARTBEATS = 2.5;
-const [OPEN_MS, LAST_WORDS_MS] = [60_000, 5_000];
+const [OPEN_MS, LAST_WORDS_MS, LONGEST_WAIT_MS] = [60_000, 5_000, 60_000];
 const POLL_SECONDS = 25;
 const ROTATION_PAUSE_MS = 500;
 
@@ -318,9 +318,9 @@ export class RelayChannel extends EventTarget {
       try {
         return await request();
       } catch (error) {
-        if (this.#over || !error.retryable || Date.now() > deadline) throw error;
-        if (error.status === 0 && this.#state !== "connecting") this.#setConnection(this.#level, false);
         const wanted = (error.problem?.retry_after ?? 0) * 1000;
+        if (this.#over || !error.retryable || wanted > LONGEST_WAIT_MS || Date.now() + wanted > deadline) throw error;
+        if (error.status === 0 && this.#state !== "connecting") this.#setConnection(this.#level, false);
         await this.#pause(wanted + backoff(attempt));
         if (this.#over) throw error;
       }

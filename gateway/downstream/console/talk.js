@@ -76,6 +76,12 @@ export class Talk {
     for (const answer of this.#answers.values()) answer.classList.remove("open");
   }
 
+  /** The response that is awaited may have been lost, and its end with it: ask for the next one, if a text waits for one. */
+  lost() {
+    this.settle();
+    this.#askWaiting();
+  }
+
   /** The session has ended: tool calls can no longer be answered. */
   end() {
     this.settle();
@@ -99,6 +105,12 @@ export class Talk {
       this.#askedAt = performance.now();
       this.#send([...events, { type: "response.create" }]);
     }
+  }
+
+  #askWaiting() {
+    if (!this.#waiting) return;
+    this.#waiting = 0;
+    this.#sendAndAsk([]);
   }
 
   #tookDelta({ response_id: id, delta }) {
@@ -131,10 +143,7 @@ export class Talk {
     this.#figures.tookUsage(response.usage);
     this.settle();
     for (const item of response.output ?? []) if (item.type === "function_call") this.#tookCall(item);
-    if (this.#waiting) {
-      this.#waiting = 0;
-      this.#sendAndAsk([]);
-    }
+    this.#askWaiting();
     this.#onDone();
   }
 
