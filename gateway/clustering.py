@@ -134,8 +134,9 @@ class Clustering:
         """Make what takes sessions over and hands them over."""
         self._hub = hub
         self._budgets = SharedBudgets(self.node.connections, self.node.keys, hub.allowance)
+        elsewhere = self.elsewhere
         self.membership = Membership(
-            self.node, hub, dialer, self._metrics, self._call, self.elsewhere.lost, self.gate
+            self.node, hub, dialer, self._metrics, self._call, elsewhere.lost, elsewhere.arrived, self.gate
         )
         return self.membership
 

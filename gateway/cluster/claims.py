@@ -1,10 +1,10 @@
 """Claiming sessions of other nodes, and reading them.
 
-Several sessions are claimed and read together in four round trips, since a takeover of a thousand sessions one by one
-would cost most of its time in single commands.
+Several sessions are claimed together and read together, since a takeover of a thousand sessions one by one would cost
+most of its time in single commands. Only so much is read at once as memory should hold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,9 @@ from gateway.cluster.journal import Identity, RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.relay.events.records import READS, Border, encode
+
+READ_BYTES: Final = 1024 * 1024
+"""Of journals and snapshots that are read together, unless a single session has more."""
 
 _PAGE: Final = 1000
 
@@ -51,11 +54,12 @@ Claimed = Stored | TakenError | GoneError
 
 @dataclass(frozen=True, slots=True)
 class _Won:
-    """A claim that succeeded: the epoch that begins with it, and its fence."""
+    """A claim that succeeded: the epoch that begins with it, its fence, and about how many bytes are to be read."""
 
     session_id: str
     epoch: str
     fence: int
+    size: int
 
 
 class Claims:
@@ -114,7 +118,14 @@ class Claims:
         raise claimed
 
     async def many(self, session_ids: Sequence[str], expected: str, above: int = 0) -> list[Claimed]:
-        """Take sessions over from a node and read them; return for each what was read or why it was not claimed. Raises
+        """Take sessions over as `each` does, and return them in this order."""
+        found = dict([pair async for pair in self.each(session_ids, expected, above)])
+        return [found[session_id] for session_id in session_ids]
+
+    async def each(
+        self, session_ids: Sequence[str], expected: str, above: int = 0
+    ) -> AsyncIterator[tuple[str, Claimed]]:
+        """Take sessions over from a node and read them; yield for each what was read or why it was not claimed. Raises
         AwayError: some may be claimed all the same, and are on this node's list."""
         # On the list first, so that no session is claimed that another takeover would not find.
         added, *versions = await self._connections.pipeline(
@@ -139,8 +150,12 @@ class Claims:
             if not isinstance(one, _Won) and str(one) != self._node
         ]
         await self.dismiss(self._node, lost)
-        found |= await self._read(won)
-        return [one for one in map(found.__getitem__, session_ids) if not isinstance(one, _Won)]
+        for session_id, one in found.items():
+            if not isinstance(one, _Won):
+                yield session_id, one
+        for some in _portions(won):
+            for session_id, read in (await self._read(some)).items():
+                yield session_id, read
 
     async def _claim(
         self, session_ids: Sequence[str], expected: str, above: int
@@ -163,14 +178,12 @@ class Claims:
             if isinstance(answer, ReplyError):
                 raise AwayError(str(answer))
             if answer[0] == 1:
-                found[session_id] = _Won(session_id, epoch, int(answer[1]))
+                found[session_id] = _Won(session_id, epoch, int(answer[1]), int(answer[2]))
             else:
                 found[session_id] = GoneError(session_id) if answer[0] < 0 else TakenError(answer[1].decode())
         return found
 
     async def _read(self, won: Sequence[_Won]) -> dict[str, Claimed]:
-        if not won:
-            return {}
         names = [self._keys.session(one.session_id) for one in won]
         replies = await self._connections.pipeline(
             [
@@ -236,6 +249,20 @@ class Claims:
             snapshot_at=at,
             size=size,
         )
+
+
+def _portions(won: Sequence[_Won]) -> Iterator[list[_Won]]:
+    """Cut claims into portions that are read together."""
+    some: list[_Won] = []
+    size = 0
+    for one in won:
+        if some and size + one.size > READ_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(one)
+        size += one.size
+    if some:
+        yield some
 
 
 def _values(

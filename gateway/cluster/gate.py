@@ -1,7 +1,8 @@
 """Spreads the calls of sessions that were taken over together (`relay.services.Gate`).
 
 A node that takes a thousand sessions over must neither starve its own sessions nor exceed OpenAI's rate limit. So dialling
-is limited in concurrency and rate, urgent sessions first, and the rate is halved after OpenAI refused a call for it.
+is limited in concurrency and rate, urgent sessions first, and the rate is halved after OpenAI refused a call for it. Nothing is
+dialled while sessions are still to be made readable, since a set-up costs as much time as ten sessions.
 """
 
 import asyncio
@@ -19,8 +20,11 @@ SLOWEST_PER_SECOND: Final = 1.0
 GROWTH_PER_DIAL: Final = 0.05
 """How fast the rate recovers after a refusal, as a share of the full rate."""
 
+HOLD_SECONDS: Final = 3.0
+"""The longest that urgent sessions wait for others to be made readable."""
+
 _PATIENCE_SECONDS: Final = 0.25
-"""How often it is checked whether a waiting session has become urgent while the others are held."""
+"""How often it is checked whether the sessions that wait are still held."""
 
 
 class DialGate:
@@ -37,6 +41,7 @@ class DialGate:
         self._due = 0.0
         """When the timer fires; uvloop's handles do not tell."""
         self._holding = 0
+        self._held_since = 0.0
 
     @property
     def per_second(self) -> float:
@@ -45,12 +50,19 @@ class DialGate:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Let sessions that no client uses wait: those that are still to be made readable come first."""
+        """Let dials wait: sessions that are still to be made readable come first."""
+        if not self._holding:
+            self._held_since = asyncio.get_running_loop().time()
         self._holding += 1
         try:
             yield
         finally:
             self._holding -= 1
+
+    @property
+    def held(self) -> bool:
+        """Sessions are being made readable."""
+        return self._holding > 0
 
     def dial(self, urgent: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
         """Wait for permission to dial, hold it for as long as the dial takes, and release it."""
@@ -99,19 +111,25 @@ class DialGate:
         self._timer = None
         if not self._waiting or self._dialling >= self._at_once:
             return  # The next that comes or leaves sets the timer.
-        wait = self._next_at - asyncio.get_running_loop().time()
-        if wait > 0:
-            self._admit_after(wait)
+        now = asyncio.get_running_loop().time()
+        if now < self._next_at:
+            self._admit_after(self._next_at - now)
             return
-        first = next((one for one, urgent in self._waiting.items() if urgent()), None)
-        share = 1.0 if first is not None else IDLE_SHARE
-        if first is None and not self._holding:
-            first = next(iter(self._waiting))
+        first = self._first(now)
         if first is None:
             self._admit_after(_PATIENCE_SECONDS)
             return
-        del self._waiting[first]
-        self._next_at = asyncio.get_running_loop().time() + 1 / (self._rate * share)
+        share = 1.0 if self._waiting.pop(first)() else IDLE_SHARE
+        self._next_at = now + 1 / (self._rate * share)
         self._dialling += 1
         first.set_result(None)
         self._admit_after(1 / (self._rate * share))
+
+    def _first(self, now: float) -> asyncio.Future[None] | None:
+        """Return the first urgent one, or else the first; None while they are held."""
+        if self._holding and now < self._held_since + HOLD_SECONDS:
+            return None
+        first = next((one for one, urgent in self._waiting.items() if urgent()), None)
+        if first is None and not self._holding:
+            return next(iter(self._waiting))
+        return first

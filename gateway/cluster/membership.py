@@ -42,6 +42,7 @@ PER_SECOND: Final = 25.0
 clients that come back wait for an answer."""
 STARTED_SHARE: Final = 0.5
 """Share of the time in which all hand-overs are started; the rest is for responses that are waited for."""
+HANG_UP_POLL_SECONDS: Final = 0.1
 HANG_UPS_PER_SECOND: Final = 50.0
 """Of calls whose node was lost. OpenAI ends them as well, when nothing more arrives from that node."""
 PREPARED_SECONDS: Final = 60.0
@@ -71,14 +72,18 @@ class Membership:
         telemetry: ClusterTelemetry,
         call: Call,
         on_lost: Callable[[str], None],
+        on_adopted: Callable[[str], None],
         gate: DialGate,
     ) -> None:
-        """`on_lost` is called with the URL of a lost node. `gate` spreads the calls of sessions that are taken over."""
+        """`on_lost` is called with the URL of a lost node, `on_adopted` with the id of a session that was adopted. `gate`
+        spreads the calls of sessions that are taken over."""
         self.node = node
         self._hub = hub
         self._dialer = dialer
         self._telemetry = telemetry
         self._call = call
+        self._on_adopted = on_adopted
+        self._gate = gate
         self._takeover = Takeover(node, telemetry, self.adopt, lambda: not hub.draining, on_lost, gate)
         self._lost_calls: deque[str] = deque()
         self._hanging_up = False
@@ -121,6 +126,7 @@ class Membership:
         call_id, attached = saved.state.call.call_id, saved.state.opening.attach_to is not None
         self._hub.adopt(saved, stored.journal, prepared)
         self.node.take(stored.journal)
+        self._on_adopted(stored.session_id)
         if prepared is None and call_id is not None and not attached and saved.state.closed is None:
             # The lost node may only be paused: its channel closes, and it learns that it was replaced.
             self._lost_calls.append(call_id)
@@ -130,9 +136,12 @@ class Membership:
         return "taken" if saved.state.closed is None else "closed"
 
     async def _hang_up_lost_calls(self) -> None:
-        """End the calls of lost nodes, one after another: making sessions readable and dialling comes first."""
+        """End the calls of lost nodes, one after another, once all sessions are readable."""
         try:
             while self._lost_calls:
+                if self._gate.held:
+                    await asyncio.sleep(HANG_UP_POLL_SECONDS)
+                    continue
                 await self._dialer.hang_up(self._lost_calls.popleft(), None)
                 await asyncio.sleep(1 / HANG_UPS_PER_SECOND)
         finally:

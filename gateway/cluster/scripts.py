@@ -22,7 +22,8 @@ return 1
 
 CLAIM: Final = """
 -- KEYS: journal, meta, snapshot. ARGV: node, expected owner, own highest fence, expiry ms, border.
--- Returns {1, fence}; {0, owner} where somebody else owns it by now; {-1} where there is no such session.
+-- Returns {1, fence, bytes of journal and snapshot}; {0, owner} where somebody else owns it by now; {-1} where there is no
+-- such session. The bytes are an estimate, a rough one where the user may not run MEMORY.
 local owner = redis.call('HGET', KEYS[2], 'node')
 if not owner then return {-1} end
 local fence = tonumber(redis.call('HGET', KEYS[2], 'fence'))
@@ -31,7 +32,9 @@ fence = math.max(fence, tonumber(ARGV[3])) + 1
 redis.call('HSET', KEYS[2], 'fence', fence, 'node', ARGV[1])
 redis.call('XADD', KEYS[1], fence .. '-0', 'r', ARGV[5])
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
-return {1, fence}
+local used = redis.pcall('MEMORY', 'USAGE', KEYS[1])
+if type(used) ~= 'number' then used = redis.call('XLEN', KEYS[1]) * 1024 end
+return {1, fence, used + redis.call('STRLEN', KEYS[3])}
 """
 
 REPAIR: Final = """

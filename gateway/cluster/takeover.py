@@ -4,10 +4,11 @@ Each observer reads the lost node's list and takes the sessions for which it ran
 one that ranks next waits, and takes what is still unclaimed then. Any node may claim: the fence lets one
 through. A session is readable as soon as it is adopted; its call comes later, through the gate.
 
-Work is done in steps of a bounded size, so that this node's own sessions are not delayed.
+Work is done in steps, and the loop gets its turn every few milliseconds, so that this node's own sessions are not delayed.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -23,9 +24,12 @@ from gateway.relay.telemetry import ClusterTelemetry
 
 RANK_SECONDS: Final = 1.5
 """How long each node waits for the one that ranks before it."""
-STEP: Final = 8
-"""Sessions claimed and read together. Each log may have several MiB."""
+STEP: Final = 32
+"""Sessions claimed together."""
 STEPS_AT_ONCE: Final = 2
+"""While one waits for Redis, the sessions of the other are adopted."""
+TURN_SECONDS: Final = 0.003
+"""How long sessions are adopted before other work gets its turn. One without a large log takes less than 1 ms."""
 _WATCH_SECONDS: Final = 0.25
 
 
@@ -67,6 +71,7 @@ class Takeover:
         """Lost nodes of which nothing is left, until they are off the list."""
         self._doubtful: dict[str, float] = {}
         """Sessions that this node may have claimed without adopting them, and since when their node is lost."""
+        self._turn_ends = 0.0
         self._failed: set[str] = set()
         """Sessions that could not be adopted here: each is a bug that was logged."""
 
@@ -87,16 +92,28 @@ class Takeover:
 
     async def take(self, session_id: str, owner: str, since: float) -> str:
         """Claim one session and adopt it; returns the outcome. Raises AwayError."""
-        [claimed] = await self._claim([session_id], owner, since)
-        return self._outcome(session_id, claimed, since)
+        [outcome] = (await self._take_some([session_id], owner, since)).values()
+        return outcome
 
-    async def _claim(self, session_ids: list[str], owner: str, since: float) -> list[Claimed]:
-        """Claim sessions. Raises AwayError; those that were claimed all the same are found later."""
+    async def _take_some(self, session_ids: list[str], owner: str, since: float) -> dict[str, str]:
+        """Claim sessions and adopt them; return their outcomes. Raises AwayError; those that were claimed all the same are
+        found later."""
+        outcomes: dict[str, str] = {}
         try:
-            return await self._node.directory.claims.many(session_ids, owner)
+            async for session_id, claimed in self._node.directory.claims.each(session_ids, owner):
+                outcomes[session_id] = self._outcome(session_id, claimed, since)
+                await self._yield()
         except (AwayError, DeniedError, ReplyError):
-            self._doubtful |= dict.fromkeys(session_ids, since)
+            self._doubtful |= {one: since for one in session_ids if one not in outcomes}
             raise
+        return outcomes
+
+    async def _yield(self) -> None:
+        """Let other work have its turn if sessions were adopted for long enough."""
+        now = time.monotonic()
+        if now >= self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = time.monotonic() + TURN_SECONDS
 
     async def _settle_doubts(self) -> None:
         """Adopt the sessions whose claims succeeded without an answer: this node owns them, so no other adopts them."""
@@ -110,7 +127,7 @@ class Takeover:
             for one in claimed:
                 if isinstance(one, Stored):
                     self._outcome(one.session_id, one, self._doubtful[one.session_id])
-                await asyncio.sleep(0)
+                await self._yield()
             for session_id in some:
                 del self._doubtful[session_id]
 
@@ -161,7 +178,7 @@ class Takeover:
         try:
             ids = await node.directory.claims.owned_by(lost)
             self._telemetry.node_lost(lost, len(ids))
-            waiting = {one: self._rank(one) for one in ids}
+            waiting = dict(zip(ids, await self._ranks(ids), strict=True))
             while waiting:
                 if not self._still(lost):
                     return
@@ -182,9 +199,14 @@ class Takeover:
     def _still(self, lost: str) -> bool:
         return lost in self._node.beat.dead() and self._may_take()
 
-    def _rank(self, session_id: str) -> int:
-        order = ranked(session_id, self._node.beat.taking_over())
-        return order.index(self._node.id) if self._node.id in order else len(order)
+    async def _ranks(self, session_ids: list[str]) -> list[int]:
+        """Return this node's rank for each session among the nodes that take sessions over."""
+        nodes, own, ranks = self._node.beat.taking_over(), self._node.id, list[int]()
+        for session_id in session_ids:
+            order = ranked(session_id, nodes)
+            ranks.append(order.index(own) if own in order else len(order))
+            await self._yield()
+        return ranks
 
     async def _unclaimed(self, waiting: dict[str, int], lost: str) -> dict[str, int]:
         """Drop the sessions that another node has taken by now."""
@@ -194,21 +216,16 @@ class Takeover:
         return {one: rank for one, rank in waiting.items() if one in left}
 
     async def _take_all(self, ids: list[str], lost: str, since: float) -> None:
-        """Take sessions in steps, and yield to the loop after each session."""
+        """Take sessions in steps."""
         gate = asyncio.Semaphore(STEPS_AT_ONCE)
         claims = self._node.directory.claims
 
         async def step(some: list[str]) -> None:
-            done: list[str] = []
             async with gate:
                 try:
-                    claimed = await self._claim(some, lost, since)
+                    outcomes = await self._take_some(some, lost, since)
                 except (AwayError, DeniedError, ReplyError):
                     return
-                for session_id, one in zip(some, claimed, strict=True):
-                    if self._outcome(session_id, one, since) != "unreadable":
-                        done.append(session_id)
-                    await asyncio.sleep(0)
-            await claims.dismiss(lost, done)
+            await claims.dismiss(lost, [one for one, outcome in outcomes.items() if outcome != "unreadable"])
 
         await asyncio.gather(*(step(ids[at : at + STEP]) for at in range(0, len(ids), STEP)))

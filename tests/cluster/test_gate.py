@@ -17,8 +17,10 @@ async def dial(gate: DialGate, urgent: bool, order: list[str], name: str, holdin
         await holding.wait()
 
 
-async def test_idle_sessions_wait_while_others_are_made_readable() -> None:
-    """Sessions with waiting clients are dialled, and idle ones wait."""
+async def test_sessions_wait_while_others_are_made_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle ones wait until all are readable, those with waiting clients at most for a limited time."""
+    monkeypatch.setattr("gateway.cluster.gate.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.cluster.gate._PATIENCE_SECONDS", 0.01)
     gate, dialled = DialGate(per_second=1000), list[str]()
 
     async def dial(name: str, *, urgent: bool) -> None:
@@ -27,11 +29,16 @@ async def test_idle_sessions_wait_while_others_are_made_readable() -> None:
 
     with gate.hold():
         idle = asyncio.create_task(dial("idle", urgent=False))
+        urgent = asyncio.create_task(dial("urgent", urgent=True))
         await asyncio.sleep(0.02)
-        await dial("urgent", urgent=True)
+        held = list(dialled)
+        await urgent
         before = list(dialled)
+        assert gate.held
     await idle
 
+    assert not gate.held
+    assert held == []
     assert before == ["urgent"]
     assert dialled == ["urgent", "idle"]
 

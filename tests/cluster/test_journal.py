@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.cluster.claims import TakenError
+from gateway.cluster import claims
+from gateway.cluster.claims import Stored, TakenError
 from gateway.cluster.connections import AwayError
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
@@ -390,3 +391,29 @@ async def test_promise_of_a_node_that_is_lost_passes_to_the_next_request(redis_s
         assert await b.directory.promise("one", "k", "f1", "gws_2") is None
         await b.directory.keep_promise("one", "k", "f1", "gws_2", b"{}")
         assert await b.directory.promise("one", "k", "f1", "gws_3") == Promised("gws_2", b"{}")
+
+
+async def test_sessions_that_are_claimed_together_are_read_in_portions(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A portion holds so many bytes, or one session with more."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        ids = [f"gws_{number}" for number in range(4)]
+        for session_id in ids:
+            session = await opened(a, session_id)
+            session.say("x" * 3000 if session_id == "gws_1" else "x")
+            await session.accept()
+        monkeypatch.setattr(claims, "READ_BYTES", 3000)
+        read, portions = b.directory.claims._read, list[int]()
+
+        async def counted(won: Any) -> Any:
+            portions.append(len(won))
+            return await read(won)
+
+        b.directory.claims._read = counted  # type: ignore[method-assign]
+        found = await b.directory.claims.many(["gws_none", *ids], a.id)
+
+        assert [type(one).__name__ for one in found] == ["GoneError", *["Stored"] * 4]
+        assert [one.session_id for one in found if isinstance(one, Stored)] == ids
+        assert sum(portions) == 4
+        assert len(portions) > 1

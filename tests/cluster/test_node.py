@@ -87,9 +87,8 @@ async def test_a_bug_in_a_task_of_one_session_is_reported(
         monkeypatch.setattr(one.directory, "keep_snapshot", Bug())
         one.snapshot_due(session.journal)
         await until(lambda: len(failures) == 2)
-        membership = Membership(
-            one, cast(Any, None), cast(Any, None), told(one), cast(Any, None), lambda _: None, DialGate()
-        )
+        nothing = cast(Any, None)
+        membership = Membership(one, nothing, nothing, told(one), nothing, nothing, nothing, DialGate())
         prepared = membership._prepared["gws_1"] = cast(Prepared, Bug())
         membership._expire("gws_1", prepared)
         await until(lambda: len(failures) == 3)

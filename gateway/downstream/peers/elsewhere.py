@@ -21,7 +21,7 @@ from gateway.downstream.auth.access import require_credential
 from gateway.downstream.http.app_keys import BODY, PEER_REQUEST, REQUEST_ID, SESSION, SESSIONS
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
-from gateway.downstream.peers.lines import Lines, Reply
+from gateway.downstream.peers.lines import UNREACHABLE_SECONDS, Lines, Reply
 from gateway.downstream.peers.moves import Moves
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.peers.splice import BrokenError, Outgoing, UnreachableError, splice, whole_body
@@ -46,8 +46,6 @@ OPENING: Final = frozenset({"/v1/sessions", TURNS})
 STEADY_POLL_SECONDS: Final = 0.025
 MOVING_SECONDS: Final = 0.1
 """Time between requests to a node that is about to own the session."""
-UNREACHABLE_SECONDS: Final = 1.0
-"""Time between requests to a node that cannot be reached and still owns the session."""
 UNSTEADY_SECONDS: Final = 1.0
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -93,6 +91,10 @@ class Elsewhere:
         """Handle the loss of a node: requests waiting for its response look up the session again, and streams from it
         end. The node may only be paused, and then it would not end them itself."""
         self._lines.lost(url)
+
+    def arrived(self, session_id: str) -> None:
+        """Let the requests that wait for a session go on: this node has it now."""
+        self._moves.arrived(session_id)
 
     async def close(self) -> None:
         """Close the idle connections, and stop looking up sessions."""
@@ -191,7 +193,7 @@ class Elsewhere:
         try:
             answer = await self._lines.send(location.url, outgoing)
         except (UnreachableError, BrokenError):
-            return UNREACHABLE_SECONDS
+            return self._lines.pause(location.url)
         finally:
             if answer is None or answer.head.status == MOVED:
                 del self._passing[request_id]

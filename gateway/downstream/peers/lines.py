@@ -1,16 +1,25 @@
-"""Connections to other nodes, kept open between requests."""
+"""Connections to other nodes, kept open between requests.
 
+After a node was lost, a thousand requests may wait for its sessions. After one of them could not connect, the
+others do not try for a moment.
+"""
+
+import random
 import ssl
 import time
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.downstream.peers.splice import BrokenError, Head, Line, Outgoing, ask, connect
+from gateway.downstream.peers.splice import BrokenError, Head, Line, Outgoing, UnreachableError, ask, connect
 
 KEPT_LINES: Final = 32
 """Maximum number of idle connections to one node."""
 IDLE_SECONDS: Final = 30.0
 """Shorter than a listener keeps an idle connection."""
+UNREACHABLE_SECONDS: Final = 1.0
+"""For so long no request connects to a node that could not be reached."""
+SPREAD_SECONDS: Final = 0.25
+"""After that the requests that wait try again within so long, so that the first to fail stops the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,8 @@ class Lines:
         self._tls = tls
         self._kept: dict[str, list[tuple[float, Line]]] = {}
         self._busy: dict[str, set[Line]] = {}
+        self._unreachable: dict[str, float] = {}
+        """When to connect again to each node that could not be reached."""
 
     def lost(self, url: str) -> None:
         """Close the connections to a node that is lost. It may only be paused, and then it would not close them itself."""
@@ -50,7 +61,7 @@ class Lines:
                 return Reply(url, line, await ask(line, outgoing))
             except BrokenError:
                 line.close()
-        line = await connect(url, self._tls)
+        line = await self._connect(url)
         busy = self._busy.setdefault(url, set())
         busy.add(line)
         line.on_end = lambda: busy.discard(line)
@@ -59,6 +70,22 @@ class Lines:
         except BaseException:
             line.close()
             raise
+
+    async def _connect(self, url: str) -> Line:
+        if time.monotonic() < self._unreachable.get(url, 0.0):
+            raise UnreachableError(url)
+        try:
+            return await connect(url, self._tls)
+        except UnreachableError:
+            now = time.monotonic()
+            self._unreachable = {one: due for one, due in self._unreachable.items() if due > now}
+            self._unreachable[url] = now + UNREACHABLE_SECONDS
+            raise
+
+    def pause(self, url: str) -> float:
+        """Return after how many seconds a request that met an error may be sent to this node again."""
+        left = self._unreachable.get(url, 0.0) - time.monotonic()
+        return (left if left > 0 else UNREACHABLE_SECONDS) + random.uniform(0, SPREAD_SECONDS)  # noqa: S311  # no secret
 
     def keep(self, reply: Reply) -> None:
         """Keep the connection of a response that was read whole, if it can be used again."""

@@ -1,7 +1,8 @@
 """Waits for sessions to change their owner, with one look-up task for all waiting requests.
 
 When a node with a thousand streams is lost, its clients return within seconds, and their requests wait on the other nodes.
-If each looked its session up by itself, they would keep these nodes from taking the sessions over.
+If each looked its session up by itself, they would keep these nodes from taking the sessions over. Those for a session that
+this node takes over itself need no look-up.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ class Moves:
 
     async def next(self, session_id: str, location: Location, seconds: float) -> Location | None:
         """Return where a session is once it is not at `location` any more, or `location` after so many seconds; None for
-        a session that is gone."""
+        a session that is gone or on this node."""
         future: asyncio.Future[Location | None] = asyncio.get_running_loop().create_future()
         waiter = (location.node, future)
         self._waiting.setdefault(session_id, []).append(waiter)
@@ -54,6 +55,10 @@ class Moves:
             return location
         finally:
             self._forget(session_id, waiter)
+
+    def arrived(self, session_id: str) -> None:
+        """End the waiting for a session that is on this node now."""
+        self._tell(session_id, None)
 
     def _forget(self, session_id: str, waiter: tuple[str, asyncio.Future[Location | None]]) -> None:
         waiters = self._waiting.get(session_id, [])

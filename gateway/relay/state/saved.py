@@ -56,14 +56,13 @@ def fold(
 
 
 def _keep(events: dict[int, Recorded], record: Record) -> None:
-    match record:
-        case ServerEvent():
-            events[record.sequence] = Recorded(record.type, record.text, record.turn)
-        case GatewayEvent():
-            events[record.sequence] = Recorded(record.type, record.text, name=record.type)
-        case Border(start=int(start)):
-            for sequence in [sequence for sequence in events if sequence > start]:
-                del events[sequence]
+    if isinstance(record, ServerEvent):
+        events[record.sequence] = Recorded(record.type, record.text, record.turn)
+    elif isinstance(record, GatewayEvent):
+        events[record.sequence] = Recorded(record.type, record.text, name=record.type)
+    elif isinstance(record, Border) and record.start is not None:
+        for sequence in [sequence for sequence in events if sequence > record.start]:
+            del events[sequence]
 
 
 __all__ = ["Saved", "UnreadableRecord", "fold"]

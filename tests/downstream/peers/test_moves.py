@@ -85,3 +85,14 @@ async def test_failed_look_up_is_reported_and_the_next_request_looks_again(owner
 
     assert found is None
     assert [repr(failure) for failure in failures] == ["ValueError('a bug')"]
+
+
+async def test_request_for_a_session_that_arrives_here_goes_on_at_once(moves: Moves, owners: Owners) -> None:
+    """It does not wait for a look-up, of which each covers only some of the sessions."""
+    owners.away = True
+    waiting = asyncio.create_task(moves.next("gws_1", at("a"), 5))
+    await asyncio.sleep(0)
+    moves.arrived("gws_1")
+    moves.arrived("gws_2")
+
+    assert await waiting is None
