@@ -46,7 +46,6 @@ class Stored:
     """It takes records once `journal.claimed` was told how far the log goes."""
     fence: int
     snapshot_at: EntryId
-    size: int
 
 
 Claimed = Stored | TakenError | GoneError
@@ -217,14 +216,12 @@ class Claims:
         at = EntryId.parse(meta[2])
         before: list[bytes] = []
         after: list[bytes] = []
-        size = len(snapshot)
         try:
             while True:
                 for entry, fields in page:
                     entry_id = EntryId.parse(entry)
                     records = before if entry_id <= at else after
                     for value in _values(fields):
-                        size += len(value)
                         records.append(self._codec.decode(value, session_id))
                 if len(page) < _PAGE:
                     break
@@ -237,6 +234,7 @@ class Claims:
             raise TakenError(str(error)) from error
         journal = self._journal(Identity(session_id, meta[0].decode(), int(meta[1]), won.epoch))
         journal.version = journal.stored_version = int(meta[3])
+        journal.found(len(snapshot), sum(map(len, after)))
         return Stored(
             session_id=session_id,
             principal=journal.identity.principal,
@@ -247,7 +245,6 @@ class Claims:
             journal=journal,
             fence=won.fence,
             snapshot_at=at,
-            size=size,
         )
 
 

@@ -311,8 +311,9 @@ class RedisDirectory:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     async def keep_snapshot(self, journal: RedisJournal, entry: EntryId, version: int, blob: bytes) -> bool:
-        """Store a session's state as of a journal entry; False where another node owns it. Raises AwayError."""
-        arguments = (self.node, journal.appends.fence, str(entry), self._expiry(journal), blob, version)
+        """Store a session's state as of a journal entry; False where another node owns it, or where the journal was written
+        again since then. Raises AwayError."""
+        arguments = (self.node, entry.fence, str(entry), self._expiry(journal), blob, version)
         return bool(await self._connections.script(scripts.SNAPSHOT, journal.keys, arguments, bulk=True))
 
     async def index(self, journal: RedisJournal) -> None:

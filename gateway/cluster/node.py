@@ -19,6 +19,7 @@ from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId, Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings
+from gateway.cluster.snapshots import Snapshots
 from gateway.cluster.versions import common_version
 from gateway.relay.events.records import READS
 from gateway.relay.tasks import Tasks
@@ -70,8 +71,9 @@ class ClusterNode:
         self.on_fenced: Callable[[str], None] = lambda _: None
         """Called with the id of a session that another node owns now."""
         self._tasks = Tasks(self.failed)
-        self._snapshots = asyncio.Semaphore(4)
+        self._snapshots = Snapshots(self._take_snapshot)
         self._snapshotting: set[RedisJournal] = set()
+        self._storing = asyncio.Semaphore(4)
 
     async def start(self) -> None:
         """Beat for the first time and connect. Raises AwayError, DeniedError or ReplyError."""
@@ -80,6 +82,7 @@ class ClusterNode:
         if not self.connections.clustered:
             self._appender(None)
         _ = self._tasks.repeat(self._tick_for_ever, "cluster-ticker")
+        _ = self._tasks.repeat(self._snapshots.keep_taking, "cluster-snapshots")
         _ = self._tasks.repeat(self._lower_versions_for_ever, "cluster-versions")
 
     async def close(self) -> None:
@@ -133,9 +136,14 @@ class ClusterNode:
         self._unsettled += delta
         self._telemetry.journal_unsettled(self._unsettled)
 
+    def snapshot_worthwhile(self, journal: RedisJournal) -> None:
+        # Of a session that is opening there is none yet, and there will be a new one then.
+        if self._journals.get(journal.identity.session_id) is journal:
+            self._snapshots.grown(journal)
+
     def snapshot_due(self, journal: RedisJournal) -> None:
         if journal not in self._snapshotting:
-            _ = self._tasks.run(self._keep_snapshot(journal, *self._snapshot(journal)), "cluster-snapshot")
+            _ = self._tasks.run(self._store(journal, *self._snapshot(journal)), "cluster-snapshot")
 
     def sealed(self, journal: RedisJournal) -> None:
         _ = self._tasks.run(self.directory.closed(journal), "cluster-closed")
@@ -188,6 +196,7 @@ class ClusterNode:
     def _discard(self, journal: RedisJournal) -> None:
         if self._journals.get(journal.identity.session_id) is journal:
             del self._journals[journal.identity.session_id]
+        self._snapshots.forget(journal)
 
     def take(self, journal: RedisJournal) -> None:
         """Append a journal that was claimed."""
@@ -266,15 +275,20 @@ class ClusterNode:
         version = self.version
         return journal.appends.last, version, journal.dump(version)
 
-    async def _keep_snapshot(self, journal: RedisJournal, entry: EntryId, version: int, blob: bytes) -> None:
+    async def _store(self, journal: RedisJournal, entry: EntryId, version: int, blob: bytes) -> None:
         try:
-            async with self._snapshots:
+            async with self._storing:
                 if await self.directory.keep_snapshot(journal, entry, version, blob):
                     journal.snapshot_kept(entry, version)
         except (AwayError, DeniedError, ReplyError):
-            return  # The next attempt follows when as much has been added again.
+            self.snapshot_worthwhile(journal)
         finally:
             self._snapshotting.discard(journal)
+
+    async def _take_snapshot(self, journal: RedisJournal) -> None:
+        """Take a snapshot of a session at rest."""
+        if journal not in self._snapshotting:
+            await self._store(journal, *self._snapshot(journal))
 
     async def _lower_versions_for_ever(self) -> None:
         while True:
@@ -287,8 +301,8 @@ class ClusterNode:
         for journal in newer:
             journal.version = min(journal.version, version)
         for journal in newer:
-            if journal.at_rest and journal not in self._snapshotting:
-                await self._keep_snapshot(journal, *self._snapshot(journal))
+            if journal.at_rest:
+                await self._take_snapshot(journal)
         return all(journal.stored_version <= version for journal in newer)
 
     async def readable(self, session_id: str) -> None:

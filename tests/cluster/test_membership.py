@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -37,6 +37,10 @@ class Dialer:
         self.hung_up += 1
 
 
+def ignore(_: str) -> None:
+    """Ignore a lost node or an adopted session."""
+
+
 def member(hub: object = None) -> tuple[Membership, Dialer, list[str]]:
     """Return a node's membership, its dialer, and the IDs of the sessions that its peer was asked to prepare for."""
     dialer, asked = Dialer(), list[str]()
@@ -45,9 +49,8 @@ def member(hub: object = None) -> tuple[Membership, Dialer, list[str]]:
         asked.append(body.decode())
         return False
 
-    made = Membership(
-        cast(Any, Node()), cast(Any, hub), cast(Any, dialer), Told(), refuse, lambda _: None, DialGate()
-    )
+    parts: Any = (Node(), hub, dialer, Told(), refuse, ignore, ignore, DialGate())
+    made = Membership(*parts)
     return made, dialer, asked
 
 
@@ -104,7 +107,7 @@ class NewOwner:
         claims = SimpleNamespace(peek=self.peek)
         node = SimpleNamespace(directory=SimpleNamespace(claims=claims), take=lambda journal: None)
         hub = SimpleNamespace(limits=RelayLimits(), prepare=self.dial, adopt=self.adopt, draining=False)
-        parts: Any = (node, hub, None, Told(), None, lambda url: None, DialGate())
+        parts: Any = (node, hub, None, Told(), None, ignore, ignore, DialGate())
         self.membership = Membership(*parts)
 
     async def peek(self, session_id: str) -> bytes:

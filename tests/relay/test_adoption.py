@@ -768,4 +768,4 @@ async def test_a_snapshot_of_another_version_is_not_taken_over() -> None:
         with pytest.raises(UnreadableRecord):
             fold(journal.snapshot, [], [b"?"])
         with pytest.raises(UnreadableRecord):
-            fold(journal.snapshot, [], [encode(ServerEvent(99, 0, "x", "no json"))])
+            fold(journal.snapshot, [], [encode(ServerEvent(99, 0, "response.done", "no json"))])

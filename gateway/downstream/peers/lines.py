@@ -38,8 +38,8 @@ class Lines:
         self._tls = tls
         self._kept: dict[str, list[tuple[float, Line]]] = {}
         self._busy: dict[str, set[Line]] = {}
-        self._unreachable: dict[str, float] = {}
-        """When to connect again to each node that could not be reached."""
+        self._unreachable: dict[str, tuple[float, str]] = {}
+        """For each node that could not be reached, when to connect to it again, and the reason."""
 
     def lost(self, url: str) -> None:
         """Close the connections to a node that is lost. It may only be paused, and then it would not close them itself."""
@@ -72,19 +72,20 @@ class Lines:
             raise
 
     async def _connect(self, url: str) -> Line:
-        if time.monotonic() < self._unreachable.get(url, 0.0):
-            raise UnreachableError(url)
+        due, reason = self._unreachable.get(url, (0.0, ""))
+        if time.monotonic() < due:
+            raise UnreachableError(reason)
         try:
             return await connect(url, self._tls)
-        except UnreachableError:
+        except UnreachableError as error:
             now = time.monotonic()
-            self._unreachable = {one: due for one, due in self._unreachable.items() if due > now}
-            self._unreachable[url] = now + UNREACHABLE_SECONDS
+            self._unreachable = {one: found for one, found in self._unreachable.items() if found[0] > now}
+            self._unreachable[url] = now + UNREACHABLE_SECONDS, str(error)
             raise
 
     def pause(self, url: str) -> float:
         """Return after how many seconds a request that met an error may be sent to this node again."""
-        left = self._unreachable.get(url, 0.0) - time.monotonic()
+        left = self._unreachable.get(url, (0.0, ""))[0] - time.monotonic()
         return (left if left > 0 else UNREACHABLE_SECONDS) + random.uniform(0, SPREAD_SECONDS)  # noqa: S311  # no secret
 
     def keep(self, reply: Reply) -> None:

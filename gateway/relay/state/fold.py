@@ -69,7 +69,6 @@ WATCHED: Final = (
 )
 """Server events that change the state; all others only enter the log."""
 
-
 READ_WHOLE: Final = WATCHED | {"response.output_item.added", "conversation.item.created"}
 """Those, and the ones whose item tells a turn that they are its own."""
 
@@ -136,7 +135,8 @@ class SessionState:
         """Apply a record and return its effects. Raises UnreadableRecord for one that does not fit."""
         match record:
             case ServerEvent():
-                value = peek(record.text)
+                # What only enters the log is not parsed: most of a long journal.
+                value = peek(record.text) if self.watches(record.type) else {}
                 if value is None:
                     raise UnreadableRecord("a server event is not a JSON object")
                 return self.arrived(record.type, value, record.sequence, now)[1]
@@ -166,9 +166,11 @@ class SessionState:
                     self.epochs = [*self.epochs, (record.epoch, self.head + 1)][-MAX_EPOCHS:]
             case Sealed():
                 return self._seal(record)
-            case _:  # Released: it says who may take the session over, and changes nothing in it.
-                pass
-        return []
+        return []  # Released says who may take the session over, and changes nothing in it.
+
+    def watches(self, type: str) -> bool:
+        """Return whether a server event of this type can change more than the head at the moment."""
+        return type in WATCHED or self.turns.running is not None or self.responses.mute > 0
 
     def arrived(self, type: str, value: Json, sequence: int, now: float) -> tuple[int, list[Effect]]:
         """Apply the server event that is to have this sequence. Return the number of its turn, 0 for none, and the

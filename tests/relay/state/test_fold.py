@@ -1,6 +1,7 @@
 """gateway/relay/state/fold.py with mirror.py and deliveries.py: what a session knows of its conversation, and of the
 events it sent."""
 
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import OverloadError
-from gateway.relay.events.records import Accepted, Acknowledged, DoubtSettled, LineState
+from gateway.relay.events import envelope
+from gateway.relay.events.records import Accepted, Acknowledged, DoubtSettled, LineState, ServerEvent
 from gateway.relay.requests import Principal
-from gateway.relay.state import deliveries
+from gateway.relay.state import deliveries, fold
 from gateway.relay.state.deliveries import MAX_IN_FLIGHT
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import WATCHED, SessionState
@@ -580,3 +582,22 @@ def test_calls_of_functions_and_their_outputs_are_given_again() -> None:
 def test_what_cannot_be_said_again_is_lost(item: dict[str, object]) -> None:
     """Items that are unfinished, empty, or of a kind that a create does not accept are lost."""
     assert restorable(item) is None
+
+
+def test_what_only_enters_the_log_is_not_parsed_in_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that takes a session over reads thousands of deltas. While a response has had no delta yet, or a turn
+    runs, any event may concern it."""
+    parsed: list[str] = []
+
+    def counted(text: str) -> dict[str, object] | None:
+        parsed.append(text)
+        return envelope.peek(text)
+
+    monkeypatch.setattr(fold, "peek", counted)
+    state, replay = Desk().state, ["rate_limits.updated", "response.created", "some.delta", "some.delta"]
+    for sequence, type_ in enumerate(replay, start=1):
+        text = json.dumps({"type": type_, "response_id": "resp_1", "response": {"id": "resp_1"}})
+        state.apply(ServerEvent(sequence, 0, type_, text))
+
+    assert state.head == 4
+    assert [json.loads(text)["type"] for text in parsed] == ["response.created", "some.delta"]
