@@ -23,7 +23,6 @@ Two records are split for the owner's sake, who must know a server event's turn 
 is what `apply` does for a server event whose text is parsed already.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Final
@@ -47,6 +46,7 @@ from gateway.relay.events.records import (
     TurnFinished,
     TurnQueued,
     UnreadableRecord,
+    expanded,
 )
 from gateway.relay.requests import Principal, Promise, Receipt
 from gateway.relay.state import effects as fx
@@ -364,7 +364,7 @@ class SessionState:
     def load(cls, data: bytes, prices: PriceList | None = None) -> "SessionState":
         """Read what `dump` wrote. Raises UnreadableRecord."""
         try:
-            found = json.loads(data.decode("utf-8", "surrogatepass"))
+            found = expanded(data)
             if found["v"] not in READS:
                 raise UnreadableRecord(f"a snapshot of version {found['v']}")
             return cls._loaded(found, prices)
