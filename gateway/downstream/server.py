@@ -185,12 +185,12 @@ def _middlewares(deps: ServerDependencies, of_other_nodes: Middleware) -> Sequen
 
 
 def _direct_routes(app: web.Application, deps: ServerDependencies) -> DirectRoutes | None:
-    """Return the frequent routes whose handlers do not wait. With several nodes they do, for another node or for Redis."""
+    """Return the most frequent routes. With several nodes their handlers wait first, for another node or for Redis."""
     if deps.elsewhere is not None:
         return None
     routes = DirectRoutes(app, middleware.complete)
     for route in app.router.routes():
-        if route.handler is events.post_events:
+        if route.handler in (events.post_events, reads.get_events):
             routes.add(route)
     return routes
 

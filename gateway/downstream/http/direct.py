@@ -2,8 +2,8 @@
 
 For each request, aiohttp wakes the connection's task, which starts another task, resolves the route, and writes the response
 through a writer. For a POST of events that takes about as long as everything else. So if a request of a direct route arrived
-complete, it is handled at once, by the same middlewares and the same handler, and its response is written with one call. If
-the handler waits, or the response cannot be written like that, aiohttp's task goes on from there.
+complete, it is handled at once, by the same middlewares and the same handler, and a short response is written with one call.
+If the handler waits, as that of a stream does, or the response cannot be written like that, aiohttp's task goes on from there.
 
 Before it waits for the first time, the handler of a direct route must not use anything that needs a task, such as
 `asyncio.timeout`.
@@ -39,25 +39,22 @@ class DirectRoutes:
         """`complete` adds the headers that every response has."""
         self.complete = complete
         self._app = app
-        self._posts: list[tuple[re.Pattern[str], web.AbstractRoute, Handler]] = []
+        self._direct: list[tuple[re.Pattern[str], web.AbstractRoute, Handler]] = []
 
     def add(self, route: web.AbstractRoute) -> None:
-        """Handle the requests of a POST route at once."""
-        assert route.method == hdrs.METH_POST
+        """Handle the requests of a route at once."""
         assert route.resource is not None
         path = re.sub(r"\\\{(\w+)\\\}", _PART, re.escape(route.resource.canonical))
         handler: Any = route.handler
         for middleware in reversed(self._app.middlewares):
             handler = partial(middleware, handler=handler)
-        self._posts.append((re.compile(path + r"\Z"), route, handler))
+        self._direct.append((re.compile(path + r"(?:\?.*)?\Z"), route, handler))
 
     def find(self, message: RawRequestMessage) -> tuple[Handler, UrlMappingMatchInfo] | None:
         """Return the handler of a request with its middlewares, and what the router would find; None for other requests."""
-        if message.method != hdrs.METH_POST:
-            return None
-        for pattern, route, handler in self._posts:
+        for pattern, route, handler in self._direct:
             found = pattern.match(message.path)
-            if found is not None:
+            if found is not None and route.method == message.method:
                 match = UrlMappingMatchInfo(found.groupdict(), route)
                 match.add_app(self._app)
                 match.freeze()
