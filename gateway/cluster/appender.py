@@ -83,6 +83,7 @@ class Appender:
         self._sending = False
         self._loop = asyncio.get_running_loop()
         self._rewriting = asyncio.Semaphore(REWRITES_AT_ONCE)
+        self._mending: set[RedisJournal] = set()
         self._tasks = Tasks(events.failed)
         self._answers: list[tuple[RedisJournal, Reply, float]] = []
 
@@ -282,13 +283,16 @@ class Appender:
     def _look_into(self, journal: RedisJournal) -> None:
         """Compare a journal with Redis and write its state again if needed, in a separate task."""
         journal.appends.unsettled()
-        _ = self._tasks.run(self._mend(journal), f"cluster-mend-{journal.identity.session_id}")
+        if journal not in self._mending:
+            self._mending.add(journal)
+            _ = self._tasks.run(self._mend(journal), f"cluster-mend-{journal.identity.session_id}")
 
     async def _mend(self, journal: RedisJournal) -> None:
         """Drops the connection if Redis does not answer: every journal is compared again on the next one."""
         try:
-            async with self._rewriting:
-                await self._compare_and_write(journal)
+            async with self._rewriting, journal.mending:
+                if journal in self._journals:  # else it left meanwhile, and Redis must not get it again
+                    await self._compare_and_write(journal)
         except AwayError:
             if self._wire is not None:
                 self._wire.drop()
@@ -296,6 +300,8 @@ class Appender:
             # A bug, which is reported. Without another attempt the session would refuse requests for ever.
             self._loop.call_later(MEND_AGAIN_SECONDS, self._mend_again, journal)
             raise
+        finally:
+            self._mending.discard(journal)
 
     def _mend_again(self, journal: RedisJournal) -> None:
         if journal in self._journals and self._wire is not None:

@@ -96,6 +96,10 @@ class RedisJournal:
         """The version in which records are written, and the one that Redis names: nodes that do not read the latter do not
         claim the session. Redis learns of a higher version before anything is written in it, and of a lower one once a
         snapshot replaces what the higher one wrote."""
+        self.mending = asyncio.Lock()
+        """Held while the journal is compared with Redis and written again: two at once would fence each other."""
+        self._counted = False
+        """The node counts the bytes that wait here."""
         self._dropped = False
         """Records were dropped, so the state has to be written again."""
         self._rewriting = False
@@ -140,7 +144,7 @@ class RedisJournal:
         self.appends.add(Item(FIELD, body, sequence_of(record)))
         if self.appends.fenced:
             return
-        self._writing.unsettled(len(body))
+        self._report(len(body))
         self._since_snapshot += len(body)
         if self._since_snapshot >= self._quiet_at:
             self._quiet_at = float("inf")
@@ -188,7 +192,7 @@ class RedisJournal:
 
     def after(self, outcome: Outcome, size_before: int) -> None:
         """Notify the session and the waiters of what an answer or a check has changed."""
-        self._writing.unsettled(self.appends.size - size_before)
+        self._report(self.appends.size - size_before)
         if outcome is Outcome.FENCED:
             self._give_up()
             return
@@ -202,6 +206,12 @@ class RedisJournal:
         self.appends.refused()
         self.after(Outcome.FENCED, before)
 
+    def count(self, counted: bool) -> None:
+        """Let the node count the bytes that wait here, or no longer: it does so for the journals that it appends."""
+        if counted is not self._counted:
+            self._counted = counted
+            self._writing.unsettled(self.appends.size if counted else -self.appends.size)
+
     @property
     def must_rewrite(self) -> bool:
         """Redis lacks records that are nowhere else than in the session's state."""
@@ -213,7 +223,7 @@ class RedisJournal:
         self.version = version = self._writing.version
         added = self.appends.repair()
         self._dropped, self._rewriting = False, True
-        self._writing.unsettled(-before)
+        self._report(-before)
         session_id = self.identity.session_id
         items = [
             Item(FIELD, self._codec.encode(encode(record), session_id), sequence_of(record))
@@ -305,7 +315,11 @@ class RedisJournal:
         self._dropped = True
         before = self.appends.size
         self.appends.forget_pending()
-        self._writing.unsettled(self.appends.size - before)
+        self._report(self.appends.size - before)
+
+    def _report(self, delta: int) -> None:
+        if self._counted:
+            self._writing.unsettled(delta)
 
 
 def _moved() -> OverloadError:

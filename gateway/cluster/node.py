@@ -194,6 +194,7 @@ class ClusterNode:
             self.forget(journal)
 
     def _discard(self, journal: RedisJournal) -> None:
+        journal.count(False)
         if self._journals.get(journal.identity.session_id) is journal:
             del self._journals[journal.identity.session_id]
         self._snapshots.forget(journal)
@@ -206,6 +207,7 @@ class ClusterNode:
         if journal.sealed_for is None:
             journal.expire_at = asyncio.get_running_loop().time() + EXPIRY_RENEWAL_SECONDS
         self._journals[journal.identity.session_id] = journal
+        journal.count(True)
         if self.connections.clustered:
             _ = self._tasks.run(self._place(journal), "cluster-place")
         else:
@@ -334,8 +336,12 @@ class ClusterNode:
             journal.expire_at = now + EXPIRY_RENEWAL_SECONDS
             try:
                 await self.directory.renew_expiry(journal)
-            except (AwayError, DeniedError, ReplyError):
+            except ReplyError:
                 journal.expire_at = now + _TICK_SECONDS
+            except (AwayError, DeniedError):
+                # The others would wait as long, and meanwhile nothing drops a connection that does not answer.
+                journal.expire_at = now + _TICK_SECONDS
+                return
 
     def _beat_failed(self, reason: str) -> None:
         self.redis_up(False, reason)

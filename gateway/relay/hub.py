@@ -73,6 +73,7 @@ class Hub:
         self.limits = limits
         self.budget = budget or Budget()
         self.draining = False
+        self._drain_told = False
         self.strain = Strain(limits.max_loop_lag_seconds)
         """Receives the measured delay of the event loop."""
         # One table per caller, so that a busy caller does not evict the promises of others. Bounded by the configured names.
@@ -88,6 +89,7 @@ class Hub:
         )
         self._sessions: dict[SessionId, Session] = {}
         self._opening: dict[SessionId, Session] = {}
+        self._reserving = 0  # Creates that wait for the directory, and are in no table yet.
         self._tasks: dict[asyncio.Task[None], Session] = {}
         self._ticking = Tasks(lambda error: telemetry.relay_failed("", error))
         self._counted = (0, 0)
@@ -112,11 +114,11 @@ class Hub:
 
     async def drain(self, timeout: float) -> None:
         """Refuse new sessions, notify the running ones, and end each within `timeout` seconds. Harmless when repeated."""
-        told, self.draining = self.draining, True
+        # Not `draining`: a node sets that before it hands its sessions over, and those that stay are notified here.
+        told, self._drain_told, self.draining = self._drain_told, True, True
         now = self._clock.monotonic()
-        seconds = (
-            int(timeout) if timeout == int(timeout) else timeout
-        )  # some JSON parsers distinguish 25 from 25.0
+        # Some JSON parsers distinguish 25 from 25.0.
+        seconds = int(timeout) if timeout == int(timeout) else timeout
         deadlines: dict[Session, float] = {}
         for session in self._live():
             if not told:
@@ -140,7 +142,11 @@ class Hub:
         try:
             self._admit(request)
             if self._directory is not None:
-                await self._directory.reserve(session_id, request.principal)
+                self._reserving += 1
+                try:
+                    await self._directory.reserve(session_id, request.principal)
+                finally:
+                    self._reserving -= 1
         except GatewayError as error:
             self._telemetry.session_refused(request.principal.name, error)
             raise
@@ -168,6 +174,9 @@ class Hub:
             raise refusal from error
         except asyncio.CancelledError:
             session.end(CloseReason.CLIENT)  # No client will ever learn the session's ID.
+            if self._directory is not None:
+                release = self._directory.release(session.id, request.principal.name)
+                _ = self._ticking.run(release, "hub-release")
             raise
         self._sessions[session.id] = self._opening.pop(session.id)
         return session
@@ -321,7 +330,7 @@ class Hub:
             # Running sessions come first: opening a session is the most expensive request.
             raise OverloadError("capacity", "The gateway is too busy.", retry_after=RETRY_CAPACITY_SECONDS)
         # Closed sessions are still among them until their logs are dropped, so they are only counted near the limit.
-        opening, most = len(self._opening), self.limits.max_sessions
+        opening, most = len(self._opening) + self._reserving, self.limits.max_sessions
         if opening + len(self._sessions) >= most and opening + len(self._live()) >= most:
             detail = f"All {most} sessions are in use."
             raise OverloadError("capacity", detail, retry_after=RETRY_CAPACITY_SECONDS)

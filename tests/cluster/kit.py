@@ -22,15 +22,18 @@ class Told:
         self.repairs: list[str] = []
         self.takeovers: list[str] = []
         self.fences = 0
+        self.unsettled = 0
         self.ups: list[bool] = []
         self.failures: list[BaseException] = []
 
     def journal_settled(self, seconds: float) -> None: ...
-    def journal_unsettled(self, size: int) -> None: ...
     def cluster_nodes(self, counts: Mapping[str, int]) -> None: ...
     def forwarded(self, kind: str, outcome: str, seconds: float) -> None: ...
     def handed_over(self, session: str, outcome: str) -> None: ...
     def node_lost(self, node: str, sessions: int) -> None: ...
+
+    def journal_unsettled(self, size: int) -> None:
+        self.unsettled = size
 
     def taken_over(self, session: str, outcome: str, seconds: float) -> None:
         self.takeovers.append(outcome)

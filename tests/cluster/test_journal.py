@@ -9,6 +9,7 @@ import pytest
 from gateway.cluster import claims
 from gateway.cluster.claims import Stored, TakenError
 from gateway.cluster.connections import AwayError
+from gateway.cluster.journal import RedisJournal
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Promised
@@ -202,6 +203,56 @@ async def test_state_is_written_again_after_an_attempt_that_failed(
         assert len(attempts) == 2
         assert "waits" in records
         assert [type(error) for error in told(a).failures] == [AttributeError]
+
+
+async def test_a_state_that_is_being_written_is_not_written_twice_at_once(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection for appends is lost meanwhile, the state is not written again beside it: the two would fence each
+    other, and the session would lose its node."""
+    async with node(redis_server.url) as a:
+        session = await opened(a, "gws_1")
+        session.say("kept")
+        await session.accept()
+        script, written, go_on = a.connections.script, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            answer = await script(*arguments, **options)
+            if not written.is_set():
+                written.set()
+                await go_on.wait()
+            return answer
+
+        monkeypatch.setattr(a.connections, "script", slow)
+        appender = a._appender(None)
+        appender._look_into(session.journal)
+        await written.wait()
+        before = appender._wire
+        assert before is not None
+        before.drop()
+        await until(lambda: appender._wire not in (None, before))
+        await until(lambda: not appender._wire or appender._wire.oldest_unanswered is None)
+        go_on.set()
+        session.say("after")
+        await session.accept()
+
+        assert told(a).fences == 0
+        assert session.shown == 3
+
+
+async def test_sessions_that_are_gone_do_not_count_as_unsettled(redis_server: RedisServer) -> None:
+    """Nor do those that could not be opened: an alert compares this number with zero."""
+    async with node(redis_server.url) as a:
+        refused = a.directory.journal("gws_0", "one", "ep00")
+        assert isinstance(refused, RedisJournal)
+        FakeSession(refused).say("never opened")
+        session = await opened(a, "gws_1")
+        await session.accept()
+        session.say("waits")
+        assert told(a).unsettled > 0
+        a.drop("gws_1")
+
+        assert told(a).unsettled == 0
 
 
 async def test_a_connection_that_redis_py_closed_under_a_command_is_an_outage(

@@ -7,7 +7,9 @@ import pytest
 
 from gateway.cluster import beat, takeover
 from gateway.cluster import node as node_module
+from gateway.cluster.connections import AwayError
 from gateway.cluster.gate import DialGate
+from gateway.cluster.journal import RedisJournal
 from gateway.cluster.membership import Membership
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover
@@ -38,6 +40,27 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_module, "_TICK_SECONDS", 0.01)
     monkeypatch.setattr(takeover, "_WATCH_SECONDS", 0.01)
     monkeypatch.setattr(beat, "BEAT_SHARE", 0.01)
+
+
+async def test_redis_that_is_away_is_asked_to_renew_one_session_only(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt waits for a second, and the ticker has other work: it drops connections that do not answer."""
+    async with node(redis_server.url) as one:
+        for number in range(3):
+            (await opened(one, f"gws_{number}")).journal.expire_at = float("inf")
+        asked = []
+
+        async def away(journal: RedisJournal) -> None:
+            asked.append(journal)
+            raise AwayError
+
+        monkeypatch.setattr(one.directory, "renew_expiry", away)
+        for journal in one._journals.values():
+            journal.expire_at = 0.0
+        await one._renew_expiry()
+
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,14 @@ class MemoryDirectory:
     def __init__(self) -> None:
         self.journals: dict[str, MemoryJournal] = {}
         self.refusal: OverloadError | None = None
+        self.reserving_seconds = 0.0
         self.released: list[str] = []
 
     def journal(self, session_id: str, principal: str, epoch: str) -> MemoryJournal:
         return self.journals.setdefault(session_id, MemoryJournal())
 
     async def reserve(self, session_id: str, principal: Principal) -> None:
+        await asyncio.sleep(self.reserving_seconds)
         if self.refusal is not None:
             raise self.refusal
 

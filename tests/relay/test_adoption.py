@@ -274,6 +274,34 @@ async def test_what_is_kept_of_a_closed_session_is_removed_after_its_retention()
         assert not second.hub.has(other.id)
 
 
+async def test_creates_that_wait_for_the_directory_count_against_the_limit() -> None:
+    """Creates that arrive together do not open more sessions than this node may have."""
+    async with nodes(max_sessions=2) as (first, directory, _):
+        directory.reserving_seconds = 1.0
+        opening = [asyncio.create_task(first.open()) for _ in range(4)]
+        await asyncio.wait(opening)
+        errors = [task.exception() for task in opening]
+
+        assert len(first.hub.all_sessions()) == 2
+        assert [error.code for error in errors if isinstance(error, GatewayError)] == ["capacity", "capacity"]
+
+
+async def test_a_caller_who_leaves_while_a_session_is_registered_leaves_nothing() -> None:
+    """Nobody will learn the session's ID, so the directory drops it as well."""
+    async with nodes() as (first, directory, _):
+        first.dialer.gate = lambda: asyncio.sleep(1)
+        opening = asyncio.create_task(first.open())
+        await until(lambda: bool(directory.journals))
+        (journal,) = directory.journals.values()
+        journal.holding = True
+        await until(lambda: bool(journal.snapshot))
+        opening.cancel()
+        await asyncio.wait({opening})
+        await until(lambda: directory.released == list(directory.journals))
+
+        assert not first.hub.all_sessions()
+
+
 async def test_usage_goes_on() -> None:
     """The session's own limits include what was used on the other node."""
     async with nodes() as (first, _, second):

@@ -343,6 +343,15 @@ async def test_a_drain_tells_the_running_and_ends_them(house: House) -> None:
     assert closed == {"type": "gateway.closed", "reason": "drained", "retryable": True, "upstream": None}
 
 
+async def test_a_node_that_could_not_hand_over_notifies_its_sessions(house: House) -> None:
+    """A node is marked as draining before its hand-over; the sessions that stay are then drained as in one process."""
+    session = await house.open()
+    house.hub.draining = True
+    await house.hub.drain(25)
+
+    assert types_of(session)[-2:] == ["gateway.draining", "gateway.closed"]
+
+
 async def test_a_drain_ends_unattended_sessions_at_once(house: House) -> None:
     """Sessions without readers end at once, because no client would come back for them."""
     session = await house.open()
