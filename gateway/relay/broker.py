@@ -10,8 +10,7 @@ appends the event, adds it to the journal, and calls `settle` when the journal c
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gateway.relay.events.eventlog import Epoch, EventId, EventLog, Framing, Page, Recorded, Unframing
-from gateway.relay.events.records import GatewayEvent, ServerEvent
+from gateway.relay.events.eventlog import Epoch, EventId, EventLog, Framing, Logged, Page, Unframing
 from gateway.relay.telemetry import RelayTelemetry
 
 _TRIM_BYTES = 64 * 1024
@@ -90,7 +89,7 @@ class LocalLog:
             wake()
         return events.appended
 
-    def records(self, after: int) -> Iterator[ServerEvent | GatewayEvent]:
+    def records(self, after: int) -> Iterator[Logged]:
         """Yield the events kept behind a sequence as a journal has them."""
         return self._events.records(after, self._broker.unframing)
 
@@ -143,7 +142,7 @@ class JournalledLog(LocalLog):
         dropped = self._events.begin(epoch)
         self._broker.account(self._events.size - before, dropped)
 
-    def load(self, epochs: Sequence[Epoch], first: int, events: Sequence[Recorded]) -> None:
+    def load(self, epochs: Sequence[Epoch], first: int, events: Sequence[Logged]) -> None:
         """Fill the new log with what a journal kept, see `EventLog.load`."""
         self._events.load(epochs, first, events)
         # What did not fit was dropped from the journal's copy, not from a log that anybody read here.

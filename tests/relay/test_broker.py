@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.broker import Broker, LocalLog
-from gateway.relay.events.eventlog import Epoch, EventId, Recorded
+from gateway.relay.events.eventlog import Epoch, EventId
+from gateway.relay.events.records import ServerEvent
 from tests.relay.fakes import Notebook
 
 MAX_EVENTS, MAX_BYTES = 1000, 1 << 20
@@ -240,7 +241,7 @@ def test_loaded_and_forgotten_events_are_accounted_for() -> None:
     """After loading and dropping logs, the total is the sum of the logs."""
     broker, notebook = make()
     log = broker.create_journalled("e")
-    log.load([Epoch("e", 1)], 5, [Recorded("x", "abc"), Recorded("x", "de")])
+    log.load([Epoch("e", 1)], 5, [ServerEvent(5, 0, "x", "abc"), ServerEvent(6, 0, "x", "de")])
     loaded = broker.size
     for number in range(64):
         log.begin(f"e{number}")

@@ -83,15 +83,8 @@ class Entry(NamedTuple):
     """When it came, in monotonic seconds of this process; 0 for an event that was loaded."""
 
 
-class Recorded(NamedTuple):
-    """One event as a journal has it, independent of any rendering."""
-
-    type: str
-    text: str
-    turn: int = 0
-    name: str | None = None
-    """Set for the gateway's own events, see `EventLog.append`."""
-
+Logged = ServerEvent | GatewayEvent
+"""One event as a journal has it, independent of any rendering."""
 
 Framing = Callable[[str, str | None, str], tuple[bytes, int]]
 """(id, event name or None for the default, JSON text) to (block, where the JSON begins in it)."""
@@ -241,7 +234,7 @@ class EventLog:
         self._prefix = f"{epoch}-"
         return self._forget_epochs()
 
-    def load(self, epochs: Sequence[Epoch], first: int, events: Sequence[Recorded]) -> int:
+    def load(self, epochs: Sequence[Epoch], first: int, events: Sequence[Logged]) -> int:
         """Fill a new log with what a journal kept: the table of epochs, and the events from sequence `first` on. All of
         it is settled. Return how many events were dropped because the bounds are smaller here.
 
@@ -262,8 +255,9 @@ class EventLog:
         for epoch, end in zip(epochs, ends, strict=True):
             for sequence in range(first + len(entries), end):
                 event = events[len(entries)]
-                block, start = framing(f"{epoch.name}-{sequence}", event.name, event.text)
-                entries.append(Entry(sequence, event.type, block, start, event.turn, 0.0))
+                name, turn = (None, event.turn) if isinstance(event, ServerEvent) else (event.type, 0)
+                block, start = framing(f"{epoch.name}-{sequence}", name, event.text)
+                entries.append(Entry(sequence, event.type, block, start, turn, 0.0))
                 self.size += len(block)
         self.appended = first + len(events) - 1
         self._epochs = list(epochs)
@@ -281,7 +275,7 @@ class EventLog:
         self._settled = sequence
         return True
 
-    def records(self, after: int, unframing: Unframing) -> Iterator[ServerEvent | GatewayEvent]:
+    def records(self, after: int, unframing: Unframing) -> Iterator[Logged]:
         """Yield the events kept behind a sequence as a journal has them."""
         begin = max(self._first, len(self._entries) - (self.appended - after))
         for entry in self._entries[begin:]:

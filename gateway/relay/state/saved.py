@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.relay.events.eventlog import Epoch, Recorded
+from gateway.relay.events.eventlog import Epoch, Logged
 from gateway.relay.events.records import Border, GatewayEvent, Record, ServerEvent, UnreadableRecord, decode
 from gateway.relay.state.fold import SessionState
 from gateway.relay.usage import PriceList
@@ -25,7 +25,7 @@ class Saved:
     state: SessionState
     first: int
     """Sequence of the first of the events."""
-    events: Sequence[Recorded]
+    events: Sequence[Logged]
 
     @property
     def epochs(self) -> Sequence[Epoch]:
@@ -39,7 +39,7 @@ def fold(
     """Return the session of a snapshot, the encoded records before it, of which only events of the log matter, and those
     after it. Raises UnreadableRecord for what this version cannot read: the session must then not be taken over."""
     state = SessionState.load(snapshot, prices)
-    events: dict[int, Recorded] = {}
+    events: dict[int, Logged] = {}
     for data in before:
         if data[:1] in _LOGGED:  # The snapshot contains all others, whichever version wrote them.
             _keep(events, decode(data))
@@ -55,11 +55,9 @@ def fold(
     return Saved(state, first, [events[sequence] for sequence in range(first, state.head + 1)])
 
 
-def _keep(events: dict[int, Recorded], record: Record) -> None:
-    if isinstance(record, ServerEvent):
-        events[record.sequence] = Recorded(record.type, record.text, record.turn)
-    elif isinstance(record, GatewayEvent):
-        events[record.sequence] = Recorded(record.type, record.text, name=record.type)
+def _keep(events: dict[int, Logged], record: Record) -> None:
+    if isinstance(record, ServerEvent | GatewayEvent):
+        events[record.sequence] = record
     elif isinstance(record, Border) and record.start is not None:
         for sequence in [sequence for sequence in events if sequence > record.start]:
             del events[sequence]

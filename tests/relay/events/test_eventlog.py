@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,8 +17,8 @@ from gateway.relay.events.eventlog import (
     EventLog,
     Framing,
     GapReason,
+    Logged,
     Page,
-    Recorded,
 )
 from gateway.relay.events.records import GatewayEvent, ServerEvent
 from tests.relay.fakes import frame
@@ -38,6 +39,11 @@ def make(max_events: int = 100, max_bytes: int = 10_000, framing: Framing = bare
 def at(sequence: int) -> EventId:
     """Return a position in the log."""
     return EventId("k3f9", sequence)
+
+
+def said(texts: Iterable[str], first: int = 1) -> list[ServerEvent]:
+    """Return events as a journal has them."""
+    return [ServerEvent(sequence, 0, "x", text) for sequence, text in enumerate(texts, first)]
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -172,7 +178,7 @@ class EpochMachine(RuleBasedStateMachine):
         """Load what a journal kept into a new log; the newest unsettled events may be lost."""
         model = self.model
         kept = max(model.settled, model.dropped, len(model.events) - lost)
-        events = [Recorded("x", text) for text in model.events[model.dropped : kept]]
+        events = said(model.events[model.dropped : kept], model.dropped + 1)
         epochs = [epoch for epoch in model.epochs if epoch[1] <= kept + 1]
         self.log = self.fresh()
         assert self.log.load([Epoch(*epoch) for epoch in epochs], model.dropped + 1, events) == 0
@@ -518,14 +524,21 @@ def test_an_event_must_be_appended_to_settle() -> None:
 
 def test_a_loaded_log_reads_as_the_one_it_was_recorded_from() -> None:
     """Blocks, IDs, types and turns are the same; the arrival times are those of another process."""
-    events = [Recorded("a", "1", turn=4), Recorded("b", "2", name="gateway.b"), Recorded("c", "3")]
+    events: list[Logged] = [
+        ServerEvent(6, 4, "a", "1"),
+        GatewayEvent(7, "gateway.b", "2"),
+        ServerEvent(8, 0, "c", "3"),
+    ]
     log = make(framing=frame)
     dropped = log.load([Epoch("k3f9", 1), Epoch("next", 8)], 6, events)
     first = log.read(at(5), 10, 1000)
     second = log.read(first.cursor, 10, 1000)
 
     assert dropped == 0
-    assert [(e.sequence, e.type, e.turn, e.at) for e in first.entries] == [(6, "a", 4, 0.0), (7, "b", 0, 0.0)]
+    assert [(e.sequence, e.type, e.turn, e.at) for e in first.entries] == [
+        (6, "a", 4, 0.0),
+        (7, "gateway.b", 0, 0.0),
+    ]
     assert first.entries[1].block.startswith(b"k3f9-7 gateway.b|")
     assert [(e.sequence, e.block.partition(b" ")[0]) for e in second.entries] == [(8, b"next-8")]
     assert log.read(at(2), 10, 1000).gap == (at(2), at(6), 3, GapReason.OVERRUN)
@@ -535,7 +548,7 @@ def test_a_loaded_log_keeps_its_own_bounds() -> None:
     """A loaded log uses its own limits, because another node may be configured to keep less."""
     log = make(max_events=2)
 
-    assert log.load([Epoch("k3f9", 1)], 1, [Recorded("x", text) for text in "abc"]) == 1
+    assert log.load([Epoch("k3f9", 1)], 1, said("abc")) == 1
     assert log.oldest == at(2)
 
 
@@ -544,7 +557,7 @@ def test_a_table_longer_than_the_bound_is_cut() -> None:
     table = [Epoch("k3f9", 1), *(Epoch(f"e{number}", 2) for number in range(MAX_EPOCHS))]
     log = make()
 
-    assert log.load(table, 1, [Recorded("x", "a"), Recorded("x", "b")]) == 1
+    assert log.load(table, 1, said("ab")) == 1
     assert log.oldest == EventId(f"e{MAX_EPOCHS - 1}", 2)
 
 
@@ -555,7 +568,7 @@ def test_a_table_longer_than_the_bound_is_cut() -> None:
 def test_a_table_that_does_not_fit_the_events_is_refused(table: list[Epoch]) -> None:
     """A table is refused if events have no epoch or epochs begin beyond the events."""
     with pytest.raises(ValueError, match="table"):
-        make().load(table, 2, [Recorded("x", "a"), Recorded("x", "b")])
+        make().load(table, 2, said("ab", 2))
 
 
 @pytest.mark.parametrize("used", ["append", "begin"])
