@@ -50,6 +50,9 @@ SERVERS = [
 ]
 
 
+DOCUMENTED = SERVERS[4:5] + SERVERS[6:]
+
+
 async def send_mark(far_end: FarEnd, session: Json, mark: str) -> None:
     """Make the far end send one event that can be recognised."""
     await far_end.send(session["call_id"], json.dumps({"type": "mark", "mark": mark}))
@@ -118,6 +121,34 @@ async def test_a_lone_event_arrives_soon(
             _, page = await poll
 
         assert [event["event"]["mark"] for event in page["events"]] == ["alone"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "text"), DOCUMENTED)
+async def test_the_console_may_call_through_it(
+    start: Standing, text: str, gateway: Gateway, part_path: Part, tmp_path: Path
+) -> None:
+    """A page that was loaded through the proxy, at its own port, may open a session: its Origin is its Host."""
+    async with start(part_path, text, tmp_path / "proxy", gateway.url) as url, Caller(url) as through:
+        page, _ = await through.ask("GET", "/")
+        opened, said = await through.ask("POST", "/v1/sessions", headers={"Origin": url})
+
+    assert (page.status, opened.status) == (200, 201), said
+
+
+@pytest.mark.slow
+@pytest.mark.needs("nginx")
+async def test_half_an_answer_is_not_whole_behind_http_1_0(
+    gateway: Gateway, part_path: Part, tmp_path: Path
+) -> None:
+    """Only a reset shows that an answer in text is cut short, because nginx speaks HTTP/1.0 to the gateway by default."""
+    asked = {"input": "Count to 500", "max_output_tokens": 30}
+    async with (
+        proxies.nginx(part_path, proxies.NGINX_DEFAULT, tmp_path / "proxy", gateway.url) as url,
+        Caller(url) as through,
+    ):
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await through.ask("POST", "/v1/turns", asked, headers={"Accept": "text/plain"})
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """One client connection: aiohttp's handler with additional rules.
 
-
 * A request head is limited in time and size, even if it is pipelined behind another request.
 * A client that closes its sending side after its request still gets the response (RFC 9112 9.6).
 * A response that is not read is aborted: little is buffered between it and the socket, and a client that reads nothing
@@ -119,7 +118,7 @@ class Connection(web.RequestHandler):
         return lambda: self._on_lost.remove(call) if call in self._on_lost else None
 
     def undo_unless_taken(self, undo: Callable[[], Awaitable[None]]) -> None:
-        """Call `undo` if the client closed its connection before it got the next response."""
+        """Call `undo` if the client does not get the next response: it closed its connection, or there is no memory."""
         self._undo = undo
 
     def refusal(self, request: web.BaseRequest) -> GatewayError | None:
@@ -276,9 +275,10 @@ class Connection(web.RequestHandler):
         undo, self._undo = self._undo, None
         try:
             if isinstance(body, bytes) and len(body) > CHARGED_BODY_BYTES:
-                return await self._finish_large(request, resp, len(body), start_time)
-            finished = await super().finish_response(request, resp, start_time)
-            if undo is not None and not await self._taken():
+                finished = await self._finish_large(request, resp, len(body), start_time)
+            else:
+                finished = await super().finish_response(request, resp, start_time)
+            if undo is not None and (finished[0] is not resp or not await self._taken()):
                 await undo()
             return finished
         finally:

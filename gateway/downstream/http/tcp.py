@@ -1,4 +1,4 @@
-"""Reads state of a client's TCP connection from the kernel that asyncio does not report. Other sockets have none."""
+"""What asyncio does not offer for a client's TCP connection: its state in the kernel, and a reset. Other sockets have none."""
 
 import asyncio
 import fcntl
@@ -9,6 +9,10 @@ from contextlib import suppress
 from typing import Final
 
 _INT: Final = struct.Struct("i")
+_LINGER: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER with a time of 0: closing resets the connection."""
+_RESET_SECONDS: Final = 5.0
+_RESET_POLL_SECONDS: Final = 0.01
 _TCP_CLOSE: Final = 7
 """The state of a connection that was reset, the first byte of Linux' `struct tcp_info`."""
 
@@ -40,3 +44,19 @@ def set_user_timeout(wire: asyncio.Transport, seconds: float) -> None:
     if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         with suppress(OSError):  # Not a TCP socket, or lost already.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+async def reset(wire: asyncio.Transport) -> None:
+    """Reset a connection when the client has got what was written, or after a few seconds. Without a chunked body the end of
+    the connection is the end of the body, so only a reset shows the client that the body was cut short."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _RESET_SECONDS
+    while not wire.is_closing() and unsent(wire) and loop.time() < deadline:
+        await asyncio.sleep(_RESET_POLL_SECONDS)
+    if wire.is_closing():
+        return
+    connection = wire.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):  # Not a TCP socket, or lost already.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+    wire.abort()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
+from gateway.downstream.http import tcp
 from gateway.downstream.http.wire import watch_loss
 
 CONNECT_SECONDS: Final = 2.0
@@ -233,5 +234,8 @@ async def splice(
         line.close()
     whole = tail == _LAST_CHUNK if chunked else not line.broken
     if not left and not whole and transport is not None:
-        transport.abort()
+        if chunked:
+            transport.abort()
+        else:
+            await tcp.reset(transport)
     return response

@@ -300,10 +300,10 @@ class Stream:
         """Ask the client of a stream that has ended to reconnect: another node goes on with it."""
         await self.add(self._rotating())
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         """Close the connection, so that the client does not take the response for complete."""
         if self._writer is not None:
-            self._writer.cut()
+            await self._writer.cut()
 
 
 def gap_members(page: Page) -> Mapping[str, object]:

@@ -9,6 +9,8 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from gateway.downstream.http import tcp
+
 PIECE_BYTES: Final = 64 * 1024
 """Size of the pieces in which `write_all` passes a response to the transport."""
 
@@ -72,11 +74,15 @@ class Writer:
         finally:
             self.waiting = False
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         """Close the connection after the written data, without the body's end, so that the client notices the cut."""
         transport = self._protocol.transport
-        if transport is not None:
+        if transport is None:
+            return
+        if self._chunked:
             transport.close()
+        else:
+            await tcp.reset(transport)
 
     def abort(self) -> None:
         """Abort the connection at once, and drop what the client has not read."""

@@ -95,7 +95,7 @@ class Answer:
             if stream.ended == "closed" and turnresult.shortcoming(self._turn) is None:
                 await stream.add(rendering.rest())
             else:
-                stream.cut()
+                await stream.cut()
             return response
 
     async def _events(self, rendering: Rendering) -> web.StreamResponse:

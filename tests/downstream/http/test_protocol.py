@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from gateway.downstream.auth.access import AccessRules, KeyRule
+from gateway.downstream.http.connections import Connections
 from gateway.downstream.http.limits import ServerLimits
+from gateway.errors import OverloadError
 from tests.downstream.house import Build, House
 from tests.downstream.raw import ask, connect, parsed, read_all, reset
 from tests.downstream.streams import Session, event, opened, until
@@ -114,13 +116,18 @@ async def test_half_closed_client_that_resets_has_left(patient: House) -> None:
     await until(lambda: session.handle.view().receivers == 0)
 
 
-async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) -> None:
+LARGE_CREATE = json.dumps({"metadata": {"notes": "n" * 16_000}}).encode()
+"""Its answer is charged to the memory budget."""
+
+
+@pytest.mark.parametrize("body", [b"", LARGE_CREATE], ids=["small", "large"])
+async def test_create_of_a_client_that_closed_leaves_no_session(patient: House, body: bytes) -> None:
     """The FIN of a closed client looks like that of a half-closing one; the reset after the 201 shows that the
     client left, and the session is closed."""
     release = asyncio.Event()
     patient.far_end.gate = release.wait
     _, writer = await connect(patient.url)
-    writer.write(post("/v1/sessions", b""))
+    writer.write(post("/v1/sessions", body))
     await until(lambda: len(patient.far_end.requests) == 1)
     writer.close()
     await writer.wait_closed()
@@ -128,6 +135,21 @@ async def test_create_of_a_client_that_closed_leaves_no_session(patient: House) 
     release.set()
 
     await until(lambda: [view.state for view in patient.hub.all_sessions()] == ["closed"])
+
+
+async def test_create_whose_answer_is_refused_leaves_no_session(
+    patient: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If there is no memory for the answer, the client does not learn the session's ID, and the session is closed."""
+
+    def refuse(self: Connections, principal: str, size: int) -> None:
+        raise OverloadError("capacity", "Too many answers wait.", retry_after=5)
+
+    monkeypatch.setattr(Connections, "answering", refuse)
+    answer = await ask(patient.url, post("/v1/sessions", LARGE_CREATE), half_close=True)
+
+    assert answer.status == 503
+    assert [view.state for view in patient.hub.all_sessions()] == ["closed"]
 
 
 async def test_create_of_a_half_closing_client_stays_open(patient: House) -> None:

@@ -14,6 +14,7 @@ from gateway.relay.limits import RelayLimits
 from gateway.relay.session import Session as RelaySession
 from gateway.relay.states import CloseReason
 from tests.downstream.house import Answer, Build, House
+from tests.downstream.raw import connect
 from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said, until
 
 Json = dict[str, Any]
@@ -268,6 +269,28 @@ async def test_an_answer_that_is_not_whole_cuts_the_connection(
             model.end(id_, "Half ", status)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.content.read()
+
+
+async def test_an_answer_that_is_not_whole_resets_a_connection_without_chunks(
+    session: Session, model: Model
+) -> None:
+    """In HTTP/1.0, as nginx speaks it by default, the end of the connection is the end of the body. So it is reset, when the
+    client has got the partial text."""
+    reader, writer = await connect(session.house.url)
+    path = f"/v1/sessions/{session.id}/turns"
+    writer.write(f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nHello".encode())
+    id_ = model.begin(await model.asked())
+    model.speak(id_, "Half ")
+    head = await reader.readuntil(b"\r\n\r\n")
+    half = await reader.readexactly(5)
+    model.end(id_, "Half ", "incomplete")
+    with pytest.raises(ConnectionResetError):
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await reader.read()
+    writer.close()
+
+    assert b" 200 OK" in head
+    assert half == b"Half "
 
 
 async def test_a_function_call_is_not_an_answer_in_text(session: Session, model: Model) -> None:
