@@ -67,6 +67,7 @@ PURE_BY_DESIGN = {
     "gateway.relay.memory",
     "gateway.relay.conversation",
     "gateway.relay.events.envelope",
+    "gateway.relay.events.frames",
     "gateway.relay.events.jsontext",
     "gateway.relay.events.eventlog",
     "gateway.relay.idempotency",

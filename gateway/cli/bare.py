@@ -39,6 +39,10 @@ class Counter:
         if text.startswith('{"type":"response.done"'):
             self.done.set()
 
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.received(generation, text)
+
     def unreadable(self, generation: int, size: int) -> None:
         raise AssertionError("the emulator sends text")
 

@@ -275,6 +275,9 @@ class _Greeting:
     def received(self, generation: int, text: str) -> None:
         self.came.set()
 
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        self.came.set()
+
     def unreadable(self, generation: int, size: int) -> None:
         """Ignore it."""
 

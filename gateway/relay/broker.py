@@ -85,9 +85,17 @@ class LocalLog:
         before = events.size
         dropped = events.append(type, text, at, turn=turn, name=name)
         self._broker.account(events.size - before, dropped)
-        for wake in self._wakes.values():
-            wake()
+        self._appended()
         return events.appended
+
+    def append_all(self, events: Sequence[tuple[str, str, int]], at: float) -> int:
+        """Add several server events, as type, text and turn; as `append`."""
+        log = self._events
+        before = log.size
+        dropped = log.append_all(events, at)
+        self._broker.account(log.size - before, dropped)
+        self._appended()
+        return log.appended
 
     def records(self, after: int) -> Iterator[Logged]:
         """Yield the events kept behind a sequence as a journal has them."""
@@ -101,6 +109,11 @@ class LocalLog:
     def trim(self, size: int) -> int:
         """Trim without reporting to the broker, which counts the freed bytes itself."""
         return self._events.trim(size)
+
+    def _appended(self) -> None:
+        """Let the readers know of an event."""
+        for wake in self._wakes.values():
+            wake()
 
     def _wake(self) -> None:
         for wake in self._wakes.values():
@@ -117,13 +130,8 @@ class JournalledLog(LocalLog):
         """Return the table of epochs, for a snapshot."""
         return self._events.epochs
 
-    def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> int:
-        """Add an event that readers see after `settle`, and return its sequence."""
-        events = self._events
-        before = events.size
-        dropped = events.append(type, text, at, turn=turn, name=name)
-        self._broker.account(events.size - before, dropped)
-        return events.appended
+    def _appended(self) -> None:
+        """Do nothing: readers see an event after `settle`."""
 
     def settle(self, sequence: int) -> None:
         """Let readers see the events up to `sequence`, and wake them."""

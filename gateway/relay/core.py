@@ -15,7 +15,8 @@ from gateway.relay.broker import LocalLog
 from gateway.relay.calls.lifecycle import STATE_OF, Phase
 from gateway.relay.calls.line import Line
 from gateway.relay.ending import End
-from gateway.relay.events.envelope import ClientEvent, server_event
+from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.frames import deltas, passing, server_event
 from gateway.relay.events.records import (
     Accepted,
     GatewayEvent,
@@ -160,6 +161,27 @@ class SessionCore:
             if watched:
                 self._line.heard(now, type_, value)
             self._carry_out(effects)
+
+    def arrived_together(self, texts: Sequence[str], begin: int) -> int:
+        state = self.state
+        if not state.responses.mute:
+            # Deltas, which only the log needs: what is done once for each event is done once for all of them.
+            turn = state.turns.running
+            if turn is None:
+                events = passing(texts, begin, WATCHED)
+            else:
+                events = deltas(texts, begin, turn.response_id, turn.number)
+            if events:
+                now = self._event_at = self._clock.monotonic()
+                head = state.head
+                state.head = self.log.append_all(events, now)
+                if self.journal.keeps:
+                    for sequence, (type_, text, tag) in enumerate(events, start=head + 1):
+                        self.journal.add(ServerEvent(sequence, tag, type_, text))
+                self._telemetry.events_down(events)
+                return begin + len(events)
+        self.arrived(texts[begin])
+        return begin + 1
 
     def note(self, record: Record) -> None:
         effects = self.state.apply(record, self._clock.monotonic())

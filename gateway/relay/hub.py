@@ -244,7 +244,7 @@ class Hub:
             single_turn=request.single_turn,
         )
         merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
-        wanted = compact(merged).decode("utf-8", "surrogatepass")
+        wanted = compact(merged).decode()
         epoch = self._clock.epoch()
         state = SessionState(opening, wanted, epoch, self.limits.prices)
         if self._directory is None:

@@ -67,6 +67,9 @@ class Sink(Protocol):
     def received(self, generation: int, text: str) -> None:
         """One text frame came, exactly as sent."""
 
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        """Hot: several text frames came at once, in this order."""
+
     def unreadable(self, generation: int, size: int) -> None:
         """A frame came that is not text. It is counted and never relayed."""
 

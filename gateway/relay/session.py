@@ -20,6 +20,7 @@ from gateway.relay.calls.succession import Prepared
 from gateway.relay.core import SessionCore
 from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
 from gateway.relay.events.envelope import ClientEvent
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.events.records import VERSION, LineState, Record, Released, Sealed, TurnQueued
 from gateway.relay.ports import Json, Reader, Receiver, View
 from gateway.relay.requests import NO_PROMISE, Promise, Receipt
@@ -97,8 +98,11 @@ class Session(SessionCore):
         return Receipt(count, first, first + count - 1, before)
 
     async def turn(self, request: TurnRequest, promise: Promise = NO_PROMISE) -> Turn:
+        text = request.dump()
+        if len(text) > LARGE_BYTES:
+            await asyncio.sleep(0)  # Writing it took milliseconds, and so does sending it.
         known = self.promised(promise)
-        turn = known if isinstance(known, Turn) else self._queue(request, promise)
+        turn = known if isinstance(known, Turn) else self._queue(request, text, promise)
         await self.journal.flushed()
         return turn
 
@@ -362,7 +366,7 @@ class Session(SessionCore):
                 locked = [f"{holder}.{name}" for name in session_locked]
                 check_locked(event.value, locked, f"/{index}" if len(batch) > 1 else "")
 
-    def _queue(self, request: TurnRequest, promise: Promise) -> Turn:
+    def _queue(self, request: TurnRequest, text: str, promise: Promise) -> Turn:
         self._require_live()
         check_locked(request.response, self._limits.session_locked, "")
         self._account.check(self._clock.unix())
@@ -373,7 +377,7 @@ class Session(SessionCore):
             TurnQueued(
                 number,
                 self._clock.token(TOKEN_LENGTH),
-                request.dump(),
+                text,
                 unix + self._limits.turn_timeout_seconds,
                 promise.key,
                 promise.fingerprint,

@@ -4,7 +4,7 @@ Methods return at once and never raise; those marked hot are called for every ev
 implements all of them, `NO_TELEMETRY` ignores them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, Protocol, cast
 
 from gateway.errors import GatewayError
@@ -65,6 +65,9 @@ class RelayTelemetry(UpstreamTelemetry, Protocol):
     def event_down(self, type: str, size: int) -> None:
         """Hot."""
 
+    def events_down(self, events: Sequence[tuple[str, str, int]]) -> None:
+        """Hot: several events, as type, text and turn."""
+
     def frame_unrelayed(self, session: str, size: int) -> None: ...
 
     # responses
@@ -101,8 +104,8 @@ class DownstreamTelemetry(Protocol):
         descriptors, whichever all are in use."""
 
     def relayed_up(self, seconds: float) -> None: ...
-    def relayed_down(self, seconds: float) -> None:
-        """Hot: from the data channel to the first socket write."""
+    def relayed_down(self, seconds: float, events: int = 1) -> None:
+        """Hot: from the data channel to the first socket write, for events that came together."""
 
     def idempotent_replay(self) -> None: ...
     def stream_opened(self, format: str, replay: bool) -> None: ...

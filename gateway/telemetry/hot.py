@@ -47,6 +47,15 @@ class EventCounter:
         except KeyError:
             self.counts[OTHER] += 1
 
+    def count_all(self, events: Iterable[tuple[str, str, int]]) -> None:
+        """Count events given by type, text and turn."""
+        size, counts = 0, self.counts
+        for type_, text, _ in events:
+            # Most events are ASCII, and `isascii` takes constant time.
+            size += len(text) if text.isascii() else len(text.encode())
+            counts[type_ if type_ in counts else OTHER] += 1
+        self.bytes += size
+
 
 class Durations:
     """A histogram of seconds."""
@@ -57,10 +66,10 @@ class Durations:
         self._counts = [0] * (len(RELAY_BUCKETS) + 1)
         self._sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Runs once per event."""
-        self._counts[bisect_left(RELAY_BUCKETS, seconds)] += 1
-        self._sum += seconds
+    def observe(self, seconds: float, events: int = 1) -> None:
+        """Count events that took this long. Runs once for the events of a packet."""
+        self._counts[bisect_left(RELAY_BUCKETS, seconds)] += events
+        self._sum += seconds * events
 
     def cumulated(self) -> list[tuple[str, float]]:
         """Return cumulative buckets, as Prometheus expects them."""

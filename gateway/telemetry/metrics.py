@@ -53,6 +53,7 @@ class Metrics:
         hot = HotMetrics(PREFIX)
         registry.register(hot)
         self.event_up, self.event_down = hot.up.count, hot.down.count
+        self.events_down = hot.down.count_all
         self.relayed_up, self.relayed_down = hot.seconds_up.observe, hot.seconds_down.observe
         self.sessions = sessions = SessionMetrics(define)
         """Knows how many sessions are live and have ended."""

@@ -210,7 +210,7 @@ class WebRTCUpstream:
         if state == "connected":
             assert self._pc is not None
             assert self._channel is not None
-            tuning.go_direct(self._pc, self._received)
+            tuning.go_direct(self._pc, self._received_texts)
             self._mark("dtls", "channel")
         elif state == "failed":
             self._fail("The DTLS handshake with OpenAI's media server failed.")
@@ -249,6 +249,15 @@ class WebRTCUpstream:
                 self._frames["unreadable"] += 1
                 self._sink.unreadable(self._generation, len(message))
         except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
+            self._resources.telemetry.relay_failed(self.call_id or "", error)
+
+    def _received_texts(self, texts: list[str]) -> None:
+        if self._closing is not None:
+            return
+        self._frames["received"] += len(texts)
+        try:
+            self._sink.received_together(self._generation, texts)
+        except Exception as error:  # noqa: BLE001 - as above
             self._resources.telemetry.relay_failed(self.call_id or "", error)
 
     def _judge(self) -> None:

@@ -30,7 +30,7 @@ from aiortc.utils import uint32_gt, uint32_gte
 from google_crc32c import value as crc32c
 
 from gateway.upstream.dtls import step
-from gateway.upstream.loopturn import LoopTurn
+from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
 from gateway.upstream.reassembly import CHUNK_COST_BYTES, Message, OrderedStream
 
 # Maximum in one acknowledgement. More would not fit a packet, and the next one reports the rest.
@@ -42,10 +42,15 @@ MAX_WAITING_MESSAGES = 1 << 14
 _TAG = Struct("!L")
 _CHECKSUM = Struct("<L")
 _CHUNK = Struct("!BBH")
-_DATA = Struct("!BBHLHHL")
+# Kind and flags, length, TSN, stream and its sequence number, protocol (RFC 9260 3.3.1).
+_DATA = Struct("!HHLLL")
 _WHOLE = SCTP_DATA_FIRST_FRAG | SCTP_DATA_LAST_FRAG
-_FLAGS = _WHOLE | SCTP_DATA_UNORDERED
+_KIND_AND_FLAGS = 0xFF00 | _WHOLE | SCTP_DATA_UNORDERED
 _TSN_MASK = 0xFFFFFFFF
+_SSN_MASK = 0xFFFF
+
+# Bytes of the messages that are delivered together before the time is looked at again.
+_TOGETHER_BYTES = 64 * 1024
 
 
 class TolerantFrames(RTCSctpTransport):
@@ -81,8 +86,8 @@ class PacedReassembly(RTCSctpTransport):
     """The advertised window; a peer that sends twice as much for one unfinished message is disconnected."""
     turn: LoopTurn
     channel: RTCDataChannel | None = None
-    received: Callable[[str], None] | None = None
-    """Takes the texts of `channel`, past the emitter; everything else is emitted."""
+    received: Callable[[list[str]], None] | None = None
+    """Takes the texts of `channel` that came together, past the emitter; everything else is emitted."""
     _ready: deque[Message]
     _ready_bytes = 0
     _waits_for_turn = False
@@ -111,9 +116,8 @@ class PacedReassembly(RTCSctpTransport):
         """Deliver up to `messages` messages and return whether more wait (loopturn.Backlog)."""
         ready = self._ready
         try:
-            while ready and messages and self.turn.has_time():
-                messages -= 1
-                self._deliver(ready.popleft())
+            while ready and messages > 0 and self.turn.has_time():
+                messages -= self._deliver_some(messages)
             self._account()
             if ready:
                 return True
@@ -210,28 +214,35 @@ class PacedReassembly(RTCSctpTransport):
                 self._waits_for_turn = True
                 self.turn.wait(self)
                 break
-            self._deliver(ready.popleft())
+            self._deliver_some(SLICE_MESSAGES)
         self._account()
 
-    def _deliver(self, message: Message) -> None:
-        stream_id, protocol, data = message
-        self._ready_bytes -= len(data) + CHUNK_COST_BYTES
-        received, channel = self.received, self.channel
+    def _deliver_some(self, most: int) -> int:
+        """Deliver the texts of the channel that are next, up to `most` and about `_TOGETHER_BYTES`, or one other message.
+        Return how many messages were delivered."""
+        ready, received, channel = self._ready, self.received, self.channel
+        texts: list[str] = []
+        size = 0
         # By its identifier: what was received before the association closed is still delivered.
-        if (
-            protocol == WEBRTC_STRING
-            and received is not None
-            and channel is not None
-            and channel.id == stream_id
-        ):
-            try:
-                text = data.decode()
-            except UnicodeDecodeError:
-                pass
-            else:
-                received(text)
-                return
+        if received is not None and channel is not None:
+            while ready and len(texts) < most and size < _TOGETHER_BYTES:
+                stream_id, protocol, data = ready[0]
+                if protocol != WEBRTC_STRING or stream_id != channel.id:
+                    break
+                try:
+                    texts.append(data.decode())
+                except UnicodeDecodeError:
+                    break
+                size += len(data)
+                ready.popleft()
+            if texts:
+                self._ready_bytes -= size + CHUNK_COST_BYTES * len(texts)
+                received(texts)
+                return len(texts)
+        stream_id, protocol, data = ready.popleft()
+        self._ready_bytes -= len(data) + CHUNK_COST_BYTES
         step(self._data_channel_receive(stream_id, protocol, data))
+        return 1
 
 
 class DirectReceive(PacedReassembly):
@@ -285,41 +296,41 @@ class DirectReceive(PacedReassembly):
             or self._reconfig_deferred is not None
         ):
             return position
-        stream: OrderedStream | None = None
-        at_once = True
+        stream_id = channel.id
+        stream = cast("OrderedStream | None", self._inbound_streams.get(cast(int, stream_id)))
+        if stream is None or stream.held or stream_id not in self._data_channels:
+            return position
+        number, first = stream.sequence_number, stream_id << 16
+        datas: list[bytes] = []
         while position + 16 < end:
-            kind, flags, length, tsn, stream_id, number, protocol = _DATA.unpack_from(packet, position)
+            kind, length, tsn, order, protocol = _DATA.unpack_from(packet, position)
             if (
-                kind
-                or flags & _FLAGS != _WHOLE
+                kind & _KIND_AND_FLAGS != _WHOLE
+                or order != first | number
                 or protocol != WEBRTC_STRING
                 or length <= 16
                 or position + length > end
                 or tsn != last + 1 & _TSN_MASK
-                or stream_id != channel.id
             ):
                 break
-            if stream is None:
-                stream = cast("OrderedStream | None", self._inbound_streams.get(stream_id))
-                if stream is None or stream_id not in self._data_channels:
-                    break
-                at_once = not self._ready and self.turn.has_time()
-            if stream.held or stream.sequence_number != number:
-                break
-            data = packet[position + 16 : position + length]
-            try:
-                text = data.decode() if at_once else ""
-            except UnicodeDecodeError:
-                break
-            last = self._last_received_tsn = tsn
-            stream.advance()
-            self._sack_needed = True
+            datas.append(packet[position + 16 : position + length])
+            last, number = tsn, number + 1 & _SSN_MASK
             position += length + 3 & ~3
-            if at_once:
-                received(text)
+        if not datas:
+            return position
+        self._last_received_tsn = last
+        stream.advance(len(datas))
+        self._sack_needed = True
+        if not self._ready and self.turn.has_time():
+            try:
+                texts = [data.decode() for data in datas]
+            except UnicodeDecodeError:
+                pass  # It takes the usual way, and those before it go first.
             else:
-                self._queue((stream_id, protocol, data))
-        if not at_once:
-            self._account()
-            self._deliver_now()
+                received(texts)
+                return position
+        for data in datas:
+            self._queue((stream_id, WEBRTC_STRING, data))
+        self._account()
+        self._deliver_now()
         return position

@@ -72,9 +72,9 @@ class OrderedStream:
         else:
             self.waiting[number] = message
 
-    def advance(self) -> None:
-        """Count a message that was delivered past this object. To be called only while nothing is held."""
-        self.sequence_number = self._expected = (self.sequence_number + 1) & _SSN_MASK
+    def advance(self, messages: int) -> None:
+        """Count messages that were delivered past this object. To be called only while nothing is held."""
+        self.sequence_number = self._expected = (self.sequence_number + messages) & _SSN_MASK
 
     def pop_messages(self) -> Iterator[Message]:
         """Yield every message that is next in order."""

@@ -163,10 +163,10 @@ def tune(pc: Connection, hooks: frozenset[Hook], options: ConnectionOptions) -> 
         association.prepare(window, options.turn)
 
 
-def go_direct(pc: Connection, received: Callable[[str], None]) -> None:
+def go_direct(pc: Connection, received: Callable[[list[str]], None]) -> None:
     """Use the fast path for data from now on; call when DTLS is connected.
 
-    Texts of the channel then go to `received`; everything else, or without the hook all messages, arrives as its `message` event.
+    Texts of the channel then go to `received`, those of a packet together; everything else, or without the hook all messages, arrives as its `message` event.
     """
     association, transport = pc.sctp, pc.dtls
     connection = pc.ice._connection

@@ -87,7 +87,7 @@ def _counts(hops: list[Hop]) -> str:
 
 UP = Trace("post_events", lambda file, name: name == "send" and file.endswith("rtcdatachannel.py"))
 LOGGED = Trace(
-    "WebRTCUpstream._received", lambda file, name: name == "append" and file.endswith("eventlog.py")
+    "WebRTCUpstream._received_texts", lambda file, name: name == "append_all" and file.endswith("eventlog.py")
 )
 WRITTEN = Trace("Cursor._take", lambda file, name: name == "write" and file.endswith("selector_events.py"))
 

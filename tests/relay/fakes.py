@@ -164,6 +164,10 @@ class FakeCall:
     def say_text(self, text: str) -> None:
         self._sink.received(self.request.generation, text)
 
+    def say_together(self, texts: Sequence[str]) -> None:
+        """Send server events that arrive at once."""
+        self._sink.received_together(self.request.generation, texts)
+
     def say_unreadable(self, size: int) -> None:
         self._sink.unreadable(self.request.generation, size)
 

@@ -1,6 +1,7 @@
 """The fakes fulfil the ports that they replace."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,10 @@ class Ear:
 
     def received(self, generation: int, text: str) -> None:
         self.heard.append(("received", generation))
+
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.received(generation, text)
 
     def unreadable(self, generation: int, size: int) -> None:
         self.heard.append(("unreadable", generation, size))

@@ -160,6 +160,22 @@ async def test_events_that_set_nothing_locked_pass(build: Build) -> None:
     assert receipt.accepted == 4
 
 
+async def test_a_large_turn_is_written_and_sent_in_different_turns_of_the_loop(house: House) -> None:
+    """Writing and sending a turn of a megabyte take milliseconds each, so other work runs between the two."""
+    session = await house.open()
+    content = [{"type": "input_text", "text": "\n" * 200_000}]
+    asked = asyncio.create_task(
+        session.turn(TurnRequest([{"type": "message", "role": "user", "content": content}]))
+    )
+    sent = []
+    while not asked.done():
+        await asyncio.sleep(0)
+        sent.append(len(house.call.sent))
+
+    assert 0 in sent
+    assert sent[-1] > 0
+
+
 # --- receiving --------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -28,6 +28,10 @@ class Remembering:
     def received(self, generation: int, text: str) -> None:
         self.texts.append(text)
         self._changed.set()
+
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.received(generation, text)
 
     def unreadable(self, generation: int, size: int) -> None:
         self.sizes.append(size)

@@ -161,7 +161,7 @@ def test_held_counts_data_and_what_a_chunk_costs() -> None:
 def test_advance_counts_a_message_that_took_another_way() -> None:
     """After a message that was delivered by another path, the next SSN is expected."""
     stream = OrderedStream()
-    stream.advance()
+    stream.advance(1)
 
     assert take(stream, fragments(1, 2, 1)) == [text(1, 1)]
 

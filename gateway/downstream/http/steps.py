@@ -25,7 +25,7 @@ async def one_at_a_time(request: web.Request) -> AsyncIterator[None]:
 
 
 async def in_steps(request: web.Request, steps: Steps[T]) -> T:
-    """Run work to its end and yield to the event loop after each step. Work of a single step runs at once.
+    """Run work to its end and yield to the event loop after each step, the last included. Work of a single step runs at once.
 
     Each loop iteration runs one step of one body, however many bodies wait.
     """
@@ -42,4 +42,6 @@ async def in_steps(request: web.Request, steps: Steps[T]) -> T:
                 next(steps)
             except StopIteration as end:
                 result = end.value
-                return result
+                break
+    await asyncio.sleep(0)  # What the caller does with so large a body may take as long as a step.
+    return result

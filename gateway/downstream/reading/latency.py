@@ -43,6 +43,10 @@ class _Session:
         """Sequence of the last event that any of its reads wrote or that preceded all of them."""
 
 
+def _after(sequence: int, entries: Sequence[Entry]) -> Sequence[Entry]:
+    return [entry for entry in entries if entry.sequence > sequence]
+
+
 class Delivery:
     """Counts what one read writes. Close it when the read is over."""
 
@@ -65,10 +69,15 @@ class Delivery:
         if last <= written:
             return
         session.written = last
-        relayed_down = self._telemetry.relayed_down
-        for entry in entries:
-            if entry.sequence > written:
-                relayed_down(now - entry.at)
+        # Events of one packet came at the same time.
+        at, count = 0.0, 0
+        for entry in entries if entries[0].sequence > written else _after(written, entries):
+            if entry.at != at:
+                if count:
+                    self._telemetry.relayed_down(now - at, count)
+                at, count = entry.at, 0
+            count += 1
+        self._telemetry.relayed_down(now - at, count)
 
     def close(self) -> None:
         self._deliveries._closed(self._session_id, self._session)  # noqa: SLF001  # as above

@@ -1,5 +1,6 @@
 """The interface through which a session's calls report to the session."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.relay.events.records import Handed, Record
@@ -24,6 +25,10 @@ class Owner(Protocol):
 
     def arrived(self, text: str) -> None:
         """A server event of the present call arrived."""
+
+    def arrived_together(self, texts: Sequence[str], begin: int) -> int:
+        """Server events of the present call arrived together. Take those from `begin` on, up to the first that may change
+        what happens to the others, and return which one comes next."""
 
     def note(self, record: Record) -> None:
         """Record an event of the call in the state and the journal."""

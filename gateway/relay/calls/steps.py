@@ -70,12 +70,11 @@ class Calls:
         self._moved = asyncio.Event()
         self._due: str | None = None
         self._parking: asyncio.Future[bool] | None = None
-        self._heard_at = self._delivered_at = self._handed_at = services.clock.monotonic()
+        now = services.clock.monotonic()
+        self._heard_at = self._delivered_at = self._handed_at = self._taken_at = now
         self._probe: asyncio.Task[None] | None = None
         self._restored: Seeding | None = None
-        self._cut = False
-        self._retried = False
-        self._taken_at = services.clock.monotonic()
+        self._cut = self._retried = False
         self._retry_hand_over_at = 0.0
         self._expiry: Expiry | None = None
         self._expiry_ignored = False
@@ -255,10 +254,8 @@ class Calls:
         self._messages = successor.messages
         now = self._clock.monotonic()
         self._heard_at = self._delivered_at = self._taken_at = now
-        self.call_expires_at, self._expiry = (
-            None,
-            None,
-        )  # The old call's value, unless the new one reports its own.
+        # The old call's values are not the new one's.
+        self.call_expires_at = self._expiry = None
         self._learn({"session": seeding.session})
         model = _text(member(seeding.session, "model"))
         self._owner.note(
@@ -334,6 +331,18 @@ class Calls:
         except Exception as error:  # noqa: BLE001  # raising here would close the peer connection
             self._telemetry.relay_failed(self._owner.id, error)
 
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        index = 0
+        try:
+            while index < len(texts) and generation == self._generation and not self._changing:
+                self._heard_at = self._delivered_at = self._clock.monotonic()
+                index += 1  # What cannot be relayed is not tried again.
+                index = self._owner.arrived_together(texts, index - 1)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._telemetry.relay_failed(self._owner.id, error)
+        for text in texts[index:]:
+            self.received(generation, text)
+
     def unreadable(self, generation: int, size: int) -> None:
         self._telemetry.frame_unrelayed(self._owner.id, size)
 
@@ -345,11 +354,11 @@ class Calls:
             return
         self.confirm()
         self._telemetry.upstream_lost(self._owner.id, cause)
-        if self._replaceable and not (self._attached and cause is LossCause.CHANNEL_CLOSED):
+        closed = cause is LossCause.CHANNEL_CLOSED
+        if self._replaceable and not (self._attached and closed):
             self._due = cause
             self._step(Input.LOST)
             return
-        closed = cause is LossCause.CHANNEL_CLOSED
         reason = CloseReason.UPSTREAM_CLOSED if closed else CloseReason.UPSTREAM_LOST
         self._owner.end(reason, {"cause": cause, **(self.last_refusal or {})})
 
@@ -374,10 +383,8 @@ class Calls:
     @property
     def expiring(self) -> bool:
         """The call is about to end."""
-        return (
-            self._expiry is not None
-            and self._expiry.left(self._clock.monotonic()) <= self._limits.expiring_seconds
-        )
+        left = None if self._expiry is None else self._expiry.left(self._clock.monotonic())
+        return left is not None and left <= self._limits.expiring_seconds
 
     @property
     def _late(self) -> bool:

@@ -7,7 +7,7 @@ application's call is made again and not seeded: the conversation belongs to the
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.calls.seeding import Seeding
-from gateway.relay.events.envelope import peek
+from gateway.relay.events.frames import peek
 from gateway.relay.ports import CallRequest, Dialer, LossCause, Sink, Upstream
 from gateway.relay.state.mirror import Seed
 
@@ -170,6 +170,11 @@ class EarlySink:
             self._sink.received(self._generation, text)
         elif len(self._early) < _MAX_EARLY:
             self._early.append(text)
+
+    def received_together(self, generation: int, texts: Sequence[str]) -> None:
+        """See ports.Sink."""
+        for text in texts:
+            self.received(generation, text)
 
     def unreadable(self, generation: int, size: int) -> None:
         """See ports.Sink."""

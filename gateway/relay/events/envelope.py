@@ -1,4 +1,4 @@
-"""Client and server events as the relay handles them: their JSON text, and as little of its meaning as is needed.
+"""Client events as the relay handles them: their JSON text, and as little of its meaning as is needed.
 
 A body is checked whole before any of it is sent, and what is sent are slices of the text that came in: nothing is
 added, dropped, reordered or re-encoded. What an event means is OpenAI's to judge, so unknown types pass. No I/O.
@@ -33,14 +33,6 @@ class _Client(msgspec.Struct, gc=False):
     event_id: str | None = None
 
 
-class ServerHead(msgspec.Struct, gc=False):
-    """The members of a server event that decide its route. A member that is missing, null or not a string is None."""
-
-    type: str | None = None
-    response_id: str | None = None
-    item_id: str | None = None
-
-
 MAX_VALUES = 20_000
 """JSON values in a body that is parsed whole, and in the events of one batch that are. A session object with hundreds of
 tools has a tenth of it; a megabyte of nested lists has 30 times as many, and takes 100 ms each time that it is parsed."""
@@ -51,9 +43,6 @@ MAX_ELEMENTS = 1000
 """Elements that are kept of a list in the value of an event with very many values. Nothing here looks at as many."""
 
 _client = msgspec.json.Decoder(_Client)
-_server = msgspec.json.Decoder(ServerHead)
-# OpenAI writes the type first; a proxy may add white space.
-_TYPE_FIRST = re.compile(r'\{\s*"type"\s*:\s*"([a-z_.]*)"')
 _write = msgspec.json.Encoder().encode
 
 
@@ -204,9 +193,12 @@ def read_members(decoder: msgspec.json.Decoder[T], text: str) -> T | None:
     except (msgspec.DecodeError, RecursionError):
         if "\\u" not in text:
             return None
+    # It may contain a lone surrogate.
     try:
-        return decoder.decode(mended_at_once(text.encode()))  # It may contain a lone surrogate.
-    except (msgspec.DecodeError, RecursionError):
+        if most_values(text) <= jsontext.DENSE:
+            return msgspec.convert(jsontext.odd(text), decoder.type)
+        return decoder.decode(mended_at_once(text.encode()))
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
 
 
@@ -220,7 +212,7 @@ def compose(value: object) -> str:
 
 
 def compact(value: object) -> bytes:
-    """Write a value that was parsed as JSON, as short as it can be. A lone surrogate, which JSON can name, stays one."""
+    """Write a value that was parsed as JSON as UTF-8, as short as it can be. A lone surrogate is written as its escape."""
     try:
         return _write(value)
     except (
@@ -229,49 +221,10 @@ def compact(value: object) -> bytes:
         OverflowError,
         RecursionError,
     ):  # surrogates, and numbers beyond msgspec's range
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
-def head(text: str) -> ServerHead | None:
-    """Read the routing members of a frame from upstream. Return None if it is not a JSON object and must not be relayed."""
-    try:
-        return _server.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
-        pass
-    value = peek(text)
-    if value is None:
-        return None
-    members = (value.get(name) for name in ServerHead.__struct_fields__)
-    return ServerHead(*(found if isinstance(found, str) else None for found in members))
-
-
-def server_event(text: str, whole: frozenset[str]) -> tuple[str, Mapping[str, object]] | None:
-    """Read the type of a frame from upstream, and its value: all of it for the types in `whole`, the IDs of `ServerHead`
-    alone for others. None if it is no JSON object."""
-    # Where the type comes first and is one of these, the event is parsed once; the parser has the last word.
-    first = _TYPE_FIRST.match(text)
-    if first is not None and first[1] in whole:
-        value = peek(text)
-        if value is not None:
-            told = value.get("type")
-            return told if isinstance(told, str) else "", value
-    read = head(text)
-    if read is None:
-        return None
-    value = peek(text) if read.type in whole else None
-    return read.type or "", value or {"response_id": read.response_id, "item_id": read.item_id}
-
-
-def peek(text: str) -> dict[str, object] | None:
-    """Read a frame from upstream. Return None if it is not a JSON object and must not be relayed.
-
-    Of a frame with very many values the lists that hold them are left out.
-    """
-    try:
-        value = jsontext.thinned(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        # Python writes the character itself, and replaces what UTF-8 cannot hold by the same escape as JSON.
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "backslashreplace"
+        )
 
 
 def member(value: object, *names: str) -> object:

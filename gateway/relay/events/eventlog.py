@@ -86,6 +86,9 @@ class Entry(NamedTuple):
 Logged = ServerEvent | GatewayEvent
 """One event as a journal has it, independent of any rendering."""
 
+# Half the time of calling the class, whose generated constructor is a Python function.
+_tuple = tuple.__new__
+
 Framing = Callable[[str, str | None, str], tuple[bytes, int]]
 """(id, event name or None for the default, JSON text) to (block, where the JSON begins in it)."""
 
@@ -190,16 +193,26 @@ class EventLog:
     def read(self, after: EventId, max_events: int, max_bytes: int) -> Page:
         """Return what follows `after`, of one epoch: at least one event if there is any, else up to the two limits."""
         settled = self.appended if self._settled is None else self._settled
-        gap = self._gap(after, settled)
-        sequence = gap.oldest.sequence - 1 if gap else after.sequence
+        epoch, first = self._epochs[-1]
+        sequence, gap = after.sequence, None
         begin = len(self._entries) - (self.appended - sequence)
-        end = begin + min(max_events, _last_of_page(self._epochs, sequence, settled) - sequence)
+        # A reader in the newest epoch that has missed nothing: the usual case, for which the table is not searched.
+        usual = after.epoch == epoch and first <= sequence <= settled and begin >= self._first
+        if usual:
+            end = begin + min(max_events, settled - sequence)
+        else:
+            gap = self._gap(after, settled)
+            if gap is not None:
+                sequence = gap.oldest.sequence - 1
+                begin = len(self._entries) - (self.appended - sequence)
+            end = begin + min(max_events, _last_of_page(self._epochs, sequence, settled) - sequence)
         entries: list[Entry] = self._entries[begin:end]  # type: ignore[assignment]  # no None from _first on
         if self.size > max_bytes:
             entries = _within(entries, max_bytes)
         cursor = sequence + len(entries)
-        position = EventId(_epoch_of(self._epochs, cursor), cursor)
-        return Page(entries, position, gap, self._sealed and cursor == self.appended, cursor < settled)
+        position = _tuple(EventId, (epoch if usual else _epoch_of(self._epochs, cursor), cursor))
+        sealed = self._sealed and cursor == self.appended
+        return _tuple(Page, (entries, position, gap, sealed, cursor < settled))
 
     # --- for the owner ------------------------------------------------------------------------------------------------
 
@@ -211,15 +224,21 @@ class EventLog:
 
     def append(self, type: str, text: str, at: float, *, turn: int = 0, name: str | None = None) -> int:
         """Add an event and return how many old ones were dropped for it. `name` is set for the gateway's own events."""
+        return self.append_all(((type, text, turn),), at, name)
+
+    def append_all(self, events: Sequence[tuple[str, str, int]], at: float, name: str | None = None) -> int:
+        """Add several events, as type, text and turn; as `append`."""
         if self._sealed:
             raise ValueError("the log is sealed")
-        sequence = self.appended + 1
-        block, start = self._framing(f"{self._prefix}{sequence}", name, text)
-        entries = self._entries
-        entries.append(Entry(sequence, type, block, start, turn, at))
-        self.appended = sequence
-        self.size += len(block)
-        if self.size > self._max_bytes or len(entries) - self._first > self._max_events:
+        sequence, size, prefix = self.appended, self.size, self._prefix
+        framing, add = self._framing, self._entries.append
+        for type_, text, turn in events:
+            sequence += 1
+            block, start = framing(f"{prefix}{sequence}", name, text)
+            add(_tuple(Entry, (sequence, type_, block, start, turn, at)))
+            size += len(block)
+        self.appended, self.size = sequence, size
+        if size > self._max_bytes or len(self._entries) - self._first > self._max_events:
             return self._drop_over_bounds()
         return 0
 
@@ -309,7 +328,7 @@ class EventLog:
         if sequence > end:
             return Gap(after, self.oldest, None, GapReason.UNKNOWN)
         if sequence >= self.appended - len(self._entries) + self._first:
-            return None  # All that follows is kept: the usual case, for which no ID is made.
+            return None  # All that follows is kept.
         oldest = self.oldest
         missed = oldest.sequence - 1 - sequence
         return Gap(after, oldest, missed, GapReason.OVERRUN) if missed > 0 else None
@@ -324,12 +343,11 @@ class EventLog:
         return dropped
 
     def _drop_over_bounds(self) -> int:
-        dropped, kept = 0, len(self)
+        before = kept = len(self)
         while kept > 1 and (kept > self._max_events or self.size > self._max_bytes):
             self._drop_oldest()
-            dropped += 1
             kept -= 1
-        return dropped
+        return before - kept
 
     def _drop_oldest(self) -> None:
         entry = self._entries[self._first]

@@ -16,7 +16,7 @@ from typing import Final, NoReturn, TypeVar
 
 import msgspec
 
-from gateway.relay.events.surrogates import lone, mended, mended_at_once, without_backslashes
+from gateway.relay.events.surrogates import lone, mended, without_backslashes
 
 T = TypeVar("T")
 
@@ -31,10 +31,6 @@ STEP_TOKENS = 2048
 
 DENSE = 10_000
 """Values in a text that are built in at most 3 ms (floats; others in 0.5 ms). More are built token by token, in steps."""
-
-WHOLE = 25_000
-"""Values in a frame from upstream that is built whole, in at most 8 ms: more than a client can have echoed to it, unless in an
-item. Of a frame with more only a part is built."""
 
 LARGE_BYTES = 256 * 1024
 """A text that msgspec checks in about 2 ms. After a larger one something else may run."""
@@ -61,15 +57,9 @@ _INFINITE = (float("inf"), float("-inf"))
 _PLACE = re.compile(r"(?:JSON is malformed: )?(.*) \(byte (\d+)\)\Z")
 
 
-class _Typed(msgspec.Struct, gc=False):
-    type: object = None
-
-
 # msgspec takes 8 us for a float with a large exponent, and refuses those beyond the range.
 _any = msgspec.json.Decoder(float_hook=float)
 _raw = msgspec.json.Decoder(msgspec.Raw)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_typed = msgspec.json.Decoder(_Typed)
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -103,10 +93,19 @@ def checked(data: bytes) -> Steps[None]:
         if len(data) > LARGE_BYTES:
             yield
         return
+    if b"\\u" in data and most_values(data) <= DENSE:
+        # It may contain a lone surrogate, which Python's parser accepts: a megabyte of them in 2 ms.
+        with contextlib.suppress(ValueError, RecursionError):
+            odd(data.decode())
+            if len(data) > LARGE_BYTES:
+                yield
+            return
     replaced = yield from mended(data)
     if replaced is not None:
         try:
             _raw.decode(replaced)
+        except RecursionError:
+            refuse_depth()
         except msgspec.DecodeError as error:
             first = error
         else:
@@ -194,55 +193,6 @@ def plain(data: bytes) -> object:
 def odd(text: str) -> object:
     """Build the value of a text in one step, lone surrogates included. Raises ValueError or RecursionError."""
     return _ODD.decode(text)
-
-
-def thinned(text: str) -> object:
-    """Build the value of a text, in at most 10 ms for a megabyte. Of an object with very many values the lists and the large
-    objects that hold them are left out. Raises ValueError or RecursionError for what is not JSON, or too large and no
-    object."""
-    values = most_values(text)
-    if values > WHOLE:
-        values = most_values(_without_strings(text.encode()))
-    if values <= WHOLE:
-        try:
-            return _any.decode(text)
-        except (msgspec.DecodeError, RecursionError):  # a lone surrogate, or a number beyond msgspec's range
-            return odd(text)
-    data = text.encode()
-    try:
-        return _thinned(data, values)
-    except msgspec.DecodeError:
-        if b"\\u" not in data or b"\0" in data:
-            raise
-    return _thinned(mended_at_once(data), values)
-
-
-def _thinned(data: bytes, values: int) -> object:
-    """Build an object of so many values without the lists and the large objects in it. The text is checked whole."""
-    # Each member costs as much as fifty values that are passed over.
-    if data.count(b":") > DENSE and _without_strings(data).count(b":") > DENSE:
-        return {"type": _typed.decode(data).type}
-    # No value is shorter than a character, so the others cannot hold more than so many.
-    members = {name: bytes(raw) for name, raw in _members.decode(data).items()}
-    return {name: _part(part, values - len(data) + len(part)) for name, part in members.items()}
-
-
-def _part(data: bytes, least: int) -> object:
-    """Build a member's value if it holds few values; None for a list of very many. It holds at least `least`."""
-    if len(data) <= WHOLE:
-        return plain(data)
-    values = least if least > WHOLE else most_values(_without_strings(data))
-    if values <= WHOLE:
-        return plain(data)
-    return _thinned(data, values) if data.startswith(b"{") else None
-
-
-def _without_strings(data: bytes) -> bytes:
-    """Remove the strings, whose commas and colons are no values. A text of very many strings stays as it is."""
-    if b"\\" in data:
-        # Without escaped backslashes and quotes, every second part between two quotes is a string.
-        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    return data if data.count(b'"') > 2 * DENSE else b"".join(data.split(b'"')[::2])
 
 
 def elements(data: bytes, most: int) -> Steps[list[bytes]]:

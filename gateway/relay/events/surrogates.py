@@ -19,6 +19,9 @@ _HALVES = re.compile(
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
 
+MENDED_EXACTLY: Final = 512
+"""Escapes of surrogates that `mended_at_once` looks at, in 0.3 ms. The members that decide an event's way come before."""
+
 _PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]")
 
 
@@ -39,11 +42,11 @@ def mended(data: bytes) -> Generator[None, None, bytes | None]:
 
 
 def mended_at_once(data: bytes) -> bytes:
-    """Replace lone surrogates by U+FFFD in one step of at most 3 ms for a megabyte. Behind the first thousands of surrogates,
+    """Replace lone surrogates by U+FFFD in one step of at most 4 ms for a megabyte. Behind the first hundreds of surrogates,
     paired ones are replaced as well, by any other character."""
     clear = bytearray(without_backslashes(data).replace(rb"\uD", rb"\ud"))
     found, count = clear.find(rb"\ud"), 0
-    while found >= 0 and count < 2 * STEP_ESCAPES:
+    while found >= 0 and count < MENDED_EXACTLY:
         count += 1
         if _HALVES.match(clear, found):
             clear[found : found + 6] = rb"\ufffd"

@@ -9,7 +9,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.relay.events.envelope import ClientEvent, client_event, member, peek, read_members
+from gateway.relay.events.envelope import ClientEvent, client_event, member, read_members
+from gateway.relay.events.frames import peek
 from gateway.relay.events.jsontext import plain
 
 Json = Mapping[str, object]

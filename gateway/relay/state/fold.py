@@ -28,8 +28,9 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from gateway.errors import UpstreamError
-from gateway.relay.events.envelope import ClientEvent, compact, member, peek
+from gateway.relay.events.envelope import ClientEvent, compact, member
 from gateway.relay.events.eventlog import MAX_EPOCHS, EventId
+from gateway.relay.events.frames import peek
 from gateway.relay.events.records import (
     READS,
     VERSION,

@@ -8,7 +8,6 @@ Items are kept as their JSON text, not parsed: a parsed item takes several times
 At a bound the oldest item is dropped and counted in `lost`, which is reported when the conversation is restored.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -74,7 +73,7 @@ class Mirror:
 
     def update(self, session: Json) -> None:
         """A session.update was taken."""
-        self._session = compact(merge(self.session, session)).decode("utf-8", "surrogatepass")
+        self._session = compact(merge(self.session, session)).decode()
 
     def received(self, type: str, value: Json) -> None:
         """Follow a server event of a watched type."""
@@ -121,7 +120,7 @@ class Mirror:
 
     def dump(self) -> Json:
         """Return the mirror as JSON."""
-        items = [[item_id, text.decode("utf-8", "surrogatepass")] for item_id, text in self._items.items()]
+        items = [[item_id, text.decode()] for item_id, text in self._items.items()]
         return {"session": self._session, "items": items, "lost": self._lost}
 
     @classmethod
@@ -130,7 +129,7 @@ class Mirror:
         mirror = cls(_string(dumped.get("session")))
         items = dumped.get("items")
         for item_id, text in items if isinstance(items, list) else ():
-            mirror._store(item_id, text.encode("utf-8", "surrogatepass"))
+            mirror._store(item_id, text.encode("utf-8", "backslashreplace"))
         mirror._lost = int(str(dumped.get("lost")))
         return mirror
 
@@ -187,7 +186,7 @@ class Mirror:
             self._put(item_id, {**item, "content": [*content[:index], change(part), *content[index + 1 :]]})
 
     def _put(self, item_id: str, item: Json) -> None:
-        # As UTF-8: escaped, Chinese text would count double. A lone surrogate, which JSON can express, still counts.
+        # As UTF-8: escaped, Chinese text would count double.
         self._store(item_id, compact(item))
 
     def _store(self, item_id: str, text: bytes) -> None:
@@ -274,11 +273,8 @@ def _part(role: str, part: object) -> Json | None:
 
 def _parse(text: str | bytes) -> Json:
     """Parse what was written, whole and exactly."""
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    try:
-        value = plain(data)
-    except UnicodeDecodeError:  # it contains a lone surrogate
-        value = json.loads(data.decode("utf-8", "surrogatepass"))
+    # A lone surrogate is written as its escape. Earlier versions wrote it as it is; its replacement is the same escape.
+    value = plain(text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text)
     assert isinstance(value, dict)  # only objects are written
     return value
 

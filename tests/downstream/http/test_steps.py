@@ -47,6 +47,24 @@ async def test_other_work_runs_between_steps() -> None:
     assert [told[i] for i in range(6)] == ["other", "step", "other", "step", "other", "step"]
 
 
+async def test_the_caller_goes_on_in_a_turn_of_its_own() -> None:
+    """What a handler does with a large body takes as long as a step, so it does not follow the last step at once."""
+    told: list[str] = []
+    request: Any = _Request()
+
+    async def handler() -> None:
+        await in_steps(request, work(2, told))
+        told.append("handler")
+
+    async with asyncio.TaskGroup() as tasks:
+        _ = tasks.create_task(handler())
+        for _ in range(5):
+            await asyncio.sleep(0)
+            told.append("other")
+
+    assert told.index("handler") - max(i for i, what in enumerate(told) if what == "step") >= 2
+
+
 async def test_large_bodies_take_turns() -> None:
     """Beyond the first step only one body is processed at a time, so a turn of the loop has at most one large step."""
     told: list[str] = []

@@ -27,8 +27,19 @@ def test_the_first_write_of_an_event_is_timed() -> None:
     two.wrote(entries(12, 13), 30.0)
     one.wrote(entries(13, 13), 40.0)
 
-    assert facts.of("relayed_down") == [(9.0,), (8.0,), (17.0,)]
+    assert facts.of("relayed_down") == [(9.0, 1), (8.0, 1), (17.0, 1)]
     assert facts.of("replayed") == []
+
+
+def test_events_that_came_together_are_timed_together() -> None:
+    """Events of one packet have the same time, and those of another page or packet their own."""
+    deliveries, facts = make()
+    one = deliveries.open("s", 0)
+    came = [entry._replace(at=(3.0, 3.0, 4.0, 4.0, 4.0)[entry.sequence - 1]) for entry in entries(1, 5)]
+    one.wrote(came[:1], 5.0)
+    one.wrote(came, 6.0)
+
+    assert facts.of("relayed_down") == [(2.0, 1), (3.0, 1), (2.0, 3)]
 
 
 def test_what_was_there_before_is_counted() -> None:
@@ -39,7 +50,7 @@ def test_what_was_there_before_is_counted() -> None:
     two.wrote(entries(2, 2), 5.0)
 
     assert facts.of("replayed") == [(2,), (1,)]
-    assert facts.of("relayed_down") == [(2.0,)]
+    assert facts.of("relayed_down") == [(2.0, 1)]
 
 
 def test_sessions_are_counted_apart_and_forgotten() -> None:

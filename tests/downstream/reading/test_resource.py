@@ -900,8 +900,8 @@ async def test_live_events_are_timed_once(session: Session) -> None:
         await two.take(4)
     facts = session.house.facts
 
-    assert len(facts.of("relayed_down")) == 4
-    assert all(0 <= seconds < 1 for (seconds,) in facts.of("relayed_down"))
+    assert sum(count for _, count in facts.of("relayed_down")) == 4
+    assert all(0 <= seconds < 1 for seconds, _ in facts.of("relayed_down"))
     assert sum(count for (count,) in facts.of("replayed")) == 8
 
 

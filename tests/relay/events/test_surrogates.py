@@ -20,7 +20,7 @@ def test_lone_surrogates_are_replaced_in_one_step(parts: list[str], mended: int)
     text = '{"a":"' + "".join(parts) + '"}'
     expected = json.loads(text)["a"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     whole = mended_at_once(text.encode())
-    with mock.patch.object(surrogates, "STEP_ESCAPES", mended):
+    with mock.patch.object(surrogates, "MENDED_EXACTLY", mended):
         some = mended_at_once(text.encode())
 
     assert msgspec.json.decode(whole)["a"].count("\ufffd") == expected.count("\ufffd")

@@ -223,11 +223,11 @@ def test_long_items_push_others_out() -> None:
     assert (desk.ids, desk.state.mirror.seed().lost) == (["b"], 1)
 
 
-@pytest.mark.parametrize("letter", ["x", "é", "水", "🙂", "\ud800"])
+@pytest.mark.parametrize("letter", ["x", "é", "水", "🙂"])
 def test_the_mirrors_bytes_are_those_of_the_text(letter: str) -> None:
     """The size of an item does not depend on its JSON escapes, which would make some texts three times as large."""
     desk = Desk(max_bytes=20_000)
-    size = len(letter.encode("utf-8", "surrogatepass"))
+    size = len(letter.encode())
     for item_id in "abc":
         desk.add(message(item_id, letter * (6000 // size)))
 
