@@ -10,10 +10,9 @@ Json = Mapping[str, object]
 def merge(template: Json, wanted: Json) -> dict[str, object]:
     """Lay `wanted` over `template`: objects merge, everything else replaces, null is a value."""
     merged = {**template, **wanted}
-    for name in template.keys() & wanted.keys():
-        below, value = template[name], wanted[name]
+    for name, below in template.items():
         # Parsers return objects as dicts, and a check for Mapping takes ten times as long.
-        if isinstance(below, dict) and isinstance(value, dict):
+        if isinstance(below, dict) and isinstance(value := wanted.get(name), dict):
             merged[name] = merge(below, value)
     return merged
 

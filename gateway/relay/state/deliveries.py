@@ -253,7 +253,7 @@ class Ledger:
         for one in self._of("session.update"):
             session = one.session
             oldest = oldest or (one, session)
-            if _shows(echo, session):
+            if echo == session or _shows(echo, session):
                 self.drop(passed)
                 self._confirm(one)
                 return session
