@@ -6,6 +6,7 @@ is whole again. `arrived` does the same for a server event, without building a r
 
 import asyncio
 import json
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Final
@@ -84,7 +85,8 @@ class SessionCore:
             safety_identifier=None if opening.principal.anonymous else opening.principal.name,
             attach_to=opening.attach_to,
         )
-        self._line = Line(request, services, self, state, self._ending, phase)
+        # A session keeps its line, and not the other way round, so that it is freed without a garbage collection.
+        self._line = Line(request, services, weakref.proxy(self), state, self._ending, phase)
         services.telemetry.session_state(None, STATE_OF[phase])
 
     @property

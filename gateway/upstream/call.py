@@ -24,7 +24,7 @@ from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.upstream import sdp, signalling, tuning
 from gateway.upstream.connection import Connection
 from gateway.upstream.descriptors import exhausted, no_descriptor
-from gateway.upstream.resources import CallResources
+from gateway.upstream.resources import UNHEARD, CallResources
 
 # Any label is accepted; the service's examples use this one.
 CHANNEL_LABEL = "oai-events"
@@ -369,6 +369,7 @@ class WebRTCUpstream:
         finally:
             _ = self.acknowledged  # kept: it is read after the end as well
             self._pc = self._channel = None
+            self._sink = UNHEARD
             self._closed(self)
 
     async def _close_connection(self, pc: Connection) -> None:
@@ -390,8 +391,7 @@ class WebRTCUpstream:
                 self._resources.telemetry.close_failed("peer connection", error)
             await tuning.reap(pc, self._resources.config.close_timeout_seconds)
         finally:
-            # aiortc keeps these references, and they keep the call alive.
-            pc.dtls.remove_all_listeners()
+            tuning.dismantle(pc)
             self._resources.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:

@@ -6,13 +6,14 @@ every later caller.
 
 import asyncio
 import socket
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 from aiortc import RTCIceServer, RTCIceTransportPolicy
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.ports import LossCause, Sink
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream import signalling, tuning
@@ -87,6 +88,17 @@ class CallResources:
         if signalling.is_loopback(host):
             return ("127.0.0.1",) if host != "::1" else ("::1", "127.0.0.1")
         return _route_to(host) or _route_to(_ANYWHERE)
+
+
+class _Unheard:
+    def received(self, generation: int, text: str) -> None: ...
+    def received_together(self, generation: int, texts: Sequence[str]) -> None: ...
+    def unreadable(self, generation: int, size: int) -> None: ...
+    def lost(self, generation: int, cause: LossCause) -> None: ...
+
+
+UNHEARD: Final[Sink] = _Unheard()
+"""The sink of a closed call. Its session, which keeps the call, is then freed without a garbage collection."""
 
 
 def _route_to(host: str) -> tuple[str, ...]:

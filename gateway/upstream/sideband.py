@@ -30,6 +30,7 @@ from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
 from gateway.upstream.config import UpstreamConfig
+from gateway.upstream.resources import UNHEARD
 from gateway.upstream.signalling import Signaller
 
 # The service knows a call only a moment after the answer that names it; clients report up to some seconds.
@@ -326,6 +327,7 @@ class SidebandUpstream:
         self._running.cancel()
         await asyncio.wait({self._running})
         await self._shut()
+        self._sink = UNHEARD
 
     async def _shut(self) -> None:
         # Bounded by the timeout that the socket was opened with.

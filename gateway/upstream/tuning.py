@@ -269,6 +269,28 @@ async def reap(pc: Connection, timeout: float) -> None:
         await asyncio.wait({checks})
 
 
+def dismantle(pc: Connection) -> None:
+    """Remove the references by which the parts of a closed connection keep each other alive.
+
+    They are then freed at once, in a tenth of a millisecond. Left to a garbage collection, those of hundreds of calls that ended
+    together would hold the loop together.
+    """
+    connection, transport, association = pc.ice._connection, pc.dtls, pc.sctp
+    for pair in connection._check_list:
+        pair.protocol.transport = pair.protocol.receiver = None  # type: ignore[assignment]  # it is closed
+        pair.task = None
+    connection._check_list.clear()
+    if isinstance(connection, ice.DirectDatagrams):
+        connection.direct = None
+    if isinstance(transport, dtls.DirectRecords):
+        transport.connection = transport.packet = None
+    if isinstance(association, inbound.PacedReassembly):
+        association.channel = association.received = None
+    for part in (pc.ice, pc.dtls, pc.channel, association):
+        part.remove_all_listeners()
+    pc.connecting = None
+
+
 def abandon(pc: Connection) -> None:
     """Free the sockets of a connection whose orderly close did not end."""
     connection = pc.ice._connection
