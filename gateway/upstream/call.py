@@ -378,6 +378,7 @@ class WebRTCUpstream:
         closing = asyncio.create_task(pc.close())
         try:
             _, late = await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
+            error = None if late else closing.exception()
             if late:
                 closing.cancel()
                 tuning.abandon(pc)
@@ -386,12 +387,15 @@ class WebRTCUpstream:
                 self._resources.telemetry.close_failed(
                     "peer connection", failed or TimeoutError("it did not close in time")
                 )
-            elif (error := closing.exception()) is not None:
+            elif error is not None:
                 tuning.abandon(pc)
                 self._resources.telemetry.close_failed("peer connection", error)
             await tuning.reap(pc, self._resources.config.close_timeout_seconds)
+            if not late and error is None:
+                tuning.dismantle(pc)
         finally:
-            tuning.dismantle(pc)
+            # aiortc keeps these references, and they keep the call alive.
+            pc.dtls.remove_all_listeners()
             self._resources.telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:

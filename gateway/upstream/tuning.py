@@ -275,6 +275,8 @@ def dismantle(pc: Connection) -> None:
     They are then freed at once, in a tenth of a millisecond. Left to a garbage collection, those of hundreds of calls that ended
     together would hold the loop together.
     """
+    if pc.connecting is not None and not pc.connecting.done():
+        return  # It did not end in time, and still uses them.
     connection, transport, association = pc.ice._connection, pc.dtls, pc.sctp
     for pair in connection._check_list:
         pair.protocol.transport = pair.protocol.receiver = None  # type: ignore[assignment]  # it is closed

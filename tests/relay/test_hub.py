@@ -1,6 +1,8 @@
 """gateway/relay/hub.py: opening, finding, limits, retention, drain."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -293,6 +295,22 @@ async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
         house.hub.find(session.id, SOMEBODY)
     assert caught.value.code == "session-unknown"
     assert (house.hub._broker.size, house.hub._broker._logs, house.hub._tasks) == (0, set(), {})
+
+
+async def test_a_forgotten_session_is_freed_without_a_garbage_collection(house: House) -> None:
+    """A session and its line do not keep each other alive, so hundreds of them are no work for the collector."""
+    session = await house.open()
+    parts = [weakref.ref(part) for part in (session, session._line, session.state)]
+    gc.disable()
+    try:
+        await session.close(CloseReason.CLIENT)
+        del session
+        house.dialer.calls.clear()  # each has its session's line as its sink
+        await asyncio.sleep(house.limits.log_retention_seconds + 4)
+
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -577,6 +578,28 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
         assert all(protocol.transport.is_closing() for protocol in protocols)
         stuck.set()
         await real()
+
+
+async def test_closed_call_is_freed_without_a_garbage_collection() -> None:
+    """The parts of a connection do not keep each other alive, so hundreds of closed calls are no work for the collector."""
+    async with answering(Farend()) as url, dialling(url) as dialer:
+        call = await dialer.dial(REQUEST, Remembering())
+        pc = call._pc
+        assert pc is not None
+        sockets = pc.ice._connection._protocols
+        parts: list[weakref.ref[Any]] = [
+            weakref.ref(part)
+            for part in (call, pc, pc.ice, pc.dtls, pc.sctp, pc.channel, pc.ice._connection, *sockets)
+        ]
+        gc.disable()
+        try:
+            await call.close(hang_up=False)
+            del call, pc, sockets
+            await eventually(lambda: not any(part() for part in parts))
+        finally:
+            gc.enable()
+
+    assert len(parts) >= 8
 
 
 async def test_error_of_a_close_that_is_given_up_is_reported() -> None:
