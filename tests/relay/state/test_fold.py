@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import OverloadError
-from gateway.relay.events import envelope
+from gateway.relay.events import frames
 from gateway.relay.events.records import Accepted, Acknowledged, DoubtSettled, LineState, ServerEvent
 from gateway.relay.requests import Principal
 from gateway.relay.state import deliveries, fold
@@ -591,7 +591,7 @@ def test_what_only_enters_the_log_is_not_parsed_in_a_replay(monkeypatch: pytest.
 
     def counted(text: str) -> dict[str, object] | None:
         parsed.append(text)
-        return envelope.peek(text)
+        return frames.peek(text)
 
     monkeypatch.setattr(fold, "peek", counted)
     state, replay = Desk().state, ["rate_limits.updated", "response.created", "some.delta", "some.delta"]
