@@ -207,6 +207,7 @@ class Clustering:
 def cluster_settings(config: Config) -> ClusterSettings:
     """Map the section, secrets included. Raises ConfigError."""
     cluster = config.cluster
+    _require_redis_files(config)
     return ClusterSettings(
         target=Target.parse(cluster.url),
         prefix=cluster.prefix,
@@ -223,6 +224,18 @@ def cluster_settings(config: Config) -> ClusterSettings:
         detach_grace_seconds=config.relay.detach_grace_seconds,
         log_max_bytes=config.relay.log_max_bytes,
     )
+
+
+def _require_redis_files(config: Config) -> None:
+    """Raise ConfigError for a file of TLS to Redis that cannot be used."""
+    cluster, name = config.cluster, "cluster.redis_ca_file"
+    try:
+        context = ssl.create_default_context(cafile=cluster.redis_ca_file)
+        name = "cluster.redis_certificate_file"
+        if cluster.redis_certificate_file is not None:
+            context.load_cert_chain(cluster.redis_certificate_file, cluster.redis_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"{name}: cannot be used: {error}"]) from error
 
 
 def _client_tls(config: Config) -> ssl.SSLContext | None:

@@ -72,7 +72,8 @@ async def serve_until_told(
     loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
     try:
         with config_errors_exit():
-            await gateway.start()
+            if not await started_before(told, gateway.start()):
+                return 0
     except OSError as error:
         remedy = (
             "stop the program that listens there, or choose another address: --host, --port, --admin-port"
@@ -99,6 +100,22 @@ async def serve_until_told(
         await gateway.close()
         await beside_serving.end()
     return 0
+
+
+async def started_before(told: asyncio.Event, start: Coroutine[Any, Any, None]) -> bool:
+    """Start, which may wait a minute for Redis, unless a signal comes first. Return whether it is started."""
+    starting = asyncio.create_task(start)
+    waiting = asyncio.create_task(told.wait())
+    try:
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in {starting, waiting}:
+            task.cancel()
+        await asyncio.wait({starting, waiting})
+    if starting.cancelled():
+        return False
+    starting.result()
+    return True
 
 
 async def _reload_when_asked(gateway: Gateway, asked: asyncio.Event) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.cluster.connections import Connections, DeniedError
+from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.keys import Keys
 from gateway.cluster.resp import ReplyError
 from gateway.cluster.settings import ClusterSettings, Mode
@@ -20,6 +20,9 @@ NEEDED_ACL: Final = (
 
 _TYPE: Final = "return redis.call('TYPE', KEYS[1]).ok"
 """As a script, so that a user who may not run scripts is noticed."""
+
+_NO_CLUSTER: Final = "Cluster mode is not enabled"
+"""What redis-py says of a single server."""
 
 _URLS: Final = {
     "sentinel": "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE",
@@ -53,8 +56,13 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
         raise UnfitError(denied(error, settings)) from error
     except ReplyError as error:
         raise UnfitError(
-            f"Redis refused a command: {error}; give its user the rights {NEEDED_ACL}"
+            f"Redis refused a command: {error}; correct cluster.url, or give its user the rights {NEEDED_ACL}"
         ) from error
+    except AwayError as error:
+        if _NO_CLUSTER not in str(error):
+            raise
+        what = "this server is not a node of a Redis Cluster: set cluster.url to redis://HOST:PORT"
+        raise UnfitError(what) from error
     found = Redis(
         engine=str(server.get("server_name", "redis")),
         version=str(server.get("valkey_version") or server.get("redis_version", "0")),

@@ -27,6 +27,8 @@ _REDIS_URL: Final = re.compile(
     r"|unix:///[^?#\s]+(?:\?db=[0-9]+)?"
 )
 
+_PREFIX: Final = re.compile(r"[A-Za-z0-9:._-]{1,32}")
+
 UNSPECIFIED: Final = ("0.0.0.0", "::", "")
 """Addresses to listen on that other nodes cannot connect to."""
 
@@ -42,6 +44,12 @@ def _redis_url(value: str) -> str:
             "must be redis://HOST[:PORT][/DB], rediss://… for TLS, unix:///PATH, "
             "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB] or redis+cluster://HOST:PORT,HOST:PORT"
         )
+    return value
+
+
+def _prefix(value: str) -> str:
+    if not _PREFIX.fullmatch(value):
+        raise ValueError("must have 1 to 32 letters, digits or characters of : . _ -")
     return value
 
 
@@ -62,7 +70,7 @@ class Cluster(Section):
     redis_ca_file: OptionalPath = None
     redis_certificate_file: OptionalPath = None
     redis_key_file: OptionalPath = None
-    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9:._-]{1,32}$")] = "rg:"
+    prefix: Annotated[str, AfterValidator(_prefix)] = "rg:"
     allow_eviction: bool = False
     encrypt: bool = False
     wait_replicas: Annotated[int, Field(ge=0, le=16)] = 0
@@ -80,6 +88,14 @@ class Cluster(Section):
     def _files_are_whole(self) -> "Cluster":
         require_pair(self, "tls_certificate_file", "tls_key_file")
         require_pair(self, "redis_certificate_file", "redis_key_file")
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_used(self) -> "Cluster":
+        if self.url and not self.url.startswith("rediss"):
+            for name in ("redis_ca_file", "redis_certificate_file"):
+                if getattr(self, name) is not None:
+                    raise refusal(name, "has no effect without TLS: set cluster.url to rediss://…")
         return self
 
     @model_validator(mode="after")

@@ -232,6 +232,10 @@ class Handle(Protocol):
     def reader(self) -> Reader: ...
 
     @property
+    def sure(self) -> bool:
+        """This node may act for the session now: it knows that no other node has taken it over."""
+
+    @property
     def busy(self) -> bool:
         """A response is in flight."""
 

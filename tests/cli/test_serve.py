@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.cli.serving import started_before
 from gateway.client import Client, Event
 from tests.cli.conftest import Running, Start
 
@@ -203,6 +204,30 @@ async def test_interrupt_while_starting_leaves_no_traceback(start: Start) -> Non
     await asyncio.wait_for(_send_until_dead(running), 20)
 
     assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("ends", ["at the signal", "before it", "with an error"])
+async def test_signal_ends_a_start_that_waits(ends: str) -> None:
+    """A start may wait a minute for Redis, and is cancelled by the first signal."""
+    told, waiting = asyncio.Event(), asyncio.Event()
+
+    async def start() -> None:
+        if ends == "with an error":
+            raise OSError("the port is in use")
+        if ends == "at the signal":
+            waiting.set()
+            await asyncio.Event().wait()
+
+    starting = asyncio.create_task(started_before(told, start()))
+    if ends == "with an error":
+        with pytest.raises(OSError, match="in use"):
+            await starting
+        return
+    if ends == "at the signal":
+        await waiting.wait()
+        told.set()
+
+    assert await asyncio.wait_for(starting, 5) is (ends == "before it")
 
 
 async def _send_until_dead(running: Running) -> None:

@@ -73,6 +73,21 @@ async def test_url_of_a_single_server_for_a_cluster_or_sentinel_is_told(start_re
     assert "redis+cluster://" in await inspected(ClusterSettings(Target.parse(server.url)))
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://127.0.0.1:{port}/99", "DB index is out of range; correct cluster.url"),
+        ("redis+cluster://127.0.0.1:{port}", "not a node of a Redis Cluster: set cluster.url to redis://"),
+        ("redis+sentinel://127.0.0.1:{port}/main", "correct cluster.url"),
+    ],
+)
+async def test_url_that_does_not_fit_the_server_is_told(
+    redis_server: RedisServer, url: str, said: str
+) -> None:
+    """The server answers, so waiting for it would not help."""
+    assert said in await inspected(ClusterSettings(Target.parse(url.format(port=redis_server.port))))
+
+
 async def test_foreign_prefix_is_told(redis_server: RedisServer) -> None:
     """A key with our name but another application's value is reported and not overwritten."""
     redis_server.cli("SET", "rg:{nodes}", "mine")

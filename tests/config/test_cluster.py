@@ -1,16 +1,19 @@
 """`[cluster]`: the accepted forms of URL, and the settings that several nodes need."""
 
+from pathlib import Path
+
 import pytest
 
-from gateway.config import ConfigError, load
+from gateway.clustering import cluster_settings
+from gateway.config import Config, ConfigError, load
 
 SIGNED = {"GATEWAY_ACCESS__SIGNING_KEY": "k" * 32}
 
 
-def load_cluster(signed: dict[str, str] = SIGNED, /, **members: str) -> None:
+def load_cluster(signed: dict[str, str] = SIGNED, /, **members: str) -> Config:
     """Load a configuration with these members of the section."""
     environ = {f"GATEWAY_CLUSTER__{name.upper()}": value for name, value in members.items()}
-    load(environ=environ | signed)
+    return load(environ=environ | signed)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,31 @@ def test_half_of_a_certificate_is_refused(prefix: str) -> None:
     """A certificate without its key is refused."""
     with pytest.raises(ConfigError, match=f"{prefix}_certificate_file.* is set without {prefix}_key_file"):
         load_cluster(**{f"{prefix}_certificate_file": "c.pem"})
+
+
+def test_a_prefix_of_other_characters_is_refused_in_words() -> None:
+    """The message lists what is allowed instead of a regular expression."""
+    with pytest.raises(ConfigError, match=r"cluster\.prefix.* must have 1 to 32 letters, digits"):
+        load_cluster(prefix="a b{")
+
+
+@pytest.mark.parametrize("name", ["redis_ca_file", "redis_certificate_file"])
+def test_files_for_tls_to_redis_without_tls_are_refused(name: str) -> None:
+    """With redis:// the operator would believe that the connection is encrypted."""
+    files = {name: "c.pem"} | ({"redis_key_file": "k.pem"} if "certificate" in name else {})
+    with pytest.raises(
+        ConfigError, match=rf"{name}.* has no effect without TLS: set cluster.url to rediss://"
+    ):
+        load_cluster(url="redis://a", **files)
+
+    load_cluster(url="rediss+cluster://a", **files)
+
+
+@pytest.mark.parametrize("name", ["redis_ca_file", "redis_certificate_file"])
+def test_files_for_tls_to_redis_that_cannot_be_read_are_named(name: str, tmp_path: Path) -> None:
+    """The start fails with the name of the setting."""
+    files = {name: str(tmp_path / "none")}
+    files |= {"redis_key_file": str(tmp_path / "none")} if "certificate" in name else {}
+    config = load_cluster(url="rediss://a", **files)
+    with pytest.raises(ConfigError, match=f"cluster.{name}: cannot be used: .*No such file"):
+        cluster_settings(config)

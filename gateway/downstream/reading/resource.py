@@ -28,7 +28,7 @@ from gateway.downstream.reading.stream import RETRY_MS, STREAM, OpenReads, Strea
 from gateway.downstream.reading.ticker import Ticker
 from gateway.errors import CallerError, GatewayError, OverloadError
 from gateway.relay.events.envelope import parse_object
-from gateway.relay.events.eventlog import Entry, EventId
+from gateway.relay.events.eventlog import Entry, EventId, GapReason
 from gateway.relay.ports import Handle
 
 READS: Final = web.AppKey("reads", OpenReads)
@@ -39,6 +39,7 @@ _MAX_PARAMETER_BYTES: Final = 16 * 1024
 ERROR: Final = "gateway.error"
 
 DRAINING_RETRY_SECONDS: Final = 2.0
+RECOVERING_RETRY_SECONDS: Final = 1.0
 """Short, because another node behind the same address probably accepts the next attempt."""
 
 _CURSOR_ERRORS: Final = frozenset({"invalid-cursor", "cursor-expired"})
@@ -131,6 +132,10 @@ def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Respo
         wanted = _parse(request, query)
         after = parameters.start(wanted.cursor, handle.reader)
         page = handle.reader.read(after, 1, 1)
+        if page.gap is not None and page.gap.reason is not GapReason.OVERRUN and not handle.sure:
+            # The cursor may be of a node that has taken the session over while this one is cut off from Redis.
+            detail = "This node cannot tell now whether another one has the session."
+            raise OverloadError("recovering", detail, retry_after=RECOVERING_RETRY_SECONDS)
         if page.gap is not None and (wanted.fail_on_gap or wanted.format == "json"):
             raise expired(page)
     except GatewayError as error:

@@ -195,6 +195,26 @@ async def test_strange_cursor_is_told_and_reads_from_the_oldest(
     assert deltas(rest) == [0, 1]
 
 
+@pytest.mark.parametrize("cursor", ["zzzz-3", ""], ids=["of another epoch", "ahead of the log"])
+async def test_unsure_node_does_not_call_a_cursor_strange(session: Session, cursor: str) -> None:
+    """Another node may have taken the session over, and the cursor may be an ID of that one's epoch. So the client tries
+    again, at another node; cursors that are known here can be read."""
+    session.count(range(2))
+    session.handle.journal.sure = False  # as while Redis does not answer
+    wanted = cursor or session.id_after(99)
+    answers = [
+        await session.house.call("GET", f"{session.path}?after={wanted}&format={form}")
+        for form in ("sse", "ndjson", "json")
+    ]
+    told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after={wanted}")
+    known = await session.house.call("GET", f"{session.path}?after={session.id_after(1)}&format=json")
+
+    assert [(answer.status, answer.code) for answer in answers] == [(503, "recovering")] * 3
+    assert answers[0].headers["Retry-After"] == "1"
+    assert (told.status, b'"code":"recovering"' in told.body) == (200, True)
+    assert (known.status, len(known.json["events"])) == (200, 2)
+
+
 async def test_opening_before_a_gap_keeps_the_clients_cursor(session: Session) -> None:
     """A connection that breaks right after the opening must not make the client forget that it missed something."""
     async with session.read(after="zzzz-3") as stream:
