@@ -373,30 +373,27 @@ class WebRTCUpstream:
             self._closed(self)
 
     async def _close_connection(self, pc: Connection) -> None:
+        seconds, telemetry = self._resources.config.close_timeout_seconds, self._resources.telemetry
         if self._gathering is not None:
-            await asyncio.wait({self._gathering}, timeout=self._resources.config.close_timeout_seconds)
+            await asyncio.wait({self._gathering}, timeout=seconds)
         closing = asyncio.create_task(pc.close())
         try:
-            _, late = await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
+            _, late = await asyncio.wait({closing}, timeout=seconds)
             error = None if late else closing.exception()
-            if late:
+            if late or error is not None:
                 closing.cancel()
                 tuning.abandon(pc)
-                await asyncio.wait({closing}, timeout=self._resources.config.close_timeout_seconds)
-                failed = closing.exception() if closing.done() and not closing.cancelled() else None
-                self._resources.telemetry.close_failed(
-                    "peer connection", failed or TimeoutError("it did not close in time")
-                )
-            elif error is not None:
-                tuning.abandon(pc)
-                self._resources.telemetry.close_failed("peer connection", error)
-            await tuning.reap(pc, self._resources.config.close_timeout_seconds)
+                await asyncio.wait({closing}, timeout=seconds)
+                if late and closing.done() and not closing.cancelled():
+                    error = closing.exception()
+                telemetry.close_failed("peer connection", error or TimeoutError("it did not close in time"))
+            await tuning.reap(pc, seconds)
             if not late and error is None:
                 tuning.dismantle(pc)
         finally:
             # aiortc keeps these references, and they keep the call alive.
             pc.dtls.remove_all_listeners()
-            self._resources.telemetry.peer_connections(-1)
+            telemetry.peer_connections(-1)
 
     async def _hang_up(self, call_id: str) -> None:
         await self._resources.hang_up(call_id, self._request.bearer)

@@ -65,9 +65,7 @@ from gateway.relay.usage import Charge, PriceList, Usage, charge
 
 Json = Mapping[str, object]
 
-WATCHED: Final = (
-    Mirror.WATCHED | frozenset(ANSWERED_BY.values()) | {"session.created", "response.done", "error"}
-)
+WATCHED: Final = Mirror.WATCHED | {*ANSWERED_BY.values(), "session.created", "response.done", "error"}
 """Server events that change the state; all others only enter the log."""
 
 READ_WHOLE: Final = WATCHED | {"response.output_item.added", "conversation.item.created"}
