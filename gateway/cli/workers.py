@@ -117,7 +117,7 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
             loop.add_signal_handler(number, workers.tell, number)
         log.info("workers_started", count=count, port=port)
         beside = Tasks(lambda error: log.error("relay_failed", session="", left_out=0, exc_info=error))
-        _ = beside.run(_ready(port)), beside.run(beat())
+        _ = beside.run(_ready(config.server.host, port)), beside.run(beat())
         try:
             await workers.run()
         finally:
@@ -127,14 +127,17 @@ async def run_workers(config: Config, count: int, flags: Sequence[str]) -> int:
 
 def _held_port(host: str, port: int) -> socket.socket:
     """Bind the port without listening on it, so that port 0 is the same port for all workers."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    held = socket.socket(family, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held: socket.socket | None = None
     try:
-        held.bind((host, port))
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        held = socket.socket(found[0][0], socket.SOCK_STREAM)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(found[0][4])
     except OSError as error:
-        held.close()
-        fail(f"--port: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}", EXIT_FAILED)
+        if held is not None:
+            held.close()
+        remedy = "stop the program that listens there, or choose another address: --host, --port"
+        fail(f"cannot listen on {host}:{port}: {error.strerror or error}; {remedy}", EXIT_FAILED)
     return held
 
 
@@ -155,12 +158,12 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _ready(port: int) -> None:
-    """Notify the supervisor once a worker accepts connections."""
+async def _ready(host: str, port: int) -> None:
+    """Notify the supervisor once a worker accepts connections. All addresses of a machine are reached as one of them, too."""
     deadline = asyncio.get_running_loop().time() + _READY_SECONDS
     while asyncio.get_running_loop().time() < deadline:
         with suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await asyncio.open_connection(host or "127.0.0.1", port)
             writer.close()
             notify_supervisor("READY=1")
             return

@@ -74,7 +74,7 @@ def access_keys(access: Access) -> tuple[Key, ...]:
 def read_text(where: str, file: Path) -> str:
     """Return a file's text. Raises ConfigError, naming the setting `where`."""
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a byte order mark.
     except OSError as error:
         raise ConfigError([f"{where}: {file} cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:

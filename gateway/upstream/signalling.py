@@ -6,7 +6,6 @@ call. This file knows nothing of WebRTC: offer and answer are text. `refusals` m
 
 import asyncio
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from secrets import token_hex
@@ -17,7 +16,7 @@ import aiohttp
 
 from gateway.errors import UpstreamError
 from gateway.relay.clock import Clock
-from gateway.relay.events.envelope import compact
+from gateway.relay.events.envelope import compose
 from gateway.relay.ports import CallRequest, Json
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.refusals import describe, refusal, unreachable
@@ -168,7 +167,7 @@ class Signaller:
             headers["Content-Type"] = "application/sdp"
             data = offer.encode()
         else:
-            session = compact(dict(request.session)).decode()
+            session = compose(dict(request.session))
             boundary = token_hex(16)
             headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
             data = _form(boundary, offer, session)
@@ -309,4 +308,4 @@ def session_update(session: Json) -> str | None:
         "event_id": "gateway_session",
         "session": {"type": "realtime", **asked},
     }
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+    return compose(event)

@@ -85,6 +85,13 @@ def test_file_is_named_by_the_environment(written: Any) -> None:
     assert load(environ={"GATEWAY_CONFIG": str(file)}).server.port == 9
 
 
+def test_file_may_begin_with_a_byte_order_mark(written: Any) -> None:
+    """Windows' editors write one, which is no part of TOML."""
+    file = written("\ufeff[server]\nport = 9\n")
+
+    assert load(file, environ={}).server.port == 9
+
+
 def test_lists_in_the_environment_are_json() -> None:
     """A list is written as JSON."""
     config = load(environ={"GATEWAY_ACCESS__CORS_ORIGINS": '["https://a.example", "*"]'})

@@ -26,6 +26,13 @@ def test_secret_is_read_without_its_line_end(file: Path) -> None:
     assert openai_key(Upstream(api_key_file=file)) == "sk-abc"
 
 
+def test_byte_order_mark_is_no_part_of_a_secret(file: Path) -> None:
+    """Notepad and PowerShell begin a file with one, which OpenAI would refuse as a part of the key."""
+    file.write_bytes(b"\xef\xbb\xbfsk-abc\r\n")
+
+    assert openai_key(Upstream(api_key_file=file)) == "sk-abc"
+
+
 def test_environment_goes_before_the_file(file: Path) -> None:
     """The environment overrides the file, as for every setting."""
     file.write_text("from file")

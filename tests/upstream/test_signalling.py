@@ -22,7 +22,10 @@ from tests.upstream.farend import serving
 
 KEY = "sk-proj-abcDEF0123456789"
 OFFER = "v=0\r\na=fingerprint:sha-256 AA\r\n"
-REQUEST = CallRequest(session={"type": "realtime", "model": "gpt-realtime", "instructions": "Sé breve."})
+SESSION = {"type": "realtime", "model": "gpt-realtime", "instructions": "Sé breve."}
+REQUEST = CallRequest(session=SESSION)
+HALF = {**SESSION, "instructions": "half of a pair: \ud83d"}
+"""JSON can name a lone surrogate, and UTF-8 cannot hold one."""
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -57,7 +60,8 @@ def problem(code: str | None, message: str = "No.") -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
 
 
-async def test_create_sends_offer_and_session_as_the_service_reads_them() -> None:
+@pytest.mark.parametrize("session", [SESSION, HALF], ids=["text", "lone surrogate"])
+async def test_create_sends_offer_and_session_as_the_service_reads_them(session: dict[str, str]) -> None:
     """The offer is one part byte for byte, and the session object another; the answer and the call's id are
     returned."""
     seen: dict[str, Any] = {}
@@ -72,18 +76,29 @@ async def test_create_sends_offer_and_session_as_the_service_reads_them() -> Non
         )
 
     async with signaller(handler, organization="org-1", project="proj-1") as one:
-        created = await one.create(OFFER, replace(REQUEST, safety_identifier="somebody"), 5)
+        created = await one.create(OFFER, replace(REQUEST, session=session, safety_identifier="somebody"), 5)
 
     assert created == signalling.CreatedCall("v=0\r\n", "rtc_u1_X", 201)
     assert seen["path"] == "/v1/realtime/calls"
     assert seen["sdp"] == ("application/sdp", OFFER.encode())
     assert seen["session"][0] == "application/json"
-    assert json.loads(seen["session"][1]) == dict(REQUEST.session)
+    assert json.loads(seen["session"][1]) == session
     assert seen["headers"]["Authorization"] == f"Bearer {KEY}"
     assert seen["headers"]["OpenAI-Organization"] == "org-1"
     assert seen["headers"]["OpenAI-Project"] == "proj-1"
     assert seen["headers"]["OpenAI-Safety-Identifier"] == hashlib.sha256(b"somebody").hexdigest()
     assert "OpenAI-Beta" not in seen["headers"]
+
+
+def test_session_update_of_an_ephemeral_key_can_be_encoded() -> None:
+    """It holds the session without its model, and a lone surrogate as an escape."""
+    update = signalling.session_update(HALF)
+
+    assert update is not None
+    assert json.loads(update.encode())["session"] == {
+        "type": "realtime",
+        "instructions": HALF["instructions"],
+    }
 
 
 async def test_create_with_an_ephemeral_key_sends_the_bare_offer() -> None:

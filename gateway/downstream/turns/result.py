@@ -17,7 +17,7 @@ from gateway.relay.state.turn import Turn
 RATE_LIMIT_RETRY_SECONDS: Final = 10.0
 """Used if OpenAI does not say when to retry."""
 
-_TRY_AGAIN: Final = re.compile(r"try again in (?:(\d+)m(?!s))?(?:([\d.]+)(ms|s))?", re.I)
+_TRY_AGAIN: Final = re.compile(r"try again in (?:([0-9]{1,6})m(?!s))?(?:([0-9.]{1,12})(ms|s))?", re.I)
 
 
 def document(turn: Turn, session_id: str, head: str) -> dict[str, object]:

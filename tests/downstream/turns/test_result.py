@@ -94,6 +94,8 @@ def test_failure_is_raised_whoever_asks() -> None:
         ("Try again in 20ms", 0.02),
         ("try again in 1m3s", 63),
         ("try again in 2m", 120),
+        (f"try again in {'9' * 400}s", turnresult.RATE_LIMIT_RETRY_SECONDS),
+        (f"try again in {'9' * 5000}m1s", turnresult.RATE_LIMIT_RETRY_SECONDS),
         ("try again in a while", turnresult.RATE_LIMIT_RETRY_SECONDS),
         ("try again in 1.2.3s", turnresult.RATE_LIMIT_RETRY_SECONDS),
         ("Slow down.", turnresult.RATE_LIMIT_RETRY_SECONDS),
