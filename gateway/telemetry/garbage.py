@@ -1,9 +1,9 @@
 """When garbage is collected, and how long that may block the event loop.
 
-Reference counting frees almost everything. Cycles remain: a closed session and its peer connection refer to each other,
-about 150 objects and the session's log. Python would collect them after a number of allocations: possibly in the middle of
-an answer, and almost never for sessions that lived long. So full collections run after a number of sessions have ended.
-The cost is shared among these sessions, and their garbage stays bounded.
+Reference counting frees almost everything, an ended session and its call included. Cycles remain where something failed, and
+with several nodes between a session and its journal. Python would collect them after a number of allocations: possibly in
+the middle of an answer, and almost never for sessions that lived long. So full collections run after a number of sessions
+have ended, when none is being opened or closed. The cost is shared among these sessions, and their garbage stays bounded.
 """
 
 import asyncio
@@ -23,8 +23,13 @@ LIVE_SHARE: Final = 1 / 8
 """A full collection visits every live session, 0.1 ms each. It runs after one session has ended for every eight live ones,
 so an end costs 0.8 ms, and uncollected sessions are at most an eighth of the live ones."""
 
-THRESHOLDS: Final = (50_000, 20, 100)
-"""Python's defaults, (700, 10, 10), cause thousands of collections a minute of events that reference counting soon frees."""
+MAX_ENDED: Final = 1024
+"""After so many ends, and one for each live session, a collection does not wait for a calm moment any more."""
+
+THRESHOLDS: Final = (4000, 250, 100)
+"""Python's defaults, (700, 10, 10), cause thousands of collections a minute of events that reference counting soon frees. A
+collection of the youngest takes 1 µs for each object, so with 50,000 it held the loop for 50 ms. The older ones are visited
+after a million allocations."""
 
 
 class Collector:
@@ -41,6 +46,7 @@ class Collector:
         self._ended = ended
         self._live = live
         self._swept = 0
+        self._seen = (0, 0)
         self._thresholds = gc.get_threshold()
         self._tasks = Tasks(failed)
 
@@ -65,8 +71,10 @@ class Collector:
 
     def sweep(self) -> bool:
         """Collect if enough sessions have ended since the last time, and return the memory to the system."""
-        ended = self._ended()
-        if ended - self._swept < max(MIN_ENDED, self._live() * LIVE_SHARE):
+        ended, live = self._ended(), self._live()
+        calm, self._seen = (ended, live) == self._seen, (ended, live)
+        left = ended - self._swept
+        if left < max(MIN_ENDED, live * LIVE_SHARE) or not (calm or left >= max(MAX_ENDED, live)):
             return False
         self._swept = ended
         gc.collect()
