@@ -26,6 +26,8 @@ SURE_SHARE: Final = 0.75
 be replaced soon."""
 
 LATE_BEATS: Final = 5
+FORGOTTEN_SECONDS: Final = 30.0
+"""How long owners may take to write their sessions again after Redis has lost its data."""
 
 
 def boottime() -> float:
@@ -93,7 +95,7 @@ class Beat:
         self._interval = lease_seconds * BEAT_SHARE
         self._liveness = Liveness(lease_seconds)
         self._count = 0
-        self._answered_sent_at = float("-inf")
+        self._answered_sent_at = self._forgotten_at = float("-inf")
         self._seen: dict[str, Status] = {}
         self._beats: Mapping[str, int] = {}
         self._tasks = Tasks(failed)
@@ -117,6 +119,8 @@ class Beat:
         beats = {node: seen[0] for node, seen in found.items() if seen is not None}
         self._beats = beats
         now = boottime()
+        if replies[0] and self._seen:  # The field is new, although this is not the first beat.
+            self._forgotten_at = now
         self._liveness.answered(now, {node: beat for node, beat in beats.items() if node != self.node})
         self._seen = {node: seen[1] for node, seen in found.items() if seen is not None}
         self._answered_sent_at = sent_at
@@ -135,6 +139,13 @@ class Beat:
     def sure(self) -> bool:
         """No other node can consider this one dead."""
         return boottime() - self._answered_sent_at <= self._lease * SURE_SHARE
+
+    async def forgotten(self) -> bool:
+        """Return whether Redis has lost its data a moment ago, so that a missing session may be one that its owner is about
+        to write again. Raises AwayError, DeniedError or ReplyError."""
+        if boottime() - self._forgotten_at <= FORGOTTEN_SECONDS:
+            return True
+        return not await self._connections.command("HEXISTS", self._keys.nodes, self.node)
 
     @property
     def nodes(self) -> list[NodeSeen]:

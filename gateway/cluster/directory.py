@@ -88,7 +88,8 @@ class RedisDirectory:
         ]
 
     def journal(self, session_id: str, principal: str, epoch: str) -> Journal:
-        return self._journal(Identity(session_id, principal, int(time.time()), epoch))
+        now = time.time()
+        return self._journal(Identity(session_id, principal, int(now), epoch, now))
 
     async def reserve(self, session_id: str, principal: Principal) -> None:
         key = self._keys.live(principal.name)
@@ -156,11 +157,10 @@ class RedisDirectory:
         if known is None or now - known[0] > OWNER_SECONDS:
             try:
                 found = await self._connections.command("HGET", self._keys.meta(session_id), "node")
+                if found is None:
+                    return self._missing(session_id, forgotten=await self._beat.forgotten())
             except (AwayError, DeniedError, ReplyError) as error:
                 raise away(error) from error
-            if found is None:
-                self._owners.pop(session_id, None)
-                return None
             known = self._remember(session_id, found.decode(), now)
         return self._location(known[1])
 
@@ -169,6 +169,7 @@ class RedisDirectory:
             found = await self._connections.pipeline(
                 [("HGET", self._keys.meta(one), "node") for one in session_ids]
             )
+            forgotten = None in found and await self._beat.forgotten()
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
         now = time.monotonic()
@@ -177,9 +178,17 @@ class RedisDirectory:
             if isinstance(node, bytes):
                 owners.append(self._location(self._remember(session_id, node.decode(), now)[1]))
             else:
-                self._owners.pop(session_id, None)
-                owners.append(None)
+                owners.append(self._missing(session_id, forgotten=forgotten))
         return owners
+
+    def _missing(self, session_id: str, *, forgotten: bool) -> Location | None:
+        """Return where a session is that Redis does not know: nowhere, or at the last known owner if Redis has lost its
+        data, which the owners write again."""
+        if not forgotten:
+            self._owners.pop(session_id, None)
+            return None
+        known = self._owners.get(session_id)
+        return Location("", None, live=False) if known is None else self._location(known[1])
 
     def _remember(self, session_id: str, node: str, now: float) -> tuple[float, str]:
         known = self._owners[session_id] = (now, node)
@@ -320,13 +329,14 @@ class RedisDirectory:
         """Put a session on the lists of its node and its principal. Must come first, so that no session exists that a takeover
         would not find. Raises AwayError."""
         identity = journal.identity
+        score = repr(identity.opened_at or identity.created)
         lists = [self._keys.principal(identity.principal)]
         if journal.sealed_for is None:
             lists.append(self._keys.live(identity.principal))
         for reply in await self._connections.pipeline(
             [
                 ("SADD", self._keys.owned(self.node), identity.session_id),
-                *(("ZADD", key, "NX", identity.created, identity.session_id) for key in lists),
+                *(("ZADD", key, "NX", score, identity.session_id) for key in lists),
             ]
         ):
             if isinstance(reply, ReplyError):

@@ -69,6 +69,8 @@ class Identity:
     principal: str
     created: int
     epoch: str
+    opened_at: float | None = None
+    """When it was created, more exactly, where it was: for the order of lists."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,12 +261,13 @@ class Membership:
                 await self.node.readable(session.id)
 
     async def _is_gone(self, session_id: str) -> bool:
-        """Return whether another node owns a session by now. A missing answer does not decide it."""
+        """Return whether another node owns a session by now. A missing answer does not decide it, nor does a Redis that has
+        lost the session: then it is only here."""
         try:
             location = await self.node.directory.locate(session_id, fresh=True)
         except OverloadError:
             return False
-        return location is None or location.node != self.node.id
+        return location is not None and location.node not in ("", self.node.id)
 
     def _release(self, session: Session) -> None:
         session.released()

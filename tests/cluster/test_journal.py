@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from gateway.cluster import claims
+from gateway.cluster import beat, claims
 from gateway.cluster.claims import Stored, TakenError
 from gateway.cluster.connections import AwayError
 from gateway.cluster.journal import RedisJournal
 from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
-from gateway.relay.journal import Promised
+from gateway.relay.journal import Location, Promised
 from gateway.relay.requests import Principal
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
@@ -468,3 +468,35 @@ async def test_sessions_that_are_claimed_together_are_read_in_portions(
         assert [one.session_id for one in found if isinstance(one, Stored)] == ids
         assert sum(portions) == 4
         assert len(portions) > 1
+
+
+async def test_a_session_is_not_gone_while_owners_write_again_what_redis_lost(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node asks the last known owner, or waits; once the owners had their time, a missing session is gone."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        await opened(a, "gws_1")
+        await until(lambda: b.beat.lives(a.id))
+        assert await b.directory.locate("gws_2") is None
+        before = await b.directory.locate("gws_1")
+        for _ in range(2):  # before and after this node's next heartbeat
+            redis_server.cli("DEL", *(f"rg:{{gws_1}}:{key}" for key in "jms"))
+            redis_server.cli("HDEL", "rg:{nodes}", b.id)
+            found = await b.directory.locate("gws_1", fresh=True)
+            both = await b.directory.locate_all(["gws_1", "gws_2"])
+            assert (found, both[0]) == (before, before)
+            assert both[1] == Location("", None, live=False)
+            await b.beat.once()
+        monkeypatch.setattr(beat, "FORGOTTEN_SECONDS", 0.0)
+
+        assert await b.directory.locate("gws_1", fresh=True) is None
+        assert await b.directory.locate_all(["gws_1"]) == [None]
+
+
+async def test_sessions_of_the_same_second_are_listed_newest_first(redis_server: RedisServer) -> None:
+    """A list is cut at its limit, so a new session must not be behind others of its second."""
+    async with node(redis_server.url) as a:
+        for session_id in ("gws_b", "gws_c", "gws_a"):
+            await opened(a, session_id)
+
+        assert await a.directory.sessions_of("one") == ["gws_a", "gws_c", "gws_b"]
