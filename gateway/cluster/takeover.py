@@ -30,6 +30,9 @@ STEPS_AT_ONCE: Final = 2
 """While one waits for Redis, the sessions of the other are adopted."""
 TURN_SECONDS: Final = 0.003
 """How long sessions are adopted before other work gets its turn. One without a large log takes less than 1 ms."""
+UNREADABLE_SECONDS: Final = 5.0
+"""Time between looks at the sessions of a lost node that another version wrote. A node of that version takes them at once."""
+MAX_FAILED: Final = 10_000
 _WATCH_SECONDS: Final = 0.25
 
 
@@ -72,8 +75,12 @@ class Takeover:
         self._doubtful: dict[str, float] = {}
         """Sessions that this node may have claimed without adopting them, and since when their node is lost."""
         self._turn_ends = 0.0
-        self._failed: set[str] = set()
-        """Sessions that could not be adopted here: each is a bug that was logged."""
+        self._failed: dict[str, None] = {}
+        """Sessions that could not be adopted here, oldest first: each is a bug that was logged."""
+        self._told: set[str] = set()
+        """Lost nodes that were reported, until they are off the list."""
+        self._again_at: dict[str, float] = {}
+        """When to look again at lost nodes whose sessions another version wrote."""
 
     def start(self) -> None:
         """Start watching."""
@@ -147,12 +154,19 @@ class Takeover:
         try:
             return self._adopt(stored)
         except UnreadableError:
+            self._give_up(stored.session_id)
             return "unreadable"
         except Exception as error:  # noqa: BLE001  # one session that cannot be adopted must not stop the others
-            # It stays on this node's list, from which another node may take it with a better version of this code.
-            self._failed.add(stored.session_id)
+            self._give_up(stored.session_id)
             self._telemetry.relay_failed(stored.session_id, error)
             return "failed"
+
+    def _give_up(self, session_id: str) -> None:
+        """Leave a claimed session on this node's list, from which another node may take it with a better version of this
+        code. The oldest of very many is forgotten, and would be tried once more."""
+        self._failed[session_id] = None
+        if len(self._failed) > MAX_FAILED:
+            del self._failed[next(iter(self._failed))]
 
     async def _watch(self) -> None:
         while True:
@@ -167,8 +181,11 @@ class Takeover:
             if self._doubtful:
                 await self._settle_doubts()
             self._emptied &= dead
+            self._told &= dead
+            self._again_at = {lost: at for lost, at in self._again_at.items() if lost in dead}
             for lost in dead - self._emptied:
-                self.replace(lost)
+                if self._again_at.get(lost, 0.0) <= boottime():
+                    self.replace(lost)
 
     async def _replace(self, lost: str) -> None:
         """Take this node's share of the sessions, rank by rank, until none is left."""
@@ -177,7 +194,10 @@ class Takeover:
         began = boottime()
         try:
             ids = await node.directory.claims.owned_by(lost)
-            self._telemetry.node_lost(lost, len(ids))
+            first, unreadable = lost not in self._told, 0
+            self._told.add(lost)
+            if first:
+                self._telemetry.node_lost(lost, len(ids))
             waiting = dict(zip(ids, await self._ranks(ids), strict=True))
             while waiting:
                 if not self._still(lost):
@@ -185,7 +205,7 @@ class Takeover:
                 turn = (boottime() - began) / RANK_SECONDS
                 mine = [one for one, rank in waiting.items() if rank <= turn]
                 with self._gate.hold():
-                    await self._take_all(mine, lost, since)
+                    unreadable += await self._take_all(mine, lost, since)
                 for one in mine:
                     del waiting[one]
                 await asyncio.sleep(_WATCH_SECONDS)
@@ -193,6 +213,10 @@ class Takeover:
             if not await node.directory.claims.owned_by(lost):
                 self._emptied.add(lost)
                 await node.beat.forget(lost)
+            elif unreadable:
+                self._again_at[lost] = boottime() + UNREADABLE_SECONDS
+                if first:
+                    self._telemetry.sessions_unreadable(lost, unreadable)
         except (AwayError, DeniedError, ReplyError):
             return  # The node is checked again as long as it is on the list.
 
@@ -215,17 +239,19 @@ class Takeover:
         left = set(await self._node.directory.claims.owned_by(lost))
         return {one: rank for one, rank in waiting.items() if one in left}
 
-    async def _take_all(self, ids: list[str], lost: str, since: float) -> None:
-        """Take sessions in steps."""
+    async def _take_all(self, ids: list[str], lost: str, since: float) -> int:
+        """Take sessions in steps. Return how many another version wrote."""
         gate = asyncio.Semaphore(STEPS_AT_ONCE)
         claims = self._node.directory.claims
 
-        async def step(some: list[str]) -> None:
+        async def step(some: list[str]) -> int:
             async with gate:
                 try:
                     outcomes = await self._take_some(some, lost, since)
                 except (AwayError, DeniedError, ReplyError):
-                    return
-            await claims.dismiss(lost, [one for one, outcome in outcomes.items() if outcome != "unreadable"])
+                    return 0
+            done = [one for one, outcome in outcomes.items() if outcome != "unreadable"]
+            await claims.dismiss(lost, done)
+            return len(outcomes) - len(done)
 
-        await asyncio.gather(*(step(ids[at : at + STEP]) for at in range(0, len(ids), STEP)))
+        return sum(await asyncio.gather(*(step(ids[at : at + STEP]) for at in range(0, len(ids), STEP))))

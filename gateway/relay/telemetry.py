@@ -148,6 +148,9 @@ class ClusterTelemetry(FailureTelemetry, Protocol):
     def redis_up(self, up: bool, reason: str) -> None:
         """Redis answers, or does not for this reason. Called on every change."""
 
+    def sessions_unreadable(self, node: str, sessions: int) -> None:
+        """Sessions of a lost node were written by a version that this node does not read."""
+
     def node_lost(self, node: str, sessions: int) -> None:
         """Another node is considered dead. `sessions` of it are to be taken over by the remaining nodes."""
 

@@ -97,6 +97,10 @@ class NodeMetrics:
     def node_lost(self, node: str, sessions: int) -> None:
         log.warning("node_lost", node=node, sessions=sessions)
 
+    def sessions_unreadable(self, node: str, sessions: int) -> None:
+        remedy = "start a node of that version again; see docs/cluster.md, Upgrades"
+        log.error("sessions_unreadable", node=node, sessions=sessions, remedy=remedy)
+
     def peer_unreachable(self, node: str, url: str, reason: str, remedy: str) -> None:
         log.error("peer_unreachable", node=node, url=url, reason=reason, remedy=remedy)
 

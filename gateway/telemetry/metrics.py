@@ -102,6 +102,7 @@ class Metrics:
         self.fenced = nodes.fenced
         self.journal_repaired = nodes.journal_repaired
         self.redis_up = nodes.redis_up
+        self.sessions_unreadable = nodes.sessions_unreadable
         self.peer_unreachable = nodes.peer_unreachable
         self.peer_reachable = nodes.peer_reachable
         process = ProcessMetrics(define, version)

@@ -25,12 +25,18 @@ class Told:
         self.unsettled = 0
         self.ups: list[bool] = []
         self.failures: list[BaseException] = []
+        self.lost: list[tuple[str, int]] = []
+        self.unreadable: list[tuple[str, int]] = []
 
     def journal_settled(self, seconds: float) -> None: ...
     def cluster_nodes(self, counts: Mapping[str, int]) -> None: ...
     def forwarded(self, kind: str, outcome: str, seconds: float) -> None: ...
     def handed_over(self, session: str, outcome: str) -> None: ...
-    def node_lost(self, node: str, sessions: int) -> None: ...
+    def node_lost(self, node: str, sessions: int) -> None:
+        self.lost.append((node, sessions))
+
+    def sessions_unreadable(self, node: str, sessions: int) -> None:
+        self.unreadable.append((node, sessions))
 
     def journal_unsettled(self, size: int) -> None:
         self.unsettled = size

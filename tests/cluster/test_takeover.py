@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from gateway.cluster import claims, takeover
 from gateway.cluster.claims import Stored
 from gateway.cluster.connections import AwayError
 from gateway.cluster.node import ClusterNode
-from gateway.cluster.takeover import Takeover
+from gateway.cluster.takeover import Takeover, UnreadableError
 from tests.cluster.kit import FakeSession, node, opened, told, until
 from tests.cluster.redis_server import Proxy, RedisServer
 
@@ -205,3 +206,52 @@ async def test_node_that_has_just_joined_is_not_waited_for(redis_server: RedisSe
 
         assert a.beat.taking_over() == [a.id]
         assert b.id in [seen.node for seen in a.beat.nodes]
+
+
+@pytest.mark.slow
+async def test_sessions_of_another_version_wait_for_a_node_that_reads_them(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of the older version reports the lost node and them once, and does not ask Redis for them all the time. A node of
+    their version takes them over."""
+    looks = 0
+    async with taking(redis_server.url) as b:
+        many = b.node.directory.claims.each
+
+        def counted(*what: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return many(*what)
+
+        monkeypatch.setattr(b.node.directory.claims, "each", counted)
+        async with node(redis_server.url, lease_seconds=1.0) as a:
+            await opened(a, "gws_1")
+            redis_server.cli("HSET", "rg:{gws_1}:m", "v", "2")
+            await a.beat.close()
+            await until(lambda: bool(told(b.node).unreadable))
+            await asyncio.sleep(1.0)
+        assert (told(b.node).lost, told(b.node).unreadable) == ([(a.id, 1)], [(a.id, 1)])
+        assert (looks, b.sessions) == (1, {})
+        monkeypatch.setattr(claims, "READS", (1, 2))
+        b.takeover._again_at.clear()
+        await until(lambda: "gws_1" in b.sessions)
+
+
+async def test_claimed_session_that_cannot_be_read_is_not_claimed_again_and_again(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays on the list of the node that claimed it. The number of such sessions that are remembered is bounded."""
+    monkeypatch.setattr(takeover, "MAX_FAILED", 1)
+    async with node(redis_server.url, lease_seconds=1.0) as a, taking(redis_server.url) as b:
+
+        def unreadable(stored: Stored) -> str:
+            raise UnreadableError("a malformed record")
+
+        b.takeover._adopt = unreadable
+        for session_id in ("gws_1", "gws_2"):
+            await opened(a, session_id)
+            assert await b.takeover.take(session_id, a.id, 0.0) == "unreadable"
+            assert await b.takeover.take(session_id, a.id, 0.0) == "lost_race"
+
+        assert b.takeover._doubtful == {}
+        assert list(b.takeover._failed) == ["gws_2"]
