@@ -36,6 +36,7 @@ from gateway.downstream.http.app_keys import (
     TELEMETRY,
 )
 from gateway.downstream.http.protocol import Connection
+from gateway.downstream.peers.elsewhere import REFUSED_READ
 from gateway.errors import CallerError, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -132,9 +133,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         _require_host(request, rules)
     origins = request.headers.getall(hdrs.ORIGIN, [])
     if not origins:
-        if refusal is not None:
-            raise refusal
-        return await handler(request)
+        return await handler(request) if refusal is None else _refused(request, refusal)
     # Browsers send one. If something in between added another, it is unclear which one is the page's.
     origin = origins[0] if len(origins) == 1 else "null"
     if request.app[OPEN_TO_PAGES] and _is_listed(origin, rules):
@@ -142,7 +141,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     elif not _is_own(request, origin, rules):
         raise CallerError("origin-not-allowed", _origin_refusal(request, origin))
     if refusal is not None:
-        raise refusal
+        return _refused(request, refusal)
     if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         return web.Response(status=204, headers=_preflight(request))
     return await handler(request)
@@ -191,6 +190,15 @@ def _refusal(request: web.Request) -> GatewayError | None:
     """Return the error that the connection found in the request before any handler ran."""
     protocol = request.protocol
     return protocol.refusal(request) if isinstance(protocol, Connection) else None
+
+
+def _refused(request: web.Request, refusal: GatewayError) -> web.Response:
+    """Return the answer of an `EventSource`, which would never try again after a status. Raise the error for all others."""
+    read = request.app.get(REFUSED_READ)
+    told = None if read is None else read(request, refusal)
+    if told is None:
+        raise refusal
+    return told
 
 
 def _client_left(request: web.Request) -> bool:

@@ -96,7 +96,7 @@ class Connection(web.RequestHandler):
         self._received_at = 0.0
         self._half_closed = False
         self._sent_all: asyncio.Future[None] | None = None
-        self._refused = False
+        self._refused: GatewayError | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_late = False
         self._write_timer: asyncio.TimerHandle | None = None
@@ -123,9 +123,7 @@ class Connection(web.RequestHandler):
 
     def refusal(self, request: web.BaseRequest) -> GatewayError | None:
         """Return the error for a request that must not be handled, else None."""
-        if self._refused:
-            return OverloadError("capacity", "All connections are in use.", retry_after=RETRY_SECONDS)
-        return self._requests.refusal(request._message)  # noqa: SLF001  # the request has no public attribute for its message
+        return self._refused or self._requests.refusal(request._message)  # noqa: SLF001  # it has no public name
 
     # --- opening and losing -------------------------------------------------------------------------------------------
 
@@ -134,7 +132,10 @@ class Connection(web.RequestHandler):
         # uvloop's transports are not instances of asyncio's classes.
         self._wire = wire = cast("asyncio.Transport", transport)
         wire.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        self._refused = not self._connections.opened(self)
+        if not self._connections.opened(self):
+            self._refused = OverloadError(
+                "capacity", "All connections are in use.", retry_after=RETRY_SECONDS
+            )
         self._head_timer = self._loop.call_later(self._limits.header_seconds, self._head_overdue)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -53,7 +53,8 @@ async def test_unix_socket_beside_the_port(house: House, tmp_path: Path) -> None
 
 
 async def test_full_listener_says_so(house: House, small: Server) -> None:
-    """While running requests use all connections, another one gets 503 with `Retry-After`, and that is logged."""
+    """While running requests use all connections, another one gets 503 with `Retry-After` and ends, and that is logged. An
+    `EventSource`, which would never try again, is told in a stream."""
     session = await house.open()
     readers = [
         asyncio.create_task(
@@ -67,7 +68,8 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
     async with asyncio.timeout(10):
         while house.hub.find(session["id"], None).view().receivers < 2:
             await asyncio.sleep(0.005)
-    answer = await ask(small.url, GET)
+    answer = await ask(small.url, GET.replace(b"Connection: close\r\n", b""))
+    stream = await ask(small.url, f"GET {session['stream_url']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     operator = await ask(small.admin_url, GET)
     for reader in readers:
         reader.cancel()
@@ -75,6 +77,9 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
 
     assert (answer.status, answer.json["code"]) == (503, "capacity")
     assert answer.headers["retry-after"] == "5"
+    assert (stream.status, stream.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert b"event: gateway.error\n" in stream.body
+    assert b'"code":"capacity"' in stream.body
     assert operator.status == 200
     assert house.facts.of("connections_refused") == [(1, "connections")]
 
