@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.relay.events.records import GatewayEvent, ServerEvent
 
 _WORD = re.compile(r"[0-9a-z-]{1,64}\Z")
@@ -68,8 +70,9 @@ class Epoch(NamedTuple):
     """Sequence of its first event, whether or not there is one yet."""
 
 
-class Entry(NamedTuple):
-    """One event as the log keeps it. A tuple, because one is made for every event that passes."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One event as the log keeps it. One is made for every event that passes: a third of the time of a named tuple's, and the
+    garbage collector does not look at it."""
 
     sequence: int
     type: str
