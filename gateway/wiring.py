@@ -20,8 +20,8 @@ from gateway.downstream.auth.origins import host_name, is_loopback_name, normal_
 from gateway.downstream.http.connections import ConnectionLimits
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.reading.stream import StreamLimits
-from gateway.relay.hub import template
 from gateway.relay.limits import RelayLimits
+from gateway.relay.sessionobject import template
 from gateway.relay.usage import PICODOLLARS, Direction, ModelPrices, PriceList
 from gateway.upstream.config import IceServer, UpstreamConfig
 

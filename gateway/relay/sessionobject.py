@@ -7,6 +7,11 @@ from gateway.errors import CallerError, Flaw
 Json = Mapping[str, object]
 
 
+def template(configured: Json) -> dict[str, object]:
+    """Add the members that every Realtime session object needs to the configured template."""
+    return {"type": "realtime", **configured}
+
+
 def merge(template: Json, wanted: Json) -> dict[str, object]:
     """Lay `wanted` over `template`: objects merge, everything else replaces, null is a value."""
     merged = {**template, **wanted}

@@ -10,6 +10,7 @@ import pytest
 from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.errors import UpstreamError
 from gateway.relay.limits import RelayLimits
+from gateway.relay.ports import SessionId
 from tests.downstream.house import Build, House
 
 ADA = {"Authorization": "Bearer ada-key"}
@@ -313,7 +314,8 @@ async def test_create_key_is_forgotten_with_its_session(build: Build) -> None:
     first = await house.open(headers=headers)
     await house.call("DELETE", f"/v1/sessions/{first['id']}")
     closed = await house.call("POST", "/v1/sessions", json={}, headers=headers)
-    house.hub._tick(house.hub._clock.monotonic())
+    session = house.hub._sessions[SessionId(str(first["id"]))]
+    house.hub._tick(session, house.hub._clock.monotonic())
     gone = await house.call("POST", "/v1/sessions", json={}, headers=headers)
 
     assert closed.json["id"] == first["id"]

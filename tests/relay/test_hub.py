@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError, UpstreamError
-from gateway.relay.hub import template
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS
 from gateway.relay.ports import LossCause
 from gateway.relay.requests import Principal
+from gateway.relay.sessionobject import template
 from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
@@ -502,7 +502,20 @@ async def test_a_hub_that_never_ticked_can_be_closed(build: Build) -> None:
     assert house.hub.draining
 
 
-def test_the_template_says_what_every_session_must() -> None:
-    """Realtime: the type is required, so the template adds it; the operator's configuration has priority."""
-    assert template({}) == {"type": "realtime"}
-    assert template({"type": "transcription", "model": "x"}) == {"type": "transcription", "model": "x"}
+async def test_a_tick_of_many_sessions_lets_other_work_have_its_turn(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of sessions tick in parts, and one that leaves in between is passed over."""
+    monkeypatch.setattr("gateway.relay.hub.TICKED_AT_ONCE", 1)
+    first, second = await house.open(), await house.open()
+    ticked: list[str] = []
+    monkeypatch.setattr(second, "tick", lambda now: ticked.append("second"))
+
+    def leave(now: float) -> None:
+        ticked.append("first")
+        asyncio.get_running_loop().call_soon(house.hub.drop, second.id)
+
+    monkeypatch.setattr(first, "tick", leave)
+    await asyncio.sleep(2.5)
+
+    assert set(ticked) == {"first"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.relay.sessionobject import check_locked, merge
+from gateway.relay.sessionobject import check_locked, merge, template
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
 NAMES = st.sampled_from(["a", "b", "audio", "input"])
@@ -14,6 +14,12 @@ OBJECT = st.recursive(
     lambda inner: st.dictionaries(NAMES, inner | SCALAR, max_size=3),
     max_leaves=8,
 )
+
+
+def test_the_template_says_what_every_session_must() -> None:
+    """Realtime: the type is required, so the template adds it; the operator's configuration has priority."""
+    assert template({}) == {"type": "realtime"}
+    assert template({"type": "transcription", "model": "x"}) == {"type": "transcription", "model": "x"}
 
 
 @given(OBJECT)

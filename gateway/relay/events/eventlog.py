@@ -238,7 +238,7 @@ class EventLog:
         for type_, text, turn in events:
             sequence += 1
             block, start = framing(f"{prefix}{sequence}", name, text)
-            add(_tuple(Entry, (sequence, type_, block, start, turn, at)))
+            add(Entry(sequence, type_, block, start, turn, at))
             size += len(block)
         self.appended, self.size = sequence, size
         if size > self._max_bytes or len(self._entries) - self._first > self._max_events:
