@@ -2,8 +2,11 @@
 
 Hundreds of requests may arrive together: after a deploy, or when many answers end at the same moment. Each takes about 0.3 ms.
 Handled in one turn, they would delay everything else by all of them, events from OpenAI included, and the first response would
-leave only after the last request. So a turn reads a few connections. The others are not read further, and follow in the order
-in which their data came.
+leave only after the last request. So a turn reads a few connections. The others are not read further, and wait.
+
+Half of the reads go to the connections that have waited longest, so none waits forever. The other half go to those whose data
+came last. Such a request is often the second one of a client whose first was just answered, since a question takes two. If it
+had to wait behind the first requests of all other clients, all answers would begin late, instead of some early and some late.
 """
 
 import asyncio
@@ -33,7 +36,7 @@ class Intake:
         self._scheduled = False
 
     def admits(self, connection: Reading) -> bool:
-        """Return whether data can be handled now. Otherwise `read_on` is called in one of the next turns, once."""
+        """Return whether data can be handled now. Otherwise `read_on` is called once, in one of the next turns."""
         if not self._scheduled:
             # Read once: before Python 3.12 each read is a system call.
             if self._loop is None:
@@ -51,9 +54,11 @@ class Intake:
         assert self._loop is not None  # `admits` was called
         waiting = self._waiting
         self._left = self._reads_per_turn
+        newest = False
         while waiting and self._left:
             self._left -= 1
-            waiting.popleft().read_on()
+            (waiting.pop if newest else waiting.popleft)().read_on()
+            newest = not newest
         self._scheduled = self._left < self._reads_per_turn
         if self._scheduled:
             self._loop.call_soon(self._next)

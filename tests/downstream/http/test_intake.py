@@ -19,19 +19,30 @@ class Connection:
         self._order.append(self._name)
 
 
-async def test_turn_admits_a_bounded_number_and_the_others_follow_in_order() -> None:
-    """Waiting connections are read a few per turn, and a later one does not overtake them."""
+async def test_turn_admits_a_bounded_number_and_reads_the_oldest_and_the_newest_of_the_others() -> None:
+    """Waiting connections are read a few per turn, in turn the one that waited longest and the one that came last."""
     intake, order = Intake(reads_per_turn=2), list[str]()
     admitted = [intake.admits(Connection(name, order)) for name in "abcdef"]
     assert admitted == [True, True, False, False, False, False]
     assert order == []
 
     await asyncio.sleep(0)
-    assert order == ["c", "d"]
+    assert order == ["c", "f"]
     assert not intake.admits(Connection("g", order))
     for _ in range(4):
         await asyncio.sleep(0)
-    assert order == ["c", "d", "e", "f", "g"]
+    assert order == ["c", "f", "d", "g", "e"]
+
+
+async def test_oldest_connection_is_read_although_others_keep_coming() -> None:
+    """A connection waits for those before it, not for those that come later."""
+    intake, order = Intake(reads_per_turn=2), list[str]()
+    _ = [intake.admits(Connection(name, order)) for name in "..abc"]
+    for turn in range(3):
+        _ = [intake.admits(Connection(f"{turn}{number}", order)) for number in range(3)]
+        await asyncio.sleep(0)
+
+    assert [name for name in order if name in "abc"] == ["a", "b", "c"]
 
 
 async def test_next_turn_admits_again() -> None:
