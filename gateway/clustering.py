@@ -79,6 +79,7 @@ class Clustering:
             metrics,
             self.settings.patience_seconds,
             _client_tls(config),
+            turn_seconds=config.relay.turn_timeout_seconds,
         )
         own = self._config
         self._server_tls = listener_tls(

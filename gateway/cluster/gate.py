@@ -122,7 +122,10 @@ class DialGate:
         share = 1.0 if self._waiting.pop(first)() else IDLE_SHARE
         self._next_at = now + 1 / (self._rate * share)
         self._dialling += 1
-        first.set_result(None)
+        if (
+            not first.done()
+        ):  # else its waiter was cancelled in this turn of the loop, and leaves when it runs
+            first.set_result(None)
         self._admit_after(1 / (self._rate * share))
 
     def _first(self, now: float) -> asyncio.Future[None] | None:

@@ -48,6 +48,7 @@ HANG_UPS_PER_SECOND: Final = 50.0
 PREPARED_SECONDS: Final = 60.0
 """How long a prepared call is kept if its session is not handed over."""
 TAKE_SECONDS: Final = 15.0
+"""How long a peer may take to claim a session. Its clients wait meanwhile; then this node goes on with it."""
 READABLE_SECONDS: Final = 1.0
 """How long a session that is released may wait until peers of an older version can read it."""
 RESERVED_SHARE: Final = 0.25
@@ -190,7 +191,8 @@ class Membership:
         """Hand every session to a peer within `timeout` seconds. Those that no peer takes stay here, and those whose only
         client waits here for a turn, and could not find them at a peer."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout * (1 - RESERVED_SHARE)
+        end = loop.time() + timeout
+        deadline = end - timeout * RESERVED_SHARE
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(session: Session, pause: float) -> None:
@@ -203,7 +205,7 @@ class Membership:
         pause = pause_between(len(sessions), deadline - loop.time())
         await asyncio.gather(*(one(session, number * pause) for number, session in enumerate(sessions)))
         for session in self._movable():
-            await self._let_go(session)
+            await self._let_go(session, end)
 
     def _movable(self) -> list[Session]:
         return [session for session in self._hub.live_sessions() if session.returnable]
@@ -220,7 +222,8 @@ class Membership:
                 return
             await self._readable(session, left)
             body = _body(id=session.id, bearer=session.bearer)
-            if not await self._call(peer, "prepare", body):
+            if not await self._ask(peer, "prepare", body, left):
+                left = deadline - asyncio.get_running_loop().time()
                 continue
             left = deadline - asyncio.get_running_loop().time()
             outcome = await self._move(session, peer, max(0.1, left))
@@ -237,19 +240,28 @@ class Membership:
         except (TimeoutError, GatewayError):
             session.resume()
             return "failed"
-        if await self._call(peer, "take", _body(id=session.id, owner=self.node.id)) or await self._is_gone(
-            session.id
-        ):
+        body = _body(id=session.id, owner=self.node.id)
+        if await self._ask(peer, "take", body, TAKE_SECONDS) or await self._is_gone(session.id):
             self._release(session)
             return "taken"
         session.resume()
         return "failed"
 
-    async def _let_go(self, session: Session) -> None:
-        """Let a peer take a session over as if this node were lost."""
-        await self._readable(session, READABLE_SECONDS)
+    async def _ask(self, peer: Peer, errand: Errand, body: bytes, seconds: float) -> bool:
+        """Ask a peer, and return whether it did it within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._call(peer, errand, body)
+        except TimeoutError:
+            return False
+
+    async def _let_go(self, session: Session, end: float) -> None:
+        """Let a peer take a session over as if this node were lost, until `end` (loop time)."""
+        loop = asyncio.get_running_loop()
+        await self._readable(session, min(READABLE_SECONDS, end - loop.time()))
         for peer in self._peers(session.id):
-            if await self._call(peer, "take", _body(id=session.id, owner=self.node.id)):
+            left = min(TAKE_SECONDS, end - loop.time())
+            if await self._ask(peer, "take", _body(id=session.id, owner=self.node.id), left):
                 self._telemetry.handed_over(session.id, "taken")
                 self._release(session)
                 return

@@ -108,6 +108,18 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     assert order == ["a"]
 
 
+async def test_who_gives_up_as_its_turn_comes_leaves_no_trace() -> None:
+    """The timer may fire in the turn of the loop in which the waiter was cancelled."""
+    gate = DialGate()
+    waiting = asyncio.create_task(dial(gate, False, [], "", asyncio.Event()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    gate._admit()
+    await asyncio.wait({waiting})
+
+    assert gate._dialling == 0
+
+
 async def test_many_that_wait_take_no_processor_time() -> None:
     """Thousands of sessions wait after the loss of a node, while the node makes others readable."""
     gate = DialGate()

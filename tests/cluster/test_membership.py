@@ -159,3 +159,17 @@ async def test_a_call_that_was_prepared_for_a_closed_session_is_abandoned() -> N
 
     assert owner.adopted == [None]
     assert all(call.abandoned for call in owner.calls)
+
+
+async def test_a_peer_that_does_not_answer_delays_no_stop() -> None:
+    """The time of a drain is the operator's, and is not exceeded for a peer that hangs."""
+    sessions = [SimpleNamespace(id="gws_1", busy=False, live=True, bearer=None, returnable=True)]
+    one, _, _ = member(SimpleNamespace(live_sessions=lambda: sessions))
+
+    async def hang(*_: object) -> bool:
+        await asyncio.sleep(3600)
+        return True
+
+    one._call = hang
+    async with asyncio.timeout(3):
+        await one.hand_over_all(0.2)

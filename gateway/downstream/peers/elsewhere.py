@@ -24,7 +24,14 @@ from gateway.downstream.peers import signatures
 from gateway.downstream.peers.lines import UNREACHABLE_SECONDS, Lines, Reply
 from gateway.downstream.peers.moves import Moves
 from gateway.downstream.peers.signatures import PeerSignatures
-from gateway.downstream.peers.splice import BrokenError, Outgoing, UnreachableError, splice, whole_body
+from gateway.downstream.peers.splice import (
+    HEAD_SECONDS,
+    BrokenError,
+    Outgoing,
+    UnreachableError,
+    splice,
+    whole_body,
+)
 from gateway.errors import GatewayError, OverloadError
 from gateway.relay.journal import Directory, Location, Peer
 
@@ -77,11 +84,15 @@ class Elsewhere:
         telemetry: PeerTelemetry,
         patience_seconds: float,
         tls: ssl.SSLContext | None = None,
+        *,
+        turn_seconds: float = 300.0,
     ) -> None:
+        """`turn_seconds`: how long a turn may take, whose answer may come only at its end."""
         self.directory = directory
         self.signatures = signatures
         self._telemetry = telemetry
         self._patience = patience_seconds
+        self._turn_seconds = turn_seconds
         self._moves = Moves(directory, lambda error: telemetry.http_failed("", error))
         self._lines = Lines(tls)
         self._passing: dict[str, str] = {}
@@ -108,11 +119,15 @@ class Elsewhere:
             by_url: dict[str, list[str]] = {}
             for request_id, url in self._passing.items():
                 by_url.setdefault(url, []).append(request_id)
-            for url, requests in by_url.items():
-                with suppress(UnreachableError, BrokenError):
-                    body = json.dumps({"requests": requests}).encode()
-                    await self._fetch(url, hdrs.METH_POST, ROTATE, body)
+            await asyncio.gather(*(self._rotate(url, requests) for url, requests in by_url.items()))
             await asyncio.sleep(ROTATE_SECONDS)
+
+    async def _rotate(self, url: str, requests: Sequence[str]) -> None:
+        """Ask a node to end these reads; if it does not answer soon, others must not wait for it."""
+        body = json.dumps({"requests": requests}).encode()
+        with suppress(UnreachableError, BrokenError, TimeoutError):
+            async with asyncio.timeout(ROTATE_SECONDS):
+                await self._fetch(url, hdrs.METH_POST, ROTATE, body)
 
     async def steady(self) -> None:
         """Wait briefly if this node may not answer for its sessions now, such as while it reconnects to Redis."""
@@ -132,7 +147,7 @@ class Elsewhere:
         sessions = request.app[SESSIONS]
         if PEER_REQUEST not in request:
             request[PEER_REQUEST] = secrets.token_hex(12)
-        began = time.monotonic()
+        began, gap_since = time.monotonic(), 0.0
         location = await self.directory.locate(session_id)
         if location is None:
             location = await self.directory.locate(session_id, fresh=True)
@@ -145,7 +160,9 @@ class Elsewhere:
             answer = await self._try(location, outgoing, request[PEER_REQUEST])
             if isinstance(answer, Reply):
                 break
-            left = self._patience - (time.monotonic() - began)
+            # From the first failure on: the owner may have been lost after a long wait for its answer.
+            gap_since = gap_since or time.monotonic()
+            left = self._patience - (time.monotonic() - gap_since)
             if left <= 0:
                 self._telemetry.forwarded("request", "recovering", time.monotonic() - began)
                 detail = "The node that holds the session is being replaced, or cannot be reached from here."
@@ -203,7 +220,7 @@ class Elsewhere:
             await whole_body(answer.line, answer.head)
             self._lines.keep(answer)
         except BrokenError:
-            answer.line.close()
+            pass  # The connection is closed.
         return MOVING_SECONDS
 
     async def _answer(self, request: web.Request, answer: Reply) -> web.StreamResponse:
@@ -219,7 +236,7 @@ class Elsewhere:
             self._lines.keep(answer)
             return web.StreamResponse(status=head.status, headers=headers)
         if hdrs.CONTENT_LENGTH not in head.headers:
-            return await splice(request, answer.line, head, headers)
+            return await splice(request, answer.line, head, headers, answer.seconds)
         try:
             body = await whole_body(answer.line, head)
         except BrokenError as error:
@@ -243,7 +260,8 @@ class Elsewhere:
             *self._signed(request.method, path, request[PEER_REQUEST], body),
         ]
         version = f"{request.version.major}.{request.version.minor}"
-        return Outgoing(request.method, path, version, headers, body)
+        turn_seconds = self._turn_seconds if request.path.endswith("/turns") else 0.0
+        return Outgoing(request.method, path, version, headers, body, HEAD_SECONDS + turn_seconds)
 
     def _signed(self, method: str, path: str, request_id: str, body: bytes) -> Sequence[tuple[str, str]]:
         word = self.signatures.sign(method, path, request_id, body, time.time())

@@ -10,7 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.downstream.peers.splice import BrokenError, Head, Line, Outgoing, UnreachableError, ask, connect
+from gateway.downstream.peers.splice import (
+    BrokenError,
+    Head,
+    Line,
+    Outgoing,
+    SilentError,
+    UnreachableError,
+    ask,
+    connect,
+)
 
 KEPT_LINES: Final = 32
 """Maximum number of idle connections to one node."""
@@ -29,6 +38,8 @@ class Reply:
     url: str
     line: Line
     head: Head
+    seconds: float
+    """How long its node may be silent."""
 
 
 class Lines:
@@ -44,7 +55,7 @@ class Lines:
     def lost(self, url: str) -> None:
         """Close the connections to a node that is lost. It may only be paused, and then it would not close them itself."""
         for line in list(self._busy.get(url, ())):
-            line.close()
+            line.give_up()
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -58,18 +69,16 @@ class Lines:
         carries an id that the owner stores with the effect. Raises UnreachableError or BrokenError."""
         while (line := self._take(url)) is not None:
             try:
-                return Reply(url, line, await ask(line, outgoing))
+                return Reply(url, line, await ask(line, outgoing), outgoing.seconds)
+            except SilentError:
+                raise  # It would not answer on another connection either.
             except BrokenError:
-                line.close()
+                continue
         line = await self._connect(url)
         busy = self._busy.setdefault(url, set())
         busy.add(line)
         line.on_end = lambda: busy.discard(line)
-        try:
-            return Reply(url, line, await ask(line, outgoing))
-        except BaseException:
-            line.close()
-            raise
+        return Reply(url, line, await ask(line, outgoing), outgoing.seconds)
 
     async def _connect(self, url: str) -> Line:
         due, reason = self._unreachable.get(url, (0.0, ""))

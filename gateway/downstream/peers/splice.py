@@ -7,7 +7,8 @@ client reads nothing, reading from the owner pauses, and the owner's rule for sl
 import asyncio
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import urlsplit
@@ -20,7 +21,11 @@ from gateway.downstream.http.wire import watch_loss
 
 CONNECT_SECONDS: Final = 2.0
 HEAD_SECONDS: Final = 90.0
-"""Deadline for the head of the response. A long-poll takes up to 55 s."""
+"""Deadline for the head of the response. A long-poll takes up to 55 s. A turn may take longer, see `Outgoing`."""
+BODY_SECONDS: Final = 30.0
+"""Deadline for the body of a response with a length, which its node sends at once."""
+PATH_SECONDS: Final = 5.0
+"""A connection is considered lost when what was sent over it is not acknowledged for so long."""
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_WAITING_BYTES: Final = 64 * 1024
 """Limit of bytes read from the owner and not yet sent to the client. Reading pauses above it."""
@@ -37,6 +42,10 @@ class BrokenError(Exception):
     """The connection broke after the request was sent and before the response was complete."""
 
 
+class SilentError(BrokenError):
+    """The node did not answer in time. It may still act on the request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A request to another node."""
@@ -46,6 +55,8 @@ class Outgoing:
     version: str
     headers: Sequence[tuple[str, str]]
     body: bytes
+    seconds: float = HEAD_SECONDS
+    """Deadline for the head of the response."""
 
     def encoded(self) -> bytes:
         """Return the encoded request."""
@@ -63,6 +74,9 @@ class Line(asyncio.Protocol):
         self._buffer = bytearray()
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._time = asyncio.get_running_loop().time
+        self._heard_at = self._time()
+        self._watching: asyncio.Handle | None = None
         self.ended = False
         """No more bytes will arrive."""
         self.broken = False
@@ -76,6 +90,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        self._heard_at = self._time()
         if self._transport is not None and not self._paused and len(self._buffer) > MAX_WAITING_BYTES:
             self._paused = True
             self._transport.pause_reading()
@@ -104,14 +119,30 @@ class Line(asyncio.Protocol):
         """Abort the connection. May be called more than once."""
         if self._transport is not None:
             self._transport.abort()
+        if self._watching is not None:
+            self._watching.cancel()
         self.ended = True
         self._wake()
+
+    def give_up(self) -> None:
+        """Abort the connection as one that broke: what came over it is not whole."""
+        self.broken = True
+        self.close()
+
+    def watch(self, seconds: float) -> None:
+        """Give up once nothing was received for so long although somebody reads."""
+        left = self._heard_at + seconds - self._time()
+        if left <= 0 and not self._paused:
+            self.give_up()
+        elif not self.ended:
+            later = left if left > 0 else seconds
+            self._watching = asyncio.get_running_loop().call_later(later, self.watch, seconds)
 
     async def more(self) -> bytes:
         """Wait for bytes and return them; empty at the end."""
         while not self._buffer and not self.ended:
             if self._paused and self._transport is not None:
-                self._paused = False
+                self._paused, self._heard_at = False, self._time()
                 self._transport.resume_reading()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -137,8 +168,10 @@ async def connect(url: str, tls: ssl.SSLContext | None) -> Line:
                 await loop.create_unix_connection(lambda: line, url.removeprefix("unix:"))
             else:
                 parts = urlsplit(url)
-                secure = tls if parts.scheme == "https" else None
-                await loop.create_connection(lambda: line, parts.hostname or "", parts.port or 80, ssl=secure)
+                secure, port = (tls, 443) if parts.scheme == "https" else (None, 80)
+                at = parts.hostname or "", parts.port or port
+                wire, _ = await loop.create_connection(lambda: line, *at, ssl=secure)
+                tcp.set_user_timeout(wire, PATH_SECONDS)
     except (OSError, TimeoutError) as error:
         raise UnreachableError(str(error) or "time-out") from error
     return line
@@ -159,22 +192,19 @@ class Head:
 
 
 async def ask(line: Line, outgoing: Outgoing) -> Head:
-    """Send a request and wait for the head of its response. Raises BrokenError."""
+    """Send a request and wait for the head of its response. Raises BrokenError; the connection is closed then."""
     line.write(outgoing.encoded())
     data = b""
-    try:
-        async with asyncio.timeout(HEAD_SECONDS):
-            while (end := data.find(b"\r\n\r\n")) < 0:
-                more = await line.more()
-                if not more or len(data) > MAX_HEAD_BYTES:
-                    raise BrokenError("no answer")
-                data += more
-    except TimeoutError as error:
-        raise BrokenError("time-out") from error
-    first, _, lines = data[:end].partition(b"\r\n")
-    found = _STATUS.match(first)
-    if found is None:
-        raise BrokenError("not HTTP")
+    async with _reading(line, outgoing.seconds):
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            more = await line.more()
+            if not more or len(data) > MAX_HEAD_BYTES:
+                raise BrokenError("no answer")
+            data += more
+        first, _, lines = data[:end].partition(b"\r\n")
+        found = _STATUS.match(first)
+        if found is None:
+            raise BrokenError("not HTTP")
     headers: CIMultiDict[str] = CIMultiDict()
     for one in lines.decode("utf-8", "surrogateescape").split("\r\n"):
         name, _, value = one.partition(":")
@@ -183,14 +213,28 @@ async def ask(line: Line, outgoing: Outgoing) -> Head:
 
 
 async def whole_body(line: Line, head: Head) -> bytes:
-    """Read the body of a response that has a Content-Length. Raises BrokenError."""
+    """Read the body of a response that has a Content-Length. Raises BrokenError; the connection is closed then."""
     length, data = int(head.headers.get(hdrs.CONTENT_LENGTH, "0")), head.rest
-    while len(data) < length:
-        more = await line.more()
-        if not more:
-            raise BrokenError("the answer was cut short")
-        data += more
+    async with _reading(line, BODY_SECONDS):
+        while len(data) < length:
+            more = await line.more()
+            if not more:
+                raise BrokenError("the answer was cut short")
+            data += more
     return data[:length]
+
+
+@asynccontextmanager
+async def _reading(line: Line, seconds: float) -> AsyncIterator[None]:
+    """Read from a node within a time, and close the connection unless everything was read. Raises SilentError."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except BaseException as error:
+        line.close()
+        if isinstance(error, TimeoutError):
+            raise SilentError("time-out") from error
+        raise
 
 
 class Spliced(web.StreamResponse):
@@ -202,9 +246,10 @@ class Spliced(web.StreamResponse):
 
 
 async def splice(
-    request: web.Request, line: Line, head: Head, headers: Mapping[str, str]
+    request: web.Request, line: Line, head: Head, headers: Mapping[str, str], seconds: float
 ) -> web.StreamResponse:
-    """Copy a response until it ends. If its body is cut short, abort the client's connection."""
+    """Copy a response until it ends. If its body is cut short, or nothing comes for so many seconds, abort the client's
+    connection."""
     response = Spliced(status=head.status, headers=headers)
     response.force_close()
     await response.prepare(request)
@@ -212,6 +257,7 @@ async def splice(
     transport = request.transport
     chunked = hdrs.TRANSFER_ENCODING in head.headers
     ignore_loss: Callable[[], None] = watch_loss(request, line.close)
+    line.watch(seconds)
     tail, left = b"", transport is None
     try:
         data = head.rest

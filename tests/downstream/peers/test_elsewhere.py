@@ -2,15 +2,25 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import pytest
 
+from gateway.downstream.peers.elsewhere import Elsewhere
+from gateway.relay.journal import Peer
 from tests.downstream.peers.conftest import Pair
-from tests.downstream.streams import event, reading
+from tests.downstream.streams import event, reading, until
+from tests.downstream.turns.test_resource import Model
 
 SAY = {"type": "response.create"}
+JSON = {"Accept": "application/json"}
+PEERS = "gateway.downstream.peers"
+PART = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"
 
 
 async def test_post_is_answered_by_the_owner(pair: Pair) -> None:
@@ -223,3 +233,113 @@ async def test_reader_with_a_ticket_is_told_in_its_stream(pair: Pair) -> None:
     assert b"event: gateway.error" in told.body
     assert b'"code":"recovering"' in told.body
     assert refused.code == "recovering"
+
+
+# --- nodes that do not answer -----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def scripted(pair: Pair, *answers: bytes | None) -> AsyncIterator[list[bytes]]:
+    """Run a node that owns the session `gws_1` and gives these answers, one to each request; None closes the connection, and
+    nothing more comes after the last one. Yield the heads of the requests."""
+    heads, left, open_ = list[bytes](), list(answers), list[asyncio.StreamWriter]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                if not left:
+                    continue
+                answer = left.pop(0)
+                if answer is None:
+                    await asyncio.sleep(0.5)
+                    break
+                writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pair.table.owners["gws_1"] = "scripted"
+    pair.table.urls["scripted"] = f"http://127.0.0.1:{port}"
+    try:
+        yield heads
+    finally:
+        server.close()
+        for writer in open_:
+            writer.close()
+
+
+def forwarding(pair: Pair) -> Elsewhere:
+    """Return what forwards the requests of the edge."""
+    assert pair.edge.parts.elsewhere is not None
+    return pair.edge.parts.elsewhere
+
+
+async def test_a_turn_may_take_longer_than_other_answers(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of a JSON answer to a turn comes with its end."""
+    monkeypatch.setattr(f"{PEERS}.elsewhere.HEAD_SECONDS", 0.1)
+    forwarding(pair)._patience = 0.1
+    session_id, model = await pair.open(), Model(pair.owner)
+    asking = asyncio.create_task(
+        pair.edge.call("POST", f"/v1/sessions/{session_id}/turns", json={"input": "Hello"}, headers=JSON)
+    )
+    await model.asked()
+    await asyncio.sleep(0.4)
+    await model.answer("Hi")
+
+    assert (await asking).json["output_text"] == "Hi"
+
+
+async def test_a_node_that_does_not_answer_does_not_delay_a_stop(pair: Pair) -> None:
+    """A node that stops asks others to end the reads that pass through it, and does not wait long for an answer."""
+    forwarding(pair)._patience = 0.1
+    async with scripted(pair) as heads:
+        asking = asyncio.create_task(pair.edge.call("GET", "/v1/sessions/gws_1"))
+        await until(lambda: bool(heads))
+        async with asyncio.timeout(3):
+            await forwarding(pair).finish(0.3)
+    assert (await asking).code == "recovering"
+
+
+async def test_a_request_that_is_given_up_closes_its_connection(pair: Pair) -> None:
+    """The answer may come later, when nobody reads it."""
+    peer = Peer("scripted", "", serving=True, room=1)
+    async with scripted(pair, b"HTTP/1.1 204 No Content\r\n\r\n", PART) as heads:
+        peer = replace(peer, url=pair.table.urls["scripted"])
+        nodes = forwarding(pair)
+        assert (await nodes.fetch(peer, "GET", "/1"))[0] == 204
+        for path in ("/2", "/3"):  # the second answer is cut short, the third one does not come
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await nodes.fetch(peer, "GET", path)
+
+        assert len(heads) == 3
+        await until(lambda: not any(nodes._lines._busy.values()))
+
+
+async def test_the_patience_begins_when_the_owner_is_lost(pair: Pair) -> None:
+    """If that is late in a long request, the client still waits for the next owner."""
+    forwarding(pair)._patience = 0.3
+    session_id = await pair.open()
+    async with scripted(pair, None) as heads:
+        pair.table.owners[session_id] = "scripted"
+        asking = asyncio.create_task(pair.edge.call("GET", f"/v1/sessions/{session_id}"))
+        await until(lambda: bool(heads))
+        pair.table.owners[session_id] = "owner"
+
+        assert (await asking).status == 200
+
+
+async def test_a_node_that_stops_in_the_middle_of_an_answer_is_not_waited_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer with a length becomes 503, and a stream is cut, as when its owner is lost."""
+    monkeypatch.setattr(f"{PEERS}.splice.BODY_SECONDS", 0.1)
+    monkeypatch.setattr(f"{PEERS}.elsewhere.HEAD_SECONDS", 0.2)
+    stream = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: \n\r\n"
+    async with scripted(pair, PART):
+        assert (await pair.edge.call("GET", "/v1/sessions/gws_1")).code == "recovering"
+    async with scripted(pair, stream):
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await pair.edge.call("GET", "/v1/sessions/gws_1/events")
