@@ -80,7 +80,7 @@ class Appender:
         self._gone = asyncio.Event()
         self._journals: set[RedisJournal] = set()
         self._dirty: dict[RedisJournal, None] = {}
-        self._sending = False
+        self._sending = self._closing = False
         self._loop = asyncio.get_running_loop()
         self._rewriting = asyncio.Semaphore(REWRITES_AT_ONCE)
         self._mending: set[RedisJournal] = set()
@@ -93,6 +93,7 @@ class Appender:
 
     async def close(self) -> None:
         """Close the connection and drop what was not appended."""
+        self._closing = True
         await self._tasks.end()
         if self._wire is not None:
             self._wire.drop()
@@ -240,7 +241,8 @@ class Appender:
     def _lost(self) -> None:
         self._wire = None
         self._gone.set()
-        self._events.redis_up(False, "the connection was lost")
+        if not self._closing:
+            self._events.redis_up(False, "the connection was lost")
 
     async def _check(self, journals: Iterable[RedisJournal]) -> None:
         todo = [journal for journal in journals if journal.appends.fence and not journal.appends.fenced]

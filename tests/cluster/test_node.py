@@ -120,3 +120,11 @@ async def test_a_bug_in_a_task_of_one_session_is_reported(
         await until(lambda: len(failures) == 4)
 
         assert {repr(error) for error in failures} == {"ValueError('a bug')"}
+
+
+async def test_a_node_that_stops_does_not_report_redis_as_lost(redis_server: RedisServer) -> None:
+    """The node itself closes the connection."""
+    async with node(redis_server.url) as one:
+        await until(lambda: one.connected)
+
+    assert told(one).ups == [True]
