@@ -15,6 +15,7 @@ from gateway.relay.calls.lifecycle import Phase
 from gateway.relay.calls.steps import HANDOVER, NODE_LOST
 from gateway.relay.calls.succession import Prepared
 from gateway.relay.clock import Clock
+from gateway.relay.dropped import drop
 from gateway.relay.events.envelope import compact
 from gateway.relay.events.eventlog import Framing, Unframing
 from gateway.relay.idempotency import IdempotencyKeys
@@ -226,7 +227,7 @@ class Hub:
         session = self._sessions.pop(SessionId(session_id), None)
         if session is not None:
             session.fenced()
-            self._broker.drop(session.log)
+            drop(session, self._broker)
 
     def _new(self, session_id: str, request: OpenRequest) -> Session:
         grace = request.detach_grace_seconds
@@ -383,7 +384,7 @@ class Hub:
             self._telemetry.relay_failed(session.id, error)
         if session.closed_at is not None and session.closed_at <= now - self.limits.log_retention_seconds:
             del self._sessions[session.id]
-            self._broker.drop(session.log)
+            drop(session, self._broker)
             if self._directory is not None:
                 release = self._directory.release(session.id, session.state.opening.principal.name)
                 _ = self._ticking.run(release, "hub-release")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError, UpstreamError
+from gateway.relay.events.records import VERSION, sequence_of
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS
 from gateway.relay.ports import LossCause
 from gateway.relay.requests import Principal
@@ -16,6 +17,7 @@ from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
 from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of, until
+from tests.relay.journals import MemoryJournal, node
 
 OTHER = Principal("other")
 HELLO = TurnRequest([{"type": "message", "role": "user", "content": []}])
@@ -297,20 +299,33 @@ async def test_a_closed_session_is_kept_while_its_log_is(house: House) -> None:
     assert (house.hub._broker.size, house.hub._broker._logs, house.hub._tasks) == (0, set(), {})
 
 
-async def test_a_forgotten_session_is_freed_without_a_garbage_collection(house: House) -> None:
-    """A session and its line do not keep each other alive, so hundreds of them are no work for the collector."""
+@pytest.mark.parametrize("several_nodes", [False, True])
+async def test_a_forgotten_session_is_freed_without_a_garbage_collection(
+    build: Build, several_nodes: bool
+) -> None:
+    """A session, its line and its journal do not keep each other alive, so hundreds of them are no work for the
+    collector. A journal that still has to be written again gets what it needs."""
+    house = node()[0] if several_nodes else build()
     session = await house.open()
-    parts = [weakref.ref(part) for part in (session, session._line, session.state)]
+    house.call.say("some.event")
+    parts = [weakref.ref(part) for part in (session, session._line)]
+    journal, state = session.journal, session.state
     gc.disable()
     try:
         await session.close(CloseReason.CLIENT)
-        del session
         house.call._sink = None  # type: ignore[assignment]  # as a real call does when it is closed
+        del session
         await asyncio.sleep(house.limits.log_retention_seconds + 4)
 
-        assert [part() for part in parts] == [None] * 3
+        assert [part() for part in parts] == [None, None]
     finally:
         gc.enable()
+        await house.hub.close()
+    if isinstance(journal, MemoryJournal):
+        journal.settle()
+        journal.owner.fenced()
+        assert journal.owner.dump(VERSION) == state.dump(VERSION)
+        assert [sequence_of(record) for record in journal.owner.kept(1)] == list(range(2, state.head + 1))
 
 
 async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
