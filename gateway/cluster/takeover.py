@@ -33,7 +33,9 @@ TURN_SECONDS: Final = 0.003
 UNREADABLE_SECONDS: Final = 5.0
 """Time between looks at the sessions of a lost node that another version wrote. A node of that version takes them at once."""
 MAX_FAILED: Final = 10_000
-_WATCH_SECONDS: Final = 0.25
+_WATCH_SECONDS: Final = 0.05
+_AGAIN_SECONDS: Final = 0.25
+"""Between looks at what the nodes that rank first have left."""
 
 
 class UnreadableError(Exception):
@@ -208,7 +210,7 @@ class Takeover:
                     unreadable += await self._take_all(mine, lost, since)
                 for one in mine:
                     del waiting[one]
-                await asyncio.sleep(_WATCH_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
                 waiting = await self._unclaimed(waiting, lost)
             if not await node.directory.claims.owned_by(lost):
                 self._emptied.add(lost)

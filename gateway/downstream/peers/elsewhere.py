@@ -53,6 +53,8 @@ OPENING: Final = frozenset({"/v1/sessions", TURNS})
 STEADY_POLL_SECONDS: Final = 0.025
 MOVING_SECONDS: Final = 0.1
 """Time between requests to a node that is about to own the session."""
+LOST_SECONDS: Final = 3.0
+"""Time between requests to a node that is considered lost. They are answered as soon as another node has the session."""
 UNSTEADY_SECONDS: Final = 1.0
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -210,7 +212,8 @@ class Elsewhere:
         try:
             answer = await self._lines.send(location.url, outgoing)
         except (UnreachableError, BrokenError):
-            return self._lines.pause(location.url)
+            live = any(peer.node == location.node for peer in self.directory.peers)
+            return self._lines.pause(location.url) if live else LOST_SECONDS
         finally:
             if answer is None or answer.head.status == MOVED:
                 del self._passing[request_id]

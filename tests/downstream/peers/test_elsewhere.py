@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from gateway.downstream.peers import lines
 from gateway.downstream.peers.elsewhere import Elsewhere
+from gateway.downstream.peers.splice import UnreachableError
 from gateway.relay.journal import Peer
 from tests.downstream.peers.conftest import Pair
 from tests.downstream.streams import event, reading, until
@@ -343,3 +345,29 @@ async def test_a_node_that_stops_in_the_middle_of_an_answer_is_not_waited_for(
     async with scripted(pair, stream):
         with pytest.raises(aiohttp.ClientPayloadError):
             await pair.edge.call("GET", "/v1/sessions/gws_1/events")
+
+
+async def test_lost_node_is_not_asked_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests for its sessions wait for the node that takes them over; one that only cannot be reached is asked again."""
+    monkeypatch.setattr(lines, "UNREACHABLE_SECONDS", 0.01)
+    monkeypatch.setattr(lines, "SPREAD_SECONDS", 0.01)
+    session_id = await pair.open()
+    elsewhere = pair.edge.parts.elsewhere
+    assert elsewhere is not None
+    elsewhere._patience = 0.2
+    pair.table.owners[session_id], pair.table.urls["gone"] = "gone", "http://127.0.0.1:1"
+    attempts: list[str] = []
+
+    async def refuse(url: str, _: object) -> None:
+        attempts.append(url)
+        raise UnreachableError("refused")
+
+    monkeypatch.setattr(lines, "connect", refuse)
+    lost = await pair.edge.call("GET", f"/v1/sessions/{session_id}")
+    while_lost = len(attempts)
+    pair.table.peers = [Peer("gone", "http://127.0.0.1:1", serving=True, room=9)]
+    cut_off = await pair.edge.call("GET", f"/v1/sessions/{session_id}")
+
+    assert [lost.code, cut_off.code] == ["recovering", "recovering"]
+    assert while_lost == 2  # at the beginning and at the end
+    assert len(attempts) > 5
