@@ -94,15 +94,15 @@ def libraries() -> list[Finding]:
 
 
 def open_files(config: Config) -> Finding:
-    """Check whether the process may open as many sockets as its sessions need."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Check whether a gateway may open as many sockets as its sessions need: it raises its limit to the hard one."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = config.relay.max_sessions * FILES_PER_SESSION + FILES_BESIDE
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         return Finding(
             "warning",
             "open files",
             f"{allowed} allowed, {needed} needed for relay.max_sessions = {config.relay.max_sessions}",
-            f"Raise the limit (`ulimit -n {needed}`, systemd: LimitNOFILE={needed}) or lower relay.max_sessions.",
+            f"Raise the limit (`ulimit -Hn {needed}`, systemd: LimitNOFILE={needed}) or lower relay.max_sessions.",
         )
     return Finding("ok", "open files", f"{allowed} allowed")
 

@@ -45,6 +45,7 @@ def demo(
 async def _demo(wanted: int | None) -> int:
     from gateway.cli.child import ChildError, emulator
     from gateway.cli.demo_settings import asked_for, free_port, settings
+    from gateway.cli.running import fail
     from gateway.cli.serving import config_errors_exit, serve_until_told
     from gateway.telemetry import configure_logging
 
@@ -54,10 +55,13 @@ async def _demo(wanted: int | None) -> int:
     level = asked.log.level if "level" in asked.log.model_fields_set else "warning"
     configure_logging(asked.log.format, level)
     wanted = asked.server.port if wanted is None else wanted
-    port = free_port(asked.server.host, wanted)
+    try:
+        port = free_port(asked.server.host, wanted)
+        admin_port = free_port(asked.admin.host, asked.admin.port)
+    except OSError as error:
+        fail(f"{error}; set server.host and admin.host to addresses of this machine")
     if wanted not in (port, 0):
         console.print(f"Port {wanted} is in use; using {port} instead.")
-    admin_port = free_port(asked.admin.host, asked.admin.port)
     try:
         async with emulator() as far_end:
             with config_errors_exit():

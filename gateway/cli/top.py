@@ -82,6 +82,8 @@ async def _top(console: Console, url: str, token: str | None, interval: float, *
 def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
     if error.status == 401:
         return "The admin token is not accepted; set it with --token or GATEWAY_ADMIN__TOKEN."
+    if error.status == 404 and error.request_info.url.path.endswith("/metrics"):
+        return f"{url} is not the operator's listener, which `gateway serve` logs as `admin listening on …`: set --url to that."
     if error.status == 404:
         return f"{url} lists no sessions here: set admin.token_file on the gateway, or run `gateway top` on the gateway's machine."
     return f"{url} answered {error.status}, not as an operator's listener does."

@@ -224,9 +224,11 @@ def test_port_in_use_is_seen() -> None:
 
 
 def test_too_few_open_files_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,000 sessions need more than the usual 1,024."""
+    """2,000 sessions need more than the usual 1,024. Only the hard limit counts, to which the gateway raises its own."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
-    finding = doctor.open_files(Config())
+    few = doctor.open_files(Config())
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1_048_576))
+    enough = doctor.open_files(Config())
 
-    assert finding.result == "warning"
-    assert "ulimit -n 6100" in finding.remedy
+    assert (few.result, enough.result) == ("warning", "ok")
+    assert "ulimit -Hn 6100" in few.remedy

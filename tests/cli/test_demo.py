@@ -57,6 +57,15 @@ async def test_demo_takes_another_port_and_says_so(start: Start) -> None:
 
 
 @pytest.mark.slow
+async def test_demo_says_that_an_address_is_not_of_this_machine(start: Start) -> None:
+    """The configured host is named, with what to do."""
+    demo = await start("demo", GATEWAY_SERVER__HOST="192.0.2.1", GATEWAY_ACCESS__ANONYMOUS="true")
+
+    assert await demo.ended() == 1
+    assert "no port of 192.0.2.1 is free; set server.host" in demo.output
+    assert "Traceback" not in demo.output
+
+
 async def test_demo_honours_settings(start: Start) -> None:
     """If keys are configured, the demo creates and shows one. It uses the operator's address, log and other
     settings."""

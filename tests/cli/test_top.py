@@ -62,6 +62,16 @@ async def test_top_asks_for_the_token(start: Start, emulator: str) -> None:
     assert await with_it.ended() == 0
 
 
+async def test_top_at_the_listener_for_clients_says_so(start: Start, emulator: str) -> None:
+    """The message names the other listener, and no token, which would not help."""
+    running = await start(*SERVE, emulator, OPENAI_API_KEY="sk-test")
+    url = (await running.says(r"(?<!admin )listening on (http://\S+)"))[1]
+    top = await start("top", "--url", url, "--once", "--interval", "0.5")
+
+    assert await top.ended() == 1
+    assert "is not the operator's listener" in top.output
+
+
 async def test_top_without_a_gateway_says_so(start: Start) -> None:
     """The message names the URL that was requested and the setting that holds the address."""
     top = await start("top", "--url", "127.0.0.1:1", "--once")
