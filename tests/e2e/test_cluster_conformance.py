@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.child import offline_environment
 from tests.cluster.redis_server import RedisServer
 from tests.conftest import require_part
 from tests.e2e.farend import FarEnd
@@ -50,8 +51,8 @@ http {{
 
 
 @contextmanager
-def deployment(home: Path) -> Iterator[str]:
-    """Run three nodes behind nginx and return its URL."""
+def deployment(home: Path) -> Iterator[tuple[str, str]]:
+    """Run three nodes behind nginx, and return its URL and that of the service behind them."""
     with ExitStack() as stack:
         far_end = FarEnd(home / "far-end", "--tokens-per-second", "200")
         stack.callback(far_end.program.stop)
@@ -77,12 +78,14 @@ def deployment(home: Path) -> Iterator[str]:
         command = nginx_command(require_part("nginx"), text, home / "nginx")
         nginx = Program(home / "nginx.log", *command[1:], command=command[0])
         stack.callback(nginx.stop)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", far_end.base_url
 
 
-def run(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(urls: tuple[str, str], options: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run the suite against a URL."""
+    url, upstream = urls
     credentials = ["--url", url, "--key", KEY, "--other-key", OTHER_KEY, "--origin", ORIGIN]
+    credentials += ["--upstream-url", upstream, "--upstream-key", offline_environment()["OPENAI_API_KEY"]]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *credentials]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
 
@@ -92,14 +95,14 @@ def run(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(240)
 def test_contract_holds_through_any_of_three_nodes(tmp_path: Path) -> None:
     """Sending and turns work through nodes that mostly do not own the session."""
-    with deployment(tmp_path) as url:
-        done = run(url, ["tests/conformance/test_turns.py", "tests/conformance/test_sending.py"])
+    with deployment(tmp_path) as urls:
+        done = run(urls, ["tests/conformance/test_turns.py", "tests/conformance/test_sending.py"])
 
     assert done.returncode == 0, done.stdout[-6000:]
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder, deployment(Path(folder)) as address:
-        finished = run(address, sys.argv[1:] or ["tests/conformance"])
+    with tempfile.TemporaryDirectory() as folder, deployment(Path(folder)) as addresses:
+        finished = run(addresses, sys.argv[1:] or ["tests/conformance"])
         print(finished.stdout[-20000:], finished.stderr[-2000:])  # noqa: T201  # a command
     sys.exit(finished.returncode)
