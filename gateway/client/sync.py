@@ -32,6 +32,9 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:  # Any: internal to asyncio
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("the client has ended; use it, and what it returned, inside its `with` block")
         waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return waiting.result()
@@ -49,7 +52,8 @@ class _Loop:
             while (item := self.run(following())) is not end:
                 yield item  # type: ignore[misc]  # `end` is the only other object
         finally:
-            self.run(items.aclose())
+            if not self._loop.is_closed():  # otherwise `stop` has closed it
+                self.run(items.aclose())
 
     def stop(self) -> None:
         self.run(self._loop.shutdown_asyncgens())
