@@ -18,6 +18,11 @@ WHOLE = 25_000
 """Values in a frame from upstream that is built whole, in at most 8 ms: more than a client can have echoed to it, unless in an
 item. Of a frame with more only a part is built."""
 
+_LOOKED_AT = 64 * 1024
+"""Bytes in which values are counted before the limit is looked at."""
+
+_VALUES = b",[{"
+
 Passing = tuple[str, str, int]
 """Type and text of a server event that only the log needs, and the turn that it belongs to, 0 for none."""
 
@@ -126,46 +131,66 @@ def _thinned(text: str) -> object:
     """Build the value of a text, in at most 10 ms for a megabyte. Of an object with very many values the lists and the large
     objects that hold them are left out. Raises ValueError or RecursionError for what is not JSON, or too large and no
     object."""
-    values = most_values(text)
-    if values > WHOLE:
-        values = most_values(_without_strings(text.encode()))
-    if values <= WHOLE:
+    data = text.encode() if _may_hold_more(text) else b""
+    if not _holds_more(data, _VALUES, WHOLE):
         try:
             return _any.decode(text)
         except (msgspec.DecodeError, RecursionError):  # a lone surrogate, or a number beyond msgspec's range
             return odd(text)
-    data = text.encode()
     try:
-        return _of_values(data, values)
+        return _of_values(data)
     except msgspec.DecodeError:
         if b"\\u" not in data or b"\0" in data:
             raise
-    return _of_values(mended_at_once(data), values)
+    return _of_values(mended_at_once(data))
 
 
-def _of_values(data: bytes, values: int) -> object:
-    """Build an object of so many values without the lists and the large objects in it. The text is checked whole."""
+def _may_hold_more(text: str) -> bool:
+    """Return whether a text may have more than `WHOLE` values: a quick test that rules it out for nearly all texts."""
+    count = 0
+    for begin in range(0, len(text), _LOOKED_AT):
+        count += most_values(text[begin : begin + _LOOKED_AT])
+        if count > WHOLE:
+            return True
+    return False
+
+
+def _of_values(data: bytes) -> object:
+    """Build an object of very many values without the lists and the large objects in it. The text is checked whole."""
     # Each member costs as much as fifty values that are passed over.
-    if data.count(b":") > DENSE and _without_strings(data).count(b":") > DENSE:
+    if data.count(b":") > DENSE and _holds_more(data, b":", DENSE):
         return {"type": _typed.decode(data).type}
-    # No value is shorter than a character, so the others cannot hold more than so many.
-    members = {name: bytes(raw) for name, raw in _members.decode(data).items()}
-    return {name: _part(part, values - len(data) + len(part)) for name, part in members.items()}
+    return {name: _part(bytes(raw)) for name, raw in _members.decode(data).items()}
 
 
-def _part(data: bytes, least: int) -> object:
-    """Build a member's value if it holds few values; None for a list of very many. It holds at least `least`."""
-    if len(data) <= WHOLE:
+def _part(data: bytes) -> object:
+    """Build a member's value if it holds few values; None for a list of very many."""
+    if len(data) <= WHOLE or data.startswith(b'"') or not _holds_more(data, _VALUES, WHOLE):
         return plain(data)
-    values = least if least > WHOLE else most_values(_without_strings(data))
-    if values <= WHOLE:
-        return plain(data)
-    return _of_values(data, values) if data.startswith(b"{") else None
+    return _of_values(data) if data.startswith(b"{") else None
 
 
-def _without_strings(data: bytes) -> bytes:
-    """Remove the strings, whose commas and colons are no values. A text of very many strings stays as it is."""
-    if b"\\" in data:
-        # Without escaped backslashes and quotes, every second part between two quotes is a string.
-        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    return data if data.count(b'"') > 2 * DENSE else b"".join(data.split(b'"')[::2])
+def _holds_more(data: bytes, characters: bytes, limit: int) -> bool:
+    """Return whether a text has more than `limit` of these characters outside strings. The count may be too high in a part of
+    very many strings. It ends as soon as the limit is exceeded, so it is short where they are many."""
+    count, begin, inside = 0, 0, 0
+    while begin < len(data):
+        end = begin + _LOOKED_AT
+        while data[end - 1 : end] == b"\\":
+            end += 1  # An escape is not cut, nor backslashes from each other.
+        part = data[begin:end]
+        if b"\\" in part:
+            # Without escaped backslashes and quotes, every second part between two quotes is a string.
+            part = part.replace(rb"\\", b"").replace(rb"\"", b"")
+        quotes = part.count(b'"')
+        if quotes and quotes < _LOOKED_AT // 16:
+            part = b"".join(part.split(b'"')[inside::2])
+        elif inside and not quotes:
+            part = b""
+        inside = (inside + quotes) % 2
+        for character in characters:
+            count += part.count(character)
+        if count > limit:
+            return True
+        begin = end
+    return False

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -200,3 +202,25 @@ def test_what_passes_together_is_what_a_parser_reads(came: list[str]) -> None:
     assert [text for _, text, _ in passing(came, 0, frozenset())] == came[
         : len(passing(came, 0, frozenset()))
     ]
+
+
+@given(texts(), st.integers(0, 20), st.sampled_from([1, 16, 64, 1 << 16]))
+def test_values_are_counted_outside_strings(text: str, limit: int, looked_at: int) -> None:
+    """However a text is cut, no value is missed; with few strings in a part, nothing else is counted."""
+    outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+    values = sum(map(outside.count, ",[{"))
+    with mock.patch.object(frames, "_LOOKED_AT", looked_at):
+        more = frames._holds_more(text.encode(), b",[{", limit)
+
+    assert more or values <= limit
+    if looked_at == 1 << 16:
+        assert more == (values > limit)
+
+
+def test_a_string_longer_than_a_part_holds_no_values() -> None:
+    """Commas in a string count in none of the parts that it is cut into, and values behind it count."""
+    size = frames._LOOKED_AT
+    text = b'{"a":"' + b"," * 3 * size + rb"\\\"" + b"," * size + b'","b":[1,2]}'
+
+    assert not frames._holds_more(text, b",[{", 4)
+    assert frames._holds_more(text, b",[{", 3)
