@@ -311,9 +311,10 @@ class RedisDirectory:
         """Return what is kept of a promise while this node opens the session."""
         return f"{fingerprint} {session_id} {self.node}"
 
-    async def break_promise(self, principal: str, key: str) -> None:
+    async def break_promise(self, principal: str, key: str, session_id: str) -> None:
         try:
-            await self._connections.command("DEL", self._keys.promise(principal, key))
+            name = self._keys.promise(principal, key)
+            await self._connections.script(scripts.FORGET, [name], (f" {session_id} ",))
         except (AwayError, DeniedError, ReplyError):
             return  # It expires soon, since it was not made permanent.
 

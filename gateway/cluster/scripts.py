@@ -115,6 +115,13 @@ if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1],
 return 1
 """
 
+FORGET: Final = """
+-- KEYS: one string. ARGV: a part of the value expected. Removes the value that has it; returns 1, or 0 where it is another.
+local value = redis.call('GET', KEYS[1])
+if not value or not string.find(value, ARGV[1], 1, true) then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
 CHECK: Final = """
 -- KEYS: journal, meta, snapshot. Returns {owner, fence, last id of the journal}, each false where it is missing.
 local last = false

@@ -190,5 +190,6 @@ class Directory(Protocol):
     ) -> None:
         """Store the answer, without credentials, for repeats. Raises OverloadError `recovering`."""
 
-    async def break_promise(self, principal: str, key: str) -> None:
-        """Forget a promise whose request had no effect, or whose session is gone. Never raises."""
+    async def break_promise(self, principal: str, key: str, session_id: str) -> None:
+        """Forget the promise of this session, whose request had no effect or which is gone; not one that was made under the
+        key since then. Never raises."""

@@ -26,6 +26,9 @@ KINDS: Final = ("text", "audio", "image")
 OTHER: Final = "other"
 """Tokens that a total holds and no kind accounts for. They have no price."""
 
+MAX_COUNT: Final = 10**12
+"""Tokens, or seconds, above which a report is ignored: more than any call has, and less than Redis and Prometheus can add up."""
+
 Direction = Literal["input", "cached", "output"]
 """`cached` is the part of the input that OpenAI's prompt cache served."""
 
@@ -172,7 +175,7 @@ _COUNTS: Final = ("input_text", "input_audio", "input_image", "cached_input", "o
 
 def _by_duration(usage: Json, model: str, prices: PriceList) -> Charge:
     seconds, minute = usage.get("seconds"), prices.of(model).minute
-    if minute is None or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+    if minute is None or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_COUNT:
         return Charge(model, complete=False)
     cost = round(minute * seconds / 60)
     return Charge(model, cost=cost, assumed_cost=cost)
@@ -215,4 +218,4 @@ def _counts(details: object) -> dict[str, int]:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_COUNT else 0

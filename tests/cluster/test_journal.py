@@ -422,8 +422,12 @@ async def test_promise_is_made_once_over_all_nodes(redis_server: RedisServer) ->
         assert await b.directory.promise("one", "k", "f1", "gws_2") == Promised("gws_1", b'{"a": 1}')
         with pytest.raises(CallerError):
             await b.directory.promise("one", "k", "f2", "gws_2")
-        await a.directory.break_promise("one", "k")
+        await a.directory.break_promise("one", "k", "gws_1")
         assert await b.directory.promise("one", "k", "f1", "gws_2") is None
+        await a.directory.break_promise(
+            "one", "k", "gws_1"
+        )  # of two repeats that found the session gone, the later one
+        assert await a.directory.promise("one", "k", "f1", "gws_3") == Promised("gws_2", None)
 
 
 def test_fake_session_is_an_owner() -> None:

@@ -115,7 +115,7 @@ class MemoryDirectory:
     ) -> None:
         """Do nothing: there are no promises here."""
 
-    async def break_promise(self, principal: str, key: str) -> None:
+    async def break_promise(self, principal: str, key: str, session_id: str) -> None:
         """Do nothing: there are no promises here."""
 
 

@@ -216,6 +216,16 @@ def test_a_transcription_by_the_minute_costs_its_seconds(
     assert (Usage().plus(told).cost is None) is not complete
 
 
+@pytest.mark.parametrize("huge", [10**400, 10**13, 1e308, float("inf")])
+def test_a_report_that_nobody_can_add_up_is_ignored(huge: float) -> None:
+    """A number beyond the range of a float would lose the event, and one beyond that of Redis all callers' budgets."""
+    prices = PriceList(models={"whisper": priced(minute=0.017)})
+    told = charge({"type": "duration", "seconds": huge}, "whisper", prices)
+
+    assert (told.cost, told.complete) == (0, False)
+    assert charge({"total_tokens": huge}, "whisper", prices).tokens == 0
+
+
 def test_usage_survives_being_written_down() -> None:
     """Usage survives a round trip through JSON, with a known and with an unknown cost; unknown members are left out."""
     known = Usage().plus(charge(usage(text_in=7, audio_out=3), "gpt-realtime-2.1", PRICES))

@@ -8,6 +8,7 @@ import json
 import secrets
 import string
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
@@ -46,14 +47,16 @@ async def once_of_all(
             request.app[TELEMETRY].idempotent_replay()
             return dict(json.loads(first.answer)), True
         # A key is kept only as long as its session, so this counts as a first request.
-        await directory.break_promise(principal, key)
+        await directory.break_promise(principal, key, first.session_id)
         return await once_of_all(request, directory, promise, open_as)
     try:
         opened = dict(await open_as(session_id))
     except BaseException:
-        await directory.break_promise(principal, key)
+        await directory.break_promise(principal, key, session_id)
         raise
-    await directory.keep_promise(principal, key, fingerprint, session_id, compact(opened))
+    with suppress(OverloadError):
+        # Without it a repeat is refused until the promise expires. The session is open all the same.
+        await directory.keep_promise(principal, key, fingerprint, session_id, compact(opened))
     return opened, False
 
 

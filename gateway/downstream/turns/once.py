@@ -34,8 +34,8 @@ class Once:
     principal: str
     promise: Promise
 
-    async def begin(self, open_as: Callable[[str], Awaitable[Handle]]) -> tuple[Open, bool]:
-        """Return a function that returns the turn's session, and whether it was opened by an earlier request.
+    async def begin(self, open_as: Callable[[str], Awaitable[Handle]]) -> tuple[Open, bool, str]:
+        """Return a function that returns the turn's session, whether it was opened by an earlier request, and its ID.
 
         `open_as` opens one under an ID. Raises ElsewhereError, OverloadError `idempotency-in-progress` while the first
         request is still opening it, or CallerError `idempotency-key-reused`."""
@@ -44,21 +44,21 @@ class Once:
         while True:
             first = await directory.promise(self.principal, key, fingerprint, session_id)
             if first is None:
-                return partial(self._opened, open_as, session_id), False
+                return partial(self._opened, open_as, session_id), False, session_id
             if first.answer is None:
                 raise still_opening()
             if self.sessions.has(first.session_id):
                 handle = self.sessions.find(first.session_id, None)
                 if handle.promised(self.promise) is not None or handle.view().close_reason is None:
-                    return partial(_found, handle), True
+                    return partial(_found, handle), True, first.session_id
             elif await directory.locate(first.session_id, fresh=True) is not None:
                 raise ElsewhereError(first.session_id)
             # The session is gone, or the turn never was in its journal: this counts as a first request.
-            await self.forget()
+            await self.forget(first.session_id)
 
-    async def forget(self) -> None:
-        """Let a repeat run the turn again."""
-        await self.directory.break_promise(self.principal, self.promise.key or "")
+    async def forget(self, session_id: str) -> None:
+        """Let a repeat run the turn of this session again."""
+        await self.directory.break_promise(self.principal, self.promise.key or "", session_id)
 
     async def _opened(self, open_as: Callable[[str], Awaitable[Handle]], session_id: str) -> Handle:
         promise, handle = self.promise, None
@@ -68,7 +68,7 @@ class Once:
                 self.principal, promise.key or "", promise.fingerprint or "", session_id, b"{}"
             )
         except BaseException:
-            await self.forget()
+            await self.forget(session_id)
             if handle is not None:
                 await handle.close(CloseReason.CLIENT)
             raise

@@ -105,8 +105,8 @@ async def own_turn(request: web.Request) -> web.StreamResponse:
             own.start(tasks, partial(open_as, None), wanted)
             return
         once = Once(nodes.directory, sessions, caller.principal.name, promise)
-        open_session, own.repeated = await once.begin(open_as)
-        own.start(tasks, open_session, wanted, promise, once.forget)
+        open_session, own.repeated, session_id = await once.begin(open_as)
+        own.start(tasks, open_session, wanted, promise, partial(once.forget, session_id))
 
     try:
         return await _answer(request, asked, sessions.idempotency(caller.principal), take)

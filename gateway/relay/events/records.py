@@ -205,7 +205,9 @@ def is_part_of(version: int, record: Record) -> bool:
 def encode(record: Record) -> bytes:
     """Return a record as bytes, beginning with its kind."""
     if isinstance(record, ServerEvent):
-        return f"e{record.sequence} {record.turn} {record.type}\n{record.text}".encode()
+        # A line end or a lone surrogate, which no known type has, could not be read back.
+        type_ = record.type if record.type.isprintable() else ""
+        return f"e{record.sequence} {record.turn} {type_}\n{record.text}".encode()
     if isinstance(record, GatewayEvent):
         return f"g{record.sequence} {record.type}\n{record.text}".encode()
     return _LETTERS[type(record)].encode() + compact(record)

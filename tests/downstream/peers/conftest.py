@@ -19,6 +19,7 @@ from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.reading.sse import frame
 from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
+from gateway.errors import OverloadError
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
@@ -37,6 +38,8 @@ class Table:
         self.sure = True
         self.peers: list[Peer] = []
         self.promises: dict[str, Promised] = {}
+        self.refusal: OverloadError | None = None
+        """Raised when the answer to a promise is to be stored."""
         self.kept: dict[str, bytes] = {}
         """The snapshots of sessions, newest first."""
 
@@ -55,10 +58,13 @@ class Table:
     async def keep_promise(
         self, principal: str, key: str, fingerprint: str, session_id: str, answer: bytes
     ) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         self.promises[key] = Promised(session_id, answer)
 
-    async def break_promise(self, principal: str, key: str) -> None:
-        self.promises.pop(key, None)
+    async def break_promise(self, principal: str, key: str, session_id: str) -> None:
+        if key in self.promises and self.promises[key].session_id == session_id:
+            del self.promises[key]
 
     async def sessions_of(self, principal: str) -> list[str]:
         return [*self.owners, *self.kept]

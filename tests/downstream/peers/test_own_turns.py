@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from gateway.errors import OverloadError
 from gateway.relay.journal import Promised
 from gateway.relay.requests import Principal
 from gateway.relay.states import CloseReason
@@ -93,3 +94,16 @@ async def test_a_turn_that_fails_can_be_repeated(pair: Pair) -> None:
     await until(lambda: not pair.table.promises)
 
     assert failed.status >= 500
+
+
+async def test_a_session_whose_answer_cannot_be_stored_is_answered(pair: Pair) -> None:
+    """The session is open and the client gets it; only a repeat of the request is refused for a while."""
+    pair.table.refusal = OverloadError("recovering", "Redis does not answer.", retry_after=1)
+    headers = {"Idempotency-Key": HEADERS["Idempotency-Key"]}
+    opened = await pair.edge.call("POST", "/v1/sessions", headers=headers)
+    again = await pair.edge.call("POST", "/v1/sessions", headers=headers)
+
+    assert opened.status == 201
+    assert (await pair.edge.call("GET", opened.headers["Location"])).status == 200
+    assert again.code == "idempotency-in-progress"
+    assert len(pair.edge.hub.all_sessions()) == 1

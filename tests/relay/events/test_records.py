@@ -76,6 +76,12 @@ def test_a_record_read_back_is_the_same(record: Record) -> None:
     assert type(decode(data)) is KINDS[chr(data[0])]
 
 
+@pytest.mark.parametrize("type_", ["a\nb", "\ud800", "a\u2028b"])
+def test_an_event_of_an_odd_type_is_read_back_with_its_text(type_: str) -> None:
+    """Only the text is shown to clients; nothing follows from a type that no service has."""
+    assert decode(encode(ServerEvent(3, 0, type_, '{"a":1}'))) == ServerEvent(3, 0, "", '{"a":1}')
+
+
 def test_only_events_of_the_log_have_a_sequence() -> None:
     """Only events of the log have a sequence, by which an event that was written twice is recognized."""
     assert sequence_of(ServerEvent(3, 0, "x", "{}")) == 3
