@@ -314,12 +314,10 @@ class EventLog:
 
     def trim(self, size: int) -> int:
         """Drop the oldest until at least `size` bytes are freed; the newest event stays. Return how many were dropped."""
-        goal = self.size - size
-        dropped = 0
+        goal, before = self.size - size, len(self)
         while self.size > goal and len(self) > 1:
             self._drop_oldest()
-            dropped += 1
-        return dropped
+        return before - len(self)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
