@@ -110,6 +110,9 @@ class Outlet:
         """Put a text in the queue."""
         if self.ended is not None:
             return
+        if not text.isascii():
+            # A lone surrogate cannot be encoded as UTF-8, but its JSON escape can.
+            text = text.encode("utf-8", "backslashreplace").decode()
         self._waiting.append(text)
         self.buffered += len(text)
         self._wake.set()
@@ -179,8 +182,7 @@ class SocketPeer:
     def send(self, text: str) -> None:
         if not self._vanished:
             self.sent += 1
-            # A lone surrogate cannot be encoded as UTF-8, but its JSON escape can.
-            self.outlet.send(text.encode("utf-8", "backslashreplace").decode())
+            self.outlet.send(text)
 
     def send_frame(self, frame: bytes) -> None:
         """Send bytes as a text message if they are valid UTF-8; aiohttp cannot send others as text."""

@@ -45,6 +45,19 @@ async def test_both_connections_hear_the_same(emulate: Emulate, call: Call) -> N
     assert len((await caller.look("/received"))["data"]) == 3
 
 
+async def test_lone_surrogate_ends_no_sideband(emulate: Emulate, call: Call) -> None:
+    """JSON can name one, and the event that echoes it arrives as the same JSON."""
+    content = [{"type": "input_text", "text": "é \ud83d"}]
+    item = {"type": "message", "role": "user", "content": content}
+    caller: Caller = await call(await emulate())
+    async with attach(caller) as socket:
+        await socket.send_json({"type": "conversation.item.create", "item": item})
+        event = json.loads(await asyncio.wait_for(socket.receive_str(), 10))
+
+    assert event["type"] == "conversation.item.added"
+    assert event["item"]["content"] == content
+
+
 async def test_sideband_works_before_the_call_is_connected(emulate: Emulate, call: Call) -> None:
     """A call whose ICE never completes still answers on its sideband."""
     caller: Caller = await call(await emulate(), connect=False)
