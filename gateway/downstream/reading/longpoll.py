@@ -22,6 +22,10 @@ from gateway.errors import CallerError
 from gateway.relay.events.eventlog import Entry, Page
 from gateway.relay.ports import Handle
 
+SUPERSEDED_SECONDS: Final = 1.0
+"""Least age at which a superseded poll is answered. Its client polls again at once and supersedes another, so with one client
+too many all of them would poll in a circle, hundreds of times a second."""
+
 _JSON: Final = JsonPage.media_type
 
 
@@ -48,8 +52,9 @@ class LongPoll:
         return self._request.get(PEER_REQUEST)
 
     def supersede(self) -> None:
-        """Answer with the events collected so far."""
-        self._stop()
+        """Answer with the events collected so far, soon."""
+        age = self._reads.monotonic() - self.silent_since
+        asyncio.get_running_loop().call_later(max(0.0, SUPERSEDED_SECONDS - age), self._stop)
 
     def rotate(self) -> None:
         """Answer with the events collected so far: another node has the session now."""

@@ -14,6 +14,7 @@ import pytest
 from gateway.client import BlockParser
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding
+from gateway.downstream.reading import longpoll
 from gateway.downstream.reading.cursor import PAGE_BYTES
 from gateway.downstream.reading.rendering import EventStream
 from gateway.downstream.reading.resource import READS
@@ -665,6 +666,26 @@ async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
     assert (last.name, last.retry) == ("gateway.superseded", 2147483647)
     assert others == [[0]] * 8
     assert ("sse", "superseded") in session.house.facts.of("stream_closed")
+
+
+async def test_superseded_poll_is_not_answered_at_once(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client polls again and supersedes another one. Clients that are one too many do not poll in a circle without a
+    pause."""
+    monkeypatch.setattr(longpoll, "SUPERSEDED_SECONDS", 0.3)
+    session = await opened(await build(relay=RelayLimits(max_receivers=1)))
+    path = f"{session.path}?format=json&after=now"
+
+    async def seconds(wait: float) -> float:
+        began = asyncio.get_running_loop().time()
+        answer = await session.house.call("GET", f"{path}&wait={wait}")
+        assert answer.json["events"] == []
+        return asyncio.get_running_loop().time() - began
+
+    first = asyncio.create_task(seconds(20))
+    await until(lambda: session.handle.view().receivers == 1)
+    await seconds(0.01)
+
+    assert 0.3 <= await first < 20
 
 
 async def test_client_that_leaves_is_noticed(session: Session) -> None:
