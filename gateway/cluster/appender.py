@@ -11,16 +11,19 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from gateway.cluster import scripts
-from gateway.cluster.appends import Item, Outcome
+from gateway.cluster import commands, scripts
+from gateway.cluster.appends import Outcome
 from gateway.cluster.connections import AwayError, Connections, DeniedError
 from gateway.cluster.journal import RedisJournal, Rewrite
 from gateway.cluster.keys import EntryId
-from gateway.cluster.resp import Reply, ReplyError, Wire, command
+from gateway.cluster.resp import Reply, ReplyError, Wire
 from gateway.relay.tasks import Tasks
 
 UNANSWERED_SECONDS: Final = 3.0
 MEND_AGAIN_SECONDS: Final = 1.0
+WAIT_MS: Final = 500
+"""Deadline of one WAIT. Redis answers nothing else on the connection meanwhile, so it must be well below `STALLED_SECONDS`."""
+WAIT_AGAIN_SECONDS: Final = 0.05
 CHECK_AT_ONCE: Final = 256
 REWRITES_AT_ONCE: Final = 8
 """Each holds a second copy of a whole log in memory."""
@@ -86,6 +89,9 @@ class Appender:
         self._mending: set[RedisJournal] = set()
         self._tasks = Tasks(events.failed)
         self._answers: list[tuple[RedisJournal, Reply, float]] = []
+        self._waiting = False
+        """A WAIT is under way. Several would be answered one after another, each after its time."""
+        self._replicating = asyncio.Lock()
 
     def start(self) -> None:
         """Connect, and keep connected."""
@@ -153,36 +159,55 @@ class Appender:
         for journal in dirty:
             append = journal.appends.next()
             if append is not None:
-                parts.append(_encoded(journal.keys[0].encode(), append.fence, append.keep_from, append.items))
+                parts.append(
+                    commands.append(journal.keys[0].encode(), append.fence, append.keep_from, append.items)
+                )
                 asked.append(partial(self._answered, journal, now))
         if not parts:
             return
-        if self._wait_replicas:
-            parts.append(_wait(self._wait_replicas))
+        if self._wait_replicas and not self._waiting:
+            self._waiting = True
+            parts.append(commands.wait(self._wait_replicas, WAIT_MS))
             asked.append(self._replicated)
         wire.send_many(b"".join(parts), asked)
 
     def _answered(self, journal: RedisJournal, sent_at: float, reply: Reply) -> None:
-        if self._wait_replicas:
-            self._answers.append((journal, reply, sent_at))
-        else:
+        if not self._wait_replicas or isinstance(reply, ReplyError):
             self._apply(journal, sent_at, reply)
+            return
+        self._answers.append((journal, reply, sent_at))
+        if not self._waiting:  # It was sent while an earlier one was waited for.
+            self._wait_again(self._wire)
 
     def _replicated(self, reply: Reply) -> None:
         """Process the number of replicas that have the appends. If too few, nothing counts as kept yet; ask again."""
-        wire = self._wire
-        if wire is None:
+        if not self._enough(reply):
+            self._loop.call_later(WAIT_AGAIN_SECONDS, self._wait_again, self._wire)
             return
-        if not isinstance(reply, int) or reply < self._wait_replicas:
-            self._loop.call_later(0.05, self._wait_again, wire)
-            return
+        self._waiting = False
         answers, self._answers = self._answers, []
         for journal, answer, sent_at in answers:
             self._apply(journal, sent_at, answer)
 
-    def _wait_again(self, wire: Wire) -> None:
-        if wire is self._wire and self._answers:
-            wire.send(_wait(self._wait_replicas), self._replicated)
+    def _wait_again(self, wire: Wire | None) -> None:
+        if wire is not None and wire is self._wire:
+            self._waiting = True
+            wire.send(commands.wait(self._wait_replicas, WAIT_MS), self._replicated)
+
+    def _enough(self, reply: Reply) -> bool:
+        return isinstance(reply, int) and reply >= self._wait_replicas
+
+    async def _until_replicated(self, journal: RedisJournal) -> None:
+        """Wait until enough replicas have all that the primary has now. Raises AwayError when the connection is lost before."""
+        async with self._replicating:
+            while self._wait_replicas:
+                # Any command comes first: WAIT counts from the connection's last one.
+                *_, reply = await self._ask(
+                    [commands.check(journal.keys), commands.wait(self._wait_replicas, WAIT_MS)]
+                )
+                if self._enough(reply):
+                    return
+                await asyncio.sleep(WAIT_AGAIN_SECONDS)
 
     def _apply(self, journal: RedisJournal, sent_at: float, reply: Reply) -> None:
         if isinstance(reply, ReplyError):
@@ -227,6 +252,7 @@ class Appender:
             self._wire = wire
             self._events.redis_up(True, "")
             self._answers.clear()
+            self._waiting = False
             for journal in self._journals:
                 journal.appends.unsettled()
             try:
@@ -248,7 +274,9 @@ class Appender:
         todo = [journal for journal in journals if journal.appends.fence and not journal.appends.fenced]
         for at in range(0, len(todo), CHECK_AT_ONCE):
             some = todo[at : at + CHECK_AT_ONCE]
-            for journal, reply in zip(some, await self._ask([_check(j) for j in some]), strict=True):
+            replies = await self._ask([commands.check(journal.keys) for journal in some])
+            await self._until_replicated(some[0])
+            for journal, reply in zip(some, replies, strict=True):
                 if not self._compare(journal, reply):
                     self._look_into(journal)
 
@@ -310,7 +338,7 @@ class Appender:
             self._look_into(journal)
 
     async def _compare_and_write(self, journal: RedisJournal) -> None:
-        [reply] = await self._ask([_check(journal)])
+        [reply] = await self._ask([commands.check(journal.keys)])
         if isinstance(reply, ReplyError):
             raise AwayError(str(reply))
         mine, fence, last = self._standing(reply)
@@ -342,12 +370,13 @@ class Appender:
     async def _append_log(self, journal: RedisJournal, fence: int, written: Rewrite) -> None:
         key = journal.keys[0].encode()
         for number, items in enumerate(written.appends, 1):
-            [reply] = await self._ask([_encoded(key, fence, None, items)])
+            [reply] = await self._ask([commands.append(key, fence, None, items)])
             if isinstance(reply, ReplyError) and str(reply).startswith(_FENCED):
                 self._fenced(journal)
                 return
             if reply != b"%d-%d" % (fence, number):
                 raise AwayError(f"unexpected answer to an append: {reply!r}")
+        await self._until_replicated(journal)
         journal.rewritten(fence, written)
 
     async def _ask(self, commands: list[bytes]) -> list[Reply]:
@@ -367,21 +396,3 @@ class Appender:
         finally:
             gone.cancel()
             await asyncio.wait({gone})
-
-
-def _encoded(key: bytes, fence: int, keep_from: EntryId | None, items: Iterable[Item]) -> bytes:
-    parts = [b"XADD", key, b"NOMKSTREAM"]
-    if keep_from is not None:
-        parts += (b"MINID", b"~", str(keep_from).encode())
-    parts.append(b"%d-*" % fence)
-    for item in items:
-        parts += (item.kind, item.body)
-    return command(parts)
-
-
-def _check(journal: RedisJournal) -> bytes:
-    return command((b"EVAL", scripts.CHECK.encode(), b"3", *(key.encode() for key in journal.keys)))
-
-
-def _wait(replicas: int) -> bytes:
-    return command((b"WAIT", b"%d" % replicas, b"1000"))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -341,18 +342,39 @@ async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServe
 
 
 @pytest.mark.slow
-async def test_wait_replicas_acknowledges_nothing_without_a_replica(start_redis: StartRedis) -> None:
-    """With wait_replicas = 1, an append is not acknowledged without a replica, but is with one."""
+async def test_wait_replicas_acknowledges_nothing_without_a_replica(
+    start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With wait_replicas = 1, nothing is acknowledged without a replica: not what many sessions append, not what a new
+    connection finds in Redis, and not a state that was written again. With a replica all of it is."""
+    monkeypatch.setattr("gateway.cluster.appender.WAIT_MS", 200)
+    monkeypatch.setattr("gateway.cluster.appender.UNANSWERED_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.cluster.node._TICK_SECONDS", 0.05)
     server = start_redis()
-    async with node(server.url, wait_replicas=1, patience_seconds=0.3) as a:
-        session = await opened(a, "gws_1")
-        session.say("one copy")
-        with pytest.raises(OverloadError):
-            await session.journal.flushed()
+    async with node(server.url, wait_replicas=1, patience_seconds=0.7) as a:
+        sessions = [await opened(a, f"gws_{number}") for number in range(4)]
+
+        async def refused(session: FakeSession) -> bool:
+            with suppress(OverloadError):
+                await session.journal.flushed()
+                return False
+            return True
+
+        for session in sessions:
+            session.say("one copy")
+            await asyncio.sleep(0.02)  # each in an append of its own
+        assert all(await asyncio.gather(*map(refused, sessions)))
+        appender = a._appender(None)
+        assert appender._wire is not None
+        appender._wire.drop()
+        assert all(await asyncio.gather(*map(refused, sessions)))
+        appender._look_into(sessions[0].journal)
+        assert await refused(sessions[0])
         replica = start_redis()
         replica.cli("REPLICAOF", "127.0.0.1", str(server.port))
 
-        await until(lambda: session.shown == 2)
+        await until(lambda: all(session.shown == 2 for session in sessions))
+        assert told(a).ups == [True, False, True]
 
 
 async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer) -> None:
