@@ -257,8 +257,7 @@ class Connection(web.RequestHandler):
         if self._owed:
             self._head_late = True  # Earlier requests are answered first.
         elif self._requests.unfinished:
-            seconds = self._limits.header_seconds
-            detail = f"The request's head did not arrive within {seconds:g} seconds."
+            detail = f"The request's head did not arrive within {self._limits.header_seconds:g} seconds."
             self._end(CallerError("request-timeout", detail))
         else:
             self.force_close()

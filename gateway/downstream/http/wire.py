@@ -25,6 +25,14 @@ def watch_loss(request: web.BaseRequest, call: Callable[[], None]) -> Callable[[
     return lambda: None
 
 
+def write_soon(request: web.BaseRequest) -> Callable[[Callable[[], None]], None] | None:
+    """Return the function that schedules a write to the client (intake.Intake), if there is one."""
+    protocol = request.protocol
+    if not isinstance(protocol, Connection):
+        return None
+    return protocol._connections.intake.write_soon  # noqa: SLF001  # of the same package
+
+
 def undo_unless_taken(request: web.BaseRequest, undo: Callable[[], Awaitable[None]]) -> None:
     """Call `undo` if a half-closed client has left before it got the response to this request."""
     protocol = request.protocol

@@ -39,6 +39,7 @@ class Cursor:
         "_over",
         "_reader",
         "_selects",
+        "_soon",
         "_unsubscribe",
         "_waiter",
         "direct",
@@ -54,8 +55,10 @@ class Cursor:
         *,
         selects: Callable[[Entry], bool] | None = None,
         done: Callable[[EventId], bool] | None = None,
+        soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """`selects`: which entries pages contain, None for all; `done`: whether the read ends at a position."""
+        """`selects`: which entries pages contain, None for all; `done`: whether the read ends at a position; `soon`
+        schedules a call for the next turn of the event loop, if not the event loop does."""
         self.position = after
         """The cursor after the last page."""
         self.max_events = PAGE_EVENTS
@@ -68,6 +71,7 @@ class Cursor:
         self._done = done
         # Stored, because before Python 3.12 each call makes a system call.
         self._loop = asyncio.get_running_loop()
+        self._soon = soon or self._loop.call_soon
         self._waiter: asyncio.Future[None] | None = None
         self._awake = True
         self._over = False
@@ -92,7 +96,7 @@ class Cursor:
             self.wake()
         elif not self._due:
             self._due = True
-            self._loop.call_soon(self._take)
+            self._soon(self._take)
 
     def _take(self) -> None:
         """Pass the events appended in this turn of the event loop to `direct`. Leave them to the iteration if it is about to

@@ -16,7 +16,7 @@ from gateway.downstream.auth.access import by_ticket, session_grant
 from gateway.downstream.http import problem
 from gateway.downstream.http.app_keys import CLOCK, TELEMETRY
 from gateway.downstream.http.body import FORM, JSON, TEXT, media_type, read_body
-from gateway.downstream.http.wire import UNBUFFERED, accepted
+from gateway.downstream.http.wire import UNBUFFERED, accepted, write_soon
 from gateway.downstream.peers.elsewhere import REFUSED_READ, ROTATE
 from gateway.downstream.reading import parameters, sse
 from gateway.downstream.reading.cursor import Cursor
@@ -102,7 +102,8 @@ async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamRes
         return begun
     handle, wanted = begun.handle, begun.wanted
     reads = request.app[READS]
-    with closing(Cursor(handle.reader, begun.after, selects=_selects(wanted))) as cursor:
+    soon = write_soon(request)
+    with closing(Cursor(handle.reader, begun.after, selects=_selects(wanted), soon=soon)) as cursor:
         if wanted.format == "json":
             return await LongPoll(request, handle, cursor, wanted, reads).run()
         rendering = RENDERINGS[wanted.format]()

@@ -45,6 +45,31 @@ async def test_oldest_connection_is_read_although_others_keep_coming() -> None:
     assert [name for name in order if name in "abc"] == ["a", "b", "c"]
 
 
+async def test_writes_go_before_waiting_reads() -> None:
+    """What a reader waits for is written before the next connections are read, and a bug in one write stops no other."""
+    intake, order = Intake(reads_per_turn=1), list[str]()
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    _ = [intake.admits(Connection(name, order)) for name in ".ab"]
+    intake.write_soon(lambda: order.append(str(1 / 0)))
+    intake.write_soon(lambda: order.append("written"))
+    await asyncio.sleep(0)
+
+    assert order == ["written", "a"]
+    assert [type(failure["exception"]) for failure in failures] == [ZeroDivisionError]
+
+
+async def test_write_that_asks_for_another_is_followed_by_it_in_the_next_turn() -> None:
+    """A write needs no read to be called."""
+    intake, order = Intake(), list[str]()
+    intake.write_soon(lambda: intake.write_soon(lambda: order.append("second")))
+    await asyncio.sleep(0)
+    assert order == []
+
+    await asyncio.sleep(0)
+    assert order == ["second"]
+
+
 async def test_next_turn_admits_again() -> None:
     """Connections that send less than the limit per turn never wait."""
     intake, order = Intake(reads_per_turn=2), list[str]()
