@@ -31,7 +31,7 @@ from gateway.relay.journal import Peer
 from gateway.relay.ports import Dialer
 from gateway.relay.session import Session
 from gateway.relay.state.fold import SessionState
-from gateway.relay.state.saved import fold
+from gateway.relay.state.saved import Saved, fold_in_steps
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import ClusterTelemetry
 
@@ -114,11 +114,11 @@ class Membership:
 
     # --- taking over --------------------------------------------------------------------------------------------------
 
-    def adopt(self, stored: Stored) -> str:
+    async def adopt(self, stored: Stored) -> str:
         """Make a claimed session readable here, and start replacing its call. Returns `taken` or `closed`; raises
         UnreadableError."""
         try:
-            saved = fold(stored.snapshot, stored.before, stored.after, self._hub.limits.prices)
+            saved = await self._folded(stored)
         except UnreadableRecord as error:
             raise UnreadableError(str(error)) from error
         stored.journal.claimed(stored.fence, stored.snapshot_at, saved.state.head)
@@ -135,6 +135,17 @@ class Membership:
                 self._hanging_up = True
                 _ = self._tasks.run(self._hang_up_lost_calls(), "cluster-hang-up")
         return "taken" if saved.state.closed is None else "closed"
+
+    async def _folded(self, stored: Stored) -> Saved:
+        """Fold a session. Other work has its turn in between, because a log may hold 10,000 events."""
+        steps = fold_in_steps(stored.snapshot, stored.before, stored.after, self._hub.limits.prices)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                saved: Saved = end.value
+                return saved
+            await asyncio.sleep(0)
 
     async def _hang_up_lost_calls(self) -> None:
         """End the calls of lost nodes, one after another, once all sessions are readable."""

@@ -45,7 +45,7 @@ class UnreadableError(Exception):
 class Adopt(Protocol):
     """Adopts a claimed session."""
 
-    def __call__(self, stored: Stored) -> str:
+    async def __call__(self, stored: Stored) -> str:
         """Make the session readable here. Returns `taken`, or `closed` for one that had ended. Raises UnreadableError."""
 
 
@@ -110,7 +110,7 @@ class Takeover:
         outcomes: dict[str, str] = {}
         try:
             async for session_id, claimed in self._node.directory.claims.each(session_ids, owner):
-                outcomes[session_id] = self._outcome(session_id, claimed, since)
+                outcomes[session_id] = await self._outcome(session_id, claimed, since)
                 await self._yield()
         except (AwayError, DeniedError, ReplyError):
             self._doubtful |= {one: since for one in session_ids if one not in outcomes}
@@ -135,12 +135,12 @@ class Takeover:
                 return  # They are tried again soon.
             for one in claimed:
                 if isinstance(one, Stored):
-                    self._outcome(one.session_id, one, self._doubtful[one.session_id])
+                    await self._outcome(one.session_id, one, self._doubtful[one.session_id])
                 await self._yield()
             for session_id in some:
                 del self._doubtful[session_id]
 
-    def _outcome(self, session_id: str, claimed: Claimed, since: float) -> str:
+    async def _outcome(self, session_id: str, claimed: Claimed, since: float) -> str:
         """Adopt a session that was claimed, and return what became of it."""
         if isinstance(claimed, GoneError):
             return "closed"
@@ -148,13 +148,13 @@ class Takeover:
             if str(claimed) == self._node.id and session_id not in self._failed:
                 self._doubtful.setdefault(session_id, since)
             return "unreadable" if str(claimed).startswith("written by") else "lost_race"
-        outcome = self._adopted(claimed)
+        outcome = await self._adopted(claimed)
         self._telemetry.taken_over(session_id, outcome, boottime() - since)
         return outcome
 
-    def _adopted(self, stored: Stored) -> str:
+    async def _adopted(self, stored: Stored) -> str:
         try:
-            return self._adopt(stored)
+            return await self._adopt(stored)
         except UnreadableError:
             self._give_up(stored.session_id)
             return "unreadable"

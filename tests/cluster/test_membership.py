@@ -1,6 +1,7 @@
 """gateway/cluster/membership.py: the rate of hand-overs, and the end. Other effects are tested with whole nodes (tests/e2e)."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 
 from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import PER_SECOND, STARTED_SHARE, Membership, pause_between
+from gateway.relay.events.records import ServerEvent, encode
 from gateway.relay.journal import Peer
 from gateway.relay.limits import RelayLimits
 from gateway.relay.requests import Principal
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import SessionState
+from gateway.relay.state.saved import STEP_RECORDS
 from tests.cluster.kit import Told
 
 
@@ -123,25 +126,25 @@ class NewOwner:
     def adopt(self, saved: object, journal: object, prepared: object) -> None:
         self.adopted.append(prepared)
 
-    def take(self) -> str:
+    async def take(self, before: Sequence[bytes] = ()) -> str:
         journal = SimpleNamespace(claimed=lambda *_: None)
         stored: Any = SimpleNamespace(
             session_id="gws_1",
             snapshot=self.snapshot,
-            before=[],
+            before=before,
             after=[],
             journal=journal,
             fence=2,
             snapshot_at=None,
         )
-        return self.membership.adopt(stored)
+        return await self.membership.adopt(stored)
 
 
 async def test_a_session_that_is_prepared_twice_has_one_call() -> None:
     """If the request arrives twice, one of the two calls is abandoned, and the other one is used."""
     owner = NewOwner()
     await owner.membership.prepare("gws_1", None)
-    assert owner.take() == "taken"
+    assert await owner.take() == "taken"
 
     (used,) = owner.adopted
     assert [call.abandoned for call in owner.calls] == [call is not used for call in owner.calls]
@@ -152,7 +155,7 @@ async def test_a_call_that_was_prepared_for_a_closed_session_is_abandoned() -> N
     """A session that was closed during its hand-over needs no call."""
     owner = NewOwner("client")
     await owner.membership.prepare("gws_1", None)
-    assert owner.take() == "closed"
+    assert await owner.take() == "closed"
     for call in owner.calls:
         owner.membership._expire("gws_1", call)  # type: ignore[arg-type]  # a fake of it
     await owner.membership._tasks.ended()
@@ -173,3 +176,16 @@ async def test_a_peer_that_does_not_answer_delays_no_stop() -> None:
     one._call = hang
     async with asyncio.timeout(3):
         await one.hand_over_all(0.2)
+
+
+async def test_a_large_session_is_adopted_in_steps() -> None:
+    """Other work has its turn while thousands of records are read."""
+    owner, turns = NewOwner(), 0
+    records = [encode(ServerEvent(number, 0, "x", "{}")) for number in range(1, 2 * STEP_RECORDS + 2)]
+    taking = asyncio.create_task(owner.take(records))
+    while not taking.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert taking.result() == "taken"
+    assert turns > 2

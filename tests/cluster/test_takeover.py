@@ -27,7 +27,7 @@ class Taking:
         self.draining = False
         self.takeover = Takeover(of, told(of), self.adopt, lambda: not self.draining)
 
-    def adopt(self, stored: Stored) -> str:
+    async def adopt(self, stored: Stored) -> str:
         accepted, head = map(int, stored.snapshot.split())
         stored.journal.claimed(stored.fence, stored.snapshot_at, head)
         self.sessions[stored.session_id] = FakeSession(stored.journal, head, accepted)
@@ -164,10 +164,10 @@ async def test_session_that_cannot_be_adopted_does_not_stop_the_others(redis_ser
     async with taking(redis_server.url) as b:
         adopt = b.adopt
 
-        def brittle(stored: Stored) -> str:
+        async def brittle(stored: Stored) -> str:
             if stored.session_id == "gws_3":
                 raise ValueError("a bug")
-            return adopt(stored)
+            return await adopt(stored)
 
         b.takeover._adopt = brittle
         async with node(redis_server.url, lease_seconds=1.0) as a:
@@ -244,7 +244,7 @@ async def test_claimed_session_that_cannot_be_read_is_not_claimed_again_and_agai
     monkeypatch.setattr(takeover, "MAX_FAILED", 1)
     async with node(redis_server.url, lease_seconds=1.0) as a, taking(redis_server.url) as b:
 
-        def unreadable(stored: Stored) -> str:
+        async def unreadable(stored: Stored) -> str:
             raise UnreadableError("a malformed record")
 
         b.takeover._adopt = unreadable
