@@ -18,8 +18,12 @@ NEEDED_ACL: Final = (
 )
 
 
-_TYPE: Final = "return redis.call('TYPE', KEYS[1]).ok"
-"""As a script, so that a user who may not run scripts is noticed."""
+_TYPE: Final = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'hash' or kind == 'none' then redis.call('HDEL', KEYS[1], '') end
+return kind
+"""
+"""As a script that changes nothing, so that a user who may not run scripts, or only read, is noticed."""
 
 _NO_CLUSTER: Final = "Cluster mode is not enabled"
 """What redis-py says of a single server."""
@@ -56,7 +60,7 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
         raise UnfitError(denied(error, settings)) from error
     except ReplyError as error:
         raise UnfitError(
-            f"Redis refused a command: {error}; correct cluster.url, or give its user the rights {NEEDED_ACL}"
+            f"Redis refused a command: {error}; correct cluster.url, or give the user the rights {NEEDED_ACL}"
         ) from error
     except AwayError as error:
         if _NO_CLUSTER not in str(error):
