@@ -199,7 +199,9 @@ class Takeover:
             first, unreadable = lost not in self._told, 0
             self._told.add(lost)
             if first:
-                self._telemetry.node_lost(lost, len(ids))
+                status = node.beat.status_of(lost)
+                draining = status is not None and status.state == "draining"
+                self._telemetry.node_lost(lost, len(ids), draining=draining)
             waiting = dict(zip(ids, await self._ranks(ids), strict=True))
             while waiting:
                 if not self._still(lost):

@@ -151,8 +151,9 @@ class ClusterTelemetry(FailureTelemetry, Protocol):
     def sessions_unreadable(self, node: str, sessions: int) -> None:
         """Sessions of a lost node were written by a version that this node does not read."""
 
-    def node_lost(self, node: str, sessions: int) -> None:
-        """Another node is considered dead. `sessions` of it are to be taken over by the remaining nodes."""
+    def node_lost(self, node: str, sessions: int, *, draining: bool) -> None:
+        """Another node is considered dead. `sessions` of it are to be taken over by the remaining nodes. `draining`: it was told
+        to stop, so they are closed ones whose logs are kept, and those that it could not hand over in time."""
 
 
 class Telemetry(RelayTelemetry, DownstreamTelemetry, ClusterTelemetry, Protocol):

@@ -94,8 +94,11 @@ class NodeMetrics:
         log.warning("journal_repaired", session=session, kind=kind)
         self._repairs.labels(known(kind, words.REPAIR_KINDS)).inc()
 
-    def node_lost(self, node: str, sessions: int) -> None:
-        log.warning("node_lost", node=node, sessions=sessions)
+    def node_lost(self, node: str, sessions: int, *, draining: bool) -> None:
+        if draining:
+            log.info("node_left", node=node, sessions=sessions)
+        else:
+            log.warning("node_lost", node=node, sessions=sessions)
 
     def sessions_unreadable(self, node: str, sessions: int) -> None:
         remedy = "start a node of that version again; see docs/cluster.md, Upgrades"

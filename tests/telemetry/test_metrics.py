@@ -6,6 +6,7 @@ import timeit
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from gateway.errors import GatewayError, OverloadError
 from gateway.relay.events.eventlog import EventId
@@ -462,3 +463,22 @@ def test_hot_verbs_are_cheap(scrape: Scrape, call: str) -> None:
     best = min(timeit.repeat(f"m.{call}", globals={"m": scrape.metrics}, number=100_000, repeat=5)) / 100_000
 
     assert best < 3e-6
+
+
+def test_other_nodes_and_their_remedies_are_logged(scrape: Scrape) -> None:
+    """A node that was told to stop is no reason for a warning; what an operator must do something about is an error."""
+    metrics = scrape.metrics
+    with capture_logs() as lines:
+        metrics.node_lost("n_1", 3, draining=False)
+        metrics.node_lost("n_1", 1, draining=True)
+        metrics.sessions_unreadable("n_1", 2)
+        metrics.peer_unreachable("n_1", "http://10.0.0.1:7000", "refused", "open the port")
+        metrics.peer_reachable("n_1", "http://10.0.0.1:7000")
+
+    assert [(line["event"], line["log_level"], "remedy" in line) for line in lines] == [
+        ("node_lost", "warning", False),
+        ("node_left", "info", False),
+        ("sessions_unreadable", "error", True),
+        ("peer_unreachable", "error", True),
+        ("peer_reachable", "info", False),
+    ]
