@@ -58,6 +58,7 @@ class DialGate:
             yield
         finally:
             self._holding -= 1
+            self._admit_after(0.0)
 
     @property
     def held(self) -> bool:

@@ -43,6 +43,23 @@ async def test_sessions_wait_while_others_are_made_readable(monkeypatch: pytest.
     assert dialled == ["urgent", "idle"]
 
 
+async def test_the_first_dial_follows_at_once_when_all_are_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A takeover of a few sessions takes milliseconds, and so does the wait of their calls."""
+    monkeypatch.setattr("gateway.cluster.gate._PATIENCE_SECONDS", 60.0)
+    gate = DialGate()
+
+    async def dial() -> None:
+        async with gate.dial(lambda: True):
+            pass
+
+    with gate.hold():
+        dialling = asyncio.create_task(dial())
+        await asyncio.sleep(0.01)
+        assert not dialling.done()
+
+    await asyncio.wait_for(dialling, 5)
+
+
 async def test_so_many_at_once_and_the_urgent_first() -> None:
     """The number of simultaneous dials is limited, and a session with waiting clients goes before earlier ones
     without."""
