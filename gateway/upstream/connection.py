@@ -29,7 +29,12 @@ from aiortc import (
 )
 from aiortc.sdp import candidate_from_sdp, candidate_to_sdp
 
+from gateway.relay.clock import random_word
 from gateway.upstream import sdp
+
+# RFC 8445 5.3: at least 24 and 128 bits, in letters and digits of 5.95 bits each.
+ICE_USER_LENGTH = 5
+ICE_PASSWORD_LENGTH = 22
 
 
 class Connection:
@@ -43,7 +48,8 @@ class Connection:
         label: str,
     ) -> None:
         """Create the transports without using the network. `label` names the data channel."""
-        self._gatherer = RTCIceGatherer(ice_servers, policy)
+        user, password = random_word(ICE_USER_LENGTH), random_word(ICE_PASSWORD_LENGTH)
+        self._gatherer = RTCIceGatherer(ice_servers, policy, user, password)
         self.ice = RTCIceTransport(self._gatherer)
         # The side that offers controls (RFC 8445 6.1.1).
         self.ice._connection.ice_controlling = True

@@ -7,11 +7,12 @@ service.
 # ruff: noqa: SLF001 - what is private in pyOpenSSL is used here, in one class that is switched by its version
 
 from collections.abc import Callable
+from hashlib import sha256, sha384, sha512
 from typing import Any
 
-from aiortc import RTCCertificate, RTCDtlsTransport
+from aiortc import RTCCertificate, RTCDtlsParameters, RTCDtlsTransport
 from aiortc.rtcdtlstransport import RTCDtlsFingerprint, State, certificate_digest
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from gateway.upstream.ice import DirectDatagrams
 
@@ -20,6 +21,8 @@ _RELEASE_BUFFERS = 0x10
 # One DTLS record (RFC 6347 4.1): a peer behind a large MTU may fill more than the 1500 aiortc reads.
 _RECORD_BYTES = 16384
 _APPLICATION_DATA = 23
+# The digests that aiortc knows (RFC 8122 5).
+_DIGESTS = {"sha-256": sha256, "sha-384": sha384, "sha-512": sha512}
 
 # Any: pyOpenSSL's bindings to OpenSSL have no types.
 _lib: Any = getattr(SSL, "_lib", None)
@@ -54,13 +57,25 @@ class SharedCertificate(RTCCertificate):
 
 
 class WithoutSrtp(RTCDtlsTransport):
-    """DTLS without SRTP keys: there is no media, and two libsrtp sessions cost 10 KiB a call.
+    """DTLS for data alone, without SRTP keys: there is no media, and two libsrtp sessions cost 10 KiB a call.
 
     Incoming RTP is dropped unread, and a peer that negotiates no SRTP profile is accepted.
     """
 
     def _setup_srtp(self) -> None:
         return None
+
+    def _validate_peer_identity(self, remote: RTCDtlsParameters) -> None:
+        """Override: check the fingerprints without converting the certificate. Each known one must match (RFC 8122 5.1)."""
+        assert self._ssl is not None
+        certificate = self._ssl.get_peer_certificate()
+        encoded = b"" if certificate is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        known = [each for each in remote.fingerprints if each.algorithm.lower() in _DIGESTS]
+        if not known or any(
+            each.value.replace(":", "").lower() != _DIGESTS[each.algorithm.lower()](encoded).hexdigest()
+            for each in known
+        ):
+            self._set_state(State.FAILED)
 
 
 class DirectRecords(RTCDtlsTransport):

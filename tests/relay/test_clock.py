@@ -1,9 +1,12 @@
 """gateway/relay/clock.py: the default clock and tokens of the relay."""
 
+import os
 import string
 import time
 
-from gateway.relay.clock import Clock
+import pytest
+
+from gateway.relay.clock import Clock, random_word
 from gateway.relay.events.eventlog import EventId
 
 
@@ -22,6 +25,21 @@ def test_tokens_are_letters_and_digits_that_do_not_repeat() -> None:
     assert len(tokens) == 1000
     assert {len(token) for token in tokens} == {24}
     assert set("".join(tokens)) <= set(string.ascii_letters + string.digits)
+
+
+def test_every_character_of_a_word_is_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random number is as long as the word and 64 bits more, so its remainder says nothing."""
+    asked: list[int] = []
+
+    def zeros(count: int) -> bytes:
+        asked.append(count)
+        return bytes(count)
+
+    words = "".join(random_word(3, "abcde") for _ in range(20_000))
+    monkeypatch.setattr(os, "urandom", zeros)
+
+    assert all(11_300 < words.count(letter) < 12_700 for letter in "abcde")
+    assert (random_word(24, "xyz"), asked) == ("x" * 24, [32])
 
 
 def test_an_epoch_reads_back_out_of_an_id() -> None:

@@ -6,7 +6,7 @@ waits for pauses and confirmations, and reports the results as inputs of the tab
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -93,7 +93,11 @@ class Line(Calls):
             return False
         self._upstream = upstream
         if not self._attached:
-            await self._unless_ended(_within(self._greeted.wait(), self._limits.greeting_seconds))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.greeting_seconds):
+                    while not (self._greeted.is_set() or self._ending.done()):
+                        await self._moved.wait()
+                        self._moved.clear()
         if self._ending.done():
             return False
         self._step(Input.OPENED)
@@ -111,7 +115,7 @@ class Line(Calls):
             elif self._due is not None and self.phase is Phase.LIVE:
                 await self._hand_over(self._due)
             else:
-                await self._unless_ended(self._moved.wait())
+                await self._moved.wait()
                 self._moved.clear()
 
     def adopt(self, cause: str, prepared: Prepared | None) -> None:
@@ -119,9 +123,8 @@ class Line(Calls):
         self._due = cause
         if prepared is not None:
             self._request = replace(self._request, generation=self._request.generation + 1)
-            self._generation = (
-                self._request.generation + 1
-            )  # Skip a generation: there is no present call to listen to.
+            # Skip a generation: there is no present call to listen to.
+            self._generation = self._request.generation + 1
             self._successor = prepared.successor(self._request)
             prepared.pass_on(self, self._request.generation)
         else:
@@ -337,9 +340,8 @@ class Line(Calls):
         """Wait for a pause between responses, at most until the call is nearly over."""
         while self.phase is Phase.WAITING_QUIET and self._state.responses.active and not self._late:
             now = self._clock.monotonic()
-            await self._next_move(
-                None if self._expiry is None else self._expiry.left(now) - self._expiry.latest
-            )
+            expiry = self._expiry
+            await self._next_move(None if expiry is None else expiry.left(now) - expiry.latest)
         return self.phase is Phase.WAITING_QUIET
 
     async def _until_settled(self) -> bool:

@@ -67,7 +67,8 @@ class Calls:
         self._generation = request.generation
         self._successor: Successor | None = None
         self._greeted = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._moved = moved = asyncio.Event()
+        ending.add_done_callback(lambda _: moved.set())
         self._due: str | None = None
         self._parking: asyncio.Future[bool] | None = None
         now = services.clock.monotonic()
