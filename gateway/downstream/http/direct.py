@@ -73,6 +73,7 @@ class DirectConnection(Connection):
         self._begun: tuple[Request, Awaitable[web.StreamResponse]] | None = None
         """A request that aiohttp's task has to go on with, and the rest of its handling."""
         self._requests.direct = self._answered_at_once
+        self._request_factory = self._next_request
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -131,6 +132,13 @@ class DirectConnection(Connection):
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         return True
 
+    def _next_request(self, *args: Any) -> web.BaseRequest:
+        """Return the request that was begun, or make one, for aiohttp's task."""
+        if self._begun is not None:
+            return self._begun[0]
+        assert self._manager is not None
+        return self._manager.request_factory(*args)
+
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
     ) -> tuple[web.StreamResponse, bool]:
@@ -138,7 +146,7 @@ class DirectConnection(Connection):
         begun, self._begun = self._begun, None
         if begun is None:
             return await super()._handle_request(request, start_time, request_handler)
-        return await super()._handle_request(begun[0], start_time, lambda _: begun[1])
+        return await super()._handle_request(request, start_time, lambda _: begun[1])
 
 
 async def _ended(result: web.StreamResponse | Exception) -> web.StreamResponse:
