@@ -61,11 +61,12 @@ def bench(
     import aiohttp
 
     from gateway.cli.child import ChildError
-    from gateway.cli.running import fail, run, why
+    from gateway.cli.running import fail, full_url, run, why
     from gateway.client import ProblemError
 
     console = Console(stderr=True)
     plan = Plan(sessions, turns, words, tokens_per_second)
+    url = None if url is None else full_url(url)
     try:
         with _progress(console) as progress:
             figures = run(_bench(url, key, plan, progress))

@@ -21,6 +21,8 @@ GRACE_SECONDS: Final = 3600
 
 ANSWER_SECONDS: Final = 300.0
 LEAVE_SECONDS: Final = 5.0
+STOP: Final = "chat_stop"
+"""The `event_id` of a request to stop an answer. OpenAI refuses it if the answer has just ended."""
 
 
 def chat(
@@ -83,7 +85,10 @@ def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
 
 
 async def _answer(console: Console, session: "Session", line: str) -> bool:
-    """Send a line and show the answer. Return whether the session has ended."""
+    """Send a line and show the answer. Return whether the session has ended.
+
+    A response that was stopped may end after this line was sent. Its events are not this line's answer.
+    """
     said: list[dict[str, Any]] = [  # OpenAI's events, with members of any type
         {
             "type": "conversation.item.create",
@@ -91,6 +96,7 @@ async def _answer(console: Console, session: "Session", line: str) -> bool:
         },
         {"type": "response.create"},
     ]
+    response = None
     from gateway.client.pieces import Pieces
 
     pieces = Pieces()
@@ -98,14 +104,16 @@ async def _answer(console: Console, session: "Session", line: str) -> bool:
     async with asyncio.timeout(ANSWER_SECONDS), aclosing(session.events(receipt["head"])) as events:
         async for event in events:
             match event.type:
-                case "response.output_text.delta":
+                case "response.created":
+                    response = event.value["response"]["id"]
+                case "response.output_text.delta" if event.value.get("response_id") == response:
                     text = pieces.add(event.value["delta"])
                     console.print(f"[green]{escape(text)}[/]", end="", soft_wrap=True)
-                case "response.function_call_arguments.done":
+                case "response.function_call_arguments.done" if event.value.get("response_id") == response:
                     console.print(
                         f"[dim]{escape(str(event.value.get('name')))}({escape(event.value['arguments'])})[/]"
                     )
-                case "error":
+                case "error" if event.value["error"].get("event_id") != STOP:
                     console.print(f"[red]{escape(str(event.value['error'].get('message')))}[/]")
                     return False
                 case "gateway.gap":
@@ -113,7 +121,7 @@ async def _answer(console: Console, session: "Session", line: str) -> bool:
                 case "gateway.closed":
                     console.print(f"[red]The session ended: {event.value['reason']}.[/]")
                     return True
-                case "response.done":
+                case "response.done" if event.value["response"].get("id") == response:
                     _end_answer(console, event.value["response"])
                     return False
     return True
@@ -128,4 +136,4 @@ def _end_answer(console: Console, response: dict[str, Any]) -> None:  # OpenAI's
 
 async def _stop(session: "Session") -> None:
     async with asyncio.timeout(LEAVE_SECONDS):
-        await session.send({"type": "response.cancel"})
+        await session.send({"type": "response.cancel", "event_id": STOP})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -28,8 +29,16 @@ def run(
 
 
 def full_url(address: str) -> str:
-    """Return a URL as it was typed, with `http://` before it if it has no scheme."""
-    return (address if "://" in address else f"http://{address}").rstrip("/")
+    """Return a URL as it was typed, with `http://` before it if it has no scheme. Exit if it is not one of HTTP."""
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    parts = None
+    with suppress(ValueError):  # brackets of IPv6 that do not match
+        parts = urlsplit(url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        fail(
+            f"--url: {address!r} is not an http:// or https:// URL, such as http://127.0.0.1:8080", EXIT_USAGE
+        )
+    return url
 
 
 def why(error: Exception) -> str:

@@ -5,6 +5,7 @@ import json
 import secrets
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -20,7 +21,11 @@ class Connection:
     """Sends requests to one gateway, inside an `async with` block."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = url.rstrip("/")
+        """`url` without a scheme is an http:// URL. Raises ValueError if it is not one of HTTP."""
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not the URL of a gateway, such as http://127.0.0.1:8080")
         self._key = key
         self._http: aiohttp.ClientSession | None = None
 

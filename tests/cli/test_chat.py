@@ -2,9 +2,15 @@
 
 import signal
 from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from io import StringIO
+from unittest.mock import AsyncMock, Mock
 
 import pytest
+from rich.console import Console
 
+from gateway.cli.chat import _answer
+from gateway.client import Event
 from tests.cli.conftest import Running, Start
 from tests.cli.test_serve import SERVE, addresses
 
@@ -52,6 +58,28 @@ async def test_interrupt_stops_the_answer_only(start: Start, gateway: str) -> No
     await say(chat, "")
 
     assert await chat.ended() == 0
+
+
+async def test_end_of_a_stopped_answer_is_not_that_of_the_next() -> None:
+    """The stopped response may end, and the request to stop it may be refused, after the next line was sent."""
+
+    async def events(after: str) -> AsyncIterator[Event]:
+        for value in (
+            {"type": "response.output_text.delta", "response_id": "resp_1", "delta": "sea"},
+            {"type": "response.done", "response": {"id": "resp_1", "status": "cancelled"}},
+            {"type": "error", "error": {"event_id": "chat_stop", "message": "no active response"}},
+            {"type": "response.created", "response": {"id": "resp_2"}},
+            {"type": "response.output_text.delta", "response_id": "resp_2", "delta": "42"},
+            {"type": "response.done", "response": {"id": "resp_2", "status": "completed"}},
+        ):
+            yield Event(None, "", value)
+
+    session = Mock(send=AsyncMock(return_value={"head": "k-1"}), events=events)
+    console = Console(file=StringIO())
+    over = await _answer(console, session, "What is 6 times 7?")
+
+    assert not over
+    assert console.file.getvalue() == "42\n"  # type: ignore[attr-defined]  # the StringIO above
 
 
 async def test_gateway_that_is_not_there_is_told(start: Start) -> None:

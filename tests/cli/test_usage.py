@@ -64,6 +64,16 @@ def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
     assert "Usage: " in result.output
 
 
+@pytest.mark.parametrize("command", ["chat", "bench", "top"])
+@pytest.mark.parametrize("url", ["ftp://gateway", "http://[::1"])
+def test_address_of_no_gateway_is_wrong_usage(command: str, url: str) -> None:
+    """The message names the flag and shows an address."""
+    result = CliRunner().invoke(command_line(), [command, "--url", url])
+
+    assert result.exit_code == 2, result.output
+    assert f"--url: {url!r} is not an http:// or https:// URL, such as http://127.0.0.1:8080" in result.output
+
+
 def refused(*arguments: str, **environ: str) -> str:
     """Run a command that must be refused before it does anything, and return its output."""
     known = {name: None for name in os.environ if name.startswith(("GATEWAY_", "OPENAI_"))}

@@ -424,6 +424,18 @@ async def test_sessions_are_listed_over_all_pages(script: Script, client: Client
     assert [request.query.get("after") for request in script.asked] == [None, "gws_b"]
 
 
+@pytest.mark.parametrize("url", ["ftp://gateway", "http://", "http://[::1", ""])
+def test_address_of_no_gateway_is_refused_at_once(url: str) -> None:
+    """It is an error of the program. A reader would try again for ever."""
+    with pytest.raises(ValueError, match=r"URL"):
+        Client(url)
+
+
+def test_address_without_a_scheme_is_http() -> None:
+    """As on the command line."""
+    assert Client("localhost:8080/").url == "http://localhost:8080"
+
+
 async def test_gateway_that_is_not_there_is_named() -> None:
     """The error says which address does not answer."""
     async with Client("http://127.0.0.1:1") as client:
