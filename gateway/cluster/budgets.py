@@ -58,6 +58,9 @@ class SharedBudgets:
             # Redis may have counted it all the same. Rather too much than too little: it limits a bill.
             self._allowance.put_back(day, unsent)
             return
+        except asyncio.CancelledError:
+            self._allowance.put_back(day, unsent)  # The last round, of a node that stops, adds it.
+            raise
         for number, name in enumerate(names):
             tokens, cost, _ = replies[3 * number : 3 * number + 3]
             self._allowance.learn(day, name, Amount(_count(tokens), _count(cost)))

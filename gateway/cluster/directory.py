@@ -37,6 +37,8 @@ OWNER_SECONDS: Final = 30.0
 """How long a look-up is cached. A node that is no longer the owner says so, and it is looked up again."""
 
 _PRUNE_SECONDS: Final = 5.0
+_PRUNE_LISTED_SECONDS: Final = 60.0
+"""Of the list of all sessions, which nothing but a listing needs."""
 _RETRY_SECONDS: Final = 5.0
 
 
@@ -100,7 +102,7 @@ class RedisDirectory:
             arguments = (session_id, repr(time.time()), most)
             if await self._connections.script(scripts.RESERVE, [key], arguments):
                 return
-            await self._prune(principal.name, key)
+            await self._prune(key, _PRUNE_SECONDS)
             if await self._connections.script(scripts.RESERVE, [key], arguments):
                 return
         except (AwayError, DeniedError, ReplyError) as error:
@@ -209,8 +211,10 @@ class RedisDirectory:
 
     async def sessions_of(self, principal: str) -> list[str]:
         """Return the ids of a principal's sessions, newest first; some may be gone."""
+        key = self._keys.principal(principal)
         try:
-            found = await self._connections.command("ZREVRANGE", self._keys.principal(principal), 0, -1)
+            await self._prune(key, _PRUNE_LISTED_SECONDS)
+            found = await self._connections.command("ZREVRANGE", key, 0, -1)
         except (AwayError, DeniedError, ReplyError) as error:
             raise away(error) from error
         return [word.decode() for word in found]
@@ -358,16 +362,18 @@ class RedisDirectory:
         snapshot_bytes = self._settings.log_max_bytes // 2
         return RedisJournal(identity, self.node, self._keys, self._codec, self._writing, snapshot_bytes)
 
-    async def _prune(self, principal: str, key: str) -> None:
-        """Drop sessions that are gone from a principal's list."""
+    async def _prune(self, key: str, interval: float) -> None:
+        """Drop sessions that are gone from one of a principal's lists, at most once in so many seconds."""
         now = time.monotonic()
-        if now - self._pruned_at.get(principal, float("-inf")) < _PRUNE_SECONDS:
+        if now - self._pruned_at.get(key, float("-inf")) < interval:
             return
-        self._pruned_at[principal] = now
+        self._pruned_at[key] = now
         # Not those that are still opening.
         old = repr(time.time() - OPENING_SECONDS)
         found = await self._connections.command("ZRANGEBYSCORE", key, "-inf", old)
         ids = [word.decode() for word in found]
+        if not ids:
+            return
         there = await self._connections.pipeline([("EXISTS", self._keys.meta(one)) for one in ids])
         gone = [one for one, found in zip(ids, there, strict=True) if found == 0]
         if gone:

@@ -48,6 +48,25 @@ async def test_a_budget_of_a_day_is_one_for_all_nodes(redis_server: RedisServer)
     assert spent == [Amount(110, 12), Amount(110, 12)]
 
 
+async def test_a_round_that_is_cancelled_loses_nothing(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that stops cancels its rounds and adds the rest in a last one."""
+    async with budgets(redis_server) as (here, mine), budgets(redis_server) as (there, theirs):
+        here.spend("one", 60, 7, time.time())
+        with monkeypatch.context() as hanging:
+            hanging.setattr(mine._connections, "pipeline", lambda _: asyncio.sleep(3600))
+            cut = asyncio.create_task(mine.round())
+            await asyncio.sleep(0)
+            cut.cancel()
+            await asyncio.wait({cut})
+        await mine.round()
+        there.check(KEY, time.time())
+        await theirs.round()
+
+        assert there.spent("one", time.time()) == Amount(60, 7)
+
+
 async def test_a_node_that_starts_learns_the_day_so_far(redis_server: RedisServer) -> None:
     """The first check of a key asks for its total at once."""
     async with budgets(redis_server) as (here, mine), budgets(redis_server) as (there, theirs):

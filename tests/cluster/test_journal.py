@@ -394,6 +394,15 @@ async def test_limit_of_sessions_counts_over_all_nodes(redis_server: RedisServer
         await b.directory.reserve("gws_3", key)
 
 
+async def test_sessions_that_are_gone_leave_the_list_when_it_is_read(redis_server: RedisServer) -> None:
+    """Redis may have been away when they were removed, or all nodes until their keys had expired."""
+    async with node(redis_server.url) as a:
+        await opened(a, "gws_1")
+        redis_server.cli("ZADD", "rg:k:one", "1", "gws_gone")
+
+        assert await a.directory.sessions_of("one") == ["gws_1"]
+
+
 async def test_closed_sessions_leave_the_lists(redis_server: RedisServer) -> None:
     """A closed session does not count against the limit, and all of it is removed after its retention."""
     async with node(redis_server.url) as a:
