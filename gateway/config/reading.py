@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -134,9 +134,13 @@ def _as_json(value: object) -> object:
     if isinstance(value, dict):
         return {name: _as_json(member) for name, member in value.items()}
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value, parse_constant=_no_number) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"JSON has no {word}")
 
 
 def _unknown_names(environ: Mapping[str, str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Keys include their unit. `values` defines the types.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -162,6 +163,8 @@ def _with_nulls(value: Any) -> Any:  # Any: JSON of any depth
         return {name: _with_nulls(member) for name, member in value.items()}
     if isinstance(value, list):
         return [_with_nulls(member) for member in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'has the number {value}, which JSON lacks; write "inf" in quotation marks')
     return None if value == NULL else value
 
 

@@ -123,6 +123,25 @@ def test_template_takes_null_as_a_word(written: Any) -> None:
     assert config.upstream.session["truncation"] is None
 
 
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_template_with_a_number_that_json_lacks_is_refused(written: Any, number: str) -> None:
+    """TOML has such numbers, and they would be sent as null. OpenAI's `max_output_tokens` is the text "inf"."""
+    file = written(f"[upstream.session]\nmax_output_tokens = {number}\n")
+
+    with pytest.raises(ConfigError) as refused:
+        load(file, environ={})
+
+    assert "upstream.session" in str(refused.value)
+    assert 'write "inf" in quotation marks' in str(refused.value)
+
+
+def test_template_of_the_environment_takes_only_json_as_numbers() -> None:
+    """Python's JSON parser reads more: such a word stays a text."""
+    config = load(environ={"GATEWAY_UPSTREAM__SESSION__MAX_OUTPUT_TOKENS": "Infinity"})
+
+    assert config.upstream.session["max_output_tokens"] == "Infinity"
+
+
 def test_template_members_come_from_the_environment_as_json_or_text() -> None:
     """Numbers, lists and objects of OpenAI's session object keep their type."""
     session = load(
