@@ -69,6 +69,19 @@ async def test_a_queue_of_hang_ups_does_not_delay_a_stop() -> None:
     assert 1 <= dialer.hung_up < 500
 
 
+async def test_hang_ups_wait_until_all_sessions_are_readable() -> None:
+    """Hundreds of them would take the time of sessions that clients wait for."""
+    one, dialer, _ = member()
+    one._lost_calls.append("rtc_1")
+    with one._gate.hold():
+        hanging_up = one._tasks.run(one._hang_up_lost_calls(), "hang-up")
+        await asyncio.sleep(0.02)
+        before = dialer.hung_up
+    await asyncio.wait_for(hanging_up, 5.0)
+
+    assert (before, dialer.hung_up) == (0, 1)
+
+
 async def test_a_turn_whose_client_cannot_come_back_is_not_handed_over() -> None:
     """Only this node has the connection on which the client waits."""
     sessions = [
