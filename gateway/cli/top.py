@@ -91,11 +91,19 @@ def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
 
 async def look(http: "aiohttp.ClientSession", url: str) -> "Look":
     """Fetch metrics and sessions."""
+    import aiohttp
+
     from gateway.cli.scrape import parse
     from gateway.cli.top_view import Look
 
     async with http.get(f"{url}/metrics", raise_for_status=True) as answer:
-        samples = parse(await answer.text())
+        try:
+            samples = parse(await answer.text())
+        except ValueError as error:
+            info = answer.request_info
+            raise aiohttp.ClientResponseError(
+                info, answer.history, status=answer.status, message="no metrics"
+            ) from error
     sessions: list[dict[str, object]] = []
     more, after = True, ""
     while more and len(sessions) < MAX_SESSIONS:

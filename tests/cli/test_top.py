@@ -5,6 +5,8 @@ import re
 import signal
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.client import Client
 from tests.cli.conftest import Start
@@ -70,6 +72,22 @@ async def test_top_at_the_listener_for_clients_says_so(start: Start, emulator: s
 
     assert await top.ended() == 1
     assert "is not the operator's listener" in top.output
+
+
+async def test_top_at_another_server_says_so(start: Start) -> None:
+    """A page is no metrics: one line says so, without a traceback."""
+
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text="<html>\n<p>no metrics", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", page)
+    async with TestServer(app) as server:
+        top = await start("top", "--url", str(server.make_url("")), "--once")
+
+        assert await top.ended() == 1
+    assert "answered 200, not as an operator's listener does" in top.output
+    assert "Traceback" not in top.output
 
 
 async def test_top_without_a_gateway_says_so(start: Start) -> None:
