@@ -46,6 +46,8 @@ MAY_HAVE_MOVED: Final = frozenset({"recovering", "session-unknown"})
 ROTATE: Final = "/internal/rotate"
 ROTATE_SECONDS: Final = 0.25
 """Time between requests to end the streams that pass through a node that ends: more may arrive until it stops listening."""
+ROTATED_SECONDS: Final = 1.0
+"""How long a node may take to answer such a request."""
 
 TURNS: Final = "/v1/turns"
 OPENING: Final = frozenset({"/v1/sessions", TURNS})
@@ -128,7 +130,7 @@ class Elsewhere:
         """Ask a node to end these reads; if it does not answer soon, others must not wait for it."""
         body = json.dumps({"requests": requests}).encode()
         with suppress(UnreachableError, BrokenError, TimeoutError):
-            async with asyncio.timeout(ROTATE_SECONDS):
+            async with asyncio.timeout(ROTATED_SECONDS):
                 await self._fetch(url, hdrs.METH_POST, ROTATE, body)
 
     async def steady(self) -> None:
