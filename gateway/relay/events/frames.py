@@ -181,7 +181,8 @@ def _holds_more(data: bytes, characters: bytes, limit: int) -> bool:
         part = data[begin:end]
         if b"\\" in part:
             # Without escaped backslashes and quotes, every second part between two quotes is a string.
-            part = part.replace(rb"\\", b"").replace(rb"\"", b"")
+            # Replaced by as many characters, which takes half the time of removing them.
+            part = part.replace(rb"\\", b"__").replace(rb"\"", b"__")
         quotes = part.count(b'"')
         if quotes and quotes < _LOOKED_AT // 16:
             part = b"".join(part.split(b'"')[inside::2])

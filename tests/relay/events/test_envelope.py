@@ -606,6 +606,14 @@ def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: s
     assert refused.value.detail == f"Not JSON: {what} (line 2 column {column})."
 
 
+def test_a_number_of_a_megabyte_is_read_and_judged_in_steps() -> None:
+    """Checking, building and judging so long a token take milliseconds each, so other work runs in between."""
+    count, value = steps_of(read_object(b'{"a":0.' + b"1" * 1_000_000 + b"}"))
+
+    assert count >= 4
+    assert isinstance(value["a"], float)
+
+
 @pytest.mark.parametrize("part", ["1e999", "-1e999", "1" * 400, '"\\ud800"', '{"\\udfff":1}'])
 def test_what_could_not_be_written_again_is_refused(part: str) -> None:
     """A create or a turn is encoded again, and a lone surrogate cannot be encoded as UTF-8."""
