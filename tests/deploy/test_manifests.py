@@ -268,8 +268,20 @@ def test_compose_publishes_nothing_but_the_proxy() -> None:
     assert open_to_all == ["8000:8000"]
     assert re.search(r"listen\s+8000;", nginx)
     assert re.search(rf"server\s+127\.0\.0\.1:{config.server.port};", nginx)
-    assert compose["services"]["nginx"]["network_mode"] == "service:gateway"
+    assert compose["services"]["gateway"]["network_mode"] == "service:nginx"
     assert "127.0.0.1" in config.server.trusted_proxies
+
+
+def test_compose_keeps_the_network_when_the_gateway_is_restarted() -> None:
+    """The gateway joins nginx's network, since a container loses the network of another one that is restarted."""
+    services = read("deploy/compose.yml")["services"]
+    owned = {
+        one["network_mode"].removeprefix("service:") for one in services.values() if "network_mode" in one
+    }
+
+    assert owned == {"nginx"}
+    assert "nginx" in services["gateway"]["depends_on"]
+    assert services["nginx"]["networks"]["default"]["aliases"] == ["gateway"]
 
 
 def test_compose_gives_the_gateway_time_and_no_rights() -> None:
