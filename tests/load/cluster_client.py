@@ -161,7 +161,9 @@ class NodesLife(Life):
             oldest = str(block.value["oldest"])
             self.head, self.last = number(oldest) - 1, "earliest" if block.id is None else block.id
             return
-        if self.told and kind == "gateway.recovering":
+        if (
+            self.told and kind == "gateway.recovering" and "accepted" in block.value
+        ):  # of a lost node, not of a call
             self.undone_after.add(int(block.value["accepted"]))
             self._forget_after(int(block.value["accepted"]))
         if block.id is not None and kind not in ASIDES:

@@ -1,8 +1,8 @@
 """Redis fails under load: `python -m tests.load.cluster_redis`.
 
 One server: stopped for 10 s, killed and restarted empty, restarted from an AOF of a second ago. Three Sentinels, and
-a Cluster of three primaries and three replicas: failed over with the writes of half a second lost; the Cluster is
-also resharded. Each is done with all nodes alive, when nothing may be lost, no session may end and none may be taken
+a Cluster of three primaries and three replicas: failed over with the writes of half a second lost; a primary that only
+hung goes on for seconds beside its successor; the Cluster is also resharded. Each is done with all nodes alive, when nothing may be lost, no session may end and none may be taken
 over; and with an owner killed at the same moment, when each loss must be reported (`gateway.gap`, `accepted`). The
 exit status is 1 if that does not hold.
 """
@@ -56,6 +56,12 @@ async def failed_over(kind: Kind) -> None:
     await kind.fail_over(LOST_SECONDS)
 
 
+async def hung(kind: Kind) -> None:
+    """Have a primary replaced that then goes on as if nothing had happened."""
+    assert isinstance(kind, Sentinels)
+    await kind.hang()
+
+
 async def resharded(kind: Kind) -> None:
     """Move slots to another primary."""
     assert isinstance(kind, ClusterOfSix)
@@ -69,6 +75,7 @@ DEEDS: dict[str, tuple[Callable[[], Kind], Deed, bool]] = {
     "restarted from an older AOF, owner killed": (Single, older, True),
     "Sentinel failover": (Sentinels, failed_over, False),
     "Sentinel failover, owner killed": (Sentinels, failed_over, True),
+    "Sentinel failover, primary only hung": (Sentinels, hung, False),
     "Cluster failover": (ClusterOfSix, failed_over, False),
     "Cluster failover, owner killed": (ClusterOfSix, failed_over, True),
     "Cluster resharded": (ClusterOfSix, resharded, False),

@@ -118,6 +118,15 @@ class Sentinels:
         await asyncio.to_thread(until, lambda: self.primary() is not primary, "no failover")
         primary.start("--replicaof", f"127.0.0.1 {self.primary().port}", "--repl-diskless-sync-delay", "0")
 
+    async def hang(self) -> None:
+        """Stop the primary until it is replaced, and continue it; return once it is a replica. Until then there are two."""
+        primary = self.primary()
+        primary.pause()
+        await asyncio.to_thread(until, lambda: self.primary() is not primary, "no failover")
+        primary.go_on()
+        demoted = "role:slave"
+        await asyncio.to_thread(until, lambda: demoted in primary.cli("INFO", "replication"), "two primaries")
+
     def _knows(self, port: int) -> bool:
         others = self._ask(port, "SENTINEL", "sentinels", "main").split().count("name")
         replicas = self._ask(port, "SENTINEL", "replicas", "main").split().count("name")
