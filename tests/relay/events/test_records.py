@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.relay.events import records
 from gateway.relay.events.records import (
     KINDS,
     Accepted,
@@ -102,3 +103,11 @@ def test_members_that_a_later_version_added_are_ignored() -> None:
     """A version only adds members at the end, so an older node reads the ones that it knows."""
     assert decode(b'r["n_2","later"]') == Released("n_2")
     assert decode(b"d[true]") == DoubtSettled()
+
+
+def test_a_kind_is_part_of_the_versions_from_its_own_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version has the kinds of the first; a later kind belongs to its version and those after it."""
+    monkeypatch.setattr(records, "SINCE", {Acknowledged: 2})
+
+    assert [records.is_part_of(version, Acknowledged(1)) for version in (1, 2, 3)] == [False, True, True]
+    assert records.is_part_of(1, ServerEvent(1, 0, "x", "{}"))
