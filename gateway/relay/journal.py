@@ -126,8 +126,8 @@ class Location:
 
     node: str
     url: str | None
-    """URL on which the node listens for its peers; None for a node that is no longer known. The node itself is empty for a
-    session that its owner, whoever it is, is about to write again."""
+    """URL on which the node listens for its peers; None for a node that is no longer known. `node` is empty if the
+    session is missing in Redis and its owner, which is not known, will soon write it again."""
     live: bool
     """The node is not considered dead."""
 

@@ -33,7 +33,7 @@ MAX_ENDED: Final = 2048
 """After so many ends, and one for each live session, a collection does not wait for a calm moment any more."""
 
 MAX_GROWTH: Final = 1_000_000
-"""Objects more than after the last collection, whoever made them: another reason for one."""
+"""A full collection also runs once there are this many more objects than after the last one."""
 
 THRESHOLDS: Final = (50_000, 20, 100)
 """Python's defaults, (700, 10, 10), cause thousands of collections a minute of events that reference counting soon frees."""

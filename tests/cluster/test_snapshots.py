@@ -86,7 +86,7 @@ async def test_a_snapshot_is_taken_once_redis_has_everything() -> None:
 async def test_a_snapshot_that_redis_did_not_answer_is_tried_again(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is taken anew, so it also covers what was added meanwhile."""
+    """The next attempt takes a new snapshot, which also covers the records added since the first one."""
     async with node(redis_server.url) as a:
         session = await opened(a, "gws_1")
         keep, attempts = a.directory.keep_snapshot, list[bytes]()

@@ -74,6 +74,21 @@ async def log_of(caller: Caller, session_id: str, count: int = 1) -> list[tuple[
     return [(number(block.id), block.type) for block in read if not block.type.startswith("gateway.")]
 
 
+async def in_node(node: str, script: Path) -> tuple[str, int | None]:
+    """Run a script in Node.js, and return its output and exit status."""
+    # Node treats a `.js` file as a module only if a package.json says so or by inspecting its syntax.
+    process = await asyncio.create_subprocess_exec(
+        node,
+        "--experimental-detect-module",
+        "--no-warnings",
+        str(script),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 20)
+    return output.decode(), process.returncode
+
+
 def up_to(read: list[tuple[int, str]], log: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """Return the read events up to the log's length: more may have arrived since."""
     return [one for one in read if one[0] <= log[-1][0]]
@@ -396,19 +411,10 @@ async def test_node_runs_the_thread_code(
         f"dataChannel.addEventListener('message', {HANDLER});"
         f"dataChannel.onopen = () => {{ {SEND} {ASK} }};"
     )
-    # Node treats a `.js` file as a module only if a package.json says so or by inspecting its syntax.
-    process = await asyncio.create_subprocess_exec(
-        part_path("node"),
-        "--experimental-detect-module",
-        "--no-warnings",
-        str(script),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 20)
+    output, status = await in_node(part_path("node"), script)
 
-    assert output.decode() == "stream That is 42.\n"
-    assert process.returncode == 0
+    assert output == "stream That is 42.\n"
+    assert status == 0
 
 
 async def test_budget_of_a_day_is_reported_at_once(part_path: Callable[[str], str], tmp_path: Path) -> None:
@@ -443,14 +449,6 @@ async def test_budget_of_a_day_is_reported_at_once(part_path: Callable[[str], st
         process.exit();
         """
     )
-    process = await asyncio.create_subprocess_exec(
-        part_path("node"),
-        "--experimental-detect-module",
-        "--no-warnings",
-        str(script),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 20)
+    output, _ = await in_node(part_path("node"), script)
 
     assert json.loads(output) == [["rate-limited", True, 0], ["rate-limited", False, 1]]
