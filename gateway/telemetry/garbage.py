@@ -1,8 +1,9 @@
 """When garbage is collected, and how long that may block the event loop.
 
-Reference counting frees almost everything, an ended session and its call included. Cycles remain where something failed. Python would collect them after a number of allocations: possibly in
-the middle of an answer, and almost never for sessions that lived long. So full collections run after a number of sessions
-have ended, when none is being opened or closed. The cost is shared among these sessions, and their garbage stays bounded.
+Reference counting frees almost everything, an ended session and its call included. Cycles remain where something failed. Python
+would collect them after a number of allocations: possibly in the middle of an answer, and almost never for sessions that lived
+long. So full collections run after a number of sessions have ended, when none is being opened or closed. The cost is shared among
+these sessions, and their garbage stays bounded.
 
 Python's collections of the youngest objects would visit every object of a new session, and find nothing: 0.2 ms for a session,
 50 ms at once while hundreds are opened. So what is young is set aside twice a second (`gc.freeze`), which takes no time,

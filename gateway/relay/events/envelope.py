@@ -5,7 +5,7 @@ added, dropped, reordered or re-encoded. What an event means is OpenAI's to judg
 
 The JSON is RFC 8259 in strict UTF-8, see `jsontext`. Of an event only the members that decide its way are read by type; its
 whole value is built where somebody looks at it. The `read_*` functions work in steps, so that a body of millions of values
-does not delay others; the `parse_*` functions do the same at once.
+does not delay others; `parse_object` does the same at once.
 """
 
 import json
@@ -73,16 +73,6 @@ def client_event(
     """Create an event from a text whose size is not known."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return ClientEvent(text, type, event_id, size, known)
-
-
-def parse_json(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
-    """Read a body at once, see `read_json`."""
-    return finish(read_json(body, max_events=max_events, strict_members=strict_members))
-
-
-def parse_ndjson(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
-    """Read lines at once, see `read_ndjson`."""
-    return finish(read_ndjson(body, max_events=max_events, strict_members=strict_members))
 
 
 def parse_object(body: bytes) -> dict[str, object]:

@@ -24,17 +24,26 @@ from gateway.relay.events.envelope import (
     compose,
     matches_type,
     member,
-    parse_json,
-    parse_ndjson,
     parse_object,
     read_json,
     read_members,
     read_ndjson,
     read_object,
 )
-from gateway.relay.events.jsontext import MAX_DEPTH, Steps
+from gateway.relay.events.jsontext import MAX_DEPTH, Steps, finish
 
 T = TypeVar("T")
+
+
+def parse_json(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
+    """Read a body without a pause."""
+    return finish(read_json(body, max_events=max_events, strict_members=strict_members))
+
+
+def parse_ndjson(body: bytes, *, max_events: int, strict_members: bool = False) -> tuple[ClientEvent, ...]:
+    """Read lines without a pause."""
+    return finish(read_ndjson(body, max_events=max_events, strict_members=strict_members))
+
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
