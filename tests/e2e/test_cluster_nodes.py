@@ -314,7 +314,7 @@ async def idle(node: Node, session_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def logging(running: list[Node], session_id: str) -> Node:
+async def owner_of(running: list[Node], session_id: str) -> Node:
     """Wait until a node has logged that it opened the session, which it does in the background, and return that node."""
     async with asyncio.timeout(10):
         while not (owners := [node for node in running if session_id in node.program.output]):
@@ -331,7 +331,7 @@ async def test_turn_in_its_own_session_is_repeated_after_its_node_was_lost(nodes
         url = f"{running[0].url}/v1/turns"
         async with caller.http.post(url, data="Count to 300.", headers=stream) as answer:
             session_id = json.loads(await answer.content.readline())["event"]["session_id"]
-            owner = await logging(running, session_id)
+            owner = await owner_of(running, session_id)
             owner.program.kill()
     [left] = [node for node in running if node is not owner]
     async with Caller(left.url) as caller, asyncio.timeout(40):
