@@ -21,7 +21,7 @@ STOP_SECONDS: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 _KEPT_LINES: Final = 20
 
-EMULATOR: Final = ("gateway.emulator", "--port", "0")
+EMULATOR: Final = ("gateway", "emulate", "--port", "0")
 
 
 class ChildError(Exception):

@@ -1,7 +1,7 @@
 """An offline Realtime upstream: the service's HTTP signalling and a real far-end peer.
 
 The emulator does not know the gateway. It imports none of its code and shares only the protocol with it, so that a mistake
-on one side is not repeated on the other. Run it in a separate process: `python -m gateway.emulator`.
+on one side is not repeated on the other. Run it in a separate process: `gateway emulate`.
 
 `http` handles requests: `signalling` reads offers, `websocket` holds sidebands and WebSocket sessions, `control` is for tests.
 `service` opens a `call`: a connection (`transport.peer` over ICE, DTLS and SCTP, or a WebSocket) with a voice on top, which is

@@ -1,4 +1,4 @@
-"""The configuration of an emulator. The command line flags are in `__main__`."""
+"""The configuration of an emulator."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -34,7 +34,10 @@ refused, never ignored.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 Failure = Literal["silence", "close_channel", "hang_up", "vanish", "cut_sockets"]
 SocketsEnd = Literal["eof", "never"]
@@ -44,22 +47,24 @@ RateLimits = Literal["late", "missing", "doubled"]
 Garbage = Literal["text", "utf8", "array", "huge"]
 McpError = Literal["list", "call"]
 Incomplete = Literal["content_filter", "max_output_tokens"]
+Seconds = Annotated[float, Meta(ge=0, le=3600)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
     """The faults of a call; the default has none."""
 
-    signal_status: int | None = None
-    signal_retry_after: float | None = None
-    signal_delay_seconds: float = 0.0
-    signal_times: int | None = None
+    signal_status: Annotated[int, Meta(ge=400, le=599)] | None = None
+    signal_retry_after: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    signal_delay_seconds: Seconds = 0.0
+    signal_times: Count | None = None
     answer: BadAnswer | None = None
     deaf: bool = False
     consent: bool = True
     fail: Failure | None = None
-    fail_after_deltas: int = 0
-    sideband_delay_seconds: float = 0.0
+    fail_after_deltas: Count = 0
+    sideband_delay_seconds: Seconds = 0.0
     sockets_end: SocketsEnd | None = None
     oversize: Oversize = "drop"
     response_error: str | None = None
@@ -67,75 +72,38 @@ class Faults:
     transcription_error: str | None = None
     mcp_error: McpError | None = None
     rate_limits: RateLimits | None = None
-    first_delta_seconds: float = 0.0
-    tokens_per_second: float | None = None
-    burst: int = 1
+    first_delta_seconds: Seconds = 0.0
+    tokens_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
+    burst: Annotated[int, Meta(ge=1, le=10_000)] = 1
     unknown_event: bool = False
     garbage: Garbage | None = None
 
 
 NONE = Faults()
 
-_WORDS: dict[str, tuple[str, ...]] = {
-    "answer": get_args(BadAnswer),
-    "fail": get_args(Failure),
-    "sockets_end": get_args(SocketsEnd),
-    "oversize": get_args(Oversize),
-    "rate_limits": get_args(RateLimits),
-    "garbage": get_args(Garbage),
-    "response_incomplete": get_args(Incomplete),
-    "mcp_error": get_args(McpError),
-}
-_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "signal_status": (int, 400, 599),
-    "signal_retry_after": (float, 0, 86_400),
-    "signal_delay_seconds": (float, 0, 3600),
-    "signal_times": (int, 0, 1_000_000),
-    "sideband_delay_seconds": (float, 0, 3600),
-    "fail_after_deltas": (int, 0, 1_000_000),
-    "first_delta_seconds": (float, 0, 3600),
-    "tokens_per_second": (float, 0, 1_000_000),
-    "burst": (int, 1, 10_000),
-}
-_CODES = ("response_error", "transcription_error")
-_FLAGS = ("deaf", "consent", "unknown_event")
-_OPTIONAL = frozenset(f.name for f in dataclasses.fields(Faults) if f.default is None)
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """Return the words of a Literal, also of an optional one; none for other types."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for part in get_args(kind) for word in _words(part))
+
+
+_TYPES = get_type_hints(Faults, include_extras=True)
+WORDS = {name: words for name, kind in _TYPES.items() if (words := _words(kind))}
+"""The values of each fault that takes one of a few words."""
 
 
 def changed(faults: Faults, given: Mapping[str, Any]) -> Faults:
-    """Apply `given` over `faults`; text is read as JSON would be, so flags and bodies share it. Raises ValueError."""
+    """Return `faults` with the values of `given`, as a flag's text or as JSON. Raises ValueError."""
     return dataclasses.replace(faults, **{name: _read(name, value) for name, value in given.items()})
 
 
 def _read(name: str, value: Any) -> Any:
-    if value is None or value == "null":
-        if name in _OPTIONAL:
-            return None
-        raise ValueError(f"fault '{name}' cannot be null")
-    if name in _WORDS:
-        if value not in _WORDS[name]:
-            raise ValueError(f"fault '{name}' is one of {', '.join(_WORDS[name])}, not '{value}'")
-        return value
-    if name in _FLAGS:
-        if value not in (True, False, "true", "false"):
-            raise ValueError(f"fault '{name}' is true or false, not '{value}'")
-        return value in (True, "true")
-    if name in _NUMBERS:
-        return _number(name, value)
-    if name in _CODES:
-        if not isinstance(value, str):
-            raise ValueError(f"fault '{name}' is an error's code, not '{value}'")
-        return value
-    known = ", ".join(f.name for f in dataclasses.fields(Faults))
-    raise ValueError(f"no fault is named '{name}'; known are {known}")
-
-
-def _number(name: str, value: Any) -> int | float:
-    kind, low, high = _NUMBERS[name]
+    if name not in _TYPES:
+        raise ValueError(f"no fault is named '{name}'; known are {', '.join(_TYPES)}")
     try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"fault '{name}' is a number, not '{value}'") from None
-    if not low <= number <= high:
-        raise ValueError(f"fault '{name}' lies between {low:g} and {high:g}, not {number}")
-    return number
+        return msgspec.convert(None if value == "null" else value, _TYPES[name], strict=False)
+    except msgspec.ValidationError as error:
+        hint = f"; expected one of {', '.join(WORDS[name])}" if name in WORDS else ""
+        raise ValueError(f"fault '{name}': {error}{hint}") from None

@@ -129,7 +129,7 @@ def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator
 def emulator() -> Iterator[str]:
     """Run an emulator and yield its base URL."""
     with _program(
-        ["gateway.emulator", "--port", "0", "--tokens-per-second", "200"], r"emulator listening on (\S+)"
+        ["gateway", "emulate", "--port", "0", "--tokens-per-second", "200"], r"emulator listening on (\S+)"
     ) as url:
         yield url
 

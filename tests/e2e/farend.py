@@ -15,7 +15,7 @@ class FarEnd:
     """A running emulator; `base_url` is the gateway's `upstream.base_url`."""
 
     def __init__(self, log: Path, *flags: str) -> None:
-        self.program = Program(log, "gateway.emulator", "--port", "0", *flags)
+        self.program = Program(log, "gateway", "emulate", "--port", "0", *flags)
         self.base_url = ""
 
     def ready(self) -> None:

@@ -30,7 +30,7 @@ def far_end(stack: ExitStack, folder: Path, namespace: str, host: str, seconds: 
     program = Program(
         folder / f"far-end-{len(list(folder.iterdir()))}",
         "tests.e2e.within",
-        *(namespace, "gateway.emulator", *flags, *thinking),
+        *(namespace, "gateway", "emulate", *flags, *thinking),
     )
     stack.callback(program.stop)
     program.said(r"emulator listening on (\S+)\n")

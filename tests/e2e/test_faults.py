@@ -199,7 +199,7 @@ def test_table_has_every_fault_there_is() -> None:
     """Every fault of the emulator and every value of one has a row."""
     told_of = {pair for row in ROWS for pair in row.fault.split()}
     names = {pair.partition("=")[0] for pair in told_of}
-    words = {f"{name}={word}" for name, list_ in faults._WORDS.items() for word in list_}
+    words = {f"{name}={word}" for name, list_ in faults.WORDS.items() for word in list_}
     statuses = {f"signal_status={status}" for status in (401, 403, 404, 429, 500, 503)}
 
     assert {field.name for field in dataclasses.fields(faults.Faults)} - names == set()

@@ -1,4 +1,4 @@
-"""Runs a module inside a network namespace: `python -m tests.e2e.within B gateway.emulator --port 0`."""
+"""Runs a module inside a network namespace: `python -m tests.e2e.within B gateway emulate --port 0`."""
 
 import os
 import runpy

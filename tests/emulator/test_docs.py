@@ -1,14 +1,13 @@
 """docs/emulator.md names exactly the flags and faults that exist."""
 
-import argparse
 import dataclasses
 import re
-from typing import Any
-from unittest import mock
 
+import typer
+
+from gateway.cli import command_line
 from gateway.emulator import Faults
-from gateway.emulator.__main__ import parse
-from gateway.emulator.faults import _WORDS
+from gateway.emulator.faults import WORDS
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
@@ -21,19 +20,12 @@ def cells(head: str) -> list[list[str]]:
 
 
 def test_page_has_every_flag() -> None:
-    """The table of flags is that of the parser."""
-    flags: set[str] = set()
-    add = argparse.ArgumentParser.add_argument
-
-    def note(parser: argparse.ArgumentParser, *names: str, **options: Any) -> Any:
-        flags.update(name for name in names if name.startswith("--"))
-        return add(parser, *names, **options)
-
-    with mock.patch.object(argparse.ArgumentParser, "add_argument", note):
-        parse([])
+    """The table of flags is that of the command."""
+    command = typer.main.get_command(command_line(["emulate"])).commands["emulate"]  # type: ignore[attr-defined]  # a group has them
+    flags = {option for parameter in command.params for option in parameter.opts}
     told = {flag for row in cells("flag") for flag in re.findall(r"--[a-z-]+", row[0])}
 
-    assert told == flags - {"--help"}
+    assert told == flags
 
 
 def test_page_has_every_fault_and_its_words() -> None:
@@ -41,6 +33,6 @@ def test_page_has_every_fault_and_its_words() -> None:
     told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in cells("fault")}
 
     assert told.keys() == {field.name for field in dataclasses.fields(Faults)}
-    assert {name: words for name, words in told.items() if name in _WORDS} == {
-        name: set(words) for name, words in _WORDS.items()
+    assert {name: words for name, words in told.items() if name in WORDS} == {
+        name: set(words) for name, words in WORDS.items()
     }

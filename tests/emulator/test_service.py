@@ -1,7 +1,11 @@
 """Where the calls of a run offer their media."""
 
+import asyncio
+import os
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -10,6 +14,27 @@ import pytest
 
 from gateway.emulator.service import media_addresses
 from tests.emulator.caller import Caller
+
+ROOT = Path(__file__).resolve().parents[2]
+# Runs in a network namespace with only `lo`: starts an emulator and holds one turn with it.
+ALONE = """
+import asyncio
+from gateway.emulator import Emulator, EmulatorConfig
+from tests.emulator.caller import Caller
+
+async def main():
+    emulator = Emulator(EmulatorConfig(port=0))
+    await emulator.start()
+    caller = Caller(emulator.base_url)
+    try:
+        await caller.open()
+        print(await caller.ask("ping"))
+    finally:
+        await caller.close()
+        await emulator.close()
+
+asyncio.run(main())
+"""
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.7"])
@@ -53,3 +78,20 @@ async def test_call_runs_over_ipv6_alone(host: str, emulate: Callable[..., Any])
         assert await caller.ask("Repeat after me: hi") == "hi"
     finally:
         await caller.close()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("unshare", "ip")
+async def test_call_runs_where_there_is_only_loopback() -> None:
+    """In a network namespace with only `lo` a call connects and a turn works."""
+    script = f'ip link set lo up && exec "{sys.executable}" -c "$ALONE"'
+    process = await asyncio.create_subprocess_exec(
+        "unshare", "--net", "--map-root-user", "sh", "-c", script,
+        env=os.environ | {"ALONE": ALONE, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    if b"unshare" in err or b"ip:" in err:
+        pytest.skip(f"this machine allows no network namespace: {err.decode().strip()}")
+
+    assert out == b"Pong!\n", err.decode()

@@ -7,9 +7,11 @@ after each 100.
 
 # ruff: noqa: T201  # the caller reads its output
 
+import sys
+
 from aiortc.utils import uint16_add
 
-from gateway.emulator.__main__ import main
+from gateway.cli import main
 from gateway.emulator.transport.association import _MAX_QUEUED_CHUNKS, _TEXT, Association
 
 _flush = Association._data_channel_flush
@@ -51,4 +53,5 @@ async def crossing(self: Association) -> None:
 
 if __name__ == "__main__":
     Association._data_channel_flush = crossing  # type: ignore[method-assign]  # the fault
+    sys.argv[1:1] = ["emulate"]
     main()

@@ -9,7 +9,7 @@ from tests.upstream.kit import REQUEST, Remembering, dialling
 
 async def main() -> None:
     """Open one call and close it."""
-    async with program("-m", "gateway.emulator", "--port", "0") as url, dialling(url) as dialer:
+    async with program("-m", "gateway", "emulate", "--port", "0") as url, dialling(url) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)
         await sink.until(lambda sink: sink.texts)

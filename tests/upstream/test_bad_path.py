@@ -44,7 +44,7 @@ async def test_events_survive_loss_reordering_and_an_outage(
         return sent, sink, call
 
     async with (
-        program("-m", "gateway.emulator", "--port", "0") as url,
+        program("-m", "gateway", "emulate", "--port", "0") as url,
         bad_path(url, path) as bad,
         dialling(bad) as dialer,
     ):

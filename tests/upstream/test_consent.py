@@ -18,7 +18,7 @@ LIVES_SECONDS = 62.0
 
 async def _live(setup: str, hooks: frozenset[Hook], results: dict[str, object]) -> None:
     facts = Facts()
-    arguments = ("-m", "gateway.emulator", "--port", "0", "--consent", "strict", "--setup", setup)
+    arguments = ("-m", "gateway", "emulate", "--port", "0", "--consent", "strict", "--setup", setup)
     async with program(*arguments) as url, dialling(url, facts, hooks=hooks) as dialer:
         sink = Remembering()
         call = await dialer.dial(REQUEST, sink)

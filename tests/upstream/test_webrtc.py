@@ -76,7 +76,7 @@ def test_call_opens_and_carries_text_both_ways(run: Run, hooks: frozenset[Hook])
 async def test_call_with_the_emulator_answers_a_turn(hooks: frozenset[Hook]) -> None:
     """With the second implementation of the protocol and its strict ICE-lite answer, a turn completes."""
     async with (
-        program("-m", "gateway.emulator", "--port", "0", "--consent", "strict") as url,
+        program("-m", "gateway", "emulate", "--port", "0", "--consent", "strict") as url,
         dialling(url, hooks=hooks) as dialer,
     ):
         sink = Remembering()
