@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict, istr
 
 from gateway.downstream.auth.access import ACCESS, AccessRules, bearer_word
@@ -22,7 +22,7 @@ from gateway.downstream.auth.origins import (
     preflight_headers,
 )
 from gateway.downstream.auth.peer import client_address, scheme
-from gateway.downstream.http import problem
+from gateway.downstream.http import problem, tcp
 from gateway.downstream.http.answers import SERVER_NAME
 from gateway.downstream.http.app_keys import (
     ANSWERED_AT,
@@ -107,7 +107,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except GatewayError as error:
         if ANSWERED_AT in request:
-            return _cut(request, error)
+            return await _cut(request, error)
         return _problem(request, error)
     except web.HTTPException as error:
         known = problem.translated(error)
@@ -119,7 +119,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             # The client has left; raising would be logged as a failure.
             return web.Response(status=CLIENT_LEFT)
         if ANSWERED_AT in request:
-            return _cut(request, error)
+            return await _cut(request, error)
         request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
         return _problem(request, problem.internal(request[REQUEST_ID]))
 
@@ -213,14 +213,17 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
     return answer
 
 
-def _cut(request: web.Request, error: Exception) -> web.Response:
+async def _cut(request: web.Request, error: Exception) -> web.Response:
     """Abort the connection in the middle of a response, so that the client does not take it for complete.
 
     A second response on the same connection would be read as part of the first.
     """
     request.app[TELEMETRY].http_failed(request[REQUEST_ID], error)
-    if request.transport is not None:
-        request.transport.abort()
+    transport = request.transport
+    if transport is not None:
+        if request.version < HttpVersion11:  # Not chunked.
+            await tcp.reset(transport)
+        transport.abort()
     return web.Response(status=CLIENT_LEFT)
 
 

@@ -19,6 +19,7 @@ from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.direct import DirectRoutes
 from gateway.downstream.http.limits import ServerLimits
 from gateway.downstream.http.listener import Binding, Listener
+from gateway.downstream.http.router import Router
 from gateway.downstream.peers import internal
 from gateway.downstream.peers.elsewhere import ELSEWHERE, Elsewhere, elsewhere
 from gateway.downstream.peers.internal import PEERS, admit, identify
@@ -147,9 +148,6 @@ def _with_client_routes(app: web.Application, deps: ServerDependencies) -> web.A
     # The router tries the routes in this order, so the most frequent ones come first.
     for resource in (events, reads, turns, sessions, openapi, console):
         resource.add_routes(app)
-    for route in app.router.routes():
-        # `read_body` sends `100 Continue` itself. aiohttp has this setting per route only.
-        route._expect_handler = _expect_later  # noqa: SLF001
     return app
 
 
@@ -170,6 +168,7 @@ def _application(
     deps: ServerDependencies, *, open_to_pages: bool, middlewares: Sequence[Middleware]
 ) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=deps.limits.max_body_bytes)
+    app._router = Router()  # noqa: SLF001  # the parameter for it is deprecated
     if deps.elsewhere is not None:
         app[ELSEWHERE] = deps.elsewhere
     app[SESSIONS], app[TELEMETRY], app[ACCESS] = deps.sessions, deps.telemetry, deps.access
@@ -193,7 +192,3 @@ def _direct_routes(app: web.Application, deps: ServerDependencies) -> DirectRout
         if route.handler in (events.post_events, reads.get_events):
             routes.add(route)
     return routes
-
-
-async def _expect_later(request: web.Request) -> None:
-    """Send no `100 Continue` yet. Other expectations are ignored, as RFC 9110 10.1.1 allows."""

@@ -16,7 +16,7 @@ from gateway.downstream.server import Server, client_application
 from gateway.errors import GatewayError
 from tests.certificate import write_certificate
 from tests.downstream.house import Build, House
-from tests.downstream.raw import read_all
+from tests.downstream.raw import connect, read_all
 
 BARE_400 = (b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")
 
@@ -122,10 +122,11 @@ async def test_mistake_of_the_gateway_shows_only_its_request_id(house: House, mo
     assert (request_id, str(error)) == ("req-7", "secret inside")
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
 @pytest.mark.parametrize("error", [RuntimeError("late"), GatewayError("upstream-failed", "late")])
-async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception) -> None:
-    """If the gateway fails within an answer, the client sees a cut instead of a problem object in the middle; the
-    log has the reason."""
+async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception, version: str) -> None:
+    """If the gateway fails within an answer, the client sees a cut instead of a problem object in the middle: an incomplete
+    chunked body, or a reset in HTTP/1.0. The log has the reason."""
 
     async def fail_late(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -138,13 +139,23 @@ async def test_failure_in_a_begun_answer_cuts_it(house: House, error: Exception)
     connections = Connections(ConnectionLimits(), house.parts.telemetry, house.hub.budget, lambda: 0.0)
     listener = Listener(app, house.parts.limits, connections)
     await listener.start(Binding())
+    reader, writer = await connect(listener.url)
+    writer.write(f"GET /late HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
+    reset = False
+    answer = bytearray()
     try:
-        answer = await raw(house, b"GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n", url=listener.url)
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(100):
+                answer += chunk
+    except ConnectionResetError:
+        reset = True
     finally:
+        writer.close()
         await listener.close()
 
-    assert answer.count(b"HTTP/1.1") == 1
-    assert answer.endswith(b"half\r\n")
+    assert answer.count(b"HTTP/1.") == 1
+    assert answer.endswith(b"half\r\n" if version == "1.1" else b"half")
+    assert reset == (version == "1.0")
     assert [told for _, told in house.facts.of("http_failed")] == [error]
 
 
@@ -264,6 +275,21 @@ async def test_refused_client_is_not_asked_for_its_body(build: Build) -> None:
 
     assert refused.startswith(b"HTTP/1.1 404 ")
     assert wanted.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 ")
+
+
+@pytest.mark.parametrize("expected", ["100-continue", "a-pony"])
+@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/no", 404), ("PUT", "/livez", 405)])
+@pytest.mark.parametrize("operator", [False, True])
+async def test_expectation_does_not_replace_the_answer(
+    house: House, *, operator: bool, method: str, path: str, status: int, expected: str
+) -> None:
+    """On both listeners a request with `Expect` that has no handler gets its problem object, and nothing before."""
+    url = house.server.admin_url if operator else house.url
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: {expected}\r\n\r\n"
+    answer = await raw(house, head.encode(), url=url)
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/problem+json" in answer
 
 
 async def test_too_large_body_is_refused_by_its_length(build: Build) -> None:

@@ -151,6 +151,35 @@ async def test_lost_answer_does_not_hold_back_the_next(
     assert told[2] == "That is 25."
 
 
+async def test_refused_request_does_not_hold_back_the_next(
+    serve: Serve, far_end: FarEnd, chromium: Chromium
+) -> None:
+    """When the request for a response is refused, a text that was already sent is answered at once, with one more request. An
+    error about another event changes nothing."""
+    gateway = await serve(far_end)
+    script = """(async () => {
+        const { Talk } = await import("/talk.js");
+        const sent = [];
+        const asked = () => sent.filter(({ type }) => type === "response.create").length;
+        const figures = { tookDelta() {}, tookUsage() {} };
+        const talk = new Talk({ send: (events) => sent.push(...events), figures, onDone() {} });
+        const counts = [];
+        talk.say("one");
+        talk.say("two");
+        counts.push(asked());
+        talk.took({ type: "error", error: { message: "no", event_id: "another" } });
+        counts.push(asked());
+        talk.took({ type: "error", error: { message: "no", event_id: sent[1].event_id } });
+        counts.push(asked());
+        talk.took({ type: "response.created", response: { id: "r" } });
+        talk.took({ type: "response.done", response: { id: "r", status: "completed", output: [] } });
+        counts.push(asked());
+        return counts;
+    })()"""
+    async with chromium.page(f"{gateway.url}/") as page:
+        assert await page.evaluate(script) == [1, 1, 2, 2]
+
+
 async def test_key_is_asked_for_only_where_one_is_needed(
     serve: Serve, far_end: FarEnd, chromium: Chromium
 ) -> None:

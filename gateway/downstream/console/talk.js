@@ -14,6 +14,7 @@ export class Talk {
   #active = null;
   #waiting = 0;
   #askedAt = null;
+  #asked = null;
   #answers = new Map();
   #calls = new Map();
 
@@ -64,7 +65,9 @@ export class Talk {
       this.#tookItem(event.item);
     } else if (event.type === "error") {
       this.note(event.error?.message ?? "The service refused an event.", "bad");
-      if (!this.#active) this.settle();
+      // An error that names another event does not end the response.
+      const refused = event.error?.event_id ?? this.#asked;
+      if (!this.#active && refused === this.#asked) this.lost();
     }
   }
 
@@ -103,7 +106,8 @@ export class Talk {
       this.#send(events);
     } else {
       this.#askedAt = performance.now();
-      this.#send([...events, { type: "response.create" }]);
+      this.#asked = `ask_${crypto.getRandomValues(new Uint32Array(2)).join("_")}`;
+      this.#send([...events, { type: "response.create", event_id: this.#asked }]);
     }
   }
 

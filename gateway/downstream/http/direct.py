@@ -21,6 +21,7 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_writer import _serialize_headers
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 
+from gateway.downstream.http.answers import SERVER_NAME
 from gateway.downstream.http.protocol import CHARGED_BODY_BYTES, Connection
 from gateway.downstream.http.request import Request
 
@@ -118,15 +119,16 @@ class DirectConnection(Connection):
         body = response.body
         if not isinstance(body, bytes) or len(body) > CHARGED_BODY_BYTES:
             return False
-        self._routes.complete(request, response)
         headers = response.headers
+        # In the order in which aiohttp sets them.
         headers[hdrs.CONTENT_LENGTH] = str(len(body))
         headers[hdrs.DATE] = rfc822_formatted_time()
-        last = response.keep_alive is False
-        if last:
+        headers[hdrs.SERVER] = SERVER_NAME
+        if response.keep_alive is False:
             headers[hdrs.CONNECTION] = "close"
+        self._routes.complete(request, response)
         transport.write(_serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers) + body)
-        if last:
+        if response.keep_alive is False:
             self.force_close()
         else:
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout

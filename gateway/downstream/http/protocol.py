@@ -370,7 +370,7 @@ class Connection(web.RequestHandler):
             self._write_timer = self._loop.call_later(self._limits.write_seconds, self._writing_overdue)
         else:
             self.cut_off = True
-            self._wire.abort()
+            tcp.abort(self._wire)
 
     def handle_error(
         self,

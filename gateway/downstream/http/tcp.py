@@ -53,8 +53,13 @@ async def reset(wire: asyncio.Transport) -> None:
     deadline = loop.time() + _RESET_SECONDS
     while not wire.is_closing() and unsent(wire) and loop.time() < deadline:
         await asyncio.sleep(_RESET_POLL_SECONDS)
-    if wire.is_closing():
-        return
+    if not wire.is_closing():
+        abort(wire)
+
+
+def abort(wire: asyncio.Transport) -> None:
+    """Reset a connection at once, and drop what was written. asyncio's own abort sends what the kernel has and then an
+    ordinary end, which without a chunked body is the end of the body."""
     connection = wire.get_extra_info("socket")
     if connection is not None:
         with suppress(OSError):  # Not a TCP socket, or lost already.

@@ -85,7 +85,7 @@ class Writer:
             await tcp.reset(transport)
 
     def abort(self) -> None:
-        """Abort the connection at once, and drop what the client has not read."""
+        """Reset the connection at once, and drop what the client has not read."""
         transport = self._protocol.transport
         if transport is not None:
-            transport.abort()
+            tcp.abort(transport)

@@ -388,7 +388,8 @@ async def test_whole_requests_leave_no_unfinished_head(
 
 
 async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> None:
-    """The memory limit for unread answers applies to every kind of answer, not only to streams."""
+    """The memory limit for unread answers applies to every kind of answer, not only to streams. The connection is reset, so
+    that half an answer without chunks is not taken for a whole one."""
     house = await build(limits=ServerLimits(write_seconds=0.2))
     connections = house.server._client_side._connections
     connection = socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2])))
@@ -397,6 +398,12 @@ async def test_client_that_takes_nothing_loses_its_connection(build: Build) -> N
     await until(lambda: house.facts.of("http_answered") != [])
     await until(lambda: len(connections) == 0)
 
+    def read_on() -> None:
+        while connection.recv(65536):
+            pass
+
+    with pytest.raises(ConnectionResetError):
+        await asyncio.to_thread(read_on)
     connection.close()
     assert len(house.facts.of("http_answered")) < 30
 
