@@ -174,7 +174,7 @@ class Gateway:
                 Binding(server.host, server.port, self._tls, self._shared), Binding(admin.host, admin.port)
             )
         except BaseException:
-            await self.close()
+            await self._close()
             raise
         self._warn_of_shortcomings()
         for line in (f"listening on {self.url}", f"admin listening on {self.admin_url}"):
@@ -237,13 +237,16 @@ class Gateway:
 
     async def close(self) -> None:
         """Close everything. May be called more than once."""
+        await self._close()
+        log.info("gateway_closed")
+
+    async def _close(self) -> None:
         await self._hub.close()
         await self._server.close()
         if self._clustering is not None:
             await self._clustering.close()
         await self._dialer.close()
         await self._probes.close()
-        log.info("gateway_closed")
 
 
 def _clustering(

@@ -22,7 +22,7 @@ from gateway.cluster.rates import RedisRates
 from gateway.cluster.redis_requirements import UnfitError, inspect
 from gateway.cluster.settings import ClusterSettings, Target
 from gateway.config import Config, ConfigError
-from gateway.config.files import listener_tls, secret
+from gateway.config.files import authority, listener_tls, secret
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.internal import PREPARE, TAKE
@@ -229,18 +229,10 @@ def cluster_settings(config: Config) -> ClusterSettings:
 
 def _require_redis_files(config: Config) -> None:
     """Raise ConfigError for a file of TLS to Redis that cannot be used."""
-    cluster, name = config.cluster, "cluster.redis_ca_file"
-    try:
-        context = ssl.create_default_context(cafile=cluster.redis_ca_file)
-        name = "cluster.redis_certificate_file"
-        if cluster.redis_certificate_file is not None:
-            context.load_cert_chain(cluster.redis_certificate_file, cluster.redis_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"{name}: cannot be used: {error}"]) from error
+    cluster = config.cluster
+    authority("cluster.redis_ca_file", cluster.redis_ca_file)
+    listener_tls("cluster.redis_certificate_file", cluster.redis_certificate_file, cluster.redis_key_file)
 
 
 def _client_tls(config: Config) -> ssl.SSLContext | None:
-    try:
-        return ssl.create_default_context(cafile=config.cluster.tls_ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"cluster.tls_ca_file: cannot be used: {error}"]) from error
+    return authority("cluster.tls_ca_file", config.cluster.tls_ca_file)

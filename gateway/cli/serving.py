@@ -1,12 +1,14 @@
 """Runs a gateway for a command: configuration, signals and shutdown."""
 
 import asyncio
+import errno
+import os
 import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -14,10 +16,17 @@ from gateway.app import Gateway
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
 from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config, ConfigError, load
+from gateway.config.reading import ignored_names
 from gateway.relay.tasks import Tasks
 from gateway.telemetry import configure_logging
 
 log = structlog.stdlib.get_logger()
+
+_WRONG_HOST: Final = "set server.host, admin.host and cluster.host to addresses of this machine"
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "stop the program that listens there, or choose another port: --port, --admin-port",
+    errno.EACCES: "choose a port from 1024 on, or let systemd give the service CAP_NET_BIND_SERVICE",
+}
 
 
 @contextmanager
@@ -38,6 +47,8 @@ def configure(file: Path | None, flags: dict[str, dict[str, object]]) -> Config:
     with config_errors_exit():
         config = load(file, flags=given)
     configure_logging(config.log.format, config.log.level)
+    for name, right in ignored_names(os.environ):
+        log.warning("setting_ignored", variable=name, remedy=f"rename it to {right}")
     return config
 
 
@@ -75,10 +86,7 @@ async def serve_until_told(
             if not await started_before(told, gateway.start()):
                 return 0
     except OSError as error:
-        remedy = (
-            "stop the program that listens there, or choose another address: --host, --port, --admin-port"
-        )
-        remedy = getattr(error, "remedy", remedy)
+        remedy = getattr(error, "remedy", None) or _REMEDIES.get(error.errno or 0, _WRONG_HOST)
         log.error("not_listening", error=error.strerror or str(error), remedy=remedy)
         return EXIT_FAILED
     gateway.collector.start()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
 
+from gateway.config.problems import plain
 from gateway.config.reading import ConfigError
 from gateway.config.sections import Access, Key, Upstream
 
@@ -46,7 +47,12 @@ def signing_keys(access: Access) -> tuple[bytes, ...]:
     lines = secret_lines("access.signing_key", access.signing_key, access.signing_key_file)
     if any(len(line.encode()) < MIN_SIGNING_KEY_BYTES for line in lines):
         what = f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} characters"
-        raise ConfigError([f"access.signing_key: {what}; `openssl rand -hex 32` makes one"])
+        where = (
+            f"access.signing_key_file: {access.signing_key_file}"
+            if access.signing_key is None
+            else "access.signing_key"
+        )
+        raise ConfigError([f"{where}: {what}; `openssl rand -hex 32` makes one"])
     return tuple(line.encode() for line in lines)
 
 
@@ -68,7 +74,7 @@ def access_keys(access: Access) -> tuple[Key, ...]:
         return Access(keys=(*access.keys, *in_file)).keys
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError([f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"]) from None
+        raise ConfigError([f"{where}: {'.'.join(map(str, first['loc']))}: {plain(first)}"]) from None
 
 
 def read_text(where: str, file: Path) -> str:
@@ -81,13 +87,43 @@ def read_text(where: str, file: Path) -> str:
         raise ConfigError([f"{where}: {file} is not UTF-8 text"]) from error
 
 
+def authority(where: str, file: Path | None) -> ssl.SSLContext:
+    """Return the TLS context of a client that trusts the certificates in `file`, without one those of the system."""
+    if file is not None:
+        _require_pem(where, file, "CERTIFICATE")
+    try:
+        return ssl.create_default_context(cafile=file)
+    except ssl.SSLError as error:
+        raise ConfigError([f"{where}: {file} cannot be used: {error}"]) from error
+
+
 def listener_tls(where: str, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     """Return the TLS context of a listener, None without a certificate. `where` is the setting of the certificate."""
-    if certificate is None:
+    if certificate is None or key is None:
         return None
+    _require_pem(where, certificate, "CERTIFICATE")
+    _require_pem(where.replace("certificate", "key"), key, "PRIVATE KEY")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"{where}: cannot be used with its key: {error}"]) from error
+    except ssl.SSLError as error:
+        reason = (
+            "do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else f"cannot be used: {error}"
+        )
+        raise ConfigError([f"{where}: {certificate} and {key} {reason}"]) from error
     return context
+
+
+def _require_pem(setting: str, file: Path, content: str) -> None:
+    """Raise ConfigError unless the file looks right. OpenSSL's own messages name neither the file nor the cause, and it
+    would ask on the terminal for the password of a key."""
+    try:
+        found = file.read_bytes()  # comments in it may have any encoding
+    except OSError as error:
+        raise ConfigError([f"{setting}: {file} cannot be read: {error.strerror}"]) from error
+    if f"{content}-----".encode() not in found:
+        raise ConfigError(
+            [f"{setting}: {file} contains no `-----BEGIN {content}-----`; a PEM file is expected"]
+        )
+    if content == "PRIVATE KEY" and b"ENCRYPTED" in found:
+        raise ConfigError([f"{setting}: {file} is encrypted; decrypt it: openssl pkey -in {file} -out NEW"])

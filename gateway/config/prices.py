@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field, ValidationError
 
 from gateway.config.files import read_text
+from gateway.config.problems import plain
 from gateway.config.reading import ConfigError
 from gateway.config.values import Section
 
@@ -58,6 +59,6 @@ def price_list(file: Path | None) -> Prices:
         return Prices.model_validate(found)
     except ValidationError as error:
         problems = [
-            f"{where}: {'.'.join(map(str, details['loc']))}: {details['msg']}" for details in error.errors()
+            f"{where}: {'.'.join(map(str, details['loc']))}: {plain(details)}" for details in error.errors()
         ]
         raise ConfigError(problems) from None

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 from pydantic_settings.sources.utils import parse_env_vars
 
+from gateway.config.problems import causes, plain
 from gateway.config.sections import SESSION_TEMPLATE, Config
 from gateway.config.values import SECRET, Section
 
@@ -64,7 +65,7 @@ def load(
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        problems += [_explain(details, sources) for details in error.errors()]
+        problems += [_explain(details, sources) for details in causes(error.errors())]
         raise ConfigError(_unique(problems)) from None
     if problems:
         raise ConfigError(_unique(problems))
@@ -90,7 +91,9 @@ def _read_file(file: Path) -> Tree:
     except OSError as error:
         raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: not valid TOML: {error}"]) from error
+        # tomllib's message for `keys = []` above [[access.keys]], which the reference file has and comments on.
+        twice = "; delete the line `… = []` of that list" if "immutable namespace" in str(error) else ""
+        raise ConfigError([f"{file}: not valid TOML: {error}{twice}"]) from error
 
 
 def _with_usual_key(merged: Tree, environ: Mapping[str, str]) -> Tree:
@@ -154,6 +157,17 @@ def _unknown_names(environ: Mapping[str, str]) -> Iterator[str]:
         yield f"{name}: unknown section {section.lower()!r}; {hint}"
 
 
+def ignored_names(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable that has one underscore too few, such as GATEWAY_LOG_LEVEL, and the name that sets the key.
+
+    They are no errors: Kubernetes injects GATEWAY_SERVER_PORT for a service with the name gateway-server.
+    """
+    for key in keys():
+        name = PREFIX + key.replace(".", "_").upper()
+        if not environ.get(name, "tcp://").startswith("tcp://"):
+            yield name, PREFIX + key.replace(".", "__").upper()
+
+
 def _secrets_in_file(tree: Tree, section: type[Section], prefix: str = "") -> Iterator[str]:
     """Yield a problem for each secret in the file."""
     for name, field in section.model_fields.items():
@@ -190,9 +204,7 @@ def _explain(details: ErrorDetails, sources: Mapping[str, Tree]) -> str:
     origin = _origin(path, sources)
     if details["type"] == "extra_forbidden":
         return f"{where} ({origin}): unknown key; {_nearest(path)}"
-    message = details["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{where} ({origin}): {message.replace('input should be', 'expected')}"
+    return f"{where} ({origin}): {plain(details)}"
 
 
 _UNION_STEPS = frozenset({"function-after[http_url(), str]", "function-after[_proxy_url(), str]"})

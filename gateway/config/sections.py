@@ -70,7 +70,7 @@ class Admin(Section):
 class Key(Section):
     """One API key. None means no limit."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: str
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     max_sessions: Count | None = None
     sessions_per_minute: Annotated[float, Field(gt=0)] | None = None
@@ -83,7 +83,9 @@ class Key(Section):
 
     @field_validator("name")
     @classmethod
-    def _name_is_free(cls, value: str) -> str:
+    def _name_is_a_label(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+            raise ValueError('must be 1 to 64 characters: letters, digits, ".", "_" and "-"')
         if value == "anonymous":
             raise ValueError("is reserved for callers without a key; choose another name")
         return value

@@ -98,16 +98,22 @@ async def test_post_drain_ends_as_sigterm_does(start: Start) -> None:
 
 
 async def test_port_in_use_exits_with_one(start: Start) -> None:
-    """A port in use is a failure, not a configuration error, and is reported in one line."""
+    """A port in use is a failure, not a configuration error, and is reported in one line. A variable with one underscore
+    too few is reported as well."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        running = await start("serve", "--port", str(taken.getsockname()[1]), "--admin-port", "0")
+        taken_port = taken.getsockname()[1]
+        running = await start(
+            "serve", "--port", str(taken_port), "--admin-port", "0", GATEWAY_LOG_ACCESS="false"
+        )
         status = await running.ended()
         await running.says("not_listening")
 
     assert status == 1
+    assert "rename it to GATEWAY_LOG__ACCESS" in running.output
     assert "--admin-port" in running.output
+    assert f"127.0.0.1:{taken_port}: " in running.output
     assert "Traceback" not in running.output
 
 

@@ -89,7 +89,7 @@ def test_wrong_configuration_exits_with_two_and_names_the_key(command: str) -> N
     said = refused(command, GATEWAY_RELAY__MAX_SESION="3", GATEWAY_SERVER__PORT="x")
 
     assert "GATEWAY_RELAY__MAX_SESION): unknown key; did you mean relay.max_sessions?" in said
-    assert "GATEWAY_SERVER__PORT): expected a valid integer" in said
+    assert "GATEWAY_SERVER__PORT): expected a whole number" in said
 
 
 def test_listening_to_strangers_without_a_key_is_refused() -> None:

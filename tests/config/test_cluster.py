@@ -114,5 +114,5 @@ def test_files_for_tls_to_redis_that_cannot_be_read_are_named(name: str, tmp_pat
     files = {name: str(tmp_path / "none")}
     files |= {"redis_key_file": str(tmp_path / "none")} if "certificate" in name else {}
     config = load_cluster(url="rediss://a", **files)
-    with pytest.raises(ConfigError, match=f"cluster.{name}: cannot be used: .*No such file"):
+    with pytest.raises(ConfigError, match=f"cluster.{name}: .*none cannot be read: No such file"):
         cluster_settings(config)

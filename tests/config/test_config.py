@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.config import Config, ConfigError, load
-from gateway.config.reading import keys
+from gateway.config.reading import ignored_names, keys
 from gateway.config.sections import SESSION_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,13 +206,20 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("GATEWAY_SERVER__PORT", "70000", "less than or equal to 65535"),
+        ("GATEWAY_SERVER__PORT", "70000", "must be at most 65535"),
         ("GATEWAY_ACCESS__CORS_ORIGINS", "https://a.example", "expected JSON"),
         ("GATEWAY_ACCESS__CORS_ORIGINS", '["https://a.example/path"]', "without a path"),
         ("GATEWAY_UPSTREAM__BASE_URL", "api.openai.com", "http:// or https:// URL"),
         ("GATEWAY_LOG__FORMAT", "xml", "'console' or 'json'"),
-        ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "61", "less than or equal to 60"),
+        ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "61", "must be at most 60"),
         ("GATEWAY_DRAIN__TIMEOUT_SECONDS", "inf", "finite"),
+        ("GATEWAY_RELAY__MAX_SESSIONS", "many", "expected a whole number"),
+        (
+            "GATEWAY_ACCESS__KEYS",
+            '[{"name": "a b", "sha256": "' + 64 * "a" + '"}]',
+            "1 to 64 characters: letters",
+        ),
+        ("GATEWAY_SERVER__TRUSTED_PROXIES", '"10.0.0.1"', "expected a list"),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str) -> None:
@@ -222,6 +229,33 @@ def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str
     assert len(said) == 1
     assert f"{name}:" in said[0].replace(")", "")
     assert expected in said[0]
+
+
+def test_list_with_an_invalid_element_is_one_problem(written: Any) -> None:
+    """Pydantic drops the element, and also finds that the list is too short."""
+    file = written("[[access.keys]]\nname = 'a'\nsha256 = ['x']\n")
+
+    assert problems(file) == [
+        f"access.keys.0.sha256.0 (file {file}): must be a SHA-256 in 64 hexadecimal digits; `gateway keygen` prints one"
+    ]
+
+
+def test_list_that_is_written_twice_is_refused_with_a_remedy(written: Any) -> None:
+    """The reference file has `keys = []`, which TOML forbids together with a table [[access.keys]]."""
+    file = written("[access]\nkeys = []\n[[access.keys]]\nname = 'a'\n")
+
+    assert "delete the line `… = []` of that list" in problems(file)[0]
+
+
+def test_variables_with_one_underscore_too_few_are_found() -> None:
+    """They set nothing, so the log names them. Those that Kubernetes makes for a service begin with tcp://."""
+    environ = {
+        "GATEWAY_RELAY_MAX_SESSIONS": "5",
+        "GATEWAY_SERVER_PORT": "tcp://10.0.0.1:80",
+        "GATEWAY_KEY": "k",
+    }
+
+    assert list(ignored_names(environ)) == [("GATEWAY_RELAY_MAX_SESSIONS", "GATEWAY_RELAY__MAX_SESSIONS")]
 
 
 def test_file_that_is_no_toml_is_refused(written: Any) -> None:

@@ -1,13 +1,24 @@
 """The files that settings name: what they may hold. Errors never show their contents."""
 
+import datetime
 import hashlib
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
 from pydantic import SecretStr
 
 from gateway.config import ConfigError
-from gateway.config.files import access_keys, openai_key, secret, secret_lines, signing_keys
+from gateway.config.files import access_keys, listener_tls, openai_key, secret, secret_lines, signing_keys
 from gateway.config.sections import Access, Key, Upstream
 
 DIGEST = hashlib.sha256(b"key").hexdigest()
@@ -115,3 +126,56 @@ def test_wrong_keys_file_is_refused(file: Path, text: str, said: str) -> None:
 
     assert str(file) in str(refused.value)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        (None, "key", "server.tls_certificate_file: {}/certificate.pem cannot be read: No such file"),
+        (
+            "text",
+            "key",
+            "server.tls_certificate_file: {}/certificate.pem contains no `-----BEGIN CERTIFICATE-----`",
+        ),
+        (
+            "certificate",
+            "certificate",
+            "server.tls_key_file: {}/key.pem contains no `-----BEGIN PRIVATE KEY-----`",
+        ),
+        ("certificate", "encrypted", "server.tls_key_file: {}/key.pem is encrypted; decrypt it"),
+        ("certificate", "other", "{}/certificate.pem and {}/key.pem do not belong together"),
+        ("certificate", "broken", "{}/certificate.pem and {}/key.pem cannot be used"),
+    ],
+)
+def test_pair_for_tls_that_cannot_be_used_is_named(
+    tmp_path: Path, certificate: str | None, key: str, said: str
+) -> None:
+    """The message names the setting, the file and the cause. OpenSSL's own message has none of them."""
+    contents = {"text": b"hello", **tls_files()}
+    files = {"certificate": tmp_path / "certificate.pem", "key": tmp_path / "key.pem"}
+    for name, content in (("certificate", certificate), ("key", key)):
+        if content is not None:
+            files[name].write_bytes(contents[content])
+    with pytest.raises(ConfigError) as refused:
+        listener_tls("server.tls_certificate_file", files["certificate"], files["key"])
+
+    assert said.replace("{}", str(tmp_path)) in str(refused.value)
+
+
+def tls_files() -> dict[str, bytes]:
+    """Return a certificate, its key in two forms, another key, and a damaged one."""
+    key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+
+    def pem(key: ec.EllipticCurvePrivateKey, encryption: KeySerializationEncryption) -> bytes:
+        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+    return {
+        "certificate": builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM),
+        "key": pem(key, NoEncryption()),
+        "encrypted": pem(key, BestAvailableEncryption(b"password")),
+        "other": pem(other, NoEncryption()),
+        "broken": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+    }

@@ -214,7 +214,17 @@ class Listener:
 
 
 async def _bound(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
-    """Return a listening socket for each address of the host. Accepted connections inherit their options."""
+    """Return a listening socket for each address of the host. Accepted connections inherit their options. The OSError that
+    it raises names the address."""
+    try:
+        return await _bound_to_all(binding, user_timeout_ms)
+    except OSError as error:
+        # ::1 and port 8080 are [::1]:8080.
+        host = f"[{binding.host}]" if ":" in binding.host else binding.host
+        raise OSError(error.errno, f"{host}:{binding.port}: {error.strerror or error}") from error
+
+
+async def _bound_to_all(binding: Binding, user_timeout_ms: int) -> list[socket.socket]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(
         binding.host or None, binding.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
