@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.emulator.faults import Faults
+from gateway.emulator.faults import Faults, SocketsEnd
 from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.writing import Line
 
@@ -36,7 +36,7 @@ class Connection(Protocol):
     def vanish(self) -> None: ...
     def stop_consent(self) -> None: ...
     def close_channel(self) -> None: ...
-    def finish(self, code: int, reason: str, how: str | None) -> None: ...
+    def finish(self, code: int, reason: str, how: SocketsEnd | None) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -44,8 +44,7 @@ class Sideband(Protocol):
     """A second connection to a call."""
 
     def send(self, text: str) -> None: ...
-    def close(self, code: int, reason: str) -> None: ...
-    def cut(self) -> None: ...
+    def finish(self, code: int, reason: str, how: SocketsEnd | None) -> None: ...
 
 
 class Voice(Protocol):
@@ -175,9 +174,7 @@ class Call:
         elif how == "vanish":
             self.peer.vanish()
         elif how == "cut_sockets":
-            self.peer.finish(0, "", "eof")
-            for sideband in tuple(self.sidebands):
-                sideband.cut()
+            self._finish_sockets(0, "", "eof")
         elif how == "close_channel":
             self.peer.close_channel()
         elif how == "hang_up":
@@ -210,15 +207,13 @@ class Call:
 
     def _close_sockets(self, reason: str) -> None:
         """Close the WebSockets of the call, as the service does: 1001 with a reason when the time is up, 1000 otherwise."""
-        how = self.voice.faults.sockets_end
         words = {"expired": self._too_long(), "stopped": "The server is shutting down."}.get(reason, "")
-        code = 1001 if words else 1000
-        self.peer.finish(code, words, how)
+        self._finish_sockets(1001 if words else 1000, words, self.voice.faults.sockets_end)
+
+    def _finish_sockets(self, code: int, reason: str, how: SocketsEnd | None) -> None:
+        self.peer.finish(code, reason, how)
         for sideband in tuple(self.sidebands):
-            if how == "eof":
-                sideband.cut()
-            elif how is None:
-                sideband.close(code, words)
+            sideband.finish(code, reason, how)
 
     def _opened(self) -> None:
         self.opened_at = time.time()
@@ -233,9 +228,8 @@ class Call:
         if self._mute:
             return
         self.peer.send(text)
-        if self.sidebands:
-            for sideband in tuple(self.sidebands):
-                sideband.send(text)
+        for sideband in tuple(self.sidebands):
+            sideband.send(text)
 
     def _send_frame(self, frame: bytes) -> None:
         if not self._mute:

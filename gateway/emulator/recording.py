@@ -90,7 +90,7 @@ class Playback:
     def opened(self) -> None:
         """Begin; recordings made through a sideband lack the `session.created` that began the channel."""
         if not any(step.kind == "session.created" for step in self._steps[:1]):
-            self._say({"type": "session.created", "event_id": self._ids.event(), "session": self._session})
+            self._say({"type": "session.created", "session": self._session})
         self._task = asyncio.create_task(self._play())
 
     def receive(self, frame: str | bytes) -> None:
@@ -106,14 +106,7 @@ class Playback:
 
     def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
         """Send an error that belongs to the call, not to the recording."""
-        error = {
-            "type": refusal.kind,
-            "code": refusal.code,
-            "message": refusal.message,
-            "param": refusal.param,
-            "event_id": client_id,
-        }
-        self._say({"type": "error", "event_id": self._ids.event(), "error": error})
+        self._say(refusal.event(client_id))
 
     async def close(self) -> None:
         """Stop playing."""
@@ -122,11 +115,11 @@ class Playback:
             await asyncio.wait({self._task})
 
     async def _play(self) -> None:
-        pacer = self._pacer()
+        pacer = Pacer(self._rate, self.faults)
         for step in self._steps:
             if step.sent:
                 await self._expect(step.kind)
-                pacer = self._pacer()
+                pacer = Pacer(self._rate, self.faults)
                 continue
             if step.kind.endswith(".delta"):
                 await pacer.next()
@@ -149,9 +142,6 @@ class Playback:
             self._wake.clear()
             await self._wake.wait()
 
-    def _pacer(self) -> Pacer:
-        rate = self._rate if self.faults.tokens_per_second is None else self.faults.tokens_per_second
-        return Pacer(rate=rate, burst=self.faults.burst, first=self.faults.first_delta_seconds)
-
     def _say(self, event: dict[str, Any]) -> None:
-        self._line.send(json.dumps(event, ensure_ascii=False, separators=(",", ":")))
+        body = {"type": event["type"], "event_id": self._ids.event(), **event}
+        self._line.send(json.dumps(body, ensure_ascii=False, separators=(",", ":")))

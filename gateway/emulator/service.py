@@ -13,7 +13,6 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ifaddr
@@ -58,8 +57,8 @@ class Service:
             if config.brain_url
             else RuleBrain()
         )
-        self._recordings = [load(Path(path)) for path in config.recordings]
-        self._mcp_servers = dict([*mcp.DEMO.items(), *(mcp.load(Path(path)) for path in config.mcp_servers)])
+        self._recordings = [load(path) for path in config.recordings]
+        self._mcp_servers = dict([*mcp.DEMO.items(), *(mcp.load(path) for path in config.mcp_servers)])
         self._certificate = SharedCertificate.generateCertificate()
         self._addresses = media_addresses(config.host)
         self._endings: set[asyncio.Task[None]] = set()
@@ -135,10 +134,6 @@ class Service:
     def find(self, call_id: str) -> Call | None:
         """Find a call that runs or ended recently."""
         return self.calls.get(call_id) or self.ended.get(call_id)
-
-    def hang_up(self, call: Call) -> None:
-        """End a call at once; its sockets close soon after."""
-        call.end("hung up")
 
     def end_all(self) -> None:
         """Begin to end every call and every delayed answer."""

@@ -88,9 +88,9 @@ def _read(sentence: str, facts: Facts) -> None:
     for match in _OWN.finditer(sentence):
         facts[_key(match[2])] = ("my", match[3].strip())
     for match in _OF.finditer(sentence):
-        facts.setdefault(_key(match[1]), ("the", match[2].strip()))
-        if facts[_key(match[1])][0] == "the":
-            facts[_key(match[1])] = ("the", match[2].strip())
+        key = _key(match[1])
+        if key not in facts or facts[key][0] == "the":
+            facts[key] = ("the", match[2].strip())
 
 
 def _key(noun: str) -> str:

@@ -126,7 +126,7 @@ class _Api:
         project = call.project if call is not None and call.owner == key else self._identify(key).project
         if call is None or call.project != project:
             raise HttpRefusal(404, signalling.NO_SUCH_CALL)
-        self.service.hang_up(call)
+        call.end("hung up")
         return web.Response(status=200)
 
     async def client_secret(self, request: web.Request) -> web.Response:
@@ -202,17 +202,11 @@ async def _service_answers(request: web.Request, handler: Any) -> web.StreamResp
     try:
         response: web.StreamResponse = await handler(request)
     except HttpRefusal as refusal:
-        response = web.json_response({"error": refusal.body}, status=refusal.status, headers=refusal.headers)
+        response = _refused(refusal)
     except web.RequestPayloadError:
-        body = {
-            "message": "The request body cannot be decoded.",
-            "type": "invalid_request_error",
-            "param": None,
-        }
-        response = web.json_response({"error": body | {"code": "invalid_body"}}, status=400)
+        response = _refused(http_refusal(400, Refusal("invalid_body", "The request body cannot be decoded.")))
     except web.HTTPRequestEntityTooLarge:
-        body = {"message": "The request body is too large.", "type": "invalid_request_error", "param": None}
-        response = web.json_response({"error": body | {"code": "request_too_large"}}, status=413)
+        response = _refused(http_refusal(413, Refusal("request_too_large", "The request body is too large.")))
     headers = response.headers
     headers["Access-Control-Allow-Origin"] = "*"
     # The header is sent twice, as recorded. Clients that read only the first one must find the call's address there.
@@ -220,3 +214,7 @@ async def _service_answers(request: web.Request, handler: Any) -> web.StreamResp
     headers.add("Access-Control-Expose-Headers", "CF-Ray")
     headers["X-Request-Id"] = f"req_{uuid.uuid4().hex}"
     return response
+
+
+def _refused(refusal: HttpRefusal) -> web.Response:
+    return web.json_response({"error": refusal.body}, status=refusal.status, headers=refusal.headers)

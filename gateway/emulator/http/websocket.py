@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from gateway.emulator.faults import Faults
+from gateway.emulator.faults import Faults, SocketsEnd
 from gateway.emulator.http import signalling
 from gateway.emulator.protocol.client_secrets import Identity
 from gateway.emulator.protocol.errors import HttpRefusal, Refusal, http_refusal
@@ -129,9 +129,11 @@ class Outlet:
             self.ended = (code, reason)
             self._wake.set()
 
-    def cut(self) -> None:
-        """End the connection without a close frame."""
-        if self._request.transport is not None:
+    def finish(self, code: int, reason: str, how: SocketsEnd | None) -> None:
+        """End with the call: by a close frame, or in one of the ways of the fault `sockets_end`."""
+        if how is None:
+            self.close(code, reason)
+        elif how == "eof" and self._request.transport is not None:
             self._request.transport.abort()
 
     async def writable(self) -> None:
@@ -200,19 +202,11 @@ class SocketPeer:
     def close_channel(self) -> None:
         self.outlet.close(1000, "")
 
-    def finish(self, code: int, reason: str, how: str | None) -> None:
-        finish(self.outlet, code, reason, how)
+    def finish(self, code: int, reason: str, how: SocketsEnd | None) -> None:
+        self.outlet.finish(code, reason, how)
 
     async def close(self) -> None:
         """Ignore: the handler that owns the socket closes it."""
-
-
-def finish(outlet: Outlet, code: int, reason: str, how: str | None) -> None:
-    """End a socket with its call: by a close frame, or in one of the ways of the fault `sockets_end`."""
-    if how == "eof":
-        outlet.cut()
-    elif how is None:
-        outlet.close(code, reason)
 
 
 async def _serve(socket: web.WebSocketResponse, outlet: Outlet, hear: Callable[[str | bytes], None]) -> None:

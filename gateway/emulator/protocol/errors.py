@@ -23,6 +23,17 @@ class Refusal(Exception):
         self.param = param
         self.kind = kind
 
+    def event(self, client_id: str | None) -> dict[str, Any]:
+        """Return the `error` event, without its ID. `client_id` is the `event_id` of the client event that was refused."""
+        error = {
+            "type": self.kind,
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            "event_id": client_id,
+        }
+        return {"type": "error", "error": error}
+
 
 class HttpRefusal(Exception):
     """A refusal with an HTTP status; `body` is the `error` object of the answer."""

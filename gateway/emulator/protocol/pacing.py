@@ -6,17 +6,19 @@ kept.
 
 import asyncio
 
+from gateway.emulator.faults import Faults
+
 
 class Pacer:
-    """The pace of one response: `rate` tokens a second (0 = no pace) in groups of `burst`, after `first` seconds."""
+    """The pace of one response, `rate` tokens a second (0 = no pace), changed by the faults of the pace."""
 
     __slots__ = ("_burst", "_due", "_left", "_rate")
 
-    def __init__(self, *, rate: float, burst: int, first: float) -> None:
-        self._rate = rate
-        self._burst = burst
+    def __init__(self, rate: float, faults: Faults) -> None:
+        self._rate = rate if faults.tokens_per_second is None else faults.tokens_per_second
+        self._burst = faults.burst
         self._left = 0
-        self._due = asyncio.get_running_loop().time() + first
+        self._due = asyncio.get_running_loop().time() + faults.first_delta_seconds
 
     async def next(self) -> None:
         """Wait until the next token is due."""

@@ -107,14 +107,7 @@ class Realtime:
 
     def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
         """Send an `error` event; the session continues."""
-        error = {
-            "type": refusal.kind,
-            "code": refusal.code,
-            "message": refusal.message,
-            "param": refusal.param,
-            "event_id": client_id,
-        }
-        self._emit({"type": "error", "error": error})
+        self._emit(refusal.event(client_id))
 
     async def close(self) -> None:
         """Stop every response without sending anything."""

@@ -79,24 +79,8 @@ class Response:
         self._count = 0
         self.speaking = False
         self._started = False
-        self._spoken = shape.modalities == ["audio"]
-        self._tokens = {"message": 0, "messages": 0, "call": 0, "calls": 0}
+        self.written = Written(spoken=shape.modalities == ["audio"])
         self._emit({"type": "response.created", "response": self.describe(None, None)})
-
-    @property
-    def tokens(self) -> int:
-        """Tokens written so far, as `max_output_tokens` counts them."""
-        return self._tokens["message"] + self._tokens["call"]
-
-    @property
-    def seconds(self) -> float:
-        """The duration of the audio of its messages."""
-        return self._tokens["message"] * TOKEN_MS / 1000 if self._spoken else 0.0
-
-    @property
-    def written(self) -> Written:
-        t = self._tokens
-        return Written(t["message"], t["messages"], t["call"], t["calls"], self._spoken and t["messages"] > 0)
 
     def describe(self, status_details: Json | None, usage: Json | None) -> Json:
         """Return the current response object."""
@@ -119,9 +103,9 @@ class Response:
         output = next((o for o in self._open if o.item["type"] == "message"), None) or self._begin_message(
             phase
         )
-        self._tokens["message"] += 1
+        self.written.message_tokens += 1
         self._delta(output, text)
-        if self._spoken:
+        if self.written.spoken:
             self._sound(output)
 
     def begin_call(self, name: str) -> None:
@@ -139,8 +123,8 @@ class Response:
         output = self._begin(item)
         member = f'"call_id":{json.dumps(item["call_id"])},"delta":'
         output.frame = self._delta_frame("response.function_call_arguments.delta", output, member)
-        self._tokens["calls"] += 1
-        self._tokens["call"] += 1
+        self.written.calls += 1
+        self.written.call_tokens += 1
 
     def begin_mcp_call(self, name: str, server_label: str) -> None:
         """Begin a call of an MCP server's tool."""
@@ -148,8 +132,8 @@ class Response:
             self._end_all("completed")
         output = self._begin(new_mcp_call(self._ids, name, server_label, "", None))
         output.frame = self._delta_frame("response.mcp_call_arguments.delta", output, '"delta":')
-        self._tokens["calls"] += 1
-        self._tokens["call"] += 1
+        self.written.calls += 1
+        self.written.call_tokens += 1
 
     def end_mcp_call(self, answer: tuple[str | None, Json | None]) -> None:
         """End the open MCP call with its output and its error."""
@@ -175,14 +159,14 @@ class Response:
         item = {"id": self._ids.item(), "type": "mcp_approval_request", "server_label": server_label}
         item |= {"name": name, "arguments": arguments}
         self._begin(item)
-        self._tokens["calls"] += 1
-        self._tokens["call"] += count(arguments)
+        self.written.calls += 1
+        self.written.call_tokens += count(arguments)
         self._end_all("completed")
         return item
 
     def argument(self, text: str) -> None:
         """Write one token of the open call's arguments."""
-        self._tokens["call"] += 1
+        self.written.call_tokens += 1
         self._delta(self._open[-1], text)
 
     def end_call(self) -> None:
@@ -205,11 +189,13 @@ class Response:
             item["phase"] = phase
         item["content"] = []
         output = self._begin(item)
-        part = {"type": "audio", "transcript": ""} if self._spoken else {"type": "text", "text": ""}
+        part = {"type": "audio", "transcript": ""} if self.written.spoken else {"type": "text", "text": ""}
         self._emit({"type": "response.content_part.added", **self._place(output), "part": part})
-        kind = "response.output_audio_transcript.delta" if self._spoken else "response.output_text.delta"
+        kind = (
+            "response.output_audio_transcript.delta" if self.written.spoken else "response.output_text.delta"
+        )
         output.frame = self._delta_frame(kind, output, '"content_index":0,"delta":')
-        self._tokens["messages"] += 1
+        self.written.messages += 1
         return output
 
     def _begin(self, item: Item) -> _Output:
@@ -306,7 +292,7 @@ class Response:
 
     def _end_content(self, output: _Output, text: str) -> None:
         place = self._place(output)
-        if self._spoken:
+        if self.written.spoken:
             self._speak()
             if self._conversation is not None:
                 self._conversation.sounds[output.item["id"]] = len(output.pieces) * TOKEN_MS

@@ -93,12 +93,7 @@ def new_session(session_id: str, expires_at: int, given: Json) -> Json:
         "prompt": None,
         "expires_at": expires_at,
         "audio": {
-            "input": {
-                "format": {"type": "audio/pcm", "rate": 24000},
-                "transcription": None,
-                "noise_reduction": None,
-                "turn_detection": _turn_detection({"type": "server_vad"}, newer),
-            },
+            "input": _audio_input(newer),
             "output": {
                 "format": {"type": "audio/pcm", "rate": 24000},
                 "voice": "marin" if newer else "alloy",
@@ -117,18 +112,20 @@ def _new_transcription_session(session_id: str, expires_at: int, given: Json) ->
         "object": "realtime.transcription_session",
         "id": session_id,
         "expires_at": expires_at,
-        "audio": {
-            "input": {
-                "format": {"type": "audio/pcm", "rate": 24000},
-                "transcription": None,
-                "noise_reduction": None,
-                "turn_detection": _turn_detection({"type": "server_vad"}, newer=False),
-            }
-        },
+        "audio": {"input": _audio_input(newer=False)},
         "include": None,
     }
     update(session, given)
     return session
+
+
+def _audio_input(newer: bool) -> Json:
+    return {
+        "format": {"type": "audio/pcm", "rate": 24000},
+        "transcription": None,
+        "noise_reduction": None,
+        "turn_detection": _turn_detection({"type": "server_vad"}, newer),
+    }
 
 
 def update(session: Json, given: Json) -> None:

@@ -33,9 +33,9 @@ class Segment(NamedTuple):
     audio: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """What a response wrote: tokens of its messages, of its function calls, and whether it spoke."""
+    """What a response has written so far: tokens of its messages and of its calls, and whether the messages are spoken."""
 
     message_tokens: int = 0
     messages: int = 0
@@ -44,9 +44,19 @@ class Output:
     spoken: bool = False
 
     @property
+    def tokens(self) -> int:
+        """The tokens that `max_output_tokens` limits."""
+        return self.message_tokens + self.call_tokens
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the audio."""
+        return self.message_tokens * TOKEN_MS / 1000 if self.spoken else 0.0
+
+    @property
     def text_tokens(self) -> int:
         around = self.messages * _AROUND_MESSAGE_OUTPUT + self.calls * _AROUND_CALL_OUTPUT
-        return self.message_tokens + self.call_tokens + around
+        return self.tokens + around
 
     @property
     def audio_tokens(self) -> int:

@@ -234,10 +234,7 @@ class Writer:
     async def _write(self, active: _Active, prompt: Prompt) -> None:
         faults, response = self._faults(), active.response
         self._disturb()
-        rate = (
-            self._manner.tokens_per_second if faults.tokens_per_second is None else faults.tokens_per_second
-        )
-        pacer = Pacer(rate=rate, burst=faults.burst, first=faults.first_delta_seconds)
+        pacer = Pacer(self._manner.tokens_per_second, faults)
         if faults.fail_after_deltas == 0:
             self._go_wrong()
         async for piece in self._brain.answer(prompt):
@@ -272,7 +269,7 @@ class Writer:
             response.end_mcp_call(self._remote.call(remote.tool, call.arguments))
 
     async def _room(self, active: _Active, pacer: Pacer) -> None:
-        if active.limit is not None and active.response.tokens >= active.limit:
+        if active.limit is not None and active.response.written.tokens >= active.limit:
             raise _Incomplete("max_output_tokens")
         await pacer.next()
         await self._line.writable()
@@ -300,11 +297,11 @@ class Writer:
             self._seen = active.segments
         response.finish(status, details, counted)
         self._rate_limits(counted["total_tokens"])
-        self.spoken = self.spoken or response.written.spoken
+        self.spoken = self.spoken or response.written.seconds > 0
         if response.speaking:
             self._emit({"type": "output_audio_buffer.stopped", "response_id": response.id})
         if active.default:
-            self._ended(response.seconds)
+            self._ended(response.written.seconds)
 
     def _rate_limits(self, spent: int) -> None:
         mode = self._faults().rate_limits

@@ -22,7 +22,7 @@ from aiortc.rtcicetransport import RTCIceTransport
 from aiortc.rtcsctptransport import RTCSctpCapabilities
 from OpenSSL import SSL
 
-from gateway.emulator.faults import Faults
+from gateway.emulator.faults import Faults, SocketsEnd
 from gateway.emulator.transport.association import Association
 from gateway.emulator.transport.ice import LiteAgent
 from gateway.emulator.transport.sdp import Offer
@@ -171,7 +171,7 @@ class FarPeer:
         """Stop answering checks; data continues."""
         self.agent.consenting = False
 
-    def finish(self, code: int, reason: str, how: str | None) -> None:
+    def finish(self, code: int, reason: str, how: SocketsEnd | None) -> None:
         """Do nothing: a peer connection ends without a last message, in `close`."""
 
     def close_channel(self) -> None:

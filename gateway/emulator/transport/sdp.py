@@ -22,6 +22,8 @@ ADVERTISED_MAX_MESSAGE_SIZE = 1073741823
 # An offer has a few kilobytes; a browser's offer with video and many interfaces has tens of kilobytes.
 MAX_OFFER_CHARACTERS = 256 * 1024
 
+# Up to 64 bits: Python refuses to convert thousands of digits.
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _M_LINE = re.compile(r"(\S+) (\d+) (\S+) (.+)")
 _UDP_PRIORITY = 2130706431
 _TCP_PRIORITY = 1671430143
@@ -192,13 +194,17 @@ def _number(section: Section | None, name: str, default: int) -> int:
     value = section.first(name) if section is not None else None
     if value is None:
         return default
-    if not value.strip().isdecimal():
+    if not _NUMBER.fullmatch(value.strip()):
         raise OfferError(_NOT_WHIP)
     return int(value)
 
 
 def _sctp_port(application: Section | None) -> int:
-    if application is not None and application.profile == "DTLS/SCTP" and application.formats[0].isdecimal():
+    if (
+        application is not None
+        and application.profile == "DTLS/SCTP"
+        and _NUMBER.fullmatch(application.formats[0])
+    ):
         return int(application.formats[0])
     return _number(application, "sctp-port", 5000)
 

@@ -74,6 +74,7 @@ def test_offer_with_bare_line_feeds_is_read() -> None:
         (OFFER.replace("a=ice-pwd:0123456789012345678901\r\n", ""), NOT_WHIP),
         (OFFER.replace("a=fingerprint:sha-256 ab:cd\r\n", ""), NOT_WHIP),
         (OFFER.replace("262144", "many"), NOT_WHIP),
+        (OFFER.replace("262144", "9" * 5000), NOT_WHIP),
         (OFFER.replace("111 9 0 8", "9"), NOT_WHIP),
         ("v=0\r\n" + "a=x\r\n" * 100_000, NOT_WHIP),
     ],
