@@ -4,13 +4,18 @@ Each class overrides one part of aiortc's transport; `tuning` composes them and 
 This file knows nothing of SDP or the service, and does not interpret messages.
 """
 
+# ruff: noqa: SLF001 - aiortc's private members are its interface here
+
 import contextlib
+import time
 from collections import deque
 from struct import Struct
 from typing import cast
 
 from aiortc import RTCDataChannel, RTCSctpTransport
 from aiortc.rtcsctptransport import (
+    SCTP_DATA_FIRST_FRAG,
+    SCTP_DATA_LAST_FRAG,
     SCTP_RTO_ALPHA,
     SCTP_RTO_BETA,
     SCTP_RTO_MAX,
@@ -19,8 +24,10 @@ from aiortc.rtcsctptransport import (
     WEBRTC_STRING,
     WEBRTC_STRING_EMPTY,
     Chunk,
+    DataChunk,
     SackChunk,
     serialize_packet,
+    tsn_plus_one,
 )
 from aiortc.utils import uint32_gte
 from google_crc32c import value as crc32c
@@ -42,6 +49,8 @@ _HEADER = Struct("!HHL")
 _CHECKSUM = Struct("<L")
 _NO_CHECKSUM = b"\0\0\0\0"
 _SACK = Struct("!BBHLLHH")
+_SACK_BYTES = _SACK.size
+_WHOLE = SCTP_DATA_FIRST_FRAG | SCTP_DATA_LAST_FRAG
 
 # Maximum in one acknowledgement. More would not fit a packet, and the next one reports the rest.
 MAX_GAPS = 64
@@ -76,6 +85,10 @@ class CountedSends(RTCSctpTransport):
         """Begin to count. Call before the association starts."""
         self._unacknowledged = deque()
 
+    def count_send(self, tsn: int) -> None:
+        """Count a message that ends with this TSN."""
+        self._unacknowledged.append(tsn)
+
     async def _send(
         self,
         stream_id: int,
@@ -87,7 +100,7 @@ class CountedSends(RTCSctpTransport):
     ) -> None:
         if pp_id in (WEBRTC_STRING, WEBRTC_STRING_EMPTY):
             fragments = -(-len(user_data) // USERDATA_MAX_LENGTH)
-            self._unacknowledged.append((self._local_tsn + fragments - 1) % SCTP_TSN_MODULO)
+            self.count_send((self._local_tsn + fragments - 1) % SCTP_TSN_MODULO)
         await super()._send(stream_id, pp_id, user_data, expiry, max_retransmits, ordered)
 
     async def _receive_sack_chunk(self, chunk: SackChunk) -> None:
@@ -99,7 +112,12 @@ class CountedSends(RTCSctpTransport):
 
 
 class DirectSend(RTCSctpTransport):
-    """Sending without a task for each message: nothing in the flush of a channel ever waits."""
+    """Sending without a task for each message, and in plain calls where a message leaves at once in one packet.
+
+    Nothing in the flush of a channel ever waits. A small text on a channel where nothing waits, which is nearly every event,
+    passes five coroutines of aiortc only to be put into a packet. Such a text is put into it here. All that aiortc keeps of
+    a sent chunk is kept as well, so acknowledgements, retransmissions and later messages take aiortc's path.
+    """
 
     async def _send_chunk(self, chunk: Chunk) -> None:
         # aiortc also sends from timers, in tasks that are not awaited. A packet that cannot be sent is a lost packet: the
@@ -114,18 +132,21 @@ class DirectSend(RTCSctpTransport):
             )
         )
 
-    def put_chunk(self, chunk: bytes) -> None:
-        """Send one serialised chunk."""
+    def put_chunks(self, chunks: bytes) -> None:
+        """Send serialised chunks in one packet."""
         header = _HEADER.pack(self._local_port, self._remote_port, self._remote_verification_tag)
-        checksum = _CHECKSUM.pack(crc32c(header + _NO_CHECKSUM + chunk))
-        cast(DirectRecords, self.transport).put(header + checksum + chunk)
+        checksum = _CHECKSUM.pack(crc32c(header + _NO_CHECKSUM + chunks))
+        cast(DirectRecords, self.transport).put(header + checksum + chunks)
 
     def _data_channel_send(self, channel: RTCDataChannel, data: bytes | str) -> None:
         if not isinstance(data, str) or not data:
             super()._data_channel_send(channel, data)
             return
         user_data = data.encode("utf8")
-        channel._addBufferedAmount(len(user_data))  # noqa: SLF001 - a file of private hooks
+        if self._leaves_at_once(channel, len(user_data)):
+            self._send_at_once(channel, user_data)
+            return
+        channel._addBufferedAmount(len(user_data))
         self._data_channel_queue.append((channel, WEBRTC_STRING, user_data))
         if len(self._data_channel_queue) == 1:
             # With more in the queue, a flush is running or waits for an acknowledgement, and sends this as well.
@@ -133,6 +154,49 @@ class DirectSend(RTCSctpTransport):
                 ConnectionError
             ):  # the connection is closing; its close event reports that
                 step(self._data_channel_flush())
+
+    def _leaves_at_once(self, channel: RTCDataChannel, size: int) -> bool:
+        """Return whether aiortc would send a text of this size now, in one packet, and nothing else before or after it."""
+        return (
+            size <= USERDATA_MAX_LENGTH
+            and self._flight_size < self._cwnd
+            and self._association_state is self.State.ESTABLISHED
+            and not self._data_channel_queue
+            and not self._outbound_queue
+            and not self._reconfig_queue
+            and self._forward_tsn_chunk is None
+            and channel.id is not None
+            and channel.ordered
+            and channel.maxRetransmits is None
+            and channel.maxPacketLifeTime is None
+            and not any(chunk._retransmit for chunk in self._sent_queue)
+        )
+
+    def _send_at_once(self, channel: RTCDataChannel, user_data: bytes) -> None:
+        stream_id, tsn, size = cast(int, channel.id), self._local_tsn, len(user_data)
+        number = self._outbound_stream_seq.get(stream_id, 0)
+        chunk = DataChunk(_WHOLE)
+        chunk.tsn, chunk.stream_id, chunk.stream_seq = tsn, stream_id, number
+        chunk.protocol, chunk.user_data = WEBRTC_STRING, user_data
+        chunk._abandoned = chunk._acked = chunk._retransmit = False
+        chunk._expiry = chunk._max_retransmits = None
+        chunk._book_size, chunk._misses, chunk._sent_count = size, 0, 1
+        chunk._in_flight, chunk._sent_time = True, time.time()
+        self._flight_size += size
+        self._local_tsn = tsn_plus_one(tsn)
+        self._outbound_stream_seq[stream_id] = number + 1 & 0xFFFF
+        self._sent_queue.append(chunk)
+        if isinstance(self, CountedSends):
+            self.count_send(tsn)
+        before = b""
+        if isinstance(self, SparseAcks) and size <= USERDATA_MAX_LENGTH - _SACK_BYTES:
+            before = self.due_acknowledgement()
+        with contextlib.suppress(
+            ConnectionError
+        ):  # A packet that cannot be sent is a lost packet, see above.
+            self.put_chunks(before + bytes(chunk))
+        if self._t3_handle is None:
+            self._t3_start()
 
 
 class SparseAcks(RTCSctpTransport):
@@ -185,23 +249,33 @@ class SparseAcks(RTCSctpTransport):
             with contextlib.suppress(ConnectionError):
                 self._acknowledge_now()
 
-    def _acknowledge_now(self) -> None:
+    def due_acknowledgement(self) -> bytes:
+        """Return the acknowledgement that waits to be sent, as a chunk for a packet that leaves now (RFC 9260 6.2). Empty if
+        there is none, and for one with gaps or duplicates."""
+        if not self._sack_needed or self._sack_misordered or self._sack_duplicates:
+            return b""
         # A callback that waits for the timer is not withdrawn, and may find nothing to do.
+        self._unacked = self._unacked_bytes = 0
+        self._sack_needed = False
+        window = max(0, self._advertised_rwnd)
+        return _SACK.pack(SackChunk.type, 0, _SACK_BYTES, self._last_received_tsn, window, 0, 0)
+
+    def _acknowledge_now(self) -> None:
+        if isinstance(self, DirectSend) and (sack := self.due_acknowledgement()):
+            self.put_chunks(sack)
+            return
         self._unacked = self._unacked_bytes = 0
         last = self._last_received_tsn
         assert last is not None
         self._sack_needed = False
-        if isinstance(self, DirectSend) and not self._sack_misordered and not self._sack_duplicates:
-            self.put_chunk(_SACK.pack(SackChunk.type, 0, 16, last, max(0, self._advertised_rwnd), 0, 0))
-            return
-        sack = SackChunk()
-        sack.cumulative_tsn = last
-        sack.advertised_rwnd = max(0, self._advertised_rwnd)
-        sack.duplicates = self._sack_duplicates[:MAX_DUPLICATES]
+        chunk = SackChunk()
+        chunk.cumulative_tsn = last
+        chunk.advertised_rwnd = max(0, self._advertised_rwnd)
+        chunk.duplicates = self._sack_duplicates[:MAX_DUPLICATES]
         if self._sack_misordered:
-            sack.gaps = _gaps(sorted((tsn - last) % SCTP_TSN_MODULO for tsn in self._sack_misordered))
+            chunk.gaps = _gaps(sorted((tsn - last) % SCTP_TSN_MODULO for tsn in self._sack_misordered))
         self._sack_duplicates.clear()
-        step(self._send_chunk(sack))
+        step(self._send_chunk(chunk))
 
 
 def _gaps(offsets: list[int]) -> list[tuple[int, int]]:
