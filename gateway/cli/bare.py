@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from gateway.cli.load import SPREAD_SECONDS, TURN_SECONDS, question
+from gateway.cli.load import SPREAD_SECONDS, TURN_SECONDS
 from gateway.cli.procfs import cpu_seconds, resident_bytes
+from gateway.cli.question import writing_task
 from gateway.cli.running import run
 from gateway.relay.clock import Clock
 from gateway.relay.ports import CallRequest, LossCause, Upstream
@@ -82,7 +83,7 @@ async def measure(url: str, sessions: int, turns: int, words: int, *, stock: boo
 
 async def _turns(call: Upstream, counter: Counter, turns: int, words: int, delay: float) -> None:
     await asyncio.sleep(delay)
-    asked = [json.dumps(event) for event in question(words)]
+    asked = [json.dumps(event) for event in writing_task(words)]
     for _ in range(turns):
         counter.done.clear()
         call.send(asked)

@@ -5,13 +5,14 @@ head in the receipt of the question, so no event can be missed.
 """
 
 import asyncio
-import sys
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from gateway.cli.question import question
 
 if TYPE_CHECKING:
     from gateway.client import Session
@@ -35,7 +36,7 @@ def chat(
     """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
     import aiohttp
 
-    from gateway.cli.running import full_url, why
+    from gateway.cli.running import fail, full_url, why
     from gateway.client import Client, ProblemError
 
     console = Console(highlight=False)
@@ -52,17 +53,12 @@ def chat(
         except ProblemError as error:
             # A response without a problem object is from another server, or from a proxy in front of the gateway.
             known = error.code or error.problem.get("detail")
-            _fail(str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
+            fail(str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
             remedy = "`gateway serve` or `gateway demo` starts a gateway; --url sets another address."
-            _fail(f"{url} cannot be reached: {why(error)}. {remedy}")
+            fail(f"{url} cannot be reached: {why(error)}. {remedy}")
         finally:
             runner.run(client.__aexit__(None, None, None))
-
-
-def _fail(message: str) -> None:
-    Console(stderr=True, highlight=False).print(f"[red]{escape(message)}[/]", soft_wrap=True)
-    sys.exit(1)
 
 
 def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
@@ -76,7 +72,7 @@ def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
             return
         try:
             over = runner.run(_answer(console, session, line))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TimeoutError):
             runner.run(_stop(session))
             console.print(" [dim](stopped)[/]")
             continue
@@ -85,22 +81,14 @@ def _talk(runner: asyncio.Runner, console: Console, session: "Session") -> None:
 
 
 async def _answer(console: Console, session: "Session", line: str) -> bool:
-    """Send a line and show the answer. Return whether the session has ended.
+    """Send a line and show the answer. Return whether the session has ended. Raises TimeoutError after ANSWER_SECONDS.
 
     A response that was stopped may end after this line was sent. Its events are not this line's answer.
     """
-    said: list[dict[str, Any]] = [  # OpenAI's events, with members of any type
-        {
-            "type": "conversation.item.create",
-            "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": line}]},
-        },
-        {"type": "response.create"},
-    ]
-    response = None
     from gateway.client.pieces import Pieces
 
-    pieces = Pieces()
-    receipt = await session.send(*said)
+    response, pieces = None, Pieces()
+    receipt = await session.send(*question(line))
     async with asyncio.timeout(ANSWER_SECONDS), aclosing(session.events(receipt["head"])) as events:
         async for event in events:
             match event.type:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from gateway.cli.running import EXIT_FAILED
+
 if TYPE_CHECKING:
     from gateway.cli.check_upstream import Finding
     from gateway.config import Config
@@ -38,6 +40,7 @@ def check(
 ) -> None:
     """Check configuration, DNS, HTTPS, UDP, TURN and, with a key, one real call; say what to do about each failure."""
     from gateway.app import Gateway
+    from gateway.cli.check_upstream import Finding
     from gateway.cli.running import run
     from gateway.cli.serving import config_errors_exit, configure
     from gateway.config.reading import FILE_VARIABLE
@@ -49,25 +52,28 @@ def check(
     with config_errors_exit():
         Gateway(settings)  # Reads all files that the configuration names.
     file = config or os.environ.get(FILE_VARIABLE)
-    _print(console, "ok", "configuration", str(file or "defaults and environment"), "")
+    _print(console, Finding("ok", "configuration", str(file or "defaults and environment")))
     sys.exit(run(_check(settings, stun, console)))
 
 
 async def _check(config: "Config", stun: str, console: Console) -> int:
+    """Run and print all other checks. Return the exit status."""
     from gateway.cli.check_redis import redis
-    from gateway.cli.check_upstream import examine, worst
+    from gateway.cli.check_upstream import examine
 
-    findings: list[Finding] = await redis(config)
-    for finding in findings:
-        _print(console, finding.result, finding.what, finding.detail, finding.remedy)
+    failed = False
+    for finding in await redis(config):
+        failed = _print(console, finding) or failed
     async for finding in examine(config, stun):
-        findings.append(finding)
-        _print(console, finding.result, finding.what, finding.detail, finding.remedy)
-    return worst(findings)
+        failed = _print(console, finding) or failed
+    return EXIT_FAILED if failed else 0
 
 
-def _print(console: Console, result: str, what: str, detail: str, remedy: str) -> None:
-    padding = " " * (8 - len(result))
-    console.print(f"{_MARKS[result]}{padding} [bold]{escape(what)}[/]: {escape(detail)}", soft_wrap=True)
-    if remedy:
-        console.print(f"         → {escape(remedy)}", soft_wrap=True)
+def _print(console: Console, finding: "Finding") -> bool:
+    """Print the result of a check. Return whether it failed."""
+    padding = " " * (8 - len(finding.result))
+    line = f"{_MARKS[finding.result]}{padding} [bold]{escape(finding.what)}[/]: {escape(finding.detail)}"
+    console.print(line, soft_wrap=True)
+    if finding.remedy:
+        console.print(f"         → {escape(finding.remedy)}", soft_wrap=True)
+    return finding.result == "failed"

@@ -375,8 +375,3 @@ def _key_source(config: Config) -> str:
         return f"upstream.api_key_file ({config.upstream.api_key_file})"
     name = "GATEWAY_UPSTREAM__API_KEY"
     return f"the environment's {name if name in os.environ else 'OPENAI_API_KEY'}"
-
-
-def worst(findings: Sequence[Finding]) -> int:
-    """Return the exit status: 1 if any check failed."""
-    return 1 if any(finding.result == "failed" for finding in findings) else 0

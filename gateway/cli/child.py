@@ -67,7 +67,7 @@ class Child:
             env=self._environ,
             # Ctrl-C goes only to the parent, which ends the child itself.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         try:
             async with asyncio.timeout(self._start_seconds):
@@ -135,7 +135,7 @@ class Child:
         return f"{self._arguments[0]} {what}{said}"
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to end this process with its parent, even if that one is killed (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == 1:

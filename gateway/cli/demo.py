@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from gateway.cli.question import question
+
 if TYPE_CHECKING:
     from gateway.app import Gateway
     from gateway.cli.child import Child
@@ -102,9 +104,9 @@ async def _converse(console: Console, client: "Client") -> None:
     console.print(f"[bold]GET[/]  /v1/sessions/{session.id}/events\n")
     events = session.events()
     try:
-        for question in QUESTIONS:
+        for text in QUESTIONS:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await _ask(console, session, question)
+                await _ask(console, session, text)
                 await _listen(console, events)
     finally:
         await events.aclose()
@@ -112,18 +114,8 @@ async def _converse(console: Console, client: "Client") -> None:
     console.print(f"[bold]DELETE[/] /v1/sessions/{session.id}\n")
 
 
-async def _ask(console: Console, session: "Session", question: str) -> None:
-    said: list[dict[str, Any]] = [  # OpenAI's events, with members of any type
-        {
-            "type": "conversation.item.create",
-            "item": {
-                "type": "message",
-                "role": "user",
-                "content": [{"type": "input_text", "text": question}],
-            },
-        },
-        {"type": "response.create"},
-    ]
+async def _ask(console: Console, session: "Session", text: str) -> None:
+    said = question(text)
     console.print(f"[bold]POST[/] /v1/sessions/{session.id}/events")
     for event in said:
         console.print(f"  [cyan]{escape(json.dumps(event, ensure_ascii=False))}[/]", soft_wrap=True)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import math
 import os
-import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -143,7 +142,7 @@ def emulate(
 
 async def serve(config: "EmulatorConfig") -> None:
     """Serve until SIGTERM or SIGINT. Exit with an error message if that is not possible."""
-    from gateway.cli.running import fail, why
+    from gateway.cli.running import fail, raise_file_limit, why
     from gateway.emulator import Emulator
 
     stop = asyncio.Event()
@@ -160,9 +159,7 @@ async def serve(config: "EmulatorConfig") -> None:
             f"cannot listen on {config.host}:{config.port}: {why(error)}; "
             "choose another address with --host and --port"
         )
-    # Each call needs a socket, and the soft limit is often 1024.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     try:

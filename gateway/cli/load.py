@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from gateway.cli.question import writing_task
 from gateway.client import Client, Session
 
 TURN_SECONDS: Final = 120.0
@@ -18,16 +19,6 @@ SPREAD_SECONDS: Final = 1.0
 
 Said = Callable[[int], None]
 """Called with the number of newly completed steps."""
-
-
-def question(words: int) -> list[dict[str, Any]]:  # OpenAI's events, with members of any type
-    """Return the client events that request an answer of a certain length."""
-    text = f"Write {words} words about the sea."
-    content = [{"type": "input_text", "text": text}]
-    return [
-        {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}},
-        {"type": "response.create"},
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +56,7 @@ class Talker:
         assert self._reading is not None, "nobody listens"
         self._done.clear()
         self._asked_at = time.perf_counter()
-        sending = asyncio.create_task(self._session.send(*question(words)))
+        sending = asyncio.create_task(self._session.send(*writing_task(words)))
         waiting = asyncio.create_task(self._done.wait())
         try:
             async with asyncio.timeout(TURN_SECONDS):

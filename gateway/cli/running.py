@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import ssl
 import sys
 from collections.abc import Coroutine
@@ -26,6 +27,12 @@ def run(
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this user may have. Calls and connections need one each; the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def full_url(address: str) -> str:

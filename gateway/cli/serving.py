@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from gateway.app import Gateway
-from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
+from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail, raise_file_limit
 from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config, ConfigError, load
 from gateway.config.reading import ignored_names
@@ -72,9 +71,7 @@ async def serve_until_told(
         log.info("signal_received", signal=name)
 
     loop = asyncio.get_running_loop()
-    # Connections and sessions need one descriptor each; the soft limit is often 1024.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     with config_errors_exit():
         gateway = Gateway(config, shared=shared, peer_socket=peer_socket)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,14 +1,12 @@
 """`gateway top`: sessions, states, rates, tokens and cost, live in the terminal, from the operator's listener."""
 
 import asyncio
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 if TYPE_CHECKING:
     import aiohttp
@@ -19,6 +17,8 @@ LOOK_SECONDS: Final = 5.0
 PAGE: Final = 100
 MAX_SESSIONS: Final = 1000
 """More would not be readable, and each poll would cost the gateway more."""
+
+_LISTENER: Final = "the operator's listener, which `gateway serve` logs as `admin listening on …`"
 
 _LINES_AROUND: Final = 9
 """Totals, blank line, the table's header, the line about omitted sessions."""
@@ -43,13 +43,13 @@ def top(
     from gateway.cli.running import full_url, run
 
     console = Console(highlight=False)
-    sys.exit(run(_top(console, full_url(url), token, interval, once=once or not console.is_terminal)))
+    run(_top(console, full_url(url), token, interval, once=once or not console.is_terminal))
 
 
-async def _top(console: Console, url: str, token: str | None, interval: float, *, once: bool) -> int:
+async def _top(console: Console, url: str, token: str | None, interval: float, *, once: bool) -> None:
     import aiohttp
 
-    from gateway.cli.running import why
+    from gateway.cli.running import fail, why
     from gateway.cli.top_view import drawing
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -60,30 +60,23 @@ async def _top(console: Console, url: str, token: str | None, interval: float, *
             if once:
                 await asyncio.sleep(interval)
                 console.print(drawing(now, await look(http, url), MAX_SESSIONS))
-                return 0
+                return
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 while True:
                     live.update(drawing(before, now, console.height - _LINES_AROUND), refresh=True)
                     await asyncio.sleep(interval)
                     before, now = now, await look(http, url)
         except aiohttp.ClientResponseError as error:
-            console.print(f"[red]gateway top:[/] {escape(_refusal(error, url))}", soft_wrap=True)
+            fail(_refusal(error, url))
         except (aiohttp.ClientError, TimeoutError) as error:
-            remedy = (
-                "Set --url to the operator's listener, which `gateway serve` logs as `admin listening on …`."
-            )
-            console.print(
-                f"[red]gateway top:[/] {escape(f'{url} cannot be reached: {why(error)}. {remedy}')}",
-                soft_wrap=True,
-            )
-    return 1
+            fail(f"{url} cannot be reached: {why(error)}. Set --url to {_LISTENER}.")
 
 
 def _refusal(error: "aiohttp.ClientResponseError", url: str) -> str:
     if error.status == 401:
         return "The admin token is not accepted; set it with --token or GATEWAY_ADMIN__TOKEN."
     if error.status == 404 and error.request_info.url.path.endswith("/metrics"):
-        return f"{url} is not the operator's listener, which `gateway serve` logs as `admin listening on …`: set --url to that."
+        return f"{url} is a listener for clients: set --url to {_LISTENER}."
     if error.status == 404:
         return f"{url} lists no sessions here: set admin.token_file on the gateway, or run `gateway top` on the gateway's machine."
     return f"{url} answered {error.status}, not as an operator's listener does."

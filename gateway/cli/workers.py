@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from gateway.cli.child import _die_with_parent as die_with_parent
+from gateway.cli.child import die_with_parent
 from gateway.cli.running import EXIT_FAILED, EXIT_USAGE, fail
 from gateway.cli.systemd import beat, notify_supervisor
 from gateway.config import Config

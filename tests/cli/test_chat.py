@@ -1,5 +1,6 @@
 """`gateway chat` with a real gateway, reading its input from a pipe."""
 
+import asyncio
 import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from rich.console import Console
 
-from gateway.cli.chat import _answer
+from gateway.cli.chat import _answer, _talk
 from gateway.client import Event
 from tests.cli.conftest import Running, Start
 from tests.cli.test_serve import SERVE, addresses
@@ -80,6 +81,24 @@ async def test_end_of_a_stopped_answer_is_not_that_of_the_next() -> None:
 
     assert not over
     assert console.file.getvalue() == "42\n"  # type: ignore[attr-defined]  # the StringIO above
+
+
+def test_answer_that_does_not_come_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ANSWER_SECONDS the response is cancelled, and the next line can be typed."""
+    monkeypatch.setattr("gateway.cli.chat.ANSWER_SECONDS", 0.01)
+
+    async def events(after: str) -> AsyncIterator[Event]:
+        await asyncio.Event().wait()
+        yield Event(None, after, {})
+
+    session = Mock(send=AsyncMock(return_value={"head": "k-1"}), events=events)
+    console = Console(file=StringIO())
+    monkeypatch.setattr(console, "input", Mock(side_effect=["What is 6 times 7?", ""]))
+    with asyncio.Runner() as runner:
+        _talk(runner, console, session)
+
+    assert session.send.await_args.args == ({"type": "response.cancel", "event_id": "chat_stop"},)
+    assert console.file.getvalue() == " (stopped)\n"  # type: ignore[attr-defined]  # the StringIO above
 
 
 async def test_gateway_that_is_not_there_is_told(start: Start) -> None:

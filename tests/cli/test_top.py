@@ -71,7 +71,7 @@ async def test_top_at_the_listener_for_clients_says_so(start: Start, emulator: s
     top = await start("top", "--url", url, "--once", "--interval", "0.5")
 
     assert await top.ended() == 1
-    assert "is not the operator's listener" in top.output
+    assert "is a listener for clients: set --url to the operator's listener" in top.output
 
 
 async def test_top_at_another_server_says_so(start: Start) -> None:

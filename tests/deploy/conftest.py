@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]  # it ships no types
 
-from gateway.cli.child import _die_with_parent
+from gateway.cli.child import die_with_parent
 from tests.e2e.farend import FarEnd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def start_prometheus(
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # one C function
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # one C function
                 )
             stack.callback(_stop, process)
             _said(process, log, r"(Server is ready to receive web requests)")

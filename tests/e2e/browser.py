@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway.cli.child import _die_with_parent
+from gateway.cli.child import die_with_parent
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
@@ -44,7 +44,7 @@ class Chromium:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it calls one C function
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # it calls one C function
         )
         self.url = self._address(home / "DevToolsActivePort")
 

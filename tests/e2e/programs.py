@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gateway.cli.child import _die_with_parent, offline_environment
+from gateway.cli.child import die_with_parent, offline_environment
 
 # Importing WebRTC takes most of a second on an idle core, and several on a busy one.
 START_SECONDS = 30.0
@@ -42,7 +42,7 @@ class Program:
                 env=offline_environment() | dict(environ or {}),
                 start_new_session=True,
                 # It ends even if the test run is killed.
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # it calls one C function
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # it calls one C function
             )
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from gateway.cli.child import _die_with_parent
+from gateway.cli.child import die_with_parent
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +216,6 @@ def _started(command: list[str], home: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it calls one C function
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # it calls one C function
             env={"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)},
         )
