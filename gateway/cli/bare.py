@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gateway.cli.load import SPREAD_SECONDS, TURN_SECONDS
 from gateway.cli.procfs import cpu_seconds, resident_bytes
@@ -43,6 +43,10 @@ class Counter:
     def received_together(self, generation: int, texts: Sequence[str]) -> None:
         for text in texts:
             self.received(generation, text)
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        self.received(generation, text)
+        return iter(())
 
     def unreadable(self, generation: int, size: int) -> None:
         raise AssertionError("the emulator sends text")

@@ -11,7 +11,7 @@ import platform
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -277,6 +277,10 @@ class _Greeting:
 
     def received_together(self, generation: int, texts: Sequence[str]) -> None:
         self.came.set()
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        self.came.set()
+        return iter(())
 
     def unreadable(self, generation: int, size: int) -> None:
         """Ignore it."""

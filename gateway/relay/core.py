@@ -17,7 +17,9 @@ from gateway.relay.calls.lifecycle import STATE_OF, Phase
 from gateway.relay.calls.line import Line
 from gateway.relay.ending import End
 from gateway.relay.events.envelope import ClientEvent
-from gateway.relay.events.frames import deltas, passing, server_event
+from gateway.relay.events.frames import Read, deltas, passing, server_event
+from gateway.relay.events.jsontext import Steps
+from gateway.relay.events.large import read_large
 from gateway.relay.events.records import (
     Accepted,
     GatewayEvent,
@@ -33,13 +35,16 @@ from gateway.relay.services import Services
 from gateway.relay.state import effects as fx
 from gateway.relay.state.delivery import Delivery
 from gateway.relay.state.effects import Effect
-from gateway.relay.state.fold import READ_WHOLE, WATCHED, SessionState
+from gateway.relay.state.fold import KEPT_AS_TEXT, READ_WHOLE, WATCHED, SessionState
 from gateway.relay.state.turn import Turn, dump_failure
 from gateway.relay.states import CloseReason, State
 from gateway.relay.usage import Charge
 
 REPEAT_SECONDS: Final = 60
 """How long a session that was opened for one turn waits for a repeat of the request, after its node was lost."""
+
+_MEMORY_OF_LARGE: Final = 4
+"""What reading a large frame takes, in sizes of its text: as it came, as text, its value, and a member written again."""
 
 
 class SessionCore:
@@ -66,6 +71,7 @@ class SessionCore:
         self._limits = services.limits
         self._account = services.allowance.open(opening.principal)
         self._account.load(asdict(state.spent))
+        self._budget = services.budget
         self._holding = services.budget.open(opening.principal.name)
         self._receivers: list[Receiver] = []
         self._audio_told = self._expiring_told = False
@@ -138,9 +144,15 @@ class SessionCore:
 
     # --- what happens (line.Owner) ---------------------------------------------------------------------------------------
 
-    def arrived(self, text: str) -> None:
-        # Of most events only the type matters, and reading that alone costs a fraction of the whole.
-        read = server_event(text, READ_WHOLE)
+    def read_in_steps(self, text: str) -> Steps[Read | None]:
+        with self._budget.open(self.state.opening.principal.name) as holding:
+            holding.grow(_MEMORY_OF_LARGE * len(text))
+            return (yield from read_large(text, READ_WHOLE, KEPT_AS_TEXT))
+
+    def arrived(self, text: str, read: Read | None = None) -> None:
+        if read is None:
+            # Of most events only the type matters, and reading that alone costs a fraction of the whole.
+            read = server_event(text, READ_WHOLE)
         if read is None:
             self._telemetry.frame_unrelayed(self._id, len(text))
             return

@@ -5,7 +5,7 @@ to the journal of several nodes is in `journal`, the port for metrics and log li
 HTTP, WebRTC, Redis or Prometheus.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType, Protocol
@@ -69,6 +69,11 @@ class Sink(Protocol):
 
     def received_together(self, generation: int, texts: Sequence[str]) -> None:
         """Hot: several text frames came at once, in this order."""
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        """A large text frame came (above `jsontext.LARGE_BYTES`): return the work of taking it, to be continued in different
+        turns of the event loop. The last step passes it on. The transport holds back what follows it, the loss of the call
+        included, until then. The steps do not raise; they need not be taken to the end once the call is closed."""
 
     def unreadable(self, generation: int, size: int) -> None:
         """A frame came that is not text. It is counted and never relayed."""

@@ -5,7 +5,9 @@ asyncio keeps only weak references to tasks, and reports an unread exception onl
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 RESTART_SECONDS: Final = 1.0
 """How long a loop that raised an exception is paused: a bug that raises at once must not take the whole processor."""
@@ -64,3 +66,11 @@ class Tasks:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._failed(error)
+
+
+async def within(work: Coroutine[Any, Any, T], seconds: float | None) -> T | None:
+    """Await something within a time; None if it took longer."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        return None

@@ -14,7 +14,7 @@ This file does not interpret events.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from aiortc import RTCDataChannel
@@ -54,10 +54,8 @@ class WebRTCUpstream:
         self._candidates: dict[str, object] = {}
         self.max_message_bytes: int | None = sdp.DEFAULT_MAX_MESSAGE_BYTES
         self._frames = {"received": 0, "sent": 0, "unreadable": 0}
-        self._acknowledged = 0
-        self._own_sends = 0
-        self._open = False
-        self._lost = False
+        self._acknowledged = self._own_sends = 0
+        self._open = self._lost = False
         self._gathering: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._hanging_up: asyncio.Task[None] | None = None
@@ -126,8 +124,7 @@ class WebRTCUpstream:
     def _build(self) -> Connection:
         resources = self._resources
         config = resources.config
-        pc = resources.connection(CHANNEL_LABEL)
-        self._pc = pc
+        pc = self._pc = resources.connection(CHANNEL_LABEL)
         resources.telemetry.peer_connections(+1)
         channel = self._channel = pc.channel
         options = tuning.ConnectionOptions(
@@ -149,25 +146,20 @@ class WebRTCUpstream:
         return pc
 
     def _apply(self, pc: Connection, created: signalling.CreatedCall) -> None:
+        status = {"upstream": {"status": created.status}}
         try:
             answer = sdp.read_answer(created.sdp)
         except sdp.SdpError as error:
-            raise UpstreamError(
-                "upstream-failed",
-                f"OpenAI's answer is not usable: {error}.",
-                members={"upstream": {"status": created.status}},
-            ) from error
+            detail = f"OpenAI's answer is not usable: {error}."
+            raise UpstreamError("upstream-failed", detail, members=status) from error
         self.max_message_bytes = answer.max_message_bytes
         self._candidates.update(remote=list(answer.candidates), lite=answer.ice_lite, setup=answer.setup)
         try:
             connecting = pc.apply(answer)
         except (ValueError, AssertionError, IndexError) as error:
             # What aiortc raises for a candidate that it cannot read.
-            raise UpstreamError(
-                "upstream-failed",
-                "OpenAI's answer cannot be applied.",
-                members={"upstream": {"status": created.status}},
-            ) from error
+            detail = "OpenAI's answer cannot be applied."
+            raise UpstreamError("upstream-failed", detail, members=status) from error
         connecting.add_done_callback(self._connected)
 
     def _connected(self, connecting: "asyncio.Task[None]") -> None:
@@ -210,7 +202,7 @@ class WebRTCUpstream:
         if state == "connected":
             assert self._pc is not None
             assert self._channel is not None
-            tuning.go_direct(self._pc, self._received_texts)
+            tuning.go_direct(self._pc, self._received_texts, self._received_large)
             self._mark("dtls", "channel")
         elif state == "failed":
             self._fail("The DTLS handshake with OpenAI's media server failed.")
@@ -257,6 +249,16 @@ class WebRTCUpstream:
         self._frames["received"] += len(texts)
         try:
             self._sink.received_together(self._generation, texts)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._resources.telemetry.relay_failed(self.call_id or "", error)
+
+    def _received_large(self, text: str) -> Iterator[None]:
+        self._frames["received"] += 1
+        try:
+            for _ in self._sink.received_in_steps(self._generation, text):
+                yield
+                if self._closing is not None:
+                    return
         except Exception as error:  # noqa: BLE001 - as above
             self._resources.telemetry.relay_failed(self.call_id or "", error)
 
@@ -322,11 +324,10 @@ class WebRTCUpstream:
             for text in batch:
                 # A character has at most four bytes in UTF-8 (RFC 3629 3): most texts need not be encoded to check their size.
                 if 4 * len(text) > limit and (size := len(text.encode())) > limit:
-                    raise CallerError(
-                        "too-large",
-                        f"OpenAI accepts events of up to {limit} bytes on this call, this one has {size}.",
-                        members={"limit": limit},
+                    detail = (
+                        f"OpenAI accepts events of up to {limit} bytes on this call, this one has {size}."
                     )
+                    raise CallerError("too-large", detail, members={"limit": limit})
         for text in batch:
             channel.send(text)
         self._frames["sent"] += len(batch)

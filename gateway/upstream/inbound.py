@@ -6,11 +6,14 @@ This file knows nothing of SDP or the service, and does not interpret messages.
 The receive window (RFC 9260 6.2.1) is what makes a sender wait. It shrinks by all that is held: fragments of unfinished
 messages, messages that wait for an earlier one, and messages that wait for the loop. So a call that sends faster than it is
 served is slowed by its own window.
+
+A large text is taken in steps, in several turns of the loop. Until the last step it stays the first of the messages that wait
+for the loop, so all that came after it waits, the window counts it, and the call is not judged lost before it is delivered.
 """
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import cast
 
@@ -29,6 +32,7 @@ from aiortc.rtcsctptransport import (
 from aiortc.utils import uint32_gt, uint32_gte
 from google_crc32c import value as crc32c
 
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.upstream.dtls import step
 from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
 from gateway.upstream.reassembly import CHUNK_COST_BYTES, Message, OrderedStream
@@ -88,6 +92,9 @@ class PacedReassembly(RTCSctpTransport):
     channel: RTCDataChannel | None = None
     received: Callable[[list[str]], None] | None = None
     """Takes the texts of `channel` that came together, past the emitter; everything else is emitted."""
+    in_steps: Callable[[str], Iterator[None]] | None = None
+    """Returns the work of taking a large text of `channel`. Does not raise, nor do its steps."""
+    _steps: Iterator[None] | None = None
     _ready: deque[Message]
     _ready_bytes = 0
     _waits_for_turn = False
@@ -116,9 +123,12 @@ class PacedReassembly(RTCSctpTransport):
         """Deliver up to `messages` messages and return whether more wait (loopturn.Backlog)."""
         ready = self._ready
         try:
-            while ready and messages > 0 and self.turn.has_time():
+            while ready and messages > 0 and not self._next_is_large() and self.turn.has_time():
                 messages -= self._deliver_some(messages)
             self._account()
+            if ready and self._next_is_large():
+                self.turn.work(self._take_step)
+                return False
             if ready:
                 return True
             self._waits_for_turn = False
@@ -210,12 +220,56 @@ class PacedReassembly(RTCSctpTransport):
             return
         ready = self._ready
         while ready:
-            if not self.turn.has_time():
+            large = self._next_is_large()
+            if large or not self.turn.has_time():
                 self._waits_for_turn = True
-                self.turn.wait(self)
+                if large:
+                    self.turn.work(self._take_step)
+                else:
+                    self.turn.wait(self)
                 break
             self._deliver_some(SLICE_MESSAGES)
         self._account()
+
+    def _next_is_large(self) -> bool:
+        """Return whether the next message is a text that is taken in steps."""
+        stream_id, protocol, data = self._ready[0]
+        return (
+            len(data) > LARGE_BYTES
+            and protocol == WEBRTC_STRING
+            and self.in_steps is not None
+            and self.channel is not None
+            and stream_id == self.channel.id
+        )
+
+    def _take_step(self) -> bool:
+        """Take the next step with the large text that is next, and return whether another follows (LoopTurn.work)."""
+        if self._steps is None:
+            self._steps = self._take_large()
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._steps = None
+        else:
+            return True
+        if self.deliver_slice(0):
+            self.turn.wait(self)
+        return False
+
+    def _take_large(self) -> Iterator[None]:
+        stream_id, protocol, data = self._ready[0]
+        in_steps = self.in_steps
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            with contextlib.suppress(ConnectionError):
+                step(self._data_channel_receive(stream_id, protocol, data))
+        else:
+            yield
+            if in_steps is not None:
+                yield from in_steps(text)
+        self._ready.popleft()
+        self._ready_bytes -= len(data) + CHUNK_COST_BYTES
 
     def _deliver_some(self, most: int) -> int:
         """Deliver the texts of the channel that are next, up to `most` and about `_TOGETHER_BYTES`, or one other message.
@@ -227,7 +281,7 @@ class PacedReassembly(RTCSctpTransport):
         if received is not None and channel is not None:
             while ready and len(texts) < most and size < _TOGETHER_BYTES:
                 stream_id, protocol, data = ready[0]
-                if protocol != WEBRTC_STRING or stream_id != channel.id:
+                if protocol != WEBRTC_STRING or stream_id != channel.id or len(data) > LARGE_BYTES:
                     break
                 try:
                     texts.append(data.decode())

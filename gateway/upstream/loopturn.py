@@ -4,6 +4,10 @@ A far end may send faster than its messages can be relayed, and a repaired gap m
 the loop would be blocked for all sessions. So the messages of all calls together are delivered for at most `TURN_SECONDS` in
 one turn. A call that has more waits in a queue and is served in the next turns, a few messages at a time in rotation with
 the other calls that wait.
+
+A large message is taken in steps, each of which may take as long as a turn. A step is all that is done in its turn, and every
+second turn is free for other messages. Large messages of all calls are taken one after the other, so that the memory for one
+is enough.
 """
 
 import asyncio
@@ -37,6 +41,8 @@ class LoopTurn:
         self._scheduled = False
         self._at_end: list[Callable[[], None]] = []
         self._waiting: deque[Backlog] = deque()
+        self._work: deque[Callable[[], bool]] = deque()
+        self._worked = False
 
     def has_time(self) -> bool:
         """Return whether this turn has time for one more message."""
@@ -56,6 +62,12 @@ class LoopTurn:
     def wait(self, backlog: Backlog) -> None:
         """Serve a backlog in the next turns, until it is empty. Call once per backlog."""
         self._waiting.append(backlog)
+        if not self._scheduled:
+            self._schedule()
+
+    def work(self, step: Callable[[], bool]) -> None:
+        """Call `step` in the next turns until it returns False. It must not raise."""
+        self._work.append(step)
         if not self._scheduled:
             self._schedule()
 
@@ -79,10 +91,15 @@ class LoopTurn:
                 callback()
             except Exception as error:  # noqa: BLE001 - one call's mistake must not stop the others'
                 self._report(error)
-        waiting = self._waiting
-        while waiting and self.has_time():
+        waiting, work = self._waiting, self._work
+        self._worked = bool(work) and not self._worked
+        if self._worked:
+            self._until = self._clock()  # Nothing else is delivered in this turn.
+            if not work[0]():
+                work.popleft()
+        while waiting and not self._worked and self.has_time():
             backlog = waiting.popleft()
             if backlog.deliver_slice(SLICE_MESSAGES):
                 waiting.append(backlog)
-        if waiting and not self._scheduled:
+        if (waiting or work or self._worked) and not self._scheduled:
             self._schedule()

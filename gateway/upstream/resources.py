@@ -6,7 +6,7 @@ every later caller.
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final
 
 from aiortc import RTCIceServer, RTCIceTransportPolicy
@@ -93,6 +93,9 @@ class CallResources:
 class _Unheard:
     def received(self, generation: int, text: str) -> None: ...
     def received_together(self, generation: int, texts: Sequence[str]) -> None: ...
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        return iter(())
+
     def unreadable(self, generation: int, size: int) -> None: ...
     def lost(self, generation: int, cause: LossCause) -> None: ...
 

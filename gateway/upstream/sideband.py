@@ -26,6 +26,7 @@ from aiohttp import WSMsgType
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.ports import CallRequest, Json, LossCause, Sink
 from gateway.relay.tasks import Tasks
 from gateway.relay.telemetry import UpstreamTelemetry
@@ -59,6 +60,8 @@ class SidebandDialer:
         self.telemetry = telemetry
         self.clock = clock
         self._calls: set[SidebandUpstream] = set()
+        self.taking = asyncio.Lock()
+        """Held while a large text is taken, so that the memory for one is enough."""
         self._tasks = Tasks(lambda error: telemetry.relay_failed("", error))
 
     async def close(self) -> None:
@@ -254,7 +257,10 @@ class SidebandUpstream:
             try:
                 if message.type is WSMsgType.TEXT:
                     self._frames["received"] += 1
-                    self._sink.received(generation, message.data)
+                    if len(message.data) > LARGE_BYTES:
+                        await self._take_large(message.data)
+                    else:
+                        self._sink.received(generation, message.data)
                 elif message.type is WSMsgType.BINARY:
                     self._frames["unreadable"] += 1
                     self._sink.unreadable(generation, len(message.data))
@@ -266,6 +272,19 @@ class SidebandUpstream:
                 return
             except Exception as error:  # noqa: BLE001 - a sink never raises; if one does, the call must not pay for it
                 self._dialer.telemetry.relay_failed(self.call_id or "", error)
+
+    async def _take_large(self, text: str) -> None:
+        """Take a large text in steps, each in its own turn of the loop. One that was received before the connection ended is
+        taken to the end."""
+        steps = self._sink.received_in_steps(self._request.generation, text)
+        try:
+            async with self._dialer.taking:
+                for _ in steps:
+                    await asyncio.sleep(0)
+        finally:
+            if self._closing is None:
+                for _ in steps:
+                    pass
 
     async def _write(self) -> None:
         """Write what is queued, then ask for an acknowledgement; ping in silence; end when that is not answered."""

@@ -9,7 +9,7 @@ a minute; `missing` lists them for the operator.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -163,10 +163,13 @@ def tune(pc: Connection, hooks: frozenset[Hook], options: ConnectionOptions) -> 
         association.prepare(window, options.turn)
 
 
-def go_direct(pc: Connection, received: Callable[[list[str]], None]) -> None:
+def go_direct(
+    pc: Connection, received: Callable[[list[str]], None], in_steps: Callable[[str], Iterator[None]]
+) -> None:
     """Use the fast path for data from now on; call when DTLS is connected.
 
-    Texts of the channel then go to `received`, those of a packet together; everything else, or without the hook all messages, arrives as its `message` event.
+    Texts of the channel then go to `received`, those of a packet together, and large ones to `in_steps`; everything else, or
+    without the hook all messages, arrives as its `message` event.
     """
     association, transport = pc.sctp, pc.dtls
     connection = pc.ice._connection
@@ -176,7 +179,7 @@ def go_direct(pc: Connection, received: Callable[[list[str]], None]) -> None:
         and isinstance(association, inbound.DirectReceive)
     ):
         association.channel = pc.channel
-        association.received = received
+        association.received, association.in_steps = received, in_steps
         transport.go_direct(connection, association.receive_packet)
 
 
@@ -287,7 +290,7 @@ def dismantle(pc: Connection) -> None:
     if isinstance(transport, dtls.DirectRecords):
         transport.connection = transport.packet = None
     if isinstance(association, inbound.PacedReassembly):
-        association.channel = association.received = None
+        association.channel = association.received = association.in_steps = None
     for part in (pc.ice, pc.dtls, pc.channel, association):
         part.remove_all_listeners()
     pc.connecting = None

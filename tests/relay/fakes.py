@@ -9,7 +9,7 @@ import inspect
 import itertools
 import json
 import selectors
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -167,6 +167,10 @@ class FakeCall:
     def say_together(self, texts: Sequence[str]) -> None:
         """Send server events that arrive at once."""
         self._sink.received_together(self.request.generation, texts)
+
+    def say_in_steps(self, text: str) -> Iterator[None]:
+        """Return the work of taking a large server event."""
+        return self._sink.received_in_steps(self.request.generation, text)
 
     def say_unreadable(self, size: int) -> None:
         self._sink.unreadable(self.request.generation, size)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, OverloadError, UpstreamError
 from gateway.relay.events.eventlog import MAX_EPOCHS
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.events.records import (
     Accepted,
     Acknowledged,
@@ -33,7 +34,7 @@ from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State
-from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, until
+from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, types_of, until
 from tests.relay.journals import MemoryDirectory, MemoryJournal, answering, node, taken
 
 HELLO = TurnRequest(
@@ -484,6 +485,24 @@ async def test_a_hand_over_that_nobody_takes_is_undone() -> None:
 
         assert first.call.types() == ["x"]
         assert session.view().state is State.CONNECTED
+
+
+async def test_a_hand_over_waits_for_a_frame_that_is_being_taken() -> None:
+    """What the old node's transport has acknowledged is delivered before the session is released."""
+    async with nodes() as (first, _, _):
+        session, _ = await attended(first)
+        first.call.undelivered = True
+        steps = first.call.say_in_steps(json.dumps({"type": "x", "x": "y" * LARGE_BYTES}))
+        releasing = asyncio.create_task(session.prepare_release())
+        await asyncio.sleep(1)
+        assert not releasing.done()
+        for _ in steps:
+            pass
+        first.call.undelivered = False
+
+        assert await releasing
+        await session.journal.flushed()
+        assert types_of(session)[-1] == "x"
 
 
 async def test_a_call_lost_while_it_is_handed_over_is_recovered_by_whoever_has_it() -> None:

@@ -1,7 +1,7 @@
 """The fakes fulfil the ports that they replace."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +31,10 @@ class Ear:
     def received_together(self, generation: int, texts: Sequence[str]) -> None:
         for text in texts:
             self.received(generation, text)
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        self.received(generation, text)
+        return iter(())
 
     def unreadable(self, generation: int, size: int) -> None:
         self.heard.append(("unreadable", generation, size))

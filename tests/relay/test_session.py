@@ -8,6 +8,7 @@ import pytest
 
 from gateway.errors import GatewayError
 from gateway.relay.events.eventlog import EventId
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.ports import LossCause
 from gateway.relay.requests import Receipt
 from gateway.relay.session import Session
@@ -189,6 +190,84 @@ async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
     assert entry.block[entry.start :].decode() == text
     assert (entry.type, entry.turn) == ("response.output_text.delta", 0)
     assert house.notebook.told("event_down")[-1] == ("response.output_text.delta", len(text.encode()))
+
+
+def large_event(type: str = "conversation.item.added") -> str:
+    """Return a server event that is taken in steps."""
+    content = [{"type": "input_text", "text": "é\n" * LARGE_BYTES}]
+    item = {"id": "item_1", "type": "message", "role": "user", "status": "completed", "content": content}
+    return json.dumps({"type": type, "item": item})
+
+
+async def test_a_large_frame_taken_in_steps_is_relayed_as_a_small_one(build: Build) -> None:
+    """The last of its steps logs it and applies it to the state; those before do not depend on the session."""
+    house = build()
+    at_once, in_steps = await house.open(), await house.open()
+    text = large_event()
+    first, second = house.dialer.calls
+    first.say_text(text)
+    steps = list(second.say_in_steps(text))
+
+    assert len(steps) >= 4
+    assert logged(in_steps.reader) == logged(at_once.reader)
+    assert in_steps.state.mirror.size > LARGE_BYTES
+    assert in_steps.state.mirror.dump() == at_once.state.mirror.dump()
+    assert house.notebook.told("event_down")[-1] == house.notebook.told("event_down")[-2]
+
+
+async def test_until_its_last_step_a_large_frame_has_not_arrived(house: House) -> None:
+    """The log is as before while a large frame is read, and what is held for that is in the memory budget."""
+    session = await house.open()
+    text, budget = large_event(), house.hub.budget
+    head, before = session.reader.head, budget.held
+    steps = house.call.say_in_steps(text)
+    next(steps)
+
+    assert budget.held >= before + len(text)
+    assert session.reader.head == head
+    for _ in steps:
+        assert session.reader.head == head
+    assert session.reader.head.sequence == head.sequence + 1
+    session.tick(house.clock.monotonic())
+    assert budget.held < before + len(text)
+
+
+async def test_a_large_frame_of_a_session_that_ended_meanwhile_is_dropped(house: House) -> None:
+    """The session ends without waiting for it, and the memory for it is free."""
+    session = await house.open()
+    steps = house.call.say_in_steps(large_event())
+    next(steps)
+    await session.close(CloseReason.CLIENT)
+    head = session.reader.head
+    for _ in steps:
+        pass
+
+    assert session.reader.head == head
+    assert house.hub.budget.held == 0
+
+
+async def test_a_large_frame_that_nobody_takes_to_the_end_frees_its_memory(house: House) -> None:
+    """A transport whose call is closed drops the steps that are left."""
+    session = await house.open()
+    before = house.hub.budget.held
+    steps = house.call.say_in_steps(large_event())
+    next(steps)
+    del steps
+
+    assert house.hub.budget.held == before
+    assert session.live
+
+
+@pytest.mark.parametrize("text", ["[" + "1," * LARGE_BYTES + "1]", '{"type":"x"' + " " * LARGE_BYTES])
+async def test_a_large_frame_that_is_no_object_is_counted(house: House, text: str) -> None:
+    """It is not relayed, as a small one."""
+    session = await house.open()
+    head = session.reader.head
+    for _ in house.call.say_in_steps(text):
+        pass
+
+    assert session.reader.head == head
+    assert house.notebook.told("frame_unrelayed") == [(session.id, len(text))]
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "7", '{"type":NaN}'])

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.relay.events.frames import Read
 from gateway.relay.state.turn import TurnRequest
 from tests.relay.conftest import Build
 from tests.relay.fakes import House, client_event, logged, types_of
@@ -136,10 +137,10 @@ async def test_a_bug_in_one_event_does_not_lose_those_that_came_with_it(build: B
     session = await house.open()
     arrived = session.arrived
 
-    def broken(text: str) -> None:
+    def broken(text: str, read: Read | None = None) -> None:
         if "error" in text:
             raise RuntimeError("a bug")
-        arrived(text)
+        arrived(text, read)
 
     session.arrived = broken  # type: ignore[method-assign]
     house.call.say_together([said("one"), said("error"), said("two"), said("three")])

@@ -5,7 +5,7 @@ data channel, one JSON object per message:
 
 `{"do": "stream", "count": n, "size": s, "burst": b, "pause": p}` sends n texts of s characters, b at a time.
 
-`{"do": "text", "size": s}` sends one text of s characters.
+`{"do": "text", "size": s}` sends one text of s characters; with "close" the far end closes the channel behind it.
 
 `{"do": "cross", "count": n, "size": s}` sends n texts whose SSNs and TSNs cross in pairs, as with two writers.
 
@@ -113,6 +113,8 @@ class Farend:
                 await self.stream(channel, order)
             case "text":
                 channel.send("x" * order["size"])
+                if order.get("close"):
+                    channel.close()
             case "cross":
                 await self.cross(sctp, channel.id or 0, order)
             case "skip":

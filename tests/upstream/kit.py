@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ class Remembering:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.sizes: list[int] = []
+        self.steps = 0
         self.losses: list[tuple[int, LossCause]] = []
         self._changed = asyncio.Event()
 
@@ -32,6 +33,12 @@ class Remembering:
     def received_together(self, generation: int, texts: Sequence[str]) -> None:
         for text in texts:
             self.received(generation, text)
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        for _ in range(2):
+            self.steps += 1
+            yield
+        self.received(generation, text)
 
     def unreadable(self, generation: int, size: int) -> None:
         self.sizes.append(size)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import time
+from collections.abc import Iterator
 from struct import pack
 from typing import Any
 
@@ -14,6 +15,7 @@ from google_crc32c import value as crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.upstream import inbound, tuning
 from gateway.upstream.dtls import step
 from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
@@ -324,3 +326,99 @@ async def test_texts_of_a_packet_wait_in_order_where_the_turn_has_no_time() -> N
     association.receive_packet(packet(association, chunk(4, 3, b"4"), chunk(5, 4, b"5")))
     assert texts == ["1", "2", "3", "4", "5"]
     assert association._advertised_rwnd == association.window
+
+
+class _Working(LoopTurn):
+    """A turn that always has time left, and records the work that is to be done in steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Any] = []
+        self.backlogs: list[Any] = []
+
+    def has_time(self) -> bool:
+        return True
+
+    def wait(self, backlog: Any) -> None:
+        self.backlogs.append(backlog)
+
+    def work(self, step: Any) -> None:
+        self.steps.append(step)
+
+
+def in_steps(texts: list[str]) -> Any:
+    """Return what takes a large text in three steps, the last of which delivers it."""
+
+    def taken(text: str) -> Iterator[None]:
+        yield
+        yield
+        texts.append(text[:1])
+
+    return taken
+
+
+LARGE = b"L" * (LARGE_BYTES + 1)
+
+
+async def test_what_follows_a_large_text_waits_until_it_is_taken() -> None:
+    """The last step delivers a large text; what came after it follows in order, and the window counts all of it until
+    then."""
+    turn = _Working()
+    association, texts = receiving(turn=turn)
+    association.in_steps = in_steps(texts)
+    association._data_channels[1] = association.channel  # type: ignore[assignment]
+    association._get_inbound_stream(1)
+    await association._receive_data_chunk(chunk(1, 0, b"1"))
+    await association._receive_data_chunk(chunk(2, 1, LARGE))
+    association.receive_packet(packet(association, chunk(3, 2, b"3"), chunk(4, 3, b"4")))
+    (take,) = turn.steps
+
+    assert texts == ["1"]
+    for _ in range(3):
+        assert take()
+        assert association.delivering
+        assert association._advertised_rwnd < association.window - len(LARGE)
+    assert texts == ["1"]
+    assert not take()
+    assert texts == ["1", "L"]
+    assert turn.backlogs == [association]
+    assert not association.deliver_slice(16)
+    assert texts == ["1", "L", "3", "4"]
+    assert (association.held, association.delivering) == (0, False)
+
+
+async def test_large_texts_are_taken_one_after_the_other() -> None:
+    """A large text behind another begins when that one is delivered, small ones between them included."""
+    turn = _Working()
+    association, texts = receiving(turn=turn)
+    association.in_steps = in_steps(texts)
+    for tsn, data in enumerate((LARGE, LARGE, b"2", LARGE), start=1):
+        await association._receive_data_chunk(chunk(tsn, tsn - 1, data))
+
+    while turn.steps or turn.backlogs:
+        if turn.steps:
+            take = turn.steps.pop()
+            while take():
+                assert not turn.steps
+        while turn.backlogs and turn.backlogs.pop().deliver_slice(16):
+            pass
+    assert texts == ["L", "L", "2", "L"]
+    assert association.held == 0
+
+
+async def test_a_large_text_that_is_not_utf8_is_emitted_as_bytes() -> None:
+    """It is one for the channel's listener, as a small one is."""
+    turn = _Working()
+    association, texts = receiving(turn=turn)
+    association.in_steps = in_steps(texts)
+    emitted: list[tuple[int, int, bytes]] = []
+
+    async def emit(stream_id: int, pp_id: int, data: bytes) -> None:
+        emitted.append((stream_id, pp_id, data))
+
+    association._data_channel_receive = emit  # type: ignore[method-assign]
+    await association._receive_data_chunk(chunk(1, 0, LARGE + b"\xff"))
+
+    assert not turn.steps[0]()
+    assert emitted == [(1, TEXT, LARGE + b"\xff")]
+    assert association.held == 0

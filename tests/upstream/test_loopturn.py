@@ -1,6 +1,7 @@
 """One turn of the loop delivers messages for a limited time, and calls that wait are served in rotation."""
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.upstream.loopturn import SLICE_MESSAGES, LoopTurn
 
@@ -85,3 +86,48 @@ async def test_failing_callback_does_not_stop_the_others() -> None:
 
     assert isinstance(told[0], KeyError)
     assert told[1] == "second"
+
+
+async def test_a_step_of_large_work_has_a_turn_of_its_own() -> None:
+    """In the turn of a step nothing is delivered, and after each step other messages have a turn."""
+    order: list[str] = []
+    turn = LoopTurn(seconds=10.0, clock=Ticking())
+    steps = iter([True, True, False])
+
+    def step() -> bool:
+        order.append("step")
+        assert not turn.has_time()
+        return next(steps)
+
+    turn.work(step)
+    turn.wait(Waiting(turn, "small", 30, order))
+    while len(order) < 33:
+        before = len(order)
+        await asyncio.sleep(0)
+        assert "step" not in order[before:] or len(order) == before + 1
+
+    assert order[:2] == ["step", "small"]
+    await asyncio.sleep(0)
+    assert turn.has_time()
+
+
+async def test_large_work_is_done_one_after_the_other() -> None:
+    """The second work begins when the first is done, so the memory for one is enough."""
+    order: list[str] = []
+    turn = LoopTurn()
+
+    def work(name: str) -> Callable[[], bool]:
+        steps = iter([True, True, False])
+
+        def step() -> bool:
+            order.append(name)
+            return next(steps)
+
+        return step
+
+    turn.work(work("a"))
+    turn.work(work("b"))
+    while len(order) < 6:
+        await asyncio.sleep(0)
+
+    assert "".join(order) == "aaabbb"

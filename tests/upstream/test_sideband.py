@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +15,7 @@ from aiohttp import web
 from gateway.emulator import Emulator, EmulatorConfig, Faults
 from gateway.errors import OverloadError, UpstreamError
 from gateway.relay.clock import Clock
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.ports import CallRequest, LossCause
 from gateway.relay.telemetry import Telemetry
 from gateway.upstream import sideband
@@ -475,6 +476,50 @@ async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
 
         assert call.acknowledged == 0
     assert (sink.sizes, sink.texts, answers) == ([2], ["{}"], [b"still there?"])
+
+
+async def test_large_event_is_taken_in_steps_and_before_the_loss() -> None:
+    """A large event is taken in several turns of the loop; what follows it, and the end of the call, come after it."""
+
+    async def large(socket: web.WebSocketResponse) -> None:
+        for text in ("L" * (LARGE_BYTES + 1), "{}", "M" * (LARGE_BYTES + 1)):
+            await socket.send_str(text)
+        await socket.close(code=1001)
+
+    sink = Remembering()
+    async with serving(Socket(large)) as url, dialling(url) as dialer:
+        _ = await attach(dialer, "rtc_1", sink)
+        await sink.until(lambda sink: sink.losses)
+
+    assert [text[:1] for text in sink.texts] == ["L", "{", "M"]
+    assert sink.steps == 4
+
+
+async def test_large_event_in_hand_is_delivered_when_the_writer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection ends while a large event is taken, it is delivered before the loss is reported."""
+
+    async def large(socket: web.WebSocketResponse) -> None:
+        await socket.send_str("L" * (LARGE_BYTES + 1))
+        await silent(socket)
+
+    class Ending(Remembering):
+        def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+            ended.set()
+            for _ in range(100):
+                yield
+            self.received(generation, text)
+
+    async def write(self: object) -> None:
+        await ended.wait()
+
+    ended = asyncio.Event()
+    monkeypatch.setattr(SidebandUpstream, "_write", write)
+    sink = Ending()
+    async with serving(Socket(large)) as url, dialling(url) as dialer:
+        _ = await attach(dialer, "rtc_1", sink)
+        await sink.until(lambda sink: sink.losses)
+
+    assert [text[:1] for text in sink.texts] == ["L"]
 
 
 async def test_sink_that_raises_does_not_end_the_call(open_call: OpenCall) -> None:

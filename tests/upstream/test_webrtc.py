@@ -23,6 +23,7 @@ from aiohttp import web
 from aiortc import RTCIceTransport, RTCPeerConnection
 
 from gateway.errors import CallerError, UpstreamError
+from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.ports import LossCause
 from gateway.upstream.call import WebRTCUpstream
 from gateway.upstream.connection import Connection
@@ -202,6 +203,17 @@ async def test_message_of_any_size_arrives_whole(hooks: frozenset[Hook]) -> None
         await sink.until(lambda sink: len(sink.texts) == 1 + len(sizes))
 
     assert [len(text) for text in sink.texts[1:]] == sizes
+
+
+async def test_large_message_is_delivered_before_the_loss_of_its_call() -> None:
+    """A large text, taken in steps, comes in its order, and its call is not reported as lost before it."""
+    size = LARGE_BYTES + 1
+    async with open_call() as (call, sink):
+        call.send([order("text", size=size), "small", order("text", size=size, close=True)])
+        await sink.until(lambda sink: sink.losses)
+
+    assert [len(text) for text in sink.texts[1:]] == [size, len("small"), size]
+    assert sink.losses == [(0, LossCause.CHANNEL_CLOSED)]
 
 
 @pytest.mark.slow

@@ -30,8 +30,11 @@ _END: Final = b"\n\n"
 def frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
     """Return the block of an event of the log, and the offset of its JSON. `name` None is the default, `message`."""
     head = f"id: {id}\ndata: " if name is None else f"id: {id}\nevent: {name}\ndata: "
-    if "\n" in text or "\r" in text:
-        text = _LINE_END.sub("\ndata: ", text)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n" in text:
+        # By an expression it took 25 ms for 256 KiB of line ends.
+        text = text.replace("\n", "\ndata: ")
     if not text.isascii():
         text = _escape_separators(text)
     return f"{head}{text}\n\n".encode(), len(head)  # ids and names are ASCII, so one character is one byte

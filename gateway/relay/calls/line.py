@@ -18,7 +18,7 @@ from gateway.relay.calls.succession import Prepared, Successor, delays
 from gateway.relay.events.records import DoubtSettled
 from gateway.relay.ports import Json, LossCause, Upstream
 from gateway.relay.states import CloseReason
-from gateway.relay.tasks import Tasks
+from gateway.relay.tasks import Tasks, within
 
 _HAND_OVER_RETRY_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 2.0
@@ -28,6 +28,7 @@ _PROBE_SECONDS: Final = 3.5
 """A probe is tried three times in it. Silence, a tick and the probe make less than 8 s, and a path of 0.5 s or with loss
 still has time to answer."""
 _SURE_POLL_SECONDS: Final = 0.2
+_DELIVERY_POLL_SECONDS: Final = 0.02
 
 _BESIDE: Final = frozenset({Phase.DIALLING_BESIDE, Phase.WAITING_QUIET, Phase.SETTLING, Phase.SEEDING})
 
@@ -240,7 +241,7 @@ class Line(Calls):
             limits.seeding_seconds,
             limits.greeting_seconds,
         )
-        return await _within(work, limits.recovery_timeout_seconds)
+        return await within(work, limits.recovery_timeout_seconds)
 
     async def _hand_over(self, cause: str) -> None:
         """Replace a call that still works; if that fails the session stays with it and tries again later."""
@@ -328,7 +329,7 @@ class Line(Calls):
         """Wait for a pause and hold back what comes; False if the old call was lost before."""
         while await self._until_quiet():
             self._step(Input.QUIET)
-            await _within(self._until_settled(), _SETTLE_SECONDS)
+            await within(self._until_settled(), _SETTLE_SECONDS)
             if self.phase is not Phase.SETTLING:
                 return False
             if not self._state.responses.active or self._late:
@@ -345,14 +346,20 @@ class Line(Calls):
         return self.phase is Phase.WAITING_QUIET
 
     async def _until_settled(self) -> bool:
-        while self._state.ledger.owed and self.phase is Phase.SETTLING:
-            await self._next_move(None)
+        """Wait until what is owed has come, and what the far end believes delivered is delivered."""
+        while self.phase is Phase.SETTLING:
+            if self._state.ledger.owed:
+                await self._next_move(None)
+            elif self._upstream is not None and self._upstream.undelivered:
+                await self._next_move(_DELIVERY_POLL_SECONDS)
+            else:
+                break
         return True
 
     async def _next_move(self, timeout: float | None) -> None:
         """Wait until something was confirmed, finished or lost."""
         self._moved.clear()
-        await _within(self._moved.wait(), timeout)
+        await within(self._moved.wait(), timeout)
         self._moved.set()  # `keep` looks again when it is back.
 
     async def _probe_call(self, upstream: Upstream, generation: int) -> None:
@@ -385,14 +392,6 @@ class Line(Calls):
                 task.cancel()
                 await asyncio.wait({task})
         return None if task.cancelled() else task.result()
-
-
-async def _within(work: Coroutine[Any, Any, T], seconds: float | None) -> T | None:
-    """Await something within a time; None if it took longer."""
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        return None
 
 
 def _upstream_part(error: GatewayError) -> Json | None:

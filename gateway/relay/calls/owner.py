@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.relay.events.frames import Read
+from gateway.relay.events.jsontext import Steps
 from gateway.relay.events.records import Handed, Record
 from gateway.relay.ports import Json
 from gateway.relay.state.delivery import Delivery
@@ -23,8 +25,11 @@ class Owner(Protocol):
     def urgent(self) -> bool:
         """A client is waiting for the session."""
 
-    def arrived(self, text: str) -> None:
-        """A server event of the present call arrived."""
+    def read_in_steps(self, text: str) -> Steps[Read | None]:
+        """Read a large frame. Return None if it is no JSON object and must not be relayed."""
+
+    def arrived(self, text: str, read: Read | None = None) -> None:
+        """A server event of the present call arrived; `read` if it was read already."""
 
     def arrived_together(self, texts: Sequence[str], begin: int) -> int:
         """Server events of the present call arrived together. Take those from `begin` on, up to the first that may change

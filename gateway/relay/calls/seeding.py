@@ -7,6 +7,7 @@ The call's events during seeding are read only here, because clients did not cau
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from gateway.relay.events.envelope import compose, member
 from gateway.relay.state.mirror import Json, Seed
@@ -17,6 +18,11 @@ _UPDATE_ID = "evt_gateway_update"
 
 class Seeding:
     """One attempt to seed one call."""
+
+    WATCHED: Final = frozenset(
+        {"session.created", "session.updated", "conversation.item.added", "conversation.item.done", "error"}
+    )
+    """Types of server events that `received` looks at."""
 
     def __init__(self, seed: Seed, dialled: Json | None = None) -> None:
         """`dialled` is the session object that the call was created with; None if it is the seed's."""

@@ -7,7 +7,7 @@ What became of each accepted event is in the session's state (see `fold`), which
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +17,8 @@ from gateway.relay.calls.lifecycle import HEARING, HOLDING, STATE_OF, Action, In
 from gateway.relay.calls.owner import Owner
 from gateway.relay.calls.seeding import Seeding
 from gateway.relay.calls.succession import Successor
-from gateway.relay.events.envelope import member
+from gateway.relay.events.envelope import member, text_of
+from gateway.relay.events.frames import Read
 from gateway.relay.events.records import Acknowledged, Handed, LineState
 from gateway.relay.ports import CallRequest, Json, LossCause, Upstream
 from gateway.relay.services import Services
@@ -81,7 +82,7 @@ class Calls:
         self._expiry_ignored = False
         # What comes while the state is half changed, from a transport that calls back out of `send`, waits in here.
         self._changing = False
-        self._deferred: list[tuple[int, str]] = []
+        self._deferred: list[tuple[int, str, Read | None]] = []
 
     # --- for the session ----------------------------------------------------------------------------------------------
 
@@ -184,7 +185,7 @@ class Calls:
             self._greeted.set()
         elif type_ == "error":
             error = member(value, "error")
-            code = _text(member(error, "code")) or _text(member(error, "type")) or "other"
+            code = text_of(member(error, "code")) or text_of(member(error, "type")) or "other"
             self.last_refusal = {"code": code, "message": member(error, "message")}
         if self.phase is not Phase.LIVE:
             self._moved.set()  # A pause or a confirmation may be what is waited for. Waking the owner takes 100 us.
@@ -258,19 +259,9 @@ class Calls:
         # The old call's values are not the new one's.
         self.call_expires_at = self._expiry = None
         self._learn({"session": seeding.session})
-        model = _text(member(seeding.session, "model"))
-        self._owner.note(
-            LineState(
-                State.CONNECTED,
-                self.call_id,
-                self.call_expires_at,
-                model,
-                self._due,
-                dict(seeding.renamed),
-                sorted(seeding.refused),
-                sorted(resent),
-            )
-        )
+        model = text_of(member(seeding.session, "model"))
+        call = (State.CONNECTED, self.call_id, self.call_expires_at, model, self._due)
+        self._owner.note(LineState(*call, dict(seeding.renamed), sorted(seeding.refused), sorted(resent)))
 
     def _release(self) -> None:
         """Hand over what waited, however much the channel has to carry already: it was accepted."""
@@ -320,15 +311,15 @@ class Calls:
 
     # --- what upstream says (ports.Sink) ------------------------------------------------------------------------------
 
-    def received(self, generation: int, text: str) -> None:
+    def received(self, generation: int, text: str, read: Read | None = None) -> None:
         try:
             if self._changing:
-                self._deferred.append((generation, text))
+                self._deferred.append((generation, text, read))
             elif generation == self._generation:
                 self._heard_at = self._delivered_at = self._clock.monotonic()
-                self._owner.arrived(text)
+                self._owner.arrived(text, read)
             elif self._successor is not None and generation == self._successor.generation:
-                self._successor.received(text)
+                self._successor.received(text, read)
         except Exception as error:  # noqa: BLE001  # raising here would close the peer connection
             self._telemetry.relay_failed(self._owner.id, error)
 
@@ -343,6 +334,17 @@ class Calls:
             self._telemetry.relay_failed(self._owner.id, error)
         for text in texts[index:]:
             self.received(generation, text)
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        try:
+            read = yield from self._owner.read_in_steps(text)
+            yield
+            if read is None:
+                self.unreadable(generation, len(text))
+            else:
+                self.received(generation, text, read)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._telemetry.relay_failed(self._owner.id, error)
 
     def unreadable(self, generation: int, size: int) -> None:
         self._telemetry.frame_unrelayed(self._owner.id, size)
@@ -394,7 +396,3 @@ class Calls:
     @property
     def _earliest_hand_over(self) -> float:
         return max(self._taken_at + MIN_DISTANCE_SECONDS, self._retry_hand_over_at)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

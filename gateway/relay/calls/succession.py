@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.calls.seeding import Seeding
-from gateway.relay.events.frames import peek
+from gateway.relay.events.frames import Read, server_event
 from gateway.relay.ports import CallRequest, Dialer, LossCause, Sink, Upstream
 from gateway.relay.state.mirror import Seed
 
@@ -51,7 +51,7 @@ class Successor:
         self._dialer = dialer
         self._upstream = upstream
         self._seeding: Seeding | None = None
-        self._early: list[str] = []
+        self._early: list[tuple[str, Read | None]] = []
         self._changed = asyncio.Event()
         self._loss: LossCause | None = None
 
@@ -71,8 +71,8 @@ class Successor:
         """
         self._seeding = seeding = Seeding(seed, self._request.session)
         early, self._early = self._early, []
-        for text in early:
-            self._read(text)
+        for text, read in early:
+            self._read(text, read)
         opening = seeding.opening()
         while self._loss is None and (texts := list(islice(opening, _SLICE))):
             async with turn:
@@ -106,12 +106,12 @@ class Successor:
         """Set once the new call is lost itself."""
         return self._loss
 
-    def received(self, text: str) -> None:
+    def received(self, text: str, read: Read | None = None) -> None:
         """Process an event of the new call; it is not written to the log."""
         if self._seeding is not None:
-            self._read(text)
+            self._read(text, read)
         elif len(self._early) < _MAX_EARLY:
-            self._early.append(text)
+            self._early.append((text, read))
         self._changed.set()
 
     def lost(self, cause: LossCause) -> None:
@@ -135,11 +135,12 @@ class Successor:
         self.upstream.send(texts)
         self.messages += len(texts)
 
-    def _read(self, text: str) -> None:
-        value = peek(text)
-        if value is None or self._seeding is None:
+    def _read(self, text: str, read: Read | None) -> None:
+        if read is None:
+            read = server_event(text, Seeding.WATCHED)
+        if read is None or self._seeding is None:
             return
-        answer = self._seeding.received(str(value.get("type")), value)
+        answer = self._seeding.received(*read)
         if answer:
             try:
                 self._send(answer)
@@ -175,6 +176,13 @@ class EarlySink:
         """See ports.Sink."""
         for text in texts:
             self.received(generation, text)
+
+    def received_in_steps(self, generation: int, text: str) -> Iterator[None]:
+        """See ports.Sink."""
+        if self._sink is None:
+            self.received(generation, text)
+        else:
+            yield from self._sink.received_in_steps(self._generation, text)
 
     def unreadable(self, generation: int, size: int) -> None:
         """See ports.Sink."""

@@ -18,7 +18,7 @@ import msgspec
 from gateway.errors import CallerError, Flaw
 from gateway.relay.events import jsontext
 from gateway.relay.events.jsontext import MAX_DEPTH, NotJsonError, Steps, finish, most_values
-from gateway.relay.events.surrogates import mended_at_once
+from gateway.relay.events.surrogates import mended_roughly
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ def read_members(decoder: msgspec.json.Decoder[T], text: str) -> T | None:
     try:
         if most_values(text) <= jsontext.DENSE:
             return msgspec.convert(jsontext.odd(text), decoder.type)
-        return decoder.decode(mended_at_once(text.encode()))
+        return decoder.decode(finish(mended_roughly(text.encode())))
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
 
@@ -229,6 +229,11 @@ def member(value: object, *names: str) -> object:
             return None
         value = value.get(name)
     return value
+
+
+def text_of(value: object) -> str | None:
+    """Return a parsed value if it is a string."""
+    return value if isinstance(value, str) else None
 
 
 def _require_utf8(body: bytes) -> None:

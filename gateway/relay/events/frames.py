@@ -11,8 +11,18 @@ from itertools import islice
 
 import msgspec
 
-from gateway.relay.events.jsontext import DENSE, SEARCHED_BYTES, most_values, odd, plain
-from gateway.relay.events.surrogates import mended_at_once
+from gateway.relay.events.envelope import text_of
+from gateway.relay.events.jsontext import (
+    DENSE,
+    LARGE_BYTES,
+    SEARCHED_BYTES,
+    Steps,
+    finish,
+    most_values,
+    odd,
+    plain,
+)
+from gateway.relay.events.surrogates import mended_roughly
 
 WHOLE = 25_000
 """Values in a frame from upstream that is built whole, in at most 8 ms: more than a client can have echoed to it, unless in an
@@ -22,6 +32,9 @@ _LOOKED_AT = 64 * 1024
 """Bytes in which values are counted before the limit is looked at."""
 
 _VALUES = b",[{"
+
+Read = tuple[str, Mapping[str, object]]
+"""Type and value of a server event."""
 
 Passing = tuple[str, str, int]
 """Type and text of a server event that only the log needs, and the turn that it belongs to, 0 for none."""
@@ -39,6 +52,7 @@ class _Typed(msgspec.Struct, gc=False):
     type: object = None
 
 
+_NOT_READ = (msgspec.DecodeError, RecursionError, UnicodeEncodeError)
 _server = msgspec.json.Decoder(ServerHead)
 _any = msgspec.json.Decoder(float_hook=float)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -48,34 +62,44 @@ _typed = msgspec.json.Decoder(_Typed)
 _TYPE_FIRST = re.compile(r'\{\s*"type"\s*:\s*"([a-z_.]*)"')
 
 
-def head(text: str) -> ServerHead | None:
-    """Read the routing members of a frame from upstream. Return None if it is not a JSON object and must not be relayed."""
-    try:
-        return _server.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
-        pass
-    value = peek(text)
-    if value is None:
-        return None
-    members = (value.get(name) for name in ServerHead.__struct_fields__)
-    return ServerHead(*(found if isinstance(found, str) else None for found in members))
-
-
-def server_event(text: str, whole: frozenset[str]) -> tuple[str, Mapping[str, object]] | None:
+def server_event(text: str, whole: frozenset[str]) -> Read | None:
     """Read the type of a frame from upstream, and its value: all of it for the types in `whole`, the IDs of `ServerHead`
-    alone for others. None if it is no JSON object."""
+    alone for others. None if it is no JSON object and must not be relayed.
+
+    Of a frame with very many values the lists that hold them are left out."""
+    first = _TYPE_FIRST.match(text)
+    if first is None or first[1] not in whole:
+        # Hot: most events, of which no more is read.
+        try:
+            read = _server.decode(text)
+        except _NOT_READ:
+            pass
+        else:
+            if read.type not in whole:
+                return read.type or "", {"response_id": read.response_id, "item_id": read.item_id}
+    return finish(read_in_steps(text, whole))
+
+
+def read_in_steps(text: str, whole: frozenset[str]) -> Steps[Read | None]:
+    """As `server_event`, in steps."""
     # Where the type comes first and is one of these, the event is parsed once; the parser has the last word.
     first = _TYPE_FIRST.match(text)
     if first is not None and first[1] in whole:
-        value = peek(text)
+        value = yield from _peek(text)
         if value is not None:
-            told = value.get("type")
-            return told if isinstance(told, str) else "", value
-    read = head(text)
-    if read is None:
-        return None
-    value = peek(text) if read.type in whole else None
-    return read.type or "", value or {"response_id": read.response_id, "item_id": read.item_id}
+            return text_of(value.get("type")) or "", value
+    try:
+        read = _server.decode(text)
+    except _NOT_READ:
+        value = yield from _peek(text)
+        if value is None:
+            return None
+        read = ServerHead(*(text_of(value.get(name)) for name in ServerHead.__struct_fields__))
+    else:
+        value = (yield from _peek(text)) if read.type in whole else None
+    if value is None or read.type not in whole:
+        value = {"response_id": read.response_id, "item_id": read.item_id}
+    return read.type or "", value
 
 
 def passing(texts: Sequence[str], begin: int, watched: frozenset[str]) -> list[Passing]:
@@ -89,7 +113,7 @@ def passing(texts: Sequence[str], begin: int, watched: frozenset[str]) -> list[P
             if type_ is None or type_ in watched:
                 break
             events.append((type_, text, 0))
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+    except _NOT_READ:
         pass
     return events
 
@@ -110,7 +134,7 @@ def deltas(texts: Sequence[str], begin: int, response_id: str | None, turn: int)
                 break
             ours = response_id is not None and read.response_id == response_id
             events.append((type_, text, turn if ours else 0))
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+    except _NOT_READ:
         pass
     return events
 
@@ -120,29 +144,38 @@ def peek(text: str) -> dict[str, object] | None:
 
     Of a frame with very many values the lists that hold them are left out.
     """
+    return finish(_peek(text))
+
+
+def _peek(text: str) -> Steps[dict[str, object] | None]:
     try:
-        value = _thinned(text)
+        value = yield from _thinned(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _thinned(text: str) -> object:
-    """Build the value of a text, in at most 10 ms for a megabyte. Of an object with very many values the lists and the large
-    objects that hold them are left out. Raises ValueError or RecursionError for what is not JSON, or too large and no
-    object."""
-    data = text.encode() if _may_hold_more(text) else b""
-    if not _holds_more(data, _VALUES, WHOLE):
-        try:
-            return _any.decode(text)
-        except (msgspec.DecodeError, RecursionError):  # a lone surrogate, or a number beyond msgspec's range
-            return odd(text)
+def _thinned(text: str) -> Steps[object]:
+    """Build the value of a text. Of an object with very many values the lists and the large objects that hold them are left
+    out. Raises ValueError or RecursionError for what is not JSON, or too large and no object."""
+    # A text has fewer values than characters.
+    if len(text) > WHOLE and _may_hold_more(text):
+        data = text.encode()
+        if (yield from _holds_more(data, _VALUES, WHOLE)):
+            try:
+                return (yield from _of_values(data))
+            except msgspec.DecodeError:
+                if b"\\u" not in data or b"\0" in data:
+                    raise
+            data = yield from mended_roughly(data)
+            return (yield from _of_values(data))
     try:
-        return _of_values(data)
-    except msgspec.DecodeError:
-        if b"\\u" not in data or b"\0" in data:
-            raise
-    return _of_values(mended_at_once(data))
+        return _any.decode(text)
+    except (msgspec.DecodeError, RecursionError):  # a lone surrogate, or a number beyond msgspec's range
+        pass
+    if len(text) > LARGE_BYTES:
+        yield
+    return odd(text)
 
 
 def _may_hold_more(text: str) -> bool:
@@ -155,22 +188,28 @@ def _may_hold_more(text: str) -> bool:
     return False
 
 
-def _of_values(data: bytes) -> object:
+def _of_values(data: bytes) -> Steps[object]:
     """Build an object of very many values without the lists and the large objects in it. The text is checked whole."""
     # Each member costs as much as fifty values that are passed over.
-    if data.count(b":") > DENSE and _holds_more(data, b":", DENSE):
+    if data.count(b":") > DENSE and (yield from _holds_more(data, b":", DENSE)):
         return {"type": _typed.decode(data).type}
-    return {name: _part(bytes(raw)) for name, raw in _members.decode(data).items()}
+    members = _members.decode(data)
+    value: dict[str, object] = {}
+    for name, raw in members.items():
+        if len(raw) > LARGE_BYTES:
+            yield
+        value[name] = yield from _part(bytes(raw))
+    return value
 
 
-def _part(data: bytes) -> object:
+def _part(data: bytes) -> Steps[object]:
     """Build a member's value if it holds few values; None for a list of very many."""
-    if len(data) <= WHOLE or data.startswith(b'"') or not _holds_more(data, _VALUES, WHOLE):
+    if len(data) <= WHOLE or data.startswith(b'"') or not (yield from _holds_more(data, _VALUES, WHOLE)):
         return plain(data)
-    return _of_values(data) if data.startswith(b"{") else None
+    return (yield from _of_values(data)) if data.startswith(b"{") else None
 
 
-def _holds_more(data: bytes, characters: bytes, limit: int) -> bool:
+def _holds_more(data: bytes, characters: bytes, limit: int) -> Steps[bool]:
     """Return whether a text has more than `limit` of these characters outside strings. The count may be too high in a part of
     very many strings. It ends as soon as the limit is exceeded, so it is short where they are many."""
     count, begin, inside = 0, 0, 0
@@ -193,5 +232,7 @@ def _holds_more(data: bytes, characters: bytes, limit: int) -> bool:
             count += part.count(character)
         if count > limit:
             return True
+        if end // LARGE_BYTES > begin // LARGE_BYTES:
+            yield
         begin = end
     return False

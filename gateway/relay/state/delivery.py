@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.relay.events.envelope import ClientEvent, client_event, member, read_members
+from gateway.relay.events.envelope import ClientEvent, client_event, member, read_members, text_of
 from gateway.relay.events.frames import peek
 from gateway.relay.events.jsontext import plain
 
@@ -92,9 +92,9 @@ def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Deliver
     if type == "conversation.item.create":
         names, shape = _item_of(text)
     elif type in _NAMES_ITEM:
-        names = _text((read_members(_names, text) or _NAMELESS).item_id)
+        names = text_of((read_members(_names, text) or _NAMELESS).item_id)
     elif type == "response.cancel":
-        names = _text((read_members(_names, text) or _NAMELESS).response_id)
+        names = text_of((read_members(_names, text) or _NAMELESS).response_id)
     characters = len(text)
     held = characters * (1 if characters == size else 4) + _OVERHEAD
     return Delivery(id, number, turn, text, type, event.event_id, size, held, names, shape)
@@ -105,14 +105,10 @@ def _item_of(text: str) -> tuple[str | None, tuple[object, object]]:
     created = read_members(_creates, text)
     if created is None:
         return None, _SHAPELESS
-    return _text(created.item.id), (created.item.type, created.item.role)
+    return text_of(created.item.id), (created.item.type, created.item.role)
 
 
 def read_event(text: str) -> ClientEvent:
     """Rebuild a delivery from the text of an accepted event."""
     value = peek(text) or {}
-    return client_event(text, _text(value.get("type")) or "", _text(value.get("event_id")), value)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return client_event(text, text_of(value.get("type")) or "", text_of(value.get("event_id")), value)

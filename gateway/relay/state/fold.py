@@ -28,7 +28,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from gateway.errors import UpstreamError
-from gateway.relay.events.envelope import ClientEvent, compact, member
+from gateway.relay.events.envelope import ClientEvent, compact, member, text_of
 from gateway.relay.events.eventlog import MAX_EPOCHS, EventId
 from gateway.relay.events.frames import peek
 from gateway.relay.events.records import (
@@ -71,6 +71,14 @@ WATCHED: Final = Mirror.WATCHED | {*ANSWERED_BY.values(), "session.created", "re
 READ_WHOLE: Final = WATCHED | {"response.output_item.added", "conversation.item.created"}
 """Those, and the ones whose item tells a turn that they are its own."""
 
+KEPT_AS_TEXT: Final[Mapping[str, str]] = {
+    "conversation.item.added": "item",
+    "conversation.item.done": "item",
+    "response.output_item.done": "item",
+    "response.done": "response",
+}
+"""Server events of which a member is kept as text: in the mirror, or as the result of a turn."""
+
 
 class SessionState:
     """The complete state of a session."""
@@ -91,7 +99,7 @@ class SessionState:
         self.head = 0
         """Sequence of the log's newest event."""
         wanted = self.mirror.session
-        self.call = Call(model=_text(wanted.get("model")))
+        self.call = Call(model=text_of(wanted.get("model")))
         self.settings = settings_of(wanted)
         self.closed: str | None = None
         self.prices = prices or PriceList()
@@ -306,7 +314,7 @@ class SessionState:
     def _watch(self, type: str, value: Json, request: Delivery | None, now: float) -> list[Effect]:
         match type:
             case "session.created" | "session.updated":
-                model = _text(member(value, "session", "model"))
+                model = text_of(member(value, "session", "model"))
                 self.call = replace(self.call, model=model or self.call.model)
                 self.settings = settings_of(value.get("session"))
             case "response.created":
@@ -393,7 +401,3 @@ class SessionState:
         state.call = loaded(Call, found["call"] | {"state": State(found["call"]["state"])})
         state.closed = found["closed"]
         return state
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

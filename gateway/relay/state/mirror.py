@@ -14,6 +14,7 @@ from typing import Final
 
 from gateway.relay.events.envelope import compact, member
 from gateway.relay.events.jsontext import plain
+from gateway.relay.events.large import written
 from gateway.relay.sessionobject import merge
 
 Json = Mapping[str, object]
@@ -142,18 +143,20 @@ class Mirror:
         previous = value.get("previous_item_id", last)
         before_others = previous is None or (isinstance(previous, str) and previous in self._items)
         if previous == last or item_id in self._items or not before_others:
-            self._put(item_id, item)
+            self._store(item_id, written(value, "item"))
         else:
-            self._put_after(previous if isinstance(previous, str) else None, item_id, item)
+            self._store_after(
+                previous if isinstance(previous, str) else None, item_id, written(value, "item")
+            )
         self._shrink()
 
-    def _put_after(self, previous: str | None, item_id: str, item: Json) -> None:
+    def _store_after(self, previous: str | None, item_id: str, text: bytes) -> None:
         """Insert in the middle, or at the start for None. A dict keeps its order, so what follows is put in again."""
         later = list(self._items)
         if previous is not None:
             later = later[later.index(previous) + 1 :]
         moved = [(key, self._items.pop(key)) for key in later]
-        self._put(item_id, item)
+        self._store(item_id, text)
         self._items.update(moved)
 
     def _done(self, value: Json) -> None:
@@ -161,7 +164,7 @@ class Mirror:
         item_id = member(value, "item", "id")
         # Items of an out-of-band response also end with `done`, but were never added to the conversation.
         if isinstance(item, dict) and isinstance(item_id, str) and item_id in self._items:
-            self._put(item_id, item)
+            self._store(item_id, written(value, "item"))
             self._shrink()
 
     def _truncated(self, value: Json) -> None:

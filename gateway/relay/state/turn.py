@@ -18,6 +18,7 @@ from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamErr
 from gateway.relay.events.envelope import ClientEvent, client_event, compose, member
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.events.jsontext import plain
+from gateway.relay.events.large import written
 
 METADATA_KEY: Final = "gateway_turn"
 _BUSY: Final = "conversation_already_has_active_response"
@@ -216,8 +217,7 @@ class Turn:
         self.over = True
         if self.finished:
             return Progress.DONE
-        response = value.get("response")
-        self._result = compose(response if isinstance(response, Mapping) else {})
+        self._result = written(value, "response").decode()
         return Progress.DONE
 
     def finish(self, last: EventId | None, failure: GatewayError | None = None) -> bool:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.events import frames
-from gateway.relay.events.frames import ServerHead, deltas, head, passing, peek, server_event
-from gateway.relay.events.jsontext import SEARCHED_BYTES
+from gateway.relay.events.frames import Read, deltas, passing, peek, server_event
+from gateway.relay.events.jsontext import SEARCHED_BYTES, finish
 from tests.relay.events.test_envelope import SPACE, texts
 
 
@@ -55,21 +55,23 @@ def test_a_frame_with_a_number_of_any_length_is_read() -> None:
 def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, after: str) -> None:
     """Typed parsing and building the whole value give the same members that decide how a frame is handled."""
     value = json.loads(text)
-    found = head(before + text + after)
+    read = server_event(before + text + after, frozenset())
 
-    assert found is not None
-    for name in ("type", "response_id", "item_id"):
+    assert read is not None
+    type_, ids = read
+    assert type_ == (value["type"] if isinstance(value["type"], str) else "")
+    for name in ("response_id", "item_id"):
         expected = value.get(name)
-        assert getattr(found, name) == (expected if isinstance(expected, str) else None)
+        assert ids[name] == (expected if isinstance(expected, str) else None)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"type":"x","response_id":"r","item_id":"i"}', ServerHead("x", "r", "i")),
-        ('{"type":7,"response_id":[],"item_id":"i"}', ServerHead(None, None, "i")),
-        ('{"type":"x","a":"\\ud800"}', ServerHead("x")),
-        ("{}", ServerHead()),
+        ('{"type":"x","response_id":"r","item_id":"i"}', ("x", {"response_id": "r", "item_id": "i"})),
+        ('{"type":7,"response_id":[],"item_id":"i"}', ("", {"response_id": None, "item_id": "i"})),
+        ('{"type":"x","a":"\\ud800"}', ("x", {"response_id": None, "item_id": None})),
+        ("{}", ("", {"response_id": None, "item_id": None})),
         ("[]", None),
         ("7", None),
         ('{"type":"x"', None),
@@ -77,9 +79,9 @@ def test_the_head_of_a_frame_is_what_a_parser_reads(text: str, before: str, afte
         ('{"a":' * 200_000, None),
     ],
 )
-def test_the_head_of_an_odd_frame(text: str, expected: ServerHead | None) -> None:
+def test_the_head_of_an_odd_frame(text: str, expected: Read | None) -> None:
     """Members of another type count as missing, and a frame that is not an object has no head."""
-    assert head(text) == expected
+    assert server_event(text, frozenset()) == expected
 
 
 def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
@@ -210,7 +212,7 @@ def test_values_are_counted_outside_strings(text: str, limit: int, looked_at: in
     outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
     values = sum(map(outside.count, ",[{"))
     with mock.patch.object(frames, "_LOOKED_AT", looked_at):
-        more = frames._holds_more(text.encode(), b",[{", limit)
+        more = finish(frames._holds_more(text.encode(), b",[{", limit))
 
     assert more or values <= limit
     if looked_at == 1 << 16:
@@ -222,5 +224,5 @@ def test_a_string_longer_than_a_part_holds_no_values() -> None:
     size = frames._LOOKED_AT
     text = b'{"a":"' + b"," * 3 * size + rb"\\\"" + b"," * size + b'","b":[1,2]}'
 
-    assert not frames._holds_more(text, b",[{", 4)
-    assert frames._holds_more(text, b",[{", 3)
+    assert not finish(frames._holds_more(text, b",[{", 4))
+    assert finish(frames._holds_more(text, b",[{", 3))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.events import surrogates
-from gateway.relay.events.surrogates import mended_at_once
+from gateway.relay.events.jsontext import finish
+from gateway.relay.events.surrogates import mended_roughly
 
 
 @given(
@@ -19,9 +20,9 @@ def test_lone_surrogates_are_replaced_in_one_step(parts: list[str], mended: int)
     """Up to a bound exactly; behind it a text is at least JSON again, of the same length."""
     text = '{"a":"' + "".join(parts) + '"}'
     expected = json.loads(text)["a"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    whole = mended_at_once(text.encode())
+    whole = finish(mended_roughly(text.encode()))
     with mock.patch.object(surrogates, "MENDED_EXACTLY", mended):
-        some = mended_at_once(text.encode())
+        some = finish(mended_roughly(text.encode()))
 
     assert msgspec.json.decode(whole)["a"].count("\ufffd") == expected.count("\ufffd")
     assert len(some) == len(text)
