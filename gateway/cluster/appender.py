@@ -73,11 +73,8 @@ class Appender:
     ) -> None:
         """`find` is a coroutine function that returns where the primary is now; `index` puts a session on the lists that a
         takeover reads."""
-        self._find = find
-        self._connections = connections
-        self._events = events
-        self._expiry_ms, self._node = expiry_ms, node
-        self._index = index
+        self._find, self._connections, self._events = find, connections, events
+        self._expiry_ms, self._node, self._index = expiry_ms, node, index
         self._wait_replicas = wait_replicas
         self._wire: Wire | None = None
         self._gone = asyncio.Event()
@@ -123,6 +120,11 @@ class Appender:
     def watch(self) -> None:
         """Drop a connection that does not answer; called about once a second."""
         if self._wire is not None and self.stalled_for > UNANSWERED_SECONDS:
+            self._wire.drop()
+
+    def reconnect(self, since: float) -> None:
+        """Drop a connection made before this moment (loop time), so that all journals are compared again."""
+        if self._wire is not None and self._wire.made_at < since:
             self._wire.drop()
 
     def take(self, journal: RedisJournal) -> None:
@@ -349,12 +351,12 @@ class Appender:
             await self._write_again(journal, right, "emptied" if last is None else "tail")
 
     async def _write_again(self, journal: RedisJournal, right: int, kind: str) -> None:
-        yields_at = journal.appends.yields_at
         written = journal.rewrite(right)
         identity = journal.identity
         arguments = (
             *(self._node, journal.appends.fence, written.version, identity.principal, identity.created),
-            *(self._expiry_ms, written.border, written.blob, len(written.appends), yields_at),
+            *(self._expiry_ms, written.border, written.blob, len(written.appends)),
+            journal.appends.yields_at,
         )
         try:
             await self._index(journal)

@@ -83,16 +83,19 @@ class Beat:
         lease_seconds: float,
         problem: Callable[[str], None],
         failed: Callable[[BaseException], None],
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         """`problem` is called with the reason why Redis did not answer a beat, `failed` with an exception that nobody
-        expected."""
+        expected, `lost` if Redis has lost its data."""
         self.node = node
         self._keys = keys
         self._connections = connections
         self._status = status
         self._problem = problem
+        self._lost = lost
         self._lease = lease_seconds
-        self._interval = lease_seconds * BEAT_SHARE
+        self.interval = lease_seconds * BEAT_SHARE
+        """Seconds between beats."""
         self._liveness = Liveness(lease_seconds)
         self._count = 0
         self._answered_sent_at = self._forgotten_at = float("-inf")
@@ -121,11 +124,18 @@ class Beat:
         now = boottime()
         if replies[0] and self._seen:  # The field is new, although this is not the first beat.
             self._forgotten_at = now
+            self._lost()
         self._liveness.answered(now, {node: beat for node, beat in beats.items() if node != self.node})
         self._seen = {node: seen[1] for node, seen in found.items() if seen is not None}
         self._answered_sent_at = sent_at
         self.answered = True
         self.beaten.set()
+
+    def broken(self) -> None:
+        """The Redis that answered so far is not the primary any more: what it said says nothing about the other nodes."""
+        self.answered = False
+        self._answered_sent_at = float("-inf")
+        self._liveness.broken()
 
     def start(self) -> None:
         """Start the periodic beat."""
@@ -153,7 +163,7 @@ class Beat:
         now = boottime()
         dead = set(self._liveness.dead(now))
         return [
-            NodeSeen(node, status, age, age > self._interval * LATE_BEATS, node in dead)
+            NodeSeen(node, status, age, age > self.interval * LATE_BEATS, node in dead)
             for node, status in sorted(self._seen.items())
             for age in (self._liveness.age(node, now) or 0.0,)
         ]
@@ -192,14 +202,14 @@ class Beat:
     async def _beat_for_ever(self) -> None:
         while True:
             began = boottime()
-            pause = self._interval
+            pause = self.interval
             try:
                 await self.once()
             except (AwayError, DeniedError, ReplyError) as error:
                 self.answered = False
                 self._liveness.broken()
                 self._problem(str(error))
-                pause = self._interval / 2
+                pause = self.interval / 2
             await asyncio.sleep(max(0.05, pause - (boottime() - began)))
 
 

@@ -211,9 +211,7 @@ class Claims:
         session_id = won.session_id
         if any(isinstance(reply, ReplyError) for reply in (meta, snapshot, page)):
             raise GoneError(session_id)
-        if snapshot is None or None in meta:
-            raise GoneError(session_id)
-        at = EntryId.parse(meta[2])
+        at = EntryId.parse(meta[2] or b"0-0")
         before: list[bytes] = []
         after: list[bytes] = []
         try:
@@ -229,6 +227,13 @@ class Claims:
                 page = await self._connections.command(
                     "XRANGE", self._keys.journal(session_id), start, "+", "COUNT", _PAGE, bulk=True
                 )
+            if not after or after[-1] != encode(Border(self._node, won.epoch)):
+                # It was read from a server that does not have the claim, a former primary. The log would go on under its former
+                # epoch, and IDs that were delivered would get other texts.
+                await self._connections.drop()
+                raise AwayError("the journal was read from another server than the one that has the claim")
+            if snapshot is None or None in meta:
+                raise GoneError(session_id)
             plain = self._codec.decode(snapshot, session_id)
         except UnreadableError as error:
             raise TakenError(str(error)) from error

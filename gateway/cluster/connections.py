@@ -8,12 +8,12 @@ neither asks Sentinel again on a retry (redis-py#3874) nor reconnects on READONL
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -29,6 +29,8 @@ from redis.exceptions import (
 )
 
 from gateway.cluster.resp import ReplyError, Wire, command
+from gateway.cluster.sentinels import UNANSWERED as NO_SENTINEL
+from gateway.cluster.sentinels import Sentinels
 from gateway.cluster.settings import ClusterSettings
 
 CONTROL_SECONDS: Final = 1.0
@@ -60,7 +62,9 @@ class Connections:
         self._settings = settings
         self._target = settings.target
         self._tls = _context(settings) if self._target.tls else None
-        self._sentinel: Sentinel | None = None
+        self._sentinel: Sentinels | None = None
+        self._followed: tuple[str, int] | None = None
+        """The primary that the Sentinels named when `replaced` last asked them."""
         self._control = self._client(CONTROL_SECONDS)
         self._bulk = self._client(BULK_SECONDS)
         for client in (self._control, self._bulk):
@@ -101,7 +105,7 @@ class Connections:
         for reply in replies:
             if isinstance(reply, RedisError) and _says_away(reply):
                 if isinstance(reply, ReadOnlyError):
-                    await self._look_again()
+                    await self.look_again()
                 raise AwayError(str(reply)) from reply
         return [ReplyError(str(reply)) if isinstance(reply, RedisError) else reply for reply in replies]
 
@@ -114,7 +118,7 @@ class Connections:
         except (AuthenticationError, NoPermissionError) as error:
             raise DeniedError(str(error)) from error
         except ReadOnlyError as error:
-            await self._look_again()
+            await self.look_again()
             raise AwayError(str(error)) from error
         except ResponseError as error:
             if _says_away(error):
@@ -122,14 +126,42 @@ class Connections:
             raise ReplyError(str(error)) from error
         except _UNANSWERED as error:
             if self._target.mode == "sentinel":
-                await self._look_again()
+                await self.look_again()
             raise AwayError(str(error) or type(error).__name__) from error
 
-    async def _look_again(self) -> None:
-        """Drop the connections, so that the next command looks up the primary."""
+    async def look_again(self) -> None:
+        """Drop the idle connections, so that the next command looks up the primary."""
         for client in (self._control, self._bulk):
             if not isinstance(client, RedisCluster):
                 await client.connection_pool.disconnect(inuse_connections=False)
+
+    async def drop(self) -> None:
+        """Drop the connections, and with them the commands under way: they may be those of a former primary."""
+        for client in (self._control, self._bulk):
+            if not isinstance(client, RedisCluster):
+                with suppress(*_UNANSWERED):
+                    await client.connection_pool.disconnect()
+
+    @property
+    def watched(self) -> bool:
+        """Sentinels name the primary."""
+        return self._sentinel is not None
+
+    async def replaced(self) -> bool:
+        """Return whether the Sentinels name another primary than when this was last called. Then the connections to the former
+        one are dropped: if it only hung, it still answers for about ten seconds, until a Sentinel tells it that it is a
+        replica, and then loses all that was written to it."""
+        assert self._sentinel is not None, "asked only if watched"
+        former = self._followed or self._sentinel.named
+        try:
+            named = await self._sentinel.discover_master(self._target.service)
+        except NO_SENTINEL:
+            return False  # None is reached, or a failover is under way.
+        self._followed = named
+        if former in (None, named):
+            return False
+        await self.drop()
+        return True
 
     # --- connections for appends --------------------------------------------------------------------------------------
 
@@ -173,6 +205,8 @@ class Connections:
                 else:
                     _, wire = await loop.create_connection(lambda: Wire(lost), *address, ssl=self._tls)
                 await self._introduce(wire)
+            if self._sentinel is not None and self._sentinel.named != address:
+                raise ReplyError("the Sentinels have named another primary meanwhile")
         except (OSError, TimeoutError, ReplyError, DeniedError) as error:
             if wire is not None:
                 wire.drop()
@@ -206,6 +240,7 @@ class Connections:
 
     def _client(self, seconds: float) -> "aioredis.Redis | RedisCluster":
         settings, target = self._settings, self._target
+        never = Retry(NoBackoff(), 0)
         common: dict[str, Any] = {  # Any: keyword arguments of many types
             "username": settings.username,
             "password": settings.password,
@@ -221,16 +256,12 @@ class Connections:
                 "ssl_certfile": settings.certificate_file,
                 "ssl_keyfile": settings.key_file,
             }
-        never = Retry(NoBackoff(), 0)
         if target.mode == "cluster":
             nodes = [ClusterNode(host, port) for host, port in target.hosts]
             return RedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 1), **common)
         if target.mode == "sentinel":
             if self._sentinel is None:
-                # Sentinels have users and passwords of their own, if any: those of the primary would be refused.
-                bare = {"socket_timeout": CONTROL_SECONDS, "socket_connect_timeout": CONTROL_SECONDS}
-                hosts = list(target.hosts)
-                self._sentinel = Sentinel(hosts, sentinel_kwargs=bare)  # type: ignore[no-untyped-call]  # redis-py's
+                self._sentinel = Sentinels.of(target.hosts, CONTROL_SECONDS)
             return cast(
                 "aioredis.Redis",
                 self._sentinel.master_for(target.service, db=target.db, retry=never, **common),

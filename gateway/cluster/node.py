@@ -60,6 +60,7 @@ class ClusterNode:
             settings.lease_seconds,
             self._beat_failed,
             self.failed,
+            self._data_lost,
         )
         self.directory = RedisDirectory(
             settings, self.keys, self.codec, self.connections, self.beat, self, self._take, self.drop, epoch
@@ -82,6 +83,8 @@ class ClusterNode:
         if not self.connections.clustered:
             self._appender(None)
         _ = self._tasks.repeat(self._tick_for_ever, "cluster-ticker")
+        if self.connections.watched:
+            _ = self._tasks.repeat(self._follow_sentinels, "cluster-sentinels")
         _ = self._tasks.repeat(self._snapshots.keep_taking, "cluster-snapshots")
         _ = self._tasks.repeat(self._lower_versions_for_ever, "cluster-versions")
 
@@ -342,6 +345,25 @@ class ClusterNode:
                 # The others would wait as long, and meanwhile nothing drops a connection that does not answer.
                 journal.expire_at = now + _TICK_SECONDS
                 return
+
+    async def _follow_sentinels(self) -> None:
+        """Leave a primary as soon as Sentinel has replaced it."""
+        while True:
+            await asyncio.sleep(self.beat.interval)
+            if await self.connections.replaced():
+                self.beat.broken()
+                self._reconnect(0.0)
+
+    def _data_lost(self) -> None:
+        """Redis has lost its data, as after FLUSHALL: the owners write their sessions again. After a restart the connections
+        broke, so this has begun already."""
+        self._reconnect(2 * self.beat.interval)
+
+    def _reconnect(self, seconds: float) -> None:
+        """Drop the connections for appends that are older than this."""
+        since = asyncio.get_running_loop().time() - seconds
+        for appender in self._appenders.values():
+            appender.reconnect(since)
 
     def _beat_failed(self, reason: str) -> None:
         self.redis_up(False, reason)

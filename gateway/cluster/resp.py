@@ -109,6 +109,8 @@ class Wire(asyncio.Protocol):
         self._waiting: deque[tuple[Answered, float]] = deque()
         self._transport: asyncio.Transport | None = None
         self._time = asyncio.get_running_loop().time
+        self.made_at = self._time()
+        """Loop time."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not instances of asyncio's classes.

@@ -505,6 +505,21 @@ async def test_sessions_that_are_claimed_together_are_read_in_portions(
         assert len(portions) > 1
 
 
+async def test_data_that_a_running_redis_lost_is_written_again_at_once(redis_server: RedisServer) -> None:
+    """After FLUSHALL no connection breaks, and an idle session appends nothing: the next heartbeat shows the loss."""
+    async with node(redis_server.url, lease_seconds=1.0) as a:
+        await opened(a, "gws_1")
+        connected = a._appender(None)._wire
+        await until(
+            lambda: connected is not None and connected.made_at + 0.3 < a._appender(None)._loop.time()
+        )
+        await a.beat.once()
+        redis_server.cli("FLUSHALL")
+
+        await until(lambda: redis_server.cli("EXISTS", "rg:{gws_1}:j", "rg:n:" + a.id) == "2")
+        assert told(a).repairs == ["emptied"]
+
+
 async def test_a_session_is_not_gone_while_owners_write_again_what_redis_lost(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

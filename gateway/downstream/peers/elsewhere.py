@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, Literal, Protocol
+from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
@@ -23,6 +24,7 @@ from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
 from gateway.downstream.peers.lines import UNREACHABLE_SECONDS, Lines, Reply
 from gateway.downstream.peers.moves import Moves
+from gateway.downstream.peers.reach import HELLO
 from gateway.downstream.peers.signatures import PeerSignatures
 from gateway.downstream.peers.splice import (
     HEAD_SECONDS,
@@ -48,6 +50,11 @@ ROTATE_SECONDS: Final = 0.25
 """Time between requests to end the streams that pass through a node that ends: more may arrive until it stops listening."""
 ROTATED_SECONDS: Final = 1.0
 """How long a node may take to answer such a request."""
+
+HOLDS_SECONDS: Final = 1.0
+"""How long a node may take to say whether it has a session."""
+UNKNOWN_AT_ONCE: Final = 16
+"""Unknown sessions of which the other nodes are asked at once, so that guessed IDs keep them from nothing else."""
 
 TURNS: Final = "/v1/turns"
 OPENING: Final = frozenset({"/v1/sessions", TURNS})
@@ -99,6 +106,7 @@ class Elsewhere:
         self._turn_seconds = turn_seconds
         self._moves = Moves(directory, lambda error: telemetry.http_failed("", error))
         self._lines = Lines(tls)
+        self._asking = asyncio.Semaphore(UNKNOWN_AT_ONCE)
         self._passing: dict[str, str] = {}
         """The requests under way by their ids, and the URLs of the nodes that have them."""
 
@@ -155,6 +163,8 @@ class Elsewhere:
         location = await self.directory.locate(session_id)
         if location is None:
             location = await self.directory.locate(session_id, fresh=True)
+        if location is None or not location.node:
+            location = await self._held_by_peer(session_id) or location
         if location is None or sessions.has(session_id):
             return await handler(request)
         request[SESSION] = session_id
@@ -201,6 +211,24 @@ class Elsewhere:
         found = await whole_body(answer.line, answer.head)
         self._lines.keep(answer)
         return answer.head.status, found
+
+    async def _held_by_peer(self, session_id: str) -> Location | None:
+        """Ask the other nodes for a session that Redis does not have. A failover may have lost it, and its owner writes it again
+        a moment later."""
+        peers = self.directory.peers
+        async with self._asking:
+            held = await asyncio.gather(*(self._holds(peer, session_id) for peer in peers))
+        return next(
+            (Location(peer.node, peer.url, live=True) for peer, yes in zip(peers, held, strict=True) if yes),
+            None,
+        )
+
+    async def _holds(self, peer: Peer, session_id: str) -> bool:
+        with suppress(UnreachableError, BrokenError, TimeoutError):
+            async with asyncio.timeout(HOLDS_SECONDS):
+                status, _ = await self.fetch(peer, hdrs.METH_GET, f"{HELLO}/{quote(session_id, safe='')}")
+                return status == 204
+        return False
 
     async def _try(self, location: Location, outgoing: Outgoing, request_id: str) -> Reply | float:
         """Ask one node. If it cannot answer or does not own the session, return after how many seconds to ask it again,

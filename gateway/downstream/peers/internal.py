@@ -47,6 +47,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(PREPARE, prepare)
     app.router.add_post(TAKE, take)
     app.router.add_get(HELLO, hello)
+    app.router.add_get(HELLO + "/{id}", hello)
 
 
 async def prepare(request: web.Request) -> web.Response:
@@ -65,7 +66,7 @@ async def take(request: web.Request) -> web.Response:
 
 
 async def hello(_: web.Request) -> web.Response:
-    """Answer a node that checks whether it can reach this one."""
+    """Answer a node that checks whether it can reach this one, or whether a session is here: `admit` refuses it for others."""
     return web.Response(status=204)
 
 

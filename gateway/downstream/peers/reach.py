@@ -14,6 +14,7 @@ from gateway.downstream.peers.splice import BrokenError, UnreachableError
 from gateway.relay.journal import Directory, Peer
 
 HELLO: Final = "/internal/hello"
+"""With a session's ID behind it: asks whether the node has that session."""
 
 CHECK_SECONDS: Final = 2.0
 """Time between looks for nodes that have joined."""

@@ -150,6 +150,23 @@ async def test_session_that_nobody_knows_is_404(pair: Pair) -> None:
     assert answer.code == "session-unknown"
 
 
+async def test_session_that_redis_has_lost_is_found_at_its_owner(pair: Pair) -> None:
+    """After a failover its owner writes it again a moment later; until then it must not be called unknown."""
+    session_id = await pair.open()
+    pair.table.owners.clear()
+    pair.table.peers = [
+        Peer("gone", "http://127.0.0.1:1", serving=True, room=1),
+        Peer("edge", pair.table.urls["edge"], serving=True, room=1),
+        Peer("owner", pair.table.urls["owner"], serving=True, room=1),
+    ]
+
+    posted = await pair.edge.call("POST", f"/v1/sessions/{session_id}/events", json=SAY)
+    unknown = await pair.edge.call("GET", "/v1/sessions/gws_%2F..%3F")
+
+    assert posted.status == 202
+    assert unknown.code == "session-unknown"
+
+
 async def test_owner_that_cannot_be_reached_is_waited_for_and_then_503(pair: Pair) -> None:
     """After `patience_seconds` the client gets 503 with `Retry-After`, and the request had no effect."""
     session_id = await pair.open()
