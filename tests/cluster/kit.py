@@ -1,7 +1,6 @@
 """A node without a gateway, and a session without a call, for tests of the cluster package."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -137,13 +136,3 @@ async def opened(on: ClusterNode, session_id: str, principal: str = "one") -> Fa
     session.say("greeting")
     await on.directory.create(session_id, journal)
     return session
-
-
-async def until(true: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = true()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.01)

@@ -14,8 +14,8 @@ from gateway.cluster.settings import ClusterSettings, Target
 from gateway.errors import OverloadError
 from gateway.relay.requests import Principal
 from gateway.relay.spending import Allowance, Amount
-from tests.cluster.kit import until
 from tests.cluster.redis_server import RedisServer
+from tests.waiting import until
 
 KEY = Principal("one", tokens_per_day=100)
 

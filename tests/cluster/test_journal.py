@@ -15,8 +15,9 @@ from gateway.errors import OverloadError
 from gateway.relay.events.records import Accepted, ServerEvent, decode
 from gateway.relay.journal import Location, Promised
 from gateway.relay.requests import Principal
-from tests.cluster.kit import FakeSession, node, opened, told, until
+from tests.cluster.kit import FakeSession, node, opened, told
 from tests.cluster.redis_server import Proxy, RedisServer
+from tests.waiting import until
 
 StartRedis = Callable[..., RedisServer]
 

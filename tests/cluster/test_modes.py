@@ -10,12 +10,13 @@ import pytest
 
 from gateway.cluster.settings import ClusterSettings, Target
 from tests.certificate import write_certificate
-from tests.cluster.kit import FakeSession, node, opened, until
+from tests.cluster.kit import FakeSession, node, opened
 from tests.cluster.redis_server import RedisServer
 from tests.cluster.test_journal import texts
 from tests.cluster.test_redis_requirements import inspected
 from tests.conftest import require_part
 from tests.ports import free_port
+from tests.waiting import until
 
 StartRedis = Callable[..., RedisServer]
 

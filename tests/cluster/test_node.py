@@ -15,8 +15,9 @@ from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover
 from gateway.relay import tasks
 from gateway.relay.calls.succession import Prepared
-from tests.cluster.kit import node, opened, told, until
+from tests.cluster.kit import node, opened, told
 from tests.cluster.redis_server import RedisServer
+from tests.waiting import until
 
 
 class Bug:

@@ -9,9 +9,10 @@ from gateway.cluster.connections import AwayError, Connections
 from gateway.cluster.sentinels import Sentinels
 from gateway.relay.events.records import Border, decode
 from tests.cluster.fake_sentinel import FakeSentinel
-from tests.cluster.kit import node, opened, told, until
+from tests.cluster.kit import node, opened, told
 from tests.cluster.redis_server import RedisServer
 from tests.ports import free_port
+from tests.waiting import until
 
 StartRedis = Callable[..., RedisServer]
 

@@ -13,8 +13,9 @@ from gateway.cluster.journal import RedisJournal
 from gateway.cluster.keys import EntryId
 from gateway.cluster.snapshots import Snapshots
 from gateway.relay.events.records import Border, decode
-from tests.cluster.kit import FakeSession, node, opened, until
+from tests.cluster.kit import FakeSession, node, opened
 from tests.cluster.redis_server import RedisServer
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)

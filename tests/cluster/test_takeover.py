@@ -12,8 +12,9 @@ from gateway.cluster.claims import Stored
 from gateway.cluster.connections import AwayError
 from gateway.cluster.node import ClusterNode
 from gateway.cluster.takeover import Takeover, UnreadableError
-from tests.cluster.kit import FakeSession, node, opened, told, until
+from tests.cluster.kit import FakeSession, node, opened, told
 from tests.cluster.redis_server import Proxy, RedisServer
+from tests.waiting import until
 
 StartRedis = Callable[..., RedisServer]
 

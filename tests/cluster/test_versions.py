@@ -9,8 +9,9 @@ from gateway.cluster.node import ClusterNode
 from gateway.cluster.versions import common_version
 from gateway.relay.events import records
 from gateway.relay.events.records import Acknowledged, decode, is_part_of
-from tests.cluster.kit import node, opened, until
+from tests.cluster.kit import node, opened
 from tests.cluster.redis_server import RedisServer
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(

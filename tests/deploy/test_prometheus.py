@@ -16,9 +16,10 @@ import pytest_asyncio
 from tests.cluster.redis_server import RedisServer
 from tests.deploy.conftest import StartPrometheus
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, eventually, say
+from tests.e2e.house import Caller, say
 from tests.e2e.nodes import Node, Nodes, ask
 from tests.e2e.programs import Program
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus"), pytest.mark.timeout(180)]
 
@@ -84,7 +85,7 @@ class Asked:
     async def scrapes(self) -> None:
         """Wait for a scrape that begins after this call."""
         now = time.time()
-        await eventually(lambda: self.shows(f'timestamp(up{{job="realtime-gateway"}}) > {now}'))
+        await until(lambda: self.shows(f'timestamp(up{{job="realtime-gateway"}}) > {now}'))
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ async def test_prometheus_scrapes_the_gateway_and_computes_every_alert(
             rule["health"] != "unknown" for group in groups for rule in group["rules"]
         )
 
-    await eventually(computed)
+    await until(computed)
     (target,) = (await prometheus.get("targets"))["activeTargets"]
     rules = [rule for group in (await prometheus.get("rules"))["groups"] for rule in group["rules"]]
 

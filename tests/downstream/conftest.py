@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import cast
 
 import aiohttp
 import pytest
@@ -17,8 +16,8 @@ from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
-from gateway.relay.telemetry import Telemetry
-from tests.downstream.house import SIGNING_KEY, Build, Facts, FarEnd, House
+from tests.downstream.house import SIGNING_KEY, Build, FarEnd, House
+from tests.facts import Facts
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ async def build() -> AsyncIterator[Build]:
         token: tuple[bytes, ...] = (),
     ) -> House:
         facts, far_end = Facts(), FarEnd()
-        telemetry = cast("Telemetry", facts)
+        telemetry = facts.port
         relay = replace(relay or RelayLimits(), parting_seconds=0.05)
         hub = Hub(far_end, frame, telemetry, relay)
         drained: list[bool] = []

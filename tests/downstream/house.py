@@ -13,6 +13,7 @@ from gateway.downstream.server import Server, ServerDependencies
 from gateway.errors import GatewayError
 from gateway.relay.hub import Hub
 from gateway.relay.ports import CallRequest, Json, Sink, Upstream
+from tests.facts import Facts
 
 SIGNING_KEY = b"k" * 32
 
@@ -78,20 +79,6 @@ class FarEnd:
     async def close(self, hang_up: bool) -> None:
         self.closed += 1
         self.hung_up.append(hang_up)
-
-
-class Facts:
-    """A telemetry that records each fact under its method's name."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __getattr__(self, verb: str) -> Callable[..., None]:
-        return lambda *values: self.told.append((verb, values))
-
-    def of(self, verb: str) -> list[tuple[Any, ...]]:
-        """Return the facts of one kind, in order."""
-        return [values for told, values in self.told if told == verb]
 
 
 @dataclass

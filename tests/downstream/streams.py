@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,10 +131,3 @@ def said(block: Block) -> Json:
 def deltas(blocks: list[Block]) -> list[int]:
     """Return the numbers of the far end's events among these."""
     return [int(said(block)["delta"]) for block in blocks if said(block)["type"] == DELTA]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition that needs a few turns of the loop or a tick."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not holds():
-            await asyncio.sleep(0.005)

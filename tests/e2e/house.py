@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -238,11 +238,3 @@ def _within(now: Holdings, before: Holdings) -> bool:
         and now.descriptors <= before.descriptors
         and now.peer_connections <= before.peer_connections
     )
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until a condition holds; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"it did not come true within {seconds:g} s"
-        await asyncio.sleep(0.02)

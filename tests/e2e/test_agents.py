@@ -8,9 +8,10 @@ import pytest
 
 from tests.e2e.browser import Chromium
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Serve, eventually
+from tests.e2e.house import Caller, Serve
 from tests.e2e.npm import NPM, npm_program, require_npm
 from tests.e2e.site import site
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
 
@@ -67,7 +68,7 @@ async def test_agents_sdk_holds_a_tool_round(
                 _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
                 return bool(now["state"] == "closed")
 
-            await eventually(is_closed)
+            await until(is_closed)
             status = await page.until("told.status === 'disconnected' && told.status")
             complaints = list(page.complaints)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import gateway
-from tests.cluster.kit import until
 from tests.cluster.redis_server import RedisServer
 from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller
 from tests.e2e.nodes import Follower, Node, Nodes, ask
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
 

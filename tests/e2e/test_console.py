@@ -12,9 +12,10 @@ import pytest_asyncio
 
 from tests.e2e.browser import Chromium, Page
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Emulate, Serve, eventually
+from tests.e2e.house import Caller, Emulate, Serve
 from tests.e2e.house import say as say_events
 from tests.e2e.npm import require_npm
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 FILES = Path(__file__).parents[2] / "gateway" / "downstream" / "console"
@@ -382,7 +383,7 @@ async def test_ended_session_looks_ended_and_keeps_its_view(page: Page, served: 
             _, session = await caller.ask("GET", f"/v1/sessions/{session_id}")
             return bool(session["state"] == "closed")
 
-        await eventually(is_closed)
+        await until(is_closed)
     left = await page.evaluate(
         "({view: document.body.dataset.view, composer: document.querySelector('#composer').hidden,"
         " ended: document.querySelector('#ended').textContent, focus: document.activeElement.id})"

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, Serve, eventually, say
+from tests.e2e.house import Caller, Json, Serve, say
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +87,7 @@ async def test_full_logs_refuse_sessions_and_close_none(serve: Serve, far_end: F
         session = await caller.open()
         frames = [server_event("large", n=n, text=LARGE) for n in range(8)]
         await far_end.send(session["call_id"], *frames)
-        await eventually(lambda: head_is(caller, session, 1 + len(frames)))
+        await until(lambda: head_is(caller, session, 1 + len(frames)))
         answer, problem = await caller.ask("POST", "/v1/sessions")
         _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
         read = await caller.until(session["id"], "gateway.gap", after=session["head"])
@@ -164,7 +165,7 @@ async def test_a_session_nobody_reads_is_detached(serve: Serve, far_end: FarEnd)
         left, read = await caller.open(), await caller.open()
         async with aclosing(caller.stream(read["id"], heartbeat="5")) as stream:
             await anext(stream)
-            await eventually(lambda: closed_in_list(gateway, left["id"]), seconds=15)
+            await until(lambda: closed_in_list(gateway, left["id"]), seconds=15)
             _, still = await caller.ask("GET", f"/v1/sessions/{read['id']}")
         closed = (await caller.until(left["id"], "gateway.closed"))[-1].value
 
@@ -191,7 +192,7 @@ async def test_after_its_retention_a_session_never_was(serve: Serve, far_end: Fa
             answer, _ = await caller.ask("GET", path)
             return answer.status == 404
 
-        await eventually(gone)
+        await until(gone)
         answers = [
             await caller.ask("DELETE", path),
             await caller.ask("GET", f"{path}/events"),
@@ -210,9 +211,9 @@ async def test_a_drain_tells_refuses_and_ends(serve: Serve, far_end: FarEnd) -> 
         session = await caller.open()
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(caller.until(session["id"], "gateway.closed"))
-            await eventually(lambda: receivers(caller, session))
+            await until(lambda: receivers(caller, session))
             draining = group.create_task(gateway.drain())
-            await eventually(lambda: not_ready(caller))
+            await until(lambda: not_ready(caller))
             answer, problem = await caller.ask("POST", "/v1/sessions")
             alive, _ = await caller.ask("GET", "/livez")
             await draining
@@ -298,7 +299,7 @@ async def test_a_reader_that_does_not_read_costs_nobody_else(serve: Serve, far_e
         frames = [server_event("large", n=n, text=LARGE) for n in range(30)]
         await far_end.send(session["call_id"], *frames)
         read = await caller.take(session["id"], len(frames), after=session["head"])
-        await eventually(lambda: slow_readers(gateway))
+        await until(lambda: slow_readers(gateway))
         _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
         writer.transport.abort()
 

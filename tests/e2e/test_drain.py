@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Emulate, Read, eventually, number, say
+from tests.e2e.house import Caller, Emulate, Read, number, say
 from tests.e2e.programs import Program
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -78,7 +79,7 @@ class House:
         async def answering() -> bool:
             return all(one.types()["response.output_text.delta"] for one in self.watched)
 
-        await eventually(answering)
+        await until(answering)
 
     async def _read(self, watched: Watched) -> None:
         async for read in self.caller.stream(watched.id, "earliest"):
@@ -90,7 +91,7 @@ class House:
         for taken, number_ in enumerate(signals):
             self.program.process.send_signal(number_)
             # The gateway logs each signal. The kernel would merge a second one of the same kind that is sent before that.
-            await eventually(lambda count=taken: self._took(count + 1))  # type: ignore[misc]  # mypy infers no default
+            await until(lambda count=taken: self._took(count + 1))  # type: ignore[misc]  # mypy infers no default
         status = await asyncio.to_thread(self.program.process.wait, LONG_DRAIN_SECONDS)
         seconds = time.monotonic() - began
         await asyncio.wait_for(asyncio.gather(*self._readers, return_exceptions=True), 20)
@@ -180,7 +181,7 @@ async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
         answer, _ = await house.caller.ask("GET", "/readyz")
         return answer.status == 503
 
-    await eventually(unready)
+    await until(unready)
     refused, problem = await house.caller.ask("POST", "/v1/sessions")
     alive, _ = await house.caller.ask("GET", "/livez")
     async with Caller(house.admin_url) as operator:

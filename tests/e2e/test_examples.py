@@ -26,11 +26,12 @@ from gateway.app import Gateway
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Serve, eventually
+from tests.e2e.house import Caller, Serve
 from tests.e2e.meddling import PASS, Pass, meddling
 from tests.e2e.npm import NPM, require_npm
 from tests.e2e.site import site
 from tests.ports import free_port
+from tests.waiting import until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 SECONDS = 90.0
@@ -116,7 +117,7 @@ async def first_answer(http: aiohttp.ClientSession, url: str) -> None:
         except aiohttp.ClientError:
             return False
 
-    await eventually(answers)
+    await until(answers)
 
 
 class Breaking:
@@ -555,7 +556,7 @@ async def test_the_site_gives_its_page_a_session(serve: Serve, far_end: FarEnd, 
                 )
                 return [one["state"] for one in listed["data"]] == ["closed"]
 
-            await eventually(is_closed)
+            await until(is_closed)
 
     assert text == "That is 42."
     assert [one for one in complaints if "favicon" not in one] == []

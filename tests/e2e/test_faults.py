@@ -17,7 +17,8 @@ from gateway.app import Gateway
 from gateway.emulator import faults
 from tests.conftest import ROOT
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, eventually, settled
+from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, settled
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +107,7 @@ async def run(row: Row, gateway: Gateway, far_end: FarEnd, caller: Caller) -> No
         return await metric(gateway, row.metric) > before
 
     # Keep the session open until then: some events come after the answer to a turn.
-    await eventually(risen)
+    await until(risen)
     if session_id is not None:
         await caller.ask("DELETE", f"/v1/sessions/{session_id}")
 
@@ -192,7 +193,7 @@ async def test_after_all_faults_nothing_is_left(serve: Serve, far_end: FarEnd) -
     async def no_calls() -> bool:
         return bool((await far_end.about())["calls"] == 0)
 
-    await eventually(no_calls)
+    await until(no_calls)
 
 
 def test_table_has_every_fault_there_is() -> None:

@@ -13,8 +13,9 @@ from gateway.app import Gateway
 from gateway.client import BlockParser
 from tests.e2e import rawhttp
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, Serve, eventually, say
+from tests.e2e.house import Caller, Json, Serve, say
 from tests.e2e.rawhttp import RawAnswer
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +178,7 @@ async def test_credentials_end_with_the_log(serve: Serve, far_end: FarEnd) -> No
         async def gone() -> bool:
             return (await caller.ask("GET", path, headers=secret))[0].status == 404
 
-        await eventually(gone)
+        await until(gone)
         read, _ = await caller.ask("GET", session["stream_url"], headers={"Accept": "application/json"})
 
     assert (answer.status, closed.status, read.status) == (201, 204, 404)

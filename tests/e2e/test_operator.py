@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, Serve, eventually, say
+from tests.e2e.house import Caller, Json, Serve, say
 from tests.e2e.programs import Program
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +193,7 @@ async def test_sessions_and_streams_are_gauged(operator: Caller, caller: Caller,
         now = await scraped(operator)
         return not any(total(now, name) for name in gauges)
 
-    await eventually(over)
+    await until(over)
     after = await scraped(operator)
 
     assert [total(during, name) for name in gauges] == [1, 1, 1]
@@ -264,7 +265,7 @@ async def test_an_operator_gives_a_session_another_call(operator: Caller, caller
         _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
         return bool(now["call_id"] not in (None, session["call_id"]))
 
-    await eventually(replaced)
+    await until(replaced)
     receipt = await caller.send(session["id"], *say("What is my name?"))
     read = await caller.until(session["id"], "response.done", after=receipt["head"])
 

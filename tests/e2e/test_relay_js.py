@@ -11,8 +11,9 @@ from aiohttp import web
 
 from tests.e2e.browser import Chromium, Page
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Serve, eventually, number, say
+from tests.e2e.house import Caller, Serve, number, say
 from tests.e2e.meddling import PASS, Hold, Lose, Pass, meddling
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 RELAY = Path(__file__).parents[2] / "gateway" / "downstream" / "console" / "relay.js"
@@ -214,7 +215,7 @@ async def test_stream_that_falls_silent_is_noticed(serve: Serve, far_end: FarEnd
         async def is_back() -> bool:
             return streams == 2
 
-        await eventually(is_back)
+        await until(is_back)
         used = await page.evaluate("dataChannel.transport")
 
     assert up_to(read, log) == log

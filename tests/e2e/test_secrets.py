@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, eventually, say
+from tests.e2e.house import Caller, say
 from tests.e2e.programs import Program
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +108,7 @@ async def lived_through(run: Run, caller: Caller, operator: Caller, far_end: Far
         _, page = await caller.ask("GET", f"{session['stream_url']}&format=json&wait=1")
         return any(one["event"]["type"] == "response.done" for one in page["events"])
 
-    await eventually(answered)
+    await until(answered)
     await operator.ask("POST", f"/sessions/{session['id']}/restart", headers=bearer(ADMIN_TOKEN))
     await far_end.fault(session["call_id"], do="vanish")
 

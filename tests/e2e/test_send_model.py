@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from gateway.app import Gateway
 from tests.e2e.cuts import cutting
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, configured, eventually
+from tests.e2e.house import Caller, Json, configured
+from tests.waiting import until
 
 SECONDS = 120.0
 LAST = "last"
@@ -133,7 +134,7 @@ async def carry_out(plan: Plan, far_end: FarEnd) -> tuple[Network, Answers, list
             async def arrived() -> bool:
                 return any(LAST in frame for frame in await far_end.received(session["call_id"]))
 
-            await eventually(arrived)
+            await until(arrived)
             frames = [json.loads(frame) for frame in await far_end.received(session["call_id"])]
             return network, answers, [frame["event_id"] for frame in frames if frame["event_id"] != LAST]
     finally:

@@ -18,7 +18,8 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, Serve, eventually
+from tests.e2e.house import Caller, Json, Serve
+from tests.waiting import until
 
 READERS = 50
 ROUNDS = 6
@@ -88,7 +89,7 @@ async def read_by_all(readers: list[Fast], number: int) -> None:
     async def there() -> bool:
         return all(number in reader.arrived for reader in readers)
 
-    await eventually(there)
+    await until(there)
 
 
 @pytest.mark.slow
@@ -187,7 +188,7 @@ async def test_one_that_never_reads_is_cut_at_the_write_deadline(serve: Serve, f
                 return bool(now["receivers"] == 0)
 
             _, before = await caller.ask("GET", f"/v1/sessions/{session['id']}")
-            await eventually(cut)
+            await until(cut)
         kept = await wait_for(caller, session, last)
         metrics = await admin_metrics(gateway)
 
@@ -205,7 +206,7 @@ async def wait_for(caller: Caller, session: Json, last: int) -> Json:
             page = await answer.json()
         return bool(page["events"]) and page["events"][-1]["event"]["n"] == last
 
-    await eventually(there)
+    await until(there)
     _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
     found: Json = now
     return found

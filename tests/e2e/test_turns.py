@@ -10,7 +10,8 @@ import pytest
 from gateway.app import Gateway
 from gateway.client import BlockParser
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Json, Serve, eventually
+from tests.e2e.house import Caller, Json, Serve
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +90,7 @@ async def test_a_response_that_never_begins_is_504(
         session = await caller.open()
         path = f"/v1/sessions/{session['id']}/turns"
         answer, problem = await caller.ask("POST", path, QUESTION, headers=headers)
-        await eventually(lambda: cancelled(far_end, session["call_id"]))
+        await until(lambda: cancelled(far_end, session["call_id"]))
 
         assert (answer.status, problem["code"], problem["phase"]) == (504, "upstream-timeout", "response")
         _, now = await caller.ask("GET", f"/v1/sessions/{session['id']}")
@@ -103,8 +104,8 @@ async def test_a_turn_of_its_own_is_cancelled_when_its_client_leaves(
     await far_end.faults(tokens_per_second=20)
     await left_after_some(caller, "/v1/turns")
     call_id = await newest_call(far_end)
-    await eventually(lambda: cancelled(far_end, call_id))
-    await eventually(lambda: ended(far_end, call_id))
+    await until(lambda: cancelled(far_end, call_id))
+    await until(lambda: ended(far_end, call_id))
 
 
 async def test_a_sessions_turn_goes_on_when_its_client_leaves(caller: Caller, far_end: FarEnd) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Emulate, Json, Serve, eventually, say
+from tests.e2e.house import Caller, Emulate, Json, Serve, say
 from tests.e2e.programs import Program
+from tests.waiting import until
 
 GOOD, BAD = "gw-good-client", "gw-bad-client"
 TURNS = 6
@@ -155,10 +156,10 @@ async def test_a_late_loop_sheds_new_sessions_first(serve: Serve, far_end: FarEn
     async with Caller(gateway.url) as caller:
         session = await caller.open()
         async with held_up():
-            await eventually(lambda: refused(caller))
+            await until(lambda: refused(caller))
             own, _ = await caller.ask("POST", "/v1/turns", "Hello")
             sent = await caller.send(session["id"], {"type": "x"})
-        await eventually(lambda: taken(caller))
+        await until(lambda: taken(caller))
 
     assert (own.status, int(own.headers["Retry-After"]) > 0) == (503, True)
     assert sent["accepted"] == 1

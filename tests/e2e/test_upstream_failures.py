@@ -14,7 +14,8 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e.farend import FarEnd
-from tests.e2e.house import Caller, Emulate, Serve, back_to, eventually, say, settled
+from tests.e2e.house import Caller, Emulate, Serve, back_to, say, settled
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +131,7 @@ async def test_an_opening_that_fails_is_told_and_leaves_nothing(
             assert problem[name] == value
         if "signal_retry_after" in refused.faults:
             assert int(answer.headers["Retry-After"]) >= refused.faults["signal_retry_after"]
-    await eventually(lambda: no_calls(far_end))
+    await until(lambda: no_calls(far_end))
 
 
 async def no_calls(far_end: FarEnd) -> bool:
@@ -179,8 +180,8 @@ async def test_a_client_that_leaves_during_the_set_up_leaves_nothing(serve: Serv
         await far_end.faults(signal_delay_seconds=0.5)
         with pytest.raises(TimeoutError):
             await caller.ask("POST", "/v1/sessions", timeout=aiohttp.ClientTimeout(total=0.2))
-        await eventually(lambda: none_open(gateway))
-    await eventually(lambda: no_calls(far_end))
+        await until(lambda: none_open(gateway))
+    await until(lambda: no_calls(far_end))
 
 
 async def none_open(gateway: Gateway) -> bool:

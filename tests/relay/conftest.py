@@ -34,7 +34,7 @@ async def build() -> AsyncIterator[Build]:
         house.dialer.gate = None
         async with asyncio.timeout(60):
             await house.hub.close()
-        assert house.notebook.told("relay_failed") == []
+        assert house.facts.of("relay_failed") == []
 
 
 @pytest.fixture

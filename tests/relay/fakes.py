@@ -5,7 +5,6 @@ Each fulfils its port in `gateway.relay.ports`; test_fakes.py checks that.
 """
 
 import asyncio
-import inspect
 import itertools
 import json
 import selectors
@@ -25,7 +24,8 @@ from gateway.relay.ports import CallRequest, Handle, Json, LossCause, OpenReques
 from gateway.relay.requests import Principal
 from gateway.relay.session import Session
 from gateway.relay.states import CloseReason
-from gateway.relay.telemetry import Telemetry
+from tests.facts import Facts
+from tests.waiting import until
 
 START_UNIX = 1_790_000_000.0
 SOMEBODY = Principal("somebody")
@@ -67,41 +67,6 @@ def virtual_clock() -> Clock:
         return f"t{next(numbers):0{length - 1}d}"
 
     return Clock(loop.time, lambda: START_UNIX + loop.time(), token, lambda: f"e{next(numbers):03d}")
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until a condition holds; time is virtual, so a long limit costs nothing."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-# --- telemetry --------------------------------------------------------------------------------------------------------
-
-
-class Notebook:
-    """Records every telemetry call; raises for a name or argument that the port does not have."""
-
-    def __init__(self) -> None:
-        self.facts: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        method = getattr(Telemetry, name)
-
-        def note(*args: Any) -> None:
-            inspect.signature(method).bind(self, *args)
-            self.facts.append((name, args))
-
-        return note
-
-    def told(self, name: str) -> list[tuple[Any, ...]]:
-        """Return the recorded calls of a name, oldest first."""
-        getattr(Telemetry, name)
-        return [args for told, args in self.facts if told == name]
-
-    @property
-    def port(self) -> Telemetry:
-        return cast(Telemetry, self)
 
 
 # --- upstream ---------------------------------------------------------------------------------------------------------
@@ -291,14 +256,12 @@ class House:
 
     limits: RelayLimits
     dialer: FakeDialer = field(default_factory=FakeDialer)
-    notebook: Notebook = field(default_factory=Notebook)
+    facts: Facts = field(default_factory=Facts)
     directory: Directory | None = None
 
     def __post_init__(self) -> None:
         self.clock = virtual_clock()
-        self.hub = Hub(
-            self.dialer, frame, self.notebook.port, self.limits, self.clock, directory=self.directory
-        )
+        self.hub = Hub(self.dialer, frame, self.facts.port, self.limits, self.clock, directory=self.directory)
 
     async def open(self, **members: Any) -> Session:
         """Open a session and return it as its owner sees it."""

@@ -34,8 +34,9 @@ from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State
-from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, types_of, until
+from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, types_of
 from tests.relay.journals import MemoryDirectory, MemoryJournal, answering, node, taken
+from tests.waiting import until
 
 HELLO = TurnRequest(
     [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
@@ -53,7 +54,7 @@ async def nodes(**limits: Any) -> AsyncIterator[tuple[House, MemoryDirectory, Ho
         for house in (first, second):
             house.dialer.gate = None
             await house.hub.close()
-            assert house.notebook.told("relay_failed") == []
+            assert house.facts.of("relay_failed") == []
 
 
 async def attended(house: House, **members: Any) -> tuple[Session, MemoryJournal]:
@@ -108,7 +109,7 @@ async def test_a_session_of_a_lost_node_goes_on() -> None:
         assert (recovered["cause"], recovered["accepted"]) == ("node_lost", 1)
         assert (recovered["items_restored"], recovered["unknown"]) == (1, [])
         assert [event["item"]["id"] for event in second.call.events] == ["a"]
-        assert [args[1:3] for args in second.notebook.told("recovered")] == [("node_lost", "recovered")]
+        assert [args[1:3] for args in second.facts.of("recovered")] == [("node_lost", "recovered")]
 
 
 async def test_a_receipt_after_a_takeover_names_the_new_epoch() -> None:
@@ -638,7 +639,7 @@ async def lived(steps: Sequence[str], retry: bool) -> tuple[MemoryJournal, list[
     journal = cast(MemoryJournal, session.journal)
     records = list(journal.records)
     await house.hub.close()
-    assert house.notebook.told("relay_failed") == []
+    assert house.facts.of("relay_failed") == []
     journal.records = records
     return journal, life.keys, session.id
 
@@ -708,7 +709,7 @@ async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise
         if record.number in waiting:
             assert found is not None
     await house.hub.close()
-    assert house.notebook.told("relay_failed") == []
+    assert house.facts.of("relay_failed") == []
 
 
 def hold_every_prefix(steps: Sequence[str], retry: bool) -> None:

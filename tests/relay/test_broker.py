@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.relay.broker import Broker, LocalLog
 from gateway.relay.events.eventlog import Epoch, EventId
 from gateway.relay.events.records import ServerEvent
-from tests.relay.fakes import Notebook
+from tests.facts import Facts
 
 MAX_EVENTS, MAX_BYTES = 1000, 1 << 20
 
@@ -19,10 +19,10 @@ def bare_frame(id: str, name: str | None, text: str) -> tuple[bytes, int]:
     return text.encode(), 0
 
 
-def make(total: int = 1 << 30, max_events: int = MAX_EVENTS) -> tuple[Broker, Notebook]:
+def make(total: int = 1 << 30, max_events: int = MAX_EVENTS) -> tuple[Broker, Facts]:
     """Make a broker with this total limit."""
-    notebook = Notebook()
-    return Broker(bare_frame, max_events, MAX_BYTES, total, notebook.port), notebook
+    facts = Facts()
+    return Broker(bare_frame, max_events, MAX_BYTES, total, facts.port), facts
 
 
 def fill(log: LocalLog, events: int, size: int = 1024) -> None:
@@ -35,7 +35,7 @@ def fill(log: LocalLog, events: int, size: int = 1024) -> None:
 def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
     """Whatever four sessions log, the count is the sum of the logs; above the limit only the newest events are left."""
     total = 300_000
-    broker, notebook = make(total)
+    broker, facts = make(total)
     logs = [broker.create(f"e{number}") for number in range(4)]
     appended = 0
     for number, size in steps:
@@ -44,20 +44,20 @@ def test_sizes_add_up_and_the_total_holds(steps: list[tuple[int, int]]) -> None:
         assert broker.size == sum(log.size for log in logs)
         assert broker.size <= total or all(log.spare == 0 for log in logs)
 
-    evicted = sum(count for (count,) in notebook.told("log_evicted"))
+    evicted = sum(count for (count,) in facts.of("log_evicted"))
     assert broker.events == sum(map(len, logs)) == appended - evicted
 
 
 def test_the_talkative_session_pays() -> None:
     """At the total limit the log that can free most is trimmed, and its readers get a gap."""
-    broker, notebook = make(total=200 * 1024)
+    broker, facts = make(total=200 * 1024)
     quiet, loud = broker.create("q"), broker.create("l")
     fill(quiet, 20)
     fill(loud, 181)
 
     assert quiet.oldest == EventId("q", 1)
     assert loud.read(EventId("l", 0), 1, 1).gap is not None
-    assert notebook.told("log_evicted") == [(64,)]
+    assert facts.of("log_evicted") == [(64,)]
 
 
 def test_a_page_that_was_read_outlives_the_trim() -> None:
@@ -136,10 +136,10 @@ def test_a_dropped_log_counts_no_more() -> None:
 
 def test_a_logs_own_bound_is_told_too() -> None:
     """Events dropped by a log's own limits are counted as evicted as well."""
-    broker, notebook = make(max_events=2)
+    broker, facts = make(max_events=2)
     fill(broker.create("e"), 3)
 
-    assert notebook.told("log_evicted") == [(1,)]
+    assert facts.of("log_evicted") == [(1,)]
 
 
 def test_appending_and_sealing_wake_whoever_subscribed() -> None:
@@ -239,7 +239,7 @@ def test_an_append_returns_its_sequence() -> None:
 
 def test_loaded_and_forgotten_events_are_accounted_for() -> None:
     """After loading and dropping logs, the total is the sum of the logs."""
-    broker, notebook = make()
+    broker, facts = make()
     log = broker.create_journalled("e")
     log.load([Epoch("e", 1)], 5, [ServerEvent(5, 0, "x", "abc"), ServerEvent(6, 0, "x", "de")])
     loaded = broker.size
@@ -247,14 +247,14 @@ def test_loaded_and_forgotten_events_are_accounted_for() -> None:
         log.begin(f"e{number}")
 
     assert (loaded, broker.size, len(log.epochs)) == (5, 0, 64)
-    assert notebook.told("log_evicted") == [(2,)]
+    assert facts.of("log_evicted") == [(2,)]
 
 
 def test_an_append_to_a_journalled_log_keeps_the_bounds() -> None:
     """Unsettled events count like all others."""
-    broker, notebook = make(max_events=2)
+    broker, facts = make(max_events=2)
     log = broker.create_journalled("e")
     fill(log, 3)
 
     assert (len(log), broker.size) == (2, 2048)
-    assert notebook.told("log_evicted") == [(1,)]
+    assert facts.of("log_evicted") == [(1,)]

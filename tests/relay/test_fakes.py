@@ -8,7 +8,8 @@ import pytest
 
 from gateway.errors import GatewayError
 from gateway.relay.ports import CallRequest, LossCause
-from tests.relay.fakes import FakeDialer, FakeReceiver, Notebook
+from tests.facts import Facts
+from tests.relay.fakes import FakeDialer, FakeReceiver
 
 if TYPE_CHECKING:
     from gateway.relay.ports import Dialer, Receiver, Upstream
@@ -80,11 +81,11 @@ async def test_a_loss_is_said_once_and_never_after_closing() -> None:
 
 def test_facts_are_told_as_the_port_says() -> None:
     """A method name or an argument that telemetry does not have fails the test."""
-    notebook = Notebook()
+    facts = Facts()
     with pytest.raises(AttributeError):
-        notebook.port.no_such_fact()  # type: ignore[attr-defined]
+        facts.port.no_such_fact()  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
-        notebook.port.response_done("completed")  # type: ignore[call-arg]
+        facts.port.response_done("completed")  # type: ignore[call-arg]
 
 
 async def test_waiting_takes_no_time() -> None:

@@ -16,8 +16,9 @@ from gateway.relay.sessionobject import template
 from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
-from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of, until
+from tests.relay.fakes import SOMEBODY, START_UNIX, FakeCall, FakeReceiver, House, logged, types_of
 from tests.relay.journals import MemoryJournal, node
+from tests.waiting import until
 
 OTHER = Principal("other")
 HELLO = TurnRequest([{"type": "message", "role": "user", "content": []}])
@@ -39,7 +40,7 @@ async def refused(house: House, **members: Any) -> GatewayError:
 
 def refusals(house: House) -> list[tuple[str, str]]:
     """The recorded refusals of sessions: principal and error code."""
-    return [(principal, error.code) for principal, error in house.notebook.told("session_refused")]
+    return [(principal, error.code) for principal, error in house.facts.of("session_refused")]
 
 
 async def test_an_opened_session_has_been_greeted(house: House) -> None:
@@ -97,8 +98,8 @@ async def test_a_failed_dial_is_told_and_leaves_nothing(house: House, code: Any)
     assert error is house.dialer.refusal
     assert house.hub._broker.size == 0
     assert refusals(house) == [("somebody", code)]
-    assert house.notebook.told("session_opened") == []
-    assert house.notebook.told("session_closed") == []
+    assert house.facts.of("session_opened") == []
+    assert house.facts.of("session_closed") == []
 
 
 async def test_a_dialer_that_breaks_is_a_gateway_that_failed(build: Build) -> None:
@@ -113,8 +114,8 @@ async def test_a_dialer_that_breaks_is_a_gateway_that_failed(build: Build) -> No
 
     assert error.code == "internal"
     assert "ZeroDivisionError" not in error.detail
-    assert [type(args[1]) for args in house.notebook.told("relay_failed")] == [ZeroDivisionError]
-    house.notebook.facts.clear()
+    assert [type(args[1]) for args in house.facts.of("relay_failed")] == [ZeroDivisionError]
+    house.facts.all.clear()
 
 
 async def test_a_caller_who_leaves_while_dialling_leaves_nothing(house: House) -> None:
@@ -173,7 +174,7 @@ async def test_a_call_lost_inside_the_dial_fails_the_opening(house: House) -> No
 
 async def test_a_call_lost_in_the_moment_of_opening_is_no_session(house: House) -> None:
     """If the call is lost at the moment of opening the create fails, although the channel was open briefly."""
-    house.notebook.__dict__["session_opened"] = lambda *_: house.call.lose()
+    house.facts.__dict__["session_opened"] = lambda *_: house.call.lose()
     error = await refused(house)
 
     assert error.code == "upstream-failed"
@@ -334,7 +335,7 @@ async def test_the_logs_growth_is_told_at_every_tick(house: House) -> None:
     await asyncio.sleep(1.5)
     house.call.say("x")
     await asyncio.sleep(1)
-    told = house.notebook.told("log_grew")
+    told = house.facts.of("log_grew")
 
     assert (sum(events for events, _ in told), sum(size for _, size in told)) == (2, session.log.size)
 
@@ -350,8 +351,8 @@ async def test_one_bad_session_does_not_stop_the_others_deadlines(house: House) 
     reason = await house.closed(good, seconds=30)
 
     assert reason is CloseReason.DETACHED
-    assert house.notebook.told("relay_failed")[0][0] == bad.id
-    house.notebook.facts.clear()
+    assert house.facts.of("relay_failed")[0][0] == bad.id
+    house.facts.all.clear()
 
 
 # --- drain and close --------------------------------------------------------------------------------------------------
@@ -452,7 +453,7 @@ async def test_a_drain_does_not_wait_for_ever(house: House) -> None:
 
     assert house.clock.monotonic() - begun == pytest.approx(25, abs=1.5)
     assert types_of(session)[-2:] == ["response.done", "gateway.closed"]
-    assert house.notebook.told("usage_unrecorded") == []
+    assert house.facts.of("usage_unrecorded") == []
 
 
 async def test_a_second_drain_is_harmless(house: House) -> None:

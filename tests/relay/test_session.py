@@ -15,7 +15,8 @@ from gateway.relay.session import Session
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
-from tests.relay.fakes import START_UNIX, FakeReceiver, House, client_event, logged, types_of, until
+from tests.relay.fakes import START_UNIX, FakeReceiver, House, client_event, logged, types_of
+from tests.waiting import until
 
 HELLO = TurnRequest(
     [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
@@ -53,7 +54,7 @@ async def test_a_batch_goes_up_as_it_came(house: House) -> None:
     assert house.call.sent == [batch[0].text, batch[1].text, batch[0].text]
     assert first == Receipt(2, 1, 2, EventId(first.head.epoch, 1))
     assert second == Receipt(1, 3, 3, EventId(first.head.epoch, 2))
-    assert house.notebook.told("event_up")[1] == ("unknown.type", batch[1].size)
+    assert house.facts.of("event_up")[1] == ("unknown.type", batch[1].size)
 
 
 async def test_reading_after_a_receipts_head_shows_all_it_caused(house: House) -> None:
@@ -189,7 +190,7 @@ async def test_a_server_event_is_logged_as_it_came(house: House) -> None:
 
     assert entry.block[entry.start :].decode() == text
     assert (entry.type, entry.turn) == ("response.output_text.delta", 0)
-    assert house.notebook.told("event_down")[-1] == ("response.output_text.delta", len(text.encode()))
+    assert house.facts.of("event_down")[-1] == ("response.output_text.delta", len(text.encode()))
 
 
 def large_event(type: str = "conversation.item.added") -> str:
@@ -212,7 +213,7 @@ async def test_a_large_frame_taken_in_steps_is_relayed_as_a_small_one(build: Bui
     assert logged(in_steps.reader) == logged(at_once.reader)
     assert in_steps.state.mirror.size > LARGE_BYTES
     assert in_steps.state.mirror.dump() == at_once.state.mirror.dump()
-    assert house.notebook.told("event_down")[-1] == house.notebook.told("event_down")[-2]
+    assert house.facts.of("event_down")[-1] == house.facts.of("event_down")[-2]
 
 
 async def test_until_its_last_step_a_large_frame_has_not_arrived(house: House) -> None:
@@ -267,7 +268,7 @@ async def test_a_large_frame_that_is_no_object_is_counted(house: House, text: st
         pass
 
     assert session.reader.head == head
-    assert house.notebook.told("frame_unrelayed") == [(session.id, len(text))]
+    assert house.facts.of("frame_unrelayed") == [(session.id, len(text))]
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "7", '{"type":NaN}'])
@@ -278,7 +279,7 @@ async def test_a_frame_that_is_no_object_is_counted_and_not_relayed(house: House
     house.call.say_unreadable(5)
 
     assert types_of(session) == ["session.created"]
-    assert house.notebook.told("frame_unrelayed") == [(session.id, len(text)), (session.id, 5)]
+    assert house.facts.of("frame_unrelayed") == [(session.id, len(text)), (session.id, 5)]
 
 
 @pytest.mark.parametrize(
@@ -320,11 +321,11 @@ async def test_a_mistake_in_the_handler_does_not_reach_the_far_end(house: House)
 
     session.reader.subscribe(broken)
     house.call.say("x")
-    (fact,) = house.notebook.told("relay_failed")
+    (fact,) = house.facts.of("relay_failed")
 
     assert (fact[0], type(fact[1])) == (session.id, ZeroDivisionError)
     session.log._wakes.clear()
-    house.notebook.facts.clear()
+    house.facts.all.clear()
 
 
 async def test_a_stale_generation_is_not_heard(house: House) -> None:
@@ -343,7 +344,7 @@ async def test_an_upstream_error_is_counted_by_its_code(house: House) -> None:
     house.call.say("error", error={"type": "t", "code": "c"})
     house.call.say("error", error={"type": "t", "code": None})
 
-    assert house.notebook.told("upstream_error") == [("c",), ("t",)]
+    assert house.facts.of("upstream_error") == [("c",), ("t",)]
     assert session.live
 
 
@@ -357,9 +358,9 @@ async def test_responses_are_timed_and_metered(house: House) -> None:
     house.call.say("response.output_text.delta", response_id="resp_1", delta="a")
     house.call.finish()
 
-    assert house.notebook.told("first_delta") == [(pytest.approx(0.5),)]
-    assert house.notebook.told("response_done") == [("completed", pytest.approx(0.3))]
-    ((principal, cost),) = house.notebook.told("charged")
+    assert house.facts.of("first_delta") == [(pytest.approx(0.5),)]
+    assert house.facts.of("response_done") == [("completed", pytest.approx(0.3))]
+    ((principal, cost),) = house.facts.of("charged")
     assert (principal, cost.model, cost.tokens) == ("somebody", "m", 3)
 
 
@@ -374,7 +375,7 @@ async def test_audio_in_a_text_session_is_noticed(build: Build) -> None:
     house.call.say("session.updated", session={"output_modalities": ["text"]})
     house.call.finish(usage=usage)
 
-    assert len(house.notebook.told("audio_tokens_in_text_session")) == 1
+    assert len(house.facts.of("audio_tokens_in_text_session")) == 1
 
 
 # --- receivers and deadlines ------------------------------------------------------------------------------------------
@@ -494,7 +495,7 @@ async def test_a_closed_session_says_so_last(house: House) -> None:
         "upstream": None,
     }
     assert session.reader.sealed
-    assert house.notebook.told("relay_failed") == []
+    assert house.facts.of("relay_failed") == []
     await until(lambda: not house.hub._tasks)
     assert call.closings == [True]
 
@@ -507,12 +508,12 @@ async def test_closing_may_be_repeated_and_the_first_reason_stands(house: House)
 
     assert session.view().close_reason is CloseReason.CLIENT
     assert types_of(session).count("gateway.closed") == 1
-    assert house.notebook.told("session_state") == [
+    assert house.facts.of("session_state") == [
         (None, State.CONNECTING),
         (State.CONNECTING, State.CONNECTED),
         (State.CONNECTED, State.CLOSED),
     ]
-    ((view, seconds),) = house.notebook.told("session_closed")
+    ((view, seconds),) = house.facts.of("session_closed")
     assert (view.close_reason, seconds) == (CloseReason.CLIENT, pytest.approx(0, abs=1))
 
 
@@ -590,8 +591,8 @@ async def test_what_is_being_answered_is_cancelled_and_pays_its_bill(house: Hous
     assert [event["response_id"] for event in call.events] == ["resp_1", "resp_2"]
     assert call.types() == ["response.cancel"] * 2
     assert types_of(session)[-3:] == ["response.done", "response.done", "gateway.closed"]
-    assert len(house.notebook.told("charged")) == 3
-    assert house.notebook.told("usage_unrecorded") == []
+    assert len(house.facts.of("charged")) == 3
+    assert house.facts.of("usage_unrecorded") == []
 
 
 async def test_a_bill_that_does_not_come_is_not_waited_for_long(house: House) -> None:
@@ -602,7 +603,7 @@ async def test_a_bill_that_does_not_come_is_not_waited_for_long(house: House) ->
     await session.close(CloseReason.CLIENT)
 
     assert house.clock.monotonic() - begun == pytest.approx(house.limits.parting_seconds, abs=0.1)
-    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.facts.of("usage_unrecorded") == [()]
 
 
 async def test_a_bill_is_not_asked_for_where_the_call_is_gone(house: House) -> None:
@@ -614,7 +615,7 @@ async def test_a_bill_is_not_asked_for_where_the_call_is_gone(house: House) -> N
     await house.closed(session)
 
     assert house.clock.monotonic() - begun < 0.5
-    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.facts.of("usage_unrecorded") == [()]
 
 
 async def test_a_channel_that_fails_at_parting_does_not_hold_the_end(house: House) -> None:

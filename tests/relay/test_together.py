@@ -72,15 +72,15 @@ async def heard(house: House, size: int) -> tuple[Any, ...]:
             house.call.say_text(events[begin])
     entries = session.reader.read(session.reader.oldest.before, 100, 1 << 20).entries
     journal = session.journal
-    sizes = [len(text.encode()) for fact in house.notebook.told("events_down") for _, text, _ in fact[0]]
-    sizes += [size for _, size in house.notebook.told("event_down")]
+    sizes = [len(text.encode()) for fact in house.facts.of("events_down") for _, text, _ in fact[0]]
+    sizes += [size for _, size in house.facts.of("event_down")]
     diagnostics = cast(dict[str, Any], session.diagnostics())
     return (
         [(entry.sequence, entry.type, entry.turn, entry.block[entry.start :]) for entry in entries],
         journal.records if isinstance(journal, MemoryJournal) else None,
         sorted(sizes),
-        len(house.notebook.told("first_delta")),
-        house.notebook.told("frame_unrelayed"),
+        len(house.facts.of("first_delta")),
+        house.facts.of("frame_unrelayed"),
         {name: diagnostics[name] for name in ("log_events", "log_bytes", "usage", "responses_active")},
         turn.finished,
         session.state.head,
@@ -144,8 +144,8 @@ async def test_a_bug_in_one_event_does_not_lose_those_that_came_with_it(build: B
 
     session.arrived = broken  # type: ignore[method-assign]
     house.call.say_together([said("one"), said("error"), said("two"), said("three")])
-    failures = [error for _, error in house.notebook.told("relay_failed")]
-    house.notebook.facts.clear()
+    failures = [error for _, error in house.facts.of("relay_failed")]
+    house.facts.all.clear()
 
     assert [event["type"] for event in logged(session.reader)][-3:] == ["one", "two", "three"]
     assert [str(error) for error in failures] == ["a bug"]

@@ -9,7 +9,8 @@ import pytest
 
 from tests.upstream.badpath import Path, bad_path
 from tests.upstream.farend import program
-from tests.upstream.kit import REQUEST, Remembering, dialling, eventually
+from tests.upstream.kit import REQUEST, Remembering, dialling
+from tests.waiting import until
 
 
 def answered(sink: Remembering) -> list[Any]:
@@ -39,8 +40,8 @@ async def test_events_survive_loss_reordering_and_an_outage(
             sent.append(f"e{len(sent)}")
             call.send([json.dumps({"type": "nothing.known", "event_id": sent[-1]})])
             await asyncio.sleep(0.02)
-        await eventually(lambda: len(answered(sink)) == len(sent), seconds=60)
-        await eventually(lambda: call.acknowledged == len(sent), seconds=20)
+        await until(lambda: len(answered(sink)) == len(sent), seconds=60)
+        await until(lambda: call.acknowledged == len(sent), seconds=20)
         return sent, sink, call
 
     async with (

@@ -10,8 +10,9 @@ import pytest
 
 from gateway.relay.ports import LossCause
 from gateway.upstream.tuning import ALL_HOOKS, Hook
+from tests.facts import Facts
 from tests.upstream.farend import program
-from tests.upstream.kit import REQUEST, Facts, Remembering, dialling
+from tests.upstream.kit import REQUEST, Remembering, dialling
 
 LIVES_SECONDS = 62.0
 

@@ -13,7 +13,8 @@ import pytest
 
 from gateway.errors import OverloadError, UpstreamError
 from gateway.upstream.descriptors import exhausted
-from tests.upstream.kit import REQUEST, Facts, Remembering, dialling
+from tests.facts import Facts
+from tests.upstream.kit import REQUEST, Remembering, dialling
 
 
 @contextmanager

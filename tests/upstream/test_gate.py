@@ -7,7 +7,7 @@ import pytest
 from gateway.errors import OverloadError
 from gateway.upstream import gate
 from gateway.upstream.gate import Gate
-from tests.upstream.kit import eventually
+from tests.waiting import until
 
 
 class Entrants:
@@ -31,7 +31,7 @@ async def test_places_are_given_in_order_of_arrival() -> None:
     """The limit is never exceeded, and every set-up gets its place in order."""
     entrants = Entrants(Gate(2))
     tasks = [asyncio.create_task(entrants.enter(number)) for number in range(6)]
-    await eventually(lambda: entrants.inside == [0, 1])
+    await until(lambda: entrants.inside == [0, 1])
     entrants.leave.set()
     await asyncio.gather(*tasks)
 
@@ -58,7 +58,7 @@ async def test_set_up_that_finds_no_place_in_time_is_refused() -> None:
     """A set-up that finds no place in time is told to come back, and takes no place that becomes free later."""
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))
-    await eventually(lambda: entrants.inside)
+    await until(lambda: entrants.inside)
     with pytest.raises(OverloadError) as caught:
         await entrants.enter(1, seconds=0.01)
     entrants.leave.set()
@@ -74,7 +74,7 @@ async def test_set_up_that_is_cancelled_while_it_waits_keeps_no_place(turns: int
     """Whether a set-up is cancelled before it gets its place or in the same turn, the next one gets the place."""
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))
-    await eventually(lambda: entrants.inside)
+    await until(lambda: entrants.inside)
     waiting = asyncio.create_task(entrants.enter(1))
     await asyncio.sleep(0)
     entrants.leave.set()
@@ -92,7 +92,7 @@ async def test_set_up_that_takes_long_gives_up_its_place(monkeypatch: pytest.Mon
     entrants = Entrants(Gate(1))
     first = asyncio.create_task(entrants.enter(0))
     second = asyncio.create_task(entrants.enter(1))
-    await eventually(lambda: entrants.inside == [0, 1])
+    await until(lambda: entrants.inside == [0, 1])
     entrants.leave.set()
     await asyncio.gather(first, second)
 

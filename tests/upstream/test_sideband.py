@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,13 +17,14 @@ from gateway.errors import OverloadError, UpstreamError
 from gateway.relay.clock import Clock
 from gateway.relay.events.jsontext import LARGE_BYTES
 from gateway.relay.ports import CallRequest, LossCause
-from gateway.relay.telemetry import Telemetry
 from gateway.upstream import sideband
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.dialer import CallDialer
 from gateway.upstream.sideband import SidebandUpstream
 from tests.emulator.caller import Caller
-from tests.upstream.kit import Facts, Remembering, eventually
+from tests.facts import Facts
+from tests.upstream.kit import Remembering
+from tests.waiting import until
 
 UPDATE = json.dumps({"type": "session.update", "session": {"type": "realtime", "instructions": "Rhyme."}})
 
@@ -33,7 +34,7 @@ async def dialling(base_url: str, facts: Facts | None = None, **options: Any) ->
     """Yield a started dialer."""
     given: dict[str, Any] = {"base_url": base_url, "api_key": "sk-test", "close_timeout_seconds": 1.0}
     config = UpstreamConfig(**given | options)
-    dialer = CallDialer(config, cast(Telemetry, facts or Facts()), Clock())
+    dialer = CallDialer(config, (facts or Facts()).port, Clock())
     await dialer.start()
     try:
         yield dialer
@@ -85,7 +86,7 @@ async def test_events_pass_both_ways(open_call: OpenCall) -> None:
         call = await attach(dialer, caller.call_id, sink)
         call.send([UPDATE, '{"type":"response.create"}'])
         await sink.until(lambda sink: "rate_limits.updated" in types(sink))
-        await eventually(lambda: call.acknowledged == 2)
+        await until(lambda: call.acknowledged == 2)
 
         assert types(sink)[:2] == ["session.updated", "response.created"]
         assert (await caller.look("/received"))["data"] == [UPDATE, '{"type":"response.create"}']
@@ -177,7 +178,7 @@ async def test_queue_is_bounded(open_call: OpenCall, monkeypatch: pytest.MonkeyP
         with pytest.raises(OverloadError) as refused:
             call.send(["y"])
         assert call.buffered == 200
-        await eventually(lambda: call.buffered == 0)
+        await until(lambda: call.buffered == 0)
         call.send(["é" * 50, "z"])
         assert call.buffered == 101
 
@@ -439,7 +440,7 @@ async def test_acknowledgement_is_asked_for_now_and_then() -> None:
         for _ in range(50):
             call.send(["{}"])
             await asyncio.sleep(0.01)
-        await eventually(lambda: call.acknowledged == 50)
+        await until(lambda: call.acknowledged == 50)
         seconds = asyncio.get_running_loop().time() - started
 
     assert 2 <= len(pings) <= 2 + seconds / 0.1
@@ -472,7 +473,7 @@ async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
     async with serving(Socket(odd)) as url, dialling(url) as dialer:
         call = await attach(dialer, "rtc_1", sink)
         await sink.until(lambda sink: sink.texts)
-        await eventually(lambda: answers)
+        await until(lambda: answers)
 
         assert call.acknowledged == 0
     assert (sink.sizes, sink.texts, answers) == ([2], ["{}"], [b"still there?"])

@@ -29,7 +29,8 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from tests.upstream.farend import Farend, answering
-from tests.upstream.kit import REQUEST, Remembering, dialling, eventually, order
+from tests.upstream.kit import REQUEST, Remembering, dialling, order
+from tests.waiting import until
 
 OPTIONS = tuning.ConnectionOptions(
     addresses=("127.0.0.1",),
@@ -210,7 +211,7 @@ async def test_unanswered_checks_are_repeated_at_an_even_pace(monkeypatch: pytes
     await connection.add_remote_candidate(None)
     connecting = asyncio.create_task(connection.connect())
     # aioice alone sends the sixth after 15 s.
-    await eventually(lambda: len(received) >= 6)
+    await until(lambda: len(received) >= 6)
     await connection.close()
     with pytest.raises(ConnectionError):
         await connecting
@@ -530,7 +531,7 @@ async def test_forged_datagrams_are_dropped() -> None:
         take = transport.connection.direct
         transport.connection.direct = genuine.append
         call.send(["once"])
-        await eventually(lambda: len(genuine) >= 2)
+        await until(lambda: len(genuine) >= 2)
         transport.connection.direct = take
         for data in [*genuine, *genuine, *(each[:-1] + bytes([each[-1] ^ 1]) for each in genuine)]:
             take(data)

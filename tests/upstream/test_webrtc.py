@@ -30,8 +30,10 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer
+from tests.facts import Facts
 from tests.upstream.farend import Farend, answering, farend, program, serving
-from tests.upstream.kit import REQUEST, Facts, Remembering, dialling, eventually, order
+from tests.upstream.kit import REQUEST, Remembering, dialling, order, peer_connections_left
+from tests.waiting import until
 
 STOCK: frozenset[Hook] = frozenset()
 # The fallback without hooks runs with the slow tests, because it is not used with the tested versions.
@@ -335,7 +337,7 @@ async def test_far_end_that_closes_is_a_channel_closed(do: str, hooks: frozenset
     async with open_call(facts=facts, hooks=hooks) as (call, sink):
         call.send([order(do)])
         await sink.until(lambda sink: sink.losses)
-        await eventually(lambda: facts.peer_connections_left == 0)
+        await until(lambda: peer_connections_left(facts) == 0)
         await call.close(hang_up=False)
 
     assert sink.losses == [(0, LossCause.CHANNEL_CLOSED)]
@@ -399,11 +401,11 @@ async def test_set_up_that_stops_names_its_phase(phase: str, hooks: frozenset[Ho
     ):
         with pytest.raises(UpstreamError) as caught:
             await dialer.dial(REQUEST, Remembering())
-        await eventually(lambda: far.hung_up)
+        await until(lambda: far.hung_up)
 
     assert caught.value.code == "upstream-timeout"
     assert caught.value.members["phase"] == phase
-    assert facts.peer_connections_left == 0
+    assert peer_connections_left(facts) == 0
 
 
 async def test_signalling_that_is_not_answered_names_its_phase() -> None:
@@ -469,7 +471,7 @@ async def test_answer_that_is_broken_is_a_failure_of_upstream(answer: str) -> No
 
     assert caught.value.code == "upstream-failed"
     assert caught.value.members["upstream"] == {"status": 201}
-    assert facts.peer_connections_left == 0
+    assert peer_connections_left(facts) == 0
 
 
 async def test_refused_call_is_counted_by_its_code() -> None:
@@ -482,7 +484,7 @@ async def test_refused_call_is_counted_by_its_code() -> None:
 
     assert caught.value.code == "upstream-rejected"
     assert facts.of("upstream_error") == [("invalid_offer",)]
-    assert facts.peer_connections_left == 0
+    assert peer_connections_left(facts) == 0
 
 
 async def test_certificate_that_does_not_match_is_refused() -> None:
@@ -526,7 +528,7 @@ def test_dial_cancelled_anywhere_leaves_nothing(run: Run, hooks: frozenset[Hook]
                     await dialing.result().close(hang_up=False)
             dialing = None
             assert {"ice", "signalling"} <= reached
-            assert facts.peer_connections_left == 0
+            assert peer_connections_left(facts) == 0
             assert not dialer._calls
             await dialer.signaller.close()
             await settled_to(before, dialer)
@@ -570,7 +572,7 @@ async def test_close_that_is_cancelled_completes_all_the_same(hooks: frozenset[H
             async with asyncio.timeout(10):
                 await call.close(hang_up=True)
 
-            assert facts.peer_connections_left == 0
+            assert peer_connections_left(facts) == 0
 
 
 async def test_close_that_hangs_is_given_up_in_its_time() -> None:
@@ -585,7 +587,7 @@ async def test_close_that_hangs_is_given_up_in_its_time() -> None:
             await call.close(hang_up=False)
 
         assert [what for what, _ in facts.of("close_failed")] == ["peer connection"]
-        assert facts.peer_connections_left == 0
+        assert peer_connections_left(facts) == 0
         protocols = pc.sctp.transport.transport._connection._protocols
         assert all(protocol.transport.is_closing() for protocol in protocols)
         stuck.set()
@@ -607,7 +609,7 @@ async def test_closed_call_is_freed_without_a_garbage_collection() -> None:
         try:
             await call.close(hang_up=False)
             del call, pc, sockets
-            await eventually(lambda: not any(part() for part in parts))
+            await until(lambda: not any(part() for part in parts))
         finally:
             gc.enable()
 
@@ -654,7 +656,7 @@ async def test_dialer_closes_the_calls_that_are_left() -> None:
     async with open_call(facts=facts):
         pass
 
-    assert facts.peer_connections_left == 0
+    assert peer_connections_left(facts) == 0
 
 
 # --- leaks
@@ -676,7 +678,7 @@ class Counts:
 
 async def settled_to(before: Counts, dialer: WebRTCDialer) -> None:
     """Wait until the process holds no more than before."""
-    await eventually(lambda: vars(Counts()) == vars(before) and not dialer._tasks)
+    await until(lambda: vars(Counts()) == vars(before) and not dialer._tasks)
 
 
 @pytest.mark.slow
@@ -790,7 +792,7 @@ async def test_acknowledged_counts_what_the_far_end_has() -> None:
         assert call.acknowledged == 0
         call.send(["one", "two", "x" * 50_000])
         call.send(["three"])
-        await eventually(lambda: call.acknowledged == 4)
+        await until(lambda: call.acknowledged == 4)
         await call.close(hang_up=False)
 
     assert call.acknowledged == 4
@@ -800,7 +802,7 @@ async def test_acknowledged_stands_still_while_the_far_end_hears_nothing() -> No
     """Text that is sent into a dead path is not counted."""
     async with open_call() as (call, _sink):
         call.send(["one"])
-        await eventually(lambda: call.acknowledged == 1)
+        await until(lambda: call.acknowledged == 1)
         connection: Any = call._pc.sctp.transport.transport._connection  # type: ignore[union-attr]
         connection.put = lambda _: None
         call.send(["two"])
@@ -817,7 +819,7 @@ async def test_part_of_a_message_is_undelivered() -> None:
         take = connection.direct
         connection.direct = lambda datagram: None if len(datagram) < 1000 else take(datagram)
         call.send([order("text", size=100_000)])
-        await eventually(lambda: call.undelivered)
+        await until(lambda: call.undelivered)
         connection.direct = take
         await sink.until(lambda sink: any(len(text) == 100_000 for text in sink.texts))
 
@@ -840,7 +842,7 @@ async def test_loss_is_told_after_what_was_received_before_it() -> None:
 
         sink.lost = note  # type: ignore[method-assign]
         call.send([order("stream", count=50, size=30, burst=50, pause=0), order("abort")])
-        await eventually(lambda: call._transport_state("dtls") == "closed" or association.state == "closed")
+        await until(lambda: call._transport_state("dtls") == "closed" or association.state == "closed")
         assert len(sink.texts) == 1
         association.turn = turn
         turn.wait(association)

@@ -1,14 +1,11 @@
 """gateway/downstream/http/connections.py."""
 
-from typing import cast
-
 import pytest
 
 from gateway.downstream.http.connections import REFUSALS, ConnectionLimits, Connections
 from gateway.errors import OverloadError
 from gateway.relay.memory import Budget
-from gateway.relay.telemetry import DownstreamTelemetry
-from tests.downstream.house import Facts
+from tests.facts import Facts
 
 
 class Idler:
@@ -45,7 +42,7 @@ def clock() -> Clock:
 def connections(facts: Facts, clock: Clock) -> Connections:
     """Return a listener's connections, limited to three, of which two may be idle."""
     limits = ConnectionLimits(max_connections=3, max_idle=2, max_head_bytes=100)
-    return Connections(limits, cast("DownstreamTelemetry", facts), Budget(), clock)
+    return Connections(limits, facts.port, Budget(), clock)
 
 
 def test_the_longest_idle_connection_makes_room(connections: Connections) -> None:

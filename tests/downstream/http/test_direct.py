@@ -11,7 +11,8 @@ from gateway.downstream.http.limits import ServerLimits
 from gateway.relay.session import Session as RelaySession
 from tests.downstream.house import Build, House
 from tests.downstream.raw import RawAnswer, ask, connect, parsed, read_all
-from tests.downstream.streams import Session, event, opened, until
+from tests.downstream.streams import Session, event, opened
+from tests.waiting import until
 
 EVENT = b'{"type":"response.create"}'
 

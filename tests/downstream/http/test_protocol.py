@@ -15,7 +15,8 @@ from gateway.downstream.http.limits import ServerLimits
 from gateway.errors import OverloadError
 from tests.downstream.house import Build, House
 from tests.downstream.raw import ask, connect, parsed, read_all, reset
-from tests.downstream.streams import Session, event, opened, until
+from tests.downstream.streams import Session, event, opened
+from tests.waiting import until
 
 ADA = {"Authorization": "Bearer ada-key"}
 KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))

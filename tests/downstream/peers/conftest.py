@@ -23,8 +23,8 @@ from gateway.errors import OverloadError
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
-from gateway.relay.telemetry import Telemetry
-from tests.downstream.house import SIGNING_KEY, Facts, FarEnd, House
+from tests.downstream.house import SIGNING_KEY, FarEnd, House
+from tests.facts import Facts
 
 
 class Table:
@@ -110,7 +110,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 
 async def _node(table: Table, socket: Path) -> House:
     facts, far_end = Facts(), FarEnd()
-    telemetry = cast("Telemetry", facts)
+    telemetry = facts.port
     hub = Hub(far_end, frame, telemetry, replace(RelayLimits(), parting_seconds=0.05))
     access = Access(AccessRules(), Signatures([SIGNING_KEY]), hub._clock.monotonic)
     peers = PeerSignatures([SIGNING_KEY])

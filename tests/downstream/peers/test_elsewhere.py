@@ -16,8 +16,9 @@ from gateway.downstream.peers.elsewhere import Elsewhere
 from gateway.downstream.peers.splice import UnreachableError
 from gateway.relay.journal import Peer
 from tests.downstream.peers.conftest import Pair
-from tests.downstream.streams import event, reading, until
+from tests.downstream.streams import event, reading
 from tests.downstream.turns.test_resource import Model
+from tests.waiting import until
 
 SAY = {"type": "response.create"}
 JSON = {"Accept": "application/json"}

@@ -8,8 +8,8 @@ from gateway.relay.journal import Promised
 from gateway.relay.requests import Principal
 from gateway.relay.states import CloseReason
 from tests.downstream.peers.conftest import Pair
-from tests.downstream.streams import until
 from tests.downstream.turns.test_resource import Model
+from tests.waiting import until
 
 HEADERS = {"Idempotency-Key": "a-key-that-nobody-guesses", "Content-Type": "text/plain"}
 

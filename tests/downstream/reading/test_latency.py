@@ -1,13 +1,10 @@
 """The figures about events on their way to clients."""
 
-from typing import cast
-
 import msgspec
 
 from gateway.downstream.reading.latency import Deliveries
 from gateway.relay.events.eventlog import Entry
-from gateway.relay.telemetry import DownstreamTelemetry
-from tests.downstream.house import Facts
+from tests.facts import Facts
 
 
 def entries(first: int, last: int) -> list[Entry]:
@@ -18,7 +15,7 @@ def entries(first: int, last: int) -> list[Entry]:
 def make() -> tuple[Deliveries, Facts]:
     """Make an empty counter."""
     facts = Facts()
-    return Deliveries(cast("DownstreamTelemetry", facts)), facts
+    return Deliveries(facts.port), facts
 
 
 def test_the_first_write_of_an_event_is_timed() -> None:

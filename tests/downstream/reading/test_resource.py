@@ -23,7 +23,8 @@ from gateway.downstream.server import Server
 from gateway.relay.limits import RelayLimits
 from gateway.relay.states import CloseReason
 from tests.downstream.house import Build, House
-from tests.downstream.streams import DELTA, Session, deltas, event, opened, reading, said, until
+from tests.downstream.streams import DELTA, Session, deltas, event, opened, reading, said
+from tests.waiting import until
 
 
 @pytest.fixture

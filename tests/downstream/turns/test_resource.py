@@ -15,7 +15,8 @@ from gateway.relay.session import Session as RelaySession
 from gateway.relay.states import CloseReason
 from tests.downstream.house import Answer, Build, House
 from tests.downstream.raw import connect
-from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said, until
+from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -14,7 +14,8 @@ from gateway.relay.session import Session
 from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
-from tests.relay.fakes import START_UNIX, FakeCall, FakeReceiver, House, client_event, logged, types_of, until
+from tests.relay.fakes import START_UNIX, FakeCall, FakeReceiver, House, client_event, logged, types_of
+from tests.waiting import until
 
 HELLO = TurnRequest([{"type": "message", "role": "user"}])
 
@@ -113,7 +114,7 @@ async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
     ]
     assert session.view().call_id == "rtc_2"
     assert old.closings == [cause is not LossCause.CHANNEL_CLOSED]
-    assert [args[1:3] for args in house.notebook.told("recovered")] == [(cause, "recovered")]
+    assert [args[1:3] for args in house.facts.of("recovered")] == [(cause, "recovered")]
 
 
 async def test_what_is_sent_meanwhile_follows_on_the_new_call(house: House) -> None:
@@ -207,7 +208,7 @@ async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
     await until(lambda: following.after is not None)
 
     assert gateway_events(session)[1]["response"] == "interrupted"
-    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.facts.of("usage_unrecorded") == [()]
     assert house.call.types()[-1] == "response.create"
 
 
@@ -416,7 +417,7 @@ async def test_a_session_without_a_call_for_too_long_ends(house: House) -> None:
     assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
     assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=10)
     assert gateway_events(session)[-1]["upstream"] == {"cause": "consent_expired"}
-    assert [args[2] for args in house.notebook.told("recovered")] == ["failed"]
+    assert [args[2] for args in house.facts.of("recovered")] == ["failed"]
 
 
 async def test_a_refused_call_ends_the_session(house: House) -> None:
@@ -475,8 +476,8 @@ async def test_a_call_whose_probe_fails_is_replaced_and_the_next_one_is_probed_t
         await session.submit([client_event("response.cancel")])
         await until(lambda: len(house.dialer.calls) == calls + 1, seconds=20)  # noqa: B023  # it ends in this round
         await until(lambda: session.view().state is State.CONNECTED)
-    failures = house.notebook.told("relay_failed")
-    house.notebook.facts = [fact for fact in house.notebook.facts if fact[0] != "relay_failed"]
+    failures = house.facts.of("relay_failed")
+    house.facts.all = [fact for fact in house.facts.all if fact[0] != "relay_failed"]
 
     assert len(failures) == 2
 
@@ -492,8 +493,8 @@ async def test_a_lost_call_that_fails_to_close_is_reported(house: House) -> None
     house.call.lose()
     await until(lambda: len(house.dialer.calls) == 2)
     await until(lambda: session.view().state is State.CONNECTED)
-    failures = house.notebook.told("relay_failed")
-    house.notebook.facts = [fact for fact in house.notebook.facts if fact[0] != "relay_failed"]
+    failures = house.facts.of("relay_failed")
+    house.facts.all = [fact for fact in house.facts.all if fact[0] != "relay_failed"]
 
     assert [repr(error) for _, error in failures] == ["RuntimeError('the socket is closed')"]
 
@@ -586,7 +587,7 @@ async def test_a_session_that_ends_while_it_recovers_leaves_nothing(house: House
     await session.close(CloseReason.CLIENT)
     await until(lambda: not house.hub._tasks)
 
-    assert [args[2] for args in house.notebook.told("recovered")] == ["ended"]
+    assert [args[2] for args in house.facts.of("recovered")] == ["ended"]
     assert len(house.dialer.calls) == 1
 
 
@@ -640,10 +641,10 @@ async def test_a_hand_over_that_fails_is_tried_again(house: House) -> None:
     session = await attended(house)
     house.dialer.refusal = UpstreamError("upstream-failed", "No.")
     house.hub.restart(session.id)
-    await until(lambda: bool(house.notebook.told("recovered")))
+    await until(lambda: bool(house.facts.of("recovered")))
     await say(session, "a")
 
-    assert [args[1:3] for args in house.notebook.told("recovered")] == [("restart", "failed")]
+    assert [args[1:3] for args in house.facts.of("recovered")] == [("restart", "failed")]
     assert house.call.types() == ["conversation.item.create"]
     assert gateway_events(session) == []
 
@@ -699,7 +700,7 @@ async def test_a_session_that_leaves_this_node_while_a_call_is_dialled_closes_it
     house.call.lose()
     await until(lambda: bool(house.call.closings))
 
-    assert house.notebook.told("relay_failed") == []
+    assert house.facts.of("relay_failed") == []
 
 
 async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> None:
@@ -751,7 +752,7 @@ async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
     assert "response.done" not in types_of(session)
     assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
     assert gateway_events(session)[-1]["response"] == "interrupted"
-    assert [args[1:3] for args in house.notebook.told("recovered")] == [
+    assert [args[1:3] for args in house.facts.of("recovered")] == [
         ("rotation", "failed"),
         ("rotation", "recovered"),
     ]
@@ -770,7 +771,7 @@ async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: 
 
     assert types_of(session) == [*before, "gateway.recovered"]
     assert session.view().call_id == "rtc_2"
-    assert [args[1:3] for args in house.notebook.told("recovered")] == [("rotation", "recovered")]
+    assert [args[1:3] for args in house.facts.of("recovered")] == [("rotation", "recovered")]
 
 
 async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
@@ -845,7 +846,7 @@ async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: H
     await until(lambda: "gateway.recovering" in types_of(session), 20)
 
     assert house.clock.monotonic() - begun < 8
-    assert house.notebook.told("consent_failed") == [()]
+    assert house.facts.of("consent_failed") == [()]
 
 
 async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) -> None:
@@ -903,7 +904,7 @@ async def test_a_session_may_end_during_a_probe(house: House) -> None:
     await session.close(CloseReason.CLIENT)
     await until(lambda: not house.hub._tasks)
 
-    assert house.notebook.told("consent_failed") == []
+    assert house.facts.of("consent_failed") == []
 
 
 def test_pauses_between_tries_grow_to_a_bound() -> None:

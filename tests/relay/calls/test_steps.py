@@ -13,7 +13,8 @@ from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.calls.test_line import attended, gateway_events, item, service
 from tests.relay.conftest import Build
-from tests.relay.fakes import START_UNIX, FakeCall, House, client_event, logged, types_of, until
+from tests.relay.fakes import START_UNIX, FakeCall, House, client_event, logged, types_of
+from tests.waiting import until
 
 HELLO = TurnRequest(
     [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
@@ -46,8 +47,8 @@ async def test_a_call_that_acknowledges_and_delivers_nothing_is_replaced(
     await until(lambda: "gateway.recovered" in types_of(session), 10)
 
     assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "stalled"}
-    assert house.notebook.told("upstream_lost") == [(session.id, LossCause.STALLED)]
-    assert [args[1:3] for args in house.notebook.told("recovered")] == [("stalled", "recovered")]
+    assert house.facts.of("upstream_lost") == [(session.id, LossCause.STALLED)]
+    assert [args[1:3] for args in house.facts.of("recovered")] == [("stalled", "recovered")]
 
 
 @pytest.mark.parametrize("undelivered", [False, True])
@@ -76,7 +77,7 @@ async def test_a_clock_that_is_ahead_makes_no_new_calls(house: House) -> None:
 
     assert len(house.dialer.calls) == 1
     assert session.view().call_expires_at is None
-    assert house.notebook.told("call_expiry_ignored") == [(session.id, int(START_UNIX) - 3600)]
+    assert house.facts.of("call_expiry_ignored") == [(session.id, int(START_UNIX) - 3600)]
 
 
 async def test_calls_that_end_at_once_are_replaced_at_a_distance(house: House) -> None:
@@ -149,7 +150,7 @@ async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house
     await session.close(CloseReason.CLIENT)
 
     assert house.call.events[-1] == {"type": "response.cancel"}
-    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.facts.of("usage_unrecorded") == [()]
     assert house.hub._services.allowance.spent("ann", START_UNIX).tokens > 0
 
 
@@ -161,7 +162,7 @@ async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House)
     house.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert house.notebook.told("usage_unrecorded") == [()]
+    assert house.facts.of("usage_unrecorded") == [()]
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
