@@ -61,7 +61,7 @@ def bench(
     import aiohttp
 
     from gateway.cli.child import ChildError
-    from gateway.cli.running import fail, full_url, run, why
+    from gateway.cli.running import fail, full_url, refused, run, why
     from gateway.client import ProblemError
 
     console = Console(stderr=True)
@@ -70,7 +70,9 @@ def bench(
     try:
         with _progress(console) as progress:
             figures = run(_bench(url, key, plan, progress))
-    except (ProblemError, ChildError, aiohttp.ClientError, TimeoutError) as error:
+    except ProblemError as error:
+        fail(f"bench failed: {f'{url}: ' if url else ''}{refused(error)}")
+    except (ChildError, aiohttp.ClientError, TimeoutError) as error:
         fail(f"bench failed: {f'{url}: ' if url else ''}{why(error)}")
     except ExceptionGroup as errors:
         fail(f"bench failed: {errors.exceptions[0]}")
@@ -316,7 +318,8 @@ def _title(figures: Figures) -> str:
 
 
 def _show(console: Console, figures: Figures) -> None:
-    machine = f"sender: {figures['sender']}\n{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
+    sender = "" if figures["sender"] == "unknown" else f"sender: {figures['sender']}\n"
+    machine = f"{sender}{figures['cores']} cores, {figures['processor']}, Python {figures['python']}"
     table = Table(title=_title(figures), caption=machine)
     table.add_column("what")
     table.add_column("measured", justify="right")

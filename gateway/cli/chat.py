@@ -36,7 +36,7 @@ def chat(
     """Chat through a gateway. Ctrl-C stops an answer; an empty line or Ctrl-D ends."""
     import aiohttp
 
-    from gateway.cli.running import fail, full_url, why
+    from gateway.cli.running import fail, full_url, refused, why
     from gateway.client import Client, ProblemError
 
     console = Console(highlight=False)
@@ -53,7 +53,7 @@ def chat(
         except ProblemError as error:
             # A response without a problem object is from another server, or from a proxy in front of the gateway.
             known = error.code or error.problem.get("detail")
-            fail(str(error) if known else f"{url} answered {error.status}, not as a gateway does.")
+            fail(refused(error) if known else f"{url} answered {error.status}, not as a gateway does.")
         except (aiohttp.ClientError, TimeoutError) as error:
             remedy = "`gateway serve` or `gateway demo` starts a gateway; --url sets another address."
             fail(f"{url} cannot be reached: {why(error)}. {remedy}")

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from gateway.cli.running import why
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.relay.clock import Clock
@@ -153,7 +154,7 @@ async def names(config: Config) -> Finding:
         if _proxy(config):
             return Finding("warning", "DNS", f"{host} does not resolve here; the proxy may resolve it")
         remedy = "Check /etc/resolv.conf, the container's DNS, and upstream.base_url."
-        return Finding("failed", "DNS", f"{host} does not resolve: {str(error) or 'no answer'}", remedy)
+        return Finding("failed", "DNS", f"{host} does not resolve: {why(error)}", remedy)
     count = len({address[4][0] for address in found})
     return Finding("ok", "DNS", f"{host} has {count} address{'es' if count > 1 else ''}")
 
@@ -168,15 +169,22 @@ async def https(config: Config) -> Finding:
             aiohttp.ClientSession(timeout=timeout, trust_env=proxy is None) as session,
             session.get(f"{url}/models", proxy=proxy, allow_redirects=False) as answer,
         ):
-            return Finding("ok", what, f"answered {answer.status} without a key, as it should")
+            return Finding("ok", what, f"answered with status {answer.status}")
     except aiohttp.ClientConnectorCertificateError as error:
-        remedy = "A proxy intercepts TLS: set SSL_CERT_FILE to its root certificate, or exempt api.openai.com from interception."
+        host = urlsplit(url).hostname
+        remedy = f"If a proxy intercepts TLS, set SSL_CERT_FILE to its root certificate, or exempt {host} from interception."
         return Finding("failed", what, f"certificate not trusted: {error.certificate_error}", remedy)
     except (aiohttp.ClientError, TimeoutError) as error:
-        remedy = (
-            "Allow TCP port 443 to it, or set upstream.proxy (or HTTPS_PROXY) to a proxy that may connect."
-        )
-        return Finding("failed", what, f"no answer: {str(error) or 'time-out'}", remedy)
+        where = f"TCP port {_port(url)} of {urlsplit(url).hostname}"
+        remedy = f"Allow {where}, or set upstream.proxy (or HTTPS_PROXY) to a proxy that may connect."
+        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED:
+            remedy = f"Nothing accepts connections at {where}: check upstream.base_url and the proxy."
+        return Finding("failed", what, f"no answer: {why(error)}", remedy)
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _proxy(config: Config) -> bool:

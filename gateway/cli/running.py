@@ -7,8 +7,11 @@ import ssl
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from gateway.client import ProblemError
 
 T = TypeVar("T")
 
@@ -56,6 +59,11 @@ def why(error: Exception) -> str:
         words = os.strerror(found.errno) if found.errno and found.errno > 0 else found.strerror
         return words or str(found) or "time-out"
     return str(found) or "time-out"
+
+
+def refused(error: "ProblemError") -> str:
+    """Return an error that the gateway answered, in the words of the command line."""
+    return "A valid API key is needed: set --key or GATEWAY_KEY." if error.status == 401 else str(error)
 
 
 def fail(message: str, status: int = EXIT_FAILED) -> NoReturn:

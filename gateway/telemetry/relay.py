@@ -91,6 +91,8 @@ class SessionMetrics:
         if isinstance(upstream, Mapping):
             # OpenAI's status and code. Its message is left out because it may quote what the caller sent.
             fields |= {f"upstream_{name}": upstream[name] for name in ("status", "code") if name in upstream}
+        elif error.code == "upstream-failed":
+            fields["reason"] = error.detail  # in the gateway's own words: OpenAI has said nothing
         if "phase" in error.members:
             fields["phase"] = str(error.members["phase"])
         log.warning("session_refused", **fields)

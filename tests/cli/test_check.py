@@ -63,7 +63,7 @@ async def test_upstream_that_is_not_there_exits_with_one(start: Start) -> None:
 
     assert status == 1
     assert "failed   HTTP to upstream" in check.output
-    assert "→ Allow TCP port 443" in check.output
+    assert "→ Nothing accepts connections at TCP port" in check.output
     assert "Traceback" not in check.output
 
 

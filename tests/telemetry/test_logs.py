@@ -185,14 +185,16 @@ def test_access_log_can_be_switched_off(written: Callable[..., Callable[[], str]
 
 
 def test_refused_session_is_logged_with_upstreams_code(written: Callable[..., Callable[[], str]]) -> None:
-    """The line has OpenAI's code but not its message, which may quote the caller; a time-out has its phase."""
+    """The line has OpenAI's code but not its message, which may quote the caller. A time-out has its phase, and a
+    failed connection its reason."""
     text = written()
     metrics = Metrics(CollectorRegistry(), version="0")
     upstream = {"status": 429, "code": "insufficient_quota", "message": "You said: hello"}
     metrics.session_refused("ada", UpstreamError("upstream-rejected", "", members={"upstream": upstream}))
     metrics.session_refused("ada", UpstreamError("upstream-timeout", "", members={"phase": "ice"}))
+    metrics.session_refused("ada", UpstreamError("upstream-failed", "Its name cannot be resolved."))
 
-    refused, late = lines(text())
+    refused, late, absent = lines(text())
     assert (refused["code"], refused["upstream_status"], refused["upstream_code"]) == (
         "upstream-rejected",
         429,
@@ -200,3 +202,4 @@ def test_refused_session_is_logged_with_upstreams_code(written: Callable[..., Ca
     )
     assert "hello" not in text()
     assert (late["code"], late["phase"]) == ("upstream-timeout", "ice")
+    assert absent["reason"] == "Its name cannot be resolved."
