@@ -25,7 +25,7 @@ once say "/v1/sessions/$session/events" '[
 
 # Read, and after a cut read on from the last event that came whole.
 echo earliest >"$cursor"
-until grep -q done "$cursor"; do
+until grep -qxE 'done|failed' "$cursor"; do
     call -N "$gateway/v1/sessions/$session/events?after=$(cat "$cursor")" | while IFS= read -r line; do
         case $line in
         id:*) id=${line#id: } data= ;;
@@ -35,13 +35,16 @@ until grep -q done "$cursor"; do
             *'"type":"response.output_text.delta"'*)
                 # %b resolves the escapes of JSON, other than that of a quotation mark.
                 printf '%b' "$(printf '%s' "$data" | sed -E 's/.*"delta":"(([^"\\]|\\.)*)".*/\1/; s/\\"/"/g')" ;;
-            *'"type":"response.done"'*)
+            *'"type":"error"'* | *'"type":"response.done"'*)
                 id=done
+                case $data in
+                *'"type":"error"'* | *'"status":"failed"'*) id=failed && printf '%s\n' "$data" >&2 ;;
+                esac
                 call -X DELETE "$gateway/v1/sessions/$session" ;; # which ends the stream
             esac
-            [ "$(cat "$cursor")" = done ] || echo "${id:-earliest}" >"$cursor" ;;
+            grep -qxE 'done|failed' "$cursor" || echo "${id:-earliest}" >"$cursor" ;;
         esac
     done
-    grep -q done "$cursor" || sleep 2
+    grep -qxE 'done|failed' "$cursor" || sleep 2
 done
-echo
+grep -qx done "$cursor" && echo

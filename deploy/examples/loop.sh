@@ -27,8 +27,8 @@ while IFS= read -r line; do
         {"type": "response.create"}]'
     answered=
     until [ -n "$answered" ]; do
-        # Only the events of the answer and its end; the cursor skips the others.
-        page=$(call "$events?format=json&wait=25&after=$cursor&types=response.output_text.done,response.done") || page=
+        # Only the events of the answer, its end and errors; the cursor skips the others.
+        page=$(call "$events?format=json&wait=25&after=$cursor&types=response.output_text.done,response.done,error") || page=
         [ -n "$page" ] || { sleep 2; continue; } # cut
         next=$(printf '%s' "$page" | field cursor)
         [ -n "$next" ] || { printf '%s\n' "$page" >&2; exit 1; } # a problem object: the session is over
@@ -37,6 +37,7 @@ while IFS= read -r line; do
         printf '%s\n' "$page" | lines |
             sed -En '/"response.output_text.done"/s/.*"text": *"(([^"\\]|\\.)*)".*/\1/p' | sed 's/\\"/"/g' |
             while IFS= read -r text; do printf '%b\n' "$text"; done
-        case $page in *'"response.done"'*) answered=yes ;; esac
+        case $page in *'"response.done"'* | *'"type":"error"'*) answered=yes ;; esac
+        case $page in *'"status":"failed"'* | *'"type":"error"'*) printf '%s\n' "$page" >&2 ;; esac
     done
 done

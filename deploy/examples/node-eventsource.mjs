@@ -39,6 +39,8 @@ const done = new Promise((resolve, reject) => {
   source.addEventListener("message", (event) => {
     const message = JSON.parse(event.data);
     if (message.type === "response.output_text.delta") process.stdout.write(message.delta);
+    const failure = message.error ?? message.response?.status_details?.error;
+    if (failure) reject(new Error(`OpenAI did not answer: ${JSON.stringify(failure)}`));
     if (message.type === "response.done") resolve();
   });
   source.addEventListener("gateway.gap", (event) => console.error(`${JSON.parse(event.data).missed} events are gone`));

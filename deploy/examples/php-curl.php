@@ -86,13 +86,19 @@ send('POST', $session['events_url'], [
         'content' => [['type' => 'input_text', 'text' => $argv[1] ?? 'What is 6 times 7?']]]],
     ['type' => 'response.create'],
 ]);
-read_events($session['events_url'], $session['head'], function (array $event) {
+$failure = null;
+read_events($session['events_url'], $session['head'], function (array $event) use (&$failure) {
     if ($event['type'] === 'response.output_text.delta') {
         echo $event['delta'];
     } elseif ($event['type'] === 'gateway.gap') {
         fwrite(STDERR, "[{$event['missed']} events are lost]\n");
     }
-    return $event['type'] !== 'response.done';
+    $failure = $event['error'] ?? $event['response']['status_details']['error'] ?? null;
+    return $failure === null && $event['type'] !== 'response.done';
 });
 echo "\n";
 send('DELETE', "/v1/sessions/{$session['id']}");
+if ($failure !== null) {
+    fwrite(STDERR, 'OpenAI did not answer: ' . json_encode($failure) . "\n");
+    exit(1);
+}

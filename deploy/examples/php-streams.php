@@ -38,7 +38,7 @@ function send(string $method, string $path, mixed $body = null): ?array
             return json_decode($answer, true);
         }
         if ($wait === null || ($whole && !in_array($status, [409, 429, 502, 503, 504]))) {
-            fwrite(STDERR, ($answer ?: "$gateway does not answer") . "\n");
+            fwrite(STDERR, ($answer ?: "$gateway does not answer: " . (error_get_last()['message'] ?? 'time-out')) . "\n");
             exit(1);
         }
         usleep((int) ($wait * 1e6));
@@ -86,9 +86,15 @@ foreach (events($session['events_url'], $session['head']) as $event) {
         echo $event['delta'];
     } elseif ($event['type'] === 'gateway.gap') {
         fwrite(STDERR, "[{$event['missed']} events are lost]\n");
-    } elseif ($event['type'] === 'response.done') {
+    }
+    $failure = $event['error'] ?? $event['response']['status_details']['error'] ?? null;
+    if ($failure !== null || $event['type'] === 'response.done') {
         break;
     }
 }
 echo "\n";
 send('DELETE', "/v1/sessions/{$session['id']}");
+if (isset($failure)) {
+    fwrite(STDERR, 'OpenAI did not answer: ' . json_encode($failure) . "\n");
+    exit(1);
+}

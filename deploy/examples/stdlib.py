@@ -106,7 +106,12 @@ def main() -> None:
                 print(halves.decode(event["delta"].encode("utf-16-le", "surrogatepass")), end="", flush=True)
             elif event["type"] == "gateway.gap":
                 print(f"\n[{event['missed']} events are gone]", file=sys.stderr)
-            elif event["type"] == "response.done":
+            failure = event.get("error") or (event.get("response", {}).get("status_details") or {}).get(
+                "error"
+            )
+            if failure:
+                raise SystemExit(f"OpenAI did not answer: {failure}")
+            if event["type"] == "response.done":
                 print()
                 break
     finally:

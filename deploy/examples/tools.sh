@@ -42,4 +42,5 @@ while call=$(printf '%s' "$answer" | grep -o '"type": *"function_call".*' | head
 JSON
 )
 done
+case $answer in *'"status":"failed"'*) printf '%s\n' "$answer" >&2 && exit 1 ;; esac
 printf '%b\n' "$(printf '%s' "$answer" | string output_text | sed 's/\\"/"/g')"

@@ -260,6 +260,24 @@ async def test_no_example_waits_for_the_next_day() -> None:
     assert [status for status, _, _ in outcomes] == [1] * len(commands), outcomes
 
 
+@pytest.mark.slow
+@pytest.mark.needs("curl", "node", "php")
+async def test_each_example_says_that_the_response_failed(
+    serve: Serve, emulate: Callable[..., FarEnd]
+) -> None:
+    """A response that fails, as without a quota, ends each example with status 1 and OpenAI's code. The loop continues."""
+    commands = [*STREAMS.values(), ["./tools.sh"], ["./loop.sh"]]
+    for command in commands:
+        require_packages(command)
+    gateway = await serve(emulate("--fault", "response_error=insufficient_quota"))
+    outcomes = await asyncio.gather(
+        *(ended(*command, gateway=gateway.url, said="Hello\n") for command in commands)
+    )
+
+    assert [status for status, _, _ in outcomes] == [*[1] * len(STREAMS), 1, 0], outcomes
+    assert all("insufficient_quota" in complaints for _, _, complaints in outcomes), outcomes
+
+
 @pytest.mark.parametrize(
     "name", ["stdlib", "httpx-sse", pytest.param("php-curl", marks=pytest.mark.needs("php"))]
 )

@@ -67,7 +67,7 @@ bool readAnswer() {
             if (event.id[0]) strcpy(cursor, event.id);
             if (!strcmp(event.type, "response.output_text.delta")) Serial.print(event.delta);
             if (!strcmp(event.type, "response.done")) { Serial.println(""); return true; }
-            if (!strcmp(event.type, "gateway.closed")) return false;
+            if (!strcmp(event.type, "gateway.closed") || !strcmp(event.type, "error")) return false;
         }
         delay(2000);  // cut: continue after the last whole event
     }
