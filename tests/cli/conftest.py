@@ -4,15 +4,15 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+
+from tests.farend import FarEnd
+from tests.programs import Served
 
 DEADLINE_SECONDS = 60.0
 
@@ -96,51 +96,17 @@ async def start() -> AsyncIterator[Start]:
         await reading
 
 
-@contextmanager
-def _program(arguments: Sequence[str], pattern: str, **environ: str) -> Iterator[str]:
-    """Run a program during many tests; yield what the pattern finds in its output."""
-    with subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=clean_environment(**environ),
-        text=True,
-    ) as process:
-        timer = threading.Timer(DEADLINE_SECONDS, process.kill)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            found = next((m for line in process.stdout if (m := re.search(pattern, line))), None)
-            assert found is not None, f"{arguments} did not say {pattern!r}"
-            timer.cancel()
-            # Nothing reads the rest of the output: in one module's tests it is far less than a pipe's capacity (64 KiB).
-            yield found[1]
-        finally:
-            timer.cancel()
-            process.terminate()
-            try:
-                process.wait(DEADLINE_SECONDS)
-            finally:
-                process.kill()
-
-
 @pytest.fixture(scope="module")
-def emulator() -> Iterator[str]:
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run an emulator and yield its base URL."""
-    with _program(
-        ["gateway", "emulate", "--port", "0", "--tokens-per-second", "200"], r"emulator listening on (\S+)"
-    ) as url:
-        yield url
+    log = tmp_path_factory.mktemp("emulator") / "log"
+    with FarEnd(log, "--tokens-per-second", "200") as far_end:
+        yield far_end.base_url
 
 
 @pytest.fixture(scope="module")
-def gateway(emulator: str) -> Iterator[str]:
+def gateway(emulator: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a gateway in front of the emulator and yield its URL."""
-    with _program(
-        ["gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator],
-        r"(?<!admin )listening on (\S+)",
-        OPENAI_API_KEY="sk-test",
-        GATEWAY_DRAIN__TIMEOUT_SECONDS="1",
-    ) as url:
-        yield url
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with Served(log, emulator, environ={"GATEWAY_DRAIN__TIMEOUT_SECONDS": "1"}) as program:
+        yield program.url

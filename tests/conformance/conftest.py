@@ -86,13 +86,11 @@ def deployment(
 
 def _start(folder: Path, stack: ExitStack) -> Deployment:
     """Start the offline service, a gateway with keys, and one without."""
-    from tests.e2e.farend import FarEnd
-    from tests.e2e.programs import Program
+    from tests.farend import FarEnd
+    from tests.programs import Served
 
     # Fast, but slow enough that a response is still running when a test acts.
-    far_end = FarEnd(folder / "far-end", "--tokens-per-second", "200")
-    stack.callback(far_end.program.stop)
-    far_end.ready()
+    far_end = stack.enter_context(FarEnd(folder / "far-end", "--tokens-per-second", "200"))
     keys = [
         {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
         for name, key in (("one", _KEY), ("other", _OTHER_KEY))
@@ -105,13 +103,11 @@ def _start(folder: Path, stack: ExitStack) -> Deployment:
         },
         {},
     )
-    urls = []
-    programs = []
-    for number, environ in enumerate(environments):
-        flags = ("--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url)
-        programs.append(Program(folder / f"gateway-{number}", "gateway", "serve", *flags, environ=environ))
-        stack.callback(programs[-1].stop)
-    urls = [program.said(r"(?<!admin )listening on (http://[\w.:]+)") for program in programs]
+    programs = [
+        stack.enter_context(Served(folder / f"gateway-{number}", far_end.base_url, environ=environ))
+        for number, environ in enumerate(environments)
+    ]
+    urls = [program.url for program in programs]
     return Deployment(
         urls[0],
         _KEY,

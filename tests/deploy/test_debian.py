@@ -24,8 +24,8 @@ import pytest
 from tests.deploy import debian
 from tests.deploy.conftest import ROOT
 from tests.deploy.debian import SYSTEM_PATH, Debian, run
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller
+from tests.farend import FarEnd
 
 pytestmark = [
     pytest.mark.slow,

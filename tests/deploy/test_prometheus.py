@@ -15,10 +15,10 @@ import pytest_asyncio
 
 from tests.cluster.redis_server import RedisServer
 from tests.deploy.conftest import StartPrometheus
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
 from tests.e2e.nodes import Node, Nodes, ask
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus"), pytest.mark.timeout(180)]
@@ -49,20 +49,9 @@ def expressions(root: Path, *, of_nodes: bool) -> list[tuple[str, str]]:
 @pytest.fixture
 def gateway(emulator: FarEnd, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Run `gateway serve` with a locked model and a small log and return both of its URLs."""
-    program = Program(
-        tmp_path / "gateway.log",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", emulator.base_url),
-        environ={
-            "OPENAI_API_KEY": "sk-offline",
-            "GATEWAY_UPSTREAM__SESSION_LOCKED": '["model"]',
-            "GATEWAY_DRAIN__TIMEOUT_SECONDS": "0",
-        },
-    )
-    try:
-        url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-        yield url, program.said(r"admin listening on (http://[\w.:]+)")
-    finally:
-        program.stop()
+    environ = {"GATEWAY_UPSTREAM__SESSION_LOCKED": '["model"]', "GATEWAY_DRAIN__TIMEOUT_SECONDS": "0"}
+    with Served(tmp_path / "gateway.log", emulator.base_url, environ=environ) as program:
+        yield program.url, program.admin_url
 
 
 class Asked:

@@ -14,8 +14,8 @@ import pytest
 
 from gateway.config import Config
 from tests.deploy.conftest import ROOT
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
+from tests.farend import FarEnd
 
 UNIT = ROOT / "deploy/systemd/realtime-gateway.service"
 STATIC = {"PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-offline", "GATEWAY_DRAIN__TIMEOUT_SECONDS": "5"}

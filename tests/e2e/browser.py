@@ -8,19 +8,18 @@ import asyncio
 import base64
 import itertools
 import json
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from gateway.cli.child import die_with_parent
+from tests.programs import Program
 
 Json = dict[str, Any]
-START_SECONDS = 30.0
 DEADLINE_SECONDS = 40.0
 _LOOK_SECONDS = 0.03
 _FLAGS = (
@@ -35,36 +34,17 @@ _KEYS = {
 }
 
 
-class Chromium:
-    """One browser process; `url` is where its DevTools listen."""
+class Chromium(Program):
+    """One browser process."""
 
     def __init__(self, program: str, home: Path) -> None:
-        self._process = subprocess.Popen(
-            [program, *_FLAGS.split(), f"--user-data-dir={home}", "about:blank"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # it calls one C function
-        )
-        self.url = self._address(home / "DevToolsActivePort")
+        flags = (*_FLAGS.split(), f"--user-data-dir={home}", "about:blank")
+        super().__init__(home / "output", *flags, command=program)
 
-    def _address(self, file: Path) -> str:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with suppress(FileNotFoundError, ValueError):
-                port, path = file.read_text().split("\n")[:2]
-                return f"ws://127.0.0.1:{int(port)}{path}"
-            assert self._process.poll() is None, f"Chromium ended with {self._process.returncode}"
-            assert time.monotonic() < deadline, "Chromium did not say where its DevTools listen"
-            time.sleep(_LOOK_SECONDS)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
+    @cached_property
+    def url(self) -> str:
+        """The WebSocket of its DevTools. Waits until it listens."""
+        return self.said(r"DevTools listening on (ws://\S+)")
 
     @asynccontextmanager
     async def page(self, url: str) -> AsyncIterator["Page"]:
@@ -76,10 +56,11 @@ class Chromium:
             tools = _DevTools(socket)
             reading = asyncio.create_task(tools.read(), name="devtools")
             try:
-                context = (await tools.ask("Target.createBrowserContext"))["browserContextId"]
+                context = (await tools.ask("Target.createBrowserContext", {"disposeOnDetach": True}))[
+                    "browserContextId"
+                ]
                 page = await _open(tools, context, url)
                 yield page
-                await tools.ask("Target.disposeBrowserContext", {"browserContextId": context})
             finally:
                 reading.cancel()
                 await asyncio.wait({reading})

@@ -5,7 +5,7 @@ The emulator never shares an interpreter with a gateway: upstream/tuning.py chan
 
 import gc
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pytest_asyncio
 import structlog
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
+from tests.e2e.browser import Chromium
 from tests.e2e.house import Caller, Emulate, Json, Serve, configured
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,12 +37,8 @@ def _logs_go_nowhere_special() -> None:
 @pytest.fixture(scope="session")
 def shared_far_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarEnd]:
     """Run one emulator for all tests without special needs."""
-    far_end = FarEnd(tmp_path_factory.mktemp("far-end") / "log", "--tokens-per-second", "0")
-    try:
-        far_end.ready()
+    with FarEnd(tmp_path_factory.mktemp("far-end") / "log", "--tokens-per-second", "0") as far_end:
         yield far_end
-    finally:
-        far_end.program.stop()
 
 
 @pytest_asyncio.fixture
@@ -58,10 +55,7 @@ def emulate(tmp_path: Path) -> Iterator[Emulate]:
         names = (tmp_path / f"far-end-{count}.log" for count in itertools.count())
 
         def start(*flags: str) -> FarEnd:
-            far_end = FarEnd(next(names), *flags)
-            stack.callback(far_end.program.stop)
-            far_end.ready()
-            return far_end
+            return stack.enter_context(FarEnd(next(names), *flags))
 
         yield start
 
@@ -95,15 +89,19 @@ async def caller(gateway: Gateway) -> AsyncIterator[Caller]:
     await client.http.close()
 
 
+@pytest.fixture(scope="session")
+def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """Run one browser for all tests of this folder. Each page has its own context."""
+    with Chromium(part_path("chromium"), tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
 @pytest.fixture(scope="module")
 def served(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run `gateway serve` as users do and return its URL. It ends after the file's tests, together with the sessions
     that pages left open."""
-    flags = ("--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url)
     # Answers that pages did not read to the end are not waited for.
     environ = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": "1"}
-    program = Program(tmp_path_factory.mktemp("served") / "log", "gateway", "serve", *flags, environ=environ)
-    try:
-        yield program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    finally:
-        program.stop()
+    log = tmp_path_factory.mktemp("served") / "log"
+    with Served(log, shared_far_end.base_url, environ=environ) as program:
+        yield program.url

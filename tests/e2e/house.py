@@ -17,7 +17,7 @@ from gateway.app import Gateway
 from gateway.client import BlockParser
 from gateway.config import Config
 from gateway.upstream.connection import Connection
-from tests.e2e.farend import FarEnd
+from tests.farend import FarEnd
 
 Json = dict[str, Any]
 DEADLINE_SECONDS = 20.0

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 
 from gateway.client import BlockParser
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Program
 
 Json = dict[str, Any]
 

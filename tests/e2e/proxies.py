@@ -7,8 +7,6 @@ used unchanged, except for addresses and for the folders in which a server keeps
 
 import asyncio
 import re
-import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +14,9 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from gateway.cli.child import die_with_parent
 from tests.ports import free_port
+from tests.programs import Program
+from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 PROXIES = ROOT / "deploy" / "proxies"
@@ -155,14 +154,8 @@ async def holding(gateway: str, held: int | None = HELD_BYTES) -> AsyncIterator[
 
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", relay)
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with serving(app, handler_cancellation=True) as url:
+            yield url
 
 
 _HOP_BY_HOP = frozenset({"Connection", "Transfer-Encoding", "Content-Length", "Keep-Alive"})
@@ -171,24 +164,20 @@ _HOP_BY_HOP = frozenset({"Connection", "Transfer-Encoding", "Content-Length", "K
 @asynccontextmanager
 async def _running(command: list[str], home: Path, port: int) -> AsyncIterator[str]:
     """Run a server: wait until it accepts connections, and stop it when the block ends."""
-    process = _started(command, home)
+    environ = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(home))
+    program = Program(home / "output", *command[1:], command=command[0], environ=environ)
     try:
-        await _answers(process, port, home)
+        await _answers(program, port)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.to_thread(process.wait, STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_SECONDS)
+        await asyncio.to_thread(program.stop, STOP_SECONDS)
 
 
-async def _answers(process: "subprocess.Popen[bytes]", port: int, home: Path) -> None:
+async def _answers(program: Program, port: int) -> None:
     """Wait until something listens on the port."""
     async with asyncio.timeout(START_SECONDS):
         while True:
-            assert process.poll() is None, f"it ended with {process.returncode}: {_output(home)}"
+            assert program.process.poll() is None, program.output
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
@@ -203,19 +192,3 @@ def _written(file: Path, text: str) -> Path:
     file.parent.mkdir()
     file.write_text(text)
     return file
-
-
-def _output(home: Path) -> str:
-    return (home / "output").read_text()
-
-
-def _started(command: list[str], home: Path) -> "subprocess.Popen[bytes]":
-    with (home / "output").open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # it calls one C function
-            env={"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)},
-        )

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tests.serving import serving
+
 
 @asynccontextmanager
 async def site(folder: Path) -> AsyncIterator[str]:
     """Serve a folder's files from an origin that is not the gateway's."""
     app = web.Application()
     app.router.add_static("/", folder)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving(app, shutdown_timeout=0) as url:
+        yield url

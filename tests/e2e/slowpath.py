@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gateway.app import Gateway
 from tests.e2e.house import Caller, Json, answer_of, configured, number, say
-from tests.e2e.programs import Program
+from tests.programs import Program
 
 PORT = 18090
 # Longer than the gateway waits for a silent peer; then just long enough to be cut in the middle of a response.

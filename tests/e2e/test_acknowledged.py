@@ -3,8 +3,8 @@ named."""
 
 import pytest
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve
+from tests.farend import FarEnd
 from tests.upstream.badpath import Path, bad_path
 from tests.upstream.farend import farend
 

@@ -1,29 +1,19 @@
 """The browser client as an npm package: its types, a bundler, and OpenAI's Agents SDK over it in a real Chromium."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.browser import Chromium
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve
 from tests.e2e.npm import NPM, npm_program, require_npm
 from tests.e2e.site import site
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
-
-
-@pytest.fixture
-def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromium]:
-    """Run a browser for one test."""
-    browser = Chromium(part_path("chromium"), tmp_path / "browser")
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 def test_types_are_those_of_the_code() -> None:

@@ -10,11 +10,11 @@ import aiohttp
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import KEY, Caller, Serve, say
 from tests.emulator.caller import TEXT_SESSION
 from tests.emulator.caller import Caller as Peer
 from tests.emulator.test_browser import Browser
+from tests.farend import FarEnd
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import KEY, Caller
 from tests.e2e.nodes import Follower, Nodes, ask
 from tests.e2e.test_attach import peer
+from tests.farend import FarEnd
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
 

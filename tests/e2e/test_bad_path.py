@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, configured
+from tests.farend import FarEnd
 from tests.upstream.badpath import Path, bad_path
 
 SESSIONS = 8

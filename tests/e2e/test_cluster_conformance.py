@@ -19,11 +19,11 @@ import pytest
 from gateway.cli.child import offline_environment
 from tests.cluster.redis_server import RedisServer
 from tests.conftest import require_part
-from tests.e2e.farend import FarEnd
 from tests.e2e.nodes import Nodes
-from tests.e2e.programs import Program
 from tests.e2e.proxies import nginx_command
+from tests.farend import FarEnd
 from tests.ports import free_port
+from tests.programs import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY, OTHER_KEY, ORIGIN = "gw-conformance", "gw-conformance-other", "https://app.example"
@@ -54,11 +54,9 @@ http {{
 def deployment(home: Path) -> Iterator[tuple[str, str]]:
     """Run three nodes behind nginx, and return its URL and that of the service behind them."""
     with ExitStack() as stack:
-        far_end = FarEnd(home / "far-end", "--tokens-per-second", "200")
-        stack.callback(far_end.program.stop)
+        far_end = stack.enter_context(FarEnd(home / "far-end", "--tokens-per-second", "200"))
         redis = RedisServer().start()
         stack.callback(redis.close)
-        far_end.ready()
         keys = [
             {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
             for name, key in (("one", KEY), ("other", OTHER_KEY))
@@ -76,8 +74,7 @@ def deployment(home: Path) -> Iterator[tuple[str, str]]:
         port = free_port()
         text = ROUND_ROBIN.format(servers=servers, port=port)
         command = nginx_command(require_part("nginx"), text, home / "nginx")
-        nginx = Program(home / "nginx.log", *command[1:], command=command[0])
-        stack.callback(nginx.stop)
+        stack.enter_context(Program(home / "nginx.log", *command[1:], command=command[0]))
         yield f"http://127.0.0.1:{port}", far_end.base_url
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
 from tests.e2e.nodes import LEASE_SECONDS, SIGNING_KEY, Follower, Node, Nodes, ask
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]
 

@@ -10,9 +10,9 @@ import pytest
 
 import gateway
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller
 from tests.e2e.nodes import Follower, Node, Nodes, ask
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("redis-server"), pytest.mark.timeout(120)]

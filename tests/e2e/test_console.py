@@ -4,17 +4,17 @@ code."""
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.e2e.browser import Chromium, Page
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve
 from tests.e2e.house import say as say_events
 from tests.e2e.npm import require_npm
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
@@ -23,16 +23,6 @@ ANSWERS = "[...document.querySelectorAll('#messages .assistant')].map((one) => o
 SETTLED = f"document.querySelector('#cancel').hidden && !document.querySelector('.open') && {ANSWERS}.length"
 DELTAS = "[...document.querySelectorAll('#event-list .type')].filter((e) => e.textContent.endsWith('.delta')).length"
 STATE = "document.querySelector('#state-text').textContent"
-
-
-@pytest.fixture(scope="module")
-def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """Run one browser for this file."""
-    browser = Chromium(part_path("chromium"), tmp_path_factory.mktemp("chromium"))
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 @pytest_asyncio.fixture

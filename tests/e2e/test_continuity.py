@@ -7,8 +7,8 @@ import time
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Json, Read, Serve, answer_of, number, say
+from tests.farend import FarEnd
 
 NAME = "My name is Ada."
 ASK = "What is my name?"

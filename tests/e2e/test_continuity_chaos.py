@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Json, Read, Serve, answer_of, back_to, number, say, settled
+from tests.farend import FarEnd
 
 TOOL = {
     "type": "function",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import Program
+from tests.programs import Program
 
 HERE, THERE = "10.77.0.1", "10.77.0.2"
 SECONDS = 240

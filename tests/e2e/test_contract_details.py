@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, say
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

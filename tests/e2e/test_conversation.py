@@ -8,8 +8,8 @@ import pytest
 
 from gateway.client import Block
 from tests.e2e.curl import curl, curled
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, answer_of, number, say
+from tests.farend import FarEnd
 
 pytestmark = pytest.mark.needs("curl")
 

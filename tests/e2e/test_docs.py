@@ -18,7 +18,7 @@ import pytest
 
 from gateway.app import Gateway
 from tests.docs.pages import PAGES, Block, name, runnable
-from tests.e2e.farend import FarEnd
+from tests.farend import FarEnd
 
 pytestmark = pytest.mark.slow
 SECONDS = 60.0

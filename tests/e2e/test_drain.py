@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Read, number, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -55,7 +55,7 @@ class Ending:
 class House:
     """A gateway in a separate process, and readers of all of its sessions."""
 
-    def __init__(self, program: Program, caller: Caller, url: str, admin_url: str) -> None:
+    def __init__(self, program: Served, caller: Caller, url: str, admin_url: str) -> None:
         self.program = program
         self.caller = caller
         self.url, self.admin_url = url, admin_url
@@ -123,13 +123,9 @@ def drain_seconds() -> float:
 @pytest_asyncio.fixture
 async def house(slow_far_end: FarEnd, tmp_path: Path, drain_seconds: float) -> AsyncIterator[House]:
     """Run `gateway serve` with that time for its drain."""
-    program = Program(
-        tmp_path / "gateway.log",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", slow_far_end.base_url),
-        environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_DRAIN__TIMEOUT_SECONDS": str(drain_seconds)},
-    )
-    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    house = House(program, Caller(url), url, program.said(r"admin listening on (http://[\w.:]+)"))
+    environ = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": str(drain_seconds)}
+    program = Served(tmp_path / "gateway.log", slow_far_end.base_url, environ=environ)
+    house = House(program, Caller(program.url), program.url, program.admin_url)
     try:
         yield house
     finally:

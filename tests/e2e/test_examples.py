@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +25,11 @@ from aiohttp.test_utils import TestServer
 from gateway.app import Gateway
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve
 from tests.e2e.meddling import PASS, Pass, meddling
 from tests.e2e.npm import NPM, require_npm
 from tests.e2e.site import site
+from tests.farend import FarEnd
 from tests.ports import free_port
 from tests.waiting import until
 
@@ -514,16 +514,6 @@ async def test_each_example_says_that_no_gateway_answers() -> None:
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromium]:
-    """Run a browser for one test."""
-    browser = Chromium(part_path("chromium"), tmp_path / "browser")
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 @pytest.mark.slow

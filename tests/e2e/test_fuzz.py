@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, say
+from tests.farend import FarEnd
 from tests.fuzzing import batches
 
 BATCHES, BATCH = 100, 100

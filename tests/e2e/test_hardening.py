@@ -12,9 +12,9 @@ import pytest_asyncio
 from gateway.app import Gateway
 from gateway.client import BlockParser
 from tests.e2e import rawhttp
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, say
 from tests.e2e.rawhttp import RawAnswer
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

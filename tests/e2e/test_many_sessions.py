@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say, settled
+from tests.farend import FarEnd
 
 SESSIONS = 500
 AT_ONCE = 10

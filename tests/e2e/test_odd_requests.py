@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, back_to, settled
+from tests.farend import FarEnd
 
 REQUESTS = 800
 AT_ONCE = 20

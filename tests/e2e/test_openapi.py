@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway.downstream.openapi import document
-from tests.e2e.farend import FarEnd
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 pytestmark = pytest.mark.slow
 
@@ -76,25 +76,18 @@ class Sessions:
 @pytest.fixture(scope="module")
 def sessions(shared_far_end: FarEnd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
     """Run a gateway whose streams end soon and whose closed sessions are dropped soon."""
-    program = Program(
-        tmp_path_factory.mktemp("described") / "log",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0"),
-        *("--upstream-url", shared_far_end.base_url),
-        environ={
-            "OPENAI_API_KEY": "sk-offline",
-            "GATEWAY_STREAM__MAX_AGE_SECONDS": "1",
-            "GATEWAY_RELAY__DETACH_GRACE_SECONDS": "10",
-            "GATEWAY_RELAY__LOG_RETENTION_SECONDS": "2",
-            "GATEWAY_RELAY__TURN_TIMEOUT_SECONDS": "3",
-            "GATEWAY_LOG__ACCESS": "false",
-        },
-    )
-    try:
-        yield Sessions(program.said(r"(?<!admin )listening on (http://[\w.:]+)"))
+    log = tmp_path_factory.mktemp("described") / "log"
+    environ = {
+        "GATEWAY_STREAM__MAX_AGE_SECONDS": "1",
+        "GATEWAY_RELAY__DETACH_GRACE_SECONDS": "10",
+        "GATEWAY_RELAY__LOG_RETENTION_SECONDS": "2",
+        "GATEWAY_RELAY__TURN_TIMEOUT_SECONDS": "3",
+        "GATEWAY_LOG__ACCESS": "false",
+    }
+    with Served(log, shared_far_end.base_url, environ=environ) as program:
+        yield Sessions(program.url)
         assert "http_failed" not in program.output
         assert "relay_failed" not in program.output
-    finally:
-        program.stop()
 
 
 @pytest.mark.timeout(900)

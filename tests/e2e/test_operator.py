@@ -11,9 +11,9 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -311,20 +311,13 @@ async def test_the_log_holds_no_secret_and_nothing_said(
     shared_far_end: FarEnd, tmp_path: Path, format_: str
 ) -> None:
     """Even at its most verbose level the log has neither keys, secrets and tickets, nor SDP, nor conversation text."""
-    program = Program(
-        tmp_path / "log",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", shared_far_end.base_url),
-        environ={
-            "GATEWAY_LOG__LEVEL": "debug",
-            "GATEWAY_LOG__FORMAT": format_,
-            "GATEWAY_UPSTREAM__AUTH": "client",
-        },
-    )
-    try:
-        url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-        session = await conversed(url)
-    finally:
-        program.stop()
+    environ = {
+        "GATEWAY_LOG__LEVEL": "debug",
+        "GATEWAY_LOG__FORMAT": format_,
+        "GATEWAY_UPSTREAM__AUTH": "client",
+    }
+    with Served(tmp_path / "log", shared_far_end.base_url, environ=environ) as program:
+        session = await conversed(program.url)
 
     text = program.output
     secrets = [session["client_secret"]["value"], session["stream_url"].partition("=")[2]]

@@ -13,7 +13,7 @@ import base64
 import json
 import os
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from httpx_sse import aconnect_sse
 
 from gateway.client import BlockParser
 from tests.e2e.browser import Chromium
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve
+from tests.farend import FarEnd
+from tests.serving import serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 SECONDS = 60.0
@@ -99,13 +100,8 @@ async def giving(stream: bytes, step: int) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/stream", give)
     app.router.add_get("/", page)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/stream"
-    finally:
-        await runner.cleanup()
+    async with serving(app, shutdown_timeout=0) as url:
+        yield f"{url}/stream"
 
 
 # --- the five parsers -------------------------------------------------------------------------------------------------
@@ -205,16 +201,6 @@ async def by_chromium(browser: Chromium, url: str) -> list[Event]:
 
 
 # --- they agree -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """Run one browser for all these tests."""
-    browser = Chromium(part_path("chromium"), tmp_path_factory.mktemp("browser"))
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 @pytest_asyncio.fixture

@@ -18,8 +18,8 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e import proxies
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, say
+from tests.farend import FarEnd
 
 Part = Callable[[str], str]
 Standing = Callable[[Part, str, Path, str], AbstractAsyncContextManager[str]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve
+from tests.farend import FarEnd
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from tests.e2e.browser import Chromium, Page
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Serve, number, say
 from tests.e2e.meddling import PASS, Hold, Lose, Pass, meddling
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
@@ -30,16 +30,6 @@ HANDLER = """(event) => {
 SEND = """dataChannel?.send(JSON.stringify({ type: 'conversation.item.create',
   item: { type: 'message', role: 'user', content: [{ type: 'input_text', text: testCounter.current.toString() }] } }));"""
 ASK = "dataChannel.send(JSON.stringify({type: 'response.create'}));"
-
-
-@pytest.fixture(scope="module")
-def chromium(part_path: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """Run one browser for this file."""
-    browser = Chromium(part_path("chromium"), tmp_path_factory.mktemp("chromium"))
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 async def channel(page: Page, options: str = "{}") -> str:

@@ -6,7 +6,6 @@
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,16 +35,6 @@ CHANGED = """(async ([one, other]) => {
   }
   return changed / (a.data.length / 4);
 })"""
-
-
-@pytest.fixture
-def chromium(part_path: Callable[[str], str], tmp_path: Path) -> Iterator[Chromium]:
-    """Run a browser for one test."""
-    browser = Chromium(part_path("chromium"), tmp_path / "browser")
-    try:
-        yield browser
-    finally:
-        browser.stop()
 
 
 async def converse(page: Page) -> None:

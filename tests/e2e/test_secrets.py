@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -41,33 +41,26 @@ class Run:
 
 
 @pytest.fixture(params=["console", "json"])
-def program(request: pytest.FixtureRequest, far_end: FarEnd, tmp_path: Path) -> Iterator[Program]:
+def program(request: pytest.FixtureRequest, far_end: FarEnd, tmp_path: Path) -> Iterator[Served]:
     """Run a gateway with its most verbose log."""
     keys = f'[{{"name":"ann","sha256":"{hashlib.sha256(CALLER_KEY.encode()).hexdigest()}"}}]'
-    program = Program(
-        tmp_path / "log",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url),
-        environ={
-            "OPENAI_API_KEY": OPENAI_KEY,
-            "GATEWAY_ACCESS__KEYS": keys,
-            "GATEWAY_ACCESS__SIGNING_KEY": SIGNING_KEY,
-            "GATEWAY_ADMIN__TOKEN": ADMIN_TOKEN,
-            "GATEWAY_LOG__LEVEL": "debug",
-            "GATEWAY_LOG__FORMAT": request.param,
-            "GATEWAY_UPSTREAM__AUTH": "client",
-        },
-    )
-    try:
+    environ = {
+        "OPENAI_API_KEY": OPENAI_KEY,
+        "GATEWAY_ACCESS__KEYS": keys,
+        "GATEWAY_ACCESS__SIGNING_KEY": SIGNING_KEY,
+        "GATEWAY_ADMIN__TOKEN": ADMIN_TOKEN,
+        "GATEWAY_LOG__LEVEL": "debug",
+        "GATEWAY_LOG__FORMAT": request.param,
+        "GATEWAY_UPSTREAM__AUTH": "client",
+    }
+    with Served(tmp_path / "log", far_end.base_url, environ=environ) as program:
         yield program
-    finally:
-        program.stop()
 
 
-async def test_nothing_secret_is_written_down(program: Program, far_end: FarEnd) -> None:
+async def test_nothing_secret_is_written_down(program: Served, far_end: FarEnd) -> None:
     """Logs, metrics, errors and diagnostics contain no key, secret, ticket or token, and no conversation text."""
     run = Run({CALLER_KEY, WRONG_KEY, REFUSED, OPENAI_KEY, SIGNING_KEY, ADMIN_TOKEN, SPOKEN})
-    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin_url = program.said(r"admin listening on (http://[\w.:]+)")
+    url, admin_url = program.url, program.admin_url
     async with Caller(url) as caller, Caller(admin_url) as operator:
         session = await lived_through(run, caller, operator, far_end)
         await looked_at(run, operator, session)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from gateway.app import Gateway
 from tests.e2e.cuts import cutting
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, configured
+from tests.farend import FarEnd
 from tests.waiting import until
 
 SECONDS = 120.0

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve
+from tests.farend import FarEnd
 from tests.waiting import until
 
 READERS = 50

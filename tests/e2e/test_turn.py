@@ -15,10 +15,10 @@ import pytest
 from gateway.cli import check_upstream as doctor
 from gateway.upstream.config import IceServer
 from tests.certificate import write_certificate
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve, back_to, say, settled
-from tests.e2e.programs import START_SECONDS, Program
+from tests.farend import FarEnd
 from tests.ports import free_port
+from tests.programs import START_SECONDS, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("turnserver")]
 
@@ -61,11 +61,9 @@ def relay(
         *("--lt-cred-mech", "--realm", "test", "--user", f"{NAME}:{PASSWORD}"),
         command=part_path("turnserver"),
     )
-    try:
+    with program:
         _await_listener(program, tls)
         yield Relay(program, plain, tls)
-    finally:
-        program.stop()
 
 
 def _await_listener(program: Program, port: int) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.client import BlockParser
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Serve
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Json, Serve, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Program, Served
 from tests.waiting import until
 
 GOOD, BAD = "gw-good-client", "gw-bad-client"
@@ -38,27 +38,20 @@ def bearer(word: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def attacked(emulate: Emulate, tmp_path: Path) -> Iterator[Program]:
+def attacked(emulate: Emulate, tmp_path: Path) -> Iterator[Served]:
     """Run a gateway with a good client and a bad one, which has the limits for strangers."""
     far_end = emulate("--tokens-per-second", TOKENS_PER_SECOND)
     bad = key(
         "bad", BAD, max_sessions=1, sessions_per_minute=60, events_per_second=100, bytes_per_second=100_000
     )
-    program = Program(
-        tmp_path / "gateway",
-        *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url),
-        environ={
-            "OPENAI_API_KEY": "sk-offline",
-            "GATEWAY_ACCESS__KEYS": json.dumps([key("good", GOOD), bad]),
-            "GATEWAY_SERVER__HEADER_TIMEOUT_SECONDS": "1",
-            "GATEWAY_LOG__ACCESS": "false",
-        },
-    )
-    try:
+    environ = {
+        "GATEWAY_ACCESS__KEYS": json.dumps([key("good", GOOD), bad]),
+        "GATEWAY_SERVER__HEADER_TIMEOUT_SECONDS": "1",
+        "GATEWAY_LOG__ACCESS": "false",
+    }
+    with Served(tmp_path / "gateway", far_end.base_url, environ=environ) as program:
         yield program
         assert program.process.poll() is None, program.output
-    finally:
-        program.stop()
 
 
 async def turns(caller: Caller, session: Json) -> float:
@@ -79,9 +72,9 @@ async def turns(caller: Caller, session: Json) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openings", "guesses", "megabytes", "tiny_events", "loris"])
-async def test_good_clients_are_served_meanwhile(attacked: Program, tmp_path: Path, kind: str) -> None:
+async def test_good_clients_are_served_meanwhile(attacked: Served, tmp_path: Path, kind: str) -> None:
     """During each attack, a turn takes at most twice as long as before."""
-    url = attacked.said(r"(?<!admin )listening on (http://[\w.:]+)")
+    url = attacked.url
     async with Caller(url) as caller, Caller(url) as stranger:
         caller.http.headers.update(bearer(GOOD))
         stranger.http.headers.update(bearer(BAD))

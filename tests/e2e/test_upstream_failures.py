@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Emulate, Serve, back_to, say, settled
+from tests.farend import FarEnd
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

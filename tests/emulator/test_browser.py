@@ -19,6 +19,7 @@ from aiohttp import web
 
 from tests.emulator.caller import TEXT_SESSION, Caller
 from tests.emulator.npm import INTEROP, require_packages
+from tests.serving import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 DEADLINE_SECONDS = 45.0
@@ -144,16 +145,10 @@ class Browser:
         if self.modules is not None:
             app.router.add_static("/modules", self.modules)
         # A page that waits for /next ends with its browser.
-        runner = web.AppRunner(app, shutdown_timeout=1.0, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        try:
+        async with serving(app, shutdown_timeout=1.0, handler_cancellation=True) as url:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-                url = f"http://127.0.0.1:{runner.addresses[0][1]}/{fragment}"
-                async with self._running(url, Path(home)):
+                async with self._running(f"{url}/{fragment}", Path(home)):
                     yield
-        finally:
-            await runner.cleanup()
 
     @asynccontextmanager
     async def _running(self, url: str, home: Path) -> AsyncIterator[None]:

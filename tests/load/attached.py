@@ -16,9 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.farend import FarEnd
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
 from tests.load.churn import Process
+from tests.programs import Program, Served
 
 Json = dict[str, Any]
 
@@ -27,11 +27,8 @@ class Side:
     """A gateway in its own process, and a client of it."""
 
     def __init__(self, folder: Path, name: str, upstream: str, http: aiohttp.ClientSession) -> None:
-        flags = ("--port", "0", "--admin-port", "0", "--upstream-url", upstream)
-        self.program = Program(
-            folder / name, "gateway", "serve", *flags, environ={"OPENAI_API_KEY": "sk-load"}
-        )
-        self.url = self.program.said(r"(?<!admin )listening on (http://[\w.:]+)")
+        self.program = Served(folder / name, upstream)
+        self.url = self.program.url
         self.http = http
 
     @property
@@ -99,7 +96,7 @@ async def run(sessions: int, turns: int, words: int, pace: float) -> None:
         far_end = FarEnd(folder / "far-end", "--tokens-per-second", str(pace))
         far_end.ready()
         timeout = aiohttp.ClientTimeout(total=None)
-        programs = [far_end.program]
+        programs: list[Program] = [far_end.program]
         connector = aiohttp.TCPConnector(limit=0)
         try:
             async with aiohttp.ClientSession(

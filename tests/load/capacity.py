@@ -23,12 +23,12 @@ from typing import Any
 import aiohttp
 
 from gateway.cli.scrape import Buckets, histogram, quantile, since
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
 from tests.load import cores
 from tests.load.churn import Process
 from tests.load.sessions import open_all, send
+from tests.programs import Served
 
 LIMIT_SECONDS = 0.005
 SPREAD_SECONDS = 2.0
@@ -76,10 +76,9 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-async def search(program: Program, step: int, most: int, seconds: float) -> int:
+async def search(program: Served, step: int, most: int, seconds: float) -> int:
     """Raise the load level by level; print each level, and the highest one within the limit."""
-    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin_url = program.said(r"admin listening on (http://[\w.:]+)")
+    url, admin_url = program.url, program.admin_url
     best: tuple[int, float] | None = None
     readers: list[Reader] = []
     running: list[asyncio.Task[None]] = []
@@ -141,18 +140,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         upstream, others = given.upstream, list[int]()
         if upstream is None:
-            far_end = FarEnd(Path(folder) / "far-end", "--tokens-per-second", f"{given.tokens_per_second:g}")
-            stack.callback(far_end.program.stop)
-            far_end.ready()
+            pace = ("--tokens-per-second", f"{given.tokens_per_second:g}")
+            far_end = stack.enter_context(FarEnd(Path(folder) / "far-end", *pace))
             upstream = far_end.base_url
             others.append(far_end.program.process.pid)
-        gateway = Program(
-            Path(folder) / "gateway",
-            *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", upstream),
-            environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_LOG__ACCESS": "false"},
-        )
-        stack.callback(gateway.stop)
-        gateway.said("(admin listening on) ")
+        environ = {"GATEWAY_LOG__ACCESS": "false"}
+        gateway = stack.enter_context(Served(Path(folder) / "gateway", upstream, environ=environ))
+        assert gateway.admin_url
         cores.reserve(gateway.process.pid, *others)
         return asyncio.run(search(gateway, given.step, given.most, given.seconds))
 

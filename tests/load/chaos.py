@@ -28,10 +28,10 @@ from pathlib import Path as File
 from typing import TextIO
 
 from tests.e2e.house import Caller
-from tests.e2e.programs import Program
 from tests.load.chaos_client import Count, talk
 from tests.load.chaos_faults import Faults, Log, far_end
 from tests.load.churn import Process
+from tests.programs import Program
 from tests.upstream.badpath import Path, bad_path
 
 GROWTH = 1.25

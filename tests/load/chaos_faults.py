@@ -25,7 +25,7 @@ from typing import TextIO
 
 import aiohttp
 
-from tests.e2e.programs import START_SECONDS, Program
+from tests.programs import START_SECONDS, Program
 from tests.upstream.badpath import Path
 
 STRETCH_SECONDS = 20.0

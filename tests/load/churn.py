@@ -19,8 +19,8 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.e2e.farend import FarEnd
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 # Memory is first measured after this many sessions. It grows by about 11 MiB over the first thousands, whether 10,000 follow
 # or 30,000, until the heap has reached its size.
@@ -89,29 +89,20 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=8)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        far_end = FarEnd(Path(folder) / "far-end")
-        gateway = None
-        try:
-            far_end.ready()
-            gateway = Program(
-                Path(folder) / "gateway",
-                *("gateway", "serve", "--port", "0", "--admin-port", "0"),
-                *("--upstream-url", far_end.base_url),
-                environ={
-                    "GATEWAY_RELAY__LOG_RETENTION_SECONDS": str(RETENTION_SECONDS),
-                    "GATEWAY_LOG__ACCESS": "false",
-                },
-            )
+        environ = {
+            "GATEWAY_RELAY__LOG_RETENTION_SECONDS": str(RETENTION_SECONDS),
+            "GATEWAY_LOG__ACCESS": "false",
+        }
+        with (
+            FarEnd(Path(folder) / "far-end") as far_end,
+            Served(Path(folder) / "gateway", far_end.base_url, environ=environ) as gateway,
+        ):
             return compare(gateway, given.sessions, given.at_once)
-        finally:
-            far_end.program.stop()
-            if gateway is not None:
-                gateway.stop()
 
 
-def compare(gateway: Program, sessions: int, at_once: int) -> int:
+def compare(gateway: Served, sessions: int, at_once: int) -> int:
     """Churn, and compare the gateway's resources afterwards with those when it was warm."""
-    url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
+    url = gateway.url
     asyncio.run(churn(url, WARM_UP, at_once))
     time.sleep(SETTLE_SECONDS)
     before = Process.of(gateway.process.pid)

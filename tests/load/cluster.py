@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.farend import FarEnd
 from tests.e2e.nodes import Nodes
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Program
 
 ITEM = {
     "type": "conversation.item.create",

@@ -19,10 +19,10 @@ from types import MappingProxyType
 
 import aiohttp
 
+from tests import programs
 from tests.cluster.redis_server import RedisServer
-from tests.e2e import programs
-from tests.e2e.farend import FarEnd
 from tests.e2e.nodes import Node, Nodes
+from tests.farend import FarEnd
 from tests.load.chaos_client import Count
 from tests.load.cluster_client import WAYS, AnyNode, NodesLife, TurnsLife, Voices, lives
 

@@ -26,10 +26,10 @@ import aiohttp
 from gateway.cli.procfs import cpu_seconds
 from tests.e2e.house import Caller, say
 from tests.e2e.nodes import SIGNING_KEY
-from tests.e2e.programs import Program
 from tests.load.cluster import ITEM, quantiles
 from tests.load.cluster_bed import Bed, bed
 from tests.load.cluster_client import AnyNode
+from tests.programs import Program
 
 IDLE_SESSIONS = 100
 IDLE_SECONDS = 10

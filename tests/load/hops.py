@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 
 from gateway.app import Gateway
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import configured, say
+from tests.farend import FarEnd
 
 ROOT = Path(__file__).resolve().parents[2]
 MIDDLEWARE = "gateway/downstream/middleware.py"

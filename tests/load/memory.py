@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from typing import Any
 import aiohttp
 
 from gateway.relay.state.mirror import MAX_BYTES
-from tests.e2e.farend import FarEnd
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -230,16 +230,14 @@ async def watch(pid: int, admin_url: str, peak: list[float]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def suffer(gateway: Program, attack: Callable[[Target], Awaitable[None]], seconds: float) -> str:
+async def suffer(gateway: Served, attack: Callable[[Target], Awaitable[None]], seconds: float) -> str:
     """Attack a gateway and return its row of the table."""
-    url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin_url = gateway.said(r"admin listening on (http://[\w.:]+)")
     pid = gateway.process.pid
     before, peak = resident(pid), [0.0, 0.0]
-    watching = asyncio.create_task(watch(pid, admin_url, peak))
+    watching = asyncio.create_task(watch(pid, gateway.admin_url, peak))
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
-        target = Target(url, http, time.monotonic() + seconds)
+        target = Target(gateway.url, http, time.monotonic() + seconds)
         await attack(target)
     await asyncio.sleep(ASIDE_SECONDS)
     watching.cancel()
@@ -249,22 +247,13 @@ async def suffer(gateway: Program, attack: Callable[[Target], Awaitable[None]], 
     return f"| {name} | {before / MIB:.0f} | {peak[0] / MIB:.0f} | {resident(pid) / MIB:.0f} | {peak[1] * 1000:.0f} | {answers} |"
 
 
-@contextmanager
-def serving(folder: Path, far_end: FarEnd, max_sessions: int) -> Iterator[Program]:
-    """Run a gateway with one key."""
+def serving(folder: Path, far_end: FarEnd, max_sessions: int) -> Served:
+    """Start a gateway with one key."""
     config = folder / "gateway.toml"
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     config.write_text(CONFIG.format(digest=digest, max_sessions=max_sessions))
-    gateway = Program(
-        folder / "gateway",
-        *("gateway", "serve", "--config", str(config), "--port", "0", "--admin-port", "0"),
-        *("--upstream-url", far_end.base_url),
-        environ={"GATEWAY_LOG__ACCESS": "false"},
-    )
-    try:
-        yield gateway
-    finally:
-        gateway.stop()
+    flags = ("--config", str(config))
+    return Served(folder / "gateway", far_end.base_url, *flags, environ={"GATEWAY_LOG__ACCESS": "false"})
 
 
 def main() -> int:
@@ -282,14 +271,9 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            far_end = FarEnd(folder / "far-end")
-            try:
-                far_end.ready()
-                sessions = 1 if attack is creates_and_deletes else 100
-                with serving(folder, far_end, sessions) as gateway:
-                    print(asyncio.run(suffer(gateway, attack, given.seconds)), flush=True)
-            finally:
-                far_end.program.stop()
+            sessions = 1 if attack is creates_and_deletes else 100
+            with FarEnd(folder / "far-end") as far_end, serving(folder, far_end, sessions) as gateway:
+                print(asyncio.run(suffer(gateway, attack, given.seconds)), flush=True)
     return 0
 
 

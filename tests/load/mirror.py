@@ -15,10 +15,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
 from tests.load.churn import Process
+from tests.programs import Served
 
 BOUND = 0.05
 WARM_UP_TURNS = 2
@@ -41,9 +41,9 @@ async def talk(caller: Caller, session_id: str, turns: int) -> int:
     return events
 
 
-async def cost(gateway: Program, sessions: int, turns: int) -> Cost:
+async def cost(gateway: Served, sessions: int, turns: int) -> Cost:
     """Converse in this many sessions at once and return the cost."""
-    async with Caller(gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")) as caller:
+    async with Caller(gateway.url) as caller:
         ids = [(await caller.open())["id"] for _ in range(sessions)]
         await asyncio.gather(*(talk(caller, session_id, WARM_UP_TURNS) for session_id in ids))
         before = Process.of(gateway.process.pid)
@@ -61,27 +61,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()
     costs: dict[bool, list[Cost]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as folder:
-        far_end = FarEnd(Path(folder) / "far-end", "--tokens-per-second", "0")
-        try:
-            far_end.ready()
-            for at in range(2 * given.rounds):
-                # On, off, off, on: other load on the machine affects both.
-                on = at % 4 in (0, 3)
-                gateway = Program(
-                    Path(folder) / f"gateway-{at}",
-                    *("gateway", "serve", "--port", "0", "--admin-port", "0"),
-                    *("--upstream-url", far_end.base_url),
-                    environ={"GATEWAY_LOG__ACCESS": "false", "GATEWAY_RELAY__CONTINUITY": str(on).lower()},
-                )
-                try:
-                    costs[on].append(asyncio.run(cost(gateway, given.sessions, given.turns)))
-                finally:
-                    gateway.stop()
-                last = costs[on][-1]
-                print(f"continuity {str(on).lower():5}: {last.micros_per_event:.1f} us an event", flush=True)
-        finally:
-            far_end.program.stop()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FarEnd(Path(folder) / "far-end", "--tokens-per-second", "0") as far_end,
+    ):
+        for at in range(2 * given.rounds):
+            # On, off, off, on: other load on the machine affects both.
+            on = at % 4 in (0, 3)
+            environ = {"GATEWAY_LOG__ACCESS": "false", "GATEWAY_RELAY__CONTINUITY": str(on).lower()}
+            with Served(Path(folder) / f"gateway-{at}", far_end.base_url, environ=environ) as gateway:
+                costs[on].append(asyncio.run(cost(gateway, given.sessions, given.turns)))
+            last = costs[on][-1]
+            print(f"continuity {str(on).lower():5}: {last.micros_per_event:.1f} us an event", flush=True)
     return compare(costs, given.sessions)
 
 

@@ -21,8 +21,8 @@ import aiohttp
 from gateway.app import Gateway
 from tests.conftest import find_part
 from tests.e2e import proxies
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, configured
+from tests.farend import FarEnd
 
 ROUND_SECONDS = 7.0
 BURST = [json.dumps({"type": "filler", "text": "x" * 480})] * 40
@@ -177,12 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
-        far_end = FarEnd(home / "far-end.log")
-        try:
-            far_end.ready()
+        with FarEnd(home / "far-end.log") as far_end:
             print(show(asyncio.run(measure(far_end, home, rounds)), rounds))  # noqa: T201  # a command speaks
-        finally:
-            far_end.program.stop()
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Read, say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 NOTICE_BOUND_SECONDS = 8.0
 LONGEST_SECONDS = 60.0
@@ -91,9 +91,7 @@ class Bench:
     def _another(self, *flags: str) -> FarEnd:
         self.started += 1
         far_end = FarEnd(self.folder / f"far-end-{self.started}", "--tokens-per-second", "0", *flags)
-        self.stack.callback(far_end.program.stop)
-        far_end.ready()
-        return far_end
+        return self.stack.enter_context(far_end)
 
 
 async def _watch(blocks: AsyncIterator[Read]) -> tuple[float | None, float, str]:
@@ -120,16 +118,10 @@ TRIALS: list[tuple[str, str, bool]] = [
 
 async def run(folder: Path, stack: ExitStack, times: int, say_row: Callable[[Row], None]) -> list[Row]:
     """Measure every kind this many times."""
-    far_end = FarEnd(folder / "far-end", "--tokens-per-second", "0")
-    stack.callback(far_end.program.stop)
-    far_end.ready()
-    flags = ("--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url)
-    gateway = Program(folder / "gateway", "gateway", "serve", *flags)
-    stack.callback(gateway.stop)
-    url = gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin = gateway.said(r"admin listening on (http://[\w.:]+)")
+    far_end = stack.enter_context(FarEnd(folder / "far-end", "--tokens-per-second", "0"))
+    gateway = stack.enter_context(Served(folder / "gateway", far_end.base_url))
     rows = []
-    async with Caller(url) as caller, Caller(admin) as operator:
+    async with Caller(gateway.url) as caller, Caller(gateway.admin_url) as operator:
         bench = Bench(folder, stack, far_end, caller, operator)
         for title, fault, answering in TRIALS:
             row = Row(title)

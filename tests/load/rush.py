@@ -14,24 +14,24 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
 
 from gateway.telemetry.garbage import SWEEP_SECONDS
-from tests.e2e.farend import FarEnd
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
 from tests.load import cores
 from tests.load.churn import Process
 from tests.load.sessions import lag, quantile
+from tests.programs import Served
 
 LAG_SECONDS = 0.025
 
 
-async def rush(program: Program, sessions: int, rounds: int) -> int:
+async def rush(program: Served, sessions: int, rounds: int) -> int:
     """Open the sessions of each round at once, close them, and measure."""
-    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin_url = program.said(r"admin listening on (http://[\w.:]+)")
+    url, admin_url = program.url, program.admin_url
     pid = program.process.pid
     failed, worst = 0, 0.0
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
@@ -82,28 +82,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--upstream", help="base URL of a far end that runs already; default: an emulator")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        far_end = None if given.upstream else FarEnd(Path(folder) / "far-end")
-        gateway = None
-        try:
-            if far_end is not None:
-                far_end.ready()
-            gateway = Program(
-                Path(folder) / "gateway",
-                *("gateway", "serve", "--port", "0", "--admin-port", "0"),
-                *("--upstream-url", given.upstream or (far_end.base_url if far_end is not None else "")),
-                environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_LOG__ACCESS": "false"},
-            )
-            gateway.said("(admin listening on) ")
-            cores.reserve(
-                gateway.process.pid, *([far_end.program.process.pid] if far_end is not None else [])
-            )
-            return asyncio.run(rush(gateway, given.sessions, given.rounds))
-        finally:
-            if far_end is not None:
-                far_end.program.stop()
-            if gateway is not None:
-                gateway.stop()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        upstream, others = given.upstream, list[int]()
+        if upstream is None:
+            far_end = stack.enter_context(FarEnd(Path(folder) / "far-end"))
+            upstream = far_end.base_url
+            others.append(far_end.program.process.pid)
+        environ = {"GATEWAY_LOG__ACCESS": "false"}
+        gateway = stack.enter_context(Served(Path(folder) / "gateway", upstream, environ=environ))
+        assert gateway.admin_url
+        cores.reserve(gateway.process.pid, *others)
+        return asyncio.run(rush(gateway, given.sessions, given.rounds))
 
 
 if __name__ == "__main__":

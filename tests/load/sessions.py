@@ -22,10 +22,10 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.client import BlockParser
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import say
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
 from tests.load.churn import Process
+from tests.programs import Served
 
 OPEN_AT_ONCE = 8
 # Without new sessions and conversations, so that only holding and streaming is measured.
@@ -84,10 +84,9 @@ def quantile(share: float, before: Histogram, after: Histogram) -> tuple[float, 
     return next(bound for bound, below in grown.items() if below >= share * count), int(count)
 
 
-async def hold(program: Program, sessions: int, talking: int, seconds: float) -> int:
+async def hold(program: Served, sessions: int, talking: int, seconds: float) -> int:
     """Open, converse, measure."""
-    url = program.said(r"(?<!admin )listening on (http://[\w.:]+)")
-    admin_url = program.said(r"admin listening on (http://[\w.:]+)")
+    url, admin_url = program.url, program.admin_url
     pid = program.process.pid
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=2**18) as http:
@@ -148,21 +147,13 @@ def main() -> int:
     given = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores before")
     with tempfile.TemporaryDirectory() as folder:
-        far_end = FarEnd(Path(folder) / "far-end", "--tokens-per-second", f"{given.tokens_per_second:g}")
-        gateway = None
-        try:
-            far_end.ready()
-            gateway = Program(
-                Path(folder) / "gateway",
-                *("gateway", "serve", "--port", "0", "--admin-port", "0"),
-                *("--upstream-url", far_end.base_url),
-                environ={"OPENAI_API_KEY": "sk-offline", "GATEWAY_LOG__ACCESS": "false"},
-            )
+        pace = ("--tokens-per-second", f"{given.tokens_per_second:g}")
+        environ = {"GATEWAY_LOG__ACCESS": "false"}
+        with (
+            FarEnd(Path(folder) / "far-end", *pace) as far_end,
+            Served(Path(folder) / "gateway", far_end.base_url, environ=environ) as gateway,
+        ):
             return asyncio.run(hold(gateway, given.sessions, given.talking, given.seconds))
-        finally:
-            far_end.program.stop()
-            if gateway is not None:
-                gateway.stop()
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.farend import FarEnd
 from tests.e2e.house import Caller, Json, Read, number
-from tests.e2e.programs import Program
+from tests.farend import FarEnd
+from tests.programs import Served
 
 NAMES = "Ada Bela Cleo Dora Emil Fritz Greta Hugo Ines Jakob Karla Leon Mira Nils Olga Paul Rosa Sven Tilda Uwe".split()
 LONGEST_PAUSE_SECONDS = 2.0
@@ -162,21 +162,12 @@ class Talk:
 @asynccontextmanager
 async def relay(folder: Path, *flags: str) -> AsyncIterator[Caller]:
     """Run a far end whose calls end after a minute, and a gateway, each in its own process."""
-    far_end = FarEnd(folder / "far-end", *flags)
-    gateway = None
-    try:
-        far_end.ready()
-        gateway = Program(
-            folder / "gateway",
-            *("gateway", "serve", "--port", "0", "--admin-port", "0", "--upstream-url", far_end.base_url),
-            environ={"GATEWAY_LOG__ACCESS": "false"},
-        )
-        async with Caller(gateway.said(r"(?<!admin )listening on (http://[\w.:]+)")) as caller:
+    with (
+        FarEnd(folder / "far-end", *flags) as far_end,
+        Served(folder / "gateway", far_end.base_url, environ={"GATEWAY_LOG__ACCESS": "false"}) as gateway,
+    ):
+        async with Caller(gateway.url) as caller:
             yield caller
-    finally:
-        if gateway is not None:
-            gateway.stop()
-        far_end.program.stop()
 
 
 async def soak(minutes: float, sessions: int, call_seconds: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import aiohttp
 from aiohttp import web
 
-from tests.upstream.farend import serving
+from tests.serving import serving
 
 APPLICATION_DATA = 23  # RFC 6347 4.1, the first byte of a DTLS record
 # A record with an acknowledgement has 65 bytes, and 4 more for each gap. One with an event has more.

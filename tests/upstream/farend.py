@@ -36,6 +36,8 @@ from aiortc import (
     RTCSessionDescription,
 )
 
+from tests.serving import serving
+
 TEXT = 51  # RFC 8831 8
 
 
@@ -173,18 +175,6 @@ async def answering(farend: Farend) -> AsyncIterator[str]:
             yield f"{url}/v1"
         finally:
             await asyncio.gather(*(pc.close() for pc in farend.peers))
-
-
-@asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
-    """Serve an application on loopback and return its URL."""
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 async def serve() -> None:

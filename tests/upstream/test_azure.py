@@ -15,7 +15,8 @@ from gateway.config import load
 from gateway.errors import UpstreamError
 from gateway.wiring import upstream_config
 from tests.conftest import ROOT
-from tests.upstream.farend import Farend, serving
+from tests.serving import serving
+from tests.upstream.farend import Farend
 from tests.upstream.kit import REQUEST, Remembering, dialling
 
 

@@ -23,6 +23,7 @@ from gateway.upstream.dialer import CallDialer
 from gateway.upstream.sideband import SidebandUpstream
 from tests.emulator.caller import Caller
 from tests.facts import Facts
+from tests.serving import serving
 from tests.upstream.kit import Remembering
 from tests.waiting import until
 
@@ -260,17 +261,12 @@ class Socket:
 
 
 @asynccontextmanager
-async def serving(far: Socket, path: str = "/v1") -> AsyncIterator[str]:
+async def answered_by(far: Socket, path: str = "/v1") -> AsyncIterator[str]:
     """Run a far end; yield its base URL."""
     app = web.Application()
     app.router.add_get(f"{path}/realtime", far.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
-    finally:
-        await runner.cleanup()
+    async with serving(app) as url:
+        yield f"{url}{path}"
 
 
 async def silent(socket: web.WebSocketResponse) -> None:
@@ -283,7 +279,7 @@ async def test_request_has_the_form_of_the_reference() -> None:
     """Credential, organization and project are sent as for calls; Azure differs only by its base URL."""
     far = Socket(silent)
     async with (
-        serving(far, "/openai/v1") as url,
+        answered_by(far, "/openai/v1") as url,
         dialling(url, organization="org-1", project="proj-1") as dialer,
     ):
         await attach(dialer, "rtc_a&b", Remembering())
@@ -308,7 +304,7 @@ async def test_request_has_the_form_of_the_reference() -> None:
 )
 async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None:
     """Statuses other than 404 are handled as for calls, retries included."""
-    async with serving(Socket(silent, status, "7")) as url, dialling(url) as dialer:
+    async with answered_by(Socket(silent, status, "7")) as url, dialling(url) as dialer:
         with pytest.raises(UpstreamError) as refused:
             await attach(dialer, "rtc_1", Remembering())
 
@@ -319,7 +315,7 @@ async def test_refusal_has_the_code_of_the_table(status: int, code: str) -> None
 async def test_redirect_carries_the_key_nowhere() -> None:
     """A redirect counts as a refusal and is not followed."""
     elsewhere, far = Socket(silent), Socket(silent, 307)
-    async with serving(elsewhere) as target, serving(far) as url, dialling(url) as dialer:
+    async with answered_by(elsewhere) as target, answered_by(far) as url, dialling(url) as dialer:
         far.headers["Location"] = f"{target}/realtime?call_id=rtc_1"
         with pytest.raises(UpstreamError) as refused:
             await attach(dialer, "rtc_1", Remembering())
@@ -348,7 +344,7 @@ async def test_handshake_has_a_deadline() -> None:
 
     far = Socket(silent)
     far.handle = never  # type: ignore[method-assign] # the one thing that differs
-    async with serving(far) as url, dialling(url, connect_timeout_seconds=0.2) as dialer:
+    async with answered_by(far) as url, dialling(url, connect_timeout_seconds=0.2) as dialer:
         with pytest.raises(UpstreamError) as refused:
             await attach(dialer, "rtc_1", Remembering())
         over.set()
@@ -401,7 +397,7 @@ async def test_close_code_decides(code: int, cause: LossCause) -> None:
     errors."""
     far = Socket(lambda socket: socket.close(code=code))
     sink = Remembering()
-    async with serving(far) as url, dialling(url) as dialer:
+    async with answered_by(far) as url, dialling(url) as dialer:
         await attach(dialer, "rtc_1", sink)
         await sink.until(lambda sink: sink.losses)
 
@@ -414,7 +410,7 @@ async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sideband, "PING_SECONDS", 0.05)
     monkeypatch.setattr(sideband, "SILENCE_SECONDS", 0.2)
     sink = Remembering()
-    async with serving(Socket(silent)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(silent)) as url, dialling(url) as dialer:
         call = await attach(dialer, "rtc_1", sink)
         call.send([UPDATE])
         await sink.until(lambda sink: sink.losses)
@@ -434,7 +430,7 @@ async def test_acknowledgement_is_asked_for_now_and_then() -> None:
                 await asyncio.sleep(0.1)
                 await socket.pong(message.data)
 
-    async with serving(Socket(answering)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(answering)) as url, dialling(url) as dialer:
         call = await attach(dialer, "rtc_1", Remembering())
         started = asyncio.get_running_loop().time()
         for _ in range(50):
@@ -451,7 +447,7 @@ async def test_probe_is_answered_by_anything(open_call: OpenCall) -> None:
     caller: Caller = await open_call()
     async with dialling(caller.base_url) as dialer:
         assert await (await attach(dialer, caller.call_id, Remembering())).probe(5) is True
-    async with serving(Socket(silent)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(silent)) as url, dialling(url) as dialer:
         assert await (await attach(dialer, "rtc_1", Remembering())).probe(0.2) is False
 
 
@@ -470,7 +466,7 @@ async def test_frames_of_other_kinds_are_counted_and_pings_answered() -> None:
                 answers.append(message.data)
 
     sink = Remembering()
-    async with serving(Socket(odd)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(odd)) as url, dialling(url) as dialer:
         call = await attach(dialer, "rtc_1", sink)
         await sink.until(lambda sink: sink.texts)
         await until(lambda: answers)
@@ -488,7 +484,7 @@ async def test_large_event_is_taken_in_steps_and_before_the_loss() -> None:
         await socket.close(code=1001)
 
     sink = Remembering()
-    async with serving(Socket(large)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(large)) as url, dialling(url) as dialer:
         _ = await attach(dialer, "rtc_1", sink)
         await sink.until(lambda sink: sink.losses)
 
@@ -516,7 +512,7 @@ async def test_large_event_in_hand_is_delivered_when_the_writer_ends(monkeypatch
     ended = asyncio.Event()
     monkeypatch.setattr(SidebandUpstream, "_write", write)
     sink = Ending()
-    async with serving(Socket(large)) as url, dialling(url) as dialer:
+    async with answered_by(Socket(large)) as url, dialling(url) as dialer:
         _ = await attach(dialer, "rtc_1", sink)
         await sink.until(lambda sink: sink.losses)
 

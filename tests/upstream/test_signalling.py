@@ -18,7 +18,7 @@ from gateway.relay.ports import CallRequest
 from gateway.upstream import signalling
 from gateway.upstream.config import UpstreamConfig
 from gateway.upstream.signalling import Signaller
-from tests.upstream.farend import serving
+from tests.serving import serving
 
 KEY = "sk-proj-abcDEF0123456789"
 OFFER = "v=0\r\na=fingerprint:sha-256 AA\r\n"

@@ -31,7 +31,8 @@ from gateway.upstream.loopturn import LoopTurn
 from gateway.upstream.tuning import ALL_HOOKS, Hook
 from gateway.upstream.webrtc import WebRTCDialer
 from tests.facts import Facts
-from tests.upstream.farend import Farend, answering, farend, program, serving
+from tests.serving import serving
+from tests.upstream.farend import Farend, answering, farend, program
 from tests.upstream.kit import REQUEST, Remembering, dialling, order, peer_connections_left
 from tests.waiting import until
 

@@ -13,6 +13,7 @@ from gateway.emulator.brain.chat import ChatBrain
 from gateway.emulator.protocol.brain import BrainError, FunctionCall, Prompt
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
+from tests.serving import serving
 
 WEATHER = {"type": "function", "name": "weather", "description": "d", "parameters": {"type": "object"}}
 
@@ -58,12 +59,9 @@ async def model() -> AsyncIterator[Model]:
     one = Model()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", one.complete)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    one.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield one
-    await runner.cleanup()
+    async with serving(app, handler_cancellation=True) as url:
+        one.url = f"{url}/v1"
+        yield one
 
 
 @pytest_asyncio.fixture

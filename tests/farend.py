@@ -1,22 +1,36 @@
 """The offline service in its own process, and its control endpoint as methods."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
-from tests.e2e.programs import Program
+from tests.programs import Program
 
 Json = dict[str, Any]
 _SECONDS = aiohttp.ClientTimeout(total=20)
 
 
 class FarEnd:
-    """A running emulator; `base_url` is the gateway's `upstream.base_url`."""
+    """A running emulator; `base_url` is the gateway's `upstream.base_url`.
+
+    In a `with` block it is ready at the beginning, and stopped at the end.
+    """
 
     def __init__(self, log: Path, *flags: str) -> None:
         self.program = Program(log, "gateway", "emulate", "--port", "0", *flags)
         self.base_url = ""
+
+    def __enter__(self) -> Self:
+        try:
+            self.ready()
+        except BaseException:
+            self.program.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.stop()
 
     def ready(self) -> None:
         self.base_url = self.program.said(r"emulator listening on (\S+)\n")

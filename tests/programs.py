@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from gateway.cli.child import die_with_parent, offline_environment
 
@@ -23,7 +25,10 @@ _LOOK_SECONDS = 0.02
 
 
 class Program:
-    """`python -m …`, or another `command`, in its own session, so that its child processes end with it."""
+    """`python -m …`, or another `command`, in its own session, so that its child processes end with it.
+
+    In a `with` block it is stopped at the end.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,12 @@ class Program:
                 # It ends even if the test run is killed.
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # it calls one C function
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def output(self) -> str:
@@ -77,3 +88,25 @@ class Program:
         if self.process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
+
+
+class Served(Program):
+    """`gateway serve` on free ports, in front of an upstream."""
+
+    def __init__(
+        self, log: Path, upstream_url: str, *flags: str, environ: Mapping[str, str] | None = None
+    ) -> None:
+        ports = ("--port", "0", "--admin-port", "0")
+        super().__init__(
+            log, "gateway", "serve", *ports, "--upstream-url", upstream_url, *flags, environ=environ
+        )
+
+    @cached_property
+    def url(self) -> str:
+        """The URL for clients. Waits until the gateway listens."""
+        return self.said(r"(?<!admin )listening on (http://[\w.:]+)")
+
+    @cached_property
+    def admin_url(self) -> str:
+        """The URL for the operator. Waits until the gateway listens."""
+        return self.said(r"admin listening on (http://[\w.:]+)")
