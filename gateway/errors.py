@@ -150,6 +150,11 @@ class CallerError(GatewayError):
     """The request was wrong, or not allowed."""
 
 
+def invalid_parameter(name: str, what: str) -> CallerError:
+    """Return the error of a parameter, or of a member of the body: `what` says what it must be."""
+    return CallerError("invalid-parameter", f"'{name}' {what}.", flaws=(Flaw(what, pointer=f"/{name}"),))
+
+
 class OverloadError(GatewayError):
     """The gateway cannot take this now: a limit, a drain, a recovery, back-pressure."""
 

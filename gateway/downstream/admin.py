@@ -19,11 +19,9 @@ from gateway.downstream.auth.peer import loopback_peer
 from gateway.downstream.http.answers import json_answer
 from gateway.downstream.http.app_keys import BODY_SHA256, SESSION, SESSIONS
 from gateway.downstream.http.negotiation import preferred
-from gateway.downstream.http.steps import one_at_a_time
 from gateway.downstream.http.wire import accepted
 from gateway.downstream.peers.elsewhere import ELSEWHERE
-from gateway.downstream.peers.listings import gather
-from gateway.downstream.sessions import listing, requested_page
+from gateway.downstream.peers.listings import answer_page
 from gateway.errors import CallerError
 from gateway.relay.ports import View
 from gateway.relay.states import CloseReason
@@ -105,16 +103,8 @@ async def metrics(request: web.Request) -> web.Response:
 async def list_all(request: web.Request) -> web.Response:
     """List all sessions, newest first."""
     _require_operator(request)
-    page = requested_page(request)
-    sessions, nodes = request.app[SESSIONS], request.app.get(ELSEWHERE)
-    async with one_at_a_time(request):
-        if nodes is None:
-            views, more = sessions.page(None, *page)
-            return listing([_shown(view) for view in views], more)
-        own = [_shown(view) for view in sessions.page(None, sessions.limits.max_sessions * 2)[0]]
-    if BODY_SHA256 in request:  # Another node asks, for its operator.
-        return listing(own, more=False)
-    return listing(*await gather(request, nodes, f"{INTERNAL}/sessions", own, _shown, *page))
+    most = 2 * request.app[SESSIONS].limits.max_sessions  # closed ones included
+    return await answer_page(request, f"{INTERNAL}/sessions", _shown, most)
 
 
 async def look(request: web.Request) -> web.Response:

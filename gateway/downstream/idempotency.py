@@ -1,22 +1,16 @@
-"""Runs a request once, even if it is repeated (draft-ietf-httpapi-idempotency-key-header).
-
-For requests that are answered when they are done. Turns have their own code, since a repeat attaches to a running turn.
-"""
+"""The Idempotency-Key of a request, and what a repeat must have in common with it
+(draft-ietf-httpapi-idempotency-key-header)."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from aiohttp import web
 
 from gateway.downstream.auth.access import ACCESS, Grant
-from gateway.downstream.http.app_keys import CLOCK, PEER_REQUEST, TELEMETRY
+from gateway.downstream.http.app_keys import PEER_REQUEST, SESSIONS
 from gateway.downstream.http.body import idempotency_key
-from gateway.errors import CallerError, OverloadError
-from gateway.relay.idempotency import IdempotencyKeys
+from gateway.errors import CallerError, GatewayError
 from gateway.relay.requests import NO_PROMISE, Promise
-
-Answer = TypeVar("Answer")
 
 UNGUESSABLE: Final = 22
 """Characters: 128 random bits in base64."""
@@ -61,36 +55,10 @@ def promise_of(request: web.Request, grant: Grant, body: bytes) -> Promise:
     return Promise(key, None if key is None else fingerprint(request, body).hex(), peer_request)
 
 
-async def once(
-    request: web.Request,
-    table: IdempotencyKeys,
-    key: str | None,
-    body: bytes,
-    act: Callable[[], Awaitable[Answer]],
-    answer_type: type[Answer],
-    size: Callable[[Answer], int] = lambda _: 0,
-) -> tuple[Answer, bool]:
-    """Call `act`, or return the answer of the first call and True. If `act` raises, the request can be repeated.
-
-    `size` returns the memory that a stored answer takes. Raises `idempotency-in-progress` while the first call is running,
-    `idempotency-key-reused` for another body.
-    """
-    if key is None:
-        return await act(), False
-    slot, new = table.claim(key, fingerprint(request, body), request.app[CLOCK].monotonic())
-    if not new:
-        if not isinstance(slot.answer, answer_type):
-            raise OverloadError(
-                "idempotency-in-progress",
-                "The first request with this Idempotency-Key is still running.",
-                retry_after=1,
-            )
-        request.app[TELEMETRY].idempotent_replay()
-        return slot.answer, True
+def still_known(request: web.Request, session_id: str) -> bool:
+    """Return whether a session still exists. A stored answer is kept no longer than its session."""
     try:
-        answer = await act()
-    except BaseException:
-        table.release(key)
-        raise
-    table.keep(key, answer, size(answer))
-    return answer, False
+        request.app[SESSIONS].find(session_id, None)
+    except GatewayError:
+        return False
+    return True

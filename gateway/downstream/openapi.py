@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway import __version__
 from gateway.downstream.http.answers import compact
 from gateway.downstream.openapi_parameters import READING, TEXT, Schema, parameters
-from gateway.downstream.sessions import SessionWanted
+from gateway.downstream.opening import SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.usage import Usage
 

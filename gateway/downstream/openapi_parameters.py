@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.downstream.peers.listings import DEFAULT_LISTED, MAX_LISTED
 from gateway.downstream.reading.parameters import MAX_PAGE_BYTES
-from gateway.downstream.sessions import DEFAULT_LISTED, MAX_LISTED
 from gateway.downstream.turns.body import MAX_WAIT_SECONDS
 
 Schema = dict[str, Any]  # JSON Schema, with values of any type

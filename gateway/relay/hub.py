@@ -9,7 +9,7 @@ import asyncio
 import random
 from typing import Final
 
-from gateway.errors import CallerError, Flaw, GatewayError, OverloadError, UpstreamError
+from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError, invalid_parameter
 from gateway.relay.broker import Broker
 from gateway.relay.calls.lifecycle import Phase
 from gateway.relay.calls.steps import HANDOVER, NODE_LOST
@@ -322,8 +322,7 @@ class Hub:
         grace = request.detach_grace_seconds
         if grace is not None and not MIN_DETACH_GRACE_SECONDS <= grace <= MAX_DETACH_GRACE_SECONDS:
             what = f"must be from {MIN_DETACH_GRACE_SECONDS} to {MAX_DETACH_GRACE_SECONDS}"
-            flaw = Flaw(what, pointer="/detach_grace_seconds")
-            raise CallerError("invalid-parameter", f"'detach_grace_seconds' {what}.", flaws=(flaw,))
+            raise invalid_parameter("detach_grace_seconds", what)
         self._reserve(request.principal)
 
     def _reserve(self, principal: Principal) -> None:

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 
 from gateway.downstream.auth.access import KeyRule
 from gateway.downstream.openapi import document
+from gateway.downstream.opening import SessionWanted
 from gateway.downstream.reading import parameters as reading
 from gateway.downstream.server import client_application, operator_application
-from gateway.downstream.sessions import SessionWanted
 from gateway.errors import KINDS
 from gateway.relay.states import CloseReason
 from gateway.telemetry import Metrics

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import mimeparse  # type: ignore[import-untyped]  # the library has no types
 
-from gateway.errors import CallerError, Flaw
+from gateway.errors import CallerError, invalid_parameter
 
 Form = TypeVar("Form", bound=str)
 
@@ -27,8 +27,7 @@ def negotiate(named: str | None, accept: str | None, media_types: Mapping[Form, 
         for form in media_types:
             if form == named:
                 return form
-        what = f"must be one of {', '.join(media_types)}"
-        raise CallerError("invalid-parameter", f"'format' {what}.", flaws=(Flaw(what, pointer="/format"),))
+        raise invalid_parameter("format", f"must be one of {', '.join(media_types)}")
     best = preferred(accept, tuple(media_types.values()))
     for form, media_type in media_types.items():
         if media_type == best:

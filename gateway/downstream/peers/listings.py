@@ -1,4 +1,4 @@
-"""Lists of sessions, gathered from all nodes.
+"""Pages of the list of sessions, gathered from all nodes.
 
 Each node lists its own sessions. Those of a node that does not answer, and those that no node has yet after their owner was
 lost, are listed as their last snapshot describes them.
@@ -11,22 +11,66 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.downstream.http.app_keys import SESSIONS
-from gateway.downstream.peers.elsewhere import Elsewhere
+from gateway.downstream.http.answers import json_answer
+from gateway.downstream.http.app_keys import BODY_SHA256, SESSIONS
+from gateway.downstream.http.steps import one_at_a_time
+from gateway.downstream.peers.elsewhere import ELSEWHERE, Elsewhere
 from gateway.downstream.peers.splice import BrokenError, UnreachableError
-from gateway.errors import CallerError
+from gateway.errors import CallerError, invalid_parameter
 from gateway.relay.atrest import last_known
 from gateway.relay.events.records import UnreadableRecord
 from gateway.relay.journal import Peer
 from gateway.relay.ports import View
+from gateway.relay.requests import Principal
 
 GATHER_SECONDS: Final = 2.0
 """How long a node may take to list its sessions."""
 
+DEFAULT_LISTED: Final = 20
+MAX_LISTED: Final = 100
+"""Sessions per page: 1.6 MiB with 16 KiB of metadata each."""
+
 Object = dict[str, object]
 
 
-async def gather(
+async def answer_page(
+    request: web.Request,
+    path: str,
+    show: Callable[[View], Object],
+    most: int,
+    principal: Principal | None = None,
+) -> web.Response:
+    """Answer with the page that the parameters `limit` and `after` request, newest first.
+
+    The sessions are those of a principal, None for all. `show` returns a session's object. `path` is where other nodes list
+    theirs; for them a node lists `most` of its own. Raises `invalid-parameter` or `session-unknown`.
+    """
+    limit, after = _requested(request)
+    sessions, nodes = request.app[SESSIONS], request.app.get(ELSEWHERE)
+    async with one_at_a_time(request):
+        if nodes is None:
+            views, more = sessions.page(principal, limit, after)
+            return _listing([show(view) for view in views], more)
+        own = [show(view) for view in sessions.page(principal, most)[0]]
+    if BODY_SHA256 in request:  # Another node asks, for the same caller.
+        return _listing(own, more=False)
+    name = None if principal is None else principal.name
+    return _listing(*await _gather(request, nodes, path, own, show, limit, after, name))
+
+
+def _requested(request: web.Request) -> tuple[int, str | None]:
+    text = request.query.get("limit", str(DEFAULT_LISTED))
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+    if not 1 <= limit <= MAX_LISTED:
+        raise invalid_parameter("limit", f"must be a whole number from 1 to {MAX_LISTED}")
+    return limit, request.query.get("after") or None
+
+
+def _listing(objects: Sequence[Object], more: bool) -> web.Response:
+    return json_answer({"object": "list", "data": objects, "has_more": more})
+
+
+async def _gather(
     request: web.Request,
     nodes: Elsewhere,
     path: str,
@@ -34,7 +78,7 @@ async def gather(
     show: Callable[[View], Object],
     limit: int,
     after: str | None,
-    principal: str | None = None,
+    principal: str | None,
 ) -> tuple[list[Object], bool]:
     """Return a page of the lists of all nodes, newest first, and whether more follow. `show` returns the object of a session
     that no node lists. `principal` is the owner if all sessions have one; sessions of the same second are then ordered, too.

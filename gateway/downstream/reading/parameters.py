@@ -7,10 +7,10 @@ add their own, and refused in a body, since only the caller writes it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal
 
 from gateway.downstream.http.negotiation import negotiate
-from gateway.errors import CallerError, Flaw
+from gateway.errors import CallerError, invalid_parameter
 from gateway.relay.events.envelope import matches_type
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.ports import Reader
@@ -133,15 +133,15 @@ def from_body(body: Mapping[str, object]) -> dict[str, str]:
     query = {}
     for name, value in body.items():
         if name not in _NAMES:
-            _refuse(name, f"is unknown; known parameters: {', '.join(sorted(_NAMES))}")
+            raise invalid_parameter(name, f"is unknown; known parameters: {', '.join(sorted(_NAMES))}")
         if name in CURSOR_PARAMETERS and not (value is None or isinstance(value, str)):
-            _refuse(name, "must be a string")
+            raise invalid_parameter(name, "must be a string")
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             query[name] = ",".join(value)
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
             query[name] = str(value)
         elif value is not None:
-            _refuse(name, "must be a string, a number or a list of strings")
+            raise invalid_parameter(name, "must be a string, a number or a list of strings")
     return query
 
 
@@ -181,7 +181,7 @@ def _number(query: Mapping[str, str], name: str, least: float, most: float) -> f
         return None
     number = decimal(text)
     if number is None or not least <= number <= most:
-        _refuse(name, f"must be a number from {least:.15g} to {most:.15g}")
+        raise invalid_parameter(name, f"must be a number from {least:.15g} to {most:.15g}")
     return number
 
 
@@ -195,21 +195,16 @@ def _whole(query: Mapping[str, str], name: str, least: int, most: int, default: 
     if number is None:
         return default
     if not number.is_integer():
-        _refuse(name, "must be a whole number")
+        raise invalid_parameter(name, "must be a whole number")
     return int(number)
 
 
 def _choice(query: Mapping[str, str], name: str, default: str, *others: str) -> str:
     value = query.get(name, default)
     if value != default and value not in others:
-        _refuse(name, f"must be one of {', '.join((default, *others))}")
+        raise invalid_parameter(name, f"must be one of {', '.join((default, *others))}")
     return value
 
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-def _refuse(name: str, what: str) -> NoReturn:
-    flaw = Flaw(what, pointer=f"/{name}")
-    raise CallerError("invalid-parameter", f"'{name}' {what}.", flaws=(flaw,))

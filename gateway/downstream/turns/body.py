@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, NoReturn
+from typing import Final
 from urllib.parse import parse_qsl
 
 from gateway.downstream.reading.parameters import Format, decimal
-from gateway.errors import CallerError, Flaw
+from gateway.errors import CallerError, invalid_parameter
 from gateway.relay.events.envelope import read_object
 from gateway.relay.events.jsontext import Steps, finish
 from gateway.relay.state.turn import TurnRequest
@@ -73,23 +73,27 @@ def wait(text: str | None, *, format: Format, keyed: bool) -> float | None:
         return None
     seconds = decimal(text)
     if seconds is None or not 1 <= seconds <= MAX_WAIT_SECONDS:
-        _refuse("wait", f"must be a number of seconds from 1 to {MAX_WAIT_SECONDS:g}")
+        raise invalid_parameter("wait", f"must be a number of seconds from 1 to {MAX_WAIT_SECONDS:g}")
     if format != "json":
-        _refuse("wait", "is only for JSON answers; a stream needs no waiting")
+        raise invalid_parameter("wait", "is only for JSON answers; a stream needs no waiting")
     if not keyed:
-        _refuse("wait", "needs an Idempotency-Key, with which you can request the answer again")
+        raise invalid_parameter(
+            "wait", "needs an Idempotency-Key, with which you can request the answer again"
+        )
     return seconds
 
 
 def _from_object(value: Mapping[str, object], *, own_session: bool) -> TurnWanted:
     if "input" not in value:
-        _refuse("input", "is missing: a text, or a list of conversation items")
+        raise invalid_parameter("input", "is missing: a text, or a list of conversation items")
     if "session" in value and not own_session:
-        _refuse("session", "is only for POST /v1/turns; this session already has a session object")
+        raise invalid_parameter(
+            "session", "is only for POST /v1/turns; this session already has a session object"
+        )
     response = {name: member for name, member in value.items() if name not in ("input", "session")}
     metadata = response.get("metadata")
     if not (metadata is None or isinstance(metadata, dict)):
-        _refuse("metadata", "must be an object")
+        raise invalid_parameter("metadata", "must be an object")
     return TurnWanted(
         TurnRequest(_items(value["input"]), response), plain=False, session=value.get("session")
     )
@@ -98,15 +102,15 @@ def _from_object(value: Mapping[str, object], *, own_session: bool) -> TurnWante
 def _items(given: object) -> list[Mapping[str, object]]:
     if isinstance(given, str):
         if not given:
-            _refuse("input", "is empty")
+            raise invalid_parameter("input", "is empty")
         content = [{"type": "input_text", "text": given}]
         return [{"type": "message", "role": "user", "content": content}]
     if not isinstance(given, list):
-        _refuse("input", "must be a text or a list of conversation items")
+        raise invalid_parameter("input", "must be a text or a list of conversation items")
     items: list[Mapping[str, object]] = []
     for index, item in enumerate(given):
         if not isinstance(item, dict):
-            _refuse(f"input/{index}", "must be a conversation item")
+            raise invalid_parameter(f"input/{index}", "must be a conversation item")
         items.append(item)
     return items
 
@@ -127,11 +131,11 @@ def _from_form(body: bytes, *, own_session: bool) -> TurnWanted:
             body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS
         )
     except UnicodeDecodeError:
-        _refuse("input", "must be UTF-8")
+        raise invalid_parameter("input", "must be UTF-8") from None
     except ValueError:
-        _refuse("input", f"must be in a form of at most {MAX_FORM_FIELDS} fields")
+        raise invalid_parameter("input", f"must be in a form of at most {MAX_FORM_FIELDS} fields") from None
     if len({name for name, _ in fields}) < len(fields):
-        _refuse("input", "must be in a form that has each field once")
+        raise invalid_parameter("input", "must be in a form that has each field once")
     members = {name: text if name in _TEXT_FIELDS else _number_or_text(text) for name, text in fields}
     return replace(_from_object(members, own_session=own_session), plain=True)
 
@@ -145,8 +149,4 @@ def _decoded(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
-        _refuse("input", "must be UTF-8")
-
-
-def _refuse(name: str, what: str) -> NoReturn:
-    raise CallerError("invalid-parameter", f"'{name}' {what}.", flaws=(Flaw(what, pointer=f"/{name}"),))
+        raise invalid_parameter("input", "must be UTF-8") from None

@@ -24,12 +24,13 @@ from gateway.downstream.idempotency import (
     promise_of,
     require_unguessable,
     scoped_key,
+    still_known,
 )
+from gateway.downstream.opening import open_wanted, parse_wanted, required_upstream_bearer
 from gateway.downstream.peers.elsewhere import ELSEWHERE, MOVED
 from gateway.downstream.reading import parameters
 from gateway.downstream.reading.parameters import Format, last_event_id
 from gateway.downstream.reading.stream import NO_HEADERS
-from gateway.downstream.sessions import open_wanted, parse_wanted, required_upstream_bearer, still_known
 from gateway.downstream.turns import body as turnbody
 from gateway.downstream.turns import result as turnresult
 from gateway.downstream.turns.answer import Answer
