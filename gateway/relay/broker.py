@@ -83,7 +83,7 @@ class LocalLog:
         """Add an event, wake the readers, and return its sequence. `name` is set for the gateway's own events."""
         events = self._events
         before = events.size
-        dropped = events.append(type, text, at, turn=turn, name=name)
+        dropped = events.append_all(((type, text, turn),), at, name)
         self._broker.account(events.size - before, dropped)
         self._appended()
         return events.appended

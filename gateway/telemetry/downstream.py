@@ -1,24 +1,21 @@
 """Metrics and log lines of requests and reads: the facts that downstream/ reports."""
 
-from collections.abc import Callable
-
 import structlog
 
 from gateway.relay.ports import Json
 from gateway.telemetry import words
+from gateway.telemetry.hot import HotRequests, Requests
 from gateway.telemetry.logs import note_access
-from gateway.telemetry.registry import Registry
+from gateway.telemetry.registry import PREFIX, Registry
 from gateway.telemetry.words import OTHER, known
 
-_REQUESTS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 _MAX_ROUTES = 64
 """Routes are templates, about twenty. The bound protects against a bug that would pass paths instead."""
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 """Machines request these every few seconds, so they are logged at debug only."""
-
-_Series = tuple[Callable[[], None], Callable[[float], None]]
 
 log = structlog.stdlib.get_logger()
 
@@ -29,11 +26,9 @@ class RequestMetrics:
     def __init__(self, define: Registry, *, access_log: bool) -> None:
         self._access_log = access_log
         self._routes: set[str] = set()
-        self._series: dict[tuple[str, str, int], _Series] = {}
-        self._requests = define.counter("http_requests", "HTTP requests answered.", "route", "method", "code")
-        self._seconds = define.histogram(
-            "http_request_seconds", "Time to the response; for a stream, to its headers.", _REQUESTS, "route"
-        )
+        self._series: dict[tuple[str, str, int], Requests] = {}
+        self._requests = HotRequests(PREFIX, _SECONDS)
+        define.registry.register(self._requests)
         self._streams = define.gauge("streams", "Open reads, by format.", "format")
         for format_ in sorted(words.FORMATS):
             self._streams.labels(format_)
@@ -60,18 +55,15 @@ class RequestMetrics:
         series = self._series.get((route, method, status))
         if series is None:
             series = self._series_of(route, method, status)
-        count, observe = series
-        count()
-        observe(seconds)
+        series.count += 1
+        series.seconds.observe(seconds)
 
-    def _series_of(self, route: str, method: str, status: int) -> "_Series":
+    def _series_of(self, route: str, method: str, status: int) -> Requests:
         if route not in self._routes:
             if len(self._routes) >= _MAX_ROUTES:
                 route = OTHER
             self._routes.add(route)
-        method = known(method, words.METHODS)
-        # Looked up once: a look-up by labels costs as much as three increments.
-        series = self._requests.labels(route, method, status).inc, self._seconds.labels(route).observe
+        series = self._requests.series(route, known(method, words.METHODS), status)
         self._series[route, method, status] = series
         return series
 

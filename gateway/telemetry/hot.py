@@ -1,11 +1,11 @@
-"""Counters for what happens once per event: plain numbers, converted to metric families at each scrape.
+"""Counters for what happens once per event or request: plain numbers, converted to metric families at each scrape.
 
 prometheus-client's own counters take a lock and look up labels by hashing a tuple, about 1 µs a call, three times per
 event. Here events and scrapes run on the event loop's thread, so no lock is needed.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -60,21 +60,22 @@ class EventCounter:
 class Durations:
     """A histogram of seconds."""
 
-    __slots__ = ("_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_sum")
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(RELAY_BUCKETS) + 1)
+    def __init__(self, bounds: Sequence[float] = RELAY_BUCKETS) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def observe(self, seconds: float, events: int = 1) -> None:
         """Count events that took this long. Runs once for the events of a packet."""
-        self._counts[bisect_left(RELAY_BUCKETS, seconds)] += events
+        self._counts[bisect_left(self._bounds, seconds)] += events
         self._sum += seconds * events
 
     def cumulated(self) -> list[tuple[str, float]]:
         """Return cumulative buckets, as Prometheus expects them."""
         total, buckets = 0, []
-        for bound, count in zip([*map(str, RELAY_BUCKETS), "+Inf"], self._counts, strict=True):
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
             total += count
             buckets.append((bound, float(total)))
         return buckets
@@ -118,3 +119,47 @@ class HotMetrics(Collector):
         for direction, durations in (("up", self.seconds_up), ("down", self.seconds_down)):
             seconds.add_metric([direction], durations.cumulated(), durations.sum)
         return iter((events, sizes, seconds))
+
+
+class Requests:
+    """The requests of one route, method and status code."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self, seconds: Durations) -> None:
+        self.count = 0
+        self.seconds = seconds
+        """The route's, whatever the method and the code."""
+
+
+class HotRequests(Collector):
+    """HTTP requests, and the time to their responses."""
+
+    def __init__(self, prefix: str, bounds: Sequence[float]) -> None:
+        self._prefix = prefix
+        self._bounds = bounds
+        self._requests: dict[tuple[str, str, int], Requests] = {}
+        self._seconds: dict[str, Durations] = {}
+
+    def series(self, route: str, method: str, status: int) -> Requests:
+        """Return what to count requests with these labels in."""
+        found = self._requests.get((route, method, status))
+        if found is None:
+            seconds = self._seconds.setdefault(route, Durations(self._bounds))
+            found = self._requests[route, method, status] = Requests(seconds)
+        return found
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        requests = CounterMetricFamily(
+            f"{self._prefix}http_requests", "HTTP requests answered.", labels=["route", "method", "code"]
+        )
+        for (route, method, status), one in self._requests.items():
+            requests.add_metric([route, method, str(status)], one.count)
+        seconds = HistogramMetricFamily(
+            f"{self._prefix}http_request_seconds",
+            "Time to the response; for a stream, to its headers.",
+            labels=["route"],
+        )
+        for route, durations in self._seconds.items():
+            seconds.add_metric([route], durations.cumulated(), durations.sum)
+        return iter((requests, seconds))

@@ -95,8 +95,7 @@ def _peer(request: web.Request) -> Address | None:
 
 
 def _peer_text(request: web.Request) -> str | None:
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return str(peer[0]) if isinstance(peer, tuple) else None
+    return request.remote or None  # A unix socket's peer has an empty name.
 
 
 def _unmapped(address: Address) -> Address:

@@ -39,7 +39,7 @@ class DirectRoutes:
     def __init__(self, app: web.Application, complete: Complete) -> None:
         """`complete` adds the headers that every response has."""
         self.complete = complete
-        self._app = app
+        self.app = app
         self._direct: list[tuple[re.Pattern[str], web.AbstractRoute, Handler]] = []
 
     def add(self, route: web.AbstractRoute) -> None:
@@ -47,7 +47,7 @@ class DirectRoutes:
         assert route.resource is not None
         path = re.sub(r"\\\{(\w+)\\\}", _PART, re.escape(route.resource.canonical))
         handler: Any = route.handler
-        for middleware in reversed(self._app.middlewares):
+        for middleware in reversed(self.app.middlewares):
             handler = partial(middleware, handler=handler)
         self._direct.append((re.compile(path + r"(?:\?.*)?\Z"), route, handler))
 
@@ -57,7 +57,7 @@ class DirectRoutes:
             found = pattern.match(message.path)
             if found is not None and route.method == message.method:
                 match = UrlMappingMatchInfo(found.groupdict(), route)
-                match.add_app(self._app)
+                match.add_app(self.app)
                 match.freeze()
                 return handler, match
         return None
@@ -93,7 +93,7 @@ class DirectConnection(Connection):
         handler, match = found
         writer = StreamWriter(self, self._loop)
         task: Any = self._task_handler  # set while it is connected
-        request = Request(message, payload, self, writer, task, self._loop)
+        request = Request(self._routes.app, message, payload, self, writer, task, self._loop)
         request._match_info = match  # noqa: SLF001  # as aiohttp's Application does
         handling = handler(request)
         try:

@@ -72,7 +72,7 @@ class Listener:
         self._limits = limits
         self._connections = connections
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_seconds)
-        self._make_request = partial(app._make_request, _cls=Request)  # noqa: SLF001  # aiohttp names no other way
+        self._make_request = partial(app._make_request, _cls=partial(Request, app))  # type: ignore[arg-type]  # noqa: SLF001  # aiohttp names no other way
         self._sockets: list[socket.socket] = []
         self._opening = Tasks(lambda error: connections.telemetry.http_failed("", error))
         self._spare: int | None = None

@@ -1,7 +1,8 @@
 """The request that handlers get: aiohttp's, with quicker look-ups.
 
-A handler and its middlewares look up about thirty values. aiohttp does that with the generic methods of a mapping, which take
-a third of a microsecond if there is a value and a whole one if there is none: 8 µs for a POST of events.
+A handler and its middlewares look up about thirty values of the request and of the application. aiohttp does that with the
+generic methods of a mapping, and finds the innermost of nested applications each time. Here is one application, and both look
+for a value in a dict: 15 µs less for a POST of events.
 """
 
 from typing import Any
@@ -12,10 +13,18 @@ from aiohttp import web
 class Request(web.Request):
     """A request of this server."""
 
-    def get(
-        self, key: Any, default: Any = None
-    ) -> Any:  # Any: as in the base class, a key determines its type
-        return self._state.get(key, default)
+    ATTRS = web.Request.ATTRS | {"app", "get"}
+
+    app: Any = None
+    """The values of the application. Any: typed as in the base class, where it is the application itself."""
+
+    def __init__(self, app: web.Application, *args: Any, **named: Any) -> None:  # Any: the base class's
+        super().__init__(*args, **named)
+        self.app = app._state  # noqa: SLF001  # it has no public name
+        self.get = self._state.get  # type: ignore[method-assign]  # the same, without a call in between
 
     def __contains__(self, key: object) -> bool:
         return key in self._state
+
+    def __setitem__(self, key: Any, value: Any) -> None:  # Any: a key determines its value's type
+        self._state[key] = value

@@ -280,7 +280,7 @@ def _read_event(data: bytes, where: Flaw, levels: int, strict: bool) -> Steps[Cl
     text = data.decode()
     if strict or jsontext.is_deep(data, levels):
         yield from jsontext.scanned(text, levels, strict)
-    if read is None or most_values(data) > jsontext.DENSE:
+    if read is None or (len(data) > jsontext.DENSE and most_values(data) > jsontext.DENSE):
         value = yield from jsontext.built(data, MAX_ELEMENTS)
     if read is None:
         type_, event_id = _judged(value, where)
