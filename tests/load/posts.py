@@ -1,9 +1,10 @@
-"""What a POST of two events costs: `python -m tests.load.posts [--posts N] [--profile]`.
+"""What a POST of two events costs: `python -m tests.load.posts [--posts N] [--profile]
+[--apart]`.
 
 The gateway's whole HTTP side runs in this process on uvloop, with its real metrics and its log, in front of a far
 end that accepts everything. A client in its own process posts the same two events over one kept connection. It
 prints the CPU time per POST: of the event loop's thread, which all requests share, and of the process, which
-includes the log's thread.
+includes the log's thread. With `--apart` the client sends the body after the head, as Python's `http.client` does.
 """
 
 # ruff: noqa: T201  # a command prints its result
@@ -41,20 +42,28 @@ BODY = json.dumps(
 ).encode()
 
 
-def post(port: int, path: str, count: int) -> None:
+PAUSE_SECONDS = 0.0002
+"""Between head and body: long enough that the gateway reads them separately."""
+
+
+def post(port: int, path: str, count: int, apart: bool) -> None:
     """Post `count` times, each after the previous answer."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\nUser-Agent: load\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
     ).encode()
     with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
-            connection.sendall(head + BODY)
+            if apart:
+                connection.sendall(head)
+                time.sleep(PAUSE_SECONDS)
+            connection.sendall(BODY if apart else head + BODY)
             answer = connection.recv(65536)
             assert answer.startswith(b"HTTP/1.1 202"), answer
 
 
-async def measure(posts: int, profile: bool) -> None:
+async def measure(posts: int, profile: bool, apart: bool) -> None:
     """Serve the posts and print their cost."""
     metrics = Metrics(CollectorRegistry(), version="0", access_log=True)
     hub = Hub(FarEnd(), frame, metrics, RelayLimits())
@@ -71,7 +80,7 @@ async def measure(posts: int, profile: bool) -> None:
     async def run(count: int) -> None:
         client = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.load.posts", "--client", str(port)),
-            *(f"/v1/sessions/{session.id}/events", str(count)),
+            *(f"/v1/sessions/{session.id}/events", str(count), *(["--apart"] if apart else [])),
         )
         assert await client.wait() == 0
 
@@ -97,15 +106,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--posts", type=int, default=20_000)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("--client", nargs=3, metavar=("PORT", "PATH", "COUNT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client:
         port, path, count = given.client
-        post(int(port), path, int(count))
+        post(int(port), path, int(count), given.apart)
         return
     with Path("/dev/null").open("w") as nowhere:
         configure_logging("json", "info", nowhere)
-        uvloop.run(measure(given.posts, given.profile))
+        uvloop.run(measure(given.posts, given.profile, given.apart))
 
 
 if __name__ == "__main__":

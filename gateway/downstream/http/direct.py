@@ -7,8 +7,12 @@ If the handler waits, as that of a stream does, or the response cannot be writte
 
 Before it waits for the first time, the handler of a direct route must not use anything that needs a task, such as
 `asyncio.timeout`.
+
+Many clients send the head and the body of a request separately, Python's `http.client` among them. The head of such a request is
+kept for a moment until the body is there, as if the network had delivered both together.
 """
 
+import asyncio
 import re
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -28,6 +32,16 @@ from gateway.downstream.http.request import Request
 Handling = Coroutine[Any, Any, web.StreamResponse]
 Handler = Callable[[web.Request], Handling]
 Complete = Callable[[web.Request, web.StreamResponse], None]
+
+BODY_SECONDS: Final = 0.05
+"""How long a head is kept until its body arrives. A client that sends both without a pause needs less than a millisecond."""
+
+MAX_HEAD_BYTES: Final = 4 * 1024
+"""Larger heads are not kept, and neither are those of bodies above `CHARGED_BODY_BYTES`."""
+
+_HEAD_END: Final = b"\r\n\r\n"
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]{1,5})\r\n", re.IGNORECASE)
+_EXPECT: Final = re.compile(rb"\r\nexpect:", re.IGNORECASE)
 
 _PART: Final = r"(?P<\1>[A-Za-z0-9_-]{1,128})"
 """A variable part of a path. Requests with other characters in it are left to the router, which decodes them."""
@@ -51,6 +65,12 @@ class DirectRoutes:
             handler = partial(middleware, handler=handler)
         self._direct.append((re.compile(path + r"(?:\?.*)?\Z"), route, handler))
 
+    def serves(self, method: str, path: str) -> bool:
+        """Return whether requests with this path are handled at once."""
+        return any(
+            route.method == method and pattern.match(path) is not None for pattern, route, _ in self._direct
+        )
+
     def find(self, message: RawRequestMessage) -> tuple[Handler, UrlMappingMatchInfo] | None:
         """Return the handler of a request with its middlewares, and what the router would find; None for other requests."""
         for pattern, route, handler in self._direct:
@@ -66,19 +86,69 @@ class DirectRoutes:
 class DirectConnection(Connection):
     """A connection that handles the requests of direct routes at once."""
 
-    __slots__ = ("_begun", "_routes")
+    __slots__ = ("_begun", "_early", "_early_timer", "_routes")
 
     def __init__(self, routes: DirectRoutes, *args: Any) -> None:  # Any: the arguments of Connection
         super().__init__(*args)
         self._routes = routes
         self._begun: tuple[Request, Awaitable[web.StreamResponse]] | None = None
         """A request that aiohttp's task has to go on with, and the rest of its handling."""
+        self._early = b""
+        """A head that is kept until its body arrives, and the part of the body that has."""
+        self._early_timer: asyncio.TimerHandle | None = None
         self._requests.direct = self._answered_at_once
         self._request_factory = self._next_request
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        _ = self._kept()
         super().connection_lost(exc)
         self._requests.direct = self._begun = None
+
+    # --- a body that comes after its head -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._early:
+            data = self._kept() + data
+        if self._awaits_body(data):
+            self._early = data
+            self._early_timer = self._loop.call_later(BODY_SECONDS, self._go_on)
+        else:
+            super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as the base class
+        self._go_on()
+        return super().eof_received()
+
+    def _go_on(self) -> None:
+        """Handle what was kept, without its body."""
+        if self._early:
+            super().data_received(self._kept())
+
+    def _kept(self) -> bytes:
+        """Return what was kept."""
+        if self._early_timer is not None:
+            self._early_timer.cancel()
+            self._early_timer = None
+        data, self._early = self._early, b""
+        return data
+
+    def _awaits_body(self, data: bytes) -> bool:
+        """Return whether data is the head of a request that would be handled at once if its small body were there. If this
+        is wrong, a request is handled a moment later, or at a higher cost."""
+        head = data.find(_HEAD_END, 0, MAX_HEAD_BYTES) + len(_HEAD_END)
+        if not data.startswith(b"POST ") or head < len(_HEAD_END):
+            return False
+        if self._unread or self._requests.unfinished or self._requests.reads_body:
+            return False  # It is a part of something that has begun.
+        length = _LENGTH.search(data, 0, head)
+        if length is None or _EXPECT.search(data, 0, head) is not None:
+            return False
+        if not len(data) < head + int(length[1]) <= head + CHARGED_BODY_BYTES:
+            return False
+        path = data[len(b"POST ") : data.find(b" ", len(b"POST "))].decode("latin-1")
+        return self._routes.serves("POST", path)
+
+    # --- handling at once ---------------------------------------------------------------------------------------------
 
     def _answered_at_once(self, message: RawRequestMessage, payload: StreamReader) -> bool:
         """Begin to handle a request, and return whether it is answered."""

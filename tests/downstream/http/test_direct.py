@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from gateway.downstream.http import direct
 from gateway.downstream.http.direct import DirectConnection
 from gateway.downstream.http.limits import ServerLimits
+from gateway.downstream.http.protocol import CHARGED_BODY_BYTES
 from gateway.relay.session import Session as RelaySession
 from tests.downstream.house import Build, House
 from tests.downstream.raw import RawAnswer, ask, connect, parsed, read_all
@@ -106,8 +108,100 @@ async def test_path_that_must_be_decoded_is_left_to_the_router(session: Session,
     assert (answer.status, len(tasked)) == (202, 1)
 
 
+async def in_pieces(house: House, *pieces: bytes) -> RawAnswer:
+    """Send pieces that the server reads one after the other, and return the answer."""
+    reader, writer = await connect(house.url)
+    for piece in pieces:
+        writer.write(piece)
+        await house.call("GET", "/livez")  # The piece has been received once this is answered.
+    answer = parsed(await asyncio.wait_for(reader.readuntil(b"}"), 10))
+    writer.close()
+    return answer
+
+
+@pytest.fixture
+def patient_for_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a connection wait for a body as long as a busy machine may take."""
+    monkeypatch.setattr(direct, "BODY_SECONDS", 10)
+
+
+@pytest.mark.usefixtures("patient_for_bodies")
+@pytest.mark.parametrize("cuts", [(0,), (3,), (0, 5), (-1,)])
+async def test_body_that_comes_after_its_head_needs_no_task(
+    session: Session, tasked: list[str], cuts: tuple[int, ...]
+) -> None:
+    """Python's http.client sends head and body separately. The request is handled as if they had come together."""
+    whole = post(session.path)
+    ends = [len(whole) - len(EVENT) + cut if cut >= 0 else len(whole) + cut for cut in cuts]
+    pieces = [whole[begin:end] for begin, end in zip([0, *ends], [*ends, len(whole)], strict=True)]
+    answer = await in_pieces(session.house, *pieces)
+
+    assert answer.status == 202
+    assert session.house.far_end.sent == [EVENT.decode()]
+    assert session.path not in tasked
+
+
+@pytest.mark.usefixtures("patient_for_bodies")
+async def test_request_behind_a_late_body_is_answered_after_it(session: Session) -> None:
+    """What comes together with the rest of a body is the next request."""
+    first, second = post(session.path), post(session.path, b'{"type":"b"}', "Connection: close")
+    reader, writer = await connect(session.house.url)
+    writer.write(first[: -len(EVENT)])
+    await session.house.call("GET", "/livez")
+    writer.write(EVENT + second)
+    said = await asyncio.wait_for(read_all(reader), 10)
+    writer.close()
+
+    assert said.count(b"HTTP/1.1 202") == 2
+    assert session.house.far_end.sent == [EVENT.decode(), '{"type":"b"}']
+
+
+@pytest.mark.usefixtures("patient_for_bodies")
+@pytest.mark.parametrize(
+    ("size", "headers"),
+    [
+        (CHARGED_BODY_BYTES + 1, ()),
+        (9, (f"X-Large: {'x' * direct.MAX_HEAD_BYTES}",)),
+        (9, ("Expect: 100-continue",)),
+    ],
+)
+async def test_head_of_another_request_is_not_kept(
+    session: Session, tasked: list[str], size: int, headers: tuple[str, ...]
+) -> None:
+    """Only a request that is then handled at once waits for its body before it is handled."""
+    _, writer = await connect(session.house.url)
+    writer.write(post(session.path, b"x" * size, *headers)[:-size])
+    await until(lambda: tasked == [session.path])
+    writer.close()
+
+
+@pytest.mark.usefixtures("patient_for_bodies")
+async def test_client_that_ends_before_its_body_is_not_waited_for(session: Session) -> None:
+    """The connection is closed at once, as if the head had been handled when it came."""
+    reader, writer = await connect(session.house.url)
+    writer.write(post(session.path)[: -len(EVENT)])
+    await session.house.call("GET", "/livez")
+    protocol = protocol_of(session.house, writer)
+    assert protocol._early
+    writer.write_eof()
+
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert protocol._early == b""
+    assert session.house.far_end.sent == []
+    writer.close()
+
+
+async def test_body_that_does_not_come_is_waited_for_as_elsewhere(build: Build) -> None:
+    """After a moment the head is handled without its body, whose time limit then counts."""
+    house = await build(limits=ServerLimits(body_seconds=0.05, linger_seconds=0.05))
+    session = await opened(house)
+    answer = await ask(house.url, post(session.path)[:-5])
+
+    assert (answer.status, answer.json["code"]) == (408, "request-timeout")
+
+
 async def test_request_in_pieces_is_left_to_aiohttp(session: Session, tasked: list[str]) -> None:
-    """A body that comes after its head is waited for."""
+    """A body that comes long after its head is waited for in a task."""
     reader, writer = await connect(session.house.url)
     whole = post(session.path, EVENT, "X-Request-Id: mine")
     writer.write(whole[:-5])
@@ -146,17 +240,17 @@ async def test_answer_is_that_of_the_other_path(
 ) -> None:
     """Status, headers, their order and members are the same as for a request that aiohttp's task handles."""
     path, facts = session.path, session.house.facts
-    (direct,) = await exchange(session.house, post(path, body, *headers))
-    straight = list(tasked)
+    (straight,) = await exchange(session.house, post(path, body, *headers))
+    at_once = list(tasked)
     (other,) = await exchange(session.house, post(path, body, *headers, LEFT))
 
-    assert direct.status == other.status == status
-    assert {name: value for name, value in direct.headers.items() if name not in VARYING} == {
+    assert straight.status == other.status == status
+    assert {name: value for name, value in straight.headers.items() if name not in VARYING} == {
         name: value for name, value in other.headers.items() if name not in VARYING
     }
-    assert list(direct.headers) == list(other.headers)
-    assert direct.json.keys() == other.json.keys()
-    assert straight == []
+    assert list(straight.headers) == list(other.headers)
+    assert straight.json.keys() == other.json.keys()
+    assert at_once == []
     lines = [fields for _, fields in facts.of("http_answered")][-2:]
     assert lines[0].keys() == lines[1].keys()
     assert lines[0]["route"] == lines[1]["route"]
