@@ -1,6 +1,7 @@
 """Metrics and log lines of sessions, their responses and their logs: the facts that relay/ reports."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import structlog
 
@@ -65,9 +66,10 @@ class SessionMetrics:
             "Time from response.create to the response's first delta.",
             _ANSWERS,
         )
-        self._response = define.histogram(
+        response = define.histogram(
             "response_seconds", "Time from response.created to response.done.", _ANSWERS, "status"
         )
+        self._response = cache(response.labels)  # Few series, whose look-up in the library takes 3 us.
         self._log_bytes = define.gauge("log_bytes", "Bytes in all event logs.")
         self._log_events = define.gauge("log_events", "Events in all event logs.")
         self._evicted = define.counter("log_evicted", "Events dropped from logs because a limit was reached.")
@@ -145,7 +147,7 @@ class SessionMetrics:
         self._first_delta.observe(seconds)
 
     def response_done(self, status: str, seconds: float) -> None:
-        self._response.labels(known(status, words.RESPONSE_STATUSES)).observe(seconds)
+        self._response(known(status, words.RESPONSE_STATUSES)).observe(seconds)
 
     def log_grew(self, events: int, size: int) -> None:
         self._log_events.inc(events)

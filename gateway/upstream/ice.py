@@ -283,11 +283,11 @@ class _PackedRequest(aioice_stun.Message):
 
 
 class _DirectProtocol(StunProtocol):
-    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:  # Any: as in aioice
-        data = cast(bytes, data)
+    # bytes: asyncio never passes a str, which aioice allows; Any: as in aioice
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:  # type: ignore[override]
         first = data[0] if data else 64
         if _FIRST_DTLS <= first <= _LAST_DTLS:
-            connection = cast(DirectDatagrams, self.receiver)
+            connection: DirectDatagrams = self.receiver  # type: ignore[assignment]  # the connection that made this protocol
             direct = connection.direct
             # The order of arrival is kept: nothing passes what still waits in the queue.
             if direct is not None and not connection._queue._queue:  # type: ignore[attr-defined]  # noqa: SLF001 - a file of private hooks; asyncio's queue is a deque with a lock's price

@@ -350,8 +350,8 @@ class DirectReceive(PacedReassembly):
             or self._reconfig_deferred is not None
         ):
             return position
-        stream_id = channel.id
-        stream = cast("OrderedStream | None", self._inbound_streams.get(cast(int, stream_id)))
+        stream_id: int = channel.id  # type: ignore[assignment]  # it is open
+        stream: OrderedStream | None = self._inbound_streams.get(stream_id)  # type: ignore[assignment]  # see _get_inbound_stream
         if stream is None or stream.held or stream_id not in self._data_channels:
             return position
         number, first = stream.sequence_number, stream_id << 16

@@ -136,7 +136,8 @@ class DirectSend(RTCSctpTransport):
         """Send serialised chunks in one packet."""
         header = _HEADER.pack(self._local_port, self._remote_port, self._remote_verification_tag)
         checksum = _CHECKSUM.pack(crc32c(header + _NO_CHECKSUM + chunks))
-        cast(DirectRecords, self.transport).put(header + checksum + chunks)
+        transport: DirectRecords = self.transport  # type: ignore[assignment]  # the class that `tuning` gives it
+        transport.put(header + checksum + chunks)
 
     def _data_channel_send(self, channel: RTCDataChannel, data: bytes | str) -> None:
         if not isinstance(data, str) or not data:
@@ -173,7 +174,8 @@ class DirectSend(RTCSctpTransport):
         )
 
     def _send_at_once(self, channel: RTCDataChannel, user_data: bytes) -> None:
-        stream_id, tsn, size = cast(int, channel.id), self._local_tsn, len(user_data)
+        stream_id: int = channel.id  # type: ignore[assignment]  # it has one, see above
+        tsn, size = self._local_tsn, len(user_data)
         number = self._outbound_stream_seq.get(stream_id, 0)
         chunk = DataChunk(_WHOLE)
         chunk.tsn, chunk.stream_id, chunk.stream_seq = tsn, stream_id, number

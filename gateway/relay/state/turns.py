@@ -37,14 +37,11 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: deque[Turn] = deque()
-        self._running: Turn | None = None
+        self.running: Turn | None = None
+        """The turn that was sent and is not over."""
         self._unwanted = False
         self.count = 0
         """Turns so far."""
-
-    @property
-    def running(self) -> Turn | None:
-        return self._running
 
     @property
     def waiting(self) -> Sequence[Turn]:
@@ -55,12 +52,12 @@ class Turns:
         """Bytes of turns that are not finished."""
         if not self.unfinished:
             return 0
-        return sum(turn.size for turn in (*self._waiting, *filter(None, [self._running])))
+        return sum(turn.size for turn in (*self._waiting, *filter(None, [self.running])))
 
     @property
     def unfinished(self) -> bool:
         """Whether any turn waits or runs."""
-        return self._running is not None or bool(self._waiting)
+        return self.running is not None or bool(self._waiting)
 
     def require_room(self, max_waiting: int) -> None:
         """Raise `turn-queue-full` if the queue is full."""
@@ -78,13 +75,11 @@ class Turns:
 
     def find(self, number: int) -> Turn | None:
         """Return a turn that is not finished."""
-        return next(
-            (turn for turn in (self._running, *self._waiting) if turn and turn.number == number), None
-        )
+        return next((turn for turn in (self.running, *self._waiting) if turn and turn.number == number), None)
 
     def due(self, busy: bool) -> Asking | None:
         """Return what can be sent now: the next turn, or the running one's request for its response."""
-        turn = self._running
+        turn = self.running
         if turn is not None:
             asks = not turn.asked and turn.ready and not self._unwanted and not busy
             return Asking(turn, [turn.asking()]) if asks else None
@@ -94,16 +89,16 @@ class Turns:
 
     def sent(self, number: int, after: EventId, *, asked: bool) -> None:
         """Events of a turn were accepted for the channel: its first, or its request for the response."""
-        if self._running is None and self._waiting and self._waiting[0].number == number:
-            self._running = self._waiting.popleft()
-            self._running.after = after
+        if self.running is None and self._waiting and self._waiting[0].number == number:
+            self.running = self._waiting.popleft()
+            self.running.after = after
             self._unwanted = False
-        if self._running is not None and self._running.number == number and asked:
-            self._running.asked = True
+        if self.running is not None and self.running.number == number and asked:
+            self.running.asked = True
 
     def look(self, type: str, value: Json, *, sole: bool = False) -> tuple[Progress, list[Effect]]:
         """Return what an event means for the running turn, and its effects."""
-        turn = self._running
+        turn = self.running
         if turn is None:
             return Progress.FOREIGN, []
         response_id = turn.response_id
@@ -111,7 +106,7 @@ class Turns:
         if progress is Progress.BUSY:
             turn.asked = False
             if self._unwanted:
-                self._running = None  # The response was refused and must not be requested again.
+                self.running = None  # The response was refused and must not be requested again.
                 return progress, _finish(turn, turn.after, _withdrawn())
         elif self._unwanted and turn.response_id != response_id:
             return progress, [Send([turn.cancelling()])]
@@ -119,24 +114,22 @@ class Turns:
 
     def done(self, head: EventId) -> list[Effect]:
         """The running turn's last event is at `head` in the log."""
-        turn = self._running
+        turn = self.running
         assert turn is not None  # only a running turn reports DONE
         if turn.over:
-            self._running = None
+            self.running = None
             return _finish(turn, head)
         return [*self._stop(turn), *_finish(turn, head)]
 
     def expired(self, unix: float) -> list[Turn]:
         """Return the turns whose deadline has passed."""
-        return [
-            turn for turn in (self._running, *self._waiting) if turn is not None and turn.deadline <= unix
-        ]
+        return [turn for turn in (self.running, *self._waiting) if turn is not None and turn.deadline <= unix]
 
     def expire(self, turn: Turn, head: EventId, seconds: float) -> list[Effect]:
         """Time a turn out: drop it if it waits, cancel its response if it runs."""
         effects: list[Effect] = []
-        if turn is self._running:
-            self._running = None
+        if turn is self.running:
+            self.running = None
             if turn.asked:
                 # Without an ID if it was never created: such a silent service has no other active response.
                 effects.append(Send([turn.cancelling()]))
@@ -151,23 +144,23 @@ class Turns:
         effects: list[Effect] = []
         if turn in self._waiting:
             self._waiting.remove(turn)
-        elif turn is self._running:
+        elif turn is self.running:
             effects += self._stop(turn)
-        if turn is not self._running:
+        if turn is not self.running:
             effects += _finish(turn, head, _withdrawn())
         return effects
 
     def fail(self, turn: Turn, failure: GatewayError, head: EventId) -> list[Effect]:
         """Fail a turn that cannot continue."""
-        if turn is self._running:
-            self._running = None
+        if turn is self.running:
+            self.running = None
         elif turn in self._waiting:
             self._waiting.remove(turn)
         return _finish(turn, head, failure)
 
     def interrupt(self, failure: GatewayError, head: EventId) -> list[Effect]:
         """Fail the running turn, whose call is lost. Waiting turns keep waiting."""
-        return [] if self._running is None else self.fail(self._running, failure, head)
+        return [] if self.running is None else self.fail(self.running, failure, head)
 
     def fail_all(self, failure: GatewayError, head: EventId) -> list[Effect]:
         """Fail every turn, because the session is over."""
@@ -178,8 +171,8 @@ class Turns:
 
     def dump(self) -> Json:
         """Return the turns that are not finished as JSON."""
-        turns = [turn.dump() for turn in (*filter(None, [self._running]), *self._waiting)]
-        return {"count": self.count, "running": self._running is not None, "turns": turns}
+        turns = [turn.dump() for turn in (*filter(None, [self.running]), *self._waiting)]
+        return {"count": self.count, "running": self.running is not None, "turns": turns}
 
     @classmethod
     def load(cls, dumped: Json) -> "Turns":
@@ -189,7 +182,7 @@ class Turns:
         for row in rows if isinstance(rows, list) else ():
             turns._waiting.append(Turn.load(row))
         if dumped.get("running"):
-            turns._running = turns._waiting.popleft()
+            turns.running = turns._waiting.popleft()
         turns.count = int(str(dumped.get("count")))
         return turns
 
@@ -199,7 +192,7 @@ class Turns:
             return []
         self._unwanted = True
         if not turn.asked:
-            self._running = None  # It has no response and must not request one.
+            self.running = None  # It has no response and must not request one.
         elif turn.response_id is not None:
             return [Send([turn.cancelling()])]
         return []
