@@ -116,8 +116,16 @@ class DirectConnection(Connection):
             super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as the base class
+        if not self._early:
+            return super().eof_received()
+        # The head is handled first, as if the end had come a turn of the loop later.
         self._go_on()
-        return super().eof_received()
+        self._loop.call_soon(self._ended)
+        return True
+
+    def _ended(self) -> None:
+        if self._wire is not None and not super().eof_received():
+            self._wire.close()
 
     def _go_on(self) -> None:
         """Handle what was kept, without its body."""
@@ -174,9 +182,9 @@ class DirectConnection(Connection):
                 self._answered += 1
                 manager.requests_count += 1
                 return True
-            self._begun = request, _ended(done.value)
+            self._begun = request, _result(done.value)
         except Exception as error:  # noqa: BLE001  # aiohttp's task answers it
-            self._begun = request, _ended(error)
+            self._begun = request, _result(error)
         else:
             self._begun = request, _continued(handling, awaited)
         return False
@@ -221,7 +229,7 @@ class DirectConnection(Connection):
         return await super()._handle_request(request, start_time, lambda _: begun[1])
 
 
-async def _ended(result: web.StreamResponse | Exception) -> web.StreamResponse:
+async def _result(result: web.StreamResponse | Exception) -> web.StreamResponse:
     """Return, or raise, what a handler that did not wait has returned or raised."""
     if isinstance(result, Exception):
         raise result
