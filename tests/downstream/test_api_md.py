@@ -41,6 +41,7 @@ def exported() -> Mapping[str, tuple[str, set[str]]]:
     registry = CollectorRegistry()
     metrics = Metrics(registry, version="1")
     metrics.event_up("response.create", 1)
+    metrics.http_request("/livez", "GET", 200, 0.0)
     found = {}
     for collector in list(registry._collector_to_names):
         for family in collector.collect():

@@ -181,8 +181,10 @@ class Stream:
             headers={"Content-Type": self._rendering.media_type, **UNBUFFERED, **headers}
         )
         response.force_close()  # For clients that notice only the end of the connection.
+        # The headers wait for the first events: one packet, and one write, instead of three.
+        response._send_headers_immediately = False  # noqa: SLF001  # as in aiohttp's own responses
         await response.prepare(request)
-        writer = self._writer = Writer(request, response, reads.monotonic)
+        writer = self._writer = Writer(request, response, reads.monotonic, begun=False)
         ignore_loss = watch_loss(request, self._leave)
         reads.telemetry.stream_opened(self._format, self._cursor.position != handle.reader.head)
         if receives:
@@ -202,19 +204,16 @@ class Stream:
         return response
 
     async def _serve(self, writer: Writer, delivery: Delivery, requested: str) -> Ended:
-        await writer.write(self._opening(requested))
+        data = self._opening(requested)
         cursor = self._cursor
-
-        def put(page: Page) -> None:
-            writer.put(self._rendering.entries(page.cursor.epoch, page.entries))
-            self._beat_due = False
-            delivery.wrote(page.entries, writer.wrote_at)
 
         def put_directly(page: Page) -> bool:
             if writer.full or self._rotate_due or self._told is not None:
                 return False
             try:
-                put(page)
+                writer.put(self._rendering.entries(page.cursor.epoch, page.entries))
+                self._beat_due = False
+                delivery.wrote(page.entries, writer.wrote_at)
             except Exception:  # noqa: BLE001  # The iteration gets the page again, and the error with it.
                 return False
             if writer.full:
@@ -224,16 +223,21 @@ class Stream:
         cursor.direct = put_directly
         async for page in cursor:
             if page.gap is not None:
-                await self._tell_gap(writer, page)
+                data += self._gap(page)
                 if self._terms.fail_on_gap:
+                    await writer.write(data)
                     return "gap"
             if page.entries:
-                put(page)
-            if writer.full:
-                await writer.drain()
-            if not page.entries and self._beat_due and not page.more:
+                data += self._rendering.entries(page.cursor.epoch, page.entries)
                 self._beat_due = False
-                await writer.write(self._beat())
+            elif self._beat_due and not page.more:
+                data += self._beat()
+                self._beat_due = False
+            if data:
+                await writer.write(data)
+                data = b""
+            if page.entries:
+                delivery.wrote(page.entries, writer.wrote_at)
             if self._told is not None or (self._rotate_due and self._may_rotate()):
                 break
         else:
@@ -264,11 +268,11 @@ class Stream:
             return self._rendering.own("gateway.ping", {"cursor": position}, position)
         return self._rendering.heartbeat(self._terms.pad)
 
-    async def _tell_gap(self, writer: Writer, page: Page) -> None:
+    def _gap(self, page: Page) -> bytes:
         gap = page.gap
         assert gap is not None  # checked by the caller
         self._reads.telemetry.gap(gap.reason, gap.missed)
-        await writer.write(self._rendering.own("gateway.gap", gap_members(page), str(gap.oldest.before)))
+        return self._rendering.own("gateway.gap", gap_members(page), str(gap.oldest.before))
 
     def _may_rotate(self) -> bool:
         """Return whether to rotate now. A rotation waits a limited time for a pause between responses."""

@@ -16,17 +16,33 @@ PIECE_BYTES: Final = 64 * 1024
 
 
 class Writer:
-    """The body of one streamed response whose headers have been sent."""
+    """The body of one streamed response that is prepared."""
 
-    __slots__ = ("_chunked", "_monotonic", "_protocol", "_writer", "taken_at", "waiting", "wrote_at")
+    __slots__ = (
+        "_begun",
+        "_chunked",
+        "_monotonic",
+        "_protocol",
+        "_writer",
+        "taken_at",
+        "waiting",
+        "wrote_at",
+    )
 
     def __init__(
-        self, request: web.Request, response: web.StreamResponse, monotonic: Callable[[], float]
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        monotonic: Callable[[], float],
+        *,
+        begun: bool = True,
     ) -> None:
+        """`begun`: the headers have been sent. Otherwise `write` must be called first, which sends them."""
         self._protocol = request.protocol
         self._writer = request.writer
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
         self._monotonic = monotonic
+        self._begun = begun
         self.waiting = False
         """The client has not yet read what was written."""
         self.wrote_at = self.taken_at = monotonic()
@@ -49,7 +65,12 @@ class Writer:
 
     async def write(self, data: bytes) -> None:
         """Pass bytes to the transport and wait until the client has read most of them."""
-        self.put(data)
+        if self._begun:
+            self.put(data)
+        else:
+            self._begun = True
+            await self._writer.write(data)  # together with the headers
+            self.wrote_at = self._monotonic()
         if self._protocol.writing_paused:
             await self.drain()
 
