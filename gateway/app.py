@@ -17,19 +17,19 @@ from gateway import __version__
 from gateway.config import Config, ConfigError
 from gateway.config.files import secret, signing_keys
 from gateway.downstream.admin import Operator
-from gateway.downstream.auth.access import Access
+from gateway.downstream.auth.access import Access, AccessRules
 from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.http.listener import Binding
 from gateway.downstream.reading.sse import frame, unframe
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.clock import Clock
 from gateway.relay.hub import Hub
+from gateway.relay.limits import RelayLimits
 from gateway.relay.memory import Budget
 from gateway.relay.states import State
 from gateway.telemetry import Collector, Metrics, Probes, exposition
 from gateway.upstream import tuning
 from gateway.upstream.dialer import CallDialer
-from gateway.upstream.signalling import proxy_for
 from gateway.wiring import (
     access_rules,
     connection_limits,
@@ -54,39 +54,22 @@ class Gateway:
         """Build everything without using the network.
 
         With `shared`, other processes listen on the clients' port as well, and `peer_socket` is the path of the unix socket
-        on which this one listens for them. Raises ConfigError for a file that cannot be
-        used.
+        on which this one listens for them. Raises ConfigError for a file that cannot be used.
         """
         self._config = config
         self._shared = shared
         self.asked_to_drain = asyncio.Event()
         """Set when an operator asks over HTTP. The caller that runs the gateway then drains it as on SIGTERM."""
-        clock = Clock()
-        rules = access_rules(config)
+        self._clock = clock = Clock()
         registry = CollectorRegistry()
-        self._metrics = Metrics(
-            registry,
-            version=__version__,
-            keys=[rule.name for rule in rules.keys],
-            models=[str(config.upstream.session.get("model"))],
-            access_log=config.log.access,
-        )
-        self.collector = Collector(
-            lambda: self._metrics.sessions.ended, lambda: self._metrics.sessions.live, self.task_failed
-        )
-        """Garbage collection concerns the whole process, so the process's owner starts and closes it."""
-        upstream = upstream_config(config)
-        try:
-            proxy_for(upstream)
-        except ValueError as error:
-            raise ConfigError([str(error)]) from error
-        self._dialer = CallDialer(upstream, self._metrics, clock)
-        configured = signing_keys(config.access)
+        rules, limits = access_rules(config), relay_limits(config, descriptors())
+        self._metrics = _metrics(config, registry, rules, limits)
+        self._dialer = CallDialer(upstream_config(config), self._metrics, clock)
+        keys = signing_keys(config.access)
         self._clustering = (
-            _clustering(config, configured, self._metrics, clock, peer_socket) if config.cluster.url else None
+            _clustering(config, keys, self._metrics, clock, peer_socket) if config.cluster.url else None
         )
         nodes = self._clustering
-        limits = relay_limits(config, descriptors())
         self._hub = Hub(
             self._dialer,
             frame,
@@ -99,23 +82,9 @@ class Gateway:
             gate=nodes.gate if nodes else None,
         )
         self._metrics.watch(lambda: self._hub.draining)
-        relay = config.relay
-        self._metrics.limits(
-            {
-                "sessions": limits.max_sessions,
-                "log_bytes": relay.log_total_bytes,
-                "memory_bytes": config.server.memory_budget_bytes,
-            }
-        )
-
-        def lagged(seconds: float) -> None:
-            self._metrics.loop_lagged(seconds)
-            self._hub.strain.lagged(seconds, clock.monotonic())
-
-        self._probes = Probes(lagged, self._metrics.gc_paused, self.task_failed)
         self._access = Access(
             rules,
-            Signatures(configured or (secrets.token_bytes(32),)),
+            Signatures(keys or (secrets.token_bytes(32),)),
             clock.monotonic,
             nodes.rates if nodes else None,
         )
@@ -134,6 +103,10 @@ class Gateway:
             )
         )
         self._tls = tls_context(config)
+        self._probes = Probes(self._lagged, self._metrics.gc_paused, self.task_failed)
+        sessions = self._metrics.sessions
+        self.collector = Collector(lambda: sessions.ended, lambda: sessions.live, self.task_failed)
+        """Garbage collection concerns the whole process, so the process's owner starts and closes it."""
 
     def _operator(self, metrics: Callable[[str], tuple[bytes, str]]) -> Operator:
         admin = self._config.admin
@@ -141,6 +114,10 @@ class Gateway:
         digests = (hashlib.sha256(token.encode()).digest(),) if token else ()
         nodes = self._clustering.shown_nodes if self._clustering is not None else tuple
         return Operator(metrics=metrics, drain=self.asked_to_drain.set, token_sha256=digests, nodes=nodes)
+
+    def _lagged(self, seconds: float) -> None:
+        self._metrics.loop_lagged(seconds)
+        self._hub.strain.lagged(seconds, self._clock.monotonic())
 
     def task_failed(self, error: BaseException) -> None:
         """Log an exception of a task that runs beside the sessions."""
@@ -247,6 +224,24 @@ class Gateway:
             await self._clustering.close()
         await self._dialer.close()
         await self._probes.close()
+
+
+def _metrics(config: Config, registry: CollectorRegistry, rules: AccessRules, limits: RelayLimits) -> Metrics:
+    metrics = Metrics(
+        registry,
+        version=__version__,
+        keys=[rule.name for rule in rules.keys],
+        models=[str(config.upstream.session.get("model"))],
+        access_log=config.log.access,
+    )
+    metrics.limits(
+        {
+            "sessions": limits.max_sessions,
+            "log_bytes": limits.log_total_bytes,
+            "memory_bytes": config.server.memory_budget_bytes,
+        }
+    )
+    return metrics
 
 
 def _clustering(

@@ -24,6 +24,7 @@ from gateway.relay.limits import RelayLimits
 from gateway.relay.sessionobject import template
 from gateway.relay.usage import PICODOLLARS, Direction, ModelPrices, PriceList
 from gateway.upstream.config import IceServer, UpstreamConfig
+from gateway.upstream.signalling import proxy_for
 
 RESERVED_DESCRIPTORS: Final = 64
 """File descriptors kept for the operator's listener, log files, DNS and signalling. Clients' connections may use half of
@@ -79,7 +80,7 @@ def prices(config: Config) -> PriceList:
 def upstream_config(config: Config) -> UpstreamConfig:
     """Return how OpenAI is reached, secrets included. Raises ConfigError."""
     upstream = config.upstream
-    return UpstreamConfig(
+    found = UpstreamConfig(
         base_url=upstream.base_url,
         api_key=openai_key(upstream),
         auth=upstream.auth,
@@ -98,6 +99,11 @@ def upstream_config(config: Config) -> UpstreamConfig:
         ice_transport_policy=upstream.ice_transport_policy,
         max_server_event_bytes=config.relay.max_server_event_bytes,
     )
+    try:
+        proxy_for(found)  # It may be in the environment, which `config` does not check.
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    return found
 
 
 def server_limits(config: Config) -> ServerLimits:
