@@ -14,9 +14,6 @@ def batches(frame: st.SearchStrategy[str | bytes], count: int, size: int) -> lis
 
     @settings(
         max_examples=count,
-        deadline=None,
-        database=None,
-        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(frame, min_size=size, max_size=size))

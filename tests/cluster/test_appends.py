@@ -338,5 +338,5 @@ class Takeovers(RuleBasedStateMachine):
                 assert all(log.get(s) == owner.log.get(s) for s in sequences), "shown and not kept"
 
 
-Takeovers.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Takeovers.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestTakeovers = Takeovers.TestCase

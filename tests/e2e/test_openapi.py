@@ -99,7 +99,7 @@ def test_every_answer_is_as_described(
     operation = DESCRIPTION[path][method]
 
     @given(case=operation.as_strategy(generation_mode=mode), live=sampled_from([True, True, True, False]))
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     @seed(SEED)
     def hold(case: Case[Any], live: bool) -> None:
         if live and "{id}" in path:

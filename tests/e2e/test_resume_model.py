@@ -235,9 +235,6 @@ def test_any_reader_has_every_event_or_is_told_what_it_missed(shared_far_end: Fa
 
     @settings(
         max_examples=15,
-        deadline=None,
-        derandomize=True,
-        database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

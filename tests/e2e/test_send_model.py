@@ -171,9 +171,6 @@ def test_any_sender_is_heard_once(shared_far_end: FarEnd) -> None:
 
     @settings(
         max_examples=25,
-        deadline=None,
-        derandomize=True,
-        database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -733,7 +733,7 @@ JOURNALS = int(os.environ.get("JOURNALS", "60"))
 
 @pytest.mark.timeout(120 + JOURNALS)
 @given(STEPS, st.booleans())
-@settings(max_examples=JOURNALS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=JOURNALS, suppress_health_check=[HealthCheck.too_slow])
 def test_any_prefix_of_any_journal_is_taken_over(steps: list[str], retry: bool) -> None:
     """Nothing accepted is missing, `unknown` is exact, items are as of that point, and turns continue, fail, or are
     asked again."""

@@ -83,8 +83,12 @@ def test_messages_follow_their_ssns_in_any_interleaving(
 ) -> None:
     """After each chunk exactly those messages are delivered that are complete and have no unfinished message before
     them."""
+    check_order(OrderedStream(), transmission)
+
+
+def check_order(stream: Any, transmission: tuple[list[int], list[Chunk], int]) -> None:
+    """Check what an empty stream delivers after each chunk."""
     counts, chunks, first_ssn = transmission
-    stream = OrderedStream()
     stream.sequence_number = stream._expected = first_ssn
     missing, out = list(counts), []
     for chunk in chunks:

@@ -12,7 +12,7 @@ from aiortc.rtcsctptransport import (
     SackChunk,
     parse_packet,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.upstream.acktimer import AckTimer
@@ -134,7 +134,6 @@ async def happen(association: Any, channel: Any, what: Any) -> None:
         channel.send(what)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(EVENTS, max_size=12))
 def test_text_that_is_sent_at_once_leaves_the_same_packets_and_state(events: list[Any]) -> None:
     """Whatever is sent, acknowledged and lost, a text sent at once gives the packets and the state of aiortc's path."""

@@ -2,7 +2,6 @@
 version."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from gateway.emulator.transport import association
 from gateway.emulator.transport.association import _Stream
 from gateway.emulator.transport.ice import LiteAgent
 from tests.emulator.caller import Caller
-from tests.upstream.test_reassembly import text, transmissions
+from tests.upstream.test_reassembly import check_order, transmissions
 
 
 def chunk(tsn: int, *, first: bool, last: bool, sequence: int = 0) -> DataChunk:
@@ -55,17 +54,7 @@ def test_messages_follow_their_sequence_numbers_in_any_interleaving(
 ) -> None:
     """After each chunk exactly those messages are delivered that are complete and have no unfinished message before
     them."""
-    counts, chunks, first = transmission
-    stream = _Stream()
-    stream.sequence_number = stream._expected = first
-    missing, out = list(counts), []
-    for fragment in chunks:
-        stream.add_chunk(fragment)
-        out += [data for _, _, data in stream.pop_messages()]
-        missing[(fragment.stream_seq - first) % 2**16] -= 1
-        complete = len(list(itertools.takewhile(lambda left: not left, missing)))
-
-        assert out == [text(number, counts[number]) for number in range(complete)]
+    check_order(_Stream(), transmission)
 
 
 def test_unordered_and_skipped_messages_do_not_wait() -> None:
