@@ -83,7 +83,10 @@ def test_messages_follow_their_ssns_in_any_interleaving(
 ) -> None:
     """After each chunk exactly those messages are delivered that are complete and have no unfinished message before
     them."""
-    check_order(OrderedStream(), transmission)
+    stream = OrderedStream()
+    check_order(stream, transmission)
+
+    assert stream.held == 0
 
 
 def check_order(stream: Any, transmission: tuple[list[int], list[Chunk], int]) -> None:
@@ -97,7 +100,6 @@ def check_order(stream: Any, transmission: tuple[list[int], list[Chunk], int]) -
         complete = len(list(itertools.takewhile(lambda left: not left, missing)))
 
         assert out == [text(number, counts[number]) for number in range(complete)]
-    assert stream.held == 0
 
 
 def test_crossed_pair_is_delivered() -> None:
