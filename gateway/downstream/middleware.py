@@ -26,6 +26,7 @@ from gateway.downstream.http import problem, tcp
 from gateway.downstream.http.answers import SERVER_NAME
 from gateway.downstream.http.app_keys import (
     ANSWERED_AT,
+    CHECKS_HOST,
     CLOCK,
     ERROR_CODE,
     HOLDING,
@@ -129,7 +130,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests that web pages are not allowed to make, and answer preflights."""
     rules = request.app[ACCESS].rules
     refusal = _refusal(request)
-    if refusal is None:
+    if refusal is None and request.app[CHECKS_HOST]:
         _require_host(request, rules)
     origins = request.headers.getall(hdrs.ORIGIN, [])
     if not origins:

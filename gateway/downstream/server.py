@@ -14,7 +14,15 @@ from aiohttp.typedefs import Middleware
 
 from gateway.downstream import admin, console, events, middleware, openapi, probes, sessions
 from gateway.downstream.auth.access import ACCESS, Access
-from gateway.downstream.http.app_keys import CLOCK, LIMITS, OPEN_TO_PAGES, SESSIONS, STEPS_LOCK, TELEMETRY
+from gateway.downstream.http.app_keys import (
+    CHECKS_HOST,
+    CLOCK,
+    LIMITS,
+    OPEN_TO_PAGES,
+    SESSIONS,
+    STEPS_LOCK,
+    TELEMETRY,
+)
 from gateway.downstream.http.connections import ConnectionLimits, Connections
 from gateway.downstream.http.direct import DirectRoutes
 from gateway.downstream.http.limits import ServerLimits
@@ -159,6 +167,7 @@ def operator_application(deps: ServerDependencies) -> web.Application:
         open_to_pages=bool(deps.operator.token_sha256),
         middlewares=_middlewares(deps, admin.of_any_node),
     )
+    app[CHECKS_HOST] = False  # With a token the host may be any, else the routes require a loopback name.
     app[admin.OPERATOR] = deps.operator
     admin.add_routes(app)
     return app
@@ -173,6 +182,7 @@ def _application(
         app[ELSEWHERE] = deps.elsewhere
     app[SESSIONS], app[TELEMETRY], app[ACCESS] = deps.sessions, deps.telemetry, deps.access
     app[LIMITS], app[CLOCK], app[OPEN_TO_PAGES] = deps.limits, deps.clock, open_to_pages
+    app[CHECKS_HOST] = True
     app[STEPS_LOCK] = asyncio.Lock()
     app.on_response_prepare.append(middleware.add_headers)
     return app

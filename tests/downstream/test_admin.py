@@ -128,18 +128,23 @@ async def test_token_is_needed_where_there_is_one(
     assert house.drained == []
 
 
-async def test_token_lets_in(build: Build) -> None:
-    """With the token, everything works as on loopback."""
+@pytest.mark.parametrize("host", ["localhost", "gw.example"])
+async def test_token_lets_in(build: Build, host: str) -> None:
+    """With the token, everything works as on loopback, whatever the Host is."""
     house = await build(token=TOKEN)
-    answer = await admin(house, "GET", "/sessions", headers={"Authorization": "Bearer admin-token"})
+    headers = {"Authorization": "Bearer admin-token", "Host": host}
+    answer = await admin(house, "GET", "/sessions", headers=headers)
 
     assert answer.status == 200
 
 
-async def test_without_token_it_exists_for_loopback_names_only(build: Build) -> None:
+@pytest.mark.parametrize("keys", [(), (KeyRule("a", (hashlib.sha256(b"k").digest(),)),)])
+async def test_without_token_it_exists_for_loopback_names_only(
+    build: Build, keys: tuple[KeyRule, ...]
+) -> None:
     """Without a token the Host must be a loopback name, because behind a proxy on the same machine every peer is
     local."""
-    house = await build(AccessRules(keys=(KeyRule("a", (hashlib.sha256(b"k").digest(),)),)))
+    house = await build(AccessRules(keys=keys))
     answer = await admin(house, "GET", "/sessions", headers={"Host": "gw.example"})
 
     assert (answer.status, answer.code) == (404, "not-found")

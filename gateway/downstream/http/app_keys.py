@@ -19,6 +19,8 @@ TELEMETRY: Final[web.AppKey[DownstreamTelemetry]] = web.AppKey("telemetry")
 LIMITS: Final = web.AppKey("limits", ServerLimits)
 OPEN_TO_PAGES: Final = web.AppKey("open_to_pages", bool)
 """Whether the origins in `access.cors_origins` may call this listener."""
+CHECKS_HOST: Final = web.AppKey("checks_host", bool)
+"""Whether callers without an API key must use a known `Host`. The operator's routes have a rule of their own."""
 CLOCK: Final = web.AppKey("clock", Clock)
 STEPS_LOCK: Final = web.AppKey("steps_lock", asyncio.Lock)
 """Held while a body is read in steps, so that only one is read at a time."""
