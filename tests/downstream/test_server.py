@@ -83,6 +83,27 @@ async def test_broken_chunks_get_a_bare_400(house: House) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "status", "said"), [("/v1/turns", 400, b"invalid-parameter"), ("/v1/no", 404, b"not-found")]
+)
+async def test_chunks_that_break_after_the_head_are_refused_at_once(
+    house: House, path: str, status: int, said: bytes
+) -> None:
+    """A body with an invalid chunk that comes after its head is not waited for, and the connection ends."""
+    reader, writer = await connect(house.url)
+    head = "Host: localhost\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n"
+    writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode())
+    async with asyncio.timeout(4):
+        begun = await reader.readuntil(b"\r\n\r\n")  # `100 Continue`, or the head of the 404.
+        writer.write(b"2\r\nab\r\nnonsense\r\n")
+        answer = (begun + await read_all(reader)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    writer.close()
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert said in answer
+    assert house.facts.of("http_failed") == []
+
+
+@pytest.mark.parametrize(
     "head",
     [
         b"Content-Length: 26\r\nTransfer-Encoding: chunked\r\n",

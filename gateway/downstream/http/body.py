@@ -15,7 +15,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from multidict import istr
 
 from gateway.downstream.http.app_keys import BODY, BODY_SHA256, HOLDING, LIMITS, PRINCIPAL, SESSIONS
-from gateway.errors import CallerError
+from gateway.errors import CallerError, Flaw
 from gateway.relay.memory import UNKNOWN, Holding
 
 JSON: Final = "application/json"
@@ -63,16 +63,20 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
         _refuse(limit)
     if not request.can_read_body:
         return b""
-    if request.content.is_eof() and hdrs.EXPECT not in request.headers:
-        body = _arrived(request, limit)
-    else:
-        await _continue(request)
-        try:
+    try:
+        if request.content.is_eof() and hdrs.EXPECT not in request.headers:
+            body = _arrived(request, limit)
+        else:
+            await _continue(request)
             async with asyncio.timeout(limits.body_seconds):
                 body = await _collect(request, limit)
-        except TimeoutError:
-            detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
-            raise CallerError("request-timeout", detail) from None
+    except TimeoutError:
+        detail = f"The body did not arrive within {limits.body_seconds:g} seconds."
+        raise CallerError("request-timeout", detail) from None
+    except web.RequestPayloadError:
+        _refuse_chunks()
+    if isinstance(request.content.exception(), web.RequestPayloadError):
+        _refuse_chunks()
     signed = request.get(BODY_SHA256)
     if signed is not None and not hmac.compare_digest(signed, hashlib.sha256(body).hexdigest()):
         raise CallerError("forbidden", "The body differs from the one that the other node signed.")
@@ -111,16 +115,12 @@ async def _collect(request: web.Request, limit: int) -> bytes:
     length = request.content_length
     holding = _holding(request) if length is None or length > CHARGED_BODY_BYTES else None
     body = bytearray()
-    try:
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > limit:
-                _refuse(limit)
-            if holding is not None:
-                holding.take(len(chunk))
-    except web.RequestPayloadError as error:
-        # Malformed chunked encoding: nothing that follows on this connection can be parsed.
-        raise web.HTTPBadRequest from error
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            _refuse(limit)
+        if holding is not None:
+            holding.take(len(chunk))
     return bytes(body)
 
 
@@ -136,3 +136,9 @@ def _refuse(limit: int) -> NoReturn:
         f"The body is larger than {limit} bytes, the limit of this request.",
         members={"limit": limit},
     )
+
+
+def _refuse_chunks() -> NoReturn:
+    flaw = Flaw("is not followed by valid chunks", pointer=f"/{hdrs.TRANSFER_ENCODING}")
+    detail = "The body does not have the form that Transfer-Encoding: chunked requires."
+    raise CallerError("invalid-parameter", detail, flaws=(flaw,))

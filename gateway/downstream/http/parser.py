@@ -1,8 +1,8 @@
 """Extends aiohttp's request parser: errors get a proper response, and the size of an unfinished head is known.
 
-aiohttp answers every parse error with a bare 400. In most of these requests the first line is readable: a URL or a header
-is too long, a header occurs twice, the method is unknown, or Host is missing. Such a request is handled with a `refusal`, so it gets a request
-id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for messages whose
+aiohttp answers every parse error with a bare 400. In most of these requests the first line is readable: the URL is not valid,
+it or a header is too long, a header occurs twice, the method is unknown, or Host is missing. Such a request is handled with a
+`refusal`, so it gets a request id, a log line and a problem object like any other. A bare 400 remains for bytes that are not HTTP, and for messages whose
 end is ambiguous (RFC 9112 6.3), since the bytes that follow could be another client's request.
 
 The parser also reports how many bytes of an unfinished head it holds, so that their size and time can be limited.
@@ -14,8 +14,15 @@ from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import (
+    BadHttpMethod,
+    BadStatusLine,
+    HttpProcessingError,
+    InvalidURLError,
+    LineTooLong,
+)
 from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web import RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -94,6 +101,12 @@ class RequestParser:
         except HttpProcessingError as error:
             self.broken = True
             self.unfinished = 0
+            if self.reads_body:
+                # Else its handler would wait for the rest until the time is up. The end comes first: aiohttp, which reads
+                # on after an early response, would log the exception as a bug.
+                self._payload.feed_eof()
+                self._payload.set_exception(RequestPayloadError(error.message))
+                return (), False, b""
             return self._refuse_broken(b"" if in_body else self._head + data, error), False, b""
         if messages:
             messages = self._checked(messages, len(data))
@@ -197,6 +210,8 @@ class RequestParser:
             return self._refuse(head, CallerError("header-too-large", detail, members={"limit": limit}))
         if found is None:
             raise error
+        if isinstance(error, InvalidURLError):
+            return self._refuse(head, _invalid_target())
         said = error.message
         if said.startswith("Too many headers"):
             return self._refuse(head, CallerError("header-too-large", "The request has too many headers."))
@@ -261,6 +276,11 @@ def _wrong_version(version: str) -> CallerError:
 def _doubled(name: str) -> CallerError:
     flaw = Flaw("occurs more than once", pointer=f"/{name}")
     return CallerError("invalid-parameter", f"A request may have only one {name} header.", flaws=(flaw,))
+
+
+def _invalid_target() -> CallerError:
+    detail = "The URL of the request is not valid. Characters other than ASCII must be percent-encoded."
+    return CallerError("invalid-parameter", detail)
 
 
 def _missing_host() -> CallerError:

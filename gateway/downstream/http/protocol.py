@@ -208,6 +208,8 @@ class Connection(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
             self._head_late = False
+        if requests.broken and not self._owed:
+            self.close()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume reading if it was paused. aiohttp calls this at every read of a body, and parses again."""
@@ -239,8 +241,7 @@ class Connection(web.RequestHandler):
 
     def _look_for_reset(self) -> None:
         self._reset_timer = None
-        wire = self._wire
-        if wire is None:
+        if (wire := self._wire) is None:
             return
         if tcp.was_reset(wire):
             wire.abort()
@@ -268,7 +269,7 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send a response, or the rest of it, and close the connection if no request can follow."""
-        last = self._owed <= 1 and (self._half_closed or self._head_late)
+        last = self._owed <= 1 and (self._half_closed or self._head_late or self._requests.broken)
         if last and not getattr(resp, "prepared", True):
             resp.force_close()
         body = resp.body if isinstance(resp, web.Response) else None
@@ -325,8 +326,7 @@ class Connection(web.RequestHandler):
     async def _linger(self) -> None:
         """Let the client finish sending data that cannot be parsed. Closing now would reset the connection, and the
         client would lose the response (RFC 9112 9.6)."""
-        wire = self._wire
-        if wire is None or not wire.can_write_eof():
+        if (wire := self._wire) is None or not wire.can_write_eof():
             return
         wire.write_eof()
         self._sent_all = self._loop.create_future()

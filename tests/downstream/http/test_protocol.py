@@ -249,6 +249,8 @@ LONG = "x" * 20_000
         (get("/livez", version="0.9"), 505, "http-version-not-supported"),
         (get("/livez", version="3.7"), 505, "http-version-not-supported"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http-version-not-supported"),
+        (get("/v1/sessions/x/events?types=\u00e9"), 400, "invalid-parameter"),
+        (get("http://localhost:99999/livez"), 400, "invalid-parameter"),
         (b"BREW /v1/sessions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "method-not-allowed"),
         (b"BREW /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "not-found"),
         (
