@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger()
 
+IDLE_SECONDS = 1.0
+"""From the start of a drain until idle connections are closed. A proxy that keeps connections has used most of them by then."""
+ACCEPTED_SECONDS = 0.25
+"""How long the connections that were accepted last may take to send their request."""
+
 
 class Gateway:
     """Serves from `start` to `close`. `drain` lets running conversations finish first."""
@@ -201,7 +206,8 @@ class Gateway:
     async def _drain_node(self, nodes: "Clustering", timeout: float) -> None:
         """Hand the sessions over to other nodes, and drain those that stay here."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        began = loop.time()
+        deadline = began + timeout
         self._hub.draining = True
         await nodes.hand_over(timeout)
         left = max(1.0, deadline - loop.time())
@@ -211,6 +217,7 @@ class Gateway:
             # passes through this node to others.
             ends.append(self._server.finish(left))
         await asyncio.gather(*ends)
+        await self._server.part(max(ACCEPTED_SECONDS, began + IDLE_SECONDS - loop.time()))
 
     async def close(self) -> None:
         """Close everything. May be called more than once."""

@@ -34,6 +34,7 @@ from gateway.downstream.http.app_keys import (
     PRINCIPAL,
     REQUEST_ID,
     SESSION,
+    SESSIONS,
     TELEMETRY,
 )
 from gateway.downstream.http.protocol import Connection
@@ -168,8 +169,9 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
         headers[_REFERRER_POLICY] = "no-referrer"
     else:
         headers.setdefault(hdrs.VARY, "Origin")
-    if type(response) is web.StreamResponse or _is_streamed(headers):
-        # Close the connection at the end of a stream: some clients notice no other end.
+    if request.app[SESSIONS].draining or type(response) is web.StreamResponse or _is_streamed(headers):
+        # A proxy must not send a request over a connection that is about to be closed: it would answer 502. At the end of a
+        # stream the connection is closed because some clients notice no other end.
         response.force_close()
         headers[hdrs.CONNECTION] = "close"
     cors = request.get(_CORS)

@@ -100,6 +100,12 @@ class Server:
         if self._elsewhere is not None:
             await self._elsewhere.finish(seconds)
 
+    async def part(self, seconds: float) -> None:
+        """Accept no more clients, and wait for so long until all have used their connection once more: then it was closed with
+        a response that said so."""
+        self._client_side.stop()
+        await self._client_side.wait_for_idle(seconds)
+
     async def close(self) -> None:
         """Stop listening, end the streams, and wait briefly for running requests. May be called more than once."""
         await self.finish(PARTING_SECONDS)

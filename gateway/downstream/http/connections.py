@@ -75,6 +75,11 @@ class Connections:
         return self._open
 
     @property
+    def idle_count(self) -> int:
+        """How many have no request in progress."""
+        return len(self._idle)
+
+    @property
     def room(self) -> bool:
         """Whether one more connection can be accepted, even if only to be refused with 503."""
         return self._open < self.limits.max_connections + REFUSALS

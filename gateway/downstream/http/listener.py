@@ -40,6 +40,8 @@ round trip, so a client with a latency of 100 ms gets 300 KB per second."""
 PAUSE_SECONDS: Final = 0.5
 """How long accepting pauses when the kernel is out of memory or descriptors and none can be freed."""
 
+IDLE_POLL_SECONDS: Final = 0.02
+
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -95,12 +97,23 @@ class Listener:
         loop = asyncio.get_running_loop()
         sockets, self._sockets = self._sockets, []
         for listening in sockets:
-            self._accept(listening)  # The kernel would reset connections that wait to be accepted.
+            # The kernel would reset connections that wait to be accepted.
+            for _ in range(BACKLOG // ACCEPT_BATCH + 1):
+                if not self._accept(listening):
+                    break
             loop.remove_reader(listening.fileno())
             if listening.family == socket.AF_UNIX:
                 with suppress(OSError):
                     os.unlink(listening.getsockname())  # one system call
             listening.close()
+
+    async def wait_for_idle(self, seconds: float) -> None:
+        """Wait for so long, or until no connection is idle. A proxy may be sending a request over one of them: if it was
+        closed now, the client would get 502."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._connections.idle_count and loop.time() < deadline:
+            await asyncio.sleep(IDLE_POLL_SECONDS)
 
     async def close(self) -> None:
         """Stop accepting, and wait briefly for running requests. May be called more than once."""
@@ -119,12 +132,13 @@ class Listener:
         scheme = "https" if self._tls else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept some connections. Return whether more may wait."""
         for _ in range(ACCEPT_BATCH):
             try:
                 connection, _ = listening.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except ConnectionAbortedError:
                 continue
             except OSError as error:
@@ -133,7 +147,7 @@ class Listener:
                 self._connections.refused("descriptors")
                 if not self._refuse_one(listening):
                     self._pause(listening)
-                    return
+                    return False
                 continue
             connection.setblocking(False)
             if self._connections.room:
@@ -141,6 +155,7 @@ class Listener:
             else:
                 self._connections.refused("connections")
                 self._turn_away(connection)
+        return True
 
     async def _open(self, connection: socket.socket) -> None:
         """Create the protocol of a connection, after the TLS handshake if there is one."""

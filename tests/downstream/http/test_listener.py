@@ -167,6 +167,43 @@ def test_connections_are_accepted_in_batches(loop_module: str) -> None:
     assert turns < 20
 
 
+async def test_connections_that_wait_are_served_although_the_listener_stops(house: House) -> None:
+    """The kernel resets connections that nobody has accepted when a listener closes: a proxy would answer 502 to a POST that it
+    sent over one of them, since it repeats only what it could not send."""
+    host, port = house.url.removeprefix("http://").split(":")
+    clients = [socket.create_connection((host, int(port))) for _ in range(60)]
+    for client in clients:
+        client.sendall(GET)
+    house.server._client_side.stop()
+
+    for client in clients:
+        reader, writer = await asyncio.open_connection(sock=client)
+        async with asyncio.timeout(10):
+            assert (await read_all(reader)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_server_that_parts_serves_idle_connections_once_more(house: House) -> None:
+    """The response says that it is the last one, so that a proxy sends nothing more over its connection; then nobody is
+    waited for."""
+    keep = GET.replace(b"Connection: close\r\n", b"")
+    lines = [await connect(house.url) for _ in range(2)]
+    for reader, writer in lines:
+        writer.write(keep)
+        assert b"Connection: close" not in await reader.readuntil(b"ok\n")
+    house.hub.draining = True
+    parting = asyncio.create_task(house.server.part(20.0))
+    await asyncio.sleep(0)
+    for reader, writer in lines:
+        assert not parting.done()
+        writer.write(keep)
+        async with asyncio.timeout(10):
+            assert b"\r\nConnection: close\r\n" in await read_all(reader)
+        writer.close()
+    async with asyncio.timeout(10):
+        await parting
+
+
 async def test_one_port_for_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name may have two addresses, as `localhost` often does; both get the same free port."""
     stream = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
