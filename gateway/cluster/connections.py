@@ -39,9 +39,10 @@ BULK_SECONDS: Final = 5.0
 """For snapshots and what a takeover reads."""
 CONNECT_SECONDS: Final = 2.0
 
-_UNANSWERED: Final = (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError)
+_UNANSWERED: Final = (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError, RuntimeError)
 """What a command raises that got no answer. redis-py's errors of a Cluster without a primary are no RedisErrors. It raises
-an AttributeError if it closed the connection under the command, which happens while it reads a Cluster's slot map again."""
+an AttributeError if it closed the connection under the command, which happens while it reads a Cluster's slot map again;
+uvloop raises a RuntimeError if `drop` did so."""
 
 Value = bytes | str | int
 T = TypeVar("T")

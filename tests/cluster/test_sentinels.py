@@ -117,3 +117,18 @@ async def test_a_claimed_session_is_read_from_the_server_that_has_the_claim(
             again = await b.directory.claims.one("gws_1", b.id)
 
         assert decode(again.after[-1]) == Border(b.id, again.journal.identity.epoch)
+
+
+async def test_a_command_whose_connection_was_dropped_counts_as_unanswered(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop raises a RuntimeError if a transport is closed before a command is written to it."""
+
+    async def closed(*_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    async with node(redis_server.url) as a:
+        monkeypatch.setattr(a.connections._control, "execute_command", closed)
+
+        with pytest.raises(AwayError):
+            await a.connections.command("PING")
