@@ -122,7 +122,7 @@ async def test_a_claimed_session_is_read_from_the_server_that_has_the_claim(
 async def test_a_command_whose_connection_was_dropped_counts_as_unanswered(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvloop raises a RuntimeError if a transport is closed before a command is written to it."""
+    """A RuntimeError of uvloop: the transport was closed before the command was written."""
 
     async def closed(*_: object) -> None:
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
