@@ -199,7 +199,7 @@ class Appender:
     def _enough(self, reply: Reply) -> bool:
         return isinstance(reply, int) and reply >= self._wait_replicas
 
-    async def _until_replicated(self, journal: RedisJournal) -> None:
+    async def until_replicated(self, journal: RedisJournal) -> None:
         """Wait until enough replicas have all that the primary has now. Raises AwayError when the connection is lost before."""
         async with self._replicating:
             while self._wait_replicas:
@@ -277,7 +277,7 @@ class Appender:
         for at in range(0, len(todo), CHECK_AT_ONCE):
             some = todo[at : at + CHECK_AT_ONCE]
             replies = await self._ask([commands.check(journal.keys) for journal in some])
-            await self._until_replicated(some[0])
+            await self.until_replicated(some[0])
             for journal, reply in zip(some, replies, strict=True):
                 if not self._compare(journal, reply):
                     self._look_into(journal)
@@ -378,7 +378,7 @@ class Appender:
                 return
             if reply != b"%d-%d" % (fence, number):
                 raise AwayError(f"unexpected answer to an append: {reply!r}")
-        await self._until_replicated(journal)
+        await self.until_replicated(journal)
         journal.rewritten(fence, written)
 
     async def _ask(self, commands: list[bytes]) -> list[Reply]:

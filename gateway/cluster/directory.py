@@ -3,10 +3,11 @@
 Implements `relay.journal.Directory` on Redis. What a takeover needs is in `claims`.
 """
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -54,10 +55,11 @@ class RedisDirectory:
         beat: Beat,
         writing: Writing,
         take: Callable[[RedisJournal], None],
+        replicated: Callable[[RedisJournal], Awaitable[None]],
         drop: Callable[[str], None],
         epoch: Callable[[], str],
     ) -> None:
-        """`take` begins to append a journal, `drop` ends it; `epoch` makes the epoch of a log that begins here."""
+        """`take` begins to append a journal, `replicated` waits until the replicas have it, `drop` ends it; `epoch` makes the epoch of a log that begins here."""
         self._settings = settings
         self._keys = keys
         self._codec = codec
@@ -65,6 +67,7 @@ class RedisDirectory:
         self._beat = beat
         self._writing = writing
         self._take = take
+        self._replicated = replicated
         self._drop = drop
         self._owners: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._pruned_at: dict[str, float] = {}
@@ -128,6 +131,11 @@ class RedisDirectory:
             raise OverloadError("recovering", "The session exists already.", retry_after=1)
         journal.created(written)
         self._take(journal)
+        try:
+            async with asyncio.timeout(self._settings.patience_seconds):
+                await self._replicated(journal)
+        except (AwayError, TimeoutError) as error:
+            raise away(error) from error
 
     async def closed(self, journal: RedisJournal) -> None:
         """Take a session that was closed off the list that its principal's limit counts."""

@@ -30,6 +30,7 @@ STALLED_SECONDS: Final = 1.0
 """After an append was unanswered for so long, new requests are refused instead of waiting."""
 _RENEW_AT_ONCE: Final = 64
 _TICK_SECONDS: Final = 1.0
+_PLACED_SECONDS: Final = 0.01
 _LOWER_AGAIN_SECONDS: Final = 0.1
 """Between attempts to write a session in an older version: while it streams, its journal is seldom at rest."""
 
@@ -63,7 +64,16 @@ class ClusterNode:
             self._data_lost,
         )
         self.directory = RedisDirectory(
-            settings, self.keys, self.codec, self.connections, self.beat, self, self._take, self.drop, epoch
+            settings,
+            self.keys,
+            self.codec,
+            self.connections,
+            self.beat,
+            self,
+            self._take,
+            self._replicated,
+            self.drop,
+            epoch,
         )
         self._appenders: dict[Address | None, Appender] = {}
         self._journals: dict[str, RedisJournal] = {}
@@ -215,6 +225,14 @@ class ClusterNode:
             _ = self._tasks.run(self._place(journal), "cluster-place")
         else:
             self._appender(None).take(journal)
+
+    async def _replicated(self, journal: RedisJournal) -> None:
+        """Wait until enough replicas have a session that was just created. Raises AwayError."""
+        if not self.settings.wait_replicas:
+            return
+        while (appender := self._appenders.get(journal.address)) is None or journal not in appender.journals:
+            await asyncio.sleep(_PLACED_SECONDS)  # The primary that holds its keys is being looked up.
+        await appender.until_replicated(journal)
 
     def _appender(self, address: Address | None) -> Appender:
         found = self._appenders.get(address)

@@ -98,4 +98,5 @@ SecondsOrNever = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 class Section(BaseModel):
     """The base class of sections: frozen, without undeclared fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # TOML can write inf and nan; no number here has a meaning for them.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)

@@ -346,14 +346,22 @@ async def test_values_are_sealed_where_encryption_is_on(redis_server: RedisServe
 async def test_wait_replicas_acknowledges_nothing_without_a_replica(
     start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With wait_replicas = 1, nothing is acknowledged without a replica: not what many sessions append, not what a new
-    connection finds in Redis, and not a state that was written again. With a replica all of it is."""
+    """With wait_replicas = 1, nothing is acknowledged without a replica: not a create, not what many sessions append, not what
+    a new connection finds in Redis, and not a state that was written again. With a replica all of it is."""
     monkeypatch.setattr("gateway.cluster.appender.WAIT_MS", 200)
     monkeypatch.setattr("gateway.cluster.appender.UNANSWERED_SECONDS", 0.5)
     monkeypatch.setattr("gateway.cluster.node._TICK_SECONDS", 0.05)
-    server = start_redis()
+    server, replica = start_redis("--repl-diskless-sync-delay", "0"), start_redis()
     async with node(server.url, wait_replicas=1, patience_seconds=0.7) as a:
+        with pytest.raises(OverloadError):
+            await opened(a, "gws_single")
+        await a.directory.release("gws_single", "one")
+        replica.cli("REPLICAOF", "127.0.0.1", str(server.port))
+        await until(lambda: "connected_slaves:1" in server.cli("INFO", "replication"))
+        await until(lambda: "master_link_status:up" in replica.cli("INFO", "replication"))
         sessions = [await opened(a, f"gws_{number}") for number in range(4)]
+        replica.cli("REPLICAOF", "NO", "ONE")
+        await until(lambda: "connected_slaves:0" in server.cli("INFO", "replication"))
 
         async def refused(session: FakeSession) -> bool:
             with suppress(OverloadError):
@@ -371,7 +379,6 @@ async def test_wait_replicas_acknowledges_nothing_without_a_replica(
         assert all(await asyncio.gather(*map(refused, sessions)))
         appender._look_into(sessions[0].journal)
         assert await refused(sessions[0])
-        replica = start_redis()
         replica.cli("REPLICAOF", "127.0.0.1", str(server.port))
 
         await until(lambda: all(session.shown == 2 for session in sessions))

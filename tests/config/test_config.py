@@ -219,6 +219,11 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
             '[{"name": "a b", "sha256": "' + 64 * "a" + '"}]',
             "1 to 64 characters: letters",
         ),
+        (
+            "GATEWAY_ACCESS__KEYS",
+            '[{"name": "a", "sha256": "' + 64 * "a" + '", "events_per_second": 1e999}]',
+            "finite",
+        ),
         ("GATEWAY_SERVER__TRUSTED_PROXIES", '"10.0.0.1"', "expected a list"),
     ],
 )

@@ -76,6 +76,7 @@ DEEDS: dict[str, tuple[Callable[[], Kind], Deed, bool]] = {
     "Sentinel failover": (Sentinels, failed_over, False),
     "Sentinel failover, owner killed": (Sentinels, failed_over, True),
     "Sentinel failover, primary only hung": (Sentinels, hung, False),
+    "Sentinel failover, primary only hung, owner killed": (Sentinels, hung, True),
     "Cluster failover": (ClusterOfSix, failed_over, False),
     "Cluster failover, owner killed": (ClusterOfSix, failed_over, True),
     "Cluster resharded": (ClusterOfSix, resharded, False),
