@@ -13,6 +13,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import pytest_asyncio
@@ -93,11 +94,24 @@ def find_part(part: str) -> str | None:
 
 def require_part(part: str) -> str:
     """Return a program's path. Without it, skip the test that asks, or fail it in CI."""
-    if path := find_part(part):
-        return path
-    reason = f"{part} is not installed, and this test runs it"
+    path = find_part(part)
+    if path is None:
+        _missing(f"{part} is not installed, and this test runs it", "add its package to .ci/run")
+    return path
+
+
+def require_packages(folder: Path) -> Path:
+    """Return a folder's npm packages. Without them, skip the test that asks, or fail it in CI."""
+    packages = folder / "node_modules"
+    if not packages.is_dir():
+        reason = f"the npm packages of {folder / 'package.json'} are not installed, and this test runs them"
+        _missing(reason, "`npm ci` installs them")
+    return packages
+
+
+def _missing(reason: str, remedy: str) -> NoReturn:
     if os.environ.get("CI"):
-        pytest.fail(f"{reason}: add its package to .ci/run", pytrace=False)
+        pytest.fail(f"{reason}: {remedy}", pytrace=False)
     pytest.skip(reason)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
 from tests.e2e.house import Caller, Serve
-from tests.e2e.npm import NPM, npm_program, require_npm
+from tests.e2e.npm import NPM, npm_program
 from tests.e2e.site import site
 from tests.farend import FarEnd
 from tests.waiting import until
@@ -73,7 +74,7 @@ async def test_agents_sdk_holds_a_tool_round(
 
 async def test_agents_sdk_goes_on_after_a_lost_call(tmp_path: Path, part_path: Callable[[str], str]) -> None:
     """A response that was lost with its call does not hold back the next one, though it has no response.done."""
-    require_npm()
+    require_packages(NPM)
     script = NPM / f".lost-{tmp_path.name}.mjs"
     script.write_text(
         """

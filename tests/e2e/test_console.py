@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.conftest import require_packages
 from tests.e2e.browser import Chromium, Page
 from tests.e2e.house import Caller, Emulate, Serve
 from tests.e2e.house import say as say_events
-from tests.e2e.npm import require_npm
+from tests.e2e.npm import NPM
 from tests.farend import FarEnd
 from tests.waiting import until
 
@@ -516,7 +517,7 @@ VIEWS = ("talk", "events", "raw", "curl", "sessions", "help")
 @pytest.mark.parametrize("width", [1280, 320])
 async def test_axe_finds_nothing(served: str, chromium: Chromium, width: int, dark: bool) -> None:
     """Before, during and after a session, axe-core reports no violation in any view."""
-    axe = (require_npm() / "axe-core" / "axe.min.js").read_text()
+    axe = (require_packages(NPM) / "axe-core" / "axe.min.js").read_text()
     found: list[tuple[object, ...]] = []
 
     async def look(page: Page, where: str) -> None:

@@ -23,11 +23,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.app import Gateway
+from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
 from tests.e2e.cuts import cutting
 from tests.e2e.house import Caller, Serve
 from tests.e2e.meddling import PASS, Pass, meddling
-from tests.e2e.npm import NPM, require_npm
+from tests.e2e.npm import NPM
 from tests.e2e.site import site
 from tests.farend import FarEnd
 from tests.ports import free_port
@@ -59,14 +60,10 @@ def examples() -> list[object]:
     ]
 
 
-def require_packages(command: list[str]) -> None:
-    """Skip the test if an example's npm packages are missing; fail in CI."""
-    if command[0] != "node" or (EXAMPLES / "node_modules").is_dir():
-        return
-    reason = f"the npm packages of {EXAMPLES / 'package.json'} are not installed, and this test runs them"
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+def require_packages_of(command: list[str]) -> None:
+    """Require the npm packages of the examples if the command is one of Node.js."""
+    if command[0] == "node":
+        require_packages(EXAMPLES)
 
 
 async def run(*command: str, gateway: str, said: str = "") -> str:
@@ -152,7 +149,7 @@ async def asked(far_end: FarEnd, gateway: Gateway) -> list[int]:
 @pytest.mark.slow
 async def test_an_example_prints_the_answer(gateway: Gateway, command: list[str]) -> None:
     """The example asks, prints the answer as it arrives, succeeds, and leaves no session."""
-    require_packages(command)
+    require_packages_of(command)
     output = await run(*command, "What is 6 times 7?", gateway=gateway.url)
 
     assert output.strip() == "That is 42."
@@ -165,7 +162,7 @@ async def test_an_example_loses_and_doubles_nothing(
 ) -> None:
     """Although answers are lost and reads are cut, every word is printed once and the service is asked once, in one
     session."""
-    require_packages(command)
+    require_packages_of(command)
     far_end = emulate("--tokens-per-second", "200")
     gateway = await serve(far_end)
     network = Breaking(1800, 3000)
@@ -252,7 +249,7 @@ async def test_no_example_waits_for_the_next_day() -> None:
     app.router.add_route("*", "/{path:.*}", refuse)
     commands = [*STREAMS.values(), ["./loop.sh"], ["./tools.sh"]]
     for command in commands:
-        require_packages(command)
+        require_packages_of(command)
     async with TestServer(app) as server:
         gateway = str(server.make_url("")).rstrip("/")
         outcomes = await asyncio.gather(*(ended(*command, gateway=gateway) for command in commands))
@@ -268,7 +265,7 @@ async def test_each_example_says_that_the_response_failed(
     """A response that fails, as without a quota, ends each example with status 1 and OpenAI's code. The loop continues."""
     commands = [*STREAMS.values(), ["./tools.sh"], ["./loop.sh"]]
     for command in commands:
-        require_packages(command)
+        require_packages_of(command)
     gateway = await serve(emulate("--fault", "response_error=insufficient_quota"))
     outcomes = await asyncio.gather(
         *(ended(*command, gateway=gateway.url, said="Hello\n") for command in commands)
@@ -363,7 +360,7 @@ async def test_the_apps_script_keeps_a_conversation(serve: Serve, emulate: Calla
 @pytest.mark.needs("node")
 async def test_the_apex_class_is_apex() -> None:
     """No Salesforce runs here: an Apex parser checks the class against the language's grammar."""
-    require_npm()
+    require_packages(NPM)
 
     assert await run("node", str(NPM / "apex.mjs"), "RealtimeGateway.cls", gateway="") == "parsed\n"
 
@@ -499,7 +496,7 @@ async def test_each_example_says_that_no_gateway_answers() -> None:
         "apps-script": [*APPS_SCRIPT, "ASK('Hello')"],
     }
     for command in commands.values():
-        require_packages(command)
+        require_packages_of(command)
     address = f"http://127.0.0.1:{free_port()}"
     outcomes = await asyncio.gather(*(ended(*command, gateway=address) for command in commands.values()))
     told = {

@@ -5,17 +5,16 @@ DTLS, SCTP and the channel between aiortc, as tuned by the gateway, and other im
 """
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import require_packages
 from tests.e2e.house import Caller, Json, Serve, answer_of, say
+from tests.emulator.conftest import INTEROP
 
-INTEROP = ROOT / "tests" / "emulator" / "interop"
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 # Just below the 256 KiB that both stacks accept in one message; their answers repeat it in one message as well.
@@ -28,12 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
 @pytest.fixture(autouse=True)
 def _packages() -> None:
     """Skip the test if the packages are missing; fail in CI."""
-    if (INTEROP / "node_modules").is_dir():
-        return
-    reason = f"the npm packages of {INTEROP / 'package.json'} are not installed, and this test runs them"
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    require_packages(INTEROP)
 
 
 @asynccontextmanager

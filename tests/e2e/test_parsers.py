@@ -11,7 +11,6 @@ and with a byte order mark before it.
 import asyncio
 import base64
 import json
-import os
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from aiohttp import web
 from httpx_sse import aconnect_sse
 
 from gateway.client import BlockParser
+from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
 from tests.e2e.house import Caller, Json, Serve
 from tests.farend import FarEnd
@@ -209,16 +209,6 @@ async def stream(serve: Serve, far_end: FarEnd) -> tuple[bytes, list[str]]:
     return await record(serve, far_end)
 
 
-def require_packages() -> None:
-    """Skip the test if npm's packages are missing; fail in CI."""
-    if (EXAMPLES / "node_modules" / "eventsource-parser").is_dir():
-        return
-    reason = f"the npm packages of {EXAMPLES / 'package.json'} are not installed, and this test runs them"
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.mark.slow
 @pytest.mark.needs("chromium", "node", "curl")
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 7, 1000], ids="in-{}".format)
@@ -227,7 +217,7 @@ async def test_five_parsers_agree_on_a_gateways_stream(
 ) -> None:
     """For the whole stream and for pieces of any size, even single bytes, all five have the same events, which are
     those of the contract."""
-    require_packages()
+    require_packages(EXAMPLES)
     raw, texts = stream
     async with giving(raw, step) as url:
         read = {
@@ -255,7 +245,7 @@ async def test_the_clients_parser_reads_what_other_servers_may_write(
 ) -> None:
     """With any line end, with or without a byte order mark, byte by byte: the client's parser has the same events as
     Chromium."""
-    require_packages()
+    require_packages(EXAMPLES)
     raw, texts = stream
     async with giving(written(raw, line_end, mark), 1) as url:
         browser, own, node = await by_chromium(chromium, url), await by_aiohttp(url), await by_node(url)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
@@ -9,6 +10,9 @@ import pytest_asyncio
 from gateway.emulator import Emulator, EmulatorConfig
 from tests.emulator.caller import Caller
 from tests.emulator.talk import Talk
+
+INTEROP = Path(__file__).parent / "interop"
+"""Clients from npm that run against the emulator."""
 
 
 @pytest_asyncio.fixture

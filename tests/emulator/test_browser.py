@@ -17,8 +17,9 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from tests.conftest import require_packages
 from tests.emulator.caller import TEXT_SESSION, Caller
-from tests.emulator.npm import INTEROP, require_packages
+from tests.emulator.conftest import INTEROP
 from tests.serving import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
@@ -231,7 +232,7 @@ async def test_official_agent_speaks_and_runs_its_tool_over_webrtc(
     part_path: Callable[[str], str], caller: Caller
 ) -> None:
     """`@openai/agents-realtime` in a page runs a text turn, and its own tool when the service calls it."""
-    require_packages()
+    require_packages(INTEROP)
     browser = Browser(part_path("chromium"), INTEROP / "node_modules/@openai/agents-realtime/dist/bundle")
     page = AGENTS % {
         "url": json.dumps(f"{caller.base_url}/realtime/calls"),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.emulator.npm import INTEROP, require_packages
+from tests.conftest import require_packages
+from tests.emulator.conftest import INTEROP
 
 DEADLINE_SECONDS = 30.0
 
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("node")]
 
 @pytest.fixture(autouse=True)
 def _packages() -> None:
-    require_packages()
+    require_packages(INTEROP)
 
 
 async def run(program: str, script: str, *arguments: str) -> Any:
