@@ -16,8 +16,8 @@ from gateway.relay.calls.steps import HANDOVER, NODE_LOST
 from gateway.relay.calls.succession import Prepared
 from gateway.relay.clock import Clock
 from gateway.relay.dropped import drop
-from gateway.relay.events.envelope import compact
 from gateway.relay.events.eventlog import Framing, Unframing
+from gateway.relay.events.longtext import written_in_steps
 from gateway.relay.idempotency import IdempotencyKeys
 from gateway.relay.journal import Directory, Journal, NullJournal
 from gateway.relay.limits import MAX_DETACH_GRACE_SECONDS, MIN_DETACH_GRACE_SECONDS, RelayLimits
@@ -33,7 +33,7 @@ from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved
 from gateway.relay.states import CloseReason
 from gateway.relay.strain import Strain
-from gateway.relay.tasks import Tasks
+from gateway.relay.tasks import Tasks, in_turns
 from gateway.relay.telemetry import RelayTelemetry
 
 TICK_SECONDS: Final = 1.0
@@ -140,6 +140,8 @@ class Hub:
     async def open(self, request: OpenRequest) -> Handle:
         """Open a session: returns when its channel is open. Raises GatewayError, after which nothing of it is left."""
         session_id = request.session_id or f"gws_{self._clock.token(_ID_LENGTH)}"
+        merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
+        wanted = await in_turns(written_in_steps(merged))
         try:
             self._admit(request)
             if self._directory is not None:
@@ -151,7 +153,7 @@ class Hub:
         except GatewayError as error:
             self._telemetry.session_refused(request.principal.name, error)
             raise
-        session = self._new(session_id, request)
+        session = self._new(session_id, request, wanted.decode())
         self._opening[session.id] = session
         self._run(session)
         try:
@@ -229,7 +231,7 @@ class Hub:
             session.fenced()
             drop(session, self._broker)
 
-    def _new(self, session_id: str, request: OpenRequest) -> Session:
+    def _new(self, session_id: str, request: OpenRequest, wanted: str) -> Session:
         grace = request.detach_grace_seconds
         opening = Opening(
             id=session_id,
@@ -244,8 +246,6 @@ class Hub:
             own_credential=request.bearer is not None,
             single_turn=request.single_turn,
         )
-        merged = {} if request.call_id is not None else merge(self.limits.template, request.session)
-        wanted = compact(merged).decode()
         epoch = self._clock.epoch()
         state = SessionState(opening, wanted, epoch, self.limits.prices)
         if self._directory is None:

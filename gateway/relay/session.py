@@ -20,7 +20,7 @@ from gateway.relay.calls.succession import Prepared
 from gateway.relay.core import SessionCore
 from gateway.relay.ending import UPSTREAM_REASONS, cancelling, failure_of
 from gateway.relay.events.envelope import ClientEvent
-from gateway.relay.events.jsontext import LARGE_BYTES
+from gateway.relay.events.jsontext import SEARCHED_BYTES
 from gateway.relay.events.records import VERSION, LineState, Record, Released, Sealed, TurnQueued
 from gateway.relay.ports import Json, Reader, Receiver, View
 from gateway.relay.requests import NO_PROMISE, Promise, Receipt
@@ -28,6 +28,7 @@ from gateway.relay.sessionobject import check_locked
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.state.turns import TOKEN_LENGTH
 from gateway.relay.states import CloseReason, State
+from gateway.relay.tasks import in_turns
 
 
 class Session(SessionCore):
@@ -98,9 +99,10 @@ class Session(SessionCore):
         return Receipt(count, first, first + count - 1, before)
 
     async def turn(self, request: TurnRequest, promise: Promise = NO_PROMISE) -> Turn:
+        request = await in_turns(request.in_text())
         text = request.dump()
-        if len(text) > LARGE_BYTES:
-            await asyncio.sleep(0)  # Writing it took milliseconds, and so does sending it.
+        if len(text) > SEARCHED_BYTES:
+            await asyncio.sleep(0)  # Sending it may take milliseconds.
         known = self.promised(promise)
         turn = known if isinstance(known, Turn) else self._queue(request, text, promise)
         await self.journal.flushed()
@@ -372,21 +374,19 @@ class Session(SessionCore):
         self._account.check(self._clock.unix())
         turns, unix = self.state.turns, self._clock.unix()
         turns.require_room(self._limits.max_waiting_turns)
-        number = turns.count + 1
-        self.note(
-            TurnQueued(
-                number,
-                self._clock.token(TOKEN_LENGTH),
-                text,
-                unix + self._limits.turn_timeout_seconds,
-                promise.key,
-                promise.fingerprint,
-                promise.request_id,
-                unix,
-            )
+        record = TurnQueued(
+            turns.count + 1,
+            self._clock.token(TOKEN_LENGTH),
+            text,
+            unix + self._limits.turn_timeout_seconds,
+            promise.key,
+            promise.fingerprint,
+            promise.request_id,
+            unix,
         )
-        turn = turns.find(number)
-        assert turn is not None  # just queued
+        turn = self.state.queue(record, request)
+        if self.journal.keeps:
+            self.journal.add(record)
         self._advance_turns()
         return turn
 

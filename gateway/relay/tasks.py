@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from gateway.relay.events.jsontext import Steps
+
 T = TypeVar("T")
 
 RESTART_SECONDS: Final = 1.0
@@ -74,3 +76,14 @@ async def within(work: Coroutine[Any, Any, T], seconds: float | None) -> T | Non
         return await asyncio.wait_for(work, seconds)
     except TimeoutError:
         return None
+
+
+async def in_turns(steps: Steps[T]) -> T:
+    """Do work in steps, each in its own turn of the event loop, and return its result. Work of one step is done at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await asyncio.sleep(0)

@@ -202,7 +202,7 @@ def compose(value: object) -> str:
         return _write(value).decode()
     except (TypeError, ValueError, OverflowError, RecursionError):
         # A lone surrogate, which JSON can carry only as an escape, or a number beyond msgspec's range.
-        return json.dumps(value, separators=(",", ":"))
+        return json.dumps(value, separators=(",", ":"), default=_read_again)
 
 
 def compact(value: object) -> bytes:
@@ -216,9 +216,15 @@ def compact(value: object) -> bytes:
         RecursionError,
     ):  # surrogates, and numbers beyond msgspec's range
         # Python writes the character itself, and replaces what UTF-8 cannot hold by the same escape as JSON.
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "backslashreplace"
-        )
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_read_again)
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _read_again(raw: object) -> object:
+    """Return the value of a part that is JSON text already: Python's writer cannot copy it."""
+    if not isinstance(raw, msgspec.Raw):
+        raise TypeError(f"no JSON value: {type(raw).__name__}")
+    return jsontext.plain(bytes(raw))
 
 
 def member(value: object, *names: str) -> object:

@@ -127,7 +127,7 @@ def count_values(data: bytes, limit: int) -> Steps[int]:
     if most <= limit:
         return most
     count = 0
-    clear = _without_escapes(data.decode())
+    clear = yield from _without_escapes(data.decode())
     yield
     for tokens, found in enumerate(_STRUCTURE.finditer(clear), start=1):
         count += found[3] is not None or found[5] is not None
@@ -149,7 +149,7 @@ def scanned(text: str, levels: int, strict: bool) -> Steps[None]:
     Raises NotJsonError.
     """
     open_: list[set[str]] = []
-    clear = _without_escapes(text)
+    clear = yield from _without_escapes(text)
     if len(text) > LARGE_BYTES:
         yield
     for count, found in enumerate(_STRUCTURE.finditer(clear), start=1):
@@ -202,7 +202,8 @@ def elements(data: bytes, most: int) -> Steps[list[bytes]]:
             return [bytes(raw) for raw in _elements.decode(data)[: most + 1]]
     text = data.decode()
     begin, depth, slices = text.index("[") + 1, 0, list[bytes]()
-    structure = enumerate(_STRUCTURE.finditer(_without_escapes(text)), start=1)
+    clear = yield from _without_escapes(text)
+    structure = enumerate(_STRUCTURE.finditer(clear), start=1)
     if len(text) > LARGE_BYTES:
         yield
     while True:
@@ -224,7 +225,7 @@ def element_at(data: bytes, at: int) -> Steps[int | None]:
     The text is checked up to `at` only.
     """
     depth = number = 0
-    clear = _without_escapes(data[:at].decode(errors="replace"))
+    clear = yield from _without_escapes(data[:at].decode(errors="replace"))
     for count, found in enumerate(_STRUCTURE.finditer(clear), start=1):
         _, _, opening, closing, comma = found.groups()
         if found[0] == '"':
@@ -254,7 +255,8 @@ def unwritable(data: bytes) -> Steps[NotJsonError | None]:
     else:
         return None
     text = data.decode()
-    for count, found in enumerate(_TOKENS.finditer(_without_escapes(text)), start=1):
+    clear = yield from _without_escapes(text)
+    for count, found in enumerate(_TOKENS.finditer(clear), start=1):
         word = found[4]
         if word and word not in _WORDS and _number(word) in _INFINITE:
             return NotJsonError("a number out of range", len(text[: found.start()].encode()))
@@ -268,10 +270,22 @@ def refuse_depth() -> NoReturn:
     raise NotJsonError(f"nested deeper than {MAX_DEPTH} levels")
 
 
-def _without_escapes(text: str) -> str:
+def _without_escapes(text: str) -> Steps[str]:
     """Replace escaped backslashes and quotes with NUL characters, so that every quote begins or ends a string. Places stay
     the same."""
-    return text.replace(r"\\", "\0\0").replace(r"\"", "\0\0") if "\\" in text else text
+    if "\\" not in text:
+        return text
+    parts: list[str] = []
+    begin = 0
+    while begin < len(text):
+        part = text[begin : begin + LARGE_BYTES]
+        if (len(part) - len(part.rstrip("\\"))) % 2:
+            part = text[begin : begin + LARGE_BYTES + 1]  # An escape is not cut.
+        parts.append(part.replace(r"\\", "\0\0").replace(r"\"", "\0\0"))
+        begin += len(part)
+        if begin < len(text):
+            yield
+    return "".join(parts)
 
 
 def _located(error: Exception, data: bytes) -> NotJsonError:
@@ -290,7 +304,7 @@ def _built_by_token(text: str, most: int) -> Steps[object]:
     root: list[object] = []
     open_: list[dict[str, object] | list[object]] = [root]
     name: str | None = None
-    clear = _without_escapes(text)
+    clear = yield from _without_escapes(text)
     if len(text) > LARGE_BYTES:
         yield
     for count, found in enumerate(_TOKENS.finditer(clear), start=1):

@@ -90,7 +90,7 @@ def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Deliver
     names: str | None = None
     shape = _SHAPELESS
     if type == "conversation.item.create":
-        names, shape = _item_of(text)
+        names, shape = _item_of(event)
     elif type in _NAMES_ITEM:
         names = text_of((read_members(_names, text) or _NAMELESS).item_id)
     elif type == "response.cancel":
@@ -100,9 +100,12 @@ def delivery(id: int, number: int, event: ClientEvent, turn: int = 0) -> Deliver
     return Delivery(id, number, turn, text, type, event.event_id, size, held, names, shape)
 
 
-def _item_of(text: str) -> tuple[str | None, tuple[object, object]]:
+def _item_of(event: ClientEvent) -> tuple[str | None, tuple[object, object]]:
     """Return the ID of the item that an event creates, and the item's type and role."""
-    created = read_members(_creates, text)
+    item = None if event.known is None else event.known.get("item")
+    if isinstance(item, dict):
+        return text_of(item.get("id")), (item.get("type"), item.get("role"))
+    created = read_members(_creates, event.text)
     if created is None:
         return None, _SHAPELESS
     return text_of(created.item.id), (created.item.type, created.item.role)

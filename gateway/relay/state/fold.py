@@ -58,7 +58,7 @@ from gateway.relay.state.effects import Effect
 from gateway.relay.state.facts import Call, Opening, Settings, Spent, loaded, settings_of
 from gateway.relay.state.mirror import Mirror
 from gateway.relay.state.responses import Responses, response_of
-from gateway.relay.state.turn import Progress, load_failure
+from gateway.relay.state.turn import Progress, Turn, TurnRequest, load_failure
 from gateway.relay.state.turns import Turns
 from gateway.relay.states import State
 from gateway.relay.usage import Charge, PriceList, Usage, charge
@@ -163,7 +163,7 @@ class SessionState:
                 refused = self.ledger.requests_refused - refused
                 return [fx.Refused(refused)] if refused else []
             case TurnQueued():
-                self._queue(record)
+                self.queue(record, TurnRequest.load(record.request))
             case TurnFinished():
                 return self._end_turn(record)
             case LineState():
@@ -228,10 +228,13 @@ class SessionState:
             self.responses.asked(now)
         self.ledger.handed(record.upto, record.refused, position)
 
-    def _queue(self, record: TurnQueued) -> None:
-        turn = self.turns.add(record.number, record.token, record.request, record.deadline)
+    def queue(self, record: TurnQueued, request: TurnRequest) -> Turn:
+        """Queue a turn whose request is parsed already."""
+        size = len(record.request)
+        turn = self.turns.add(Turn(record.number, record.token, request, record.deadline), size)
         promise = Promise(record.key, record.fingerprint, record.request_id)
         self.answers.keep(promise, turn, record.at)
+        return turn
 
     def _end_turn(self, record: TurnFinished) -> list[Effect]:
         turn = self.turns.find(record.number)
@@ -345,9 +348,6 @@ class SessionState:
 
     def dump(self, version: int = VERSION) -> bytes:
         """Return the state as bytes, in a version that this code reads."""
-        running = {
-            turn.number: turn for turn in (self.turns.running, *self.turns.waiting) if turn is not None
-        }
         state = {
             "v": version,
             "opening": asdict(self.opening),
@@ -356,7 +356,7 @@ class SessionState:
             "mirror": self.mirror.dump(),
             "responses": self.responses.dump(),
             "turns": self.turns.dump(),
-            "answers": self.answers.dump(running),
+            "answers": self.answers.dump(self.turns.unfinished_by_number),
             "usage": self.usage.dump(),
             "spent": asdict(self.spent),
             "settings": asdict(self.settings),
@@ -390,10 +390,7 @@ class SessionState:
         state.ledger = Ledger.load(found["ledger"], state.opening.attach_to is not None)
         state.mirror = Mirror.load(found["mirror"])
         state.turns = Turns.load(found["turns"])
-        running = {
-            turn.number: turn for turn in (state.turns.running, *state.turns.waiting) if turn is not None
-        }
-        state.answers = Answers.load(found["answers"], running)
+        state.answers = Answers.load(found["answers"], state.turns.unfinished_by_number)
         for response_id, default, row in found["responses"]:
             request = None if row is None else delivery(row[0], row[1], read_event(row[3]), row[2])
             state.responses.load(response_id, default, request)

@@ -17,8 +17,9 @@ from typing import Final
 from gateway.errors import CallerError, GatewayError, OverloadError, UpstreamError
 from gateway.relay.events.envelope import ClientEvent, client_event, compose, member
 from gateway.relay.events.eventlog import EventId
-from gateway.relay.events.jsontext import plain
+from gateway.relay.events.jsontext import Steps, plain
 from gateway.relay.events.large import written
+from gateway.relay.events.longtext import in_text
 
 METADATA_KEY: Final = "gateway_turn"
 _BUSY: Final = "conversation_already_has_active_response"
@@ -45,6 +46,11 @@ class TurnRequest:
             and isinstance(content[0], Mapping)
             and set(content[0]) == {"type", "text"}
         )
+
+    def in_text(self) -> Steps["TurnRequest"]:
+        """Return the same request with long strings as JSON text, so that they are written once."""
+        items = yield from in_text(list(self.items))
+        return TurnRequest(items, (yield from in_text(self.response)))
 
     def dump(self) -> str:
         """Return it as JSON."""

@@ -18,7 +18,7 @@ from gateway.errors import GatewayError, UpstreamError
 from gateway.relay.events.envelope import ClientEvent
 from gateway.relay.events.eventlog import EventId
 from gateway.relay.state.effects import Effect, Send, TurnOver
-from gateway.relay.state.turn import Progress, Turn, TurnRequest, queue_full
+from gateway.relay.state.turn import Progress, Turn, queue_full
 
 Json = Mapping[str, object]
 
@@ -59,17 +59,20 @@ class Turns:
         """Whether any turn waits or runs."""
         return self.running is not None or bool(self._waiting)
 
+    @property
+    def unfinished_by_number(self) -> dict[int, Turn]:
+        return {turn.number: turn for turn in (*filter(None, [self._running]), *self._waiting)}
+
     def require_room(self, max_waiting: int) -> None:
         """Raise `turn-queue-full` if the queue is full."""
         if len(self._waiting) >= max_waiting:
             raise queue_full(len(self._waiting))
 
-    def add(self, number: int, token: str, request: str, deadline: float) -> Turn:
-        """Queue a turn, whose request is given as JSON (see `TurnRequest.dump`)."""
-        self.count = max(self.count, number)
-        turn = Turn(number, token, TurnRequest.load(request), deadline)
+    def add(self, turn: Turn, size: int) -> Turn:
+        """Queue a turn whose request has this size as JSON."""
+        self.count = max(self.count, turn.number)
         # Parsed, and once more as text while it is on its way.
-        turn.size = 4 * len(request)
+        turn.size = 4 * size
         self._waiting.append(turn)
         return turn
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay.events import frames
-from gateway.relay.events.frames import Read, deltas, passing, peek, server_event
+from gateway.relay.events.frames import Read, deltas, passing, peek, read_in_steps, server_event
 from gateway.relay.events.jsontext import SEARCHED_BYTES, finish
 from tests.relay.events.test_envelope import SPACE, texts
 
@@ -91,6 +91,14 @@ def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
 
     assert peek(text) == {"type": "x", "a": [1, 2], "item": {"id": "i", "content": None}, "b": None}
     assert peek(many) is None
+
+
+def test_large_members_of_a_frame_of_very_many_values_are_read_in_steps() -> None:
+    """Each of them takes milliseconds."""
+    many = "[" + "[]," * 100_000 + "0]"
+    steps = read_in_steps(f'{{"type":"x","a":{many},"b":{many}}}', frozenset({"x"}))
+
+    assert sum(1 for _ in steps) >= 2
 
 
 def test_half_a_surrogate_pair_in_a_frame_of_very_many_values_is_read() -> None:

@@ -47,7 +47,9 @@ class Desk:
     def add(self, item: dict[str, Any] = PLAIN, now: float = 0.0) -> Turn:
         self.queue.require_room(self._max_waiting)
         number = self.queue.count + 1
-        return self.queue.add(number, f"{number:018d}", TurnRequest([item]).dump(), now + 300)
+        request = TurnRequest([item])
+        turn = Turn(number, f"{number:018d}", request, now + 300)
+        return self.queue.add(turn, len(request.dump()))
 
     def advance(self, busy: bool = False) -> None:
         while (asking := self.queue.due(busy)) is not None:
