@@ -25,14 +25,15 @@ from gateway.relay.events.jsontext import (
 from gateway.relay.events.longtext import read_long
 from gateway.relay.events.surrogates import mended_roughly
 
-WHOLE = 25_000
-"""Values in a frame from upstream that is built whole, in at most 8 ms: more than a client can have echoed to it, unless in an
+WHOLE = 21_000
+"""Values in a frame from upstream that is built whole, in at most 7 ms: more than a client can have echoed to it, unless in an
 item. Of a frame with more only a part is built."""
 
 _LOOKED_AT = 64 * 1024
 """Bytes in which values are counted before the limit is looked at."""
 
 _VALUES = b",[{"
+_MEMBERS_IN_STEP = 2048
 
 Read = tuple[str, Mapping[str, object]]
 """Type and value of a server event."""
@@ -162,14 +163,16 @@ def _thinned(text: str) -> Steps[object]:
     # A text has fewer values than characters.
     if len(text) > WHOLE and _may_hold_more(text):
         data = text.encode()
+        if len(data) > LARGE_BYTES:
+            yield
         if (yield from _holds_more(data, _VALUES, WHOLE)):
             try:
-                return (yield from _of_values(data))
+                return (yield from _of_values(data, WHOLE))[0]
             except msgspec.DecodeError:
                 if b"\\u" not in data or b"\0" in data:
                     raise
             data = yield from mended_roughly(data)
-            return (yield from _of_values(data))
+            return (yield from _of_values(data, WHOLE))[0]
     if len(text) > LARGE_BYTES:
         return (yield from read_long(text))
     try:
@@ -188,25 +191,28 @@ def _may_hold_more(text: str) -> bool:
     return False
 
 
-def _of_values(data: bytes) -> Steps[object]:
-    """Build an object of very many values without the lists and the large objects in it. The text is checked whole."""
+def _of_values(data: bytes, left: int) -> Steps[tuple[dict[str, object], int]]:
+    """Build an object of very many values without the lists that hold most of them. The text is checked whole. `left`: how many
+    values may be built; return it less those that were."""
     # Each member costs as much as fifty values that are passed over.
     if data.count(b":") > DENSE and (yield from _holds_more(data, b":", DENSE)):
-        return {"type": _typed.decode(data).type}
-    members = _members.decode(data)
+        return {"type": _typed.decode(data).type}, left
+    if len(data) > LARGE_BYTES:
+        yield
     value: dict[str, object] = {}
-    for name, raw in members.items():
-        if len(raw) > LARGE_BYTES:
+    for number, (name, raw) in enumerate(_members.decode(data).items(), start=1):
+        if len(raw) > LARGE_BYTES or not number % _MEMBERS_IN_STEP:
             yield
-        value[name] = yield from _part(bytes(raw))
-    return value
-
-
-def _part(data: bytes) -> Steps[object]:
-    """Build a member's value if it holds few values; None for a list of very many."""
-    if len(data) <= WHOLE or data.startswith(b'"') or not (yield from _holds_more(data, _VALUES, WHOLE)):
-        return plain(data)
-    return (yield from _of_values(data)) if data.startswith(b"{") else None
+        part = bytes(raw)
+        most = 0 if part.startswith(b'"') else most_values(part)
+        if most <= left or not (yield from _holds_more(part, _VALUES, left)):
+            value[name] = (yield from read_long(part.decode())) if len(part) > LARGE_BYTES else plain(part)
+            left -= min(most, left)
+        elif part.startswith(b"{"):
+            value[name], left = yield from _of_values(part, left)
+        else:
+            value[name] = None
+    return value, left
 
 
 def _holds_more(data: bytes, characters: bytes, limit: int) -> Steps[bool]:

@@ -55,6 +55,7 @@ def read_long(text: str) -> Steps[object]:
     yield
     if strings and short.count(_MARK) == 2 * len(strings) and _ESCAPED_MARK not in short:
         value = _value(short)
+        yield
         if _restored(value, strings):
             return value
         yield

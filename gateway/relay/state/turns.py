@@ -61,7 +61,7 @@ class Turns:
 
     @property
     def unfinished_by_number(self) -> dict[int, Turn]:
-        return {turn.number: turn for turn in (*filter(None, [self._running]), *self._waiting)}
+        return {turn.number: turn for turn in (*filter(None, [self.running]), *self._waiting)}
 
     def require_room(self, max_waiting: int) -> None:
         """Raise `turn-queue-full` if the queue is full."""

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -91,6 +92,17 @@ def test_lists_of_very_many_values_are_left_out_of_a_frame() -> None:
 
     assert peek(text) == {"type": "x", "a": [1, 2], "item": {"id": "i", "content": None}, "b": None}
     assert peek(many) is None
+
+
+def test_many_lists_together_are_bounded() -> None:
+    """Lists are built as long as all of them together hold no more values than a frame that is built whole."""
+    many = [0] * (frames.WHOLE // 3 * 2)
+    value: Any = peek(json.dumps({"type": "x", "a": many, "b": {"c": many, "d": many, "e": 1}, "f": [2]}))
+
+    built = [value["a"], value["b"]["c"], value["b"]["d"]]
+    assert built.count(many) == 1
+    assert built.count(None) == 2
+    assert (value["b"]["e"], value["f"]) == (1, [2])
 
 
 def test_large_members_of_a_frame_of_very_many_values_are_read_in_steps() -> None:
