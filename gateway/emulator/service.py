@@ -167,9 +167,7 @@ class Service:
             mcp_servers=self._mcp_servers,
             carries_audio=carries_audio,
         )
-        return Realtime(
-            session=session, ids=self.ids, line=line, brain=self._brain, manner=manner, faults=self.faults
-        )
+        return Realtime(session, self.ids, line, self._brain, manner, self.faults)
 
     def _ended(self, call: Call) -> None:
         if self.calls.pop(call.id, None) is None:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.emulator.faults import Faults
 from gateway.emulator.protocol.audio import AudioBuffer, Speech
-from gateway.emulator.protocol.ids import IdSource
-from gateway.emulator.protocol.items import Conversation, new_item
+from gateway.emulator.protocol.items import new_item
+from gateway.emulator.protocol.live import LiveSession
 from gateway.emulator.protocol.tokens import tokenize
 
 Json = dict[str, Any]
@@ -35,24 +34,10 @@ class Turns:
 class Listener:
     """One session's audio input. `hear(seconds)` returns the words in that much audio."""
 
-    def __init__(
-        self,
-        *,
-        session: Json,
-        conversation: Conversation,
-        ids: IdSource,
-        emit: Callable[[Json], None],
-        hear: Callable[[float], str],
-        turns: Turns,
-        faults: Callable[[], Faults],
-    ) -> None:
-        self._session = session
-        self._conversation = conversation
-        self._ids = ids
-        self._emit = emit
+    def __init__(self, live: LiveSession, hear: Callable[[float], str], turns: Turns) -> None:
+        self._live = live
         self._hear = hear
         self._turns = turns
-        self._faults = faults
         self._buffer = AudioBuffer()
         self._item_id = ""
         self._start_ms = 0
@@ -60,7 +45,7 @@ class Listener:
 
     def append(self, audio: str) -> None:
         """Append audio; raises Refusal. With turn detection on, speech in it causes items and responses."""
-        given = self._session["audio"]["input"]
+        given = self._live.object["audio"]["input"]
         for speech in self._buffer.append(audio, given["format"]["type"], given["turn_detection"]):
             if speech.begins:
                 self._begin(speech)
@@ -70,11 +55,11 @@ class Listener:
     def clear(self) -> None:
         """Discard what was appended."""
         self._buffer.clear()
-        self._emit({"type": "input_audio_buffer.cleared"})
+        self._live.emit({"type": "input_audio_buffer.cleared"})
 
     def commit(self) -> None:
         """Make an item from the appended audio; raises Refusal if it is too short."""
-        self._commit(self._ids.item(), self._buffer.commit())
+        self._commit(self._live.ids.item(), self._buffer.commit())
 
     def rest(self, seconds: float = 0.0) -> None:
         """Begin to wait for the user after a response whose audio still plays for `seconds`.
@@ -82,7 +67,7 @@ class Listener:
         After `idle_timeout_ms` without speech a response begins by itself (Realtime: turn_detection).
         """
         self.wake()
-        timeout = (self._session["audio"]["input"]["turn_detection"] or {}).get("idle_timeout_ms")
+        timeout = (self._live.object["audio"]["input"]["turn_detection"] or {}).get("idle_timeout_ms")
         if timeout:
             loop = asyncio.get_running_loop()
             self._idle = loop.call_later(seconds + timeout / 1000, self._time_out, timeout)
@@ -95,10 +80,10 @@ class Listener:
 
     def _begin(self, speech: Speech) -> None:
         self.wake()
-        detection = self._session["audio"]["input"]["turn_detection"]
-        self._item_id = self._ids.item()
+        detection = self._live.object["audio"]["input"]["turn_detection"]
+        self._item_id = self._live.ids.item()
         self._start_ms = max(0, speech.at_ms - (detection.get("prefix_padding_ms") or 0))
-        self._emit(
+        self._live.emit(
             {
                 "type": "input_audio_buffer.speech_started",
                 "audio_start_ms": self._start_ms,
@@ -109,7 +94,7 @@ class Listener:
             self._turns.interrupt()
 
     def _end(self, speech: Speech) -> None:
-        self._emit(
+        self._live.emit(
             {
                 "type": "input_audio_buffer.speech_stopped",
                 "audio_end_ms": speech.at_ms,
@@ -123,8 +108,8 @@ class Listener:
         self._idle = None
         if self._buffer.speaking or self._turns.busy():
             return
-        start, item_id = self._buffer.at_ms, self._ids.item()
-        self._emit(
+        start, item_id = self._buffer.at_ms, self._live.ids.item()
+        self._live.emit(
             {
                 "type": "input_audio_buffer.timeout_triggered",
                 "audio_start_ms": start,
@@ -137,27 +122,35 @@ class Listener:
         self._respond()
 
     def _respond(self) -> None:
-        detection = self._session["audio"]["input"]["turn_detection"]
-        if detection["create_response"] and self._session["type"] == "realtime" and not self._turns.busy():
+        detection = self._live.object["audio"]["input"]["turn_detection"]
+        if (
+            detection["create_response"]
+            and self._live.object["type"] == "realtime"
+            and not self._turns.busy()
+        ):
             self._turns.respond()
 
     def _commit(self, item_id: str, seconds: float) -> None:
         self.wake()
         said = self._hear(seconds)
         part = self._place(item_id, said, seconds)
-        if self._session["audio"]["input"]["transcription"] is not None:
+        if self._live.object["audio"]["input"]["transcription"] is not None:
             self._transcribe(item_id, part, said, seconds)
 
     def _place(self, item_id: str, said: str, seconds: float) -> Json:
         """Put the item in the conversation and return its one part of content."""
         content = [{"type": "input_audio", "transcript": None}]
-        item = new_item({"id": item_id, "type": "message", "role": "user", "content": content}, self._ids)
-        self._conversation.heard[item_id] = said
-        self._conversation.sounds[item_id] = round(seconds * 1000)
-        before = self._conversation.place(item, None)
-        self._emit({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item_id})
+        item = new_item(
+            {"id": item_id, "type": "message", "role": "user", "content": content}, self._live.ids
+        )
+        self._live.conversation.heard[item_id] = said
+        self._live.conversation.sounds[item_id] = round(seconds * 1000)
+        before = self._live.conversation.place(item, None)
+        self._live.emit(
+            {"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item_id}
+        )
         for kind in ("conversation.item.added", "conversation.item.done"):
-            self._emit({"type": kind, "previous_item_id": before, "item": item})
+            self._live.emit({"type": kind, "previous_item_id": before, "item": item})
         part: Json = item["content"][0]
         return part
 
@@ -166,7 +159,7 @@ class Listener:
     def _transcribe(self, item_id: str, part: Json, said: str, seconds: float) -> None:
         place = {"item_id": item_id, "content_index": 0}
         base = "conversation.item.input_audio_transcription"
-        code = self._faults().transcription_error
+        code = self._live.faults.transcription_error
         if code is not None:
             error = {
                 "type": "transcription_error",
@@ -174,23 +167,23 @@ class Listener:
                 "message": "The audio could not be transcribed.",
                 "param": None,
             }
-            self._emit({"type": f"{base}.failed", **place, "error": error})
+            self._live.emit({"type": f"{base}.failed", **place, "error": error})
             return
-        model = self._session["audio"]["input"]["transcription"]["model"] or ""
+        model = self._live.object["audio"]["input"]["transcription"]["model"] or ""
         tokens = tokenize(said)
         if "diarize" in model:
             segment = {
-                "id": f"seg_{self._ids.draw(21)}",
+                "id": f"seg_{self._live.ids.draw(21)}",
                 "text": said,
                 "speaker": "A",
                 "start": 0.0,
                 "end": seconds,
             }
-            self._emit({"type": f"{base}.segment", **place, **segment})
+            self._live.emit({"type": f"{base}.segment", **place, **segment})
         for token in tokens:
-            self._emit({"type": f"{base}.delta", **place, "delta": token, **self._logprobs([token])})
+            self._live.emit({"type": f"{base}.delta", **place, "delta": token, **self._logprobs([token])})
         part["transcript"] = said
-        self._emit(
+        self._live.emit(
             {
                 "type": f"{base}.completed",
                 **place,
@@ -201,7 +194,7 @@ class Listener:
         )
 
     def _logprobs(self, tokens: list[str]) -> Json:
-        if "item.input_audio_transcription.logprobs" not in (self._session["include"] or ()):
+        if "item.input_audio_transcription.logprobs" not in (self._live.object["include"] or ()):
             return {}
         return {"logprobs": [{"token": t, "bytes": list(t.encode()), "logprob": _LOGPROB} for t in tokens]}
 

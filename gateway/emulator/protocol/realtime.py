@@ -4,7 +4,6 @@ It does not know WebRTC, HTTP or how answers are made. It gets a `Line` to send 
 responses. Everything here runs within `receive`.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from gateway.emulator.protocol.errors import Refusal
 from gateway.emulator.protocol.ids import IdSource
 from gateway.emulator.protocol.items import Conversation, Item, new_item
 from gateway.emulator.protocol.listening import Listener, Turns
+from gateway.emulator.protocol.live import LiveSession
 from gateway.emulator.protocol.remote import RemoteTools
 from gateway.emulator.protocol.writing import Line, Manner, Writer
 
@@ -29,52 +29,23 @@ Json = dict[str, Any]
 
 
 class Realtime:
-    """One session of the service; `faults` may be replaced at any time."""
+    """One session of the service."""
 
     def __init__(
-        self, *, session: Json, ids: IdSource, line: Line, brain: Brain, manner: Manner, faults: Faults
+        self, session: Json, ids: IdSource, line: Line, brain: Brain, manner: Manner, faults: Faults
     ) -> None:
-        self.session = session
-        self.faults = faults
-        self.conversation = Conversation(ids.conversation())
-        self._ids = ids
-        self._line = line
+        self._live = LiveSession(session, ids, faults, line.send)
         self._hear = manner.hear
         # With a WebSocket the service has no output buffer, and its reference does not list the event there.
         self._unknown = ("output_audio_buffer.clear",) if manner.carries_audio else ()
-        self._closed = False
-        self._remote = RemoteTools(
-            servers=manner.mcp_servers,
-            conversation=self.conversation,
-            ids=ids,
-            emit=self._emit,
-            faults=lambda: self.faults,
+        self._remote = RemoteTools(self._live, manner.mcp_servers)
+        turns = Turns(
+            lambda: self._writer.begin({}),
+            lambda: self._writer.interrupt(),  # noqa: PLW0108 - made below
+            lambda: self._writer.busy,
         )
-        self._listener = Listener(
-            session=session,
-            conversation=self.conversation,
-            ids=ids,
-            emit=self._emit,
-            hear=manner.hear,
-            turns=Turns(
-                lambda: self._writer.begin({}),
-                lambda: self._writer.interrupt(),  # noqa: PLW0108 - made below
-                lambda: self._writer.busy,
-            ),
-            faults=lambda: self.faults,
-        )
-        self._writer = Writer(
-            session=session,
-            conversation=self.conversation,
-            ids=ids,
-            line=line,
-            emit=self._emit,
-            brain=brain,
-            manner=manner,
-            remote=self._remote,
-            ended=self._listener.rest,
-            faults=lambda: self.faults,
-        )
+        self._listener = Listener(self._live, manner.hear, turns)
+        self._writer = Writer(self._live, line, brain, manner, self._remote, self._listener.rest)
         self._handlers: dict[str, Callable[[Json], None]] = {
             "session.update": self._session_update,
             "conversation.item.create": self._item_create,
@@ -90,9 +61,26 @@ class Realtime:
         }
         assert self._handlers.keys() == EVENTS.keys()
 
+    @property
+    def session(self) -> Json:
+        """The session object."""
+        return self._live.object
+
+    @property
+    def conversation(self) -> Conversation:
+        return self._live.conversation
+
+    @property
+    def faults(self) -> Faults:
+        return self._live.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._live.faults = faults
+
     def opened(self) -> None:
         """Send `session.created`, as the service does when the channel opens."""
-        self._emit({"type": "session.created", "session": self.session})
+        self._live.emit({"type": "session.created", "session": self.session})
         self._remote.load(self.session.get("tools", ()))
 
     def receive(self, frame: str | bytes) -> None:
@@ -107,11 +95,11 @@ class Realtime:
 
     def refuse(self, refusal: Refusal, client_id: str | None = None) -> None:
         """Send an `error` event; the session continues."""
-        self._emit(refusal.event(client_id))
+        self._live.emit(refusal.event(client_id))
 
     async def close(self) -> None:
         """Stop every response without sending anything."""
-        self._closed = True
+        self._live.closed = True
         self._listener.wake()
         await self._writer.close()
 
@@ -120,13 +108,13 @@ class Realtime:
     def _session_update(self, event: Json) -> None:
         session_object.check_update(self.session, event["session"], spoken=self._writer.spoken)
         session_object.update(self.session, event["session"])
-        self._emit({"type": "session.updated", "session": self.session})
+        self._live.emit({"type": "session.updated", "session": self.session})
         self._remote.load(self.session.get("tools", ()))
 
     def _item_create(self, event: Json) -> None:
         if len(self.conversation) >= MAX_ITEMS:
             raise Refusal("conversation_too_long", f"A conversation holds at most {MAX_ITEMS} items.")
-        item = new_item(event["item"], self._ids)
+        item = new_item(event["item"], self._live.ids)
         if item["type"] == "function_call_output" and not self.conversation.has_call(item["call_id"]):
             # Reported: code and message are the service's, `param` is null (livekit/agents#3344).
             raise Refusal(
@@ -134,10 +122,9 @@ class Realtime:
             )
         if item["type"] == "mcp_approval_response":
             self._remote.check_approval(item)
-        before = self.conversation.place(item, event.get("previous_item_id"))
+        before = self._live.add(item, event.get("previous_item_id"))
         self._listen_to(item)
-        for kind in ("conversation.item.added", "conversation.item.done"):
-            self._emit({"type": kind, "previous_item_id": before, "item": item})
+        self._live.finish(item, before)
         if item["type"] == "mcp_approval_response":
             self._remote.approved(item)
 
@@ -150,11 +137,13 @@ class Realtime:
                 self.conversation.sounds[item["id"]] = round(seconds * 1000)
 
     def _item_retrieve(self, event: Json) -> None:
-        self._emit({"type": "conversation.item.retrieved", "item": self.conversation.get(event["item_id"])})
+        self._live.emit(
+            {"type": "conversation.item.retrieved", "item": self.conversation.get(event["item_id"])}
+        )
 
     def _item_delete(self, event: Json) -> None:
         self.conversation.remove(event["item_id"])
-        self._emit({"type": "conversation.item.deleted", "item_id": event["item_id"]})
+        self._live.emit({"type": "conversation.item.deleted", "item_id": event["item_id"]})
 
     def _item_truncate(self, event: Json) -> None:
         item = self.conversation.get(event["item_id"])
@@ -180,7 +169,7 @@ class Realtime:
         sounds[event["item_id"]] = end
         # The service drops the transcript too, so that no unheard text remains (conversation.item.truncate).
         content[at]["transcript"] = ""
-        self._emit(
+        self._live.emit(
             {
                 "type": "conversation.item.truncated",
                 "item_id": event["item_id"],
@@ -215,14 +204,3 @@ class Realtime:
 
     def _response_cancel(self, event: Json) -> None:
         self._writer.cancel(event.get("response_id"))
-
-    # -- out ------------------------------------------------------------------------------------------------------
-
-    def _emit(self, event: Json) -> None:
-        if self._closed:
-            return
-        kind = event["type"]
-        heard = kind.startswith("output_audio_buffer.")
-        event_id = self._ids.audio_buffer_event() if heard else self._ids.event()
-        body = {"type": kind, "event_id": event_id, **event}
-        self._line.send(json.dumps(body, ensure_ascii=False, separators=(",", ":")))

@@ -5,15 +5,14 @@ update names a new server. No recording of MCP over Realtime is known, so the or
 call runs within its response, or after its approval; the client then asks for the next response, as with functions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.emulator.faults import Faults
 from gateway.emulator.protocol import mcp
 from gateway.emulator.protocol.errors import Refusal
-from gateway.emulator.protocol.ids import IdSource
-from gateway.emulator.protocol.items import Conversation, Item
+from gateway.emulator.protocol.items import Item
+from gateway.emulator.protocol.live import LiveSession
 from gateway.emulator.protocol.responses import emit_mcp_call, new_mcp_call
 
 Json = dict[str, Any]
@@ -32,20 +31,9 @@ class RemoteTool:
 class RemoteTools:
     """The tools of a session's MCP entries."""
 
-    def __init__(
-        self,
-        *,
-        servers: mcp.McpServers,
-        conversation: Conversation,
-        ids: IdSource,
-        emit: Callable[[Json], None],
-        faults: Callable[[], Faults],
-    ) -> None:
+    def __init__(self, live: LiveSession, servers: mcp.McpServers) -> None:
+        self._live = live
         self._servers = servers
-        self._conversation = conversation
-        self._ids = ids
-        self._emit = emit
-        self._faults = faults
         # Labels whose tools were listed, or could not be.
         self._imported: set[str] = set()
         # Approvals requested and not answered yet: ID of the request to its item.
@@ -83,7 +71,7 @@ class RemoteTools:
 
     def call(self, tool: mcp.McpTool, arguments: str) -> tuple[str | None, Json | None]:
         """Return the output and the error of a call."""
-        return (None, _FAILED) if self._faults().mcp_error == "call" else tool.call(arguments)
+        return (None, _FAILED) if self._live.faults.mcp_error == "call" else tool.call(arguments)
 
     def await_approval(self, request: Item) -> None:
         """Remember a request, so that its approval can run the call."""
@@ -104,15 +92,14 @@ class RemoteTools:
         if not response["approve"]:
             return
         name, label, arguments = request["name"], request["server_label"], request["arguments"]
-        item = new_mcp_call(self._ids, name, label, arguments, request["id"])
-        before = self._conversation.place(item, None)
-        self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": dict(item)})
+        item = new_mcp_call(self._live.ids, name, label, arguments, request["id"])
+        before = self._live.add(item)
         tool = next(tool for tool in self._servers[label] if tool.name == name)
-        emit_mcp_call(self._emit, item, 0, self.call(tool, arguments))
-        self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item})
+        emit_mcp_call(self._live.emit, item, 0, self.call(tool, arguments))
+        self._live.finish(item, before)
 
     def _usable(self, tools: Sequence[Json]) -> list[RemoteTool]:
-        if self._faults().mcp_error == "list":
+        if self._live.faults.mcp_error == "list":
             return []
         return [
             RemoteTool(config["server_label"], tool, mcp.needs_approval(config, tool))
@@ -123,14 +110,18 @@ class RemoteTools:
 
     def _list(self, config: Json) -> None:
         label = config["server_label"]
-        item: Item = {"id": self._ids.item(), "type": "mcp_list_tools", "server_label": label, "tools": []}
-        before = self._conversation.place(item, None)
-        self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": dict(item)})
-        self._emit({"type": "mcp_list_tools.in_progress", "item_id": item["id"]})
-        if label not in self._servers or self._faults().mcp_error == "list":
+        item: Item = {
+            "id": self._live.ids.item(),
+            "type": "mcp_list_tools",
+            "server_label": label,
+            "tools": [],
+        }
+        before = self._live.add(item)
+        self._live.emit({"type": "mcp_list_tools.in_progress", "item_id": item["id"]})
+        if label not in self._servers or self._live.faults.mcp_error == "list":
             self._imported.discard(label)
-            self._emit({"type": "mcp_list_tools.failed", "item_id": item["id"]})
+            self._live.emit({"type": "mcp_list_tools.failed", "item_id": item["id"]})
             return
         item["tools"] = [tool.listed for tool in mcp.allowed(config, self._servers[label])]
-        self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item})
-        self._emit({"type": "mcp_list_tools.completed", "item_id": item["id"]})
+        self._live.finish(item, before)
+        self._live.emit({"type": "mcp_list_tools.completed", "item_id": item["id"]})

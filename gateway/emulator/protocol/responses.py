@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.emulator.protocol.ids import IdSource
-from gateway.emulator.protocol.items import Conversation, Item
+from gateway.emulator.protocol.items import Item
+from gateway.emulator.protocol.live import LiveSession
 from gateway.emulator.protocol.sound import TOKEN_MS, tone
 from gateway.emulator.protocol.tokens import count
 from gateway.emulator.protocol.usage import Output as Written
@@ -55,32 +56,22 @@ class _Output:
 class Response:
     """A response being written.
 
-    `conversation` is None for one out of band: its items belong to no conversation and cause no `conversation.*` event.
+    With `default` it writes to the conversation. One out of band does not: its items cause no `conversation.*` event.
     """
 
-    def __init__(
-        self,
-        *,
-        ids: IdSource,
-        emit: Emit,
-        emit_text: Callable[[str], None],
-        conversation: Conversation | None,
-        shape: Shape,
-    ) -> None:
-        self.id = ids.response()
+    def __init__(self, live: LiveSession, shape: Shape, *, default: bool) -> None:
+        self.id = live.ids.response()
         self.status = "in_progress"
         self.output: list[Item] = []
-        self._ids = ids
-        self._emit = emit
-        self._emit_text = emit_text
-        self._conversation = conversation
+        self._live = live
+        self._conversation = live.conversation if default else None
         self._shape = shape
         self._open: list[_Output] = []
         self._count = 0
         self.speaking = False
         self._started = False
         self.written = Written(spoken=shape.modalities == ["audio"])
-        self._emit({"type": "response.created", "response": self.describe(None, None)})
+        self._live.emit({"type": "response.created", "response": self.describe(None, None)})
 
     def describe(self, status_details: Json | None, usage: Json | None) -> Json:
         """Return the current response object."""
@@ -113,11 +104,11 @@ class Response:
         if not self._shape.phased:
             self._end_all("completed")
         item: Item = {
-            "id": self._ids.item(),
+            "id": self._live.ids.item(),
             "type": "function_call",
             "status": "in_progress",
             "name": name,
-            "call_id": self._ids.function_call(),
+            "call_id": self._live.ids.function_call(),
             "arguments": "",
         }
         output = self._begin(item)
@@ -130,7 +121,7 @@ class Response:
         """Begin a call of an MCP server's tool."""
         if not self._shape.phased:
             self._end_all("completed")
-        output = self._begin(new_mcp_call(self._ids, name, server_label, "", None))
+        output = self._begin(new_mcp_call(self._live.ids, name, server_label, "", None))
         output.frame = self._delta_frame("response.mcp_call_arguments.delta", output, '"delta":')
         self.written.calls += 1
         self.written.call_tokens += 1
@@ -141,7 +132,7 @@ class Response:
         item = output.item
         item["arguments"] = "".join(output.pieces)
         place = {"item_id": item["id"], "output_index": output.index}
-        self._emit(
+        self._live.emit(
             {
                 "type": "response.mcp_call_arguments.done",
                 "response_id": self.id,
@@ -149,14 +140,14 @@ class Response:
                 "arguments": item["arguments"],
             }
         )
-        emit_mcp_call(self._emit, item, output.index, answer)
+        emit_mcp_call(self._live.emit, item, output.index, answer)
         self._end_all("completed")
 
     def ask_approval(self, name: str, server_label: str, arguments: str) -> Item:
         """Ask the client whether a tool may be called, and return the item that asks; it contains the complete arguments."""
         if not self._shape.phased:
             self._end_all("completed")
-        item = {"id": self._ids.item(), "type": "mcp_approval_request", "server_label": server_label}
+        item = {"id": self._live.ids.item(), "type": "mcp_approval_request", "server_label": server_label}
         item |= {"name": name, "arguments": arguments}
         self._begin(item)
         self.written.calls += 1
@@ -179,18 +170,23 @@ class Response:
             return
         self._end_all("completed" if status == "completed" else "incomplete")
         self.status = status
-        self._emit({"type": "response.done", "response": self.describe(details, usage)})
+        self._live.emit({"type": "response.done", "response": self.describe(details, usage)})
 
     # -- one output item ------------------------------------------------------------------------------------------
 
     def _begin_message(self, phase: Phase) -> _Output:
-        item: Item = {"id": self._ids.item(), "type": "message", "status": "in_progress", "role": "assistant"}
+        item: Item = {
+            "id": self._live.ids.item(),
+            "type": "message",
+            "status": "in_progress",
+            "role": "assistant",
+        }
         if self._shape.phased:
             item["phase"] = phase
         item["content"] = []
         output = self._begin(item)
         part = {"type": "audio", "transcript": ""} if self.written.spoken else {"type": "text", "text": ""}
-        self._emit({"type": "response.content_part.added", **self._place(output), "part": part})
+        self._live.emit({"type": "response.content_part.added", **self._place(output), "part": part})
         kind = (
             "response.output_audio_transcript.delta" if self.written.spoken else "response.output_text.delta"
         )
@@ -202,7 +198,7 @@ class Response:
         output = _Output(self._count, item)
         self._count += 1
         self._open.append(output)
-        self._emit(
+        self._live.emit(
             {
                 "type": "response.output_item.added",
                 "response_id": self.id,
@@ -211,8 +207,7 @@ class Response:
             }
         )
         if self._conversation is not None:
-            before = self._conversation.place(item, None)
-            self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": dict(item)})
+            self._live.add(item)
         return output
 
     def _delta_frame(self, kind: str, output: _Output, members: str) -> tuple[str, str]:
@@ -228,9 +223,9 @@ class Response:
     def _delta(self, output: _Output, text: str) -> None:
         output.pieces.append(text)
         before, between = output.frame
-        padding = self._ids.draw(-len(text) % _PADDED or _PADDED)
-        self._emit_text(
-            f'{before}{self._ids.event()}{between}{json.dumps(text, ensure_ascii=False)},"obfuscation":"{padding}"}}'
+        padding = self._live.ids.draw(-len(text) % _PADDED or _PADDED)
+        self._live.send(
+            f'{before}{self._live.ids.event()}{between}{json.dumps(text, ensure_ascii=False)},"obfuscation":"{padding}"}}'
         )
 
     def hush(self) -> None:
@@ -240,14 +235,14 @@ class Response:
     def _sound(self, output: _Output) -> None:
         if self._shape.carries_audio:
             delta = tone(self._shape.audio["output"]["format"]["type"])
-            self._emit({"type": "response.output_audio.delta", **self._place(output), "delta": delta})
+            self._live.emit({"type": "response.output_audio.delta", **self._place(output), "delta": delta})
         elif len(output.pieces) == _HEARD_AFTER:
             self._speak()
 
     def _speak(self) -> None:
         if not self._started and not self._shape.carries_audio:
             self._started = self.speaking = True
-            self._emit({"type": "output_audio_buffer.started", "response_id": self.id})
+            self._live.emit({"type": "output_audio_buffer.started", "response_id": self.id})
 
     def _end_all(self, status: str) -> None:
         open_outputs, self._open = self._open, []
@@ -261,7 +256,7 @@ class Response:
             self._end_content(output, text)
         elif item["type"] == "function_call":
             item["arguments"] = text
-            self._emit(
+            self._live.emit(
                 {
                     "type": "response.function_call_arguments.done",
                     "response_id": self.id,
@@ -280,8 +275,8 @@ class Response:
             if self._shape.item_done_quirk and self._conversation.is_first(before):
                 # Recorded: null where the item before is the conversation's first.
                 before = None
-            self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item})
-        self._emit(
+            self._live.finish(item, before)
+        self._live.emit(
             {
                 "type": "response.output_item.done",
                 "response_id": self.id,
@@ -296,15 +291,15 @@ class Response:
             self._speak()
             if self._conversation is not None:
                 self._conversation.sounds[output.item["id"]] = len(output.pieces) * TOKEN_MS
-            self._emit({"type": "response.output_audio.done", **place})
-            self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
+            self._live.emit({"type": "response.output_audio.done", **place})
+            self._live.emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
             part = {"type": "audio", "transcript": text}
             output.item["content"] = [{"type": "output_audio", "transcript": text}]
         else:
-            self._emit({"type": "response.output_text.done", **place, "text": text})
+            self._live.emit({"type": "response.output_text.done", **place, "text": text})
             part = {"type": "text", "text": text}
             output.item["content"] = [{"type": "output_text", "text": text}]
-        self._emit({"type": "response.content_part.done", **place, "part": part})
+        self._live.emit({"type": "response.content_part.done", **place, "part": part})
 
     def _place(self, output: _Output) -> Json:
         return {

@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.emulator.faults import Faults
 from gateway.emulator.protocol import session as session_object
 from gateway.emulator.protocol import usage
 from gateway.emulator.protocol.brain import Brain, BrainError, Comment, FunctionCall, Prompt
 from gateway.emulator.protocol.errors import Refusal
-from gateway.emulator.protocol.ids import IdSource
-from gateway.emulator.protocol.items import Conversation, Item, new_item
+from gateway.emulator.protocol.items import Item, new_item
+from gateway.emulator.protocol.live import LiveSession
 from gateway.emulator.protocol.mcp import McpServers
 from gateway.emulator.protocol.pacing import Pacer
 from gateway.emulator.protocol.remote import RemoteTools
@@ -79,35 +78,26 @@ class _Incomplete(Exception):
 class Writer:
     """All responses of one session.
 
-    `session` is the session object, read when a response begins. `spoken` is true once an answer had audio.
+    `spoken` is true once an answer had audio.
     `ended(seconds)` is called when a response of the conversation has ended; `seconds` is the duration of its audio.
     """
 
     def __init__(
         self,
-        *,
-        session: Json,
-        conversation: Conversation,
-        ids: IdSource,
+        live: LiveSession,
         line: Line,
-        emit: Callable[[Json], None],
         brain: Brain,
         manner: Manner,
         remote: RemoteTools,
         ended: Callable[[float], None],
-        faults: Callable[[], Faults],
     ) -> None:
         self.spoken = False
-        self._session = session
-        self._conversation = conversation
-        self._ids = ids
+        self._live = live
         self._line = line
-        self._emit = emit
         self._brain = brain
         self._manner = manner
         self._remote = remote
         self._ended = ended
-        self._faults = faults
         self._active: dict[str, _Active] = {}
         self._seen: list[usage.Segment] = []
         self._deltas = 0
@@ -158,7 +148,7 @@ class Writer:
         running = self._running()
         if running is not None and running.response.speaking:
             running.response.hush()
-            self._emit({"type": "output_audio_buffer.cleared", "response_id": running.response.id})
+            self._live.emit({"type": "output_audio_buffer.cleared", "response_id": running.response.id})
 
     async def close(self) -> None:
         """Stop every response without sending anything."""
@@ -175,16 +165,16 @@ class Writer:
 
     def _input(self, options: Json) -> list[Item]:
         if "input" not in options:
-            return self._conversation.as_heard()
+            return self._live.conversation.as_heard()
         return [
-            self._conversation.get(given["id"], "response.input")
+            self._live.conversation.get(given["id"], "response.input")
             if given["type"] == "item_reference"
-            else new_item(given, self._ids)
+            else new_item(given, self._live.ids)
             for given in options["input"]
         ]
 
     def _start(self, options: Json, items: list[Item], default: bool) -> None:
-        session = self._session
+        session = self._live.object
         # Members that the request leaves out come from the session, which uses the same names.
         asked = session | options
         instructions = options.get("instructions") or session["instructions"]
@@ -192,11 +182,8 @@ class Writer:
         limit = asked["max_output_tokens"]
         items = session_object.within_context(session, items)
         response = Response(
-            ids=self._ids,
-            emit=self._emit,
-            emit_text=self._line.send,
-            conversation=self._conversation if default else None,
-            shape=Shape(
+            self._live,
+            Shape(
                 modalities=asked["output_modalities"],
                 max_output_tokens=limit,
                 audio={"output": {"format": output["format"], "voice": output["voice"]}},
@@ -205,9 +192,10 @@ class Writer:
                 item_done_quirk=self._manner.item_done_quirk,
                 carries_audio=self._manner.carries_audio,
             ),
+            default=default,
         )
         tools = asked["tools"]
-        segments = usage.segments(instructions, tools, items, self._conversation.sounds)
+        segments = usage.segments(instructions, tools, items, self._live.conversation.sounds)
         active = _Active(response, segments, default, limit if isinstance(limit, int) else None, tools)
         self._active[response.id] = active
         choice = self._remote.choice(asked["tool_choice"], tools)
@@ -232,7 +220,7 @@ class Writer:
             self._finish(active, "completed", None)
 
     async def _write(self, active: _Active, prompt: Prompt) -> None:
-        faults, response = self._faults(), active.response
+        faults, response = self._live.faults, active.response
         self._disturb()
         pacer = Pacer(self._manner.tokens_per_second, faults)
         if faults.fail_after_deltas == 0:
@@ -276,7 +264,7 @@ class Writer:
 
     def _counted(self) -> None:
         self._deltas += 1
-        if self._deltas == (self._faults().fail_after_deltas or -1):
+        if self._deltas == (self._live.faults.fail_after_deltas or -1):
             self._go_wrong()
 
     def _fail(self, active: _Active, code: str | None, message: str) -> None:
@@ -299,12 +287,12 @@ class Writer:
         self._rate_limits(counted["total_tokens"])
         self.spoken = self.spoken or response.written.seconds > 0
         if response.speaking:
-            self._emit({"type": "output_audio_buffer.stopped", "response_id": response.id})
+            self._live.emit({"type": "output_audio_buffer.stopped", "response_id": response.id})
         if active.default:
             self._ended(response.written.seconds)
 
     def _rate_limits(self, spent: int) -> None:
-        mode = self._faults().rate_limits
+        mode = self._live.faults.rate_limits
         tokens = {
             "name": "tokens",
             "limit": _TOKEN_LIMIT,
@@ -315,17 +303,17 @@ class Writer:
         if mode == "late":
             loop = asyncio.get_running_loop()
             self._late = {timer for timer in self._late if timer.when() > loop.time()}
-            self._late.add(loop.call_later(_LATE_SECONDS, self._emit, event))
+            self._late.add(loop.call_later(_LATE_SECONDS, self._live.emit, event))
         else:
             for _ in range({"missing": 0, "doubled": 2}.get(mode or "", 1)):
-                self._emit(event)
+                self._live.emit(event)
 
     # -- faults ---------------------------------------------------------------------------------------------------
 
     def _disturb(self) -> None:
-        faults = self._faults()
+        faults = self._live.faults
         if faults.unknown_event:
-            self._emit(
+            self._live.emit(
                 {"type": "response.premonition.updated", "premonition": {"of": None, "certainty": 0.5}}
             )
         if faults.garbage == "text":
@@ -335,10 +323,10 @@ class Writer:
         elif faults.garbage == "array":
             self._line.send('["response.done"]')
         elif faults.garbage == "huge":
-            self._emit({"type": "response.padding.added", "padding": "x" * _HUGE_BYTES})
+            self._live.emit({"type": "response.padding.added", "padding": "x" * _HUGE_BYTES})
 
     def _go_wrong(self) -> None:
-        faults = self._faults()
+        faults = self._live.faults
         if faults.response_error is not None:
             raise BrainError(faults.response_error, f"The response failed: {faults.response_error}.")
         if faults.response_incomplete is not None:
