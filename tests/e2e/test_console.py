@@ -172,6 +172,21 @@ async def test_refused_request_does_not_hold_back_the_next(
         assert await page.evaluate(script) == [1, 1, 2, 2]
 
 
+async def test_form_says_why_no_session_is_opened_yet(
+    serve: Serve, far_end: FarEnd, chromium: Chromium
+) -> None:
+    """While the page tries again for a minute, it shows the reason, and the session opens as soon as OpenAI answers."""
+    gateway = await serve(far_end)
+    await far_end.faults(signal_status=500, signal_times=1)
+    async with chromium.page(f"{gateway.url}/") as page:
+        await page.click("#begin")
+        told = await page.until("document.querySelector('#start-error').textContent")
+        await page.until(f"{STATE}.startsWith('Connected')")
+
+    assert told.startswith("OpenAI ")
+    assert told.endswith(" Trying again…")
+
+
 async def test_key_is_asked_for_only_where_one_is_needed(
     serve: Serve, far_end: FarEnd, chromium: Chromium
 ) -> None:

@@ -178,6 +178,10 @@ function showState() {
     : recovering ? ["waiting", "New call upstream…"]
     : channel.connected ? ["connected", `Connected · ${transport}`]
     : ["waiting", navigator.onLine ? `Reconnecting · ${transport}` : "Offline · nothing is lost"];
+  if (channel?.readyState === "connecting" && channel.lastError && !$("start").hidden) {
+    $("start-error").textContent = `${channel.lastError.message} Trying again…`;
+    $("start-error").hidden = false;
+  }
   $("state").dataset.state = state;
   $("state-text").textContent = text;
 }

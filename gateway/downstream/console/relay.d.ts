@@ -83,7 +83,7 @@ export type RelayEventMap = {
   close: Event;
   error: RelayErrorEvent;
   bufferedamountlow: Event;
-  /** `transport` or `connected` has changed. */
+  /** `transport`, `connected` or, while connecting, `lastError` has changed. */
   connectionchange: Event;
 } & Record<GatewayEventName, MessageEvent<string>>;
 
@@ -103,6 +103,8 @@ export class RelayChannel extends EventTarget {
   readonly transport: Transport;
   /** False while cut off. */
   readonly connected: boolean;
+  /** Why the newest request has to be repeated, null after one that succeeded. */
+  readonly lastError: RelayError | null;
   readonly readOnly: boolean;
   readonly position: RelayPosition;
 

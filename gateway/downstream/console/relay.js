@@ -40,6 +40,7 @@ export class RelayChannel extends EventTarget {
   #transports;
   #level = 0;
   #connected = false;
+  #lastError = null;
   #heartbeat;
   #limits = LIMITS;
   #cut = () => {};
@@ -81,6 +82,8 @@ export class RelayChannel extends EventTarget {
   get readOnly() { return this.#http.readOnly; }
   get transport() { return this.#transports[this.#level]; }
   get connected() { return this.#connected; }
+  /** Why the newest request has to be repeated, null after one that succeeded. */
+  get lastError() { return this.#lastError; }
   /** What another channel needs to continue. Has the client secret instead of the API key, if there is one: safe to store. */
   get position() {
     const { key: own, ticket, sessionId: id } = this.#http;
@@ -316,11 +319,15 @@ export class RelayChannel extends EventTarget {
   async #untilAnswered(request, deadline = Infinity) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await request();
+        const answer = await request();
+        this.#lastError = null;
+        return answer;
       } catch (error) {
         const wanted = (error.problem?.retry_after ?? 0) * 1000;
         if (this.#over || !error.retryable || wanted > LONGEST_WAIT_MS || Date.now() + wanted > deadline) throw error;
+        this.#lastError = error;
         if (error.status === 0 && this.#state !== "connecting") this.#setConnection(this.#level, false);
+        if (this.#state === "connecting") this.#tell(new Event("connectionchange"));
         await this.#pause(wanted + backoff(attempt));
         if (this.#over) throw error;
       }
