@@ -2,7 +2,7 @@
 
 Not collected by pytest: each attack runs for up to `--seconds` against its own gateway, with an emulator behind it.
 For each it prints the memory of the gateway's process before, at its peak and ten seconds after, and the longest
-time of the admin listener's `/livez` during the attack: the table of docs/operations.md.
+time of the admin listener's `/livez` during the attack: the table of docs/benchmarks.md.
 """
 
 # ruff: noqa: T201  # a command prints its result
