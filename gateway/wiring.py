@@ -7,6 +7,7 @@ and reads the files that the settings name. Raises ConfigError where a file or a
 import resource
 import ssl
 import sys
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Final
 from urllib.parse import urlsplit
@@ -153,33 +154,8 @@ def access_rules(config: Config) -> AccessRules:
     """
     access, server = config.access, config.server
     keys = access_keys(access)
-    if access.keys_file is not None and not (keys or access.anonymous):
-        # An empty file is either a mistake or meant to lock everybody out. Behind a proxy on loopback it would let everybody in.
-        remedy = "add one (`gateway keygen NAME` prints it), or set access.anonymous = true to allow callers without a key"
-        raise ConfigError(
-            [
-                f"access.keys_file: {access.keys_file} contains no keys, so this gateway would refuse every caller; {remedy}"
-            ]
-        )
-    if not (keys or access.anonymous or is_loopback_name(server.host)):
-        remedy = "set access.keys (`gateway keygen` makes one), or access.anonymous = true to allow callers without a key"
-        raise ConfigError(
-            [
-                f"server.host: {server.host} is reachable from other machines, but no key is configured; {remedy}"
-            ]
-        )
-    unusable = [
-        f"server.allowed_hosts: {name!r} can never match; expected a host name as in the Host header, without a scheme"
-        for name in server.allowed_hosts
-        if host_name(name) is None or "*" in name
-    ]
-    unusable += [
-        f"access.cors_origins: {origin!r} can never match: {why}"
-        for origin in access.cors_origins
-        if origin != "*" and (why := unmatchable(origin))
-    ]
-    if unusable:
-        raise ConfigError(unusable)
+    _require_callers(config, keys)
+    _require_matchable(config)
     hosts = {name for name in map(host_name, server.allowed_hosts) if name}
     own_origins = set()
     if server.public_url:
@@ -200,6 +176,44 @@ def access_rules(config: Config) -> AccessRules:
         members_locked=bool(config.upstream.session_locked),
         client_upstream=config.upstream.auth == "client",
     )
+
+
+def _require_callers(config: Config, keys: Sequence[Key]) -> None:
+    """Refuse settings with which nobody could use the gateway, or strangers could."""
+    access, server = config.access, config.server
+    if keys or access.anonymous:
+        return
+    if access.keys_file is not None:
+        # An empty file is either a mistake or meant to lock everybody out. Behind a proxy on loopback it would let everybody in.
+        remedy = "add one (`gateway keygen NAME` prints it), or set access.anonymous = true to allow callers without a key"
+        raise ConfigError(
+            [
+                f"access.keys_file: {access.keys_file} contains no keys, so this gateway would refuse every caller; {remedy}"
+            ]
+        )
+    if not is_loopback_name(server.host):
+        remedy = "set access.keys (`gateway keygen` makes one), or access.anonymous = true to allow callers without a key"
+        raise ConfigError(
+            [
+                f"server.host: {server.host} is reachable from other machines, but no key is configured; {remedy}"
+            ]
+        )
+
+
+def _require_matchable(config: Config) -> None:
+    """Refuse names and origins that no request can have."""
+    unusable = [
+        f"server.allowed_hosts: {name!r} can never match; expected a host name as in the Host header, without a scheme"
+        for name in config.server.allowed_hosts
+        if host_name(name) is None or "*" in name
+    ]
+    unusable += [
+        f"access.cors_origins: {origin!r} can never match: {why}"
+        for origin in config.access.cors_origins
+        if origin != "*" and (why := unmatchable(origin))
+    ]
+    if unusable:
+        raise ConfigError(unusable)
 
 
 def _rule(key: Key) -> KeyRule:

@@ -3,6 +3,7 @@
 import ssl
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
@@ -61,10 +62,7 @@ def access_keys(access: Access) -> tuple[Key, ...]:
     if access.keys_file is None:
         return access.keys
     where = f"access.keys_file: {access.keys_file}"
-    try:
-        found = tomllib.loads(read_text("access.keys_file", access.keys_file))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
+    found = read_toml("access.keys_file", access.keys_file)
     # Both headings are accepted: keygen prints [[access.keys]], since most operators put keys into the configuration.
     section = found.pop("access", {})
     if set(found) - {"keys"} or not isinstance(section, dict) or set(section) - {"keys"}:
@@ -75,6 +73,14 @@ def access_keys(access: Access) -> tuple[Key, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError([f"{where}: {'.'.join(map(str, first['loc']))}: {plain(first)}"]) from None
+
+
+def read_toml(where: str, file: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises ConfigError, naming the setting `where`."""
+    try:
+        return tomllib.loads(read_text(where, file))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{where}: {file}: not valid TOML: {error}"]) from error
 
 
 def read_text(where: str, file: Path) -> str:

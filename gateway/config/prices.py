@@ -1,13 +1,12 @@
 """The price list: config/prices.toml, or the file that `upstream.prices_file` names."""
 
 import datetime
-import tomllib
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import Field, ValidationError
 
-from gateway.config.files import read_text
+from gateway.config.files import read_toml
 from gateway.config.problems import plain
 from gateway.config.reading import ConfigError
 from gateway.config.values import Section
@@ -50,14 +49,11 @@ _NAME: Final = "prices.toml"
 
 def price_list(file: Path | None) -> Prices:
     """Read the list from `file`, or the gateway's own. Raises ConfigError."""
-    where = f"upstream.prices_file: {file}"
-    try:
-        found = tomllib.loads(read_text("upstream.prices_file", file or own_prices_file()))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{where}: not valid TOML: {error}"]) from error
+    found = read_toml("upstream.prices_file", file or own_prices_file())
     try:
         return Prices.model_validate(found)
     except ValidationError as error:
+        where = f"upstream.prices_file: {file}"
         problems = [
             f"{where}: {'.'.join(map(str, details['loc']))}: {plain(details)}" for details in error.errors()
         ]
