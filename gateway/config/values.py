@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 KIB, MIB = 1024, 1024 * 1024
@@ -100,3 +108,12 @@ class Section(BaseModel):
 
     # TOML can write inf and nan; no number here has a meaning for them.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_one(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse `true` and `false` for other values, since pydantic reads them as the numbers 1 and 0."""
+        name = info.field_name
+        if isinstance(value, bool) and name is not None and cls.model_fields[name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value

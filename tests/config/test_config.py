@@ -236,6 +236,19 @@ def test_value_of_the_wrong_kind_is_refused(name: str, value: str, expected: str
     assert expected in said[0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[relay]\nmax_sessions = true\n",
+        "[drain]\ntimeout_seconds = true\n",
+        "[[access.keys]]\nname = 'a'\nmax_sessions = true\n",
+    ],
+)
+def test_true_is_not_the_number_one(written: Any, text: str) -> None:
+    """A truth value in the place of a number is refused."""
+    assert "must not be true or false" in "".join(problems(written(text)))
+
+
 def test_list_with_an_invalid_element_is_one_problem(written: Any) -> None:
     """Pydantic drops the element, and also finds that the list is too short."""
     file = written("[[access.keys]]\nname = 'a'\nsha256 = ['x']\n")
