@@ -22,7 +22,7 @@ from gateway.downstream.auth.access import require_credential
 from gateway.downstream.http.app_keys import BODY, PEER_REQUEST, REQUEST_ID, SESSION, SESSIONS
 from gateway.downstream.http.body import read_body
 from gateway.downstream.peers import signatures
-from gateway.downstream.peers.lines import UNREACHABLE_SECONDS, Lines, Reply
+from gateway.downstream.peers.lines import Lines, Reply
 from gateway.downstream.peers.moves import Moves
 from gateway.downstream.peers.reach import HELLO
 from gateway.downstream.peers.signatures import PeerSignatures
@@ -182,6 +182,9 @@ class Elsewhere:
                 detail = "The node that holds the session is being replaced, or cannot be reached from here."
                 raise OverloadError("recovering", detail, retry_after=1)
             location = await self._moves.next(session_id, location, min(left, answer))
+            if location is not None and location.url is None:
+                # The owner has just joined, and this node had not seen its heartbeat yet.
+                location = await self.directory.locate(session_id) or location
             if location is None or sessions.has(session_id):
                 # The session is here now, or gone: the handler refuses a gone one before it reads a body.
                 return await handler(request)
@@ -236,7 +239,7 @@ class Elsewhere:
         if location.node == self.directory.node:
             return MOVING_SECONDS
         if location.url is None:
-            return UNREACHABLE_SECONDS
+            return MOVING_SECONDS
         self._passing[request_id] = location.url
         answer = None
         try:

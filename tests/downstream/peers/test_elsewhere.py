@@ -192,6 +192,18 @@ async def test_request_waits_for_the_next_owner(pair: Pair) -> None:
     assert (await asked).status == 202
 
 
+async def test_request_waits_for_the_heartbeat_of_an_owner_that_has_just_joined(pair: Pair) -> None:
+    """Redis names an owner that this node has not seen yet: its address is known with the next heartbeat."""
+    session_id = await pair.open()
+    url = pair.table.urls.pop("owner")
+    asked = asyncio.create_task(pair.edge.call("POST", f"/v1/sessions/{session_id}/events", json=SAY))
+    await pair.table.asked.wait()
+    await asyncio.sleep(0.05)
+    pair.table.urls["owner"] = url
+
+    assert (await asked).status == 202
+
+
 async def test_node_that_is_not_the_owner_says_so(pair: Pair) -> None:
     """A stale look-up leads to another look-up, never to a wrong answer."""
     session_id = await pair.open()
