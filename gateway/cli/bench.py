@@ -25,7 +25,7 @@ from gateway import __version__
 
 if TYPE_CHECKING:
     from gateway.cli.scrape import Buckets
-    from gateway.client import Client
+    from gateway.client import Client, Session
 
 IDLE_SECONDS: Final = 10.0
 """Two rounds of consent checks, the only work of an idle session."""
@@ -108,6 +108,20 @@ class Target:
     admin: str | None = None
     upstream: str | None = None
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time of the process so far; 0 if it is not known."""
+        from gateway.cli.procfs import cpu_seconds
+
+        return cpu_seconds(self.pid) if self.pid else 0.0
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory of the process; 0 if it is not known."""
+        from gateway.cli.procfs import resident_bytes
+
+        return resident_bytes(self.pid) if self.pid else 0
+
 
 async def _bench(url: str | None, key: str | None, plan: Plan, progress: Progress) -> Figures:
     from gateway.client import Client
@@ -136,43 +150,50 @@ async def _own(plan: Plan) -> AsyncIterator[Target]:
 
 
 async def _measure(client: "Client", target: Target, plan: Plan, progress: Progress) -> Figures:
-    from gateway.cli.load import close_all, delays, listening, open_one_by_one, talk
-    from gateway.cli.procfs import cpu_seconds, resident_bytes
+    from gateway.cli.load import close_all, listening, open_one_by_one, talk
 
-    pid = target.pid
-
-    def cpu() -> float:
-        return cpu_seconds(pid) if pid else 0.0
-
-    def memory() -> int:
-        return resident_bytes(pid) if pid else 0
-
-    figures: Figures = {}
     # Modules and memory that are loaded once belong to no session. These sessions stay open: the next ones would reuse
     # their memory and seem to need less.
     warm, _ = await open_one_by_one(client, WARM_SESSIONS, lambda done: None)
     async with listening(warm) as talkers:
         await talk(talkers, 1, plan.words, lambda done: None)
-    idle_before = await _idle_share(pid, progress, "idle before")
+    sessions, figures = await _open(client, target, plan, progress)
+    figures |= await _talk(sessions, target, plan, progress)
+    await close_all([*warm, *sessions])
+    return figures
 
+
+async def _open(
+    client: "Client", target: Target, plan: Plan, progress: Progress
+) -> "tuple[list[Session], Figures]":
+    """Open the sessions. Return them with the cost of a set-up and of an idle session."""
+    from gateway.cli.load import open_one_by_one
+
+    idle_before = await _idle_share(target, progress, "idle before")
     task = progress.add_task("opening sessions", total=plan.sessions)
-    memory_before, cpu_before = memory(), cpu()
-    sessions, set_up = await open_one_by_one(client, plan.sessions, lambda done: progress.advance(task, done))
-    set_up_cpu = cpu() - cpu_before
+    memory, cpu = target.resident_bytes, target.cpu_seconds
+    sessions, took = await open_one_by_one(client, plan.sessions, lambda done: progress.advance(task, done))
+    cpu = target.cpu_seconds - cpu
     await asyncio.sleep(SETTLE_SECONDS)
-    figures |= {"setup_ms_p50": _ms(set_up, 50), "setup_ms_p99": _ms(set_up, 99)}
-    if pid:
-        figures["setup_cpu_ms"] = set_up_cpu / plan.sessions * 1e3
-        figures["session_kib"] = (memory() - memory_before) / plan.sessions / 1024
-        idle = await _idle_share(pid, progress, "idle with all")
+    figures: Figures = {"setup_ms_p50": _ms(took, 50), "setup_ms_p99": _ms(took, 99)}
+    if target.pid:
+        figures["setup_cpu_ms"] = cpu / plan.sessions * 1e3
+        figures["session_kib"] = (target.resident_bytes - memory) / plan.sessions / 1024
+        idle = await _idle_share(target, progress, "idle with all")
         figures["idle_cpu_percent"] = max(0.0, idle - idle_before) / plan.sessions * 100
+    return sessions, figures
+
+
+async def _talk(sessions: "list[Session]", target: Target, plan: Plan, progress: Progress) -> Figures:
+    """Run the turns. Return their latencies and their cost."""
+    from gateway.cli.load import delays, listening, talk
 
     task = progress.add_task("talking", total=plan.sessions * plan.turns)
     async with listening(sessions) as talkers:
-        histograms, cpu_before = await _histograms(target), cpu()
+        histograms, cpu = await _histograms(target), target.cpu_seconds
         rounds = await talk(talkers, plan.turns, plan.words, lambda done: progress.advance(task, done))
-        talk_cpu = cpu() - cpu_before
-    figures |= {
+        cpu = target.cpu_seconds - cpu
+    figures: Figures = {
         "events": rounds.events,
         "events_per_second": rounds.events / rounds.seconds,
         "first_delta_ms_p50": _ms(rounds.first_deltas, 50),
@@ -183,10 +204,9 @@ async def _measure(client: "Client", target: Target, plan: Plan, progress: Progr
         for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
             figures[f"delta_delay_ms_{name}"] = late[int(share * (len(late) - 1))] * 1e3
     figures |= _quantiles(histograms, await _histograms(target))
-    if pid:
-        figures["gateway_us_per_event"] = talk_cpu / rounds.events * 1e6
-        figures["gateway_cpu_percent"] = talk_cpu / rounds.seconds * 100
-    await close_all([*warm, *sessions])
+    if target.pid:
+        figures["gateway_us_per_event"] = cpu / rounds.events * 1e6
+        figures["gateway_cpu_percent"] = cpu / rounds.seconds * 100
     return figures
 
 
@@ -214,18 +234,16 @@ def _quantiles(before: "dict[str, Buckets]", after: "dict[str, Buckets]") -> Fig
     return figures
 
 
-async def _idle_share(pid: int | None, progress: Progress, what: str) -> float:
-    """Return the share of a core that the process uses while idle."""
-    from gateway.cli.procfs import cpu_seconds
-
-    if pid is None:
+async def _idle_share(target: Target, progress: Progress, what: str) -> float:
+    """Return the share of a core that the gateway's process uses while idle; 0 if it is not known."""
+    if target.pid is None:
         return 0.0
     task = progress.add_task(what, total=int(IDLE_SECONDS))
-    cpu, began = cpu_seconds(pid), time.perf_counter()
+    cpu, began = target.cpu_seconds, time.perf_counter()
     for _ in range(int(IDLE_SECONDS)):
         await asyncio.sleep(1)
         progress.advance(task)
-    return (cpu_seconds(pid) - cpu) / (time.perf_counter() - began)
+    return (target.cpu_seconds - cpu) / (time.perf_counter() - began)
 
 
 async def _compare(upstream: str, plan: Plan, progress: Progress) -> Figures:
