@@ -67,9 +67,9 @@ def parse_wanted(request: web.Request, body: Mapping[str, object]) -> SessionWan
             Flaw(_said(found["msg"]), pointer=_pointer(found["loc"]))
             for found in error.errors(include_url=False, include_input=False)
         )
-        named = ", ".join(f"'{flaw.pointer}'" for flaw in flaws)
+        named = "; ".join(f"{flaw.detail} (at '{flaw.pointer}')" for flaw in flaws)
         raise CallerError(
-            "invalid-parameter", f"The body is not valid for creating a session: see {named}.", flaws=flaws
+            "invalid-parameter", f"The body cannot open a session: {named}.", flaws=flaws
         ) from None
     limit = request.app[LIMITS].max_metadata_bytes
     if len(compact(wanted.metadata)) > limit:
@@ -95,7 +95,9 @@ def _require_call_alone(body: Mapping[str, object]) -> None:
 def _require_few(value: object, pointer: str) -> None:
     if isinstance(value, Mapping) and len(value) > _MAX_MEMBERS:
         flaw = Flaw(f"has {len(value)} members", pointer=pointer)
-        raise CallerError("invalid-parameter", "The body is not valid for creating a session.", flaws=(flaw,))
+        raise CallerError(
+            "invalid-parameter", "The body cannot open a session: too many members.", flaws=(flaw,)
+        )
 
 
 async def open_wanted(
@@ -132,4 +134,16 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 
 def _said(message: str) -> str:
     """Return pydantic's message in the terms of this API."""
-    return "unknown member" if message.startswith("Extra inputs") else message[0].lower() + message[1:]
+    known = next((words for start, words in _MESSAGES if message.startswith(start)), None)
+    message = message.replace("Input should be", "must be")
+    return known or message[0].lower() + message[1:]
+
+
+_MESSAGES: Final = (
+    ("Extra inputs", "unknown member"),
+    ("Input should be a valid dictionary", "must be an object"),
+    ("Input should be a valid string", "must be a string"),
+    ("Input should be a valid integer", "must be a whole number"),
+    ("Input should be a valid list", "must be a list"),
+    ("String should match pattern", "must be the ID of a call, such as rtc_…"),
+)

@@ -132,6 +132,8 @@ async def test_create_names_the_wrong_member(house: House, body: object, pointer
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert [flaw["pointer"] for flaw in answer.json["errors"]] == [pointer]
+    assert pointer.split("/")[1] in answer.json["detail"]
+    assert ("unknown member" in answer.json["detail"]) == (pointer in {"/sesion", "/client_secret/a~1b"})
     assert house.far_end.requests == []
 
 
