@@ -66,7 +66,7 @@ def placed(text: str, port: int, gateway: str) -> str:
     address = gateway.removeprefix("http://")
     text = text.replace("127.0.0.1:8080", address)
     return re.sub(
-        r"(listen|bind) (127\.0\.0\.1:)?8000|^:8000", lambda found: _listen(found, port), text, flags=re.M
+        r"(listen|bind) (127\.0\.0\.1)?:?8000|^:8000", lambda found: _listen(found, port), text, flags=re.M
     )
 
 
