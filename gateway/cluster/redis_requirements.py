@@ -63,6 +63,9 @@ async def inspect(connections: Connections, settings: ClusterSettings) -> Redis:
             f"Redis refused a command: {error}; correct cluster.url, or give the user the rights {NEEDED_ACL}"
         ) from error
     except AwayError as error:
+        if str(error).lower().startswith("protocol error"):
+            what = "the server at cluster.url is not Redis: correct its host and port"
+            raise UnfitError(what) from error
         if _NO_CLUSTER not in str(error):
             raise
         what = "this server is not a node of a Redis Cluster: set cluster.url to redis://HOST:PORT"

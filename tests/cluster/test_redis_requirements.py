@@ -1,6 +1,7 @@
 """Problems of a Redis are reported with their remedy before a node joins, and the permissions named in the docs are
 sufficient."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,6 +101,20 @@ async def test_old_server_is_told(redis_server: RedisServer, monkeypatch: pytest
     monkeypatch.setattr("gateway.cluster.redis_requirements.OLDEST_REDIS", (99, 1))
 
     assert "99.1 or newer" in await inspected(ClusterSettings(Target.parse(redis_server.url)))
+
+
+async def test_server_of_another_protocol_is_told() -> None:
+    """The port of a web server, for instance, is a mistake in the configuration, and waiting for Redis would not help."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        assert "is not Redis" in await inspected(ClusterSettings(Target.parse(f"redis://127.0.0.1:{port}")))
 
 
 async def test_server_that_does_not_answer_is_away() -> None:
