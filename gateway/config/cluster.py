@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from gateway.config.values import (
+    Host,
     OptionalPath,
     OptionalText,
     OptionalUrl,
@@ -74,7 +75,7 @@ class Cluster(Section):
     allow_eviction: bool = False
     encrypt: bool = False
     wait_replicas: Annotated[int, Field(ge=0, le=16)] = 0
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 0
     advertise_url: OptionalUrl = None
     tls_certificate_file: OptionalPath = None

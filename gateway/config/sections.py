@@ -15,6 +15,7 @@ from gateway.config.values import (
     MIB,
     Count,
     Dollars,
+    Host,
     OptionalPath,
     OptionalProxy,
     OptionalText,
@@ -35,7 +36,7 @@ from gateway.config.values import (
 class Server(Section):
     """The client's listener."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
     public_url: OptionalUrl = None
     allowed_hosts: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class Server(Section):
 class Admin(Section):
     """The operator's listener."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8081
     token: SecretStr | None = secret()
     token_file: OptionalPath = None

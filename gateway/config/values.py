@@ -4,6 +4,7 @@ An empty string means "not set", since TOML has no null. Fields made by `secret(
 configuration file would expose them in backups and reviews.
 """
 
+import ipaddress
 import math
 import re
 from pathlib import Path
@@ -64,6 +65,17 @@ def http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _host(value: str) -> str:
+    if value.startswith("["):
+        raise ValueError("must be an address without brackets, such as ::1")
+    if ":" in value:
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError("must be a host name or an address, without a port") from None
+    return value
+
+
 def _proxy_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme != "http" or not parts.hostname:
@@ -93,6 +105,7 @@ OptionalProxy = Annotated[
     Annotated[str, AfterValidator(_proxy_url)] | None,
     BeforeValidator(_none_if_empty),
 ]
+Host = Annotated[str, AfterValidator(_host)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -214,6 +214,8 @@ def test_every_problem_is_told_at_once(written: Any) -> None:
         ("GATEWAY_STREAM__HEARTBEAT_SECONDS", "61", "must be at most 60"),
         ("GATEWAY_DRAIN__TIMEOUT_SECONDS", "inf", "finite"),
         ("GATEWAY_RELAY__MAX_SESSIONS", "many", "expected a whole number"),
+        ("GATEWAY_SERVER__HOST", "[::1]", "without brackets, such as ::1"),
+        ("GATEWAY_ADMIN__HOST", "127.0.0.1:8081", "without a port"),
         (
             "GATEWAY_ACCESS__KEYS",
             '[{"name": "a b", "sha256": "' + 64 * "a" + '"}]',
