@@ -51,7 +51,8 @@ class Writer:
     @property
     def full(self) -> bool:
         """Whether the buffer is full: call `drain` before the next `put`."""
-        return self._protocol.writing_paused
+        # `writing_paused` would be one more call, twice for each event.
+        return self._protocol._paused  # noqa: SLF001
 
     def put(self, data: bytes) -> None:
         """Pass bytes to the transport. Raises ConnectionResetError if the connection is lost."""
