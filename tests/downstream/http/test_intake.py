@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.downstream.http.intake import PATIENCE_SECONDS, READS_PER_TURN, Intake
+from gateway.downstream.http.intake import READS_PER_TURN, Intake
 from tests.downstream.house import House
 from tests.downstream.raw import connect, parsed, read_all, reset
 
@@ -19,27 +19,25 @@ class Connection:
         self._order.append(self._name)
 
 
-async def test_turn_admits_a_bounded_number_and_reads_the_newest_of_the_others() -> None:
-    """Waiting connections are read a few per turn, the one that came last first."""
-    intake, order = Intake(reads_per_turn=2, monotonic=lambda: 0.0), list[str]()
-    admitted = [intake.admits(Connection(name, order)) for name in "abcdef"]
-    assert admitted == [True, True, False, False, False, False]
+async def test_turn_admits_a_bounded_number_and_reads_the_oldest_and_the_newest_of_the_others() -> None:
+    """Waiting connections are read a few per turn: the one that waited longest, and then those that came last."""
+    intake, order = Intake(reads_per_turn=3), list[str]()
+    admitted = [intake.admits(Connection(name, order)) for name in "...abcdef"]
+    assert admitted == [True] * 3 + [False] * 6
     assert order == []
 
     await asyncio.sleep(0)
-    assert order == ["f", "e"]
+    assert order == ["a", "f", "e"]
     assert not intake.admits(Connection("g", order))
     for _ in range(4):
         await asyncio.sleep(0)
-    assert order == ["f", "e", "g", "d", "c"]
+    assert order == ["a", "f", "e", "b", "g", "d", "c"]
 
 
-async def test_connection_that_has_waited_long_is_read_although_others_keep_coming() -> None:
-    """After a while a connection waits only for those before it. Half of the reads are for such connections."""
-    now = 0.0
-    intake, order = Intake(reads_per_turn=2, monotonic=lambda: now), list[str]()
+async def test_oldest_connection_is_read_although_others_keep_coming() -> None:
+    """A connection waits for those before it, a turn for each, and not for those that come later."""
+    intake, order = Intake(reads_per_turn=2), list[str]()
     _ = [intake.admits(Connection(name, order)) for name in "..abc"]
-    now = PATIENCE_SECONDS
     for turn in range(3):
         _ = [intake.admits(Connection(f"{turn}{number}", order)) for number in range(3)]
         await asyncio.sleep(0)
@@ -57,7 +55,7 @@ async def test_writes_go_before_waiting_reads() -> None:
     intake.write_soon(lambda: order.append("written"))
     await asyncio.sleep(0)
 
-    assert order == ["written", "b"]
+    assert order == ["written", "a"]
     assert [type(failure["exception"]) for failure in failures] == [ZeroDivisionError]
 
 
