@@ -297,6 +297,9 @@ class Membership:
         journal = session.journal
         if isinstance(journal, RedisJournal):
             self.node.forget(journal)
+            # Requests whose records were not sent any more go to the new owner. They would wait until this node has ended, and a
+            # load balancer would answer 502.
+            journal.refused()
         self._hub.drop(session.id)
 
     def _peers(self, session_id: str) -> list[Peer]:

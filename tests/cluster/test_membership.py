@@ -9,6 +9,7 @@ import pytest
 
 from gateway.cluster.gate import DialGate
 from gateway.cluster.membership import PER_SECOND, STARTED_SHARE, Membership, pause_between
+from gateway.errors import OverloadError
 from gateway.relay.events.records import ServerEvent, encode
 from gateway.relay.journal import Peer
 from gateway.relay.limits import RelayLimits
@@ -16,7 +17,8 @@ from gateway.relay.requests import Principal
 from gateway.relay.state.facts import Opening
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import STEP_RECORDS
-from tests.cluster.kit import Told
+from tests.cluster.kit import Told, node, opened
+from tests.cluster.redis_server import RedisServer
 
 
 class Node:
@@ -202,3 +204,22 @@ async def test_a_large_session_is_adopted_in_steps() -> None:
 
     assert taking.result() == "taken"
     assert turns > 2
+
+
+async def test_requests_of_the_last_moment_do_not_wait_for_a_session_that_has_moved(
+    redis_server: RedisServer,
+) -> None:
+    """A record that was added when the next owner had the session is not sent any more. Its request is forwarded, at once: it
+    would otherwise wait until its node ends, and its connection would end without a response."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        session = await opened(a, "gws_1")
+        await b.directory.claims.one("gws_1", a.id)
+        one, _, _ = member(SimpleNamespace(drop=ignore))
+        one.node = a
+        posted = asyncio.create_task(session.accept())
+        await asyncio.sleep(0)
+        moved: Any = SimpleNamespace(id="gws_1", journal=session.journal, released=lambda: None)
+        one._release(moved)
+
+        with pytest.raises(OverloadError, match="Another node"):
+            await asyncio.wait_for(posted, 2.0)
