@@ -66,7 +66,7 @@ class LoopTurn:
             self._schedule()
 
     def work(self, step: Callable[[], bool]) -> None:
-        """Call `step` in the next turns until it returns False. It must not raise."""
+        """Call `step` in the next turns until it returns False or raises."""
         self._work.append(step)
         if not self._scheduled:
             self._schedule()
@@ -78,9 +78,18 @@ class LoopTurn:
         self._scheduled = True
         self._loop.call_soon(self._next)
 
+    def _again(self, step: Callable[[], bool]) -> bool:
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - one call's mistake must not stop the others'
+            self._report(error)
+            return False
+
     def _report(self, error: Exception) -> None:
         assert self._loop is not None  # it scheduled this turn
-        self._loop.call_exception_handler({"message": "the end of a loop turn failed", "exception": error})
+        self._loop.call_exception_handler(
+            {"message": "a call failed in its turn of the loop", "exception": error}
+        )
 
     def _next(self) -> None:
         self._scheduled = False
@@ -95,7 +104,7 @@ class LoopTurn:
         self._worked = bool(work) and not self._worked
         if self._worked:
             self._until = self._clock()  # Nothing else is delivered in this turn.
-            if not work[0]():
+            if not self._again(work[0]):
                 work.popleft()
         while waiting and not self._worked and self.has_time():
             backlog = waiting.popleft()

@@ -131,3 +131,23 @@ async def test_large_work_is_done_one_after_the_other() -> None:
         await asyncio.sleep(0)
 
     assert "".join(order) == "aaabbb"
+
+
+async def test_work_that_fails_does_not_stop_the_next() -> None:
+    """The error is reported, and the next call's work is done."""
+    turn, told = LoopTurn(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def failing() -> bool:
+        raise KeyError("x")
+
+    def working() -> bool:
+        told.append("worked")
+        return False
+
+    turn.work(failing)
+    turn.work(working)
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+    assert [str(one) for one in told] == ["'x'", "worked"]
