@@ -524,8 +524,8 @@ async def test_data_that_a_running_redis_lost_is_written_again_at_once(redis_ser
         await a.beat.once()
         redis_server.cli("FLUSHALL")
 
-        await until(lambda: redis_server.cli("EXISTS", "rg:{gws_1}:j", "rg:n:" + a.id) == "2")
-        assert told(a).repairs == ["emptied"]
+        await until(lambda: told(a).repairs == ["emptied"])
+        assert redis_server.cli("EXISTS", "rg:{gws_1}:j", "rg:n:" + a.id) == "2"
 
 
 async def test_a_session_is_not_gone_while_owners_write_again_what_redis_lost(
