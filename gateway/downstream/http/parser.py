@@ -37,6 +37,11 @@ _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([!-~][ 
 _DOUBLED: Final = re.compile(r"Duplicate '([A-Za-z-]{1,64})' header")
 _FRAMING: Final = frozenset({hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING})
 """Headers that say where a message ends."""
+_BODY: Final = re.compile(
+    rb"\r\n(?:Content-Length:[ \t]*([0-9]{1,18})[ \t]*\r|Transfer-Encoding:)", re.IGNORECASE
+)
+_MAX_SPLIT: Final = 16
+"""Messages that are parsed one by one; the rest of the received data is parsed at once."""
 _LINE_MARGIN: Final = 64
 """Size of the rest of the first line, without the target: method, spaces and version."""
 _MAX_HEADERS_SHOWN: Final = 64
@@ -95,6 +100,38 @@ class RequestParser:
         """Parse received data. Raises HttpProcessingError if the response is a bare 400."""
         if self.broken:
             return (), False, b""
+        if self.unfinished or self.reads_body or _end(data, 0) == len(data):
+            messages, upgraded, tail = self._feed(data)
+            if len(messages) == 1 and not upgraded and self._answered(*messages[0]):
+                self._inner.message_consumed()
+                return (), False, b""
+            return messages, upgraded, tail
+        return self._feed_each(data)
+
+    def _feed_each(self, data: bytes) -> tuple[Messages, bool, bytes]:
+        """Parse data that begins with a message and goes on after it, message by message. At an error aiohttp's parser would
+        forget the messages before it, and after a request to upgrade what follows."""
+        messages: list[tuple[RawRequestMessage, StreamReader]] = []
+        at = 0
+        while at < len(data) and not self.broken:
+            end = _end(data, at) if len(messages) < _MAX_SPLIT else len(data)
+            try:
+                found, upgraded, tail = self._feed(data[at:end])
+            except HttpProcessingError:
+                if not messages:
+                    raise
+                break  # The connection ends after the responses to the messages before.
+            messages += found
+            at = end
+            if upgraded:
+                return messages, True, tail + data[at:]
+            if found and found[-1][0].should_close and at < len(data):
+                self.broken = True  # RFC 9112 9.6: what follows is ignored.
+            while data[at : at + 1] in (b"\r", b"\n"):
+                at += 1
+        return messages, False, b""
+
+    def _feed(self, data: bytes) -> tuple[Messages, bool, bytes]:
         in_body, read_before = self.reads_body, self._payload.total_bytes
         try:
             messages, upgraded, tail = self._inner.feed_data(data)
@@ -114,9 +151,6 @@ class RequestParser:
         if self.unfinished > self._max_head_bytes:
             self.broken = True
             return [*messages, *self._refuse(self._head, self._head_too_large())], upgraded, b""
-        if len(messages) == 1 and not upgraded and self._answered(*messages[0]):
-            self._inner.message_consumed()
-            return (), False, b""
         return messages, upgraded, tail
 
     def _answered(self, message: RawRequestMessage, payload: StreamReader) -> bool:
@@ -254,6 +288,17 @@ class RequestParser:
     def _head_too_large(self) -> CallerError:
         detail = f"The headers are larger than {self._max_head_bytes} bytes together."
         return CallerError("header-too-large", detail, members={"limit": self._max_head_bytes})
+
+
+def _end(data: bytes, begin: int) -> int:
+    """Return where the message that begins there ends, or the end of the data if that is unknown or comes first."""
+    at = data.find(_HEAD_END, begin) + len(_HEAD_END)
+    if at < len(_HEAD_END) or at == len(data):
+        return len(data)
+    body = _BODY.search(data, begin, at - 2)
+    if body is None:
+        return at
+    return min(at + int(body[1]), len(data)) if body[1] is not None else len(data)
 
 
 def _after_empty_line(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -276,6 +277,34 @@ async def test_refused_head_gets_a_problem_object(
     assert answer.headers["x-request-id"] == request_id
     assert (fields["status"], fields["code"]) == (status, code)
     assert house.far_end.requests == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (post("/v1/turns", b"", "Connection: close") + b"more", [400]),
+        (get("/livez", version="1.0") + get("/livez"), [200]),
+        (get("/livez") + b"\x00\x01\r\n\r\n", [200]),
+        (get("/livez") + post("/v1/turns", b"") + get("/livez", "Host: b"), [200, 400, 400]),
+        (
+            get("/livez") + post("/v1/turns", b"") + b"\r\n" + get("/livez", "Connection: close"),
+            [200, 400, 200],
+        ),
+        (
+            get("/livez", "Connection: Upgrade", "Upgrade: h2c") + get("/livez", "Connection: close"),
+            [200, 200],
+        ),
+        (get("/livez") * 40 + get("/livez", "Connection: close"), [200] * 41),
+    ],
+)
+async def test_complete_requests_are_answered_whatever_follows_them(
+    house: House, sent: bytes, statuses: list[int]
+) -> None:
+    """Requests that arrive together are answered in order, and then the connection ends at the first invalid one, or after
+    one that asks for it."""
+    answer = await ask(house.url, sent)
+
+    assert [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d+)", answer.all)] == statuses
 
 
 @pytest.mark.parametrize("size", [1000, 8190, 8300, 19_000])
