@@ -49,11 +49,6 @@ class Budget:
         # Bounded by the number of holdings: an account is removed with its principal's last holding.
         self._accounts: dict[str, _Account] = {}
 
-    @property
-    def excess(self) -> int:
-        """Bytes charged above the total bound."""
-        return max(0, self.held - self.total_bytes)
-
     def held_by(self, principal: str) -> int:
         """Return the bytes charged to one principal."""
         account = self._accounts.get(principal)
