@@ -605,6 +605,9 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         ('"\\\\ud800 \\ud83d\\ude00 \\udc00"', "half of a surrogate pair", 29),
         ('"\\uD800x"', "half of a surrogate pair", 8),
         ('"é",1e999', "a number out of range", 11),
+        # Two lengths, so that an escape is cut off in one of them if the text is cut anywhere.
+        pytest.param('"' + r"\\" * 200_000 + '",1e999', "a number out of range", 400_010, id="even"),
+        pytest.param('"é' + r"\\" * 200_000 + '",1e999', "a number out of range", 400_011, id="odd"),
     ],
 )
 def test_what_cannot_be_written_again_is_named_with_its_place(part: str, what: str, column: int) -> None:
