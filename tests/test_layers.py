@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gateway"
 
-# A library, and the packages that may import it. Its exceptions are translated there (house rule).
+# A library, and the packages that may import it. Its exceptions are translated there.
 WALLS = {
     "aiohttp.web": ("gateway.downstream", "gateway.emulator"),
     "aiohttp.web_request": ("gateway.downstream", "gateway.emulator"),

@@ -24,7 +24,7 @@ import pytest
 from tests.deploy import debian
 from tests.deploy.conftest import ROOT
 from tests.deploy.debian import SYSTEM_PATH, Debian, run
-from tests.e2e.house import Caller
+from tests.e2e.caller import Caller
 from tests.farend import FarEnd
 
 pytestmark = [

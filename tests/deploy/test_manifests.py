@@ -200,7 +200,7 @@ def test_every_secret_file_is_mounted(pod: Any, container: Any) -> None:
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
 
 
-def test_memory_is_enough_for_a_full_house(container: Any) -> None:
+def test_memory_is_enough_for_a_full_gateway(container: Any) -> None:
     """The memory limit covers the process, all its sessions at the measured figure, and all buffers, which include
     the logs."""
     config = Config.model_validate(production())

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.cluster.redis_server import RedisServer
 from tests.deploy.conftest import StartPrometheus
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.e2e.nodes import Node, Nodes, ask
 from tests.farend import FarEnd
 from tests.programs import Served

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.config import Config
 from tests.deploy.conftest import ROOT
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.farend import FarEnd
 
 UNIT = ROOT / "deploy/systemd/realtime-gateway.service"

@@ -1,4 +1,4 @@
-"""Fixtures of the HTTP side, see `house`."""
+"""Fixtures of the HTTP side, see `harness`."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,21 +16,21 @@ from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server, ServerDependencies
 from gateway.relay.hub import Hub
 from gateway.relay.limits import RelayLimits
-from tests.downstream.house import SIGNING_KEY, Build, FarEnd, House
+from tests.downstream.harness import SIGNING_KEY, Build, FarEnd, Harness
 from tests.facts import Facts
 
 
 @pytest.fixture
 async def build() -> AsyncIterator[Build]:
     """Return a function that starts an HTTP side with other rules or limits; all are closed at the end."""
-    houses: list[House] = []
+    harnesses: list[Harness] = []
 
     async def build(
         rules: AccessRules | None = None,
         relay: RelayLimits | None = None,
         limits: ServerLimits | None = None,
         token: tuple[bytes, ...] = (),
-    ) -> House:
+    ) -> Harness:
         facts, far_end = Facts(), FarEnd()
         telemetry = facts.port
         relay = replace(relay or RelayLimits(), parting_seconds=0.05)
@@ -52,18 +52,18 @@ async def build() -> AsyncIterator[Build]:
         await server.start(Binding(), Binding())
         # No Content-Type unless a test sets one: the one that aiohttp guesses for bytes would be refused.
         http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
-        house = House(parts, server, hub, access, far_end, facts, http, drained)
-        houses.append(house)
-        return house
+        harness = Harness(parts, server, hub, access, far_end, facts, http, drained)
+        harnesses.append(harness)
+        return harness
 
     yield build
-    for house in houses:
-        await house.http.close()
-        await house.server.close()
-        await house.hub.close()
+    for harness in harnesses:
+        await harness.http.close()
+        await harness.server.close()
+        await harness.hub.close()
 
 
 @pytest.fixture
-async def house(build: Build) -> House:
+async def harness(build: Build) -> Harness:
     """Return a running HTTP side with the defaults: no key, on loopback."""
     return await build()

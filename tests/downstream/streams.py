@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from gateway.client import Block, BlockParser
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 
 DEADLINE_SECONDS = 20.0
 
@@ -26,9 +26,9 @@ def event(type: str = DELTA, **members: object) -> str:
 
 @dataclass
 class Session:
-    """One open session of a house, and its far end."""
+    """One open session of a harness, and its far end."""
 
-    house: House
+    harness: Harness
     id: str
     created: Json
 
@@ -38,7 +38,7 @@ class Session:
 
     @property
     def handle(self) -> Any:  # the hub's own type: tests read whatever they need from it
-        return self.house.hub.find(self.id, None)
+        return self.harness.hub.find(self.id, None)
 
     @property
     def ticket(self) -> str:
@@ -46,9 +46,9 @@ class Session:
 
     def say(self, *texts: str) -> None:
         """Let the far end send an event."""
-        assert self.house.far_end.sink is not None
+        assert self.harness.far_end.sink is not None
         for text in texts:
-            self.house.far_end.sink.received(0, text)
+            self.harness.far_end.sink.received(0, text)
 
     def count(self, numbers: range) -> None:
         """Let the far end send numbered events."""
@@ -60,13 +60,13 @@ class Session:
 
     def read(self, **query: Any) -> Any:
         """Begin a read, for `async with`."""
-        return reading(self.house.http, f"{self.house.url}{self.path}", **query)
+        return reading(self.harness.http, f"{self.harness.url}{self.path}", **query)
 
 
-async def opened(house: House, **body: object) -> Session:
+async def opened(harness: Harness, **body: object) -> Session:
     """Open a session; its log holds `session.created`."""
-    created = await house.open(body)
-    return Session(house, str(created["id"]), created)
+    created = await harness.open(body)
+    return Session(harness, str(created["id"]), created)
 
 
 @dataclass

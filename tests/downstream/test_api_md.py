@@ -16,7 +16,7 @@ from gateway.relay.states import CloseReason
 from gateway.telemetry import Metrics
 from gateway.telemetry.registry import PREFIX
 from tests.conftest import ROOT
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 
 PAGE = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 
@@ -83,11 +83,11 @@ def test_close_reasons_are_those_of_the_state_machine() -> None:
     assert told == {f"`{reason}`": "yes" if reason.retryable else "no" for reason in CloseReason}
 
 
-async def test_routes_are_the_routers(house: House) -> None:
+async def test_routes_are_the_routers(harness: Harness) -> None:
     """The page has each route of both listeners and no other; the console's files are described with its page."""
     routed = {
         f"{route.method} {route.resource.canonical}"
-        for app in (client_application(house.parts), operator_application(house.parts))
+        for app in (client_application(harness.parts), operator_application(harness.parts))
         for route in app.router.routes()
         if route.resource and route.method in METHODS
     }

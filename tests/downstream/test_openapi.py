@@ -10,7 +10,7 @@ from gateway.downstream.openapi_parameters import READING
 from gateway.downstream.reading import parameters
 from gateway.downstream.server import client_application
 from gateway.errors import KINDS, CallerError
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 
 
 def references(value: object) -> Iterator[str]:
@@ -42,28 +42,28 @@ def test_every_code_is_described() -> None:
     assert set(codes) == set(KINDS)
 
 
-async def test_description_is_served(house: House) -> None:
+async def test_description_is_served(harness: Harness) -> None:
     """The description is served without a credential, as JSON."""
-    answer = await house.call("GET", "/openapi.json")
+    answer = await harness.call("GET", "/openapi.json")
 
     assert answer.status == 200
     assert answer.json["openapi"].startswith("3.1")
 
 
 @pytest.mark.parametrize("created", [True, False])
-async def test_session_has_the_described_members(house: House, created: bool) -> None:
+async def test_session_has_the_described_members(harness: Harness, created: bool) -> None:
     """The session object that is returned has exactly the described members."""
-    answer = await house.open()
+    answer = await harness.open()
     if not created:
-        answer = (await house.call("GET", f"/v1/sessions/{answer['id']}")).json
+        answer = (await harness.call("GET", f"/v1/sessions/{answer['id']}")).json
     schema = document()["components"]["schemas"]["CreatedSession" if created else "Session"]
 
     assert set(schema["required"]) == set(answer)
 
 
-async def test_description_has_the_routers_paths(house: House) -> None:
+async def test_description_has_the_routers_paths(harness: Harness) -> None:
     """Every route of the API is described, and nothing else."""
-    app = client_application(house.parts)
+    app = client_application(harness.parts)
     methods = {"GET", "POST", "DELETE"}
     routed = {
         (route.resource.canonical, route.method)

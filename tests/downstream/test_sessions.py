@@ -11,15 +11,15 @@ from gateway.downstream.auth.access import AccessRules, KeyRule
 from gateway.errors import UpstreamError
 from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import SessionId
-from tests.downstream.house import Build, House
+from tests.downstream.harness import Build, Harness
 
 ADA = {"Authorization": "Bearer ada-key"}
 KEYED = AccessRules(keys=(KeyRule("ada", (hashlib.sha256(b"ada-key").digest(),)),))
 
 
-async def test_create_without_a_body_gives_a_connected_session(house: House) -> None:
+async def test_create_without_a_body_gives_a_connected_session(harness: Harness) -> None:
     """A create with an empty body is answered when the channel is open."""
-    answer = await house.call("POST", "/v1/sessions")
+    answer = await harness.call("POST", "/v1/sessions")
 
     assert answer.status == 201
     session = answer.json
@@ -31,28 +31,28 @@ async def test_create_without_a_body_gives_a_connected_session(house: House) -> 
 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/plain"])
-async def test_type_of_no_body_does_not_matter(house: House, kind: str) -> None:
+async def test_type_of_no_body_does_not_matter(harness: Harness, kind: str) -> None:
     """The type of an empty body is ignored, because some libraries send one; with a body the type counts."""
-    empty = await house.call("POST", "/v1/sessions", headers={"Content-Type": kind})
-    xml = await house.call("POST", "/v1/sessions", data=b"<a/>", headers={"Content-Type": "text/xml"})
+    empty = await harness.call("POST", "/v1/sessions", headers={"Content-Type": kind})
+    xml = await harness.call("POST", "/v1/sessions", data=b"<a/>", headers={"Content-Type": "text/xml"})
 
     assert empty.status == 201
     assert (xml.status, xml.code) == (415, "unsupported-media-type")
 
 
-async def test_create_points_to_the_session_and_its_events(house: House) -> None:
+async def test_create_points_to_the_session_and_its_events(harness: Harness) -> None:
     """Location and Link are those of the new session."""
-    answer = await house.call("POST", "/v1/sessions")
+    answer = await harness.call("POST", "/v1/sessions")
 
     path = f"/v1/sessions/{answer.json['id']}"
     assert answer.headers["Location"] == path
     assert answer.headers["Link"] == f'<{path}/events>; rel="events"'
 
 
-async def test_session_object_has_the_members_of_the_contract(house: House) -> None:
+async def test_session_object_has_the_members_of_the_contract(harness: Harness) -> None:
     """A session object has every member but the credentials, which are only in the create's answer."""
-    created = await house.open()
-    seen = (await house.call("GET", f"/v1/sessions/{created['id']}")).json
+    created = await harness.open()
+    seen = (await harness.call("GET", f"/v1/sessions/{created['id']}")).json
 
     assert set(seen) == {
         "id", "object", "state", "created_at", "expires_at", "call_expires_at", "model", "call_id", "metadata",
@@ -66,35 +66,35 @@ async def test_session_object_has_the_members_of_the_contract(house: House) -> N
     }  # fmt: skip
 
 
-async def test_limits_are_plain_numbers(house: House) -> None:
+async def test_limits_are_plain_numbers(harness: Harness) -> None:
     """Whole seconds are written as integers, as in the contract."""
-    answer = await house.call("POST", "/v1/sessions")
+    answer = await harness.call("POST", "/v1/sessions")
 
     assert b'"heartbeat_seconds":15,' in answer.body
     assert b'"stream_max_age_seconds":300}' in answer.body
 
 
 @pytest.mark.parametrize(("takes", "told"), [(None, 1 << 20), (65536, 65536), (1 << 30, 1 << 20)])
-async def test_event_limit_is_that_of_the_call(house: House, takes: int | None, told: int) -> None:
+async def test_event_limit_is_that_of_the_call(harness: Harness, takes: int | None, told: int) -> None:
     """The event limit is the smaller one of the gateway's and the far end's."""
-    house.far_end.takes_bytes = takes
-    created = await house.open()
+    harness.far_end.takes_bytes = takes
+    created = await harness.open()
 
     assert created["limits"]["max_event_bytes"] == told
 
 
 async def test_create_merges_the_session_over_the_template(build: Build) -> None:
     """The caller's session object is merged over the operator's template."""
-    house = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
-    await house.open({"session": {"model": "b"}})
+    harness = await build(relay=RelayLimits(template={"output_modalities": ["text"], "model": "a"}))
+    await harness.open({"session": {"model": "b"}})
 
-    assert house.far_end.requests[0].session["model"] == "b"
-    assert house.far_end.requests[0].session["output_modalities"] == ["text"]
+    assert harness.far_end.requests[0].session["model"] == "b"
+    assert harness.far_end.requests[0].session["output_modalities"] == ["text"]
 
 
-async def test_create_keeps_metadata_and_grace(house: House) -> None:
+async def test_create_keeps_metadata_and_grace(harness: Harness) -> None:
     """Metadata and detach grace of the create are in the session object."""
-    created = await house.open({"metadata": {"user": "ü"}, "detach_grace_seconds": 10})
+    created = await harness.open({"metadata": {"user": "ü"}, "detach_grace_seconds": 10})
 
     assert created["metadata"] == {"user": "ü"}
     assert created["limits"]["detach_grace_seconds"] == 10
@@ -103,9 +103,9 @@ async def test_create_keeps_metadata_and_grace(house: House) -> None:
 @pytest.mark.parametrize(
     "name", ["session", "metadata", "detach_grace_seconds", "client_secret", "on_interrupted"]
 )
-async def test_null_member_of_a_create_counts_as_absent(house: House, name: str) -> None:
+async def test_null_member_of_a_create_counts_as_absent(harness: Harness, name: str) -> None:
     """Clients that build a body from optional values send null for those that are not set."""
-    created = await house.open({name: None})
+    created = await harness.open({name: None})
 
     assert created["metadata"] == {}
 
@@ -126,32 +126,32 @@ async def test_null_member_of_a_create_counts_as_absent(house: House, name: str)
         ({"call_id": "rtc_x", "session": {}}, "/session"),
     ],
 )
-async def test_create_names_the_wrong_member(house: House, body: object, pointer: str) -> None:
+async def test_create_names_the_wrong_member(harness: Harness, body: object, pointer: str) -> None:
     """A wrong or unknown member is refused with its JSON pointer, and nothing is opened."""
-    answer = await house.call("POST", "/v1/sessions", json=body)
+    answer = await harness.call("POST", "/v1/sessions", json=body)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert [flaw["pointer"] for flaw in answer.json["errors"]] == [pointer]
     assert pointer.split("/")[1] in answer.json["detail"]
     assert ("unknown member" in answer.json["detail"]) == (pointer in {"/sesion", "/client_secret/a~1b"})
-    assert house.far_end.requests == []
+    assert harness.far_end.requests == []
 
 
 @pytest.mark.parametrize("name", ["", "client_secret"])
-async def test_very_many_unknown_members_are_one_flaw(house: House, name: str) -> None:
+async def test_very_many_unknown_members_are_one_flaw(harness: Harness, name: str) -> None:
     """If a body has very many unknown members, the answer does not list all of them."""
     many = {str(count): 1 for count in range(19_000)}
-    answer = await house.call("POST", "/v1/sessions", json={name: many} if name else many)
+    answer = await harness.call("POST", "/v1/sessions", json={name: many} if name else many)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert [flaw["pointer"] for flaw in answer.json["errors"]] == [f"/{name}" if name else ""]
 
 
-async def test_create_attaches_to_a_call(house: House) -> None:
+async def test_create_attaches_to_a_call(harness: Harness) -> None:
     """With `call_id` the dialer attaches to that call without sending a session, and the session object says so."""
-    attached = await house.open({"call_id": "rtc_theirs"})
-    own = await house.open()
-    requests = house.far_end.requests
+    attached = await harness.open({"call_id": "rtc_theirs"})
+    own = await harness.open()
+    requests = harness.far_end.requests
 
     assert [session["attached"] for session in (attached, own)] == [True, False]
     assert (requests[0].attach_to, requests[0].session) == ("rtc_theirs", {})
@@ -170,32 +170,32 @@ async def test_create_attaches_to_a_call(house: House) -> None:
     ],
 )
 async def test_close_hangs_up_as_asked(
-    house: House, method: str, path: str, attach: bool, query: str, hangs_up: bool
+    harness: Harness, method: str, path: str, attach: bool, query: str, hangs_up: bool
 ) -> None:
     """The session's own call always ends with it; an attached call ends only if `hang_up` is true."""
-    session = await house.open({"call_id": "rtc_theirs"} if attach else {})
-    answer = await house.call(method, f"/v1/sessions/{session['id']}{path}{query}")
+    session = await harness.open({"call_id": "rtc_theirs"} if attach else {})
+    answer = await harness.call(method, f"/v1/sessions/{session['id']}{path}{query}")
     async with asyncio.timeout(10):
-        while not house.far_end.hung_up:
+        while not harness.far_end.hung_up:
             await asyncio.sleep(0.01)
 
     assert answer.status == 204
-    assert house.far_end.hung_up == [hangs_up]
+    assert harness.far_end.hung_up == [hangs_up]
 
 
 @pytest.mark.parametrize("value", ["1", "yes", "TRUE", ""])
-async def test_hang_up_is_true_or_false(house: House, value: str) -> None:
+async def test_hang_up_is_true_or_false(harness: Harness, value: str) -> None:
     """Anything else is refused, and nothing is closed."""
-    session = await house.open()
-    answer = await house.call("DELETE", f"/v1/sessions/{session['id']}?hang_up={value}")
+    session = await harness.open()
+    answer = await harness.call("DELETE", f"/v1/sessions/{session['id']}?hang_up={value}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
-    assert (await house.call("GET", f"/v1/sessions/{session['id']}")).json["state"] == "connected"
+    assert (await harness.call("GET", f"/v1/sessions/{session['id']}")).json["state"] == "connected"
 
 
-async def test_create_refuses_large_metadata(house: House) -> None:
+async def test_create_refuses_large_metadata(harness: Harness) -> None:
     """Metadata is in every list, so its size is limited; the problem names the limit."""
-    answer = await house.call("POST", "/v1/sessions", json={"metadata": {"note": "x" * 16384}})
+    answer = await harness.call("POST", "/v1/sessions", json={"metadata": {"note": "x" * 16384}})
 
     assert (answer.status, answer.code) == (413, "too-large")
     assert answer.json["limit"] == 16384
@@ -204,34 +204,34 @@ async def test_create_refuses_large_metadata(house: House) -> None:
 @pytest.mark.parametrize(
     "body", [b"[]", b"{", b"\xff", b'{"a":1}{}', b"NaN", b'{"session":{"temperature":1e999}}']
 )
-async def test_create_refuses_what_is_no_json_object(house: House, body: bytes) -> None:
+async def test_create_refuses_what_is_no_json_object(harness: Harness, body: bytes) -> None:
     """A create takes one JSON object or nothing."""
-    answer = await house.call("POST", "/v1/sessions", data=body)
+    answer = await harness.call("POST", "/v1/sessions", data=body)
 
     assert (answer.status, answer.code) == (400, "invalid-json")
 
 
 async def test_create_refuses_a_locked_member(build: Build) -> None:
     """A member that the operator has locked cannot be set."""
-    house = await build(relay=RelayLimits(session_locked=("model",)))
-    answer = await house.call("POST", "/v1/sessions", json={"session": {"model": "x"}})
+    harness = await build(relay=RelayLimits(session_locked=("model",)))
+    answer = await harness.call("POST", "/v1/sessions", json={"session": {"model": "x"}})
 
     assert (answer.status, answer.code) == (403, "member-locked")
 
 
-async def test_create_tells_why_upstream_refused(house: House) -> None:
+async def test_create_tells_why_upstream_refused(harness: Harness) -> None:
     """The problem contains OpenAI's own message."""
     upstream = {"status": 401, "code": "invalid_api_key", "message": "no"}
-    house.far_end.refusal = UpstreamError(
+    harness.far_end.refusal = UpstreamError(
         "upstream-rejected", "OpenAI refused.", members={"upstream": upstream}
     )
-    answer = await house.call("POST", "/v1/sessions")
+    answer = await harness.call("POST", "/v1/sessions")
 
     assert (answer.status, answer.code) == (502, "upstream-rejected")
     assert answer.json["upstream"] == upstream
 
 
-async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> None:
+async def test_create_of_a_client_that_left_leaves_no_session(harness: Harness) -> None:
     """If the client disconnects while its session opens, no session is left behind."""
     dialled, go = asyncio.Event(), asyncio.Event()
 
@@ -239,46 +239,46 @@ async def test_create_of_a_client_that_left_leaves_no_session(house: House) -> N
         dialled.set()
         await go.wait()
 
-    house.far_end.gate = gate
-    creating = asyncio.create_task(house.call("POST", "/v1/sessions"))
+    harness.far_end.gate = gate
+    creating = asyncio.create_task(harness.call("POST", "/v1/sessions"))
     await asyncio.wait_for(dialled.wait(), 10)
     creating.cancel()
     await asyncio.wait({creating})
     # The server has seen the end of the connection once a request on a new connection is answered.
-    await house.call("GET", "/livez")
+    await harness.call("GET", "/livez")
     go.set()
     async with asyncio.timeout(10):
-        while house.far_end.closed == 0:
+        while harness.far_end.closed == 0:
             await asyncio.sleep(0.01)
 
-    assert [view.state for view in house.hub.all_sessions()] == ["closed"]
+    assert [view.state for view in harness.hub.all_sessions()] == ["closed"]
 
 
-async def test_create_repeated_with_its_key_gives_the_same_session(house: House) -> None:
+async def test_create_repeated_with_its_key_gives_the_same_session(harness: Harness) -> None:
     """The repeat gets the stored answer, client secret included, marked as a replay."""
     options = {"json": {"metadata": {"n": 1}}, "headers": {"Idempotency-Key": "abc"}}
-    first = await house.call("POST", "/v1/sessions", **options)
-    again = await house.call("POST", "/v1/sessions", **options)
+    first = await harness.call("POST", "/v1/sessions", **options)
+    again = await harness.call("POST", "/v1/sessions", **options)
 
     assert again.body == first.body
     assert again.status == 201
     assert again.headers["Idempotency-Replayed"] == "true"
     assert "Idempotency-Replayed" not in first.headers
     assert again.headers["Location"] == first.headers["Location"]
-    assert len(house.far_end.requests) == 1
-    assert len(house.facts.of("idempotent_replay")) == 1
+    assert len(harness.far_end.requests) == 1
+    assert len(harness.facts.of("idempotent_replay")) == 1
 
 
-async def test_create_with_a_used_key_and_another_body_is_refused(house: House) -> None:
+async def test_create_with_a_used_key_and_another_body_is_refused(harness: Harness) -> None:
     """A key that was used with another body is refused."""
     headers = {"Idempotency-Key": "abc"}
-    await house.call("POST", "/v1/sessions", json={}, headers=headers)
-    answer = await house.call("POST", "/v1/sessions", json={"metadata": {"n": 2}}, headers=headers)
+    await harness.call("POST", "/v1/sessions", json={}, headers=headers)
+    answer = await harness.call("POST", "/v1/sessions", json={"metadata": {"n": 2}}, headers=headers)
 
     assert (answer.status, answer.code) == (422, "idempotency-key-reused")
 
 
-async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House) -> None:
+async def test_create_repeated_while_the_first_runs_is_told_to_wait(harness: Harness) -> None:
     """Two simultaneous creates with one key give one session and one 409."""
     dialled, go = asyncio.Event(), asyncio.Event()
 
@@ -286,11 +286,11 @@ async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House
         dialled.set()
         await go.wait()
 
-    house.far_end.gate = gate
+    harness.far_end.gate = gate
     headers = {"Idempotency-Key": "abc"}
-    first = asyncio.create_task(house.call("POST", "/v1/sessions", headers=headers))
+    first = asyncio.create_task(harness.call("POST", "/v1/sessions", headers=headers))
     await asyncio.wait_for(dialled.wait(), 10)
-    second = await house.call("POST", "/v1/sessions", headers=headers)
+    second = await harness.call("POST", "/v1/sessions", headers=headers)
     go.set()
 
     assert (second.status, second.code) == (409, "idempotency-in-progress")
@@ -298,27 +298,27 @@ async def test_create_repeated_while_the_first_runs_is_told_to_wait(house: House
     assert (await first).status == 201
 
 
-async def test_create_that_failed_may_be_tried_again_with_its_key(house: House) -> None:
+async def test_create_that_failed_may_be_tried_again_with_its_key(harness: Harness) -> None:
     """A create that failed is not stored, so it may be repeated with its key."""
-    house.far_end.refusal = UpstreamError("upstream-failed", "no")
+    harness.far_end.refusal = UpstreamError("upstream-failed", "no")
     headers = {"Idempotency-Key": "abc"}
-    failed = await house.call("POST", "/v1/sessions", headers=headers)
-    house.far_end.refusal = None
-    again = await house.call("POST", "/v1/sessions", headers=headers)
+    failed = await harness.call("POST", "/v1/sessions", headers=headers)
+    harness.far_end.refusal = None
+    again = await harness.call("POST", "/v1/sessions", headers=headers)
 
     assert (failed.status, again.status) == (502, 201)
 
 
 async def test_create_key_is_forgotten_with_its_session(build: Build) -> None:
     """A repeat after the session is gone opens a new one."""
-    house = await build(relay=RelayLimits(log_retention_seconds=0))
+    harness = await build(relay=RelayLimits(log_retention_seconds=0))
     headers = {"Idempotency-Key": "abc"}
-    first = await house.open(headers=headers)
-    await house.call("DELETE", f"/v1/sessions/{first['id']}")
-    closed = await house.call("POST", "/v1/sessions", json={}, headers=headers)
-    session = house.hub._sessions[SessionId(str(first["id"]))]
-    house.hub._tick(session, house.hub._clock.monotonic())
-    gone = await house.call("POST", "/v1/sessions", json={}, headers=headers)
+    first = await harness.open(headers=headers)
+    await harness.call("DELETE", f"/v1/sessions/{first['id']}")
+    closed = await harness.call("POST", "/v1/sessions", json={}, headers=headers)
+    session = harness.hub._sessions[SessionId(str(first["id"]))]
+    harness.hub._tick(session, harness.hub._clock.monotonic())
+    gone = await harness.call("POST", "/v1/sessions", json={}, headers=headers)
 
     assert closed.json["id"] == first["id"]
     assert gone.json["id"] != first["id"]
@@ -326,34 +326,34 @@ async def test_create_key_is_forgotten_with_its_session(build: Build) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü"])
-async def test_create_refuses_a_malformed_key(house: House, key: str) -> None:
+async def test_create_refuses_a_malformed_key(harness: Harness, key: str) -> None:
     """A key is 1 to 255 visible ASCII characters."""
-    answer = await house.call("POST", "/v1/sessions", headers={"Idempotency-Key": key})
+    answer = await harness.call("POST", "/v1/sessions", headers={"Idempotency-Key": key})
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
 
-async def test_delete_closes_and_may_be_repeated(house: House) -> None:
+async def test_delete_closes_and_may_be_repeated(harness: Harness) -> None:
     """Each DELETE is answered with 204 while the log is kept; the session says why it ended."""
-    session = await house.open()
+    session = await harness.open()
     path = f"/v1/sessions/{session['id']}"
-    first = await house.call("DELETE", path)
-    second = await house.call("DELETE", path)
-    seen = (await house.call("GET", path)).json
+    first = await harness.call("DELETE", path)
+    second = await harness.call("DELETE", path)
+    seen = (await harness.call("GET", path)).json
 
     assert (first.status, second.status) == (204, 204)
     assert first.body == b""
     assert (seen["state"], seen["close_reason"]) == ("closed", "client")
-    assert house.far_end.closed == 1
+    assert harness.far_end.closed == 1
 
 
 async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
     """A page that is being left can close its session with a beacon, which cannot set headers."""
-    house = await build()
-    session = await house.open()
+    harness = await build()
+    session = await harness.open()
     path = f"/v1/sessions/{session['id']}/close"
-    refused = await house.call("POST", path, data="gwk_x.y", headers={"Content-Type": "text/plain"})
-    answer = await house.call(
+    refused = await harness.call("POST", path, data="gwk_x.y", headers={"Content-Type": "text/plain"})
+    answer = await harness.call(
         "POST",
         path,
         data=session["client_secret"]["value"],
@@ -366,10 +366,10 @@ async def test_close_takes_the_client_secret_as_its_body(build: Build) -> None:
 
 async def test_close_takes_no_api_key_in_its_body(build: Build) -> None:
     """An API key in the body is refused, because bodies are logged and stored where headers are not."""
-    house = await build(KEYED)
-    session = await house.open(headers=ADA)
+    harness = await build(KEYED)
+    session = await harness.open(headers=ADA)
     path = f"/v1/sessions/{session['id']}/close"
-    answer = await house.call("POST", path, data="ada-key", headers={"Content-Type": "text/plain"})
+    answer = await harness.call("POST", path, data="ada-key", headers={"Content-Type": "text/plain"})
 
     assert (answer.status, answer.code) == (401, "unauthorized")
 
@@ -381,9 +381,9 @@ async def test_a_create_is_repeated_for_its_own_caller_only(build: Build) -> Non
             KeyRule(name, (hashlib.sha256(f"{name}-key".encode()).digest(),)) for name in ("ada", "bob")
         )
     )
-    house = await build(rules)
+    harness = await build(rules)
     first, other = [
-        await house.call(
+        await harness.call(
             "POST", "/v1/sessions", headers={"Authorization": f"Bearer {name}-key", "Idempotency-Key": "k"}
         )
         for name in ("ada", "bob")
@@ -406,8 +406,8 @@ STRANGERS = [
 async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: AccessRules, path: str) -> None:
     """Callers without an API key need an Idempotency-Key that cannot be guessed, because a repeat gets the session
     and its credentials."""
-    house = await build(rules)
-    short = await house.call(
+    harness = await build(rules)
+    short = await harness.call(
         "POST",
         path,
         data=b'{"input":"x"}' if "turns" in path else b"{}",
@@ -415,36 +415,36 @@ async def test_strangers_need_a_key_that_nobody_guesses(build: Build, rules: Acc
     )
 
     assert (short.status, short.code) == (400, "invalid-parameter")
-    assert house.far_end.requests == []
+    assert harness.far_end.requests == []
 
 
 @pytest.mark.parametrize("rules", [AccessRules(), KEYED, STRANGERS[0]])
 async def test_other_keys_may_be_short(build: Build, rules: AccessRules) -> None:
     """Shorter keys are accepted on loopback, with an API key, and for requests that open no session."""
-    house = await build(rules)
+    harness = await build(rules)
     long = {"Idempotency-Key": "k" * 22, **ADA}
-    session = await house.open(headers=long)
+    session = await harness.open(headers=long)
     short = {"Idempotency-Key": "k", **ADA}
-    sent = await house.call(
+    sent = await harness.call(
         "POST", f"/v1/sessions/{session['id']}/events", data=b'{"type":"a"}', headers=short
     )
 
     assert sent.status == 202
     if rules is not STRANGERS[0]:
-        await house.open(headers=short)
+        await harness.open(headers=short)
 
 
-async def test_stored_answers_are_charged_to_the_memory_budget(house: House) -> None:
+async def test_stored_answers_are_charged_to_the_memory_budget(harness: Harness) -> None:
     """Stored answers are charged to the memory budget, and those of a session are removed with it."""
-    budget = house.hub.budget
-    await house.call(
+    budget = harness.hub.budget
+    await harness.call(
         "POST", "/v1/sessions", json={"metadata": {"a": "x" * 10_000}}, headers={"Idempotency-Key": "k"}
     )
 
     assert budget.held_by("anonymous") > 10_000
 
 
-async def test_unknown_session_is_404(house: House) -> None:
+async def test_unknown_session_is_404(harness: Harness) -> None:
     """Every request for an unknown ID gets the same answer."""
     for method, tail in (
         ("GET", ""),
@@ -453,14 +453,14 @@ async def test_unknown_session_is_404(house: House) -> None:
         ("POST", "/events"),
         ("POST", "/tickets"),
     ):
-        answer = await house.call(method, f"/v1/sessions/gws_nobody{tail}")
+        answer = await harness.call(method, f"/v1/sessions/gws_nobody{tail}")
         assert (answer.status, answer.code) == (404, "session-unknown")
 
 
-async def test_anonymous_callers_get_no_list(house: House) -> None:
+async def test_anonymous_callers_get_no_list(harness: Harness) -> None:
     """An anonymous caller cannot list sessions, because knowing an ID is what gives access to one."""
-    await house.open()
-    answer = await house.call("GET", "/v1/sessions")
+    await harness.open()
+    answer = await harness.call("GET", "/v1/sessions")
 
     assert (answer.status, answer.code) == (403, "forbidden")
 
@@ -468,12 +468,12 @@ async def test_anonymous_callers_get_no_list(house: House) -> None:
 @pytest.mark.parametrize("operator", [False, True])
 async def test_lists_are_paged(build: Build, operator: bool) -> None:
     """The newest come first; a page has the cursor of the next one, and the last page has none."""
-    house = await build(KEYED)
-    ids = [(await house.open(headers=ADA))["id"] for _ in range(5)][::-1]
-    url = f"{house.server.admin_url}/sessions" if operator else "/v1/sessions"
+    harness = await build(KEYED)
+    ids = [(await harness.open(headers=ADA))["id"] for _ in range(5)][::-1]
+    url = f"{harness.server.admin_url}/sessions" if operator else "/v1/sessions"
     pages, after = [], ""
     for _ in range(3):
-        page = (await house.call("GET", f"{url}?limit=2&after={after}", headers=ADA)).json
+        page = (await harness.call("GET", f"{url}?limit=2&after={after}", headers=ADA)).json
         pages.append(([session["id"] for session in page["data"]], page["has_more"]))
         after = pages[-1][0][-1]
 
@@ -482,10 +482,10 @@ async def test_lists_are_paged(build: Build, operator: bool) -> None:
 
 async def test_a_page_is_bounded_where_nothing_is_asked(build: Build) -> None:
     """Without `limit` a page is bounded, so that nobody gets megabytes by mistake."""
-    house = await build(KEYED)
+    harness = await build(KEYED)
     for _ in range(21):
-        await house.open(headers=ADA)
-    page = (await house.call("GET", "/v1/sessions", headers=ADA)).json
+        await harness.open(headers=ADA)
+    page = (await harness.call("GET", "/v1/sessions", headers=ADA)).json
 
     assert (len(page["data"]), page["has_more"]) == (20, True)
 
@@ -493,8 +493,8 @@ async def test_a_page_is_bounded_where_nothing_is_asked(build: Build) -> None:
 @pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "1.5", "", "²", "9999999999"])
 async def test_limit_of_a_list_is_checked(build: Build, limit: str) -> None:
     """An invalid limit is refused and named."""
-    house = await build(KEYED)
-    answer = await house.call("GET", f"/v1/sessions?limit={limit}", headers=ADA)
+    harness = await build(KEYED)
+    answer = await harness.call("GET", f"/v1/sessions?limit={limit}", headers=ADA)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert answer.json["errors"][0]["pointer"] == "/limit"
@@ -502,16 +502,16 @@ async def test_limit_of_a_list_is_checked(build: Build, limit: str) -> None:
 
 async def test_a_list_begins_behind_a_session_of_its_own(build: Build) -> None:
     """An unknown ID in `after` is an error, not the beginning or the end of the list."""
-    house = await build(KEYED)
-    answer = await house.call("GET", "/v1/sessions?after=gws_other", headers=ADA)
+    harness = await build(KEYED)
+    answer = await harness.call("GET", "/v1/sessions?after=gws_other", headers=ADA)
 
     assert (answer.status, answer.code) == (404, "session-unknown")
 
 
-async def test_ticket_comes_with_its_url(house: House) -> None:
+async def test_ticket_comes_with_its_url(harness: Harness) -> None:
     """The ticket's URL can be passed to EventSource unchanged and reads this session."""
-    session = await house.open()
-    answer = await house.call("POST", f"/v1/sessions/{session['id']}/tickets")
+    session = await harness.open()
+    answer = await harness.call("POST", f"/v1/sessions/{session['id']}/tickets")
 
     assert answer.status == 201
     assert set(answer.json) == {"ticket", "url", "expires_at"}

@@ -15,7 +15,7 @@ import structlog
 
 from gateway.app import Gateway
 from tests.e2e.browser import Chromium
-from tests.e2e.house import Caller, Emulate, Json, Serve, configured
+from tests.e2e.caller import Caller, Emulate, Json, Serve, configured
 from tests.farend import FarEnd
 from tests.programs import Served
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from gateway.client import Block, BlockParser
-from tests.e2e.house import DEADLINE_SECONDS
+from tests.e2e.caller import DEADLINE_SECONDS
 
 CHUNK = 65536
 

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from gateway.client import BlockParser
-from tests.e2e.house import Caller
+from tests.e2e.caller import Caller
 from tests.farend import FarEnd
 from tests.programs import Program
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Json, answer_of, configured, number, say
+from tests.e2e.caller import Caller, Json, answer_of, configured, number, say
 from tests.programs import Program
 
 PORT = 18090

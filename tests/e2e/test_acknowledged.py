@@ -3,7 +3,7 @@ named."""
 
 import pytest
 
-from tests.e2e.house import Caller, Serve
+from tests.e2e.caller import Caller, Serve
 from tests.farend import FarEnd
 from tests.upstream.badpath import Path, bad_path
 from tests.upstream.farend import farend

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
-from tests.e2e.house import Caller, Serve
+from tests.e2e.caller import Caller, Serve
 from tests.e2e.npm import NPM, npm_program
 from tests.e2e.site import site
 from tests.farend import FarEnd

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.house import KEY, Caller, Serve, say
+from tests.e2e.caller import KEY, Caller, Serve, say
 from tests.emulator.caller import TEXT_SESSION
 from tests.emulator.caller import Caller as Peer
 from tests.emulator.test_browser import Browser

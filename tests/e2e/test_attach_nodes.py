@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.house import KEY, Caller
+from tests.e2e.caller import KEY, Caller
 from tests.e2e.nodes import Follower, Nodes, ask
 from tests.e2e.test_attach import peer
 from tests.farend import FarEnd

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, configured
+from tests.e2e.caller import Caller, configured
 from tests.farend import FarEnd
 from tests.upstream.badpath import Path, bad_path
 

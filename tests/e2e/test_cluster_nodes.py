@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.e2e.nodes import LEASE_SECONDS, SIGNING_KEY, Follower, Node, Nodes, ask
 from tests.farend import FarEnd
 from tests.programs import Program

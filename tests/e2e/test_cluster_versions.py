@@ -10,7 +10,7 @@ import pytest
 
 import gateway
 from tests.cluster.redis_server import RedisServer
-from tests.e2e.house import Caller
+from tests.e2e.caller import Caller
 from tests.e2e.nodes import Follower, Node, Nodes, ask
 from tests.farend import FarEnd
 from tests.waiting import until

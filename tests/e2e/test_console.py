@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from tests.conftest import require_packages
 from tests.e2e.browser import Chromium, Page
-from tests.e2e.house import Caller, Emulate, Serve
-from tests.e2e.house import say as say_events
+from tests.e2e.caller import Caller, Emulate, Serve
+from tests.e2e.caller import say as say_events
 from tests.e2e.npm import NPM
 from tests.farend import FarEnd
 from tests.waiting import until

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Emulate, Json, Read, Serve, answer_of, number, say
+from tests.e2e.caller import Caller, Emulate, Json, Read, Serve, answer_of, number, say
 from tests.farend import FarEnd
 
 NAME = "My name is Ada."

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Emulate, Json, Read, Serve, answer_of, back_to, number, say, settled
+from tests.e2e.caller import Caller, Emulate, Json, Read, Serve, answer_of, number, say
+from tests.e2e.holdings import back_to, settled
 from tests.farend import FarEnd
 
 TOOL = {

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Json, Serve, say
+from tests.e2e.caller import Caller, Json, Serve, say
 from tests.farend import FarEnd
 from tests.waiting import until
 
@@ -63,7 +63,7 @@ async def test_raw_line_ends_become_what_the_rendering_can_say(
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_house_is_503_and_still_ready(serve: Serve, far_end: FarEnd) -> None:
+async def test_a_full_gateway_is_503_and_still_ready(serve: Serve, far_end: FarEnd) -> None:
     """At `max_sessions` a create gets 503 with `Retry-After`. Readiness does not change, because a balancer would
     move the whole load."""
     gateway = await serve(far_end, relay={"max_sessions": 1})

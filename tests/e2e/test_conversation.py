@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.client import Block
+from tests.e2e.caller import Caller, Serve, answer_of, number, say
 from tests.e2e.curl import curl, curled
-from tests.e2e.house import Caller, Serve, answer_of, number, say
 from tests.farend import FarEnd
 
 pytestmark = pytest.mark.needs("curl")

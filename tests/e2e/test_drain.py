@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.house import Caller, Emulate, Read, number, say
+from tests.e2e.caller import Caller, Emulate, Read, number, say
 from tests.farend import FarEnd
 from tests.programs import Served
 from tests.waiting import until
@@ -52,7 +52,7 @@ class Ending:
     seconds: float
 
 
-class House:
+class Harness:
     """A gateway in a separate process, and readers of all of its sessions."""
 
     def __init__(self, program: Served, caller: Caller, url: str, admin_url: str) -> None:
@@ -121,15 +121,15 @@ def drain_seconds() -> float:
 
 
 @pytest_asyncio.fixture
-async def house(slow_far_end: FarEnd, tmp_path: Path, drain_seconds: float) -> AsyncIterator[House]:
+async def harness(slow_far_end: FarEnd, tmp_path: Path, drain_seconds: float) -> AsyncIterator[Harness]:
     """Run `gateway serve` with that time for its drain."""
     environ = {"GATEWAY_DRAIN__TIMEOUT_SECONDS": str(drain_seconds)}
     program = Served(tmp_path / "gateway.log", slow_far_end.base_url, environ=environ)
-    house = House(program, Caller(program.url), program.url, program.admin_url)
+    harness = Harness(program, Caller(program.url), program.url, program.admin_url)
     try:
-        yield house
+        yield harness
     finally:
-        await house.close()
+        await harness.close()
 
 
 def without_loss(watched: Watched) -> None:
@@ -143,44 +143,44 @@ def without_loss(watched: Watched) -> None:
     assert watched.seen[-1].value["reason"] == "drained"
 
 
-async def test_a_hundred_answers_are_finished_before_the_end(house: House) -> None:
+async def test_a_hundred_answers_are_finished_before_the_end(harness: Harness) -> None:
     """Responses that fit into the drain are completed, no event is lost, and the gateway ends in time with status 0."""
-    await house.stream("Write 150 words about rivers.")
-    ending = await house.ended(signal.SIGTERM)
+    await harness.stream("Write 150 words about rivers.")
+    ending = await harness.ended(signal.SIGTERM)
 
     assert ending.status == 0
     assert ending.seconds < DRAIN_SECONDS + PARTING_SECONDS
-    assert len(house.watched) == SESSIONS
-    for watched in house.watched:
+    assert len(harness.watched) == SESSIONS
+    for watched in harness.watched:
         without_loss(watched)
         assert watched.statuses() == ["completed"]
 
 
-async def test_answers_that_take_longer_are_told_of_their_end(house: House) -> None:
+async def test_answers_that_take_longer_are_told_of_their_end(harness: Harness) -> None:
     """A response that takes longer is cut at the deadline, its client is notified, and no earlier event is lost."""
-    await house.stream("Write 3000 words about the sea.", FEW)
-    ending = await house.ended(signal.SIGTERM)
+    await harness.stream("Write 3000 words about the sea.", FEW)
+    ending = await harness.ended(signal.SIGTERM)
 
     assert ending.status == 0
     assert DRAIN_SECONDS <= ending.seconds < DRAIN_SECONDS + PARTING_SECONDS
-    for watched in house.watched:
+    for watched in harness.watched:
         without_loss(watched)
         assert "completed" not in watched.statuses()
 
 
-async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
+async def test_nobody_new_is_let_in_while_it_drains(harness: Harness) -> None:
     """New sessions and `/readyz` get 503, while the admin listener still answers."""
-    await house.stream("Write 3000 words about the sea.", FEW)
-    house.program.process.send_signal(signal.SIGTERM)
+    await harness.stream("Write 3000 words about the sea.", FEW)
+    harness.program.process.send_signal(signal.SIGTERM)
 
     async def unready() -> bool:
-        answer, _ = await house.caller.ask("GET", "/readyz")
+        answer, _ = await harness.caller.ask("GET", "/readyz")
         return answer.status == 503
 
     await until(unready)
-    refused, problem = await house.caller.ask("POST", "/v1/sessions")
-    alive, _ = await house.caller.ask("GET", "/livez")
-    async with Caller(house.admin_url) as operator:
+    refused, problem = await harness.caller.ask("POST", "/v1/sessions")
+    alive, _ = await harness.caller.ask("GET", "/livez")
+    async with Caller(harness.admin_url) as operator:
         _, metrics = await operator.ask("GET", "/metrics")
 
     assert (refused.status, problem["code"]) == (503, "draining")
@@ -190,12 +190,12 @@ async def test_nobody_new_is_let_in_while_it_drains(house: House) -> None:
 
 
 @pytest.mark.parametrize("drain_seconds", [LONG_DRAIN_SECONDS])
-async def test_a_second_signal_ends_a_hundred_answers_at_once(house: House) -> None:
+async def test_a_second_signal_ends_a_hundred_answers_at_once(harness: Harness) -> None:
     """A second signal ends the drain at once; readers are still notified, and the status is 0."""
-    await house.stream("Write 3000 words about the sea.")
-    ending = await house.ended(signal.SIGTERM, signal.SIGTERM)
+    await harness.stream("Write 3000 words about the sea.")
+    ending = await harness.ended(signal.SIGTERM, signal.SIGTERM)
 
     assert ending.status == 0
     assert ending.seconds < LONG_DRAIN_SECONDS / 2
-    for watched in house.watched:
+    for watched in harness.watched:
         without_loss(watched)

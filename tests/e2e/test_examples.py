@@ -25,8 +25,8 @@ from aiohttp.test_utils import TestServer
 from gateway.app import Gateway
 from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
+from tests.e2e.caller import Caller, Serve
 from tests.e2e.cuts import cutting
-from tests.e2e.house import Caller, Serve
 from tests.e2e.meddling import PASS, Pass, meddling
 from tests.e2e.npm import NPM
 from tests.e2e.site import site

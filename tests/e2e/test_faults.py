@@ -16,7 +16,8 @@ import pytest
 from gateway.app import Gateway
 from gateway.emulator import faults
 from tests.conftest import ROOT
-from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, settled
+from tests.e2e.caller import Caller, Json, Serve
+from tests.e2e.holdings import Holdings, back_to, settled
 from tests.farend import FarEnd
 from tests.waiting import until
 

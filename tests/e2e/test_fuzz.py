@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from tests.e2e.house import Caller, Json, Serve, say
+from tests.e2e.caller import Caller, Json, Serve, say
 from tests.farend import FarEnd
 from tests.fuzzing import batches
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from gateway.app import Gateway
 from gateway.client import BlockParser
 from tests.e2e import rawhttp
-from tests.e2e.house import Caller, Json, Serve, say
+from tests.e2e.caller import Caller, Json, Serve, say
 from tests.e2e.rawhttp import RawAnswer
 from tests.farend import FarEnd
 from tests.waiting import until

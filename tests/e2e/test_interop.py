@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.conftest import require_packages
-from tests.e2e.house import Caller, Json, Serve, answer_of, say
+from tests.e2e.caller import Caller, Json, Serve, answer_of, say
 from tests.emulator.conftest import INTEROP
 
 START_SECONDS = 30.0

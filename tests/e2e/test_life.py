@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.app import Gateway
+from tests.e2e.caller import Caller, Emulate, Json, Serve, answer_of, say
 from tests.e2e.curl import curled
-from tests.e2e.house import Caller, Emulate, Json, Serve, answer_of, say
 from tests.farend import FarEnd
 
 # A far end that requires USE-CANDIDATE in consent checks would otherwise stop answering, and the session would end after about 33 s.

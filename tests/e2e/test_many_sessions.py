@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Holdings, Json, Serve, back_to, say, settled
+from tests.e2e.caller import Caller, Json, Serve, say
+from tests.e2e.holdings import Holdings, back_to, settled
 from tests.farend import FarEnd
 
 SESSIONS = 500

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, back_to, settled
+from tests.e2e.caller import Caller
+from tests.e2e.holdings import back_to, settled
 from tests.farend import FarEnd
 
 REQUESTS = 800

@@ -11,7 +11,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Json, Serve, say
+from tests.e2e.caller import Caller, Json, Serve, say
 from tests.farend import FarEnd
 from tests.programs import Served
 from tests.waiting import until

@@ -26,7 +26,7 @@ from httpx_sse import aconnect_sse
 from gateway.client import BlockParser
 from tests.conftest import require_packages
 from tests.e2e.browser import Chromium
-from tests.e2e.house import Caller, Json, Serve
+from tests.e2e.caller import Caller, Json, Serve
 from tests.farend import FarEnd
 from tests.serving import serving
 

@@ -18,7 +18,7 @@ import pytest
 
 from gateway.app import Gateway
 from tests.e2e import proxies
-from tests.e2e.house import Caller, Json, say
+from tests.e2e.caller import Caller, Json, say
 from tests.farend import FarEnd
 
 Part = Callable[[str], str]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Emulate, Serve
+from tests.e2e.caller import Caller, Emulate, Serve
 from tests.farend import FarEnd
 
 pytestmark = pytest.mark.slow

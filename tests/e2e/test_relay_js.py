@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.e2e.browser import Chromium, Page
-from tests.e2e.house import Caller, Serve, number, say
+from tests.e2e.caller import Caller, Serve, number, say
 from tests.e2e.meddling import PASS, Hold, Lose, Pass, meddling
 from tests.farend import FarEnd
 from tests.waiting import until

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from gateway.app import Gateway
 from gateway.client import BlockParser
+from tests.e2e.caller import Caller, Json, configured
 from tests.e2e.cuts import cutting
-from tests.e2e.house import Caller, Json, configured
 from tests.farend import FarEnd
 
 RENDERINGS = ("sse", "post", "ndjson", "json")

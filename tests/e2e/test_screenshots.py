@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import Chromium, Page
-from tests.e2e.house import Emulate, Serve
+from tests.e2e.caller import Emulate, Serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.farend import FarEnd
 from tests.programs import Served
 from tests.waiting import until

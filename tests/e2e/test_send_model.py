@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.app import Gateway
+from tests.e2e.caller import Caller, Json, configured
 from tests.e2e.cuts import cutting
-from tests.e2e.house import Caller, Json, configured
 from tests.farend import FarEnd
 from tests.waiting import until
 

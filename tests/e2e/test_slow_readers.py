@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Json, Serve
+from tests.e2e.caller import Caller, Json, Serve
 from tests.farend import FarEnd
 from tests.waiting import until
 

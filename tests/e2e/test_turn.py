@@ -15,7 +15,8 @@ import pytest
 from gateway.cli import check_upstream as doctor
 from gateway.upstream.config import IceServer
 from tests.certificate import write_certificate
-from tests.e2e.house import Caller, Json, Serve, back_to, say, settled
+from tests.e2e.caller import Caller, Json, Serve, say
+from tests.e2e.holdings import back_to, settled
 from tests.farend import FarEnd
 from tests.ports import free_port
 from tests.programs import START_SECONDS, Program

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.client import BlockParser
-from tests.e2e.house import Caller, Json, Serve
+from tests.e2e.caller import Caller, Json, Serve
 from tests.farend import FarEnd
 from tests.waiting import until
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import Caller, Emulate, Json, Serve, say
+from tests.e2e.caller import Caller, Emulate, Json, Serve, say
 from tests.farend import FarEnd
 from tests.programs import Program, Served
 from tests.waiting import until

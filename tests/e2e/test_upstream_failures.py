@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from tests.e2e.house import Caller, Emulate, Serve, back_to, say, settled
+from tests.e2e.caller import Caller, Emulate, Serve, say
+from tests.e2e.holdings import back_to, settled
 from tests.farend import FarEnd
 from tests.waiting import until
 

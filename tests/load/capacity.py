@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 from gateway.cli.scrape import Buckets, histogram, quantile, since
-from tests.e2e.house import say
+from tests.e2e.caller import say
 from tests.farend import FarEnd
 from tests.load import cores
 from tests.load.churn import Process

@@ -27,7 +27,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path as File
 from typing import TextIO
 
-from tests.e2e.house import Caller
+from tests.e2e.caller import Caller
 from tests.load.chaos_client import Count, talk
 from tests.load.chaos_faults import Faults, Log, far_end
 from tests.load.churn import Process

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.e2e.house import Caller, Json, Read, number
+from tests.e2e.caller import Caller, Json, Read, number
 
 # A session has 60 s to find a new call, which has 60 s to take the conversation. If an accepted event is not reported for
 # longer than that, the session stands still.

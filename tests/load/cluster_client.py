@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from gateway.client import BlockParser
-from tests.e2e.house import DEADLINE_SECONDS, Caller, Json, Read, number
+from tests.e2e.caller import DEADLINE_SECONDS, Caller, Json, Read, number
 from tests.load.chaos_client import NETWORK, RETRY_SECONDS, STILL_SECONDS, Life
 
 WAYS: Final = ("sse", "ndjson", "poll", "turns")

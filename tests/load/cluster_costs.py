@@ -24,7 +24,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway.cli.procfs import cpu_seconds
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.e2e.nodes import SIGNING_KEY
 from tests.load.cluster import ITEM, quantiles
 from tests.load.cluster_bed import Bed, bed

@@ -26,7 +26,7 @@ import aiohttp
 
 from tests.conftest import require_part
 from tests.e2e import proxies
-from tests.e2e.house import Read, number
+from tests.e2e.caller import Read, number
 from tests.e2e.proxies import ROOT
 from tests.load.cluster_bed import Bed, bed, spread
 from tests.load.cluster_client import ASIDES, STREAM_ONLY, AnyNode

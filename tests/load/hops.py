@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from gateway.app import Gateway
-from tests.e2e.house import configured, say
+from tests.e2e.caller import configured, say
 from tests.farend import FarEnd
 
 ROOT = Path(__file__).resolve().parents[2]

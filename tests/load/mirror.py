@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.house import Caller, say
+from tests.e2e.caller import Caller, say
 from tests.farend import FarEnd
 from tests.load.churn import Process
 from tests.programs import Served

@@ -34,7 +34,7 @@ from gateway.relay.limits import RelayLimits
 from gateway.relay.ports import OpenRequest
 from gateway.relay.requests import Principal
 from gateway.telemetry import Metrics, configure_logging
-from tests.downstream.house import FarEnd
+from tests.downstream.harness import FarEnd
 
 # Not confirmed by the far end, so that the measured loop only has to accept them.
 BODY = json.dumps(

@@ -21,7 +21,7 @@ import aiohttp
 from gateway.app import Gateway
 from tests.conftest import find_part
 from tests.e2e import proxies
-from tests.e2e.house import Caller, Json, configured
+from tests.e2e.caller import Caller, Json, configured
 from tests.farend import FarEnd
 
 ROUND_SECONDS = 7.0

@@ -88,10 +88,10 @@ async def measure(sessions: int, turns: int) -> dict[str, float]:
     made.Facts = metrics
     fixture = made.build
     function = getattr(fixture, "_get_wrapped_function", lambda: fixture.__wrapped__)()
-    houses = function()
-    house = await (await anext(houses))()
-    opened = [await house.open() for _ in range(sessions)]
-    handles = [house.hub.find(one["id"], None) for one in opened]
+    harnesses = function()
+    harness = await (await anext(harnesses))()
+    opened = [await harness.open() for _ in range(sessions)]
+    handles = [harness.hub.find(one["id"], None) for one in opened]
     found: dict[str, float] = {}
     for pace in PACES:
         nothing = await spend(handles, pace, turns)
@@ -99,7 +99,7 @@ async def measure(sessions: int, turns: int) -> dict[str, float]:
             paths = [f"/v1/sessions/{one['id']}/events?format={rendering}" for one in opened]
             if rendering != "json":
                 paths = [f"{path}&after=now" for path in paths]
-            port = house.url.rpartition(":")[2]
+            port = harness.url.rpartition(":")[2]
             command = [
                 sys.executable,
                 __file__,
@@ -127,7 +127,7 @@ async def measure(sessions: int, turns: int) -> dict[str, float]:
             await readers.wait()
             while any(handle.view().receivers for handle in handles):
                 await asyncio.sleep(0.05)
-    await anext(houses, None)
+    await anext(harnesses, None)
     return found
 
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.house import Caller, Read, say
+from tests.e2e.caller import Caller, Read, say
 from tests.farend import FarEnd
 from tests.programs import Served
 

@@ -22,7 +22,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.client import BlockParser
-from tests.e2e.house import say
+from tests.e2e.caller import say
 from tests.farend import FarEnd
 from tests.load.churn import Process
 from tests.programs import Served

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.house import Caller, Json, Read, number
+from tests.e2e.caller import Caller, Json, Read, number
 from tests.farend import FarEnd
 from tests.programs import Served
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.relay.limits import RelayLimits
-from tests.relay.fakes import House, VirtualLoop
+from tests.relay.fakes import Harness, VirtualLoop
 
-Build = Callable[..., House]
+Build = Callable[..., Harness]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -21,23 +21,23 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 async def build() -> AsyncIterator[Build]:
     """Return a function that starts a hub with other limits; all are closed at the end and must not have logged an
     error."""
-    built: list[House] = []
+    built: list[Harness] = []
 
-    def build(**limits: Any) -> House:
-        house = House(RelayLimits(**limits))
-        house.hub.start()
-        built.append(house)
-        return house
+    def build(**limits: Any) -> Harness:
+        harness = Harness(RelayLimits(**limits))
+        harness.hub.start()
+        built.append(harness)
+        return harness
 
     yield build
-    for house in built:
-        house.dialer.gate = None
+    for harness in built:
+        harness.dialer.gate = None
         async with asyncio.timeout(60):
-            await house.hub.close()
-        assert house.facts.of("relay_failed") == []
+            await harness.hub.close()
+        assert harness.facts.of("relay_failed") == []
 
 
 @pytest.fixture
-async def house(build: Build) -> House:
+async def harness(build: Build) -> Harness:
     """Return a running hub with the default limits and no continuity, so that a lost call ends its session."""
     return build(continuity=False)

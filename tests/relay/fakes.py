@@ -251,7 +251,7 @@ def types_of(handle: Handle) -> list[str]:
 
 
 @dataclass
-class House:
+class Harness:
     """A hub with fakes around it."""
 
     limits: RelayLimits

@@ -10,7 +10,7 @@ from gateway.relay.journal import JournalOwner, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
 from gateway.relay.requests import Principal
 from gateway.relay.state.saved import Saved, fold
-from tests.relay.fakes import FakeCall, House
+from tests.relay.fakes import FakeCall, Harness
 
 
 class MemoryJournal:
@@ -119,13 +119,13 @@ class MemoryDirectory:
         """Do nothing: there are no promises here."""
 
 
-def node(**limits: Any) -> tuple[House, MemoryDirectory]:
+def node(**limits: Any) -> tuple[Harness, MemoryDirectory]:
     """Return a running hub that is one of several nodes. The caller closes it."""
     directory = MemoryDirectory()
-    house = House(RelayLimits(**limits), directory=directory)
-    house.dialer.prepare = answering
-    house.hub.start()
-    return house, directory
+    harness = Harness(RelayLimits(**limits), directory=directory)
+    harness.dialer.prepare = answering
+    harness.hub.start()
+    return harness, directory
 
 
 def answering(call: FakeCall) -> None:

@@ -34,7 +34,7 @@ from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold
 from gateway.relay.state.turn import Turn, TurnRequest
 from gateway.relay.states import CloseReason, State
-from tests.relay.fakes import FakeReceiver, House, VirtualLoop, client_event, logged, types_of
+from tests.relay.fakes import FakeReceiver, Harness, VirtualLoop, client_event, logged, types_of
 from tests.relay.journals import MemoryDirectory, MemoryJournal, answering, node, taken
 from tests.waiting import until
 
@@ -45,29 +45,29 @@ KEY = Promise("k", "f")
 
 
 @asynccontextmanager
-async def nodes(**limits: Any) -> AsyncIterator[tuple[House, MemoryDirectory, House]]:
+async def nodes(**limits: Any) -> AsyncIterator[tuple[Harness, MemoryDirectory, Harness]]:
     """Run two nodes: one opens a session, and the other takes it over."""
     (first, directory), (second, _) = node(**limits), node(**limits)
     try:
         yield first, directory, second
     finally:
-        for house in (first, second):
-            house.dialer.gate = None
-            await house.hub.close()
-            assert house.facts.of("relay_failed") == []
+        for harness in (first, second):
+            harness.dialer.gate = None
+            await harness.hub.close()
+            assert harness.facts.of("relay_failed") == []
 
 
-async def attended(house: House, **members: Any) -> tuple[Session, MemoryJournal]:
+async def attended(harness: Harness, **members: Any) -> tuple[Session, MemoryJournal]:
     """Open a session that has a reader."""
-    session = await house.open(**members)
+    session = await harness.open(**members)
     session.attach(FakeReceiver(0.0))
     return session, cast(MemoryJournal, session.journal)
 
 
-def adopt(house: House, saved: Saved) -> tuple[Session, MemoryJournal]:
+def adopt(harness: Harness, saved: Saved) -> tuple[Session, MemoryJournal]:
     """Let a node take a session over."""
     journal = MemoryJournal(saved.state.head)
-    session = cast(Session, house.hub.adopt(saved, journal))
+    session = cast(Session, harness.hub.adopt(saved, journal))
     session.attach(FakeReceiver(0.0))
     return session, journal
 
@@ -570,15 +570,15 @@ STEPS = st.lists(
 class Life:
     """A session that runs through a list of steps, and its service."""
 
-    def __init__(self, house: House, session: Session) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, session: Session) -> None:
+        self.harness = harness
         self.session = session
         self.count = 0
         self.responses = 0
         self.keys: list[Promise] = []
 
     async def step(self, name: str) -> None:
-        call = self.house.call
+        call = self.harness.call
         match name:
             case "say":
                 self.count += 1
@@ -604,9 +604,9 @@ class Life:
             case "lose":
                 call.lose()
             case "hold":
-                self.house.dialer.gate = lambda: asyncio.sleep(30)
+                self.harness.dialer.gate = lambda: asyncio.sleep(30)
                 call.lose()
-                self.house.dialer.gate = None
+                self.harness.dialer.gate = None
             case "wait":
                 await asyncio.sleep(2)
         await asyncio.sleep(0.01)
@@ -630,16 +630,16 @@ class Life:
 
 async def lived(steps: Sequence[str], retry: bool) -> tuple[MemoryJournal, list[Promise], str]:
     """Run a session and return its journal, the keys of its turns, and its ID."""
-    house, _ = node()
-    session = await house.open(retry_interrupted=retry)
+    harness, _ = node()
+    session = await harness.open(retry_interrupted=retry)
     session.attach(FakeReceiver(0.0))
-    life = Life(house, session)
+    life = Life(harness, session)
     for step in steps:
         await life.step(step)
     journal = cast(MemoryJournal, session.journal)
     records = list(journal.records)
-    await house.hub.close()
-    assert house.facts.of("relay_failed") == []
+    await harness.hub.close()
+    assert harness.facts.of("relay_failed") == []
     journal.records = records
     return journal, life.keys, session.id
 
@@ -672,11 +672,11 @@ async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise
     interrupted = state.turns.running
     waiting = [turn.number for turn in state.turns.waiting]
 
-    house, _ = node()
-    session, _ = adopt(house, saved)
+    harness, _ = node()
+    session, _ = adopt(harness, saved)
     await until(lambda: session.view().state is State.CONNECTED, 60)
     recovered = told(session, "gateway.recovered")[-1]
-    sent = house.call.events
+    sent = harness.call.events
     unknown = {account["number"] for account in recovered["unknown"] if account["number"]}
     seeded = [e["item"]["id"] for e in sent if str(e.get("event_id", "")).startswith("evt_seed_")]
     rest = [e for e in sent if not str(e.get("event_id", "")).startswith("evt_seed_")]
@@ -708,8 +708,8 @@ async def hold_prefix(journal: MemoryJournal, count: int, keys: Sequence[Promise
         assert found is None or cast(Turn, found).number == record.number
         if record.number in waiting:
             assert found is not None
-    await house.hub.close()
-    assert house.facts.of("relay_failed") == []
+    await harness.hub.close()
+    assert harness.facts.of("relay_failed") == []
 
 
 def hold_every_prefix(steps: Sequence[str], retry: bool) -> None:

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from gateway.relay.atrest import last_known
 from gateway.relay.states import CloseReason, State
-from tests.relay.fakes import House
+from tests.relay.fakes import Harness
 
 
-async def test_a_snapshot_shows_the_session_as_its_owner_did(house: House) -> None:
+async def test_a_snapshot_shows_the_session_as_its_owner_did(harness: Harness) -> None:
     """All members are those of the owner, except what only a running node knows: state, call and receivers."""
-    session = await house.open(metadata={"name": "one"})
-    shown, owned = last_known(session.dump(), house.limits), session.view()
+    session = await harness.open(metadata={"name": "one"})
+    shown, owned = last_known(session.dump(), harness.limits), session.view()
 
     assert shown.state == State.RECOVERING
     assert shown == replace(
@@ -22,10 +22,10 @@ async def test_a_snapshot_shows_the_session_as_its_owner_did(house: House) -> No
     )
 
 
-async def test_a_snapshot_of_a_closed_session_has_its_reason(house: House) -> None:
+async def test_a_snapshot_of_a_closed_session_has_its_reason(harness: Harness) -> None:
     """A closed session is shown as closed, with the reason."""
-    session = await house.open()
+    session = await harness.open()
     await session.close(CloseReason.CLIENT)
-    shown = last_known(session.dump(), house.limits)
+    shown = last_known(session.dump(), harness.limits)
 
     assert (shown.state, shown.close_reason) == (State.CLOSED, CloseReason.CLIENT)

@@ -310,29 +310,29 @@ def test_another_node_goes_on_counting() -> None:
 
 async def test_a_session_that_has_cost_its_limit_ends(build: Build) -> None:
     """The session ends with reason `limit` after the response.done that reaches it."""
-    house = build()
-    session = await house.open(principal=Principal("ann", tokens_per_session=5))
+    harness = build()
+    session = await harness.open(principal=Principal("ann", tokens_per_session=5))
     for _ in range(2):  # three tokens each
         await session.submit([client_event("response.create")])
-        house.call.start()
-        house.call.finish()
+        harness.call.start()
+        harness.call.finish()
 
-    assert await house.closed(session) is CloseReason.LIMIT
+    assert await harness.closed(session) is CloseReason.LIMIT
 
 
 async def test_nothing_more_is_asked_once_the_day_is_spent(build: Build) -> None:
     """Neither events, nor turns, nor another session can request a response; events that cost nothing are accepted."""
-    house = build()
+    harness = build()
     ann = Principal("ann", tokens_per_day=3)
-    session = await house.open(principal=ann)
+    session = await harness.open(principal=ann)
     await session.submit([client_event("response.create")])
-    house.call.start()
-    house.call.finish()
+    harness.call.start()
+    harness.call.finish()
 
     for asking in (
         session.submit([client_event("response.create")]),
         session.turn(TurnRequest([])),
-        house.open(principal=ann),
+        harness.open(principal=ann),
     ):
         with pytest.raises(OverloadError) as caught:
             await asking
@@ -342,9 +342,9 @@ async def test_nothing_more_is_asked_once_the_day_is_spent(build: Build) -> None
 
 async def test_twenty_sessions_at_once_stay_within_the_day(build: Build) -> None:
     """Each of twenty sessions requests before any response is done, and together they stay within the day's budget."""
-    house = build()
+    harness = build()
     ann = Principal("ann", tokens_per_day=4)
-    sessions = [await house.open(principal=ann) for _ in range(20)]
+    sessions = [await harness.open(principal=ann) for _ in range(20)]
     results = await asyncio.gather(
         *(session.submit([client_event("response.create")]) for session in sessions), return_exceptions=True
     )
@@ -355,11 +355,11 @@ async def test_twenty_sessions_at_once_stay_within_the_day(build: Build) -> None
 async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> None:
     """A turn waits for another session's reservation. It is sent when that response is done, or refused if the day
     is spent by then."""
-    house = build()
+    harness = build()
     ann = Principal("ann", tokens_per_day=6)
-    first, second = [await house.open(principal=ann) for _ in range(2)]
+    first, second = [await harness.open(principal=ann) for _ in range(2)]
     await first.submit([client_event("response.create")])
-    calls = house.dialer.calls
+    calls = harness.dialer.calls
     turn = await second.turn(TurnRequest([]))
     assert calls[1].types() == []
     calls[0].start()
@@ -377,10 +377,10 @@ async def test_a_turn_waits_for_what_another_session_reserved(build: Build) -> N
 
 async def test_a_refused_response_gives_its_reservation_back(build: Build) -> None:
     """An error that names the request releases its reservation, because no response will follow."""
-    house = build()
-    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    harness = build()
+    session = await harness.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("response.create", event_id="e1")])
-    house.call.say("error", error={"code": "invalid_value", "event_id": "e1"})
+    harness.call.say("error", error={"code": "invalid_value", "event_id": "e1"})
 
     await session.submit([client_event("response.create")])
 
@@ -390,10 +390,10 @@ async def test_an_error_that_names_nothing_gives_a_reservation_back_when_the_cal
 ) -> None:
     """Such an error may be about another event and the response may still begin, so the reservation stays until the
     call had time to answer."""
-    house = build()
-    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    harness = build()
+    session = await harness.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("response.create")])
-    house.call.say("error", error={"code": "invalid_value", "event_id": None})
+    harness.call.say("error", error={"code": "invalid_value", "event_id": None})
     with pytest.raises(OverloadError, match="reserved"):
         await session.submit([client_event("response.create")])
     await asyncio.sleep(8)  # The call is probed, and has answered everything before that.
@@ -404,11 +404,11 @@ async def test_an_error_that_names_nothing_gives_a_reservation_back_when_the_cal
 async def test_an_error_about_another_event_leaves_the_reservation(build: Build) -> None:
     """An error about another event keeps the reservation, because a caller could otherwise exceed a budget by
     provoking errors."""
-    house = build()
-    session = await house.open(principal=Principal("ann", tokens_per_day=4))
+    harness = build()
+    session = await harness.open(principal=Principal("ann", tokens_per_day=4))
     await session.submit([client_event("conversation.item.delete", event_id="d1", item_id="x")])
     await session.submit([client_event("response.create")])
-    house.call.say("error", error={"code": "item_delete_invalid_item_id", "event_id": "d1"})
+    harness.call.say("error", error={"code": "item_delete_invalid_item_id", "event_id": "d1"})
 
     with pytest.raises(OverloadError, match="reserved"):
         await session.submit([client_event("response.create")])
@@ -416,45 +416,45 @@ async def test_an_error_about_another_event_leaves_the_reservation(build: Build)
 
 async def test_a_batch_that_is_not_taken_reserves_nothing(build: Build) -> None:
     """A batch that is refused for back-pressure reserves nothing, and is accepted when there is room."""
-    house = build(high_water_bytes=10)
-    session = await house.open(principal=Principal("ann", tokens_per_day=4))
-    house.call.buffered = 100
+    harness = build(high_water_bytes=10)
+    session = await harness.open(principal=Principal("ann", tokens_per_day=4))
+    harness.call.buffered = 100
     with pytest.raises(OverloadError, match="OpenAI"):
         await session.submit([client_event("response.create")])
-    house.call.buffered = 0
+    harness.call.buffered = 0
 
     await session.submit([client_event("response.create")])
 
 
 async def test_a_lost_response_is_charged_as_estimated(build: Build) -> None:
     """Its cost will never be reported, but OpenAI bills it."""
-    house = build(continuity=False)
+    harness = build(continuity=False)
     ann = Principal("ann", tokens_per_day=100)
-    session = await house.open(principal=ann)
+    session = await harness.open(principal=ann)
     await session.submit([client_event("response.create")])
-    house.call.start()
-    house.call.lose(LossCause.CONNECTION_FAILED)
-    await house.closed(session)
+    harness.call.start()
+    harness.call.lose(LossCause.CONNECTION_FAILED)
+    await harness.closed(session)
 
     with pytest.raises(OverloadError):
-        await house.open(principal=ann)
+        await harness.open(principal=ann)
 
 
 async def test_usage_stands_in_the_session(build: Build) -> None:
     """The session's usage is the sum of every response.done and of the transcriptions of all models."""
     prices = PriceList(models={"m": PRICES.of("m"), "t": ModelPrices(minute=60)})
-    house = build(prices=prices)
-    session = await house.open(session={"model": "m"})
+    harness = build(prices=prices)
+    session = await harness.open(session={"model": "m"})
     transcription = {"audio": {"input": {"transcription": {"model": "t"}}}}
-    house.call.say("session.updated", session=transcription)
-    house.call.say(
+    harness.call.say("session.updated", session=transcription)
+    harness.call.say(
         "conversation.item.input_audio_transcription.completed", usage={"type": "duration", "seconds": 3}
     )
-    house.call.say("conversation.item.input_audio_transcription.completed")
+    harness.call.say("conversation.item.input_audio_transcription.completed")
     details = {"input_token_details": {"text_tokens": 10}, "output_token_details": {"text_tokens": 4}}
     for _ in range(2):
-        house.call.start()
-        house.call.finish(usage=details)
+        harness.call.start()
+        harness.call.finish(usage=details)
 
     usage = session.view().usage
     assert (usage.input_text, usage.output_text, usage.cost) == (20, 8, 3 + 2 * (10 * 2 + 4 * 5))

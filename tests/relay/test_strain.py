@@ -69,28 +69,28 @@ def test_without_a_limit_there_is_no_strain() -> None:
 
 async def test_a_strained_hub_opens_nothing_and_serves_on(build: Build) -> None:
     """An overloaded hub refuses new sessions for a while, and the running one accepts events."""
-    house = build()
-    session = await house.open()
-    strained(house.hub.strain)
+    harness = build()
+    session = await harness.open()
+    strained(harness.hub.strain)
     with pytest.raises(OverloadError) as caught:
-        await house.open()
+        await harness.open()
     receipt = await session.submit([client_event("x")])
-    house.hub.strain.lagged(0, 20.0)
+    harness.hub.strain.lagged(0, 20.0)
 
     assert (caught.value.code, caught.value.retry_after is not None) == ("capacity", True)
     assert receipt.accepted == 1
-    assert (await house.open()).view().close_reason is None
+    assert (await harness.open()).view().close_reason is None
 
 
 async def test_callers_keep_their_keys_apart(build: Build) -> None:
     """The Idempotency-Keys of one caller do not displace those of another."""
-    house = build()
+    harness = build()
     ann, bob = Principal("ann"), Principal("bob")
-    house.hub.idempotency(bob).claim("k", b"", 0.0)
-    house.hub.idempotency(bob).keep("k", "answer", 10)
+    harness.hub.idempotency(bob).claim("k", b"", 0.0)
+    harness.hub.idempotency(bob).keep("k", "answer", 10)
     for count in range(2000):
-        house.hub.idempotency(ann).claim(f"k{count}", b"", 0.0)
-        house.hub.idempotency(ann).keep(f"k{count}", "other", 10)
+        harness.hub.idempotency(ann).claim(f"k{count}", b"", 0.0)
+        harness.hub.idempotency(ann).keep(f"k{count}", "other", 10)
 
-    slot, new = house.hub.idempotency(bob).claim("k", b"", 0.0)
+    slot, new = harness.hub.idempotency(bob).claim("k", b"", 0.0)
     assert (slot.answer, new) == ("answer", False)

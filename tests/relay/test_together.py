@@ -8,7 +8,7 @@ import pytest
 from gateway.relay.events.frames import Read
 from gateway.relay.state.turn import TurnRequest
 from tests.relay.conftest import Build
-from tests.relay.fakes import House, client_event, logged, types_of
+from tests.relay.fakes import Harness, client_event, logged, types_of
 from tests.relay.journals import MemoryJournal, node
 
 QUESTION = TurnRequest(
@@ -60,27 +60,27 @@ def script(turn: str) -> list[str]:
     ]
 
 
-async def heard(house: House, size: int) -> tuple[Any, ...]:
+async def heard(harness: Harness, size: int) -> tuple[Any, ...]:
     """Return all that a session shows after the script came in groups of this size, 0 for single events."""
-    session = await house.open()
+    session = await harness.open()
     turn = await session.turn(QUESTION)
     events = script(turn.id)
     for begin in range(0, len(events), size or 1):
         if size:
-            house.call.say_together(events[begin : begin + size])
+            harness.call.say_together(events[begin : begin + size])
         else:
-            house.call.say_text(events[begin])
+            harness.call.say_text(events[begin])
     entries = session.reader.read(session.reader.oldest.before, 100, 1 << 20).entries
     journal = session.journal
-    sizes = [len(text.encode()) for fact in house.facts.of("events_down") for _, text, _ in fact[0]]
-    sizes += [size for _, size in house.facts.of("event_down")]
+    sizes = [len(text.encode()) for fact in harness.facts.of("events_down") for _, text, _ in fact[0]]
+    sizes += [size for _, size in harness.facts.of("event_down")]
     diagnostics = cast(dict[str, Any], session.diagnostics())
     return (
         [(entry.sequence, entry.type, entry.turn, entry.block[entry.start :]) for entry in entries],
         journal.records if isinstance(journal, MemoryJournal) else None,
         sorted(sizes),
-        len(house.facts.of("first_delta")),
-        house.facts.of("frame_unrelayed"),
+        len(harness.facts.of("first_delta")),
+        harness.facts.of("frame_unrelayed"),
         {name: diagnostics[name] for name in ("log_events", "log_bytes", "usage", "responses_active")},
         turn.finished,
         session.state.head,
@@ -94,12 +94,12 @@ async def test_events_may_be_grouped_in_any_way(build: Build, several_nodes: boo
     async def outcome(size: int) -> tuple[Any, ...]:
         if not several_nodes:
             return await heard(build(), size)
-        house, _ = node()
-        house.dialer.prepare = None
+        harness, _ = node()
+        harness.dialer.prepare = None
         try:
-            return await heard(house, size)
+            return await heard(harness, size)
         finally:
-            await house.hub.close()
+            await harness.hub.close()
 
     alone = await outcome(0)
 
@@ -110,9 +110,9 @@ async def test_events_may_be_grouped_in_any_way(build: Build, several_nodes: boo
 
 async def test_what_came_with_the_event_that_ended_a_call_is_of_that_call(build: Build) -> None:
     """An event whose handling loses the call leaves the rest of its packet without a call: it is not logged."""
-    house = build()
-    session = await house.open()
-    call = house.call
+    harness = build()
+    session = await harness.open()
+    call = harness.call
     call.start()
     await session.turn(QUESTION)
     call.on_send = lambda event: call.lose()
@@ -121,10 +121,10 @@ async def test_what_came_with_the_event_that_ended_a_call_is_of_that_call(build:
     assert types_of(session)[-3:] == ["response.output_text.delta", "response.done", "gateway.recovering"]
 
 
-async def test_events_that_come_while_a_batch_is_sent_wait_for_it(house: House) -> None:
+async def test_events_that_come_while_a_batch_is_sent_wait_for_it(harness: Harness) -> None:
     """Events that arrive out of `send` are applied after the batch that caused them, in their order."""
-    session = await house.open()
-    house.call.on_send = lambda event: house.call.say_together([said("one"), said("two")])
+    session = await harness.open()
+    harness.call.on_send = lambda event: harness.call.say_together([said("one"), said("two")])
     receipt = await session.submit([client_event("x")])
 
     assert [event["type"] for event in logged(session.reader)][-2:] == ["one", "two"]
@@ -133,8 +133,8 @@ async def test_events_that_come_while_a_batch_is_sent_wait_for_it(house: House) 
 
 async def test_a_bug_in_one_event_does_not_lose_those_that_came_with_it(build: Build) -> None:
     """An event whose handling raises is reported, and the others of its packet are relayed."""
-    house = build()
-    session = await house.open()
+    harness = build()
+    session = await harness.open()
     arrived = session.arrived
 
     def broken(text: str, read: Read | None = None) -> None:
@@ -143,9 +143,9 @@ async def test_a_bug_in_one_event_does_not_lose_those_that_came_with_it(build: B
         arrived(text, read)
 
     session.arrived = broken  # type: ignore[method-assign]
-    house.call.say_together([said("one"), said("error"), said("two"), said("three")])
-    failures = [error for _, error in house.facts.of("relay_failed")]
-    house.facts.all.clear()
+    harness.call.say_together([said("one"), said("error"), said("two"), said("three")])
+    failures = [error for _, error in harness.facts.of("relay_failed")]
+    harness.facts.all.clear()
 
     assert [event["type"] for event in logged(session.reader)][-3:] == ["one", "two", "three"]
     assert [str(error) for error in failures] == ["a bug"]

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from gateway.downstream.auth.access import ACCESS, Access, AccessRules
 from gateway.downstream.auth.credentials import Signatures
 from gateway.downstream.auth.peer import client_address, loopback_peer, scheme
-from tests.downstream.house import SIGNING_KEY
+from tests.downstream.harness import SIGNING_KEY
 
 
 def request_from(peer: object, lines: CIMultiDict[str] | None = None, /, **headers: str) -> web.Request:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 from tests.downstream.streams import Session, opened
 
 
 @pytest.fixture
-async def session(house: House) -> Session:
+async def session(harness: Harness) -> Session:
     """Return an open session of a running HTTP side."""
-    return await opened(house)
+    return await opened(harness)

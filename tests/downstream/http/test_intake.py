@@ -3,7 +3,7 @@
 import asyncio
 
 from gateway.downstream.http.intake import READS_PER_TURN, Intake
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 from tests.downstream.raw import connect, parsed, read_all, reset
 
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -80,10 +80,10 @@ async def test_next_turn_admits_again() -> None:
     assert order == []
 
 
-async def test_requests_that_arrive_together_are_all_answered(house: House) -> None:
+async def test_requests_that_arrive_together_are_all_answered(harness: Harness) -> None:
     """More requests than one turn reads arrive in two pieces each: every client gets its response, whether it waits
     or half-closes."""
-    clients = [await connect(house.url) for _ in range(3 * READS_PER_TURN)]
+    clients = [await connect(harness.url) for _ in range(3 * READS_PER_TURN)]
     for piece in (REQUEST[:20], REQUEST[20:]):
         for _, writer in clients:
             writer.write(piece)
@@ -97,9 +97,9 @@ async def test_requests_that_arrive_together_are_all_answered(house: House) -> N
     assert [parsed(answer).status for answer in answers] == [200] * len(clients)
 
 
-async def test_client_that_resets_while_its_request_waits_disturbs_nobody(house: House) -> None:
+async def test_client_that_resets_while_its_request_waits_disturbs_nobody(harness: Harness) -> None:
     """Its request is dropped, and the others are answered."""
-    clients = [await connect(house.url) for _ in range(2 * READS_PER_TURN)]
+    clients = [await connect(harness.url) for _ in range(2 * READS_PER_TURN)]
     for _, writer in clients:
         writer.write(REQUEST)
     reset(clients[-1][1])

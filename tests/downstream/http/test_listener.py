@@ -21,27 +21,27 @@ from gateway.downstream.http.listener import Binding, Listener
 from gateway.downstream.server import Server
 from gateway.relay.memory import Budget
 from gateway.relay.telemetry import NO_TELEMETRY
-from tests.downstream.house import House
+from tests.downstream.harness import Harness
 from tests.downstream.raw import ask, connect, read_all
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture
-async def small(house: House) -> AsyncIterator[Server]:
+async def small(harness: Harness) -> AsyncIterator[Server]:
     """Return a second server over the same hub, limited to two connections."""
-    server = Server(replace(house.parts, connections=ConnectionLimits(max_connections=2)))
+    server = Server(replace(harness.parts, connections=ConnectionLimits(max_connections=2)))
     await server.start(Binding(), Binding())
     yield server
     await server.close()
 
 
-async def test_unix_socket_beside_the_port(house: House, tmp_path: Path) -> None:
+async def test_unix_socket_beside_the_port(harness: Harness, tmp_path: Path) -> None:
     """Both answer; a socket that a killed process left behind is replaced, and the file is removed at the end."""
     path = tmp_path / "peers.sock"
     for _ in range(2):
         socket.socket(socket.AF_UNIX).bind(str(path))
-        server = Server(house.parts)
+        server = Server(harness.parts)
         await server.start(Binding(unix_path=str(path)), Binding())
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(GET)
@@ -52,10 +52,10 @@ async def test_unix_socket_beside_the_port(house: House, tmp_path: Path) -> None
         assert not path.exists()
 
 
-async def test_full_listener_says_so(house: House, small: Server) -> None:
+async def test_full_listener_says_so(harness: Harness, small: Server) -> None:
     """While running requests use all connections, another one gets 503 with `Retry-After` and ends, and that is logged. An
     `EventSource`, which would never try again, is told in a stream."""
-    session = await house.open()
+    session = await harness.open()
     readers = [
         asyncio.create_task(
             ask(
@@ -66,7 +66,7 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
         for _ in range(2)
     ]
     async with asyncio.timeout(10):
-        while house.hub.find(session["id"], None).view().receivers < 2:
+        while harness.hub.find(session["id"], None).view().receivers < 2:
             await asyncio.sleep(0.005)
     answer = await ask(small.url, GET.replace(b"Connection: close\r\n", b""))
     stream = await ask(small.url, f"GET {session['stream_url']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -81,7 +81,7 @@ async def test_full_listener_says_so(house: House, small: Server) -> None:
     assert b"event: gateway.error\n" in stream.body
     assert b'"code":"capacity"' in stream.body
     assert operator.status == 200
-    assert house.facts.of("connections_refused") == [(1, "connections")]
+    assert harness.facts.of("connections_refused") == [(1, "connections")]
 
 
 async def test_idle_connections_make_room(small: Server) -> None:
@@ -120,19 +120,19 @@ def few_descriptors(spare: int) -> Iterator[None]:
             os.close(filler)
 
 
-async def test_without_descriptors_clients_are_told(house: House) -> None:
+async def test_without_descriptors_clients_are_told(harness: Harness) -> None:
     """One descriptor is kept in reserve to answer 503, so that clients do not wait without an answer."""
     with few_descriptors(1):
-        reader, writer = await connect(house.url)  # The client's end takes the last one.
+        reader, writer = await connect(harness.url)  # The client's end takes the last one.
         writer.write(GET)
         said = await asyncio.wait_for(read_all(reader), 10)
         writer.close()
-    after = await ask(house.url, GET)
+    after = await ask(harness.url, GET)
 
     assert said.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"capacity"' in said
     assert after.status == 200
-    assert house.facts.of("connections_refused")[0] == (1, "descriptors")
+    assert harness.facts.of("connections_refused")[0] == (1, "descriptors")
 
 
 @pytest.mark.parametrize("loop_module", ["asyncio", "uvloop"])
@@ -167,14 +167,14 @@ def test_connections_are_accepted_in_batches(loop_module: str) -> None:
     assert turns < 20
 
 
-async def test_connections_that_wait_are_served_although_the_listener_stops(house: House) -> None:
+async def test_connections_that_wait_are_served_although_the_listener_stops(harness: Harness) -> None:
     """The kernel resets connections that nobody has accepted when a listener closes: a proxy would answer 502 to a POST that it
     sent over one of them, since it repeats only what it could not send."""
-    host, port = house.url.removeprefix("http://").split(":")
+    host, port = harness.url.removeprefix("http://").split(":")
     clients = [socket.create_connection((host, int(port))) for _ in range(60)]
     for client in clients:
         client.sendall(GET)
-    house.server._client_side.stop()
+    harness.server._client_side.stop()
 
     for client in clients:
         reader, writer = await asyncio.open_connection(sock=client)
@@ -183,16 +183,16 @@ async def test_connections_that_wait_are_served_although_the_listener_stops(hous
         writer.close()
 
 
-async def test_a_server_that_parts_serves_idle_connections_once_more(house: House) -> None:
+async def test_a_server_that_parts_serves_idle_connections_once_more(harness: Harness) -> None:
     """The response says that it is the last one, so that a proxy sends nothing more over its connection; then nobody is
     waited for."""
     keep = GET.replace(b"Connection: close\r\n", b"")
-    lines = [await connect(house.url) for _ in range(2)]
+    lines = [await connect(harness.url) for _ in range(2)]
     for reader, writer in lines:
         writer.write(keep)
         assert b"Connection: close" not in await reader.readuntil(b"ok\n")
-    house.hub.draining = True
-    parting = asyncio.create_task(house.server.part(20.0))
+    harness.hub.draining = True
+    parting = asyncio.create_task(harness.server.part(20.0))
     await asyncio.sleep(0)
     for reader, writer in lines:
         assert not parting.done()

@@ -23,7 +23,7 @@ from gateway.errors import OverloadError
 from gateway.relay.hub import Hub
 from gateway.relay.journal import Directory, Location, Peer, Promised
 from gateway.relay.limits import RelayLimits
-from tests.downstream.house import SIGNING_KEY, FarEnd, House
+from tests.downstream.harness import SIGNING_KEY, FarEnd, Harness
 from tests.facts import Facts
 
 
@@ -83,8 +83,8 @@ class Table:
 class Pair:
     """`owner` has the sessions; requests go to `edge`."""
 
-    owner: House
-    edge: House
+    owner: Harness
+    edge: Harness
     table: Table
 
     async def open(self) -> str:
@@ -99,16 +99,16 @@ class Pair:
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     """Return two nodes without keys, which also listen on unix sockets for each other."""
     table = Table()
-    houses = [await _node(table, tmp_path / name) for name in ("owner", "edge")]
-    table.urls = {"owner": houses[0].server.peers_url, "edge": houses[1].server.peers_url}
-    yield Pair(houses[0], houses[1], table)
-    for house in houses:
-        await house.http.close()
-        await house.server.close()
-        await house.hub.close()
+    harnesses = [await _node(table, tmp_path / name) for name in ("owner", "edge")]
+    table.urls = {"owner": harnesses[0].server.peers_url, "edge": harnesses[1].server.peers_url}
+    yield Pair(harnesses[0], harnesses[1], table)
+    for harness in harnesses:
+        await harness.http.close()
+        await harness.server.close()
+        await harness.hub.close()
 
 
-async def _node(table: Table, socket: Path) -> House:
+async def _node(table: Table, socket: Path) -> Harness:
     facts, far_end = Facts(), FarEnd()
     telemetry = facts.port
     hub = Hub(far_end, frame, telemetry, replace(RelayLimits(), parting_seconds=0.05))
@@ -125,4 +125,4 @@ async def _node(table: Table, socket: Path) -> House:
     await server.listen_to_peers(Binding(unix_path=str(socket)))
     await server.start(Binding(), Binding())
     http = aiohttp.ClientSession(skip_auto_headers=["Content-Type"])
-    return House(parts, server, hub, access, far_end, facts, http)
+    return Harness(parts, server, hub, access, far_end, facts, http)

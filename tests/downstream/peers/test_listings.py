@@ -18,8 +18,8 @@ NOWHERE = "http://127.0.0.1:1"
 @pytest.fixture
 def listed(pair: Pair) -> Pair:
     """Return two nodes that know a key and each other."""
-    for house in (pair.owner, pair.edge):
-        house.access.replace(KEYED)
+    for harness in (pair.owner, pair.edge):
+        harness.access.replace(KEYED)
     pair.table.peers = [Peer("owner", pair.owner.server.peers_url, serving=True, room=1)]
     return pair
 

@@ -16,8 +16,10 @@ HEADERS = {"Idempotency-Key": "a-key-that-nobody-guesses", "Content-Type": "text
 
 async def ask(pair: Pair, which: str, body: str = "Hello") -> Any:
     """Request a turn at one of the nodes."""
-    house = pair.edge if which == "edge" else pair.owner
-    return await house.call("POST", "/v1/turns", data=body, headers=HEADERS | {"Accept": "application/json"})
+    harness = pair.edge if which == "edge" else pair.owner
+    return await harness.call(
+        "POST", "/v1/turns", data=body, headers=HEADERS | {"Accept": "application/json"}
+    )
 
 
 async def promised(pair: Pair) -> str:

@@ -22,15 +22,15 @@ from gateway.downstream.reading.stream import StreamLimits
 from gateway.downstream.server import Server
 from gateway.relay.limits import RelayLimits
 from gateway.relay.states import CloseReason
-from tests.downstream.house import Build, House
+from tests.downstream.harness import Build, Harness
 from tests.downstream.streams import DELTA, Session, deltas, event, opened, reading, said
 from tests.waiting import until
 
 
 @pytest.fixture
-async def session(house: House) -> Session:
+async def session(harness: Harness) -> Session:
     """Return a session whose log holds only `session.created`."""
-    return await opened(house)
+    return await opened(harness)
 
 
 # --- the beginning ----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ async def test_overrun_is_told_with_its_numbers(build: Build) -> None:
     assert (gap.name, gap.id) == ("gateway.gap", session.id_after(16))
     assert (said(opening)["missed"], said(opening)["resumed"]) == (12, False)
     assert deltas(rest) == [15, 16, 17, 18, 19]
-    assert session.house.facts.of("gap") == [("overrun", 12)]
+    assert session.harness.facts.of("gap") == [("overrun", 12)]
 
 
 @pytest.mark.parametrize(
@@ -205,11 +205,11 @@ async def test_unsure_node_does_not_call_a_cursor_strange(session: Session, curs
     session.handle.journal.sure = False  # as while Redis does not answer
     wanted = cursor or session.id_after(99)
     answers = [
-        await session.house.call("GET", f"{session.path}?after={wanted}&format={form}")
+        await session.harness.call("GET", f"{session.path}?after={wanted}&format={form}")
         for form in ("sse", "ndjson", "json")
     ]
-    told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after={wanted}")
-    known = await session.house.call("GET", f"{session.path}?after={session.id_after(1)}&format=json")
+    told = await session.harness.call("GET", f"{session.path}?ticket={session.ticket}&after={wanted}")
+    known = await session.harness.call("GET", f"{session.path}?after={session.id_after(1)}&format=json")
 
     assert [(answer.status, answer.code) for answer in answers] == [(503, "recovering")] * 3
     assert answers[0].headers["Retry-After"] == "1"
@@ -231,7 +231,7 @@ async def test_gap_can_be_an_error(build: Build, query: str) -> None:
     """A long-poll, and a stream that asks for no gaps, is refused with the same numbers."""
     session = await opened(await build(relay=RelayLimits(log_max_events=5)))
     session.count(range(20))
-    answer = await session.house.call("GET", f"{session.path}?after={session.id_after(4)}&{query}")
+    answer = await session.harness.call("GET", f"{session.path}?after={session.id_after(4)}&{query}")
 
     assert (answer.status, answer.code) == (410, "cursor-expired")
     numbers = {name: answer.json[name] for name in ("requested", "oldest", "missed", "reason")}
@@ -246,7 +246,7 @@ async def test_gap_can_be_an_error(build: Build, query: str) -> None:
 @pytest.mark.parametrize("cursor", ["K3F9-1", "a b", "k3f9_1", "x" * 65, "ü-1"])
 async def test_cursor_of_other_characters_is_refused(session: Session, cursor: str) -> None:
     """A cursor with characters that no id has is refused."""
-    answer = await session.house.call("GET", session.path, params={"after": cursor})
+    answer = await session.harness.call("GET", session.path, params={"after": cursor})
 
     assert (answer.status, answer.code) == (400, "invalid-cursor")
 
@@ -272,7 +272,7 @@ async def test_cursor_of_other_characters_is_refused(session: Session, cursor: s
 )
 async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
     """The problem names a wrong parameter and points to it, for every form of the read."""
-    answer = await session.house.call("GET", f"{session.path}?{query}")
+    answer = await session.harness.call("GET", f"{session.path}?{query}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert f"'{query.partition('=')[0]}'" in answer.json["detail"]
@@ -280,7 +280,7 @@ async def test_wrong_parameter_is_named(session: Session, query: str) -> None:
 
 async def test_bound_of_a_parameter_is_told_in_digits(session: Session) -> None:
     """A limit is written with all its digits, and every cursor that a client was given is accepted."""
-    answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=9000000")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&max_bytes=9000000")
 
     assert re.search(r"from 1 to [0-9]{6,}\.", answer.json["detail"])
 
@@ -306,14 +306,14 @@ async def test_accept_chooses_the_form(session: Session, accept: str | None, typ
 
 async def test_form_that_there_is_not_is_refused(session: Session) -> None:
     """The problem lists the available forms."""
-    answer = await session.house.call("GET", session.path, headers={"Accept": "image/png"})
+    answer = await session.harness.call("GET", session.path, headers={"Accept": "image/png"})
 
     assert (answer.status, answer.code) == (406, "not-acceptable")
 
 
 async def test_format_overrides_accept(session: Session) -> None:
     """`?format=` overrides Accept, because the URL is often all that a client can choose."""
-    answer = await session.house.call(
+    answer = await session.harness.call(
         "GET", f"{session.path}?format=json&wait=0", headers={"Accept": "text/event-stream"}
     )
 
@@ -323,8 +323,8 @@ async def test_format_overrides_accept(session: Session) -> None:
 async def test_lines_hold_the_same_events(session: Session) -> None:
     """Each line is an object with an event and its id; the stream's own events have no id."""
     session.say('{"type":"a",\n"b":1}')
-    url = f"{session.house.url}{session.path}"
-    async with session.house.http.get(url, params={"format": "ndjson"}) as answer:
+    url = f"{session.harness.url}{session.path}"
+    async with session.harness.http.get(url, params={"format": "ndjson"}) as answer:
         lines = [await answer.content.readline() for _ in range(3)]
 
     opening, _, last = (json.loads(line) for line in lines)
@@ -335,13 +335,13 @@ async def test_lines_hold_the_same_events(session: Session) -> None:
 
 async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
     """HEAD returns the headers and opens nothing."""
-    answer = await session.house.call("HEAD", session.path)
+    answer = await session.harness.call("HEAD", session.path)
 
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store, no-transform"
     assert session.handle.view().receivers == 0
-    assert session.house.facts.of("stream_opened") == []
+    assert session.harness.facts.of("stream_opened") == []
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ async def test_head_gives_headers_and_opens_nothing(session: Session) -> None:
 )
 async def test_head_has_the_status_of_a_get(session: Session, query: str, status: int) -> None:
     """HEAD has the status of the GET (RFC 9110 9.3.2)."""
-    answer = await session.house.call("HEAD", f"{session.path}?{query}")
+    answer = await session.harness.call("HEAD", f"{session.path}?{query}")
 
     assert answer.status == status
 
@@ -361,7 +361,7 @@ async def test_head_of_a_session_read_to_its_end_has_the_status_of_a_get(
 ) -> None:
     """The status of HEAD is 204 for an event stream and an error for the others, as for GET."""
     await session.handle.close(CloseReason.CLIENT)
-    answer = await session.house.call("HEAD", f"{session.path}?after=now&format={format_}")
+    answer = await session.harness.call("HEAD", f"{session.path}?after=now&format={format_}")
 
     assert answer.status == status
 
@@ -378,7 +378,7 @@ async def test_whole_heartbeat_is_told_as_a_whole_number(session: Session, heart
 @pytest.mark.parametrize("number", ["\u0661", "1_0", "1e1", "+1", " 1"])
 async def test_number_is_written_in_ascii_digits(session: Session, number: str) -> None:
     """A number must be in ASCII digits; Python's `float` accepts more."""
-    answer = await session.house.call("GET", f"{session.path}?pad={quote(number)}")
+    answer = await session.harness.call("GET", f"{session.path}?pad={quote(number)}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
@@ -386,7 +386,7 @@ async def test_number_is_written_in_ascii_digits(session: Session, number: str) 
 @pytest.mark.parametrize("name", ["after", "lastEventId"])
 async def test_cursor_in_a_body_is_a_string(session: Session, name: str) -> None:
     """A number would be read as an ID of another log, and cause a gap."""
-    answer = await session.house.call("POST", f"{session.path}/stream", json={name: 5})
+    answer = await session.harness.call("POST", f"{session.path}/stream", json={name: 5})
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
@@ -398,7 +398,7 @@ async def test_posted_read_is_the_same(session: Session, where: str) -> None:
     wanted = {"after": session.id_after(2), "types": "session.*,response.*", "format": "ndjson"}
     body = {**wanted, "types": ["session.*", "response.*"], "heartbeat": 20}
     options: Any = {"params": wanted} if where == "query" else {"json": body}
-    async with session.house.http.post(f"{session.house.url}{session.path}/stream", **options) as answer:
+    async with session.harness.http.post(f"{session.harness.url}{session.path}/stream", **options) as answer:
         lines = [json.loads(await answer.content.readline()) for _ in range(3)]
 
     assert [line["event"].get("delta") for line in lines] == [None, "1", "2"]
@@ -408,7 +408,7 @@ async def test_posted_read_is_the_same(session: Session, where: str) -> None:
 @pytest.mark.parametrize("body", [{"aftr": "now"}, {"pad": True}, {"types": [1]}, {"heartbeat": 1}])
 async def test_posted_parameter_that_is_wrong_is_named(session: Session, body: dict[str, object]) -> None:
     """Invalid and unknown members of a body are reported with their pointer."""
-    answer = await session.house.call("POST", f"{session.path}/stream", json=body)
+    answer = await session.harness.call("POST", f"{session.path}/stream", json=body)
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
     assert answer.json["errors"][0]["pointer"] == f"/{next(iter(body))}"
@@ -444,7 +444,7 @@ async def test_own_events_pass_every_filter(session: Session) -> None:
 async def test_poll_gives_what_there_is(session: Session) -> None:
     """A poll is answered at once with the existing events and the cursor for the next poll."""
     session.say(event(delta="1"))
-    answer = await session.house.call("GET", f"{session.path}?format=json&after={session.id_after(1)}")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&after={session.id_after(1)}")
 
     assert answer.json == {
         "events": [{"id": session.id_after(2), "event": {"type": DELTA, "delta": "1"}}],
@@ -454,7 +454,7 @@ async def test_poll_gives_what_there_is(session: Session) -> None:
 
 async def test_poll_waits_for_the_next(session: Session) -> None:
     """A waiting poll counts as a receiver."""
-    asked = asyncio.create_task(session.house.call("GET", f"{session.path}?format=json&after=now"))
+    asked = asyncio.create_task(session.harness.call("GET", f"{session.path}?format=json&after=now"))
     await until(lambda: session.handle.view().receivers == 1)
     session.count(range(1))
     answer = await asked
@@ -466,7 +466,7 @@ async def test_poll_waits_for_the_next(session: Session) -> None:
 @pytest.mark.parametrize("wait", ["0", "0.2"])
 async def test_poll_gives_nothing_when_nothing_comes(session: Session, wait: str) -> None:
     """A poll without new events is answered empty after the requested wait."""
-    answer = await session.house.call("GET", f"{session.path}?format=json&after=now&wait={wait}")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&after=now&wait={wait}")
 
     assert answer.json == {"events": [], "cursor": session.id_after(1)}
 
@@ -474,8 +474,8 @@ async def test_poll_gives_nothing_when_nothing_comes(session: Session, wait: str
 async def test_poll_is_bounded_by_events_and_bytes(session: Session) -> None:
     """A poll is limited by events and bytes but returns at least one event."""
     session.count(range(10))
-    by_events = await session.house.call("GET", f"{session.path}?format=json&limit=3")
-    by_bytes = await session.house.call("GET", f"{session.path}?format=json&max_bytes=1")
+    by_events = await session.harness.call("GET", f"{session.path}?format=json&limit=3")
+    by_bytes = await session.harness.call("GET", f"{session.path}?format=json&max_bytes=1")
 
     assert (len(by_events.json["events"]), by_events.json["cursor"]) == (3, session.id_after(3))
     assert (len(by_bytes.json["events"]), by_bytes.json["cursor"]) == (1, session.id_after(1))
@@ -487,7 +487,7 @@ async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) 
     session.count(range(5))
     session.say(event("response.done"))
     async with asyncio.timeout(10):
-        answer = await session.house.call(
+        answer = await session.harness.call(
             "GET", f"{session.path}?format=json&types=response.done&{bound}&wait=10"
         )
 
@@ -497,7 +497,7 @@ async def test_poll_goes_on_past_what_is_filtered(session: Session, bound: str) 
 async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
     """The cursor of a poll moves past filtered events, so that it does not become too old."""
     session.count(range(5))
-    answer = await session.house.call("GET", f"{session.path}?format=json&types=x&wait=0")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&types=x&wait=0")
 
     assert answer.json == {"events": [], "cursor": session.id_after(6)}
 
@@ -505,7 +505,7 @@ async def test_poll_cursor_passes_what_is_filtered(session: Session) -> None:
 async def test_poll_lingers_for_more(session: Session) -> None:
     """After the first event it collects events for the time in `linger` and returns all of them."""
     asked = asyncio.create_task(
-        session.house.call("GET", f"{session.path}?format=json&after=now&linger=300&wait=10")
+        session.harness.call("GET", f"{session.path}?format=json&after=now&linger=300&wait=10")
     )
     await until(lambda: session.handle.view().receivers == 1)
     began = asyncio.get_running_loop().time()
@@ -522,7 +522,7 @@ async def test_poll_lingers_for_more(session: Session) -> None:
 async def test_poll_does_not_linger_before_the_first_event(session: Session) -> None:
     """`linger` does not extend a wait in which no event arrives."""
     async with asyncio.timeout(10):
-        answer = await session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&wait=0")
+        answer = await session.harness.call("GET", f"{session.path}?format=json&after=now&linger=2000&wait=0")
 
     assert answer.json["events"] == []
 
@@ -535,11 +535,13 @@ async def test_full_poll_does_not_linger(session: Session, bound: str, count: in
     session.count(range(2))
     path = f"{session.path}?format=json&wait=10&linger=2000&{bound}"
     async with asyncio.timeout(1.5):
-        asked = asyncio.create_task(session.house.call("GET", f"{path}&after={session.id_after(1)}"))
+        asked = asyncio.create_task(session.harness.call("GET", f"{path}&after={session.id_after(1)}"))
         await until(lambda: session.handle.view().receivers == 1 or asked.done())
         session.count(range(2, 5))
         first = (await asked).json
-        second = (await session.house.call("GET", f"{session.path}?format=json&after={first['cursor']}")).json
+        second = (
+            await session.harness.call("GET", f"{session.path}?format=json&after={first['cursor']}")
+        ).json
     counted = [int(one["event"]["delta"]) for one in first["events"] + second["events"]]
 
     assert len(first["events"]) == count
@@ -550,15 +552,15 @@ async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> No
     """If the log overruns during `linger`, the next poll gets the gap, and the events already read are returned."""
     session = await opened(await build(relay=RelayLimits(log_max_events=3)))
     asked = asyncio.create_task(
-        session.house.call("GET", f"{session.path}?format=json&after=now&linger=2000&limit=5")
+        session.harness.call("GET", f"{session.path}?format=json&after=now&linger=2000&limit=5")
     )
     await until(lambda: session.handle.view().receivers == 1)
     session.count(range(1))
-    await until(lambda: session.house.facts.of("relayed_down") != [])
+    await until(lambda: session.harness.facts.of("relayed_down") != [])
     session.count(range(1, 9))
     async with asyncio.timeout(10):
         answer = await asked
-    following = await session.house.call("GET", f"{session.path}?format=json&after={answer.json['cursor']}")
+    following = await session.harness.call("GET", f"{session.path}?format=json&after={answer.json['cursor']}")
 
     assert [one["event"]["delta"] for one in answer.json["events"]] == ["0"]
     assert (following.status, following.json["missed"]) == (410, 5)
@@ -567,7 +569,7 @@ async def test_lingering_poll_keeps_what_it_has_before_a_gap(build: Build) -> No
 @pytest.mark.parametrize("linger", ["-1", "2001", "0.5", "x"])
 async def test_linger_is_milliseconds(session: Session, linger: str) -> None:
     """`linger` is given in milliseconds, up to 2,000."""
-    answer = await session.house.call("GET", f"{session.path}?format=json&linger={linger}")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&linger={linger}")
 
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
@@ -575,7 +577,7 @@ async def test_linger_is_milliseconds(session: Session, linger: str) -> None:
 async def test_large_poll_arrives_whole(session: Session) -> None:
     """It is written in pieces, with a Content-Length."""
     large(session, 20)
-    answer = await session.house.call("GET", f"{session.path}?format=json&max_bytes=4000000&limit=1000")
+    answer = await session.harness.call("GET", f"{session.path}?format=json&max_bytes=4000000&limit=1000")
 
     assert len(answer.json["events"]) == 21
     assert int(answer.headers["Content-Length"]) == len(answer.body)
@@ -593,15 +595,15 @@ async def test_stream_ends_after_closed(session: Session) -> None:
         blocks = await stream.rest()
 
     assert [said(block)["type"] for block in blocks] == ["gateway.closed"]
-    assert session.house.facts.of("stream_closed") == [("sse", "closed")]
+    assert session.harness.facts.of("stream_closed") == [("sse", "closed")]
 
 
 @pytest.mark.parametrize("format_", ["sse", "ndjson", "json"])
 async def test_closed_session_is_read_to_its_end(session: Session, format_: str) -> None:
     """While the log of a closed session is kept, a reader gets the unread events and then a clear end."""
     await session.handle.close(CloseReason.CLIENT)
-    unread = await session.house.call("GET", f"{session.path}?format={format_}")
-    read = await session.house.call("GET", f"{session.path}?format={format_}&after={session.id_after(2)}")
+    unread = await session.harness.call("GET", f"{session.path}?format={format_}")
+    read = await session.harness.call("GET", f"{session.path}?format={format_}&after={session.id_after(2)}")
 
     assert b"gateway.closed" in unread.body
     if format_ == "sse":
@@ -618,7 +620,7 @@ async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
     assert last.name == "gateway.rotating"
     assert last.retry is not None
     assert last.retry < 1000
-    assert session.house.facts.of("stream_closed") == [("sse", "rotated")]
+    assert session.harness.facts.of("stream_closed") == [("sse", "rotated")]
     async with session.read(after=session.id_after(1)) as stream:
         assert (await stream.value())["resumed"] is True
 
@@ -626,7 +628,7 @@ async def test_rotation_ends_the_connection_cleanly(session: Session) -> None:
 @pytest.mark.parametrize("format_", ["sse", "ndjson"])
 async def test_stream_of_a_session_that_moves_is_rotated(session: Session, format_: str) -> None:
     """If another node took the session over, the client gets a short `retry` and its cursor."""
-    async with session.house.http.get(f"{session.house.url}{session.path}?format={format_}") as answer:
+    async with session.harness.http.get(f"{session.harness.url}{session.path}?format={format_}") as answer:
         await until(lambda: session.handle.view().receivers == 1)
         for receiver in session.handle._receivers:
             receiver.rotate()
@@ -634,7 +636,7 @@ async def test_stream_of_a_session_that_moves_is_rotated(session: Session, forma
             body = await answer.read()
 
     assert f'{{"type":"gateway.rotating","cursor":"{session.id_after(1)}"}}'.encode() in body
-    assert session.house.facts.of("stream_closed") == [(format_, "rotated")]
+    assert session.harness.facts.of("stream_closed") == [(format_, "rotated")]
 
 
 @pytest.mark.slow
@@ -666,7 +668,7 @@ async def test_ninth_reader_supersedes_the_first(session: Session) -> None:
 
     assert (last.name, last.retry) == ("gateway.superseded", 2147483647)
     assert others == [[0]] * 8
-    assert ("sse", "superseded") in session.house.facts.of("stream_closed")
+    assert ("sse", "superseded") in session.harness.facts.of("stream_closed")
 
 
 async def test_superseded_poll_is_not_answered_at_once(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -678,7 +680,7 @@ async def test_superseded_poll_is_not_answered_at_once(build: Build, monkeypatch
 
     async def seconds(wait: float) -> float:
         began = asyncio.get_running_loop().time()
-        answer = await session.house.call("GET", f"{path}&wait={wait}")
+        answer = await session.harness.call("GET", f"{path}&wait={wait}")
         assert answer.json["events"] == []
         return asyncio.get_running_loop().time() - began
 
@@ -696,7 +698,7 @@ async def test_client_that_leaves_is_noticed(session: Session) -> None:
         assert session.handle.view().receivers == 1
     await until(lambda: session.handle.view().receivers == 0)
 
-    await until(lambda: session.house.facts.of("stream_closed") == [("sse", "client")])
+    await until(lambda: session.harness.facts.of("stream_closed") == [("sse", "client")])
 
 
 async def test_closing_server_ends_streams(session: Session) -> None:
@@ -704,9 +706,9 @@ async def test_closing_server_ends_streams(session: Session) -> None:
     async with session.read() as stream:
         await stream.take(2)
         async with asyncio.timeout(10):
-            await session.house.server.close()
+            await session.harness.server.close()
 
-    assert session.house.facts.of("stream_closed") == [("sse", "shutdown")]
+    assert session.harness.facts.of("stream_closed") == [("sse", "shutdown")]
 
 
 # --- errors that an EventSource survives ------------------------------------------------------------------------------
@@ -714,7 +716,7 @@ async def test_closing_server_ends_streams(session: Session) -> None:
 
 async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
     """The error arrives in the reader's own stream, because any status but 200 would stop an `EventSource` for good."""
-    answer = await session.house.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
+    answer = await session.harness.call("GET", f"{session.path}?ticket={session.ticket}&after=NONE")
 
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
     (block,) = BlockParser().feed(answer.body)
@@ -727,10 +729,10 @@ async def test_ticket_reader_is_told_of_a_bad_cursor(session: Session) -> None:
 
 async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
     """The reader is told when to reconnect, and its cursor does not change."""
-    runner = session.house.server._client_side._runner
+    runner = session.harness.server._client_side._runner
     await runner.app[READS].ticker.close()
-    told = await session.house.call("GET", f"{session.path}?ticket={session.ticket}")
-    refused = await session.house.call("GET", session.path)
+    told = await session.harness.call("GET", f"{session.path}?ticket={session.ticket}")
+    refused = await session.harness.call("GET", session.path)
 
     (block,) = BlockParser().feed(told.body)
     assert (block.name, block.id, said(block)["code"]) == ("gateway.error", None, "draining")
@@ -744,7 +746,7 @@ async def test_ticket_reader_is_told_of_a_shutdown(session: Session) -> None:
 async def test_others_get_the_status(session: Session, query: str) -> None:
     """A client that asks for the status, has no ticket or reads another form gets the error as a status."""
     query = query.format(ticket=session.ticket)
-    answer = await session.house.call("GET", f"{session.path}?after=NONE&{query}")
+    answer = await session.harness.call("GET", f"{session.path}?after=NONE&{query}")
 
     assert (answer.status, answer.code) == (400, "invalid-cursor")
 
@@ -755,8 +757,8 @@ async def test_others_get_the_status(session: Session, query: str) -> None:
 class Second:
     """A second client listener over the same hub, with other stream limits."""
 
-    def __init__(self, house: House, *limits: StreamLimits | ServerLimits) -> None:
-        parts = house.parts
+    def __init__(self, harness: Harness, *limits: StreamLimits | ServerLimits) -> None:
+        parts = harness.parts
         for one in limits:
             parts = (
                 replace(parts, stream=one) if isinstance(one, StreamLimits) else replace(parts, limits=one)
@@ -789,8 +791,8 @@ class Second:
 async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str, Any], beat: bytes) -> None:
     """A heartbeat carries no event, but keeps proxies from closing a silent connection."""
     async with (
-        Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
-        reading(session.house.http, f"{url}{session.path}", after="now", **query) as stream,
+        Second(session.harness, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
+        reading(session.harness.http, f"{url}{session.path}", after="now", **query) as stream,
     ):
         seen = b""
         async with asyncio.timeout(10):
@@ -801,8 +803,8 @@ async def test_silence_is_broken_by_heartbeats(session: Session, query: dict[str
 async def test_filtered_heartbeat_carries_the_cursor(session: Session) -> None:
     """The heartbeat of a filtered stream carries the cursor, so that filtered events are not read again."""
     async with (
-        Second(session.house, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
-        reading(session.house.http, f"{url}{session.path}", after="now", types="response.done") as stream,
+        Second(session.harness, StreamLimits(heartbeat_seconds=0.2, max_age_seconds=300)) as url,
+        reading(session.harness.http, f"{url}{session.path}", after="now", types="response.done") as stream,
     ):
         await stream.next()
         session.count(range(5))
@@ -838,15 +840,15 @@ def large(session: Session, count: int = 1) -> None:
 @pytest.mark.slow
 async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
     """It delays no other reader, and the session continues."""
-    async with Second(session.house, ServerLimits(write_seconds=1)) as url:
+    async with Second(session.harness, ServerLimits(write_seconds=1)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
-        async with reading(session.house.http, f"{url}{session.path}", after="now") as stream:
+        async with reading(session.harness.http, f"{url}{session.path}", after="now") as stream:
             await stream.next()
             for _ in range(60):
                 large(session)
                 await stream.next()
-            await until(lambda: ("sse", "slow") in session.house.facts.of("stream_closed"))
+            await until(lambda: ("sse", "slow") in session.harness.facts.of("stream_closed"))
             assert session.handle.view().receivers == 1
         deaf.close()
 
@@ -856,7 +858,7 @@ async def test_reader_that_never_reads_is_cut_off(session: Session) -> None:
 @pytest.mark.slow
 async def test_reader_that_never_reads_holds_little(session: Session) -> None:
     """A reader that never reads uses one page and the small buffers of its socket, however large the log is."""
-    async with Second(session.house, ServerLimits(write_seconds=30)) as url:
+    async with Second(session.harness, ServerLimits(write_seconds=30)) as url:
         deaf = Deaf(url, session.path)
         await until(lambda: session.handle.view().receivers == 1)
         (stream,) = session.handle._receivers
@@ -871,7 +873,7 @@ async def test_reader_that_never_reads_holds_little(session: Session) -> None:
 async def test_poll_that_is_never_read_is_cut_off(session: Session) -> None:
     """A poll that is never read is cut off at the write deadline; until then it holds a piece, not its page."""
     large(session, 40)
-    second = Second(session.house, ServerLimits(write_seconds=1))
+    second = Second(session.harness, ServerLimits(write_seconds=1))
     async with second as url:
         deaf = Deaf(url, f"{session.path}?format=json&max_bytes=4194304&limit=1000")
         await until(lambda: any(one._request.protocol.writing_paused for one in second.reads))
@@ -886,7 +888,7 @@ async def test_poll_that_is_never_read_is_cut_off(session: Session) -> None:
 async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
     """A client that reads a little before each deadline is not cut off, even if one write takes longer than that."""
     large(session, 10)
-    async with Second(session.house, ServerLimits(write_seconds=1)) as url:
+    async with Second(session.harness, ServerLimits(write_seconds=1)) as url:
         # A window of more than one read: with a smaller one TCP itself waits until it opens.
         slow = Deaf(url, session.path, buffer=32768)
         await until(lambda: session.handle.view().receivers == 1)
@@ -896,21 +898,21 @@ async def test_slow_reader_is_not_a_dead_one(session: Session) -> None:
             await asyncio.sleep(0.25)
 
         assert stream._writer.waiting
-        assert session.house.facts.of("stream_closed") == []
+        assert session.harness.facts.of("stream_closed") == []
         slow.close()
 
 
 async def test_superseded_reader_that_takes_nothing_is_let_go_at_once(build: Build) -> None:
     """A superseded reader that reads nothing is closed at once, not only at the write deadline."""
     session = await opened(await build(relay=RelayLimits(max_receivers=1)))
-    deaf = Deaf(session.house.url, session.path)
+    deaf = Deaf(session.harness.url, session.path)
     await until(lambda: session.handle.view().receivers == 1)
     (stuck,) = session.handle._receivers
     large(session, 20)
     await until(lambda: stuck._writer.waiting)
     async with session.read(after="now") as stream:
         await stream.next()
-        await until(lambda: session.house.facts.of("stream_closed") == [("sse", "superseded")])
+        await until(lambda: session.harness.facts.of("stream_closed") == [("sse", "superseded")])
         assert session.handle.view().receivers == 1
     deaf.close()
 
@@ -925,7 +927,7 @@ async def test_reader_that_wants_no_holes_ends_at_one(build: Build) -> None:
 
     assert [said(block)["type"] for block in blocks] == ["gateway.gap"]
     assert said(blocks[0])["missed"] == 15
-    assert session.house.facts.of("stream_closed") == [("sse", "error")]
+    assert session.harness.facts.of("stream_closed") == [("sse", "error")]
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
@@ -940,7 +942,7 @@ async def test_live_events_are_timed_once(session: Session) -> None:
         session.count(range(3, 7))
         await one.take(4)
         await two.take(4)
-    facts = session.house.facts
+    facts = session.harness.facts
 
     assert sum(count for _, count in facts.of("relayed_down")) == 4
     assert all(0 <= seconds < 1 for seconds, _ in facts.of("relayed_down"))
@@ -949,7 +951,7 @@ async def test_live_events_are_timed_once(session: Session) -> None:
 
 async def test_http_1_0_reads_as_well(session: Session) -> None:
     """An HTTP/1.0 client, such as nginx by default, gets the stream without chunks until the connection ends."""
-    host, port = session.house.url.removeprefix("http://").split(":")
+    host, port = session.harness.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {session.path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     await until(lambda: session.handle.view().receivers == 1)

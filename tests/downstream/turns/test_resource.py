@@ -13,7 +13,7 @@ from gateway.relay.events.eventlog import EventId
 from gateway.relay.limits import RelayLimits
 from gateway.relay.session import Session as RelaySession
 from gateway.relay.states import CloseReason
-from tests.downstream.house import Answer, Build, House
+from tests.downstream.harness import Answer, Build, Harness
 from tests.downstream.raw import connect
 from tests.downstream.streams import DEADLINE_SECONDS, Session, deltas, opened, said
 from tests.waiting import until
@@ -24,14 +24,14 @@ Json = dict[str, Any]
 class Model:
     """Answers turns: it reads what the gateway sent and emits the events that a test asks for."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
         self._turns = 0
         self._taken = 0
 
     @property
     def sent(self) -> list[Json]:
-        return [json.loads(text) for text in self._house.far_end.sent]
+        return [json.loads(text) for text in self._harness.far_end.sent]
 
     def of(self, type_: str) -> list[Json]:
         """Return the events of a type that were sent."""
@@ -52,8 +52,8 @@ class Model:
         return self.of("response.create")[count - 1]
 
     def say(self, type_: str, **members: object) -> None:
-        assert self._house.far_end.sink is not None
-        self._house.far_end.sink.received(0, json.dumps({"type": type_, **members}))
+        assert self._harness.far_end.sink is not None
+        self._harness.far_end.sink.received(0, json.dumps({"type": type_, **members}))
 
     def begin(self, asked: Json) -> str:
         """Create the requested response."""
@@ -107,29 +107,29 @@ class Model:
 
 
 @pytest.fixture
-def model(house: House) -> Model:
+def model(harness: Harness) -> Model:
     """Return the model that answers."""
-    return Model(house)
+    return Model(harness)
 
 
 @pytest.fixture
-async def session(house: House) -> Session:
+async def session(harness: Harness) -> Session:
     """Return an open session."""
-    return await opened(house)
+    return await opened(harness)
 
 
 def turn(session: Session, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
     """Post a turn; text as curl does, the rest as JSON."""
-    return post(session.house, f"/v1/sessions/{session.id}/turns", body, **options)
+    return post(session.harness, f"/v1/sessions/{session.id}/turns", body, **options)
 
 
-def post(house: House, path: str, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
+def post(harness: Harness, path: str, body: object = "Hello", **options: Any) -> "asyncio.Task[Answer]":
     """Start a POST; text goes as curl's `-d` sends it, the rest as JSON."""
     headers = options.pop("headers", {})
     if isinstance(body, str):
         headers = {"Content-Type": "application/x-www-form-urlencoded", **headers}
-        return asyncio.create_task(house.call("POST", path, data=body.encode(), headers=headers, **options))
-    return asyncio.create_task(house.call("POST", path, json=body, headers=headers, **options))
+        return asyncio.create_task(harness.call("POST", path, data=body.encode(), headers=headers, **options))
+    return asyncio.create_task(harness.call("POST", path, json=body, headers=headers, **options))
 
 
 async def got(task: "asyncio.Task[Answer]") -> Answer:
@@ -143,12 +143,12 @@ async def got(task: "asyncio.Task[Answer]") -> Answer:
 
 async def test_a_turn_is_no_larger_than_a_batch(session: Session) -> None:
     """The items and the response.create of a turn count as events and are limited as in a batch."""
-    limit = session.house.parts.limits.max_batch_events
+    limit = session.harness.parts.limits.max_batch_events
     item = {"type": "message", "role": "user", "content": []}
     answer = await got(turn(session, {"input": [item] * limit}))
 
     assert (answer.status, answer.code, answer.json["limit"]) == (413, "too-large", limit)
-    assert session.house.far_end.sent == []
+    assert session.harness.far_end.sent == []
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,9 @@ async def test_body_named_json_must_be_an_object(session: Session) -> None:
 
 async def test_text_is_streamed_as_it_comes(session: Session, model: Model) -> None:
     """The status is sent with the first delta, and each delta is sent at once."""
-    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    url = f"{session.harness.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
-    asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
+    asking = asyncio.create_task(session.harness.http.post(url, data=b"Hello", headers=headers))
     id_ = model.begin(await model.asked())
     model.say("response.output_text.delta", response_id="resp_other", delta="not mine")
     assert not asking.done()
@@ -256,9 +256,9 @@ async def test_an_answer_that_is_not_whole_cuts_the_connection(
 ) -> None:
     """If the answer is incomplete, or a function call follows the text, the partial text arrives but the body ends
     early."""
-    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    url = f"{session.harness.url}/v1/sessions/{session.id}/turns"
     headers = {"Content-Type": "text/plain"}
-    asking = asyncio.create_task(session.house.http.post(url, data=b"Hello", headers=headers))
+    asking = asyncio.create_task(session.harness.http.post(url, data=b"Hello", headers=headers))
     id_ = model.begin(await model.asked())
     model.speak(id_, "Half ")
     async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
@@ -277,7 +277,7 @@ async def test_an_answer_that_is_not_whole_resets_a_connection_without_chunks(
 ) -> None:
     """In HTTP/1.0, as nginx speaks it by default, the end of the connection is the end of the body. So it is reset, when the
     client has got the partial text."""
-    reader, writer = await connect(session.house.url)
+    reader, writer = await connect(session.harness.url)
     path = f"/v1/sessions/{session.id}/turns"
     writer.write(f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nHello".encode())
     id_ = model.begin(await model.asked())
@@ -428,8 +428,8 @@ async def test_stream_of_a_turn_that_moves_to_another_node_is_rotated(
     first = turn(session)
     await model.asked()
     waiting = turn(session, headers={"Accept": "text/event-stream"})
-    await until(lambda: bool(session.house.facts.of("stream_opened")))
-    cast(RelaySession, session.house.hub.find(session.id, None)).released()
+    await until(lambda: bool(session.harness.facts.of("stream_opened")))
+    cast(RelaySession, session.harness.hub.find(session.id, None)).released()
     answer = await got(waiting)
 
     assert answer.status == 200
@@ -440,9 +440,9 @@ async def test_stream_of_a_turn_that_moves_to_another_node_is_rotated(
 
 async def test_stream_that_fails_ends_with_the_error(session: Session, model: Model) -> None:
     """After the first event the status cannot change, so the problem is sent as an event."""
-    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    url = f"{session.harness.url}/v1/sessions/{session.id}/turns"
     asking = asyncio.create_task(
-        session.house.http.post(url, json={"input": "Hello"}, headers={"Accept": "text/event-stream"})
+        session.harness.http.post(url, json={"input": "Hello"}, headers={"Accept": "text/event-stream"})
     )
     model.begin(await model.asked())
     async with asyncio.timeout(DEADLINE_SECONDS), await asking as answer:
@@ -492,9 +492,9 @@ async def test_turn_of_a_session_that_moves_ends(session: Session, model: Model,
 @pytest.mark.slow
 async def test_turn_that_takes_too_long_is_cancelled(build: Build) -> None:
     """A turn that takes too long is answered with 504 and its phase, and the response is cancelled."""
-    house = await build(relay=RelayLimits(turn_timeout_seconds=0.2))
-    house.hub.start()
-    session, model = await opened(house), Model(house)
+    harness = await build(relay=RelayLimits(turn_timeout_seconds=0.2))
+    harness.hub.start()
+    session, model = await opened(harness), Model(harness)
     asked = turn(session, {"input": "Hello"})
     model.begin(await model.asked())
     answer = await got(asked)
@@ -508,9 +508,9 @@ async def test_turn_that_takes_too_long_is_cancelled(build: Build) -> None:
 
 async def test_stream_gives_the_turns_own_events(session: Session, model: Model) -> None:
     """The stream has exactly the turn's events, as in the log, up to its response.done."""
-    url = f"{session.house.url}/v1/sessions/{session.id}/turns"
+    url = f"{session.harness.url}/v1/sessions/{session.id}/turns"
     headers = {"Accept": "text/event-stream"}
-    asking = asyncio.create_task(session.house.http.post(url, json={"input": "Hello"}, headers=headers))
+    asking = asyncio.create_task(session.harness.http.post(url, json={"input": "Hello"}, headers=headers))
     id_ = model.begin(await model.asked())
     model.say("rate_limits.updated")
     model.speak(id_, "1")
@@ -565,8 +565,8 @@ async def test_turns_queue_in_order(session: Session, model: Model) -> None:
 
 async def test_turn_too_many_is_refused(build: Build) -> None:
     """A turn beyond the queue's limit is refused with 429 and Retry-After."""
-    house = await build(relay=RelayLimits(max_waiting_turns=1))
-    session, model = await opened(house), Model(house)
+    harness = await build(relay=RelayLimits(max_waiting_turns=1))
+    session, model = await opened(harness), Model(harness)
     tasks = [turn(session, {"input": "1"})]
     await model.asked()
     tasks.append(turn(session, {"input": "2"}))
@@ -590,7 +590,7 @@ async def test_repeat_attaches_to_the_running_turn(session: Session, model: Mode
     id_ = model.begin(await model.asked())
     model.speak(id_, "Hi ")
     second = turn(session, {"input": "Hello"}, headers={**KEY, "Accept": "text/plain"})
-    await until(lambda: session.house.facts.of("idempotent_replay") == [()])
+    await until(lambda: session.harness.facts.of("idempotent_replay") == [()])
     model.speak(id_, "there")
     model.end(id_, "Hi there")
 
@@ -627,7 +627,7 @@ async def test_repeat_goes_on_behind_what_was_seen(
         await got(first)
     seen = {**KEY, "Last-Event-ID": session.id_after(4)}
     second = turn(session, {"input": "Hello"}, headers=seen, params={"format": form})
-    await until(lambda: session.house.facts.of("idempotent_replay") == [()])
+    await until(lambda: session.harness.facts.of("idempotent_replay") == [()])
     if not done:
         model.speak(id_, "4")
         model.end(id_, "1234")
@@ -718,62 +718,62 @@ async def test_wait_needs_a_key_and_sense(session: Session, wait: str, headers: 
 # --- its own session ---------------------------------------------------------------------------------------------
 
 
-async def test_own_turn_opens_and_closes_its_session(house: House, model: Model) -> None:
+async def test_own_turn_opens_and_closes_its_session(harness: Harness, model: Model) -> None:
     """The session is opened as the body says, and nothing stays open afterwards."""
-    asked = post(house, "/v1/turns", {"input": "Hello", "session": {"instructions": "Rhyme."}})
+    asked = post(harness, "/v1/turns", {"input": "Hello", "session": {"instructions": "Rhyme."}})
     await model.answer("Hi")
     answer = await got(asked)
-    (request,) = house.far_end.requests
-    await until(lambda: house.far_end.closed == 1)
+    (request,) = harness.far_end.requests
+    await until(lambda: harness.far_end.closed == 1)
 
     assert answer.json["output_text"] == "Hi"
     assert request.session["instructions"] == "Rhyme."
-    assert house.hub.find(answer.json["session_id"], None).view().state == "closed"
+    assert harness.hub.find(answer.json["session_id"], None).view().state == "closed"
 
 
-async def test_refused_opening_is_told(house: House) -> None:
+async def test_refused_opening_is_told(harness: Harness) -> None:
     """If the session cannot be opened, the error is that of a create."""
-    house.far_end.refusal = UpstreamError("upstream-rejected", "No such model.")
-    answer = await got(post(house, "/v1/turns"))
+    harness.far_end.refusal = UpstreamError("upstream-rejected", "No such model.")
+    answer = await got(post(harness, "/v1/turns"))
 
     assert (answer.status, answer.code) == (502, "upstream-rejected")
 
 
-async def test_leaving_client_ends_its_own_turn(house: House, model: Model) -> None:
+async def test_leaving_client_ends_its_own_turn(harness: Harness, model: Model) -> None:
     """The response is cancelled and the session closed, because no client is left to read it."""
-    asked = post(house, "/v1/turns")
+    asked = post(harness, "/v1/turns")
     model.begin(await model.asked())
     asked.cancel()
-    await until(lambda: house.far_end.closed == 1)
+    await until(lambda: harness.far_end.closed == 1)
 
     assert [event["response_id"] for event in model.of("response.cancel")] == ["resp_1"]
-    assert house.hub.all_sessions()[0].close_reason == "client"
+    assert harness.hub.all_sessions()[0].close_reason == "client"
 
 
-async def test_client_that_leaves_while_opening_ends_it(house: House) -> None:
+async def test_client_that_leaves_while_opening_ends_it(harness: Harness) -> None:
     """If the client leaves while the session opens, no session remains."""
     gate = asyncio.Event()
-    house.far_end.gate = gate.wait
-    asked = post(house, "/v1/turns")
-    await until(lambda: len(house.far_end.requests) == 1)
+    harness.far_end.gate = gate.wait
+    asked = post(harness, "/v1/turns")
+    await until(lambda: len(harness.far_end.requests) == 1)
     asked.cancel()
-    await until(lambda: not house.hub._opening)
+    await until(lambda: not harness.hub._opening)
 
-    assert house.hub.all_sessions() == []
+    assert harness.hub.all_sessions() == []
 
 
-async def test_client_with_a_key_may_come_back(house: House, model: Model) -> None:
+async def test_client_with_a_key_may_come_back(harness: Harness, model: Model) -> None:
     """With a key the turn continues without its client, and the repeat finds it."""
-    asked = post(house, "/v1/turns", {"input": "Hello"}, headers=KEY)
+    asked = post(harness, "/v1/turns", {"input": "Hello"}, headers=KEY)
     id_ = model.begin(await model.asked())
     asked.cancel()
-    await until(lambda: house.facts.of("http_answered") != [])
-    again = post(house, "/v1/turns", {"input": "Hello"}, headers=KEY)
-    await until(lambda: house.facts.of("idempotent_replay") == [()])
+    await until(lambda: harness.facts.of("http_answered") != [])
+    again = post(harness, "/v1/turns", {"input": "Hello"}, headers=KEY)
+    await until(lambda: harness.facts.of("idempotent_replay") == [()])
     model.end(id_, "Hi")
 
     assert (await got(again)).json["output_text"] == "Hi"
-    assert len(house.far_end.requests) == 1
+    assert len(harness.far_end.requests) == 1
 
 
 async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, model: Model) -> None:
@@ -781,7 +781,7 @@ async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, mod
     asked = turn(session)
     id_ = model.begin(await model.asked())
     asked.cancel()
-    await until(lambda: session.house.facts.of("http_answered") != [])
+    await until(lambda: session.harness.facts.of("http_answered") != [])
     model.end(id_, "Hi")
     async with session.read() as log:
         types = [said(block)["type"] for block in await log.take(4)]
@@ -790,13 +790,13 @@ async def test_leaving_client_leaves_a_sessions_turn_alone(session: Session, mod
     assert model.of("response.cancel") == []
 
 
-async def test_closing_server_ends_turns(house: House, model: Model) -> None:
+async def test_closing_server_ends_turns(harness: Harness, model: Model) -> None:
     """A closing server ends turns, and no session remains open."""
-    asked = post(house, "/v1/turns", headers=KEY)
+    asked = post(harness, "/v1/turns", headers=KEY)
     await model.asked()
-    await house.hub.close()
+    await harness.hub.close()
     answer = await got(asked)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        await house.server.close()
+        await harness.server.close()
 
     assert answer.status >= 400

@@ -14,7 +14,7 @@ from gateway.relay.session import Session
 from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.conftest import Build
-from tests.relay.fakes import START_UNIX, FakeCall, FakeReceiver, House, client_event, logged, types_of
+from tests.relay.fakes import START_UNIX, FakeCall, FakeReceiver, Harness, client_event, logged, types_of
 from tests.waiting import until
 
 HELLO = TurnRequest([{"type": "message", "role": "user"}])
@@ -47,16 +47,16 @@ def service(call: FakeCall) -> None:
 
 
 @pytest.fixture
-async def house(build: Build) -> House:
+async def harness(build: Build) -> Harness:
     """Return a running hub whose calls take items."""
-    house = build()
-    house.dialer.prepare = service
-    return house
+    harness = build()
+    harness.dialer.prepare = service
+    return harness
 
 
-async def attended(house: House, **members: Any) -> Session:
+async def attended(harness: Harness, **members: Any) -> Session:
     """Open a session that has a reader."""
-    session = await house.open(**members)
+    session = await harness.open(**members)
     session.attach(FakeReceiver(0.0))
     return session
 
@@ -87,17 +87,17 @@ def after(seconds: float, then: Callable[[], object]) -> Callable[[], Awaitable[
 
 @pytest.mark.parametrize("cause", LossCause)
 async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
-    house: House, cause: LossCause
+    harness: Harness, cause: LossCause
 ) -> None:
     """The session keeps its ID, and the log reports the loss and the recovery."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a", "b")
-    old = house.call
+    old = harness.call
     old.lose(cause)
     assert session.view().state is State.RECOVERING
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert [event["item"]["id"] for event in house.call.events] == ["a", "b"]
+    assert [event["item"]["id"] for event in harness.call.events] == ["a", "b"]
     assert gateway_events(session) == [
         {"type": "gateway.recovering", "cause": cause},
         {
@@ -114,31 +114,31 @@ async def test_a_lost_call_is_replaced_by_one_that_knows_the_conversation(
     ]
     assert session.view().call_id == "rtc_2"
     assert old.closings == [cause is not LossCause.CHANNEL_CLOSED]
-    assert [args[1:3] for args in house.facts.of("recovered")] == [(cause, "recovered")]
+    assert [args[1:3] for args in harness.facts.of("recovered")] == [(cause, "recovered")]
 
 
-async def test_what_is_sent_meanwhile_follows_on_the_new_call(house: House) -> None:
+async def test_what_is_sent_meanwhile_follows_on_the_new_call(harness: Harness) -> None:
     """Held events are accepted at once and sent in order, after the conversation."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
-    house.dialer.gate = lambda: asyncio.sleep(2)
-    house.call.lose()
+    harness.dialer.gate = lambda: asyncio.sleep(2)
+    harness.call.lose()
     await say(session, "b", "c")
     await session.submit([client_event("response.create")])
     await until(lambda: session.view().state is State.CONNECTED)
 
-    types = house.call.types()
-    assert [event["item"]["id"] for event in house.call.events[:3]] == ["a", "b", "c"]
+    types = harness.call.types()
+    assert [event["item"]["id"] for event in harness.call.events[:3]] == ["a", "b", "c"]
     assert types[3:] == ["response.create"]
     assert session.diagnostics()["accepted"] == 4
 
 
 async def test_what_waits_for_a_new_call_is_bounded(build: Build) -> None:
     """The waiting events are limited in number and bytes; more are refused as recovering, with Retry-After."""
-    house = build(held_max_events=2, held_max_bytes=2000)
-    session = await attended(house)
-    house.dialer.gate = lambda: asyncio.sleep(2)
-    house.call.lose()
+    harness = build(held_max_events=2, held_max_bytes=2000)
+    session = await attended(harness)
+    harness.dialer.gate = lambda: asyncio.sleep(2)
+    harness.call.lose()
     await session.submit([client_event("x"), client_event("x")])
     for batch in ([client_event("x")], [client_event("x", a="b" * 3000)]):
         with pytest.raises(OverloadError) as caught:
@@ -146,40 +146,40 @@ async def test_what_waits_for_a_new_call_is_bounded(build: Build) -> None:
         assert (caught.value.code, caught.value.retry_after) == ("recovering", 1)
 
 
-async def test_what_was_in_flight_is_told_as_unknown(house: House) -> None:
+async def test_what_was_in_flight_is_told_as_unknown(harness: Harness) -> None:
     """An event that was in flight is reported as unknown by its number and its event_id, so that its sender can
     check whether it was taken."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     await session.submit([client_event("conversation.item.create", event_id="mine", item=item("a"))])
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     (_, recovered) = gateway_events(session)
     assert recovered["unknown"] == [{"number": 1, "event_id": "mine", "type": "conversation.item.create"}]
 
 
-async def test_what_nothing_answers_is_told_unless_it_was_acknowledged(house: House) -> None:
+async def test_what_nothing_answers_is_told_unless_it_was_acknowledged(harness: Harness) -> None:
     """For events that nothing answers, such as audio or unknown types, the transport's acknowledgement counts,
     because it is end to end; a later event does not."""
-    session = await attended(house)
+    session = await attended(harness)
     await session.submit([client_event("input_audio_buffer.append"), client_event("some.future.event")])
-    house.call.acknowledged = 2
-    house.call.say("rate_limits.updated")
+    harness.call.acknowledged = 2
+    harness.call.say("rate_limits.updated")
     await session.submit([client_event("some.future.event", event_id="last")])
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     (_, recovered) = gateway_events(session)
     assert recovered["unknown"] == [{"number": 3, "event_id": "last", "type": "some.future.event"}]
 
 
-async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(house: House) -> None:
+async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(harness: Harness) -> None:
     """The session's last event names the accepted events that found no call, and those that may not have been taken."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     await session.submit([client_event("conversation.item.create", event_id="handed", item=item("a"))])
-    house.call.lose()
+    harness.call.lose()
     await session.submit([client_event("response.create", event_id="held")])
     await session.close(CloseReason.CLIENT)
 
@@ -188,101 +188,101 @@ async def test_what_a_session_leaves_unsent_or_unconfirmed_is_told_at_its_end(ho
     assert closed["unsent"] == [{"number": 2, "event_id": "held", "type": "response.create"}]
 
 
-async def test_a_session_that_left_nothing_says_no_more_than_its_reason(house: House) -> None:
+async def test_a_session_that_left_nothing_says_no_more_than_its_reason(harness: Harness) -> None:
     """The members are present only if they are not empty."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
     await session.close(CloseReason.CLIENT)
 
     assert set(gateway_events(session)[-1]) == {"type", "reason", "retryable", "upstream"}
 
 
-async def test_a_response_cut_off_is_told_and_counted(house: House) -> None:
+async def test_a_response_cut_off_is_told_and_counted(harness: Harness) -> None:
     """The turn of the interrupted response fails, and the next turn is sent on the new call."""
-    session = await attended(house)
+    session = await attended(harness)
     turn, following = await session.turn(HELLO), await session.turn(HELLO)
-    house.call.start("resp_1", turn.id)
-    house.call.lose()
+    harness.call.start("resp_1", turn.id)
+    harness.call.lose()
     assert turn.failure is not None
     assert turn.failure.code == "upstream-failed"
     await until(lambda: following.after is not None)
 
     assert gateway_events(session)[1]["response"] == "interrupted"
-    assert house.facts.of("usage_unrecorded") == [()]
-    assert house.call.types()[-1] == "response.create"
+    assert harness.facts.of("usage_unrecorded") == [()]
+    assert harness.call.types()[-1] == "response.create"
 
 
-async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(house: House) -> None:
+async def test_a_response_cut_off_is_asked_for_again_where_that_was_wanted(harness: Harness) -> None:
     """With `on_interrupted: retry` the responses are requested again before other waiting events."""
-    session = await attended(house, retry_interrupted=True)
+    session = await attended(harness, retry_interrupted=True)
     asked = client_event("response.create", event_id="again")
     await session.submit([asked])
-    house.call.start("resp_1")
-    house.call.lose()
+    harness.call.start("resp_1")
+    harness.call.lose()
     await session.submit([client_event("x")])
     await until(lambda: session.view().state is State.CONNECTED)
 
     assert gateway_events(session)[1]["response"] == "retried"
-    assert house.call.types() == ["response.create", "x"]
+    assert harness.call.types() == ["response.create", "x"]
 
 
-async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_response(house: House) -> None:
+async def test_a_question_that_was_not_confirmed_is_asked_again_with_its_response(harness: Harness) -> None:
     """Without the question the answer would be pointless, so both are sent again; what is sent again is not unknown."""
-    session = await attended(house, retry_interrupted=True)
-    house.call.on_send = None
+    session = await attended(harness, retry_interrupted=True)
+    harness.call.on_send = None
     await session.submit(
         [client_event("conversation.item.create", item=item("a")), client_event("response.create")]
     )
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     recovered = gateway_events(session)[1]
     assert (recovered["response"], recovered["unknown"]) == ("retried", [])
-    assert house.call.types() == ["conversation.item.create", "response.create"]
+    assert harness.call.types() == ["conversation.item.create", "response.create"]
 
 
 @pytest.mark.parametrize("retry", [True, False])
-async def test_a_refused_question_is_not_asked_again_by_a_loss(house: House, retry: bool) -> None:
+async def test_a_refused_question_is_not_asked_again_by_a_loss(harness: Harness, retry: bool) -> None:
     """After a refused question a loss repeats nothing, because only the response was requested, and nothing is
     unknown."""
-    session = await attended(house, retry_interrupted=retry)
+    session = await attended(harness, retry_interrupted=retry)
     await session.submit([client_event("response.create")])
-    house.call.say("error", error={"code": "invalid_value", "event_id": None})
+    harness.call.say("error", error={"code": "invalid_value", "event_id": None})
     await asyncio.sleep(8)
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     recovered = gateway_events(session)[1]
     assert (recovered["response"], recovered["unknown"]) == (None, [])
-    assert house.call.types() == []
+    assert harness.call.types() == []
 
 
-async def test_a_question_held_back_is_asked_once(house: House) -> None:
+async def test_a_question_held_back_is_asked_once(harness: Harness) -> None:
     """A question that was held back is asked once, even if the old call is lost in the middle of the hand-over."""
-    session = await attended(house, retry_interrupted=True)
+    session = await attended(harness, retry_interrupted=True)
     await say(session, "a")
-    old, taken = house.call, asyncio.Event()
+    old, taken = harness.call, asyncio.Event()
 
     def prepare(call: FakeCall) -> None:
         call.on_send = lambda event: taken.set()
 
-    house.dialer.prepare = prepare
-    house.hub.restart(session.id)
+    harness.dialer.prepare = prepare
+    harness.hub.restart(session.id)
     await taken.wait()
     await session.submit([client_event("response.create")])
-    house.dialer.prepare = service
+    harness.dialer.prepare = service
     old.lose()
     await until(lambda: session.view().call_id == "rtc_3", 60)
 
     assert gateway_events(session)[-1]["response"] is None
-    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+    assert [call.types().count("response.create") for call in harness.dialer.calls] == [0, 0, 1]
 
 
-async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House) -> None:
+async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(harness: Harness) -> None:
     """The turn fails at once, and the log names its events."""
-    session = await attended(house)
+    session = await attended(harness)
     turn = await session.turn(HELLO)
-    house.hub.restart(session.id)
+    harness.hub.restart(session.id)
     await until(lambda: turn.finished, 20)
 
     assert turn.failure is not None
@@ -292,47 +292,47 @@ async def test_a_question_unconfirmed_at_a_hand_over_fails_its_turn(house: House
     assert [event["type"] for event in recovered["unknown"]] == ["response.create"]
 
 
-async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(house: House) -> None:
+async def test_what_is_sent_on_a_channel_that_just_closed_waits_for_the_next_call(harness: Harness) -> None:
     """The loss is reported a moment later; otherwise the next tick detects it."""
-    session = await attended(house)
-    house.call.open = False
+    session = await attended(harness)
+    harness.call.open = False
     await say(session, "a")
     assert session.diagnostics()["accepted"] == 1
     await until(lambda: session.view().call_id == "rtc_2")
 
     assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "connection_failed"}
-    assert house.call.types() == ["conversation.item.create"]
+    assert harness.call.types() == ["conversation.item.create"]
 
 
 async def test_what_waited_is_sent_however_full_the_new_channel_is(build: Build) -> None:
     """Waiting events were accepted, so they are sent even if the new channel is full; refusing them would lose them."""
-    house = build(high_water_bytes=10)
-    house.dialer.prepare = lambda call: setattr(call, "buffered", 5)
-    session = await attended(house)
-    house.dialer.gate = lambda: asyncio.sleep(2)
-    house.call.lose()
+    harness = build(high_water_bytes=10)
+    harness.dialer.prepare = lambda call: setattr(call, "buffered", 5)
+    session = await attended(harness)
+    harness.dialer.gate = lambda: asyncio.sleep(2)
+    harness.call.lose()
     await session.submit([client_event("x", text="y" * 100)])
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert house.call.types() == ["x"]
+    assert harness.call.types() == ["x"]
 
 
-async def test_what_the_new_call_cannot_take_for_its_size_is_told(house: House) -> None:
+async def test_what_the_new_call_cannot_take_for_its_size_is_told(harness: Harness) -> None:
     """Events that are too large for the new call are reported by number, and the others are sent."""
-    session = await attended(house)
-    house.dialer.prepare = lambda call: setattr(call, "max_message_bytes", 100)
-    house.dialer.gate = lambda: asyncio.sleep(2)
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.prepare = lambda call: setattr(call, "max_message_bytes", 100)
+    harness.dialer.gate = lambda: asyncio.sleep(2)
+    harness.call.lose()
     await session.submit([client_event("x", text="y" * 100, event_id="big"), client_event("z")])
     await until(lambda: session.view().state is State.CONNECTED)
 
     assert gateway_events(session)[1]["refused"] == [{"number": 1, "event_id": "big", "type": "x"}]
-    assert house.call.types() == ["z"]
+    assert harness.call.types() == ["z"]
 
 
-async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(house: House) -> None:
+async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(harness: Harness) -> None:
     """If the new call is lost at once, the waiting events are sent once, on the call after it."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
     numbers = itertools.count()
 
@@ -341,41 +341,41 @@ async def test_a_call_lost_in_the_moment_it_is_taken_leaves_what_waited_waiting(
         if next(numbers) == 0:
             asyncio.get_running_loop().call_later(0.5, setattr, call, "open", False)
 
-    house.dialer.prepare = prepare
-    house.dialer.greets = False
-    house.call.lose()
+    harness.dialer.prepare = prepare
+    harness.dialer.greets = False
+    harness.call.lose()
     await session.submit([client_event("response.create")])
     await until(lambda: session.view().call_id == "rtc_3", 20)
 
-    assert [call.types().count("response.create") for call in house.dialer.calls] == [0, 0, 1]
+    assert [call.types().count("response.create") for call in harness.dialer.calls] == [0, 0, 1]
     assert gateway_events(session)[-1]["response"] is None
 
 
-async def test_a_rate_limit_is_waited_out(house: House) -> None:
+async def test_a_rate_limit_is_waited_out(harness: Harness) -> None:
     """The session waits as long as the service says, within the time for a recovery."""
-    session = await attended(house)
-    house.dialer.refusal = UpstreamError("upstream-rate-limited", "Later.", retry_after=30)
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.refusal = UpstreamError("upstream-rate-limited", "Later.", retry_after=30)
+    harness.call.lose()
     await asyncio.sleep(25)
-    assert len(house.dialer.requests) == 2
-    house.dialer.refusal = None
+    assert len(harness.dialer.requests) == 2
+    harness.dialer.refusal = None
     await until(lambda: session.view().state is State.CONNECTED, 10)
 
 
-async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(house: House) -> None:
+async def test_a_dial_that_hangs_does_not_outlast_the_time_for_a_recovery(harness: Harness) -> None:
     """The session ends when the recovery time is over, not when the dial fails."""
-    session = await attended(house)
-    house.dialer.gate = lambda: asyncio.sleep(3600)
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.gate = lambda: asyncio.sleep(3600)
+    harness.call.lose()
 
-    assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
-    assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=1)
+    assert await harness.closed(session, 120) is CloseReason.UPSTREAM_LOST
+    assert session.closed_at == pytest.approx(harness.limits.recovery_timeout_seconds, abs=1)
 
 
-async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: House) -> None:
+async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(harness: Harness) -> None:
     """Hanging up a call that does not answer takes place in parallel with dialling."""
-    session = await attended(house)
-    old = house.call
+    session = await attended(harness)
+    old = harness.call
     old.closing = lambda: asyncio.sleep(5)
     old.lose()
     await until(lambda: session.view().state is State.CONNECTED, 2)
@@ -385,54 +385,54 @@ async def test_a_dead_call_that_closes_slowly_does_not_delay_the_next(house: Hou
 
 async def test_nothing_is_mirrored_without_continuity(build: Build) -> None:
     """Without continuity nothing needs the mirror."""
-    house = build(continuity=False)
-    session = await attended(house)
+    harness = build(continuity=False)
+    session = await attended(harness)
     await say(session, "a")
-    house.call.say("conversation.item.added", item=item("a"))
+    harness.call.say("conversation.item.added", item=item("a"))
     await session.submit([client_event("response.create")])
 
     assert session.state.mirror.seed().items == []
 
 
-async def test_calls_are_tried_until_one_comes(house: House) -> None:
+async def test_calls_are_tried_until_one_comes(harness: Harness) -> None:
     """With growing pauses, for as long as the limit says."""
-    session = await attended(house)
-    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    harness.call.lose()
     await asyncio.sleep(20)
-    assert 4 < len(house.dialer.requests) < 12
-    house.dialer.refusal = None
+    assert 4 < len(harness.dialer.requests) < 12
+    harness.dialer.refusal = None
     await until(lambda: session.view().state is State.CONNECTED, 20)
 
-    generations = [request.generation for request in house.dialer.requests]
+    generations = [request.generation for request in harness.dialer.requests]
     assert generations == sorted(set(generations))
 
 
-async def test_a_session_without_a_call_for_too_long_ends(house: House) -> None:
+async def test_a_session_without_a_call_for_too_long_ends(harness: Harness) -> None:
     """The session ends with the reason for a lost call; a new session may work."""
-    session = await attended(house)
-    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
-    house.call.lose(LossCause.CONSENT_EXPIRED)
+    session = await attended(harness)
+    harness.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    harness.call.lose(LossCause.CONSENT_EXPIRED)
 
-    assert await house.closed(session, 120) is CloseReason.UPSTREAM_LOST
-    assert session.closed_at == pytest.approx(house.limits.recovery_timeout_seconds, abs=10)
+    assert await harness.closed(session, 120) is CloseReason.UPSTREAM_LOST
+    assert session.closed_at == pytest.approx(harness.limits.recovery_timeout_seconds, abs=10)
     assert gateway_events(session)[-1]["upstream"] == {"cause": "consent_expired"}
-    assert [args[2] for args in house.facts.of("recovered")] == ["failed"]
+    assert [args[2] for args in harness.facts.of("recovered")] == ["failed"]
 
 
-async def test_a_refused_call_ends_the_session(house: House) -> None:
+async def test_a_refused_call_ends_the_session(harness: Harness) -> None:
     """If the service refuses the new call, a retry would be refused again; its message is passed on."""
-    session = await attended(house)
-    house.dialer.refusal = UpstreamError("upstream-rejected", "No.", members={"upstream": {"status": 401}})
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.refusal = UpstreamError("upstream-rejected", "No.", members={"upstream": {"status": 401}})
+    harness.call.lose()
 
-    assert await house.closed(session) is CloseReason.UPSTREAM_REJECTED
+    assert await harness.closed(session) is CloseReason.UPSTREAM_REJECTED
     assert gateway_events(session)[-1]["upstream"] == {"status": 401}
 
 
-async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another(house: House) -> None:
+async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another(harness: Harness) -> None:
     """If the new call is lost while it is seeded, another one follows, and nothing of the lost one remains."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
     numbers = itertools.count()
 
@@ -442,66 +442,66 @@ async def test_a_new_call_that_is_lost_while_it_is_seeded_is_followed_by_another
         else:
             service(call)
 
-    house.dialer.prepare = prepare
-    house.call.lose()
+    harness.dialer.prepare = prepare
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     assert session.view().call_id == "rtc_3"
-    assert house.dialer.calls[1].closings == [False]
+    assert harness.dialer.calls[1].closings == [False]
 
 
-async def test_a_new_call_that_takes_nothing_is_given_up(house: House) -> None:
+async def test_a_new_call_that_takes_nothing_is_given_up(harness: Harness) -> None:
     """A new call that takes no items is given up after the time for seeding."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
-    house.dialer.prepare = None
-    house.call.lose()
-    await asyncio.sleep(house.limits.seeding_seconds - 1)
-    house.dialer.prepare = service
+    harness.dialer.prepare = None
+    harness.call.lose()
+    await asyncio.sleep(harness.limits.seeding_seconds - 1)
+    harness.dialer.prepare = service
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert house.dialer.calls[1].closings == [True]
+    assert harness.dialer.calls[1].closings == [True]
 
 
-async def test_a_call_whose_probe_fails_is_replaced_and_the_next_one_is_probed_too(house: House) -> None:
+async def test_a_call_whose_probe_fails_is_replaced_and_the_next_one_is_probed_too(harness: Harness) -> None:
     """A probe that raises is reported. It must not be the session's last one."""
-    session = await attended(house)
+    session = await attended(harness)
 
     async def fail(timeout: float) -> bool:
         raise RuntimeError("the socket is closed")
 
     for _ in range(2):
-        calls = len(house.dialer.calls)
-        house.call.probe = fail  # type: ignore[method-assign]  # the fault
+        calls = len(harness.dialer.calls)
+        harness.call.probe = fail  # type: ignore[method-assign]  # the fault
         await session.submit([client_event("response.cancel")])
-        await until(lambda: len(house.dialer.calls) == calls + 1, seconds=20)  # noqa: B023  # it ends in this round
+        await until(lambda: len(harness.dialer.calls) == calls + 1, seconds=20)  # noqa: B023  # it ends in this round
         await until(lambda: session.view().state is State.CONNECTED)
-    failures = house.facts.of("relay_failed")
-    house.facts.all = [fact for fact in house.facts.all if fact[0] != "relay_failed"]
+    failures = harness.facts.of("relay_failed")
+    harness.facts.all = [fact for fact in harness.facts.all if fact[0] != "relay_failed"]
 
     assert len(failures) == 2
 
 
-async def test_a_lost_call_that_fails_to_close_is_reported(house: House) -> None:
+async def test_a_lost_call_that_fails_to_close_is_reported(harness: Harness) -> None:
     """The session recovers all the same."""
-    session = await attended(house)
+    session = await attended(harness)
 
     async def fail() -> None:
         raise RuntimeError("the socket is closed")
 
-    house.call.closing = fail
-    house.call.lose()
-    await until(lambda: len(house.dialer.calls) == 2)
+    harness.call.closing = fail
+    harness.call.lose()
+    await until(lambda: len(harness.dialer.calls) == 2)
     await until(lambda: session.view().state is State.CONNECTED)
-    failures = house.facts.of("relay_failed")
-    house.facts.all = [fact for fact in house.facts.all if fact[0] != "relay_failed"]
+    failures = harness.facts.of("relay_failed")
+    harness.facts.all = [fact for fact in harness.facts.all if fact[0] != "relay_failed"]
 
     assert [repr(error) for _, error in failures] == ["RuntimeError('the socket is closed')"]
 
 
-async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(house: House) -> None:
+async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(harness: Harness) -> None:
     """An attempt that makes progress continues, even if all items together take longer than the limit for one."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, *"abcd")
     loop = asyncio.get_running_loop()
 
@@ -511,21 +511,21 @@ async def test_a_new_call_that_takes_a_long_conversation_slowly_is_not_given_up(
         assert take is not None
 
         def answer_late(event: Any) -> None:
-            loop.call_later(next(late) * (house.limits.seeding_seconds - 1), take, event)
+            loop.call_later(next(late) * (harness.limits.seeding_seconds - 1), take, event)
 
         call.on_send = answer_late
 
-    house.dialer.prepare = prepare
-    house.call.lose()
+    harness.dialer.prepare = prepare
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED, seconds=100)
 
     assert session.view().call_id == "rtc_2"
     assert gateway_events(session)[-1]["items_restored"] == 4
 
 
-async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> None:
+async def test_an_id_the_new_call_refuses_is_told_as_renamed(harness: Harness) -> None:
     """The log reports the new ID, because the client knows the item by the old one."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
 
     def prepare(call: FakeCall) -> None:
@@ -541,26 +541,26 @@ async def test_an_id_the_new_call_refuses_is_told_as_renamed(house: House) -> No
 
         call.on_send = answer
 
-    house.dialer.prepare = prepare
-    house.call.lose()
+    harness.dialer.prepare = prepare
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     recovered = gateway_events(session)[1]
     assert (recovered["items_restored"], recovered["renamed"]) == (1, {"a": "item_2"})
 
 
-async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(house: House) -> None:
+async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(harness: Harness) -> None:
     """Events of the seeding are not logged, because no client caused them; nor is the greeting, which may come
     shortly after the channel opens."""
-    session = await attended(house)
-    house.dialer.greets = False
-    house.dialer.greeting = {}
+    session = await attended(harness)
+    harness.dialer.greets = False
+    harness.dialer.greeting = {}
 
     def prepare(call: FakeCall) -> None:
         asyncio.get_running_loop().call_later(0.1, lambda: call.greet(expires_at=int(START_UNIX) + 9999))
 
-    house.dialer.prepare = prepare
-    house.call.lose()
+    harness.dialer.prepare = prepare
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
     await asyncio.sleep(1)
 
@@ -568,50 +568,50 @@ async def test_what_a_new_call_says_while_it_is_seeded_is_not_logged(house: Hous
     assert session.view().call_expires_at == START_UNIX + 9999
 
 
-async def test_a_new_call_that_never_greets_is_taken_all_the_same(house: House) -> None:
+async def test_a_new_call_that_never_greets_is_taken_all_the_same(harness: Harness) -> None:
     """A new call that sends no greeting is used all the same, as for the first call."""
-    session = await attended(house)
-    house.dialer.greets = False
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.greets = False
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED, 3)
 
     assert session.live
 
 
-async def test_a_session_that_ends_while_it_recovers_leaves_nothing(house: House) -> None:
+async def test_a_session_that_ends_while_it_recovers_leaves_nothing(harness: Harness) -> None:
     """The dial is cancelled, and the events that waited are dropped with the session."""
-    session = await attended(house)
-    house.dialer.gate = lambda: asyncio.sleep(3600)
-    house.call.lose()
+    session = await attended(harness)
+    harness.dialer.gate = lambda: asyncio.sleep(3600)
+    harness.call.lose()
     await asyncio.sleep(1)
     await session.close(CloseReason.CLIENT)
-    await until(lambda: not house.hub._tasks)
+    await until(lambda: not harness.hub._tasks)
 
-    assert [args[2] for args in house.facts.of("recovered")] == ["ended"]
-    assert len(house.dialer.calls) == 1
+    assert [args[2] for args in harness.facts.of("recovered")] == ["ended"]
+    assert len(harness.dialer.calls) == 1
 
 
-async def test_a_callers_new_credential_is_used_for_the_next_call(house: House) -> None:
+async def test_a_callers_new_credential_is_used_for_the_next_call(harness: Harness) -> None:
     """Contract 3: any later POST of the session may bring one."""
-    session = await attended(house, bearer="ek_1")
+    session = await attended(harness, bearer="ek_1")
     session.renew("ek_2")
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert [request.bearer for request in house.dialer.requests] == ["ek_1", "ek_2"]
+    assert [request.bearer for request in harness.dialer.requests] == ["ek_1", "ek_2"]
 
 
 # --- before a planned end ---------------------------------------------------------------------------------------------
 
 
-async def test_a_call_about_to_end_is_replaced_in_a_pause(house: House) -> None:
+async def test_a_call_about_to_end_is_replaced_in_a_pause(harness: Harness) -> None:
     """In a pause clients notice the replacement only by the log; the old call is hung up."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
-    session = await attended(house)
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(harness)
     await say(session, "a")
-    old = house.call
+    old = harness.call
     old.start()
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
     await asyncio.sleep(3600 - 120 + 10)
     assert session.view().call_id == "rtc_1"
     old.finish()
@@ -624,11 +624,11 @@ async def test_a_call_about_to_end_is_replaced_in_a_pause(house: House) -> None:
     await until(lambda: old.closings == [True])
 
 
-async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(house: House) -> None:
+async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(harness: Harness) -> None:
     """If a response does not end it is cut half a minute before the call's end, and not by the service."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
-    session = await attended(house)
-    house.call.start()
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(harness)
+    harness.call.start()
     await asyncio.sleep(3600 - 31)
     assert session.view().call_id == "rtc_1"
     await until(lambda: session.view().call_id == "rtc_2", 10)
@@ -636,94 +636,94 @@ async def test_a_response_that_does_not_end_is_cut_for_a_call_that_does(house: H
     assert gateway_events(session)[0]["response"] == "interrupted"
 
 
-async def test_a_hand_over_that_fails_is_tried_again(house: House) -> None:
+async def test_a_hand_over_that_fails_is_tried_again(harness: Harness) -> None:
     """The old call still works, and events are sent on it."""
-    session = await attended(house)
-    house.dialer.refusal = UpstreamError("upstream-failed", "No.")
-    house.hub.restart(session.id)
-    await until(lambda: bool(house.facts.of("recovered")))
+    session = await attended(harness)
+    harness.dialer.refusal = UpstreamError("upstream-failed", "No.")
+    harness.hub.restart(session.id)
+    await until(lambda: bool(harness.facts.of("recovered")))
     await say(session, "a")
 
-    assert [args[1:3] for args in house.facts.of("recovered")] == [("restart", "failed")]
-    assert house.call.types() == ["conversation.item.create"]
+    assert [args[1:3] for args in harness.facts.of("recovered")] == [("restart", "failed")]
+    assert harness.call.types() == ["conversation.item.create"]
     assert gateway_events(session) == []
 
 
-async def test_an_operators_restart_keeps_the_history(house: House) -> None:
+async def test_an_operators_restart_keeps_the_history(harness: Harness) -> None:
     """The new call has the same items, and two requests for a restart lead to one."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
-    house.hub.restart(session.id)
-    house.hub.restart(session.id)
+    harness.hub.restart(session.id)
+    harness.hub.restart(session.id)
     await until(lambda: session.view().call_id == "rtc_2")
     await asyncio.sleep(10)
 
-    assert len(house.dialer.calls) == 2
-    assert house.call.types() == ["conversation.item.create"]
+    assert len(harness.dialer.calls) == 2
+    assert harness.call.types() == ["conversation.item.create"]
 
 
-async def test_a_session_update_during_a_hand_over_reaches_the_new_call(house: House) -> None:
+async def test_a_session_update_during_a_hand_over_reaches_the_new_call(harness: Harness) -> None:
     """The new call was created with the session object as it was when the dial began, so it gets what changed since."""
-    session = await attended(house)
-    old = house.call
+    session = await attended(harness)
+    old = harness.call
     old.start()
-    house.hub.restart(session.id)
-    await until(lambda: len(house.dialer.calls) == 2)
+    harness.hub.restart(session.id)
+    await until(lambda: len(harness.dialer.calls) == 2)
     await session.submit([client_event("session.update", session={"instructions": "Be brief."})])
     old.say("session.updated", session={"instructions": "Be brief."})
     old.finish()
     await until(lambda: session.view().call_id == "rtc_2")
 
-    (update,) = house.call.events
+    (update,) = harness.call.events
     assert update["session"] == {"type": "realtime", "instructions": "Be brief."}
 
 
-async def test_a_session_that_was_to_be_parked_too_long_ago_goes_on(house: House) -> None:
+async def test_a_session_that_was_to_be_parked_too_long_ago_goes_on(harness: Harness) -> None:
     """If the pause comes after the caller's deadline, nothing is held for another node."""
-    session = await attended(house)
-    house.call.start()
+    session = await attended(harness)
+    harness.call.start()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
             await session.prepare_release()
     session.resume()
-    house.call.finish()
+    harness.call.finish()
     await asyncio.sleep(5)
     await session.submit([client_event("x")])
 
-    assert house.call.types() == ["x"]
+    assert harness.call.types() == ["x"]
 
 
-async def test_a_session_that_leaves_this_node_while_a_call_is_dialled_closes_it(house: House) -> None:
+async def test_a_session_that_leaves_this_node_while_a_call_is_dialled_closes_it(harness: Harness) -> None:
     """If another node takes the session at the moment when a new call opens, the call is closed and no bug is reported."""
-    session = await attended(house)
-    house.dialer.prepare = lambda call: session.fenced()
-    house.call.lose()
-    await until(lambda: bool(house.call.closings))
+    session = await attended(harness)
+    harness.dialer.prepare = lambda call: session.fenced()
+    harness.call.lose()
+    await until(lambda: bool(harness.call.closings))
 
-    assert house.facts.of("relay_failed") == []
+    assert harness.facts.of("relay_failed") == []
 
 
-async def test_a_call_lost_during_its_hand_over_is_recovered(house: House) -> None:
+async def test_a_call_lost_during_its_hand_over_is_recovered(harness: Harness) -> None:
     """If the call is lost during its hand-over, the session has a call in the end, and the log reports it."""
-    session = await attended(house)
-    house.dialer.gate = after(1, house.dialer.calls[0].lose)
-    house.hub.restart(session.id)
+    session = await attended(harness)
+    harness.dialer.gate = after(1, harness.dialer.calls[0].lose)
+    harness.hub.restart(session.id)
     await until(lambda: session.view().state is State.RECOVERING)
-    house.dialer.gate = None
+    harness.dialer.gate = None
     await until(lambda: session.view().state is State.CONNECTED)
-    await until(lambda: all(call.closings for call in house.dialer.calls[:-1]))
+    await until(lambda: all(call.closings for call in harness.dialer.calls[:-1]))
 
     assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
-    assert house.call.open
+    assert harness.call.open
 
 
-async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: House) -> None:
+async def test_an_answer_that_begins_while_events_are_held_is_not_cut(harness: Harness) -> None:
     """If an answer begins after the hand-over started, because its question was in flight, it is not cut."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
-    old = house.call
+    old = harness.call
     await session.submit([client_event("response.create")])
-    house.hub.restart(session.id)
+    harness.hub.restart(session.id)
     await until(lambda: session._line.holding)
     old.start()
     await asyncio.sleep(5)
@@ -732,75 +732,75 @@ async def test_an_answer_that_begins_while_events_are_held_is_not_cut(house: Hou
     old.finish()
     await until(lambda: session.view().call_id == "rtc_2")
 
-    assert [event["item"]["id"] for event in house.call.events] == ["a", "answer"]
+    assert [event["item"]["id"] for event in harness.call.events] == ["a", "answer"]
     assert gateway_events(session)[0]["response"] is None
 
 
-async def test_an_answer_cut_by_the_clock_says_no_more(house: House) -> None:
+async def test_an_answer_cut_by_the_clock_says_no_more(harness: Harness) -> None:
     """Events of the old call during the seeding would be missing in the new one, so clients do not see them."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
-    session = await attended(house)
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(harness)
     await say(session, "a")
-    old = house.call
+    old = harness.call
     old.start()
-    house.dialer.prepare = lambda call: setattr(call, "on_send", lambda event: old.finish())
+    harness.dialer.prepare = lambda call: setattr(call, "on_send", lambda event: old.finish())
     await asyncio.sleep(3600 - 32)
     await until(lambda: session.view().state is State.RECOVERING, 30)
-    house.dialer.prepare = service
+    harness.dialer.prepare = service
     await until(lambda: session.view().state is State.CONNECTED, 60)
 
     assert "response.done" not in types_of(session)
     assert [event["type"] for event in gateway_events(session)] == ["gateway.recovering", "gateway.recovered"]
     assert gateway_events(session)[-1]["response"] == "interrupted"
-    assert [args[1:3] for args in house.facts.of("recovered")] == [
+    assert [args[1:3] for args in harness.facts.of("recovered")] == [
         ("rotation", "failed"),
         ("rotation", "recovered"),
     ]
 
 
-async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(house: House) -> None:
+async def test_a_call_replaced_in_the_middle_of_a_response_is_so_at_once(harness: Harness) -> None:
     """One event reports the replacement, and events of the seeding are not taken for the old call's."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
-    session = await attended(house)
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(harness)
     await say(session, "a")
-    house.call.start()
+    harness.call.start()
     before = types_of(session)
     await asyncio.sleep(3600 - 32)
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 7200}
     await until(lambda: "gateway.recovered" in types_of(session), 10)
 
     assert types_of(session) == [*before, "gateway.recovered"]
     assert session.view().call_id == "rtc_2"
-    assert [args[1:3] for args in house.facts.of("recovered")] == [("rotation", "recovered")]
+    assert [args[1:3] for args in harness.facts.of("recovered")] == [("rotation", "recovered")]
 
 
-async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(house: House) -> None:
+async def test_a_successor_is_told_apart_where_the_old_call_is_lost_meanwhile(harness: Harness) -> None:
     """If the old call is lost meanwhile, the new call's answers to the seeding are not logged, and it becomes the
     current call, which is also the recovery."""
-    session = await attended(house)
+    session = await attended(harness)
     await say(session, "a")
-    before, old, seeded = types_of(session), house.call, list[str]()
-    house.dialer.prepare = lambda call: setattr(
+    before, old, seeded = types_of(session), harness.call, list[str]()
+    harness.dialer.prepare = lambda call: setattr(
         call, "on_send", lambda event: seeded.append(event["item"]["id"])
     )
-    house.hub.restart(session.id)
+    harness.hub.restart(session.id)
     await until(lambda: seeded == ["a"])
     old.lose()
     for kind in ("added", "done"):
-        house.dialer.calls[1].say(f"conversation.item.{kind}", item=item("a"))
+        harness.dialer.calls[1].say(f"conversation.item.{kind}", item=item("a"))
     await until(lambda: session.view().state is State.CONNECTED)
 
     assert types_of(session) == [*before, "gateway.recovering", "gateway.recovered"]
     assert session.view().call_id == "rtc_2"
 
 
-async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(house: House) -> None:
+async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(harness: Harness) -> None:
     """The service may add items by itself, so if the conversation changes during the seeding, the new call is seeded
     again."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
-    session = await attended(house)
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 3600}
+    session = await attended(harness)
     await say(session, "a")
-    old = house.call
+    old = harness.call
 
     def prepare(call: FakeCall) -> None:
         service(call)
@@ -808,103 +808,103 @@ async def test_a_conversation_that_moves_during_the_seeding_is_seeded_again(hous
         assert take is not None
 
         def move(event: Any) -> None:
-            if len(house.dialer.calls) == 2:
+            if len(harness.dialer.calls) == 2:
                 old.say("conversation.item.added", item=item("b"))
             take(event)
 
         call.on_send = move
 
-    house.dialer.prepare = prepare
+    harness.dialer.prepare = prepare
     await asyncio.sleep(3600 - 122)
     await until(lambda: session.view().call_id != "rtc_1", 20)
 
     assert session.view().call_id == "rtc_3"
-    assert [event["item"]["id"] for event in house.call.events] == ["a", "b"]
+    assert [event["item"]["id"] for event in harness.call.events] == ["a", "b"]
 
 
-async def test_a_session_that_ends_during_a_hand_over_closes_both_calls(house: House) -> None:
+async def test_a_session_that_ends_during_a_hand_over_closes_both_calls(harness: Harness) -> None:
     """The new one and the old one."""
-    session = await attended(house)
-    house.call.start()
-    house.hub.restart(session.id)
-    await until(lambda: len(house.dialer.calls) == 2)
+    session = await attended(harness)
+    harness.call.start()
+    harness.hub.restart(session.id)
+    await until(lambda: len(harness.dialer.calls) == 2)
     await session.close(CloseReason.CLIENT)
-    await until(lambda: not house.hub._tasks)
+    await until(lambda: not harness.hub._tasks)
 
-    assert [call.closings for call in house.dialer.calls] == [[True], [True]]
+    assert [call.closings for call in harness.dialer.calls] == [[True], [True]]
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(house: House) -> None:
+async def test_a_silent_call_that_owes_an_answer_is_probed_and_replaced(harness: Harness) -> None:
     """A silent call that owes an answer is replaced within eight seconds, long before its consent expires."""
-    session = await attended(house)
-    house.call.start()
-    house.call.alive = False
-    begun = house.clock.monotonic()
+    session = await attended(harness)
+    harness.call.start()
+    harness.call.alive = False
+    begun = harness.clock.monotonic()
     await until(lambda: "gateway.recovering" in types_of(session), 20)
 
-    assert house.clock.monotonic() - begun < 8
-    assert house.facts.of("consent_failed") == [()]
+    assert harness.clock.monotonic() - begun < 8
+    assert harness.facts.of("consent_failed") == [()]
 
 
-async def test_a_silent_call_is_probed_after_whatever_it_was_sent(house: House) -> None:
+async def test_a_silent_call_is_probed_after_whatever_it_was_sent(harness: Harness) -> None:
     """A probe is sent even if no answer is due: the sender must learn whether the call is alive."""
-    session = await attended(house)
-    house.call.alive = False
+    session = await attended(harness)
+    harness.call.alive = False
     await asyncio.sleep(60)
-    begun = house.clock.monotonic()
+    begun = harness.clock.monotonic()
     await session.submit([client_event("input_audio_buffer.append")])
     await until(lambda: "gateway.recovering" in types_of(session), 20)
 
-    assert house.clock.monotonic() - begun < 8
+    assert harness.clock.monotonic() - begun < 8
 
 
-async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(house: House) -> None:
+async def test_a_cancel_cut_off_with_its_response_is_told_and_not_sent_again(harness: Harness) -> None:
     """After a loss a cancel is reported and not sent again, because it would cancel the response that is requested
     again."""
-    session = await attended(house, retry_interrupted=True)
+    session = await attended(harness, retry_interrupted=True)
     await session.submit([client_event("response.create"), client_event("response.cancel", event_id="c")])
-    house.call.start("resp_1")
-    house.call.lose()
+    harness.call.start("resp_1")
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     recovered = gateway_events(session)[1]
     assert recovered["response"] == "retried"
     assert recovered["unknown"] == [{"number": 2, "event_id": "c", "type": "response.cancel"}]
-    assert house.call.types() == ["response.create"]
+    assert harness.call.types() == ["response.create"]
 
 
-async def test_a_silent_call_that_answers_its_probe_stays(house: House) -> None:
+async def test_a_silent_call_that_answers_its_probe_stays(harness: Harness) -> None:
     """A silent call that answers its probe stays, because a model may think for long."""
-    session = await attended(house)
-    house.call.start()
+    session = await attended(harness)
+    harness.call.start()
     await asyncio.sleep(60)
 
     assert session.view().call_id == "rtc_1"
     assert session.view().state is State.CONNECTED
 
 
-async def test_a_silent_call_that_owes_nothing_is_left_alone(house: House) -> None:
+async def test_a_silent_call_that_owes_nothing_is_left_alone(harness: Harness) -> None:
     """A call that owes nothing may be silent, as in a quiet conversation."""
-    session = await attended(house)
-    house.call.alive = False
+    session = await attended(harness)
+    harness.call.alive = False
     await asyncio.sleep(60)
 
     assert session.view().state is State.CONNECTED
 
 
-async def test_a_session_may_end_during_a_probe(house: House) -> None:
+async def test_a_session_may_end_during_a_probe(harness: Harness) -> None:
     """If the session ends during a probe, the probe is cancelled."""
-    session = await attended(house)
-    house.call.start()
-    house.call.alive = False
+    session = await attended(harness)
+    harness.call.start()
+    harness.call.alive = False
     await asyncio.sleep(5)
     await session.close(CloseReason.CLIENT)
-    await until(lambda: not house.hub._tasks)
+    await until(lambda: not harness.hub._tasks)
 
-    assert house.facts.of("consent_failed") == []
+    assert harness.facts.of("consent_failed") == []
 
 
 def test_pauses_between_tries_grow_to_a_bound() -> None:
@@ -916,12 +916,12 @@ def test_pauses_between_tries_grow_to_a_bound() -> None:
     assert drawn[-1] >= 4
 
 
-async def test_a_session_without_a_call_takes_no_batch(house: House) -> None:
+async def test_a_session_without_a_call_takes_no_batch(harness: Harness) -> None:
     """A session that is not open yet refuses a batch."""
-    house.dialer.gate = lambda: asyncio.sleep(5)
-    opening = asyncio.create_task(house.open())
+    harness.dialer.gate = lambda: asyncio.sleep(5)
+    opening = asyncio.create_task(harness.open())
     await asyncio.sleep(1)
-    (session,) = house.hub._opening.values()
+    (session,) = harness.hub._opening.values()
     with pytest.raises(GatewayError) as caught:
         await session.submit([client_event("x")])
     await opening

@@ -13,7 +13,7 @@ from gateway.relay.state.turn import TurnRequest
 from gateway.relay.states import CloseReason, State
 from tests.relay.calls.test_line import attended, gateway_events, item, service
 from tests.relay.conftest import Build
-from tests.relay.fakes import START_UNIX, FakeCall, House, client_event, logged, types_of
+from tests.relay.fakes import START_UNIX, FakeCall, Harness, client_event, logged, types_of
 from tests.waiting import until
 
 HELLO = TurnRequest(
@@ -22,11 +22,11 @@ HELLO = TurnRequest(
 
 
 @pytest.fixture
-async def house(build: Build) -> House:
+async def harness(build: Build) -> Harness:
     """Return a running hub whose calls take items."""
-    house = build()
-    house.dialer.prepare = service
-    return house
+    harness = build()
+    harness.dialer.prepare = service
+    return harness
 
 
 # --- a call that stalls -----------------------------------------------------------------------------------------------
@@ -34,32 +34,32 @@ async def house(build: Build) -> House:
 
 @pytest.mark.parametrize("owe", [lambda call: call.start(), lambda call: None])
 async def test_a_call_that_acknowledges_and_delivers_nothing_is_replaced(
-    house: House, owe: Callable[[FakeCall], None]
+    harness: Harness, owe: Callable[[FakeCall], None]
 ) -> None:
     """Such a call answers its probes, so only the missing events show the stall."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     await session.submit([client_event("conversation.item.create", item=item("a"))])
-    owe(house.call)
-    house.call.undelivered = True
-    await asyncio.sleep(house.limits.stall_timeout_seconds - 2)
+    owe(harness.call)
+    harness.call.undelivered = True
+    await asyncio.sleep(harness.limits.stall_timeout_seconds - 2)
     assert session.view().state is State.CONNECTED
     await until(lambda: "gateway.recovered" in types_of(session), 10)
 
     assert gateway_events(session)[0] == {"type": "gateway.recovering", "cause": "stalled"}
-    assert house.facts.of("upstream_lost") == [(session.id, LossCause.STALLED)]
-    assert [args[1:3] for args in house.facts.of("recovered")] == [("stalled", "recovered")]
+    assert harness.facts.of("upstream_lost") == [(session.id, LossCause.STALLED)]
+    assert [args[1:3] for args in harness.facts.of("recovered")] == [("stalled", "recovered")]
 
 
 @pytest.mark.parametrize("undelivered", [False, True])
 async def test_a_model_that_thinks_and_a_call_that_owes_nothing_are_left_alone(
-    house: House, undelivered: bool
+    harness: Harness, undelivered: bool
 ) -> None:
     """Silence alone is not a stall, nor is a partial event while no answer is due."""
-    session = await attended(house)
+    session = await attended(harness)
     if not undelivered:
-        house.call.start()
-    house.call.undelivered = undelivered
+        harness.call.start()
+    harness.call.undelivered = undelivered
     await asyncio.sleep(200)
 
     assert session.view().call_id == "rtc_1"
@@ -68,42 +68,42 @@ async def test_a_model_that_thinks_and_a_call_that_owes_nothing_are_left_alone(
 # --- the end of a call ------------------------------------------------------------------------------------------------
 
 
-async def test_a_clock_that_is_ahead_makes_no_new_calls(house: House) -> None:
+async def test_a_clock_that_is_ahead_makes_no_new_calls(harness: Harness) -> None:
     """An end in the past is ignored and logged once."""
-    house.dialer.greeting = {"expires_at": int(START_UNIX) - 3600}
-    session = await attended(house)
-    house.call.say("session.updated", session={"expires_at": int(START_UNIX) - 3601})
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) - 3600}
+    session = await attended(harness)
+    harness.call.say("session.updated", session={"expires_at": int(START_UNIX) - 3601})
     await asyncio.sleep(600)
 
-    assert len(house.dialer.calls) == 1
+    assert len(harness.dialer.calls) == 1
     assert session.view().call_expires_at is None
-    assert house.facts.of("call_expiry_ignored") == [(session.id, int(START_UNIX) - 3600)]
+    assert harness.facts.of("call_expiry_ignored") == [(session.id, int(START_UNIX) - 3600)]
 
 
-async def test_calls_that_end_at_once_are_replaced_at_a_distance(house: House) -> None:
+async def test_calls_that_end_at_once_are_replaced_at_a_distance(harness: Harness) -> None:
     """If the clock is ahead by nearly a call's duration, every new call seems to end at once; replacements still
     keep a distance."""
 
     def prepare(call: FakeCall) -> None:
         service(call)
-        house.dialer.greeting = {"expires_at": int(START_UNIX + house.clock.monotonic()) + 2}
+        harness.dialer.greeting = {"expires_at": int(START_UNIX + harness.clock.monotonic()) + 2}
 
-    house.dialer.prepare = prepare
-    house.dialer.greeting = {"expires_at": int(START_UNIX) + 2}
-    await attended(house)
+    harness.dialer.prepare = prepare
+    harness.dialer.greeting = {"expires_at": int(START_UNIX) + 2}
+    await attended(harness)
     await asyncio.sleep(60)
 
-    assert 2 <= len(house.dialer.calls) <= 21
+    assert 2 <= len(harness.dialer.calls) <= 21
 
 
 # --- what is in flight ------------------------------------------------------------------------------------------------
 
 
-async def test_nothing_accepted_is_forgotten(house: House) -> None:
+async def test_nothing_accepted_is_forgotten(harness: Harness) -> None:
     """If more events are in flight than can be tracked, a batch is refused; every accepted event is delivered or
     named."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     accepted = 0
     refused: OverloadError | None = None
     for number in range(3000):
@@ -115,19 +115,19 @@ async def test_nothing_accepted_is_forgotten(house: House) -> None:
             break
     assert refused is not None
     assert (refused.code, refused.retry_after, accepted) == ("upstream-backpressure", 1, MAX_IN_FLIGHT)
-    house.call.acknowledged = 24
+    harness.call.acknowledged = 24
     await session.submit([client_event("input_audio_buffer.append")])
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
     unknown = gateway_events(session)[1]["unknown"]
     assert [account["number"] for account in unknown] == list(range(25, MAX_IN_FLIGHT + 2))
 
 
-async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House) -> None:
+async def test_a_large_event_in_flight_takes_the_memory_of_its_text(harness: Harness) -> None:
     """Events without an ID of 1 MiB are limited in bytes and charged to the budget."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     for _ in range(4):
         await session.submit([client_event("response.cancel", a="x" * 1_000_000)])
     with pytest.raises(OverloadError) as caught:
@@ -136,33 +136,33 @@ async def test_a_large_event_in_flight_takes_the_memory_of_its_text(house: House
     assert caught.value.code == "upstream-backpressure"
     assert session.diagnostics()["memory_bytes"] < 6_000_000  # type: ignore[operator]
     await session.close(CloseReason.CLIENT)
-    await until(lambda: house.hub.budget.held == 0)
+    await until(lambda: harness.hub.budget.held == 0)
 
 
 # --- a response that was asked for ------------------------------------------------------------------------------------
 
 
-async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(house: House) -> None:
+async def test_a_response_asked_for_and_not_begun_is_cancelled_and_counted(harness: Harness) -> None:
     """A response that is cancelled before it begins is billed anyway, so an estimate is charged to the caller's day."""
-    session = await attended(house, principal=Principal("ann", tokens_per_day=100_000))
-    house.call.on_send = None
+    session = await attended(harness, principal=Principal("ann", tokens_per_day=100_000))
+    harness.call.on_send = None
     await session.submit([client_event("response.create")])
     await session.close(CloseReason.CLIENT)
 
-    assert house.call.events[-1] == {"type": "response.cancel"}
-    assert house.facts.of("usage_unrecorded") == [()]
-    assert house.hub._services.allowance.spent("ann", START_UNIX).tokens > 0
+    assert harness.call.events[-1] == {"type": "response.cancel"}
+    assert harness.facts.of("usage_unrecorded") == [()]
+    assert harness.hub._services.allowance.spent("ann", START_UNIX).tokens > 0
 
 
-async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House) -> None:
+async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(harness: Harness) -> None:
     """If a call is lost, a requested response that has not begun is counted, because the service may have begun it."""
-    session = await attended(house)
-    house.call.on_send = None
+    session = await attended(harness)
+    harness.call.on_send = None
     await session.submit([client_event("response.create")])
-    house.call.lose()
+    harness.call.lose()
     await until(lambda: session.view().state is State.CONNECTED)
 
-    assert house.facts.of("usage_unrecorded") == [()]
+    assert harness.facts.of("usage_unrecorded") == [()]
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -170,14 +170,14 @@ async def test_a_lost_call_counts_what_was_asked_for_and_not_begun(house: House)
 
 async def test_turns_that_wait_have_their_time(build: Build) -> None:
     """The deadline counts from the request, also behind a response that never ends and while there is no call."""
-    house = build(turn_timeout_seconds=5)
-    session = await attended(house)
-    house.call.start()
+    harness = build(turn_timeout_seconds=5)
+    session = await attended(harness)
+    harness.call.start()
     turns = [await session.turn(HELLO) for _ in range(3)]
     await asyncio.sleep(7)
     assert [turn.failure.code for turn in turns if turn.failure] == ["upstream-timeout"] * 3
-    house.dialer.gate = lambda: asyncio.sleep(30)
-    house.call.lose()
+    harness.dialer.gate = lambda: asyncio.sleep(30)
+    harness.call.lose()
     waiting = await session.turn(HELLO)
     await asyncio.sleep(7)
 
@@ -185,12 +185,12 @@ async def test_turns_that_wait_have_their_time(build: Build) -> None:
     assert waiting.failure.code == "upstream-timeout"
 
 
-async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> None:
+async def test_a_turn_is_followed_where_metadata_is_not_echoed(harness: Harness) -> None:
     """If metadata is not echoed, the response can only be the turn's."""
-    session = await attended(house)
+    session = await attended(harness)
     turn = await session.turn(HELLO)
-    house.call.start("resp_1", None)
-    house.call.finish("resp_1")
+    harness.call.start("resp_1", None)
+    harness.call.finish("resp_1")
 
     assert turn.result is not None
     assert turn.result["id"] == "resp_1"
@@ -199,11 +199,11 @@ async def test_a_turn_is_followed_where_metadata_is_not_echoed(house: House) -> 
 # --- another application's call ---------------------------------------------------------------------------------------------
 
 
-async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmation(house: House) -> None:
+async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmation(harness: Harness) -> None:
     """Other applications use the call, too. After a loss nothing is seeded, only replies that name the session's own
     events confirm them, and the call's end ends the session."""
-    session = await attended(house, call_id="rtc_other")
-    call = house.call
+    session = await attended(harness, call_id="rtc_other")
+    call = harness.call
     assert (call.request.attach_to, call.request.session) == ("rtc_other", {})
     assert session.view().attached
     call.on_send = None
@@ -217,17 +217,17 @@ async def test_an_attached_session_takes_only_what_names_its_own_for_a_confirmat
     await until(lambda: session.view().state is State.CONNECTED)
     recovered = gateway_events(session)[-1]
     assert [account["number"] for account in recovered["unknown"]] == [1, 2]
-    assert (recovered["items_restored"], house.call.sent) == (0, [])
-    house.call.lose(LossCause.CHANNEL_CLOSED)
+    assert (recovered["items_restored"], harness.call.sent) == (0, [])
+    harness.call.lose(LossCause.CHANNEL_CLOSED)
 
-    assert await house.closed(session) is CloseReason.UPSTREAM_CLOSED
+    assert await harness.closed(session) is CloseReason.UPSTREAM_CLOSED
 
 
-async def test_leaving_an_attached_session_leaves_the_call(house: House) -> None:
+async def test_leaving_an_attached_session_leaves_the_call(harness: Harness) -> None:
     """A session that ends leaves the attached call running unless its end is requested."""
     for hang_up in (None, True):
-        session = await attended(house, call_id="rtc_other")
-        call = house.call
+        session = await attended(harness, call_id="rtc_other")
+        call = harness.call
         await session.close(CloseReason.CLIENT, hang_up=hang_up)
         await until(lambda: bool(call.closings))  # noqa: B023  # awaited in the same round
         assert call.closings == [bool(hang_up)]

@@ -82,7 +82,7 @@ class FarEnd:
 
 
 @dataclass
-class House:
+class Harness:
     """A running HTTP side, and the parts that a test inspects or changes."""
 
     parts: ServerDependencies
@@ -133,4 +133,4 @@ class Answer:
         return str(problem["code"])
 
 
-Build = Callable[..., Awaitable[House]]
+Build = Callable[..., Awaitable[Harness]]
