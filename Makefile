@@ -47,7 +47,13 @@ test-fast: $(SUITE) ## run the tests that take seconds, on all cores
 
 # A promise made in a module's docstring, and the tests that mirror those modules.
 PURE       = $(shell grep -rl --include='*.py' 'No I/O' gateway | sort | paste -sd,)
-PURE_TESTS = $(wildcard tests/client/test_answer.py tests/client/test_blocks.py tests/client/test_pieces.py tests/cluster/test_appends.py tests/cluster/test_keys.py tests/cluster/test_liveness.py tests/cluster/test_marks.py tests/cluster/test_settings.py tests/cluster/test_versions.py tests/cli/test_chart.py tests/emulator tests/relay tests/telemetry tests/downstream/reading tests/downstream/turns tests/upstream/test_descriptors.py tests/upstream/test_reassembly.py tests/upstream/test_sdp.py tests/upstream/test_stun.py)
+PURE_TESTS = \
+	tests/client/test_answer.py tests/client/test_blocks.py tests/client/test_pieces.py \
+	tests/cluster/test_appends.py tests/cluster/test_keys.py tests/cluster/test_liveness.py \
+	tests/cluster/test_marks.py tests/cluster/test_settings.py tests/cluster/test_versions.py \
+	tests/cli/test_chart.py tests/emulator tests/relay tests/telemetry tests/downstream/reading \
+	tests/downstream/turns tests/upstream/test_descriptors.py tests/upstream/test_reassembly.py \
+	tests/upstream/test_sdp.py tests/upstream/test_stun.py
 
 coverage: $(SUITE) ## fail unless every branch of the files marked "No I/O" is tested
 	$(BIN)/coverage run -m pytest -q -m "not slow" $(PURE_TESTS)
