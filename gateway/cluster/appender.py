@@ -71,8 +71,7 @@ class Appender:
         index: Callable[[RedisJournal], Awaitable[None]],
         wait_replicas: int = 0,
     ) -> None:
-        """`find` is a coroutine function that returns where the primary is now; `index` puts a session on the lists that a
-        takeover reads."""
+        """`find` returns where the primary is now; `index` puts a session on the lists that a takeover reads."""
         self._find, self._connections, self._events = find, connections, events
         self._expiry_ms, self._node, self._index = expiry_ms, node, index
         self._wait_replicas = wait_replicas
@@ -133,6 +132,11 @@ class Appender:
         if not journal.appends.ready and journal.appends.fence:
             self._look_into(journal)
         self.dirty(journal)
+
+    def compare(self, journal: RedisJournal) -> None:
+        """Find out whether another node has taken the session over, which otherwise the next append would tell."""
+        if journal in self._journals and self._wire is not None:
+            self._look_into(journal)
 
     def leave(self, journal: RedisJournal) -> None:
         """Stop appending this journal."""
@@ -330,14 +334,10 @@ class Appender:
                 self._wire.drop()
         except Exception:
             # A bug, which is reported. Without another attempt the session would refuse requests for ever.
-            self._loop.call_later(MEND_AGAIN_SECONDS, self._mend_again, journal)
+            self._loop.call_later(MEND_AGAIN_SECONDS, self.compare, journal)
             raise
         finally:
             self._mending.discard(journal)
-
-    def _mend_again(self, journal: RedisJournal) -> None:
-        if journal in self._journals and self._wire is not None:
-            self._look_into(journal)
 
     async def _compare_and_write(self, journal: RedisJournal) -> None:
         [reply] = await self._ask([commands.check(journal.keys)])

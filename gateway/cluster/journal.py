@@ -53,6 +53,9 @@ class Writing(Protocol):
     def sure(self) -> bool:
         """Redis answers, and no other node considers this one dead."""
 
+    async def owned(self, journal: "RedisJournal") -> bool:
+        """Ask Redis whether this node owns the session. Raises OverloadError `recovering`."""
+
     @property
     def patience_seconds(self) -> float: ...
 
@@ -131,6 +134,9 @@ class RedisJournal:
     @property
     def sure(self) -> bool:
         return self._writing.sure and not self.appends.fenced
+
+    async def owned(self) -> bool:
+        return await self._writing.owned(self)
 
     @property
     def settled(self) -> int:

@@ -126,6 +126,15 @@ class ClusterNode:
             if appender.journals or not self.connections.clustered
         )
 
+    async def owned(self, journal: RedisJournal) -> bool:
+        session_id = journal.identity.session_id
+        location = await self.directory.locate(session_id, fresh=True)
+        if location is None or location.node in ("", self.id):
+            return True  # Where Redis has lost it, its owner writes it again.
+        if self._journals.get(session_id) is journal:
+            self._appender(journal.address).compare(journal)
+        return False
+
     @property
     def connected(self) -> bool:
         """Redis answers."""

@@ -57,6 +57,9 @@ class Journal(Protocol):
         """Whether this node may act for the session now. While unsure it sends, dials and acknowledges nothing, but
         goes on receiving."""
 
+    async def owned(self) -> bool:
+        """Ask where the journal is kept whether this node owns the session. Raises OverloadError `recovering`."""
+
     @property
     def settled(self) -> int:
         """Sequence of the last event of the log that is kept."""
@@ -84,6 +87,10 @@ class NullJournal:
     keeps = False
     sure = True
     settled = 0
+
+    async def owned(self) -> bool:
+        """There is no other node."""
+        return True
 
     def bind(self, owner: JournalOwner) -> None:
         """Ignore the owner: there is nothing to report."""

@@ -236,9 +236,9 @@ class Handle(Protocol):
     @property
     def reader(self) -> Reader: ...
 
-    @property
-    def sure(self) -> bool:
-        """This node may act for the session now: it knows that no other node has taken it over."""
+    async def owned(self) -> bool:
+        """Return whether no other node has taken the session over; also False while that is not known. Asks the journal's
+        store, so it is for what happens seldom. Raises OverloadError `recovering`."""
 
     @property
     def busy(self) -> bool:

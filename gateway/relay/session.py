@@ -83,6 +83,9 @@ class Session(SessionCore):
             self._receivers.remove(receiver)
             self.touch()
 
+    async def owned(self) -> bool:
+        return self.journal.sure and await self.journal.owned()
+
     async def submit(self, batch: Sequence[ClientEvent], promise: Promise = NO_PROMISE) -> Receipt:
         if promise is not NO_PROMISE:
             known = self.state.answers.find(promise)

@@ -64,6 +64,27 @@ async def test_old_owner_is_fenced_by_its_next_append(redis_server: RedisServer)
         assert not session.journal.sure
 
 
+async def test_a_node_that_was_paused_learns_of_a_new_owner_when_it_asks(redis_server: RedisServer) -> None:
+    """A session on which nothing is appended is given up as soon as Redis is asked, and not called this node's own."""
+    async with node(redis_server.url) as a, node(redis_server.url) as b:
+        session = await opened(a, "gws_1")
+        before = await session.journal.owned()
+        await b.directory.claims.one("gws_1", a.id)
+        sure, owned = session.journal.sure, await session.journal.owned()
+        await until(lambda: session.was_fenced)
+
+        assert (before, sure, owned) == (True, True, False)
+
+
+async def test_a_session_that_redis_has_lost_is_its_owners(redis_server: RedisServer) -> None:
+    """Nobody else can have taken it over from a Redis that does not know it."""
+    async with node(redis_server.url) as a:
+        session = await opened(a, "gws_1")
+        redis_server.cli("DEL", "rg:{gws_1}:m")
+
+        assert await session.journal.owned()
+
+
 async def test_only_one_of_two_claims(redis_server: RedisServer) -> None:
     """Of two nodes that take over the same session, the second learns who was first."""
     async with node(redis_server.url) as a, node(redis_server.url) as b, node(redis_server.url) as c:

@@ -35,6 +35,9 @@ class MemoryJournal:
         assert self._owner is not None
         return self._owner
 
+    async def owned(self) -> bool:
+        return True
+
     def bind(self, owner: JournalOwner) -> None:
         self._owner = owner
 

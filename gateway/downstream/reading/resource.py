@@ -87,7 +87,7 @@ async def post_stream(request: web.Request) -> web.StreamResponse:
 
 async def head_events(request: web.Request) -> web.StreamResponse:
     """Answer with the status and headers of a GET, without opening a receiver."""
-    begun = _begin(request, request.query)
+    begun = await _begin(request, request.query)
     if isinstance(begun, web.Response):
         return begun
     format_ = begun.wanted.format
@@ -97,7 +97,7 @@ async def head_events(request: web.Request) -> web.StreamResponse:
 
 
 async def _read(request: web.Request, query: Mapping[str, str]) -> web.StreamResponse:
-    begun = _begin(request, query)
+    begun = await _begin(request, query)
     if isinstance(begun, web.Response):
         return begun
     handle, wanted = begun.handle, begun.wanted
@@ -121,7 +121,7 @@ class _Begun:
     after: EventId
 
 
-def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Response:
+async def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Response:
     """Return the read, or the response if there is nothing to read. Raises the errors of a GET."""
     caller, handle = session_grant(request, "read")
     ticket = caller.credential == "ticket" and query.get("errors") != "status"
@@ -133,8 +133,8 @@ def _begin(request: web.Request, query: Mapping[str, str]) -> _Begun | web.Respo
         wanted = _parse(request, query)
         after = parameters.start(wanted.cursor, handle.reader)
         page = handle.reader.read(after, 1, 1)
-        if page.gap is not None and page.gap.reason is not GapReason.OVERRUN and not handle.sure:
-            # The cursor may be of a node that has taken the session over while this one is cut off from Redis.
+        if page.gap is not None and page.gap.reason is not GapReason.OVERRUN and not await handle.owned():
+            # The cursor may be of a node that has taken the session over while this one was paused, or is cut off from Redis.
             detail = "This node cannot tell now whether another one has the session."
             raise OverloadError("recovering", detail, retry_after=RECOVERING_RETRY_SECONDS)
         if page.gap is not None and (wanted.fail_on_gap or wanted.format == "json"):

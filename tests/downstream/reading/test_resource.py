@@ -6,6 +6,7 @@ import re
 import socket
 from dataclasses import replace
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import quote
 
 import aiohttp
@@ -198,11 +199,13 @@ async def test_strange_cursor_is_told_and_reads_from_the_oldest(
 
 
 @pytest.mark.parametrize("cursor", ["zzzz-3", ""], ids=["of another epoch", "ahead of the log"])
-async def test_unsure_node_does_not_call_a_cursor_strange(session: Session, cursor: str) -> None:
+@pytest.mark.parametrize("sure", [False, True])
+async def test_unsure_node_does_not_call_a_cursor_strange(session: Session, cursor: str, sure: bool) -> None:
     """Another node may have taken the session over, and the cursor may be an ID of that one's epoch. So the client tries
     again, at another node; cursors that are known here can be read."""
     session.count(range(2))
-    session.handle.journal.sure = False  # as while Redis does not answer
+    session.handle.journal.sure = sure  # False: as while Redis does not answer
+    session.handle.journal.owned = AsyncMock(return_value=False)  # True: as right after a pause of this node
     wanted = cursor or session.id_after(99)
     answers = [
         await session.harness.call("GET", f"{session.path}?after={wanted}&format={form}")
