@@ -43,7 +43,7 @@ def ask(*said: str, instructions: str = "") -> str:
         ("Please count from two to four.", "2, 3, 4."),
         ("spell banana", "B-A-N-A-N-A."),
         ("Reverse stressed", "desserts"),
-        ("How many letters are in the word harness?", "The word harness has 5 letters."),
+        ("How many letters are in the word house?", "The word house has 5 letters."),
         ("What is 12 * (3 + 4)?", "That is 84."),
         ("What is the capital of France?", "The capital of France is Paris."),
         ("List three colors", "red, orange, yellow."),
