@@ -24,10 +24,11 @@ pytestmark = pytest.mark.slow
 SECONDS = 60.0
 DONE = "---- done"
 
-# A stream has no end, so it is ended after 3 s of `curl -N`, as if the reader pressed Ctrl-C.
+# A stream has no end, so it is ended after 3 s of `curl -N`, as if the reader pressed Ctrl-C. The progress meter, which a
+# terminal does not show beside a response, would be written into the middle of its lines.
 CURL = """#!/bin/sh
-for word in "$@"; do case $word in -N|-sN|-N*) exec "{curl}" --max-time 3 "$@" ;; esac; done
-exec "{curl}" "$@"
+for word in "$@"; do case $word in -N|-sN|-N*) exec "{curl}" --no-progress-meter --max-time 3 "$@" ;; esac; done
+exec "{curl}" --no-progress-meter "$@"
 """
 
 # What differs between runs: IDs with a prefix, IDs in the log, times.
