@@ -32,7 +32,7 @@ from gateway.relay.ports import Dialer
 from gateway.relay.session import Session
 from gateway.relay.state.fold import SessionState
 from gateway.relay.state.saved import Saved, fold_in_steps
-from gateway.relay.tasks import Tasks
+from gateway.relay.tasks import Tasks, in_turns
 from gateway.relay.telemetry import ClusterTelemetry
 
 AT_ONCE: Final = 16
@@ -138,14 +138,8 @@ class Membership:
 
     async def _folded(self, stored: Stored) -> Saved:
         """Fold a session. Other work has its turn in between, because a log may hold 10,000 events."""
-        steps = fold_in_steps(stored.snapshot, stored.before, stored.after, self._hub.limits.prices)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                saved: Saved = end.value
-                return saved
-            await asyncio.sleep(0)
+        prices = self._hub.limits.prices
+        return await in_turns(fold_in_steps(stored.snapshot, stored.before, stored.after, prices))
 
     async def _hang_up_lost_calls(self) -> None:
         """End the calls of lost nodes, one after another, once all sessions are readable."""

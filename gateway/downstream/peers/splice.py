@@ -130,7 +130,7 @@ class Line(asyncio.Protocol):
         self.close()
 
     def watch(self, seconds: float) -> None:
-        """Give up if nothing was received for `seconds` while this node was reading."""
+        """Give up when the other node sends nothing for `seconds`. Time in which this node does not read does not count."""
         left = self._heard_at + seconds - self._time()
         if left <= 0 and not self._paused:
             self.give_up()
